@@ -1,0 +1,94 @@
+"""What a phase learns from: real pairs, or new lines with synthetic sources and real pairs among them."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+
+from roundtrip.judge import judge
+from roundtrip.plan import Direction, Phase, num_real
+from roundtrip.recipe import Recipe
+from roundtrip.text.prepare import Corpora
+from roundtrip.text.stream import Cursor, derive, take
+from roundtrip.translator import Translators
+
+REAL, SYNTHETIC = "real", "synthetic"
+
+
+@dataclass(frozen=True)
+class Block:
+    """The rows of one phase.
+
+    Attributes:
+        rows: (kind, source, target); kind is REAL or SYNTHETIC, the target is always real text.
+        cursors: where the streams stand behind this block.
+        rejected: how many synthetic sources were thrown away, by reason.
+        wraps: names of the streams that started over.
+    """
+
+    rows: list[list[str]]
+    cursors: dict[str, Cursor]
+    rejected: dict[str, int] = field(default_factory=dict)
+    wraps: tuple[str, ...] = ()
+
+
+def of_pairs(corpora: Corpora, direction: Direction, first: str) -> Block:
+    """Return all real pairs, turned the way the direction reads them.
+
+    Args:
+        first: the first language of the recipe, whose text is the first of each pair.
+    """
+    return Block([_real(row, direction, first) for row in corpora.train], {})
+
+
+def of_round(
+    phase: Phase,
+    recipe: Recipe,
+    corpora: Corpora,
+    cursors: dict[str, Cursor],
+    translators: Translators,
+    tell: Callable[[int, int], None],
+) -> Block:
+    """Read new target lines, let the reverse direction write their sources, judge these and mix in real pairs.
+
+    Args:
+        cursors: where the streams stand; unchanged here.
+        tell: see `generate`.
+    """
+    direction = phase.direction
+    mono, pairs = f"mono.{direction.target}", f"train.{direction.name}"
+    seed = derive(recipe.seed, "order", mono)
+    taken, mono_cursor = take(corpora.mono[direction.target], cursors.get(mono, Cursor()), recipe.rounds.lines, seed)
+    lines = [line for (line,) in taken]
+    lines, num_long = _short_enough(lines, direction, recipe, translators)
+    texts, hypotheses = translators.write(
+        direction.reverse, lines, recipe.generate, derive(recipe.seed, "sources", phase.number), tell=tell
+    )
+    judged = judge(texts, hypotheses, lines, recipe.judge)
+    rejected = judged.rejected | ({"target too long": num_long} if num_long else {})
+    wanted = num_real(recipe, len(judged.pairs), len(corpora.train))
+    seed = derive(recipe.seed, "order", pairs)
+    real, pairs_cursor = take(corpora.train, cursors.get(pairs, Cursor()), wanted, seed)
+    rows = [[SYNTHETIC, source, target] for source, target in judged.pairs]
+    rows += [_real(row, direction, recipe.languages[0]) for row in real]
+    after = {mono: mono_cursor, pairs: pairs_cursor}
+    wraps = tuple(name for name, cursor in after.items() if cursor.epoch > cursors.get(name, Cursor()).epoch)
+    return Block(rows, after, rejected, wraps)
+
+
+def _real(row: Sequence[str], direction: Direction, first: str) -> list[str]:
+    source, target = row if direction.source == first else reversed(row)
+    return [REAL, source, target]
+
+
+def _short_enough(
+    lines: list[str], direction: Direction, recipe: Recipe, translators: Translators
+) -> tuple[list[str], int]:
+    """Drop lines that would fill a whole training row by themselves."""
+    prompts = translators.templates[direction.reverse.name].prompts(lines)
+    kept = [
+        line
+        for line, prompt in zip(lines, prompts, strict=True)
+        if 2 * translators.num_source_tokens(direction.reverse, prompt) <= recipe.train.max_row_tokens
+    ]
+    return kept, len(lines) - len(kept)

@@ -1,0 +1,54 @@
+"""What every door shares: libraries kept quiet, errors told to a person, exit codes."""
+
+from __future__ import annotations
+
+import argparse
+import os
+import sys
+import warnings
+from collections.abc import Callable
+from typing import NoReturn
+
+from rich.console import Console
+from rich.text import Text
+
+from roundtrip.errors import Interrupted, RoundtripError
+
+
+def open_door(work: Callable[[argparse.Namespace], None], parser: argparse.ArgumentParser) -> NoReturn:
+    """Parse the arguments, do the work, and leave with an exit code.
+
+    0: done. 2: something asked for cannot be done. 3: training could not go on. 130, 143: stopped by a signal.
+    """
+    parser.add_argument("--debug", action="store_true", help="show the traceback of an error")
+    arguments = parser.parse_args()
+    _quiet_libraries()
+    code = 0
+    try:
+        work(arguments)
+    except RoundtripError as error:
+        if arguments.debug:
+            raise
+        word = "stopped" if isinstance(error, Interrupted) else "error"
+        Console(stderr=True).print(Text(f"{word}: {error}", style="bold"), soft_wrap=True)
+        code = error.exit_code
+    except KeyboardInterrupt:
+        if arguments.debug:
+            raise
+        Console(stderr=True).print(Text("stopped: nothing was under way that needs saving", style="bold"))
+        code = 130
+    except BrokenPipeError:
+        # The reader of our output has gone; point it elsewhere so that closing it raises nothing more.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        code = 141
+    sys.exit(code)
+
+
+def _quiet_libraries() -> None:
+    """Leave the terminal to us: no bars of theirs, and warnings about their own insides only with --debug."""
+    from transformers.utils import logging
+
+    logging.set_verbosity_error()
+    logging.disable_progress_bar()
+    if "--debug" not in sys.argv:
+        warnings.filterwarnings("ignore", module=r"(transformers|peft|torch|accelerate|huggingface_hub)(\..*)?")

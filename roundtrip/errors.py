@@ -1,0 +1,65 @@
+"""What we say back: every error that a person at the keyboard can meet, with its place, value and cure."""
+
+from __future__ import annotations
+
+
+class RoundtripError(Exception):
+    """Base of everything we raise on purpose; a door prints it without a traceback.
+
+    Args:
+        problem: what is wrong, in one sentence, with the offending value in it.
+        place: where it is: a file, a file and line, a recipe key.
+        cure: what to do about it.
+    """
+
+    exit_code = 2
+
+    def __init__(self, problem: str, *, place: str | None = None, cure: str | None = None) -> None:
+        self.problem, self.place, self.cure = problem, place, cure
+        super().__init__(str(self))
+
+    def __str__(self) -> str:
+        text = f"{self.place}: {self.problem}" if self.place else self.problem
+        return f"{text}\n  {self.cure}" if self.cure else text
+
+
+class RecipeError(RoundtripError):
+    """The recipe cannot be run as it stands."""
+
+
+class SourceError(RoundtripError):
+    """A model or a text cannot be fetched: no such path, a wrong hash, an unreachable registry."""
+
+
+class TextError(RoundtripError):
+    """A text file is broken or empty; the place names file and line."""
+
+
+class TemplateError(RoundtripError):
+    """The prompt template cannot be used with this tokenizer."""
+
+
+class ModelError(RoundtripError):
+    """A model or adapter cannot be loaded or cannot do what the recipe asks."""
+
+
+class RunError(RoundtripError):
+    """The run folder cannot be used: not writable, in use, not a run, or of another recipe."""
+
+
+class TrainingError(RoundtripError):
+    """Training cannot go on: nothing left to train on, or the numbers are no longer finite."""
+
+    exit_code = 3
+
+
+class Interrupted(RoundtripError):
+    """A signal asked us to stop; what was reached is saved.
+
+    Args:
+        signal_number: 2 for Ctrl-C, 15 for SIGTERM; the exit code is 128 plus this.
+    """
+
+    def __init__(self, signal_number: int, problem: str = "stopped by a signal") -> None:
+        super().__init__(problem)
+        self.exit_code = 128 + signal_number

@@ -1,0 +1,124 @@
+"""What a run says: one JSON object a line into a file, and progress for the person who waits."""
+
+from __future__ import annotations
+
+import json
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, SpinnerColumn, TextColumn, TimeRemainingColumn
+
+_QUIET_SECONDS = 30.0
+
+
+@dataclass
+class Task:
+    """One piece of work under way: counts what is done and how long it takes."""
+
+    activity: str
+    text: str
+    total: int
+    started: float = field(default_factory=time.perf_counter)
+    done: int = 0
+    tokens: int = 0
+    note: str = ""
+
+    @property
+    def seconds(self) -> float:
+        return time.perf_counter() - self.started
+
+    def rate(self) -> str:
+        return f"{self.tokens / max(self.seconds, 1e-9):,.0f} tokens/s" if self.tokens else ""
+
+
+class Events:
+    """The voice of a run.
+
+    Args:
+        console: where a person reads; a live display where it is a terminal, plain lines where it is not.
+        path: file of events; None keeps none.
+    """
+
+    def __init__(self, console: Console, path: Path | None = None) -> None:
+        self.console, self.path = console, path
+        self.seconds: dict[str, float] = {}
+
+    def log(self, kind: str, **fields: object) -> None:
+        """Append one event; numbers stay numbers, so that a run can be plotted from the file."""
+        if self.path is not None:
+            with self.path.open("a", encoding="utf-8") as file:
+                file.write(json.dumps({"time": round(time.time(), 3), "event": kind, **fields}) + "\n")
+
+    def say(self, text: str) -> None:
+        """Show one line."""
+        self.console.print(text, highlight=False, markup=False, soft_wrap=True)
+
+    @contextmanager
+    def task(self, activity: str, text: str, total: int) -> Iterator[Progressing]:
+        """Show a piece of work while it is done, and add its time to `seconds` under `activity`.
+
+        Args:
+            activity: `loading`, `reading`, `generating`, `training` or `scoring`.
+            text: what is being done, for a person.
+            total: how many rows or steps; 0 where that is not known.
+        """
+        task = Task(activity, text, total)
+        live = self.console.is_terminal
+        try:
+            if live:
+                with self._bar() as bar:
+                    number = bar.add_task(text, total=total or None, rate="", note="")
+                    yield Progressing(task, lambda: bar.update(number, completed=task.done, rate=task.rate(), note=task.note))
+            else:
+                yield Progressing(task, _line_by_line(self, task))
+        finally:
+            self.seconds[activity] = self.seconds.get(activity, 0.0) + task.seconds
+        about = ", ".join(part for part in (f"{task.seconds:.1f} s", task.rate(), task.note) if part)
+        self.say(f"{text}: {task.done or ''} {about}".replace(":  ", ": "))
+
+    def _bar(self) -> Progress:
+        return Progress(
+            SpinnerColumn(),
+            TextColumn("{task.description}"),
+            BarColumn(bar_width=24),
+            MofNCompleteColumn(),
+            TextColumn("{task.fields[rate]}"),
+            TimeRemainingColumn(),
+            TextColumn("{task.fields[note]}"),
+            console=self.console,
+            transient=True,
+        )
+
+
+class Progressing:
+    """Handle of a task: call `advance` as work gets done."""
+
+    def __init__(self, task: Task, show: object) -> None:
+        self._task, self._show = task, show
+
+    def advance(self, number: int = 1, tokens: int = 0, note: str = "") -> None:
+        """Add finished rows or steps and their tokens.
+
+        Args:
+            note: a figure worth seeing, such as the loss; kept until the next one.
+        """
+        self._task.done += number
+        self._task.tokens += tokens
+        self._task.note = note or self._task.note
+        assert callable(self._show)
+        self._show()
+
+
+def _line_by_line(events: Events, task: Task) -> object:
+    last = [time.perf_counter()]
+
+    def show() -> None:
+        if time.perf_counter() - last[0] >= _QUIET_SECONDS:
+            last[0] = time.perf_counter()
+            events.say(f"{task.text}: {task.done}/{task.total or '?'} {task.rate()} {task.note}".rstrip())
+
+    return show

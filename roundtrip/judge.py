@@ -1,0 +1,54 @@
+"""Which synthetic sources are good enough to learn from, and why the others are not."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from roundtrip.engine.generate import Hypothesis
+from roundtrip.recipe import Judge
+from roundtrip.score import similarity
+from roundtrip.text.prepare import length_ratio
+
+
+@dataclass(frozen=True)
+class Judged:
+    """The accepted (source, target) pairs of a block and the number of rejections by reason."""
+
+    pairs: list[tuple[str, str]]
+    rejected: dict[str, int]
+
+
+def judge(texts: Sequence[str], hypotheses: Sequence[Hypothesis], targets: Sequence[str], recipe: Judge) -> Judged:
+    """Judge a block of synthetic sources.
+
+    Args:
+        texts: the hypotheses as text.
+        hypotheses: the same as generated.
+        targets: the real line each was written for.
+    """
+    pairs: list[tuple[str, str]] = []
+    rejected: Counter[str] = Counter()
+    for text, hypothesis, target in zip(texts, hypotheses, targets, strict=True):
+        reason = fault(text, target, hypothesis.finished, recipe)
+        if reason is None:
+            pairs.append((text, target))
+        else:
+            rejected[reason] += 1
+    return Judged(pairs, dict(sorted(rejected.items())))
+
+
+def fault(text: str, target: str, finished: bool, recipe: Judge) -> str | None:
+    """Return the first reason against a synthetic source, None where there is none."""
+    if not text:
+        return "empty"
+    if not finished:
+        return "unfinished"
+    if "\n" in text:
+        return "several lines"
+    if length_ratio(text, target) > recipe.max_ratio:
+        return "length ratio"
+    if text.casefold() == target.casefold() or similarity(text, target) >= recipe.max_copy:
+        return "copy"
+    return None

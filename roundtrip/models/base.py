@@ -1,0 +1,165 @@
+"""Loading the frozen base and its tokenizer, from a hub id, a folder or a GGUF file."""
+
+from __future__ import annotations
+
+import copy
+import hashlib
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+
+from roundtrip.errors import ModelError, SourceError
+from roundtrip.models.gguf import convert
+from roundtrip.recipe import Model
+from roundtrip.sources import cache_dir, resolve
+
+
+@dataclass(frozen=True)
+class Base:
+    """A base model as loaded.
+
+    Attributes:
+        model: a causal LM in eval mode, nothing in it requires a gradient.
+        tokenizer: its tokenizer.
+        location: folder or hub id that `from_pretrained` took.
+        pad_id: id to fill up batches with; its positions are always masked, so any id does.
+        stop_ids: what the generation config ends at.
+        max_positions: longest text in tokens, None where the model names no limit.
+    """
+
+    model: nn.Module
+    tokenizer: Any
+    location: str
+    pad_id: int
+    stop_ids: tuple[int, ...]
+    max_positions: int | None
+
+    @property
+    def device(self) -> torch.device:
+        return next(self.model.parameters()).device
+
+
+def locate(spec: Model, folder: Path) -> str:
+    """Return the folder or hub id that a recipe's model names; a GGUF file is converted first.
+
+    Raises:
+        SourceError: no such file, or it cannot be fetched.
+        ModelError: the GGUF file cannot be read.
+    """
+    path = spec.path
+    if not path.startswith("pypi:") and not _names_a_file(path, folder):
+        return path
+    found = resolve(path, folder)
+    file = found[0]
+    if len(found) > 1:
+        raise ModelError(f"'{path}' matches {len(found)} files", place="model.path", cure="name one file or folder")
+    if file.is_dir():
+        return str(file)
+    if file.suffix != ".gguf":
+        raise ModelError(
+            f"'{path}' is neither a folder nor a GGUF file",
+            place="model.path",
+            cure="name the folder that holds config.json, a .gguf file, or a hub id such as 'org/model'",
+        )
+    return str(convert(file, cache_dir()))
+
+
+def _names_a_file(path: str, folder: Path) -> bool:
+    """Return whether a model path is meant for this disk; `org/model` is a hub id unless such a folder is here."""
+    return path.startswith((".", "/", "~")) or path.endswith(".gguf") or (folder / path).exists() or path.count("/") > 1
+
+
+def load(spec: Model, folder: Path) -> Base:
+    """Load the base of a recipe.
+
+    Raises:
+        SourceError, ModelError: it is not there, cannot be read, or does not fit this machine.
+    """
+    from transformers import AutoModelForCausalLM, AutoTokenizer
+
+    location = locate(spec, folder)
+    device = choose_device(spec.device)
+    dtype: Any = "auto" if spec.dtype == "auto" else getattr(torch, spec.dtype)
+    try:
+        tokenizer = AutoTokenizer.from_pretrained(location, revision=spec.revision)
+        model = AutoModelForCausalLM.from_pretrained(
+            location, revision=spec.revision, dtype=dtype, attn_implementation="sdpa", use_safetensors=True
+        )
+    except (OSError, ValueError, KeyError, ImportError, RuntimeError) as error:
+        reason = str(error).strip().splitlines()[0]
+        raise SourceError(
+            f"'{spec.path}' cannot be loaded: {reason}",
+            place="model.path",
+            cure="name a folder with config.json and *.safetensors, a .gguf file, pypi:..., or a hub id you can reach",
+        ) from error
+    model.requires_grad_(False).eval().to(device)
+    eos = model.generation_config.eos_token_id
+    stop_ids = tuple(eos) if isinstance(eos, list) else () if eos is None else (int(eos),)
+    pad_id = next((i for i in (tokenizer.pad_token_id, tokenizer.eos_token_id) if i is not None), 0)
+    return Base(model, tokenizer, location, int(pad_id), stop_ids, getattr(model.config, "max_position_embeddings", None))
+
+
+def choose_device(name: str) -> torch.device:
+    """Return the device of a recipe; `auto` takes CUDA where there is one.
+
+    Raises:
+        ModelError: the device is not there.
+    """
+    if name == "auto":
+        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    try:
+        device = torch.device(name)
+        torch.empty(0, device=device)
+    except (RuntimeError, AssertionError) as error:
+        reason = str(error).splitlines()[0]
+        raise ModelError(f"no device '{name}': {reason}", place="model.device", cure="use 'auto' or 'cpu'") from error
+    return device
+
+
+def scratch_copy(model: nn.Module) -> nn.Module:
+    """Return a second model to write merged weights into; make it before adapters are put on the first."""
+    from transformers import GenerationConfig
+
+    scratch = copy.deepcopy(model)
+    # Settings that the model's author ships (a temperature, a repetition penalty) would mix into the recipe's.
+    scratch.generation_config = GenerationConfig()
+    return scratch.requires_grad_(False).eval()
+
+
+def set_attention(model: nn.Module, name: str) -> None:
+    """Choose the attention of a loaded model.
+
+    Raises:
+        ModelError: it is not installed, or the model has no such attention.
+    """
+    try:
+        model.set_attn_implementation(name)
+    except (ValueError, ImportError) as error:
+        raise ModelError(
+            f"attention '{name}': {str(error).splitlines()[0]}", place="model.train_attention", cure="use 'sdpa' or 'eager'"
+        ) from error
+
+
+def checkpoint_activations(model: nn.Module) -> None:
+    """Recompute activations in the backward pass instead of keeping them: less memory, a third more time."""
+    model.activation_checkpointing_enable(activation_checkpointing_kwargs={"use_reentrant": False})
+    model.enable_input_require_grads()
+
+
+def weights_hash(model: nn.Module) -> str:
+    """Return a hash of all weights that are not an adapter's: equal before and after a run."""
+    digest = hashlib.blake2b(digest_size=16)
+    for name, tensor in _base_tensors(model):
+        digest.update(name.encode())
+        digest.update(tensor.detach().cpu().contiguous().view(torch.uint8).numpy().tobytes())
+    return digest.hexdigest()
+
+
+def _base_tensors(model: nn.Module) -> Iterator[tuple[str, torch.Tensor]]:
+    for name, parameter in sorted(model.named_parameters()):
+        if ".lora_" not in name:
+            yield name.removeprefix("base_model.model.").replace(".base_layer.", "."), parameter

@@ -1,0 +1,204 @@
+"""A GGUF file becomes, once, a bf16 folder that plain `from_pretrained` reads.
+
+Reading GGUF takes many times as long as reading safetensors, and what comes of it refuses to be saved as it
+is; so the conversion is kept in the cache under the hash of the file's content. What transformers does not
+know in a GGUF it leaves out, or makes up, without a word; we refuse, mend or name what we know of.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import logging
+import shutil
+import tempfile
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+import transformers
+
+from roundtrip.errors import ModelError, RoundtripError
+
+USE_SAFETENSORS = "use the safetensors of the same model"
+
+logger = logging.getLogger(__name__)
+
+
+def convert(path: Path, cache: Path) -> Path:
+    """Convert a GGUF file to a model folder, or return the folder of an earlier conversion.
+
+    Args:
+        path: the `.gguf` file.
+        cache: the cache folder; the result is `models/<hash of the file>-bf16` in it.
+
+    Returns:
+        A folder with safetensors in bf16, configuration, tokenizer and chat template.
+    """
+    try:
+        with path.open("rb") as file:
+            digest = hashlib.file_digest(file, "sha256").hexdigest()
+    except OSError as error:
+        raise ModelError(f"the file cannot be read: {error.strerror}", place=str(path)) from error
+    folder = cache / "models" / f"{digest[:16]}-bf16"
+    if folder.is_dir():
+        return folder
+    logger.info("%s: converting to safetensors in %s, once", path, folder)
+    try:
+        folder.parent.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryDirectory(dir=folder.parent, prefix=".gguf-") as work:
+            model, tokenizer = _read(path, Path(work))
+            _save(model, tokenizer, Path(work) / "model")
+            _publish(Path(work) / "model", folder)
+    except OSError as error:
+        raise ModelError(
+            f"the converted model cannot be written: {error}",
+            place=str(folder),
+            cure="make room or set ROUNDTRIP_CACHE to a folder that can be written",
+        ) from error
+    return folder
+
+
+def _read(path: Path, work: Path) -> tuple[Any, Any]:
+    """Load model and tokenizer in bf16, refusing what transformers would leave out in silence."""
+    # Alone in its folder: a tokenizer.json that lies beside the file would win over the file's own tokenizer.
+    alone = work / "model.gguf"
+    try:
+        alone.symlink_to(path.absolute())
+    except OSError:  # no right to make links, as on Windows
+        shutil.copyfile(path, alone)
+    try:
+        facts = _facts(alone)
+        _refuse_unreadable(facts, path)
+        tokenizer = transformers.AutoTokenizer.from_pretrained(work, gguf_file=alone.name)
+        tokenizer = _without_made_up_tokens(tokenizer, facts.num_tokens, work / "tokenizer")
+        model, report = transformers.AutoModelForCausalLM.from_pretrained(
+            work,
+            gguf_file=alone.name,
+            dtype=torch.bfloat16,
+            # Otherwise a machine with a GGUF matmul kernel keeps blocks that cannot be saved.
+            quantization_config=transformers.GgufConfig(dequantize=True),
+            output_loading_info=True,
+        )
+    except RoundtripError:
+        raise
+    except ImportError as error:
+        problem = f"reading GGUF needs another package: {_first_line(error)}"
+        raise ModelError(problem, place=str(path), cure="pip install gguf accelerate") from error
+    except Exception as error:  # the readers promise no error type: a broken file gives any of a dozen
+        raise ModelError(
+            f"cannot be read as GGUF: {type(error).__name__}: {_first_line(error)}",
+            place=str(path),
+            cure=f"check that it is complete; if it is, transformers {transformers.__version__} cannot read its "
+            f"kind: {USE_SAFETENSORS}",
+        ) from error
+    _refuse_incomplete(model, tokenizer, sorted(report["missing_keys"]), facts, path)
+    _settle_end_of_text(model, facts)
+    return model, tokenizer
+
+
+def _first_line(error: Exception) -> str:
+    return (str(error).strip().splitlines() or ["no message"])[0]
+
+
+@dataclass(frozen=True)
+class Facts:
+    """What the file itself says, and transformers does not tell.
+
+    Attributes:
+        eos: id of the token that ends a text, if named.
+        eot: id of the token that ends a turn, if named.
+        rope_scaling: how rotary positions are stretched, if they are.
+        num_tokens: the size of its vocabulary.
+        num_weights: how many numbers its tensors hold.
+    """
+
+    eos: int | None
+    eot: int | None
+    rope_scaling: str | None
+    num_tokens: int
+    num_weights: int
+
+
+def _facts(path: Path) -> Facts:
+    from gguf import GGUFReader  # optional: only those who use GGUF files need it
+
+    reader = GGUFReader(path)
+    values = {key: field.contents() for key, field in reader.fields.items() if len(field.data) == 1}
+    scaling = values.get(f"{values['general.architecture']}.rope.scaling.type", "none")
+    # Llama 3.1 and Phi-3 files name no scaling; they carry its factors as tensors.
+    factors = [tensor.name for tensor in reader.tensors if tensor.name.startswith("rope_f")]
+    return Facts(
+        eos=values.get("tokenizer.ggml.eos_token_id"),
+        eot=values.get("tokenizer.ggml.eot_token_id"),
+        rope_scaling=scaling if scaling != "none" else next(iter(factors), None),
+        num_tokens=len(reader.fields["tokenizer.ggml.tokens"].data),
+        num_weights=sum(int(tensor.n_elements) for tensor in reader.tensors),
+    )
+
+
+def _refuse_unreadable(facts: Facts, path: Path) -> None:
+    """Refuse files that transformers would load, but as another model than the one in the file."""
+    if facts.rope_scaling is not None:
+        problem = f"its rotary positions are scaled ({facts.rope_scaling}), which is lost in reading GGUF"
+        raise ModelError(problem, place=str(path), cure=USE_SAFETENSORS)
+    if facts.eos is None:
+        problem = "it does not name its end-of-text token (tokenizer.ggml.eos_token_id)"
+        raise ModelError(problem, place=str(path), cure=USE_SAFETENSORS)
+
+
+def _without_made_up_tokens(tokenizer: Any, num_tokens: int, folder: Path) -> Any:
+    """Take out what the tokenizer class adds by default, like `<|endoftext|>` to Llama 3: no embedding has it."""
+    if len(tokenizer) <= num_tokens:
+        return tokenizer
+    tokenizer.save_pretrained(folder)
+    file = folder / "tokenizer.json"
+    content = json.loads(file.read_text(encoding="utf-8"))
+    content["added_tokens"] = [token for token in content["added_tokens"] if token["id"] < num_tokens]
+    file.write_text(json.dumps(content, ensure_ascii=False), encoding="utf-8")
+    return transformers.AutoTokenizer.from_pretrained(folder)
+
+
+def _refuse_incomplete(model: Any, tokenizer: Any, missing: list[str], facts: Facts, path: Path) -> None:
+    """Refuse a model with weights that are not from the file or with tokens that have no embedding."""
+    if missing:
+        problem = f"{len(missing)} weights of the model are not in it, among them {missing[0]}"
+        raise ModelError(problem, place=str(path), cure=USE_SAFETENSORS)
+    num_rows = model.get_input_embeddings().num_embeddings
+    if len(tokenizer) > num_rows:
+        problem = f"its tokenizer has {len(tokenizer)} tokens, its model only {num_rows}"
+        raise ModelError(problem, place=str(path), cure=USE_SAFETENSORS)
+    num_taken = sum(weight.numel() for weight in model.parameters())
+    if num_taken != facts.num_weights:
+        logger.warning("%s: holds %d weights, the model has %d", path, facts.num_weights, num_taken)
+
+
+def _settle_end_of_text(model: Any, facts: Facts) -> None:
+    """Write down where text ends: the configuration class may have filled in a default of its own."""
+    model.config.eos_token_id = facts.eos
+    # Chat models may end a turn with another token than a text, and generation has to stop at both.
+    model.generation_config.eos_token_id = (
+        facts.eos if facts.eot in (None, facts.eos) else [facts.eos, facts.eot]
+    )
+
+
+def _save(model: Any, tokenizer: Any, folder: Path) -> None:
+    # Saving is refused while a quantizer is attached, and every later load would go through GGUF again.
+    model.hf_quantizer = None
+    vars(model.config).pop("quantization_config", None)
+    model.save_pretrained(folder)
+    tokenizer.save_pretrained(folder)
+    # safetensors writes for the owner alone; a cache may be shared.
+    mode = (folder / "config.json").stat().st_mode
+    for file in folder.iterdir():
+        file.chmod(mode)
+
+
+def _publish(made: Path, folder: Path) -> None:
+    """Rename the finished folder to its place; where another process was first, its folder is as good."""
+    try:
+        made.replace(folder)
+    except OSError:
+        if not folder.is_dir():
+            raise

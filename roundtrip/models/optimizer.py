@@ -1,0 +1,89 @@
+"""The optimizer of one adapter: AdamW on float32 master copies, and its schedule as a pure function of the step."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+
+import torch
+from torch import nn
+
+from roundtrip.recipe import Train
+
+
+def learning_rate(recipe: Train, step: int, num_steps: int) -> float:
+    """Return the rate of optimizer step `step` (from 0) out of `num_steps`.
+
+    It rises over `lr_warmup_steps`, then stays or falls to a tenth along a line or half a cosine.
+    """
+    rise = min(1.0, (step + 1) / (recipe.lr_warmup_steps + 1))
+    done = min(1.0, max(0, step - recipe.lr_warmup_steps) / max(1, num_steps - recipe.lr_warmup_steps))
+    match recipe.schedule:
+        case "constant":
+            fall = 1.0
+        case "linear":
+            fall = 1.0 - 0.9 * done
+        case "cosine":
+            fall = 0.1 + 0.45 * (1.0 + math.cos(math.pi * done))
+    return recipe.lr * rise * fall
+
+
+class Optimizer:
+    """AdamW over the parameters of one adapter, with float32 masters where they are of lower precision.
+
+    In bfloat16 an update smaller than 1/256 of a weight would be lost; the masters keep it
+    (https://arxiv.org/abs/1710.03740).
+
+    Args:
+        parameters: by name; the names are the keys of the saved state.
+        recipe: rate, weight decay, clipping and schedule.
+        num_steps: how many steps the schedule spans.
+    """
+
+    def __init__(self, parameters: Mapping[str, nn.Parameter], recipe: Train, num_steps: int) -> None:
+        self.recipe, self.num_steps, self.step_number = recipe, num_steps, 0
+        self._parameters = dict(parameters)
+        self._masters = {name: p.detach().float().clone() for name, p in self._parameters.items()}
+        self._adam = torch.optim.AdamW(
+            list(self._masters.values()), lr=recipe.lr, weight_decay=recipe.weight_decay, betas=(0.9, 0.99)
+        )
+
+    def step(self, scale: float) -> float:
+        """Take one step with the gradients as summed in the parameters, times `scale`; then clear them.
+
+        Returns:
+            The gradient norm before clipping; where it is not finite nothing was changed.
+        """
+        for name, parameter in self._parameters.items():
+            grad = parameter.grad if parameter.grad is not None else torch.zeros_like(parameter)
+            self._masters[name].grad = grad.detach().float() * scale
+            parameter.grad = None
+        norm = float(torch.nn.utils.clip_grad_norm_(self._masters.values(), self.recipe.max_grad_norm))
+        if math.isfinite(norm):
+            self._adam.param_groups[0]["lr"] = learning_rate(self.recipe, self.step_number, self.num_steps)
+            self._adam.step()
+            with torch.no_grad():
+                for name, parameter in self._parameters.items():
+                    parameter.copy_(self._masters[name])
+        self.step_number += 1
+        return norm
+
+    def state(self) -> dict[str, torch.Tensor]:
+        """Return all tensors that a resume needs, masters included, by parameter name."""
+        tensors = {f"master/{name}": master for name, master in self._masters.items()}
+        for name, master in self._masters.items():
+            tensors |= {f"{key}/{name}": value for key, value in self._adam.state.get(master, {}).items()}
+        return tensors
+
+    @torch.no_grad()
+    def restore(self, tensors: Mapping[str, torch.Tensor], step_number: int) -> None:
+        """Continue from what `state` returned; the adapter's own parameters are set from the masters."""
+        self.step_number = step_number
+        for name, master in self._masters.items():
+            master.copy_(tensors[f"master/{name}"])
+            self._parameters[name].copy_(master)
+            saved = {key: tensors[f"{key}/{name}"] for key in ("step", "exp_avg", "exp_avg_sq") if f"{key}/{name}" in tensors}
+            if saved:
+                self._adam.state[master] = {
+                    key: value.clone() if key == "step" else value.to(master.device, copy=True) for key, value in saved.items()
+                }

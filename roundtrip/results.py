@@ -1,0 +1,128 @@
+"""What came out of a run: one JSON document, and a table and samples that a person can read."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from rich.console import Console
+from rich.table import Table
+from rich.text import Text
+
+from roundtrip import score
+from roundtrip.checkpoint import State
+from roundtrip.plan import BASE, Direction, directions
+from roundtrip.recipe import Recipe
+from roundtrip.run import BEST, Run, versions
+from roundtrip.scorer import bleu_tokenize, texts, translations_path
+from roundtrip.text.prepare import Corpora
+from roundtrip.text.stream import derive, shuffled
+
+NUM_SAMPLES = 3
+ByStage = Mapping[str, Mapping[str, Mapping[str, float]]]
+
+
+def collect(
+    run: Run, recipe: Recipe, corpora: Corpora, state: State, test: ByStage, seconds: Mapping[str, float]
+) -> dict[str, Any]:
+    """Return everything worth keeping of a finished run.
+
+    The document's `comparison` is a paired bootstrap of the last two trained stages (or of the base and the only
+    one) on test.
+    """
+    kept = [stage for stage in test if stage != "copy"]
+    pair = kept[-2:] if len(kept) > 1 else []
+    return {
+        "languages": list(recipe.languages),
+        "dev": {stage: dict(scores) for stage, scores in state.scores.items()},
+        "test": {stage: dict(scores) for stage, scores in test.items()},
+        "best": state.best,
+        "comparison": _compare(run, recipe, corpora, pair) if pair else None,
+        "signatures": {d.name: score.signatures(bleu_tokenize(recipe, d)) for d in directions(recipe)},
+        "samples": {d.name: _samples(run, recipe, corpora, state.best or BASE, d) for d in directions(recipe)},
+        "steps": dict(state.optimizer_steps),
+        "seconds": {activity: round(value, 1) for activity, value in seconds.items()},
+        "lines": corpora.counts,
+        "seed": recipe.seed,
+        "versions": versions(),
+    }
+
+
+def _compare(run: Run, recipe: Recipe, corpora: Corpora, stages: Sequence[str]) -> dict[str, Any]:
+    found = {}
+    for direction in directions(recipe):
+        baseline, system = (_translations(run, stage, direction) for stage in stages)
+        _, references = texts(corpora, recipe, "test", direction)
+        comparisons = score.compare(
+            baseline,
+            system,
+            references,
+            bleu_tokenize=bleu_tokenize(recipe, direction),
+            samples=recipe.score.bootstrap_samples,
+        )
+        found[direction.name] = [comparison.to_dict() for comparison in comparisons]
+    return {"baseline": stages[0], "system": stages[1], "samples": recipe.score.bootstrap_samples, "directions": found}
+
+
+def _translations(run: Run, stage: str, direction: Direction) -> list[str]:
+    return translations_path(run, "test", stage, direction).read_text(encoding="utf-8").split("\n")[:-1]
+
+
+def _samples(run: Run, recipe: Recipe, corpora: Corpora, stage: str, direction: Direction) -> list[dict[str, str]]:
+    sources, references = texts(corpora, recipe, "test", direction)
+    hypotheses, base = (_translations(run, name, direction) for name in (stage, BASE))
+    seed = derive(recipe.seed, "samples")
+    chosen = [shuffled(i, len(sources), seed, 0) for i in range(min(NUM_SAMPLES, len(sources)))]
+    return [
+        {"source": sources[i], "reference": references[i], "base": base[i], "hypothesis": hypotheses[i]} for i in chosen
+    ]
+
+
+def show(metrics: Mapping[str, Any], run: Run, console: Console) -> None:
+    """Print the table of scores, the comparison and the samples."""
+    names = list(metrics["signatures"])
+    table = Table(title="Test scores: chrF++ / BLEU (higher is better)", title_justify="left")
+    table.add_column("after")
+    for name in names:
+        table.add_column(name, justify="right")
+    table.add_column("dev mean chrF++", justify="right")
+    for stage, scores in metrics["test"].items():
+        dev = metrics["dev"][stage]
+        mean = sum(one["chrf"] for one in dev.values()) / len(dev)
+        label = {"copy": "copying the source", "base": "base model, zero-shot", "parallel": "parallel pairs"}.get(stage, stage)
+        marked = f"{label} (kept as best)" if stage == metrics["best"] else label
+        cells = [f"{scores[name]['chrf']:.1f} / {scores[name]['bleu']:.1f}" for name in names]
+        table.add_row(marked, *cells, f"{mean:.1f}", style="bold" if stage == metrics["best"] else None)
+    console.print(table)
+    _show_comparison(metrics["comparison"], console)
+    for name, signature in metrics["signatures"].items():
+        console.print(Text(f"{name}: {signature['chrf']}; {signature['bleu']}", style="dim"))
+    for name, samples in metrics["samples"].items():
+        for sample in samples:
+            console.print(Text(f"\n{name}  {sample['source']}"))
+            console.print(Text(f"  reference   {sample['reference']}"))
+            console.print(Text(f"  base        {sample['base']}", style="dim"))
+            console.print(Text(f"  translation {sample['hypothesis']}", style="bold"))
+    spent = ", ".join(f"{activity} {value:.0f} s" for activity, value in metrics["seconds"].items())
+    console.print(Text(f"\nTime: {spent}; {sum(metrics['seconds'].values()):.0f} s in all. One seed ({metrics['seed']})."))
+    target = metrics["languages"][1]
+    console.print(Text(f"Adapters: {run.adapters / BEST}"))
+    console.print(Text(f"Translate: python -m roundtrip.translate {run.path} --to {target} < in.txt > out.txt"))
+
+
+def _show_comparison(comparison: Mapping[str, Any] | None, console: Console) -> None:
+    if comparison is None:
+        return
+    console.print(
+        Text(f"{comparison['system']} against {comparison['baseline']}, paired bootstrap, {comparison['samples']} samples:")
+    )
+    for name, metrics in comparison["directions"].items():
+        for one in metrics:
+            sure = "significant" if one["p_value"] < 0.05 else "not significant"
+            change = one["system"] - one["baseline"]
+            console.print(
+                Text(
+                    f"  {name} {one['metric']}: {one['baseline']:.1f} → {one['system']:.1f} ({change:+.1f}), "
+                    f"95 % interval ± {one['system_ci']:.1f}, p = {one['p_value']:.3f}, {sure}"
+                )
+            )

@@ -1,0 +1,212 @@
+"""The folder of a run: what was asked, on what versions, what happened, what came out.
+
+    recipe.toml  run.json  events.jsonl  metrics.json
+    data/                     clean text, as read
+    blocks/                   what each phase learnt from, one row a line: kind, source, target
+    checkpoints/              for --resume
+    adapters/STAGE/DIRECTION  PEFT folders; STAGE is parallel, round-1, ..., best
+    translations/             of dev and test, one file per stage and direction
+"""
+
+from __future__ import annotations
+
+import fcntl
+import json
+import os
+import platform
+import shutil
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
+from importlib import metadata
+from pathlib import Path
+from typing import Any
+
+from roundtrip import __version__
+from roundtrip.cookbook import Loaded
+from roundtrip.errors import RunError
+from roundtrip.recipe import Recipe
+
+BEST = "best"
+_LIBRARIES = ("torch", "transformers", "peft", "tokenizers", "sacrebleu", "numpy")
+
+
+@dataclass(frozen=True)
+class Run:
+    """A run folder; `Run(path)` reaches its parts, `create` and `reopen` make and check it."""
+
+    path: Path
+
+    @property
+    def data(self) -> Path:
+        return self.path / "data"
+
+    @property
+    def blocks(self) -> Path:
+        return self.path / "blocks"
+
+    @property
+    def checkpoints(self) -> Path:
+        return self.path / "checkpoints"
+
+    @property
+    def adapters(self) -> Path:
+        return self.path / "adapters"
+
+    @property
+    def translations(self) -> Path:
+        return self.path / "translations"
+
+    @property
+    def events(self) -> Path:
+        return self.path / "events.jsonl"
+
+    @property
+    def metrics(self) -> Path:
+        return self.path / "metrics.json"
+
+    def facts(self) -> dict[str, Any]:
+        """Return `run.json`: recipe as resolved, its folder, overrides, versions, templates, counts."""
+        try:
+            document: dict[str, Any] = json.loads((self.path / "run.json").read_text(encoding="utf-8"))
+        except (OSError, ValueError) as error:
+            raise RunError(
+                f"not a run folder: {error}", place=str(self.path), cure="name the folder that roundtrip.train made"
+            ) from error
+        return document
+
+    def recipe(self) -> tuple[Recipe, Path]:
+        """Return the recipe as it was run and the folder its relative paths start at."""
+        facts = self.facts()
+        return Recipe.model_validate_json(json.dumps(facts["recipe"])), Path(facts["folder"])
+
+    def keep_best(self, stage: str) -> None:
+        """Make `adapters/best` a copy of a stage's adapters; a reader never meets half of it."""
+        beside, target = self.adapters / ".best.tmp", self.adapters / BEST
+        shutil.rmtree(beside, ignore_errors=True)
+        shutil.copytree(self.adapters / stage, beside)
+        shutil.rmtree(target, ignore_errors=True)
+        beside.rename(target)
+
+    def write_metrics(self, metrics: Mapping[str, Any]) -> None:
+        write_json(self.metrics, metrics)
+
+    def add_facts(self, **facts: object) -> None:
+        write_json(self.path / "run.json", self.facts() | facts)
+
+
+def versions() -> dict[str, str]:
+    """Return what the figures of a run depend on besides its recipe."""
+    found = {"roundtrip": __version__, "python": platform.python_version(), "machine": platform.machine()}
+    return found | {name: metadata.version(name) for name in _LIBRARIES}
+
+
+def create(path: Path, loaded: Loaded) -> Run:
+    """Make the folder of a new run.
+
+    Raises:
+        RunError: it cannot be written, or already holds something.
+    """
+    run = Run(path)
+    try:
+        if (path / "run.json").exists():
+            raise RunError(
+                "already holds a run", place=str(path), cure="add --resume to go on with it, or --out for another folder"
+            )
+        if path.exists() and any(item.name != "lock" for item in path.iterdir()):
+            raise RunError("is not empty and not a run", place=str(path), cure="name another folder with --out")
+        for folder in (run.data, run.blocks, run.checkpoints, run.adapters, run.translations):
+            folder.mkdir(parents=True, exist_ok=True)
+        (path / "recipe.toml").write_text(loaded.text, encoding="utf-8")
+        write_json(
+            path / "run.json",
+            {
+                "recipe": loaded.recipe.model_dump(mode="json"),
+                "folder": str(loaded.folder),
+                "overrides": list(loaded.overrides),
+                "versions": versions(),
+            },
+        )
+    except OSError as error:
+        raise RunError(
+            f"cannot be written: {error.strerror}", place=str(path), cure="name another folder with --out"
+        ) from error
+    return run
+
+
+def reopen(path: Path, loaded: Loaded) -> Run:
+    """Open a run to go on with it.
+
+    Raises:
+        RunError: not a run, or of another recipe or other versions; the message names the differences.
+    """
+    run = Run(path)
+    facts = run.facts()
+    differences = _differences(facts["recipe"], loaded.recipe.model_dump(mode="json"), "")
+    differences += _differences(facts["versions"], versions(), "version of ")
+    if differences:
+        raise RunError(
+            "was made otherwise:\n" + "\n".join(f"  - {line}" for line in differences),
+            place=str(path),
+            cure="go on with the recipe and versions it was made with, or start anew with --out",
+        )
+    return run
+
+
+def _differences(old: Mapping[str, Any], new: Mapping[str, Any], prefix: str) -> list[str]:
+    lines = []
+    for key in sorted(old.keys() | new.keys()):
+        before, after = old.get(key), new.get(key)
+        if isinstance(before, dict) and isinstance(after, dict):
+            lines += _differences(before, after, f"{prefix}{key}.")
+        elif before != after:
+            lines.append(f"{prefix}{key}: {before!r} then, {after!r} now")
+    return lines
+
+
+@contextmanager
+def locked(path: Path) -> Iterator[None]:
+    """Hold a run folder against other processes. The lock ends with the process, however it ends.
+
+    Raises:
+        RunError: another process holds it, or the folder cannot be made.
+    """
+    try:
+        path.mkdir(parents=True, exist_ok=True)
+        handle = os.open(path / "lock", os.O_RDWR | os.O_CREAT, 0o644)
+    except OSError as error:
+        raise RunError(
+            f"cannot be written: {error.strerror}", place=str(path), cure="name another folder with --out"
+        ) from error
+    try:
+        fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except OSError as error:
+        os.close(handle)
+        raise RunError(
+            "is in use by another process", place=str(path), cure="wait for it, or name another folder with --out"
+        ) from error
+    try:
+        yield
+    finally:
+        os.close(handle)
+
+
+def write_json(path: Path, document: object) -> None:
+    """Write a JSON file in one rename, so that a reader never sees half of it."""
+    beside = path.with_name(f".{path.name}.tmp")
+    beside.write_text(json.dumps(document, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
+    beside.replace(path)
+
+
+def write_rows(path: Path, rows: list[list[str]]) -> None:
+    """Write texts to a file in one rename: one JSON array a line."""
+    beside = path.with_name(f".{path.name}.tmp")
+    with beside.open("w", encoding="utf-8") as file:
+        file.writelines(json.dumps(row, ensure_ascii=False) + "\n" for row in rows)
+    beside.replace(path)
+
+
+def read_rows(path: Path) -> list[list[str]]:
+    """Read what `write_rows` wrote."""
+    with path.open(encoding="utf-8") as file:
+        return [json.loads(line) for line in file]

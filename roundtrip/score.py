@@ -1,0 +1,115 @@
+"""How good translations are: sacreBLEU's BLEU and chrF++ with their signatures, and paired bootstrap."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass
+from typing import Any
+
+from sacrebleu.metrics import BLEU, CHRF
+from sacrebleu.significance import PairedTest
+
+
+@dataclass(frozen=True)
+class Scores:
+    """Corpus scores of one system in one direction, 0 to 100, higher is better."""
+
+    bleu: float
+    chrf: float
+
+    def to_dict(self) -> dict[str, float]:
+        return asdict(self)
+
+
+def _metrics(bleu_tokenize: str) -> tuple[Any, Any]:
+    # chrF++ is chrF with word bigrams (Popović 2017).
+    return BLEU(tokenize=bleu_tokenize), CHRF(word_order=2)
+
+
+def corpus(hypotheses: Sequence[str], references: Sequence[str], bleu_tokenize: str = "13a") -> Scores:
+    """Score a system. Empty hypotheses count as written: they match nothing."""
+    bleu, chrf = _metrics(bleu_tokenize)
+    return Scores(
+        bleu.corpus_score(list(hypotheses), [list(references)]).score,
+        chrf.corpus_score(list(hypotheses), [list(references)]).score,
+    )
+
+
+def signatures(bleu_tokenize: str = "13a") -> dict[str, str]:
+    """Return sacreBLEU's signatures of both metrics as used here."""
+    named = {}
+    for name, metric in zip(("bleu", "chrf"), _metrics(bleu_tokenize), strict=True):
+        metric.corpus_score(["a"], [["a"]])
+        named[name] = str(metric.get_signature())
+    return named
+
+
+def similarity(a: str, b: str) -> float:
+    """Return the chrF of one text against another, 0 to 100."""
+    return float(_SENTENCE_CHRF.sentence_score(a, [b]).score)
+
+
+_SENTENCE_CHRF = CHRF()
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """One system against a baseline, by paired bootstrap resampling (Koehn 2004) in one metric.
+
+    Attributes:
+        baseline, system: scores on the whole test set.
+        baseline_ci, system_ci: half widths of the 95 % confidence intervals.
+        p_value: chance of a difference at least this large if the two were equally good.
+    """
+
+    metric: str
+    baseline: float
+    baseline_ci: float
+    system: float
+    system_ci: float
+    p_value: float
+
+    def to_dict(self) -> dict[str, Any]:
+        return asdict(self)
+
+
+def compare(
+    baseline: Sequence[str],
+    system: Sequence[str],
+    references: Sequence[str],
+    *,
+    bleu_tokenize: str = "13a",
+    samples: int = 1000,
+    seed: int = 12345,
+) -> list[Comparison]:
+    """Compare two systems on the same lines, in BLEU and chrF++."""
+    names = ("BLEU", "chrF++")
+    metrics = {}
+    for name, metric in zip(names, (BLEU, CHRF), strict=True):
+        arguments = {"tokenize": bleu_tokenize} if name == "BLEU" else {"word_order": 2}
+        metrics[name] = metric(**arguments, references=[list(references)])
+    with _bootstrap_seed(seed):
+        _, results = PairedTest(
+            [("baseline", list(baseline)), ("system", list(system))], metrics, None, test_type="bs", n_samples=samples
+        )()
+    found = []
+    for name in names:
+        first, second = results[name]
+        found.append(Comparison(name, first.score, first.ci, second.score, second.ci, second.p_value))
+    return found
+
+
+@contextmanager
+def _bootstrap_seed(seed: int) -> Iterator[None]:
+    """SacreBLEU takes the seed of its bootstrap from the environment only."""
+    before = os.environ.get("SACREBLEU_SEED")
+    os.environ["SACREBLEU_SEED"] = str(seed)
+    try:
+        yield
+    finally:
+        if before is None:
+            del os.environ["SACREBLEU_SEED"]
+        else:
+            os.environ["SACREBLEU_SEED"] = before

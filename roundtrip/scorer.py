@@ -1,0 +1,94 @@
+"""Translating and scoring dev and test during a run."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from pathlib import Path
+
+from roundtrip import score
+from roundtrip.events import Events, Progressing
+from roundtrip.plan import BASE, Direction, directions
+from roundtrip.recipe import Generate, Recipe
+from roundtrip.run import Run
+from roundtrip.text.prepare import Corpora
+from roundtrip.translator import Translators
+
+Tell = Callable[[int, int], None]
+
+
+class Scorer:
+    """Scores of both directions as they are now.
+
+    Args:
+        tell_of: makes the callback of `generate` for a task under way.
+    """
+
+    def __init__(
+        self,
+        run: Run,
+        recipe: Recipe,
+        corpora: Corpora,
+        translators: Translators,
+        events: Events,
+        tell_of: Callable[[Progressing], Tell],
+    ) -> None:
+        self.run, self.recipe, self.corpora = run, recipe, corpora
+        self.translators, self.events, self.tell_of = translators, events, tell_of
+
+    def copies(self, part: str) -> dict[str, dict[str, float]]:
+        """Score the sources themselves as translations, by direction."""
+        found = {}
+        for direction in directions(self.recipe):
+            sources, references = texts(self.corpora, self.recipe, part, direction)
+            found[direction.name] = score.corpus(sources, references, bleu_tokenize(self.recipe, direction)).to_dict()
+        return found
+
+    def translations(self, part: str, stage: str) -> dict[str, dict[str, float]]:
+        """Translate `dev` or `test` greedily with both directions, keep the text, and score it.
+
+        Returns:
+            By direction: `bleu`, `chrf`, and `unfinished`, the number of hypotheses cut at their length limit.
+        """
+        return {direction.name: self._one(part, stage, direction) for direction in directions(self.recipe)}
+
+    def _one(self, part: str, stage: str, direction: Direction) -> dict[str, float]:
+        sources, references = texts(self.corpora, self.recipe, part, direction)
+        with self.events.task("scoring", f"{stage}: {direction.name} translates {part}", len(sources)) as task:
+            found, hypotheses = self.translators.write(
+                direction, sources, greedy(self.recipe), 0, adapted=stage != BASE, tell=self.tell_of(task)
+            )
+        lines = [" ".join(text.split()) for text in found]
+        path = translations_path(self.run, part, stage, direction)
+        path.write_text("".join(f"{line}\n" for line in lines), encoding="utf-8")
+        scores = score.corpus(lines, references, bleu_tokenize(self.recipe, direction)).to_dict()
+        return scores | {"unfinished": sum(not hypothesis.finished for hypothesis in hypotheses)}
+
+
+def greedy(recipe: Recipe) -> Generate:
+    """Return the recipe's length limits and batch size with greedy search: how translations are scored and made."""
+    settings = recipe.generate
+    return Generate(
+        length_ratio=settings.length_ratio,
+        length_extra=settings.length_extra,
+        tokens_per_batch=settings.tokens_per_batch,
+    )
+
+
+def texts(corpora: Corpora, recipe: Recipe, part: str, direction: Direction) -> tuple[list[str], list[str]]:
+    """Return sources and references of `dev` or `test` for a direction."""
+    pairs = list(corpora.dev if part == "dev" else corpora.test)
+    side = recipe.languages.index(direction.source)
+    return [pair[side] for pair in pairs], [pair[1 - side] for pair in pairs]
+
+
+def bleu_tokenize(recipe: Recipe, direction: Direction) -> str:
+    return recipe.score.bleu_tokenize.get(direction.target, "13a")
+
+
+def translations_path(run: Run, part: str, stage: str, direction: Direction) -> Path:
+    return run.translations / f"{part}.{stage}.{direction.name}.txt"
+
+
+def mean_chrf(scores: Mapping[str, Mapping[str, float]]) -> float:
+    """Return the mean chrF++ of the directions."""
+    return sum(one["chrf"] for one in scores.values()) / len(scores)

@@ -1,0 +1,226 @@
+"""From the sources of a recipe to clean, disjoint stores on disk, with a count of every line that was dropped."""
+
+from __future__ import annotations
+
+import hashlib
+from collections import Counter
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass
+from itertools import islice
+from pathlib import Path
+
+from roundtrip.errors import TextError
+from roundtrip.recipe import Data, Filter, Recipe, Sources
+from roundtrip.sources import resolve
+from roundtrip.text import store
+from roundtrip.text.readers import read_lines, read_pairs
+from roundtrip.text.store import Row, Store
+from roundtrip.text.stream import derive, shuffled
+
+# Of short texts one is soon twice as long as the other; so many characters are free before a ratio counts.
+RATIO_SLACK = 10
+
+
+@dataclass(frozen=True)
+class Corpora:
+    """The text of a run.
+
+    Attributes:
+        train, dev, test: pairs, in the order of the recipe's languages.
+        mono: rows of one text, by language.
+        counts: for each part how many rows were kept and how many dropped for which reason.
+    """
+
+    train: Store
+    dev: Store
+    test: Store
+    mono: dict[str, Store]
+    counts: dict[str, dict[str, int]]
+
+
+def length_ratio(a: str, b: str) -> float:
+    """Return how much longer the longer text is, in characters, with some slack for short ones; at least 1."""
+    short, long = sorted((len(a) + RATIO_SLACK, len(b) + RATIO_SLACK))
+    return long / short
+
+
+def prepare(recipe: Recipe, folder: Path, target: Path, tell: Callable[[str], None]) -> Corpora:
+    """Read, clean, deduplicate and separate all text of a recipe into `target`.
+
+    A train or monolingual line that also stands in dev or test (in the same language) is dropped.
+
+    Args:
+        folder: where relative paths start.
+        target: an existing folder for the stores.
+        tell: is called with what is being read.
+
+    Raises:
+        SourceError, TextError: a source cannot be fetched or read, or a part ends up empty.
+    """
+    counts: dict[str, Counter[str]] = {}
+    parts = _cut if recipe.data.cut is not None else _given
+    stores = parts(recipe, folder, target, tell, counts)
+    first, second = recipe.languages
+    for part in ("dev", "test"):
+        if not len(stores[part]):
+            raise TextError(f"no line left of {dict(counts[part])}", place=f"data.{part}", cure=_EMPTY_CURE)
+    mono = {code: stores[f"mono.{code}"] for code in (first, second)} if recipe.rounds.number else {}
+    for code, lines in mono.items():
+        if not len(lines):
+            raise TextError(f"no line left of {dict(counts[f'mono.{code}'])}", place=f"data.mono.{code}", cure=_EMPTY_CURE)
+    if not len(stores["train"]) and recipe.data.train:
+        raise TextError(f"no line left of {dict(counts['train'])}", place="data.train", cure=_EMPTY_CURE)
+    return Corpora(
+        stores["train"], stores["dev"], stores["test"], mono, {part: dict(count) for part, count in counts.items()}
+    )
+
+
+_EMPTY_CURE = "the file is empty, or data.filter drops everything; the counts say for which reason"
+
+
+def _given(
+    recipe: Recipe, folder: Path, target: Path, tell: Callable[[str], None], counts: dict[str, Counter[str]]
+) -> dict[str, Store]:
+    """Read every part from its own sources: dev and test first, so that train can be kept apart from them."""
+    data, stores = recipe.data, {}
+    held_out: set[tuple[int, int]] = set()
+    for part in ("test", "dev", "train"):
+        sources: Sources = getattr(data, part)
+        count = counts[part] = Counter()
+        rows = _pairs(sources, recipe.languages, folder, tell)
+        seen: set[tuple[int, int]] = set()
+        kept = _kept(rows, (0, 1), data.filter, count, seen, held_out if part != "test" else set())
+        stores[part] = store.write(target / f"{part}.tsv", kept)
+        if part != "train":
+            held_out |= seen
+    for side, language in enumerate(recipe.languages):
+        count = counts[f"mono.{language}"] = Counter()
+        lines = ((line,) for line in _lines(data.mono.get(language, ()), language, folder, tell))
+        kept = _kept(lines, (side,), data.filter, count, set(), held_out)
+        stores[f"mono.{language}"] = store.write(target / f"mono.{language}.txt", kept)
+    return stores
+
+
+def _cut(
+    recipe: Recipe, folder: Path, target: Path, tell: Callable[[str], None], counts: dict[str, Counter[str]]
+) -> dict[str, Store]:
+    """Cut one corpus into test, dev, train and two monolingual halves; no text of a language is in two parts."""
+    cut = recipe.data.cut
+    assert cut is not None
+    count = counts["corpus"] = Counter()
+    # One side alone is enough to call two pairs the same here, else a half could hold the other's translation.
+    rows = _kept(
+        _pairs(cut.corpus, recipe.languages, folder, tell), (0, 1), recipe.data.filter, count, set(), set(), either=True
+    )
+    corpus = store.write(target / "corpus.tsv", rows)
+    needed = cut.train + cut.dev + cut.test + (2 if recipe.rounds.number else 0)
+    if len(corpus) < needed:
+        raise TextError(
+            f"{len(corpus)} usable pairs, the cut needs {needed}; counts: {dict(count)}",
+            place="data.cut",
+            cure="ask for fewer, or add to data.cut.corpus",
+        )
+    seed = derive(recipe.seed, "cut")
+    order = iter(corpus[shuffled(index, len(corpus), seed, 0)] for index in range(len(corpus)))
+    sizes = {"test": cut.test, "dev": cut.dev, "train": cut.train}
+    stores = {part: store.write(target / f"{part}.tsv", islice(order, size)) for part, size in sizes.items()}
+    half = (len(corpus) - sum(sizes.values())) // 2
+    for side, language in enumerate(recipe.languages):
+        lines = ((row[side],) for row in islice(order, half))
+        stores[f"mono.{language}"] = store.write(target / f"mono.{language}.txt", lines)
+    for part, rows_of_part in stores.items():
+        counts[part] = Counter(kept=len(rows_of_part))
+    return stores
+
+
+def _pairs(
+    sources: Sources, languages: tuple[str, str], folder: Path, tell: Callable[[str], None]
+) -> Iterator[tuple[str, str]]:
+    for source, paths in _resolved(sources, folder, tell):
+        yield from read_pairs(source, paths, languages)
+
+
+def _lines(sources: Sources, language: str, folder: Path, tell: Callable[[str], None]) -> Iterator[str]:
+    for source, paths in _resolved(sources, folder, tell):
+        yield from read_lines(source, paths, language)
+
+
+def _resolved(sources: Sources, folder: Path, tell: Callable[[str], None]) -> Iterator[tuple[object, list[Path]]]:
+    for source in sources:
+        specs = (source.path,) if isinstance(source.path, str) else source.path
+        tell(f"reading {' + '.join(spec.partition('#')[0] for spec in specs)}")
+        remote = [spec for spec in specs if spec.startswith("hf:")]
+        yield source, [] if remote else [path for spec in specs for path in resolve(spec, folder)]
+
+
+def _kept(
+    rows: Iterable[Row],
+    sides: tuple[int, ...],
+    limits: Filter,
+    count: Counter[str],
+    seen: set[tuple[int, int]],
+    held_out: set[tuple[int, int]],
+    *,
+    either: bool = False,
+) -> Iterator[Row]:
+    """Yield the rows that pass, count the others.
+
+    Args:
+        sides: which language (0 or 1) each column is; texts are remembered by language.
+        seen: fingerprints (language, 64-bit hash) of every text that was kept; filled here.
+        held_out: fingerprints that must not be kept.
+        either: a row is a duplicate when one of its texts is known, not only when all of them are.
+    """
+    known_rows: set[int] = set()
+    for row in rows:
+        marks = [(side, _fingerprint(text)) for side, text in zip(sides, row, strict=True)]
+        whole = hash(tuple(marks))
+        reason = _unfit(row, limits)
+        if reason is None and any(mark in held_out for mark in marks):
+            reason = "also in dev or test"
+        if reason is None and (any(mark in seen for mark in marks) if either else whole in known_rows):
+            reason = "duplicate"
+        count[reason or "kept"] += 1
+        if reason is None:
+            seen.update(marks)
+            known_rows.add(whole)
+            yield row
+
+
+def _unfit(row: Row, limits: Filter) -> str | None:
+    for text in row:
+        num_words = len(text.split())
+        if not num_words:
+            return "empty"
+        if num_words < limits.min_words:
+            return "too few words"
+        if limits.max_words is not None and num_words > limits.max_words:
+            return "too many words"
+        if len(text) > limits.max_chars:
+            return "too many characters"
+    if len(row) == 2 and length_ratio(row[0], row[1]) > limits.max_ratio:
+        return "length ratio"
+    if len(row) == 2 and row[0] == row[1]:
+        return "both sides equal"
+    return None
+
+
+def _fingerprint(text: str) -> int:
+    """Return 64 bits that stand for a text: letter case and spacing do not make a new line."""
+    folded = " ".join(text.casefold().split())
+    return int.from_bytes(hashlib.blake2b(folded.encode(), digest_size=8).digest(), "big")
+
+
+def reopen(recipe: Recipe, target: Path, counts: dict[str, dict[str, int]]) -> Corpora:
+    """Open the stores that `prepare` made."""
+    mono = {code: Store(target / f"mono.{code}.txt") for code in recipe.languages} if recipe.rounds.number else {}
+    train, dev, test = (Store(target / f"{part}.tsv") for part in ("train", "dev", "test"))
+    return Corpora(train, dev, test, mono, counts)
+
+
+def describe(data: Data) -> list[str]:
+    """Return the text sources of a recipe, one a line, as they will be read."""
+    tables = {"train": data.train, "dev": data.dev, "test": data.test, **{f"mono.{c}": s for c, s in data.mono.items()}}
+    if data.cut is not None:
+        tables = {"cut.corpus": data.cut.corpus}
+    return [f"{part}: {source.path}" for part, sources in tables.items() for source in sources]

@@ -1,0 +1,69 @@
+"""The order in which rows are read: a pure function of (seed, epoch, index), so that a cursor is two integers."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import TypeVar
+
+T = TypeVar("T")
+_FEISTEL_ROUNDS = 4
+
+
+@dataclass(frozen=True)
+class Cursor:
+    """How far a stream has been read: `index` rows of pass number `epoch`."""
+
+    epoch: int = 0
+    index: int = 0
+
+
+def derive(*parts: int | str) -> int:
+    """Return a 63-bit number that depends on all parts and on nothing else: the seed of one random choice."""
+    digest = hashlib.blake2b("\x1f".join(map(str, parts)).encode(), digest_size=8).digest()
+    return int.from_bytes(digest, "big") >> 1
+
+
+def shuffled(index: int, size: int, seed: int, epoch: int) -> int:
+    """Return where row `index` of a pass stands in the store: a permutation of range(size), without a table.
+
+    A Feistel network over the next even power of two permutes; values outside the range are permuted again
+    until they fall inside (Black and Rogaway, "Ciphers with Arbitrary Finite Domains", 2002).
+    """
+    half_bits = max(1, ((size - 1).bit_length() + 1) // 2)
+    mask = (1 << half_bits) - 1
+    keys = [derive(seed, epoch, number) for number in range(_FEISTEL_ROUNDS)]
+    value = index
+    while True:
+        left, right = value >> half_bits, value & mask
+        for key in keys:
+            left, right = right, left ^ (_mix(right ^ key) & mask)
+        value = left << half_bits | right
+        if value < size:
+            return value
+
+
+def _mix(value: int) -> int:
+    """Scramble 64 bits (the finalizer of SplitMix64)."""
+    value &= 0xFFFFFFFFFFFFFFFF
+    value = (value ^ value >> 30) * 0xBF58476D1CE4E5B9 & 0xFFFFFFFFFFFFFFFF
+    value = (value ^ value >> 27) * 0x94D049BB133111EB & 0xFFFFFFFFFFFFFFFF
+    return value ^ value >> 31
+
+
+def take(rows: Sequence[T], cursor: Cursor, number: int, seed: int) -> tuple[list[T], Cursor]:
+    """Read the next rows of an endless, reshuffled stream.
+
+    Returns:
+        The rows and the cursor behind them; its epoch has grown by one for each time the rows started over.
+        Nothing where `rows` is empty.
+    """
+    taken: list[T] = []
+    epoch, index = cursor.epoch, cursor.index
+    while len(taken) < number and len(rows):
+        if index == len(rows):
+            epoch, index = epoch + 1, 0
+        taken.append(rows[shuffled(index, len(rows), seed, epoch)])
+        index += 1
+    return taken, Cursor(epoch, index)

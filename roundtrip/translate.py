@@ -1,0 +1,149 @@
+"""python -m roundtrip.translate RUN --to LANGUAGE < in.txt > out.txt: uses what was trained."""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from collections.abc import Iterable, Iterator, Sequence
+from itertools import islice
+from pathlib import Path
+
+from rich.console import Console
+from rich.text import Text
+
+from roundtrip import translator
+from roundtrip.door import open_door
+from roundtrip.engine.generate import length_limit
+from roundtrip.errors import RunError, TextError
+from roundtrip.models import adapters
+from roundtrip.plan import Direction, directions
+from roundtrip.recipe import Generate
+from roundtrip.run import BEST, Run
+from roundtrip.scorer import greedy
+from roundtrip.text.clean import clean
+from roundtrip.tokens.template import Segments
+from roundtrip.translator import Translators
+
+# Lines are read, sorted by length and written in pieces of this size, so that output flows while input comes.
+LINES_AT_ONCE = 512
+
+
+def main() -> None:
+    """The door."""
+    parser = argparse.ArgumentParser(
+        prog="python -m roundtrip.translate",
+        description="Translate lines from standard input to standard output: one in, one out, in order.",
+    )
+    parser.add_argument("run", type=Path, metavar="RUN", help="folder of a run")
+    parser.add_argument("--to", required=True, metavar="LANGUAGE", help="code of the language to translate into")
+    parser.add_argument("--stage", default=BEST, help="which adapters: best (default), parallel, round-1, ...")
+    open_door(_work, parser)
+
+
+def _work(arguments: argparse.Namespace) -> None:
+    translators, direction, settings = load(Run(arguments.run), arguments.to, arguments.stage)
+    lines = iter(sys.stdin.buffer)
+    refused: list[str] = []
+    start = 0
+    while piece := list(islice(lines, LINES_AT_ONCE)):
+        texts = [decode(line, start + number + 1) for number, line in enumerate(piece)]
+        for text in translate(translators, direction, texts, settings, refused, start):
+            sys.stdout.buffer.write(text.encode("utf-8") + b"\n")
+        sys.stdout.buffer.flush()
+        start += len(piece)
+    for problem in refused:
+        Console(stderr=True).print(Text(problem), soft_wrap=True)
+    if refused:
+        raise TextError(f"{len(refused)} line(s) too long to translate were written empty", place="standard input")
+
+
+def decode(line: bytes, number: int) -> str:
+    """Return one line of input as clean text.
+
+    Raises:
+        TextError: it is not UTF-8.
+    """
+    try:
+        return clean(line.decode("utf-8"))
+    except UnicodeDecodeError as error:
+        raise TextError(
+            f"not UTF-8: {error.reason} at byte {error.start + 1}",
+            place=f"standard input, line {number}",
+            cure="convert it first, for example with iconv -t utf-8",
+        ) from error
+
+
+def load(run: Run, target: str, stage: str = BEST) -> tuple[Translators, Direction, Generate]:
+    """Load the adapters of a run for translation into one language.
+
+    Raises:
+        RunError: not a run, another language, or no such stage.
+    """
+    recipe, folder = run.recipe()
+    found = [direction for direction in directions(recipe) if direction.target == target]
+    if not found:
+        raise RunError(f"translates between {' and '.join(recipe.languages)}, not into '{target}'", place=str(run.path))
+    path = run.adapters / stage / found[0].name
+    if not path.is_dir():
+        kept = sorted(item.name for item in run.adapters.glob("*") if item.is_dir())
+        raise RunError(
+            f"has no adapters '{stage}'", place=str(run.path), cure=f"kept: {', '.join(kept) or 'none yet, train first'}"
+        )
+    segments = {name: Segments.from_dict(value) for name, value in run.facts()["segments"].items()}
+    translators = translator.load(recipe, folder, segments)
+    adapters.load(translators.model, found[0].name, adapters.read(path))
+    return translators, found[0], greedy(recipe)
+
+
+def translate(
+    translators: Translators,
+    direction: Direction,
+    texts: Sequence[str],
+    settings: Generate,
+    refused: list[str],
+    start: int = 0,
+) -> Iterator[str]:
+    """Translate clean lines; an empty one stays empty, one too long for the model goes sentence by sentence.
+
+    Args:
+        refused: gets a message for each line with a sentence too long for the model; the line comes out empty.
+        start: number of lines before these, for messages.
+
+    Returns:
+        One translation per text, in order.
+    """
+    pieces: list[list[str]] = []
+    for number, text in enumerate(texts):
+        parts = [text] if text else []
+        if text and not fits(translators, direction, text, settings):
+            parts = sentences(text, direction.source)
+            long = [part for part in parts if not fits(translators, direction, part, settings)]
+            if long:
+                refused.append(f"line {start + number + 1}: a sentence of {len(long[0].split())} words is too long")
+                parts = []
+        pieces.append(parts)
+    flat = [part for parts in pieces for part in parts]
+    written: Iterable[str] = translators.write(direction, flat, settings, 0)[0] if flat else []
+    results = iter(written)
+    for parts in pieces:
+        yield " ".join(" ".join(next(results).split()) for _ in parts)
+
+
+def fits(translators: Translators, direction: Direction, text: str, settings: Generate) -> bool:
+    """Return whether a text and its translation fit into the model."""
+    prompt = translators.templates[direction.name].prompts([text])[0]
+    limit = length_limit(translators.num_source_tokens(direction, prompt), settings)
+    return translators.fits(len(prompt) + limit)
+
+
+def sentences(text: str, language: str) -> list[str]:
+    """Split a text into sentences."""
+    import sentencex
+
+    return [part for piece in sentencex.segment(language.partition("-")[0], text) if (part := piece.strip())]
+
+
+if __name__ == "__main__":
+    main()
+
+

@@ -1,0 +1,291 @@
+"""One run under way: the verbs of the loop, and the state that they change."""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import replace
+
+from roundtrip import block as blocks
+from roundtrip import checkpoint, results
+from roundtrip.block import Block
+from roundtrip.checkpoint import State
+from roundtrip.engine.batch import steps
+from roundtrip.engine.step import StepResult, step
+from roundtrip.errors import TrainingError
+from roundtrip.events import Events, Progressing
+from roundtrip.models import adapters
+from roundtrip.models.optimizer import Optimizer
+from roundtrip.plan import BASE, PARALLEL, Phase, directions, num_steps, phases
+from roundtrip.recipe import Recipe
+from roundtrip.run import Run, read_rows, write_rows
+from roundtrip.scorer import Scorer, mean_chrf
+from roundtrip.signals import Stop
+from roundtrip.text.prepare import Corpora
+from roundtrip.text.stream import derive
+from roundtrip.tokens.template import Row
+from roundtrip.translator import Translators
+
+
+class Trip:
+    """A run with everything loaded.
+
+    Attributes:
+        state: how far it is; replaced, never changed in place.
+        phases: all phases of the recipe.
+    """
+
+    def __init__(
+        self, run: Run, recipe: Recipe, corpora: Corpora, translators: Translators, events: Events, stop: Stop
+    ) -> None:
+        self.run, self.recipe, self.corpora = run, recipe, corpora
+        self.translators, self.events, self.stop = translators, events, stop
+        self.scorer = Scorer(run, recipe, corpora, translators, events, self._tell)
+        self.state = State()
+        self.directions = directions(recipe)
+        self.phases = phases(recipe, len(corpora.train))
+        total = num_steps(recipe, len(corpora.train))
+        self.optimizers = {
+            d.name: Optimizer(adapters.parameters(translators.model, d.name), recipe.train, total)
+            for d in self.directions
+        }
+        self._last_save = 0
+        self._losses: list[float] = []
+
+    def resume(self) -> None:
+        """Go back to the newest whole checkpoint; nothing where there is none yet."""
+        found = checkpoint.newest(self.run.checkpoints, self.events.say)
+        if found is None:
+            return
+        self.state, tensors = found
+        for name, optimizer in self.optimizers.items():
+            optimizer.restore(tensors[name], self.state.optimizer_steps.get(name, 0))
+        self.events.seconds = dict(self.state.seconds)
+        self._last_save = self.state.total_steps()
+        at = self.phases[self.state.phase].stage if self.state.phase < len(self.phases) else "the end"
+        self.events.say(f"resumed at {at}, {self.state.total_steps()} steps done")
+        self.events.log("resume", phase=self.state.phase, step=self.state.step)
+
+    def block(self, phase: Phase) -> Block:
+        """Return what a phase learns from; one that was begun before is read back, not written again."""
+        path = self.run.blocks / f"{phase.number:04d}-{phase.stage}-{phase.direction.name}.jsonl"
+        if phase.stage == PARALLEL:
+            return blocks.of_pairs(self.corpora, phase.direction, self.recipe.languages[0])
+        if self.state.step:
+            return Block(read_rows(path), self.state.cursors)
+        writer = phase.direction.reverse.name
+        with self.events.task("generating", f"{phase.stage}: {writer} writes sources", self.recipe.rounds.lines) as task:
+            block = blocks.of_round(
+                phase, self.recipe, self.corpora, self.state.cursors, self.translators, self._tell(task)
+            )
+            num_rejected = sum(block.rejected.values())
+            task.advance(0, note=f"{num_rejected} rejected")
+        write_rows(path, block.rows)
+        self.state = replace(self.state, cursors=self.state.cursors | block.cursors)
+        self._explain(phase, block)
+        return block
+
+    def _explain(self, phase: Phase, block: Block) -> None:
+        num_rejected, num_synthetic = sum(block.rejected.values()), sum(row[0] == blocks.SYNTHETIC for row in block.rows)
+        self.events.log(
+            "block",
+            stage=phase.stage,
+            direction=phase.direction.name,
+            synthetic=num_synthetic,
+            real=len(block.rows) - num_synthetic,
+            rejected=block.rejected,
+            started_over=list(block.wraps),
+        )
+        for name in block.wraps:
+            self.events.say(f"  {name} is read through and starts over, reshuffled")
+        if not block.rows:
+            raise TrainingError(
+                f"all {num_rejected} synthetic sources were rejected: {block.rejected}",
+                place=f"{phase.stage}, {phase.direction.name}",
+                cure="train longer on parallel pairs (train.parallel_passes), or loosen [judge]",
+            )
+        if num_rejected > num_synthetic:
+            self.events.say(
+                f"  more than half of the synthetic sources were rejected {block.rejected}: "
+                f"{phase.direction.reverse.name} is still weak; more train.parallel_passes may help"
+            )
+
+    def encode(self, block: Block, phase: Phase) -> list[Row]:
+        """Return the token rows of a block; rows over the limit are dropped and counted."""
+        template = self.translators.templates[phase.direction.name]
+        rows = template.rows([(source, target) for _, source, target in block.rows])
+        fitting = [row for row in rows if len(row.ids) <= self.recipe.train.max_row_tokens]
+        if len(fitting) < len(rows):
+            self.events.say(f"  {len(rows) - len(fitting)} rows over {self.recipe.train.max_row_tokens} tokens left out")
+            self.events.log("rows left out", stage=phase.stage, number=len(rows) - len(fitting))
+        if not fitting:
+            raise TrainingError(
+                f"all {len(rows)} rows are over {self.recipe.train.max_row_tokens} tokens",
+                place=phase.stage,
+                cure="raise train.max_row_tokens",
+            )
+        return fitting
+
+    def steps(self, rows: Sequence[Row], phase: Phase) -> Iterator[list[Row]]:
+        """Yield the rows of each optimizer step of a phase, the same whenever it is asked."""
+        lengths = [len(row.ids) for row in rows]
+        for number in range(self._passes(phase)):
+            seed = derive(self.recipe.seed, "steps", phase.number, number)
+            for group in steps(lengths, self.recipe.train.rows_per_step, seed):
+                yield [rows[index] for index in group]
+
+    def _passes(self, phase: Phase) -> int:
+        return self.recipe.train.parallel_passes if phase.stage == PARALLEL else 1
+
+    @contextmanager
+    def training(self, phase: Phase, rows: Sequence[Row]) -> Iterator[Progressing]:
+        """Make the direction's adapter trainable for the time of a phase, and show progress."""
+        total = self._passes(phase) * math.ceil(len(rows) / self.recipe.train.rows_per_step)
+        adapters.choose(self.translators.model, phase.direction.name, train=True)
+        self._losses = []
+        try:
+            with self.events.task("training", f"{phase.stage}: {phase.direction.name} learns", total) as task:
+                if self.state.step:
+                    task.advance(self.state.step)
+                yield task
+        finally:
+            adapters.freeze(self.translators.model)
+
+    def step(self, phase: Phase, rows: Sequence[Row]) -> StepResult:
+        """Take one optimizer step.
+
+        Raises:
+            TrainingError: the loss or the gradient is not finite.
+        """
+        name = phase.direction.name
+        result = step(
+            self.translators.model,
+            self.optimizers[name],
+            rows,
+            self.translators.base.pad_id,
+            self.recipe.train.tokens_per_forward,
+            derive(self.recipe.seed, "dropout", phase.number, self.state.step) % 2**32,
+        )
+        taken = self.state.optimizer_steps
+        self.state = replace(
+            self.state, step=self.state.step + 1, optimizer_steps=taken | {name: taken.get(name, 0) + 1}
+        )
+        self._losses.append(result.loss)
+        self.events.log(
+            "step",
+            direction=name,
+            step=self.state.optimizer_steps[name],
+            loss=result.loss,
+            grad_norm=result.grad_norm,
+            labels=result.num_labels,
+            tokens=result.num_tokens,
+        )
+        if not math.isfinite(result.loss) or not math.isfinite(result.grad_norm):
+            raise TrainingError(
+                f"loss {result.loss}, gradient norm {result.grad_norm} at step {self.state.optimizer_steps[name]}",
+                place=f"{phase.stage}, {name}",
+                cure="the last checkpoint is sound; lower train.lr and start anew, or use model.dtype = 'float32'",
+            )
+        return result
+
+    def finish(self, phase: Phase, block: Block) -> None:
+        """Close a phase: the next one starts at its first step."""
+        self.state = replace(self.state, phase=phase.number + 1, step=0)
+        self.events.log(
+            "phase",
+            stage=phase.stage,
+            direction=phase.direction.name,
+            rows=len(block.rows),
+            mean_loss=sum(self._losses) / len(self._losses) if self._losses else None,
+        )
+
+    def save_due(self) -> bool:
+        return self.state.total_steps() - self._last_save >= self.recipe.checkpoint.every_steps
+
+    def save(self) -> None:
+        """Write a checkpoint."""
+        self._last_save = self.state.total_steps()
+        state = replace(self.state, seconds={k: round(v, 3) for k, v in self.events.seconds.items()})
+        tensors = {name: optimizer.state() for name, optimizer in self.optimizers.items()}
+        checkpoint.save(self.run.checkpoints, state, tensors, self.recipe.checkpoint.keep)
+
+    def stop_if_asked(self) -> None:
+        """Save and leave if a signal came.
+
+        Raises:
+            Interrupted: after saving.
+        """
+        if self.stop.requested:
+            self.save()
+            self.stop.leave()
+
+    def keep_stage(self, stage: str) -> None:
+        """Keep the adapters as they are now, in PEFT's own format."""
+        adapters.export(
+            self.translators.model,
+            [d.name for d in self.directions],
+            self.run.adapters / stage,
+            self.translators.base.location,
+        )
+
+    def score_base(self) -> None:
+        """Score copying the source and the bare base on dev, the floor of every comparison."""
+        self.state = replace(self.state, scores={"copy": self.scorer.copies("dev")})
+        self.score_dev(BASE)
+        self.save()
+
+    def score_dev(self, stage: str) -> None:
+        """Score a stage on dev; the best by the mean chrF++ of both directions is kept as `best`."""
+        found = self.scorer.translations("dev", stage)
+        scores = self.state.scores | {stage: found}
+        best = best_stage(scores)
+        self.state = replace(self.state, scores=scores, best=best)
+        if best == stage != BASE:
+            self.run.keep_best(stage)
+        self.events.log("dev", stage=stage, scores=found, best=best)
+        shown = ", ".join(f"{name} chrF++ {s['chrf']:.1f} BLEU {s['bleu']:.1f}" for name, s in found.items())
+        self.events.say(f"  dev after {stage}: {shown}")
+
+    def score_test(self) -> None:
+        """Score every kept stage on test, then write `metrics.json` and show the table."""
+        test = {"copy": self.scorer.copies("test")}
+        for stage in self.state.scores:
+            if stage not in {"copy", BASE}:
+                self._restore(stage)
+            if stage != "copy":
+                test[stage] = self.scorer.translations("test", stage)
+        metrics = results.collect(self.run, self.recipe, self.corpora, self.state, test, self.events.seconds)
+        self.run.write_metrics(metrics)
+        self.events.log("end", seconds=metrics["seconds"], best=metrics["best"])
+        results.show(metrics, self.run, self.events.console)
+
+    def done(self) -> bool:
+        """Return whether the run has come to its end before."""
+        return self.state.phase == len(self.phases) and self.run.metrics.exists()
+
+    def show(self) -> None:
+        """Print the table of a finished run."""
+        self.events.say("this run is complete")
+        results.show(json.loads(self.run.metrics.read_text(encoding="utf-8")), self.run, self.events.console)
+
+    def _restore(self, stage: str) -> None:
+        for d in self.directions:
+            tensors = adapters.read(self.run.adapters / stage / d.name)
+            adapters.load(self.translators.model, d.name, tensors)
+
+    def _tell(self, task: Progressing) -> Callable[[int, int], None]:
+        def tell(rows: int, tokens: int) -> None:
+            task.advance(rows, tokens)
+            if self.stop.requested:
+                # Nothing is lost: the checkpoint on disk is where this phase began.
+                self.stop.leave()
+
+        return tell
+
+
+def best_stage(scores: Mapping[str, Mapping[str, Mapping[str, float]]]) -> str:
+    """Return the trained stage with the best mean chrF++ of both directions; the base where nothing is trained."""
+    trained = [stage for stage in scores if stage not in {"copy", BASE}]
+    return max(trained, key=lambda stage: mean_chrf(scores[stage])) if trained else BASE
