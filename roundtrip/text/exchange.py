@@ -95,7 +95,7 @@ def _is_for_translation(unit: Any) -> bool:
 
 
 def _units(path: Path, root: str, tags: Sequence[str]) -> Iterator[Any]:
-    """Yield the elements with these tags, each complete, and free it afterwards."""
+    """Yield the elements with these tags, each complete, and free what comes before it in the file."""
     with opened(path) as handle:
         parser = etree.iterparse(
             handle,
@@ -106,20 +106,19 @@ def _units(path: Path, root: str, tags: Sequence[str]) -> Iterator[Any]:
             attribute_defaults=False,
             no_network=True,
             huge_tree=False,
-            remove_comments=True,
-            remove_pis=True,
         )
         try:
             for _, element in parser:
                 yield element
-                element.clear()
-                while (before := element.getprevious()) is not None:
-                    element.getparent().remove(before)
+                for node in (element, *element.iterancestors()):
+                    parent = node.getparent()
+                    while parent is not None and (before := node.getprevious()) is not None:
+                        parent.remove(before)
         except etree.LxmlError as error:
             raise _broken(path, parser, error) from error
     if parser.root.tag not in {tag[: tag.find("}") + 1] + root for tag in tags}:
         raise TextError(
-            f"not a {root.upper()} file, its root is <{parser.root.tag}>",
+            f"not {root.upper()}: the root is <{parser.root.tag}>",
             place=str(path),
             cure="Name the format in the recipe, `format = ...`, if the ending of the file misleads.",
         )

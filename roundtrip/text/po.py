@@ -13,6 +13,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import langcodes
 import polib
 
 from roundtrip.errors import TextError
@@ -38,13 +39,19 @@ def read_po(path: Path, languages: tuple[str, ...]) -> Iterator[tuple[str, ...]]
     The file is read whole.
 
     Raises:
-        TextError: not a catalogue, not in the charset that it names, or, for one language, without a
+        TextError: not a catalogue, not in the charset that it names, in neither language, or, for one language, without a
             `Language` header to tell which side that is.
     """
     catalogue = _parse(path)
     entries = [entry for entry in catalogue if not entry.obsolete]
     header = catalogue.metadata.get("Language") or catalogue.metadata.get("Language-Code") or ""
     if len(languages) == 2:
+        if header and not any(_close(header, language) for language in languages):
+            raise TextError(
+                f"its translations are in {header!r}, the recipe wants {' and '.join(languages)}",
+                place=str(path),
+                cure="Name the catalogue of the other language, or mend its Language header.",
+            )
         step = -1 if locate(languages, [header])[0] is not None else 1
         yield from (pair[::step] for entry in entries if entry.translated() for pair in _pairs(entry))
         return
@@ -58,6 +65,14 @@ def read_po(path: Path, languages: tuple[str, ...]) -> Iterator[tuple[str, ...]]
         yield from ((target,) for entry in entries if entry.translated() for _, target in _pairs(entry))
     else:
         yield from ((source,) for entry in entries for source in _messages(entry))
+
+
+def _close(a: str, b: str) -> bool:
+    """Return whether two codes are near enough to be one language under two names, as `nb` and `no`."""
+    try:
+        return locate([b], [a])[0] is not None or langcodes.tag_distance(a.replace("_", "-"), b) < 10
+    except ValueError:  # a header that is no code says nothing against the file
+        return True
 
 
 def _parse(path: Path) -> Any:

@@ -1,0 +1,142 @@
+"""A small real model, made in a second: two layers, random weights, a byte-level BPE tokenizer with a chat template."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
+from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
+
+CHATML = (
+    "{% for m in messages %}{{ '<|im_start|>' + m['role'] + '\n' + m['content'] + '<|im_end|>' + '\n' }}{% endfor %}"
+    "{% if add_generation_prompt %}{{ '<|im_start|>assistant\n' }}{% endif %}"
+)
+NOUNS = {"house": "casa", "table": "mesa", "flower": "flor", "city": "ciudad", "moon": "luna", "door": "puerta"}
+ADJECTIVES = {"red": "roja", "white": "blanca", "small": "pequeña", "new": "nueva", "old": "vieja"}
+PLACES = {"here": "aquí", "there": "allí", "at home": "en casa", "in the garden": "en el jardín", "far away": "lejos"}
+OPENINGS = {"I see": "Veo", "We like": "Nos gusta", "He wants": "Él quiere", "She sells": "Ella vende"}
+
+
+def toy_pairs() -> list[tuple[str, str]]:
+    """Return 600 different English and Spanish sentences that follow one simple grammar."""
+    return [
+        (f"{opening} the {adjective} {noun} {place}.", f"{abertura} la {sustantivo} {adjetivo} {lugar}.")
+        for opening, abertura in OPENINGS.items()
+        for noun, sustantivo in NOUNS.items()
+        for adjective, adjetivo in ADJECTIVES.items()
+        for place, lugar in PLACES.items()
+    ]
+
+
+def bpe(lines: list[str], vocab_size: int = 600) -> Tokenizer:
+    """Train a byte-level BPE, pre-tokenized as GPT-2 does."""
+    tokenizer = Tokenizer(models.BPE())
+    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    tokenizer.decoder = decoders.ByteLevel()
+    trainer = trainers.BpeTrainer(
+        vocab_size=vocab_size,
+        special_tokens=["<|endoftext|>", "<|im_start|>", "<|im_end|>", "<|pad|>"],
+        initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
+        show_progress=False,
+    )
+    tokenizer.train_from_iterator(lines, trainer)
+    return tokenizer
+
+
+def wrap(tokenizer: Tokenizer, **settings: Any) -> PreTrainedTokenizerFast:
+    defaults = {"eos_token": "<|im_end|>", "pad_token": "<|pad|>", "chat_template": CHATML}
+    return PreTrainedTokenizerFast(tokenizer_object=tokenizer, **(defaults | settings))
+
+
+@pytest.fixture(scope="session")
+def tokenizer() -> PreTrainedTokenizerFast:
+    return wrap(bpe([text for pair in toy_pairs() for text in pair]))
+
+
+@pytest.fixture(scope="session")
+def model_folder(tmp_path_factory: pytest.TempPathFactory, tokenizer: PreTrainedTokenizerFast) -> Path:
+    """A folder with the small model, float32."""
+    folder = tmp_path_factory.mktemp("model")
+    torch.manual_seed(0)
+    config = LlamaConfig(
+        vocab_size=len(tokenizer),
+        hidden_size=48,
+        intermediate_size=96,
+        num_hidden_layers=2,
+        num_attention_heads=4,
+        num_key_value_heads=2,
+        max_position_embeddings=128,
+        eos_token_id=tokenizer.eos_token_id,
+        pad_token_id=tokenizer.pad_token_id,
+        bos_token_id=None,
+        initializer_range=0.2,
+    )
+    LlamaForCausalLM(config).save_pretrained(folder)
+    tokenizer.save_pretrained(folder)
+    return folder
+
+
+RECIPE = """
+languages = ["en", "es"]
+seed = 3
+
+[model]
+path = "{model}"
+dtype = "float32"
+
+[template]
+kind = "plain"
+
+[data.cut]
+corpus = {{ path = "toy.tsv" }}
+train = 32
+dev = 12
+test = 12
+
+[adapter]
+rank = 4
+dropout = 0.1
+
+[train]
+lr = 5e-3
+rows_per_step = 16
+max_row_tokens = 96
+parallel_passes = 1
+
+[rounds]
+number = 1
+lines = 24
+
+[judge]
+max_ratio = 100.0
+
+[score]
+bootstrap_samples = 50
+
+[checkpoint]
+every_steps = 1
+"""
+
+WriteRecipe = Callable[..., Path]
+
+
+@pytest.fixture
+def write_recipe(tmp_path: Path, model_folder: Path) -> WriteRecipe:
+    """Write the small recipe and its text into `tmp_path`; `replace` changes lines of it."""
+
+    def write(*replace: tuple[str, str], name: str = "small.toml") -> Path:
+        rows = "".join(f"{en}\t{es}\n" for en, es in toy_pairs())
+        (tmp_path / "toy.tsv").write_text(rows, encoding="utf-8")
+        text = RECIPE.format(model=model_folder)
+        for old, new in replace:
+            assert old in text, old
+            text = text.replace(old, new)
+        path = tmp_path / name
+        path.write_text(text, encoding="utf-8")
+        return path
+
+    return write

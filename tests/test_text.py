@@ -1,0 +1,149 @@
+"""Stores, order and preparation of text: what is kept, what is dropped and why, and in which order it is read."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from roundtrip import cookbook
+from roundtrip.errors import TextError
+from roundtrip.text import store
+from roundtrip.text.prepare import Corpora, length_ratio, prepare, reopen
+from roundtrip.text.stream import Cursor, derive, shuffled, take
+from tests.conftest import WriteRecipe, toy_pairs
+
+CUT = '[data.cut]\ncorpus = { path = "toy.tsv" }\ntrain = 32\ndev = 12\ntest = 12'
+OWN = "[data]\ntrain='train.tsv'\ndev='dev.tsv'\ntest='test.tsv'\nmono={en='mono.en',es='mono.es'}"
+CELLS = st.text(st.characters(codec="utf-8", exclude_characters="\t\n"), max_size=20)
+
+
+@given(rows=st.lists(st.tuples(CELLS, CELLS), max_size=30))
+@settings(deadline=None)
+def test_store_gives_back_what_was_written(tmp_path_factory: pytest.TempPathFactory, rows: list[tuple[str, str]]) -> None:
+    written = store.write(tmp_path_factory.mktemp("store") / "rows.tsv", rows)
+    assert len(written) == len(rows)
+    assert list(written) == rows
+    assert [written[i] for i in range(len(rows))] == rows
+    assert written[1:3] == rows[1:3]
+    if rows:
+        assert written[-1] == rows[-1]
+    with pytest.raises(IndexError):
+        written[len(rows)]
+
+
+@given(size=st.integers(1, 300), seed=st.integers(0, 2**40), epoch=st.integers(0, 5))
+@settings(deadline=None)
+def test_order_is_a_permutation(size: int, seed: int, epoch: int) -> None:
+    assert sorted(shuffled(i, size, seed, epoch) for i in range(size)) == list(range(size))
+
+
+def test_order_depends_on_seed_and_epoch_and_is_not_the_identity() -> None:
+    orders = {tuple(shuffled(i, 100, seed, epoch) for i in range(100)) for seed in (1, 2) for epoch in (0, 1)}
+    assert len(orders) == 4
+    assert tuple(range(100)) not in orders
+
+
+def test_order_is_even() -> None:
+    # Over many seeds, each row is first about equally often: 1 of 5, standard deviation 0.9 %.
+    first = [shuffled(0, 5, derive("x", seed), 0) for seed in range(2000)]
+    assert all(abs(first.count(row) / 2000 - 0.2) < 0.04 for row in range(5))
+
+
+@given(sizes=st.lists(st.integers(0, 9), max_size=6), num_rows=st.integers(1, 11), seed=st.integers(0, 99))
+@settings(deadline=None)
+def test_taking_in_pieces_is_taking_at_once(sizes: list[int], num_rows: int, seed: int) -> None:
+    rows = list(range(num_rows))
+    cursor, pieces = Cursor(), []
+    for size in sizes:
+        piece, cursor = take(rows, cursor, size, seed)
+        pieces += piece
+    whole, end = take(rows, Cursor(), sum(sizes), seed)
+    assert pieces == whole
+    assert cursor == end
+    assert sorted(whole[:num_rows]) == rows[: len(whole)] or len(whole) < num_rows
+    assert end.epoch * num_rows + end.index == sum(sizes)
+
+
+def test_nothing_to_take() -> None:
+    assert take([], Cursor(), 5, 1) == ([], Cursor())
+
+
+def prepared(path: Path, folder: Path) -> Corpora:
+    folder.mkdir(exist_ok=True)
+    loaded = cookbook.load(str(path))
+    return prepare(loaded.recipe, loaded.folder, folder, lambda text: None)
+
+
+def test_a_cut_shares_no_text_between_its_parts(write_recipe: WriteRecipe, tmp_path: Path) -> None:
+    corpora = prepared(write_recipe(), tmp_path / "data")
+    english = [{row[0] for row in part} for part in (corpora.train, corpora.dev, corpora.test, corpora.mono["en"])]
+    spanish = [{row[1] for row in part} for part in (corpora.train, corpora.dev, corpora.test)]
+    spanish.append({row[0] for row in corpora.mono["es"]})
+    for parts in (english, spanish):
+        assert sum(map(len, parts)) == len(set().union(*parts))
+    assert [len(corpora.train), len(corpora.dev), len(corpora.test)] == [32, 12, 12]
+    translation = dict(toy_pairs())
+    hidden = {translation[row[0]] for row in corpora.mono["en"]} & {row[0] for row in corpora.mono["es"]}
+    assert hidden == set(), "the halves hold each other's translations"
+    assert len(corpora.mono["en"]) == len(corpora.mono["es"]) == (600 - 56) // 2
+
+
+def test_a_cut_that_asks_for_too_much(write_recipe: WriteRecipe, tmp_path: Path) -> None:
+    with pytest.raises(TextError, match=r"data\.cut: 600 usable pairs, the cut needs 99026"):
+        prepared(write_recipe(("train = 32", "train = 99000")), tmp_path / "data")
+
+
+def own_data(write_recipe: WriteRecipe, tmp_path: Path, **files: str) -> Path:
+    texts = {
+        "train.tsv": "A cat\tUn gato\nA dog\tUn perro\nA cat\tUn gato\n\tvacío\nsame\tsame\nx\tmuy muy muy largo de verdad, mucho más\n",
+        "dev.tsv": "A bird\tUn ave\n",
+        "test.tsv": "A fish\tUn pez\n",
+        "mono.en": "A  CAT\nA fish\nA horse\nA horse\nA bird\n\n",
+        "mono.es": "Un caballo\nUn ave\nUna vaca\n",
+    } | {name.replace("_", "."): text for name, text in files.items()}
+    for name, text in texts.items():
+        (tmp_path / name).write_text(text, encoding="utf-8")
+    return write_recipe((CUT, OWN))
+
+
+def test_own_data_is_cleaned_and_counted(write_recipe: WriteRecipe, tmp_path: Path) -> None:
+    corpora = prepared(own_data(write_recipe, tmp_path), tmp_path / "data")
+    assert list(corpora.train) == [("A cat", "Un gato"), ("A dog", "Un perro")]
+    assert corpora.counts["train"] == {"kept": 2, "duplicate": 1, "empty": 1, "both sides equal": 1, "length ratio": 1}
+    # Dev and test lines are kept out of monolingual text whatever their case; a monolingual line may be in train.
+    assert list(corpora.mono["en"]) == [("A  CAT",), ("A horse",)]
+    assert corpora.counts["mono.en"] == {"kept": 2, "also in dev or test": 2, "duplicate": 1, "empty": 1}
+    assert list(corpora.mono["es"]) == [("Un caballo",), ("Una vaca",)]
+
+
+def test_train_pairs_with_one_side_in_test_are_dropped(write_recipe: WriteRecipe, tmp_path: Path) -> None:
+    path = own_data(write_recipe, tmp_path, train_tsv="a FISH\tEl pescado\nA dog\tUn perro\n")
+    corpora = prepared(path, tmp_path / "data")
+    assert list(corpora.train) == [("A dog", "Un perro")]
+    assert corpora.counts["train"]["also in dev or test"] == 1
+
+
+@pytest.mark.parametrize("name", ["train.tsv", "dev.tsv", "test.tsv", "mono.en", "mono.es"])
+def test_an_empty_file_is_named(write_recipe: WriteRecipe, tmp_path: Path, name: str) -> None:
+    path = own_data(write_recipe, tmp_path, **{name.replace(".", "_"): ""})
+    part = "data." + name.removesuffix(".tsv")
+    with pytest.raises(TextError, match=rf"{part}: no line left"):
+        prepared(path, tmp_path / "data")
+
+
+def test_reopened_text_is_the_same(write_recipe: WriteRecipe, tmp_path: Path) -> None:
+    path = write_recipe()
+    corpora = prepared(path, tmp_path / "data")
+    again = reopen(cookbook.load(str(path)).recipe, tmp_path / "data", corpora.counts)
+    assert [list(part) for part in (again.train, again.dev, again.test, *again.mono.values())] == [
+        list(part) for part in (corpora.train, corpora.dev, corpora.test, *corpora.mono.values())
+    ]
+
+
+def test_length_ratio_is_symmetric_and_mild_on_short_texts() -> None:
+    assert length_ratio("a" * 90, "a" * 40) == length_ratio("a" * 40, "a" * 90) == 2.0
+    assert length_ratio("OK", "Vale") < 1.2
+    assert length_ratio("x", "x") == 1.0
