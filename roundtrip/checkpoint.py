@@ -83,9 +83,7 @@ def names(folder: Path) -> list[str]:
     return sorted(path.name for path in folder.glob("*") if path.is_dir() and not path.name.startswith("."))
 
 
-def newest(
-    folder: Path, tell: Callable[[str], None]
-) -> tuple[State, dict[str, dict[str, torch.Tensor]]] | None:
+def newest(folder: Path, tell: Callable[[str], None]) -> tuple[State, dict[str, dict[str, torch.Tensor]]] | None:
     """Load the newest whole checkpoint; broken ones are named and passed over. None where there is none.
 
     Raises:

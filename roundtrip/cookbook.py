@@ -124,7 +124,9 @@ def combination_problems(recipe: Recipe) -> list[str]:
             if recipe.rounds.number and not data.mono.get(code):
                 problems.append(f"data.mono: no '{code}'; both languages need text, or set rounds.number = 0")
         problems += [
-            f"data.mono.{code}: not one of the languages {codes[0]}, {codes[1]}" for code in data.mono if code not in codes
+            f"data.mono.{code}: not one of the languages {codes[0]}, {codes[1]}"
+            for code in data.mono
+            if code not in codes
         ]
     if data.filter.max_words is not None and data.filter.max_words < data.filter.min_words:
         problems.append(f"data.filter.max_words: {data.filter.max_words} is below min_words {data.filter.min_words}")
@@ -142,7 +144,12 @@ def combination_problems(recipe: Recipe) -> list[str]:
     for field in needed:
         if fields.count(field) != 1:
             problems.append(f"{key}: needs {field} exactly once, has it {fields.count(field)} times")
-    known = {"source_language", "target_language", "source", *(["target"] if template.kind == "plain" else [])}
+    known = {
+        "source_language",
+        "target_language",
+        "source",
+        *(["target"] if template.kind == "plain" else []),
+    }
     for field in re.findall(r"\{(\w*)\}", fields):
         if field not in known:
             problems.append(f"{key}: unknown field {{{field}}}{_did_you_mean(field, known)}")

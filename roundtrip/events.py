@@ -10,7 +10,14 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, SpinnerColumn, TextColumn, TimeRemainingColumn
+from rich.progress import (
+    BarColumn,
+    MofNCompleteColumn,
+    Progress,
+    SpinnerColumn,
+    TextColumn,
+    TimeRemainingColumn,
+)
 
 _QUIET_SECONDS = 30.0
 
@@ -72,7 +79,10 @@ class Events:
             if live:
                 with self._bar() as bar:
                     number = bar.add_task(text, total=total or None, rate="", note="")
-                    yield Progressing(task, lambda: bar.update(number, completed=task.done, rate=task.rate(), note=task.note))
+                    yield Progressing(
+                        task,
+                        lambda: bar.update(number, completed=task.done, rate=task.rate(), note=task.note),
+                    )
             else:
                 yield Progressing(task, _line_by_line(self, task))
         finally:

@@ -11,7 +11,7 @@ from rich.text import Text
 
 from roundtrip import score
 from roundtrip.checkpoint import State
-from roundtrip.plan import BASE, Direction, directions
+from roundtrip.plan import BASE, PARALLEL, Direction, directions
 from roundtrip.recipe import Recipe
 from roundtrip.run import BEST, Run, versions
 from roundtrip.scorer import bleu_tokenize, mean_chrf, texts, translations_path
@@ -19,6 +19,7 @@ from roundtrip.text.prepare import Corpora
 from roundtrip.text.stream import derive, shuffled
 
 NUM_SAMPLES = 3
+_LABELS = {"copy": "copying the source", BASE: "base model, zero-shot", PARALLEL: "parallel pairs"}
 ByStage = Mapping[str, Mapping[str, Mapping[str, float]]]
 
 
@@ -61,7 +62,12 @@ def _compare(run: Run, recipe: Recipe, corpora: Corpora, stages: Sequence[str]) 
             samples=recipe.score.bootstrap_samples,
         )
         found[direction.name] = [comparison.to_dict() for comparison in comparisons]
-    return {"baseline": stages[0], "system": stages[1], "samples": recipe.score.bootstrap_samples, "directions": found}
+    return {
+        "baseline": stages[0],
+        "system": stages[1],
+        "samples": recipe.score.bootstrap_samples,
+        "directions": found,
+    }
 
 
 def _translations(run: Run, stage: str, direction: Direction) -> list[str]:
@@ -89,7 +95,11 @@ def show(metrics: Mapping[str, Any], run: Run, console: Console) -> None:
     for stage, scores in metrics["test"].items():
         dev = metrics["dev"].get(stage)
         mean = f"{mean_chrf(dev):.1f}" if dev else "-"
-        label = {"copy": "copying the source", "base": "base model, zero-shot", "parallel": "parallel pairs"}.get(stage, stage)
+        label = {
+            "copy": "copying the source",
+            "base": "base model, zero-shot",
+            "parallel": "parallel pairs",
+        }.get(stage, stage)
         marked = f"{label} (kept as best)" if stage == metrics["best"] else label
         cells = [f"{scores[name]['chrf']:.1f} / {scores[name]['bleu']:.1f}" for name in names]
         table.add_row(marked, *cells, mean, style="bold" if stage == metrics["best"] else None)
@@ -104,7 +114,9 @@ def show(metrics: Mapping[str, Any], run: Run, console: Console) -> None:
             console.print(Text(f"  base        {sample['base']}", style="dim"))
             console.print(Text(f"  translation {sample['hypothesis']}", style="bold"))
     spent = ", ".join(f"{activity} {value:.0f} s" for activity, value in metrics["seconds"].items())
-    console.print(Text(f"\nTime: {spent}; {sum(metrics['seconds'].values()):.0f} s in all. One seed ({metrics['seed']})."))
+    console.print(
+        Text(f"\nTime: {spent}; {sum(metrics['seconds'].values()):.0f} s in all. One seed ({metrics['seed']}).")
+    )
     target = metrics["languages"][1]
     console.print(Text(f"Adapters: {run.adapters / BEST}"))
     console.print(Text(f"Translate: python -m roundtrip.translate {run.path} --to {target} < in.txt > out.txt"))
@@ -113,9 +125,8 @@ def show(metrics: Mapping[str, Any], run: Run, console: Console) -> None:
 def _show_comparison(comparison: Mapping[str, Any] | None, console: Console) -> None:
     if comparison is None:
         return
-    console.print(
-        Text(f"{comparison['system']} against {comparison['baseline']}, paired bootstrap, {comparison['samples']} samples:")
-    )
+    system, baseline, samples = (comparison[key] for key in ("system", "baseline", "samples"))
+    console.print(Text(f"{system} against {baseline}, paired bootstrap, {samples} samples:"))
     for name, metrics in comparison["directions"].items():
         for one in metrics:
             sure = "significant" if one["p_value"] < 0.05 else "not significant"

@@ -1,11 +1,11 @@
 """The folder of a run: what was asked, on what versions, what happened, what came out.
 
-    recipe.toml  run.json  events.jsonl  metrics.json
-    data/                     clean text, as read
-    blocks/                   what each phase learnt from, one row a line: kind, source, target
-    checkpoints/              for --resume
-    adapters/STAGE/DIRECTION  PEFT folders; STAGE is parallel, round-1, ..., best
-    translations/             of dev and test, one file per stage and direction
+recipe.toml  run.json  events.jsonl  metrics.json
+data/                     clean text, as read
+blocks/                   what each phase learnt from, one row a line: kind, source, target
+checkpoints/              for --resume
+adapters/STAGE/DIRECTION  PEFT folders; STAGE is parallel, round-1, ..., best
+translations/             of dev and test, one file per stage and direction
 """
 
 from __future__ import annotations
@@ -71,7 +71,9 @@ class Run:
             document: dict[str, Any] = json.loads((self.path / "run.json").read_text(encoding="utf-8"))
         except (OSError, ValueError) as error:
             raise RunError(
-                f"not a run folder: {error}", place=str(self.path), cure="name the folder that roundtrip.train made"
+                f"not a run folder: {error}",
+                place=str(self.path),
+                cure="name the folder that roundtrip.train made",
             ) from error
         return document
 
@@ -109,11 +111,14 @@ def create(path: Path, loaded: Loaded) -> Run:
     """
     run = Run(path)
     try:
-        if (path / "run.json").exists():
+        if any(run.checkpoints.glob("*")):
             raise RunError(
-                "already holds a run", place=str(path), cure="add --resume to go on with it, or --out for another folder"
+                "already holds a run",
+                place=str(path),
+                cure="add --resume to go on with it, or --out for another folder",
             )
-        if path.exists() and any(item.name != "lock" for item in path.iterdir()):
+        # A run that ended before its first checkpoint, for want of a file say, is begun again.
+        if not (path / "run.json").exists() and any(item.name != "lock" for item in path.glob("*")):
             raise RunError("is not empty and not a run", place=str(path), cure="name another folder with --out")
         for folder in (run.data, run.blocks, run.checkpoints, run.adapters, run.translations):
             folder.mkdir(parents=True, exist_ok=True)
@@ -183,7 +188,9 @@ def locked(path: Path) -> Iterator[None]:
     except OSError as error:
         os.close(handle)
         raise RunError(
-            "is in use by another process", place=str(path), cure="wait for it, or name another folder with --out"
+            "is in use by another process",
+            place=str(path),
+            cure="wait for it, or name another folder with --out",
         ) from error
     try:
         yield

@@ -11,6 +11,8 @@ from typing import Any
 from sacrebleu.metrics import BLEU, CHRF
 from sacrebleu.significance import PairedTest
 
+from roundtrip.errors import RecipeError
+
 
 @dataclass(frozen=True)
 class Scores:
@@ -38,11 +40,22 @@ def corpus(hypotheses: Sequence[str], references: Sequence[str], bleu_tokenize: 
 
 
 def signatures(bleu_tokenize: str = "13a") -> dict[str, str]:
-    """Return sacreBLEU's signatures of both metrics as used here."""
+    """Return sacreBLEU's signatures of both metrics as used here.
+
+    Raises:
+        RecipeError: the tokenizer needs a package or a model that is not here.
+    """
     named = {}
-    for name, metric in zip(("bleu", "chrf"), _metrics(bleu_tokenize), strict=True):
-        metric.corpus_score(["a"], [["a"]])
-        named[name] = str(metric.get_signature())
+    try:
+        for name, metric in zip(("bleu", "chrf"), _metrics(bleu_tokenize), strict=True):
+            metric.corpus_score(["a"], [["a"]])
+            named[name] = str(metric.get_signature())
+    except (RuntimeError, ImportError, OSError) as error:
+        raise RecipeError(
+            f"sacreBLEU's tokenizer '{bleu_tokenize}' cannot be used: {str(error).strip().splitlines()[0]}",
+            place="score.bleu_tokenize",
+            cure="install what it names, or use 'char' for languages without spaces",
+        ) from error
     return named
 
 
@@ -85,19 +98,25 @@ def compare(
     seed: int = 12345,
 ) -> list[Comparison]:
     """Compare two systems on the same lines, in BLEU and chrF++."""
-    names = ("BLEU", "chrF++")
-    metrics = {}
-    for name, metric in zip(names, (BLEU, CHRF), strict=True):
-        arguments = {"tokenize": bleu_tokenize} if name == "BLEU" else {"word_order": 2}
-        metrics[name] = metric(**arguments, references=[list(references)])
+    cached = [list(references)]
+    metrics = {
+        "BLEU": BLEU(tokenize=bleu_tokenize, references=cached),
+        "chrF++": CHRF(word_order=2, references=cached),
+    }
     with _bootstrap_seed(seed):
         _, results = PairedTest(
-            [("baseline", list(baseline)), ("system", list(system))], metrics, None, test_type="bs", n_samples=samples
+            [("baseline", list(baseline)), ("system", list(system))],
+            metrics,
+            None,
+            test_type="bs",
+            n_samples=samples,
         )()
     found = []
-    for name in names:
-        first, second = results[name]
-        found.append(Comparison(name, first.score, first.ci, second.score, second.ci, second.p_value))
+    # Results stand under sacreBLEU's own names (chrF2++ is chrF++), in the order of the metrics.
+    pairs = [value for key, value in results.items() if key != "System"]
+    for name, (first, second) in zip(metrics, pairs, strict=True):
+        numbers = (first.score, first.ci, second.score, second.ci, second.p_value)
+        found.append(Comparison(name, *map(float, numbers)))
     return found
 
 

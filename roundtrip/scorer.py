@@ -81,6 +81,16 @@ def texts(corpora: Corpora, recipe: Recipe, part: str, direction: Direction) -> 
     return [pair[side] for pair in pairs], [pair[1 - side] for pair in pairs]
 
 
+def check_metrics(recipe: Recipe) -> None:
+    """Try the metrics once, so that a missing tokenizer is known before any time is spent.
+
+    Raises:
+        RecipeError: see `score.signatures`.
+    """
+    for direction in directions(recipe):
+        score.signatures(bleu_tokenize(recipe, direction))
+
+
 def bleu_tokenize(recipe: Recipe, direction: Direction) -> str:
     return recipe.score.bleu_tokenize.get(direction.target, "13a")
 

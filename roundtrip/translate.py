@@ -87,7 +87,9 @@ def load(run: Run, target: str, stage: str = BEST) -> tuple[Translators, Directi
     if not path.is_dir():
         kept = sorted(item.name for item in run.adapters.glob("*") if item.is_dir())
         raise RunError(
-            f"has no adapters '{stage}'", place=str(run.path), cure=f"kept: {', '.join(kept) or 'none yet, train first'}"
+            f"has no adapters '{stage}'",
+            place=str(run.path),
+            cure=f"kept: {', '.join(kept) or 'none yet, train first'}",
         )
     segments = {name: Segments.from_dict(value) for name, value in run.facts()["segments"].items()}
     translators = translator.load(recipe, folder, segments)
@@ -145,5 +147,3 @@ def sentences(text: str, language: str) -> list[str]:
 
 if __name__ == "__main__":
     main()
-
-

@@ -76,7 +76,9 @@ class Trip:
         if self.state.step:
             return Block(read_rows(path), self.state.cursors)
         writer = phase.direction.reverse.name
-        with self.events.task("generating", f"{phase.stage}: {writer} writes sources", self.recipe.rounds.lines) as task:
+        with self.events.task(
+            "generating", f"{phase.stage}: {writer} writes sources", self.recipe.rounds.lines
+        ) as task:
             block = blocks.of_round(
                 phase, self.recipe, self.corpora, self.state.cursors, self.translators, self._tell(task)
             )
@@ -88,7 +90,10 @@ class Trip:
         return block
 
     def _explain(self, phase: Phase, block: Block) -> None:
-        num_rejected, num_synthetic = sum(block.rejected.values()), sum(row[0] == blocks.SYNTHETIC for row in block.rows)
+        num_rejected, num_synthetic = (
+            sum(block.rejected.values()),
+            sum(row[0] == blocks.SYNTHETIC for row in block.rows),
+        )
         self.events.log(
             "block",
             stage=phase.stage,
@@ -118,7 +123,9 @@ class Trip:
         rows = template.rows([(source, target) for _, source, target in block.rows])
         fitting = [row for row in rows if len(row.ids) <= self.recipe.train.max_row_tokens]
         if len(fitting) < len(rows):
-            self.events.say(f"  {len(rows) - len(fitting)} rows over {self.recipe.train.max_row_tokens} tokens left out")
+            self.events.say(
+                f"  {len(rows) - len(fitting)} rows over {self.recipe.train.max_row_tokens} tokens left out"
+            )
             self.events.log("rows left out", stage=phase.stage, number=len(rows) - len(fitting))
         if not fitting:
             raise TrainingError(

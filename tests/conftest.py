@@ -1,4 +1,4 @@
-"""A small real model, made in a second: two layers, random weights, a byte-level BPE tokenizer with a chat template."""
+"""A small real model, made in seconds: two layers, a byte-level BPE with a chat template, a little training."""
 
 from __future__ import annotations
 
@@ -11,13 +11,31 @@ import torch
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
+from roundtrip.engine.batch import collate, steps
+from roundtrip.engine.step import loss_sum
+from roundtrip.recipe import TemplateText
+from roundtrip.tokens.template import Row, Template, build_segments
+
 CHATML = (
     "{% for m in messages %}{{ '<|im_start|>' + m['role'] + '\n' + m['content'] + '<|im_end|>' + '\n' }}{% endfor %}"
     "{% if add_generation_prompt %}{{ '<|im_start|>assistant\n' }}{% endif %}"
 )
-NOUNS = {"house": "casa", "table": "mesa", "flower": "flor", "city": "ciudad", "moon": "luna", "door": "puerta"}
+NOUNS = {
+    "house": "casa",
+    "table": "mesa",
+    "flower": "flor",
+    "city": "ciudad",
+    "moon": "luna",
+    "door": "puerta",
+}
 ADJECTIVES = {"red": "roja", "white": "blanca", "small": "pequeña", "new": "nueva", "old": "vieja"}
-PLACES = {"here": "aquí", "there": "allí", "at home": "en casa", "in the garden": "en el jardín", "far away": "lejos"}
+PLACES = {
+    "here": "aquí",
+    "there": "allí",
+    "at home": "en casa",
+    "in the garden": "en el jardín",
+    "far away": "lejos",
+}
 OPENINGS = {"I see": "Veo", "We like": "Nos gusta", "He wants": "Él quiere", "She sells": "Ella vende"}
 
 
@@ -59,7 +77,7 @@ def tokenizer() -> PreTrainedTokenizerFast:
 
 @pytest.fixture(scope="session")
 def model_folder(tmp_path_factory: pytest.TempPathFactory, tokenizer: PreTrainedTokenizerFast) -> Path:
-    """A folder with the small model, float32."""
+    """A folder with the small model, float32, which has seen enough of the toy language to end its sentences."""
     folder = tmp_path_factory.mktemp("model")
     torch.manual_seed(0)
     config = LlamaConfig(
@@ -73,11 +91,31 @@ def model_folder(tmp_path_factory: pytest.TempPathFactory, tokenizer: PreTrained
         eos_token_id=tokenizer.eos_token_id,
         pad_token_id=tokenizer.pad_token_id,
         bos_token_id=None,
-        initializer_range=0.2,
+        initializer_range=0.05,
     )
-    LlamaForCausalLM(config).save_pretrained(folder)
+    model = LlamaForCausalLM(config)
+    _pretrain(model, tokenizer)
+    model.save_pretrained(folder)
     tokenizer.save_pretrained(folder)
     return folder
+
+
+def _pretrain(model: LlamaForCausalLM, tokenizer: PreTrainedTokenizerFast) -> None:
+    """Teach both prompt forms on a few pairs, so that hypotheses end; translating well is left to the tests."""
+    rows: list[Row] = []
+    for kind in ("plain", "chat"):
+        for source, target in (("en", "es"), ("es", "en")):
+            segments = build_segments(tokenizer, TemplateText(kind=kind), source, target, ())
+            pairs = toy_pairs()[::7]
+            turned = pairs if source == "en" else [(es, en) for en, es in pairs]
+            rows += [Row(row.ids, 0) for row in Template(tokenizer, segments).rows(turned)]
+    optimizer = torch.optim.AdamW(model.parameters(), lr=4e-3)
+    for number in range(6):
+        for group in steps([len(row.ids) for row in rows], 24, number):
+            batch = collate([rows[i] for i in group], tokenizer.pad_token_id)
+            optimizer.zero_grad()
+            (loss_sum(model, batch) / batch.mask_BT.sum()).backward()
+            optimizer.step()
 
 
 RECIPE = """

@@ -83,7 +83,11 @@ def test_all_problems_come_at_once(write_recipe: WriteRecipe) -> None:
 @pytest.mark.parametrize(
     ("old", "new", "problem"),
     [
-        ('languages = ["en", "es"]', 'languages = ["en", "xq-1"]', "languages: 'xq-1' is not a language code"),
+        (
+            'languages = ["en", "es"]',
+            'languages = ["en", "xq-1"]',
+            "languages: 'xq-1' is not a language code",
+        ),
         ('languages = ["en", "es"]', 'languages = ["en"]', "languages"),
         ('languages = ["en", "es"]', 'languages = ["es", "spa"]', "are the same language"),
         ("seed = 3", "seed = 3\nsead = 4", "sead: unknown key; did you mean 'seed'?"),
@@ -94,13 +98,21 @@ def test_all_problems_come_at_once(write_recipe: WriteRecipe) -> None:
         ("lr = 5e-3", 'lr = "5e-3"', "train.lr: '5e-3'"),
         ("[data.cut]", "[data]\nmono = {en = 'toy.tsv'}\n[data.cut]", "data.cut: excludes data.mono"),
         ('kind = "plain"', 'kind = "plain"\ntext = "{source}"', "template.text: needs {target} exactly once"),
-        ('kind = "plain"', 'kind = "plain"\ntext = "{sorce}{source}{target}"', "unknown field {sorce}; did you mean 'source'?"),
+        (
+            'kind = "plain"',
+            'kind = "plain"\ntext = "{sorce}{source}{target}"',
+            "unknown field {sorce}; did you mean 'source'?",
+        ),
         ('kind = "plain"', 'kind = "plain"\ntext = "{source}{target}!"', "must end with {target}"),
         ('kind = "plain"', 'kind = "plain"\nsystem = "x"', "template.system"),
         ('kind = "plain"', 'kind = "chat"\ninstruction = "x"', "template.instruction: needs {source}"),
         ("max_row_tokens = 96", "max_row_tokens = 4096", "train.max_row_tokens: 4096 does not fit"),
         ("[judge]", "[generate]\ntop_p = 0.9\n[judge]", "top_p and top_k do nothing at temperature 0"),
-        ("[judge]", "[data.filter]\nmin_words = 5\nmax_words = 2\n[judge]", "data.filter.max_words: 2 is below"),
+        (
+            "[judge]",
+            "[data.filter]\nmin_words = 5\nmax_words = 2\n[judge]",
+            "data.filter.max_words: 2 is below",
+        ),
         ("[score]", "[score]\nbleu_tokenize = {de = '13a'}", "score.bleu_tokenize.de"),
         ("[score]", "[score]\nbleu_tokenize = {es = '13b'}", "score.bleu_tokenize.es: '13b'"),
         ('{ path = "toy.tsv" }', '"pypi:Django==5.2.19/x.po"', "data.cut.corpus: the sha256"),
@@ -147,7 +159,12 @@ def test_a_file_that_is_no_toml(tmp_path: Path, content: bytes) -> None:
 
 
 def test_overrides_are_toml_values_and_are_kept(write_recipe: WriteRecipe) -> None:
-    overrides = ["train.lr=1e-4", "model.dtype=bfloat16", 'adapter.targets=["q_proj"]', "data.filter.min_words=2"]
+    overrides = [
+        "train.lr=1e-4",
+        "model.dtype=bfloat16",
+        'adapter.targets=["q_proj"]',
+        "data.filter.min_words=2",
+    ]
     loaded = cookbook.load(str(write_recipe()), overrides)
     assert loaded.recipe.train.lr == 1e-4
     assert loaded.recipe.model.dtype == "bfloat16"
@@ -171,7 +188,15 @@ PATHS = [
     f"{section}.{key}" if section else key
     for section, table in [("", tomllib.loads((ROOT / "recipes" / "quickstart.toml").read_text()))]
     for key in table
-] + ["train.lr", "data.cut", "data.cut.corpus", "model.path", "template.text", "data.mono", "score.bleu_tokenize.es"]
+] + [
+    "train.lr",
+    "data.cut",
+    "data.cut.corpus",
+    "model.path",
+    "template.text",
+    "data.mono",
+    "score.bleu_tokenize.es",
+]
 VALUES = st.recursive(
     st.one_of(st.none(), st.booleans(), st.integers(), st.floats(), st.text(max_size=12)),
     lambda inner: st.one_of(st.lists(inner, max_size=3), st.dictionaries(st.text(max_size=6), inner, max_size=3)),

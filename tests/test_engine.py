@@ -11,7 +11,14 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from transformers import AutoModelForCausalLM, GenerationConfig, GPT2Config, GPT2LMHeadModel, LlamaConfig, LlamaForCausalLM
+from transformers import (
+    AutoModelForCausalLM,
+    GenerationConfig,
+    GPT2Config,
+    GPT2LMHeadModel,
+    LlamaConfig,
+    LlamaForCausalLM,
+)
 
 from roundtrip.engine.batch import IGNORE, by_budget, collate, left_pad, steps
 from roundtrip.engine.generate import generate, length_limit, pick
@@ -290,7 +297,13 @@ def test_sampling_follows_its_seed_and_not_its_batch_mates() -> None:
 
 @pytest.mark.parametrize(
     ("settings_", "allowed"),
-    [({}, {0, 1, 2, 3}), ({"top_k": 2}, {0, 1}), ({"top_p": 0.6}, {0, 1}), ({"top_p": 0.4}, {0}), ({"top_p": 0.81}, {0, 1, 2})],
+    [
+        ({}, {0, 1, 2, 3}),
+        ({"top_k": 2}, {0, 1}),
+        ({"top_p": 0.6}, {0, 1}),
+        ({"top_p": 0.4}, {0}),
+        ({"top_p": 0.81}, {0, 1, 2}),
+    ],
 )
 def test_sampling_frequencies(settings_: dict[str, Any], allowed: set[int]) -> None:
     probabilities = torch.tensor([0.5, 0.3, 0.15, 0.05])

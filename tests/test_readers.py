@@ -107,12 +107,8 @@ def test_every_format_gives_the_same_pairs(
     assert pairs(path, limit=1, **keys) == PAIRS[:1]
 
 
-@pytest.mark.parametrize(
-    ("name", "content"), [("a.po", PO), ("a.tmx", TMX), ("a.xlf", XLIFF_1), ("a.xliff", XLIFF_2)]
-)
-def test_a_two_sided_file_is_read_either_way_round_and_by_side(
-    tmp_path: Path, name: str, content: str
-) -> None:
+@pytest.mark.parametrize(("name", "content"), [("a.po", PO), ("a.tmx", TMX), ("a.xlf", XLIFF_1), ("a.xliff", XLIFF_2)])
+def test_a_two_sided_file_is_read_either_way_round_and_by_side(tmp_path: Path, name: str, content: str) -> None:
     path = write(tmp_path / name, content)
     assert pairs(path, ("es", "en")) == [(spanish, english) for english, spanish in PAIRS]
     assert texts(path, "en") == [english for english, _ in PAIRS]
@@ -221,9 +217,7 @@ def test_a_moses_pair(tmp_path: Path, gz: str, form: Any) -> None:
     assert list(read_pairs(source, paths, LANGUAGES)) == [("Hello", "Hola"), ("", "b"), ("x", "y")]
 
 
-@pytest.mark.parametrize(
-    ("first", "second", "longer"), [("1\n2\n3\n4\n", "1\n2\n", 0), ("1\n2", "1\n2\n3\n4\n", 1)]
-)
+@pytest.mark.parametrize(("first", "second", "longer"), [("1\n2\n3\n4\n", "1\n2\n", 0), ("1\n2", "1\n2\n3\n4\n", 1)])
 def test_a_moses_pair_of_unlike_length(tmp_path: Path, first: str, second: str, longer: int) -> None:
     paths = [write(tmp_path / "a.en", first), write(tmp_path / "a.es", second)]
     with pytest.raises(TextError) as caught:
@@ -260,15 +254,11 @@ def test_a_moses_pair_is_not_one_language(tmp_path: Path) -> None:
     ],
 )
 @pytest.mark.parametrize(("name", "split"), [("a.tsv", "\t"), ("a.csv", ",")])
-def test_columns(
-    tmp_path: Path, name: str, split: str, keys: dict[str, Any], expected: list[tuple[str, str]]
-) -> None:
+def test_columns(tmp_path: Path, name: str, split: str, keys: dict[str, Any], expected: list[tuple[str, str]]) -> None:
     path = write(tmp_path / name, "\ufeffa,b,c\r\n1,2,3\r\n".replace(",", split))
     assert pairs(path, **keys) == expected
     if "columns" in keys:
-        assert texts(path, "en", **keys | {"columns": keys["columns"][:1]}) == [
-            first for first, _ in expected
-        ]
+        assert texts(path, "en", **keys | {"columns": keys["columns"][:1]}) == [first for first, _ in expected]
 
 
 def test_a_tsv_knows_no_quotes(tmp_path: Path) -> None:
@@ -543,9 +533,7 @@ def test_a_catalogue(tmp_path: Path) -> None:
         ("X-Nothing: es", ("es", "en"), False),
     ],
 )
-def test_the_language_of_a_catalogue(
-    tmp_path: Path, header: str, languages: tuple[str, str], is_swapped: bool
-) -> None:
+def test_the_language_of_a_catalogue(tmp_path: Path, header: str, languages: tuple[str, str], is_swapped: bool) -> None:
     path = write(tmp_path / "a.po", f'msgid ""\nmsgstr "{header}\\n"\n\nmsgid "Hello"\nmsgstr "Hola"\n')
     assert pairs(path, languages) == [("Hola", "Hello") if is_swapped else ("Hello", "Hola")]
 
@@ -609,18 +597,12 @@ def tmx(body: str, before: str = "", attributes: str = "") -> str:
 
 
 def unit(**variants: str) -> str:
-    sides = (
-        f'<tuv xml:lang="{code.replace("_", "-")}"><seg>{text}</seg></tuv>' for code, text in variants.items()
-    )
+    sides = (f'<tuv xml:lang="{code.replace("_", "-")}"><seg>{text}</seg></tuv>' for code, text in variants.items())
     return f"<tu>{''.join(sides)}</tu>"
 
 
 def test_a_memory_of_three_languages(tmp_path: Path) -> None:
-    body = (
-        unit(fr="Un", en="One", es="Uno")
-        + unit(en="Two", fr="Deux")
-        + unit(es_MX="Tres", en_GB="3", en="Three")
-    )
+    body = unit(fr="Un", en="One", es="Uno") + unit(en="Two", fr="Deux") + unit(es_MX="Tres", en_GB="3", en="Three")
     path = write(tmp_path / "a.tmx", tmx(body))
     assert pairs(path) == [("One", "Uno"), ("Three", "Tres")]
     assert pairs(path, ("fr", "en")) == [("Un", "One"), ("Deux", "Two")]
@@ -647,9 +629,7 @@ def test_inline_tags_leave_their_text(tmp_path: Path, attributes: str) -> None:
     assert pairs(path) == [("a (b) c & d e", ""), ("", "f")]
 
 
-def xliff_1(
-    units: str, languages: str = 'source-language="en" target-language="es"', minor: str = "2"
-) -> str:
+def xliff_1(units: str, languages: str = 'source-language="en" target-language="es"', minor: str = "2") -> str:
     root = f'<xliff version="1.{minor}" xmlns="urn:oasis:names:tc:xliff:document:1.{minor}">'
     return f"{root}<file {languages}><body>{units}</body></file></xliff>"
 
@@ -711,9 +691,7 @@ def test_forms_of_xliff_1(tmp_path: Path, content: str) -> None:
 
 def test_files_of_other_languages_inside_one_xliff(tmp_path: Path) -> None:
     first, _, second = XLIFF_1.partition("</file>")
-    french = (
-        '</file><file source-language="en" target-language="fr"><body><trans-unit id="1"><source>a</source>'
-    )
+    french = '</file><file source-language="en" target-language="fr"><body><trans-unit id="1"><source>a</source>'
     path = write(tmp_path / "a.xlf", f"{first}{french}<target>b</target></trans-unit></body></file>{second}")
     assert pairs(path) == PAIRS
     assert pairs(path, ("fr", "en")) == [("b", "a")]
@@ -796,9 +774,7 @@ XLIFF_UNIT = f"<trans-unit><source>{TEXT}</source><target>b</target></trans-unit
     ],
     ids=["tmx", "xliff", "groups"],
 )
-def test_what_was_read_is_freed(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str, content: str
-) -> None:
+def test_what_was_read_is_freed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str, content: str) -> None:
     held: list[int] = []
     flat = exchange._flat
 

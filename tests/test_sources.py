@@ -232,9 +232,7 @@ def test_fetch_keeps_wheel_and_member(shelf: Shelf, wheel: Path, cache: Path) ->
     digest = hashlib.sha256(wheel.read_bytes()).hexdigest()
     assert path == cache / "files" / digest[:16] / "words" / "data" / "es.po"
     assert path.read_text() == "hola\n"
-    assert files_below(cache) == {path, cache / "wheels" / digest / wheel.name}, (
-        "nothing else is left or written"
-    )
+    assert files_below(cache) == {path, cache / "wheels" / digest / wheel.name}, "nothing else is left or written"
 
 
 def test_a_cached_wheel_is_not_fetched_again(shelf: Shelf, wheel: Path) -> None:
@@ -407,9 +405,7 @@ def test_cure_fits_what_pip_says(
         ("*/*/e?.po", None),
     ],
 )
-def test_globs_over_members(
-    path: str, names: list[str] | None, shelf: Shelf, wheel: Path, cache: Path
-) -> None:
+def test_globs_over_members(path: str, names: list[str] | None, shelf: Shelf, wheel: Path, cache: Path) -> None:
     if names is None:
         with pytest.raises(SourceError, match="no member"):
             fetch(shelf, wheel, path)
@@ -454,9 +450,7 @@ def raw_name(name: str) -> zipfile.ZipInfo:
     name=st.one_of(
         st.sampled_from(HOSTILE),
         st.text(min_size=1, max_size=20),
-        st.lists(st.sampled_from(["..", ".", "", "a", "C:", "~", "a\\..", "\u2025"]), min_size=1).map(
-            "/".join
-        ),
+        st.lists(st.sampled_from(["..", ".", "", "a", "C:", "~", "a\\..", "\u2025"]), min_size=1).map("/".join),
     ).filter(lambda name: "\0" not in name and name.isprintable())
 )
 @example(name="../../../../../../etc/out")
@@ -511,9 +505,7 @@ def test_a_member_with_a_bomb_ratio(tmp_path: Path, shelf: Shelf, monkeypatch: p
         fetch(shelf, wheel, "*.txt")
 
 
-def test_members_that_would_fill_the_disk(
-    tmp_path: Path, shelf: Shelf, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_members_that_would_fill_the_disk(tmp_path: Path, shelf: Shelf, monkeypatch: pytest.MonkeyPatch) -> None:
     wheel = make_wheel(tmp_path, {"a.txt": "12345", "b.txt": "12345"})
     monkeypatch.setattr(sources, "MAX_EXTRACTED_BYTES", 9)
     with pytest.raises(SourceError, match="10 bytes, our limit is 9"):
@@ -524,9 +516,7 @@ def test_members_that_would_fill_the_disk(
 @pytest.mark.parametrize("declared", [10, 10**9])
 def test_a_lying_header(declared: int, tmp_path: Path, shelf: Shelf, cache: Path) -> None:
     wheel = make_wheel(tmp_path, {"a.txt": "\0" * 10**6})
-    wheel.write_bytes(
-        wheel.read_bytes().replace((10**6).to_bytes(4, "little"), declared.to_bytes(4, "little"))
-    )
+    wheel.write_bytes(wheel.read_bytes().replace((10**6).to_bytes(4, "little"), declared.to_bytes(4, "little")))
     with pytest.raises(SourceError, match="a member grows|archive is broken"):
         fetch(shelf, wheel, "a.txt")
     assert not files_below(cache / "files")

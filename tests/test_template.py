@@ -76,10 +76,14 @@ TOKENIZERS: dict[str, PreTrainedTokenizerFast] = {
 }
 PLAIN = TemplateText(kind="plain")
 CHAT = TemplateText(kind="chat")
-TEXTS = st.one_of(
-    st.sampled_from(LINES),
-    st.text(st.characters(codec="utf-8", exclude_categories=("Cc", "Cs", "Co")), min_size=1, max_size=40),
-).map(lambda text: " ".join(text.split())).filter(bool)
+TEXTS = (
+    st.one_of(
+        st.sampled_from(LINES),
+        st.text(st.characters(codec="utf-8", exclude_categories=("Cc", "Cs", "Co")), min_size=1, max_size=40),
+    )
+    .map(lambda text: " ".join(text.split()))
+    .filter(bool)
+)
 
 
 def template(tokenizer: Any, text: TemplateText = PLAIN) -> Template:
@@ -222,6 +226,9 @@ def test_segments_survive_json() -> None:
     assert Segments.from_dict(json.loads(json.dumps(segments.to_dict()))) == segments
 
 
-@pytest.mark.parametrize(("code", "name"), [("en", "English"), ("pt-BR", "Portuguese (Brazil)"), ("zh-Hant", "Chinese (Traditional)")])
+@pytest.mark.parametrize(
+    ("code", "name"),
+    [("en", "English"), ("pt-BR", "Portuguese (Brazil)"), ("zh-Hant", "Chinese (Traditional)")],
+)
 def test_language_names(code: str, name: str) -> None:
     assert language_name(code) == name

@@ -22,7 +22,9 @@ CELLS = st.text(st.characters(codec="utf-8", exclude_characters="\t\n"), max_siz
 
 @given(rows=st.lists(st.tuples(CELLS, CELLS), max_size=30))
 @settings(deadline=None)
-def test_store_gives_back_what_was_written(tmp_path_factory: pytest.TempPathFactory, rows: list[tuple[str, str]]) -> None:
+def test_store_gives_back_what_was_written(
+    tmp_path_factory: pytest.TempPathFactory, rows: list[tuple[str, str]]
+) -> None:
     written = store.write(tmp_path_factory.mktemp("store") / "rows.tsv", rows)
     assert len(written) == len(rows)
     assert list(written) == rows
@@ -98,7 +100,8 @@ def test_a_cut_that_asks_for_too_much(write_recipe: WriteRecipe, tmp_path: Path)
 
 def own_data(write_recipe: WriteRecipe, tmp_path: Path, **files: str) -> Path:
     texts = {
-        "train.tsv": "A cat\tUn gato\nA dog\tUn perro\nA cat\tUn gato\n\tvacío\nsame\tsame\nx\tmuy muy muy largo de verdad, mucho más\n",
+        "train.tsv": "A cat\tUn gato\nA dog\tUn perro\nA cat\tUn gato\n\tvacío\nsame\tsame\n"
+        "x\tmuy muy muy largo de verdad, mucho más\n",
         "dev.tsv": "A bird\tUn ave\n",
         "test.tsv": "A fish\tUn pez\n",
         "mono.en": "A  CAT\nA fish\nA horse\nA horse\nA bird\n\n",
@@ -112,7 +115,13 @@ def own_data(write_recipe: WriteRecipe, tmp_path: Path, **files: str) -> Path:
 def test_own_data_is_cleaned_and_counted(write_recipe: WriteRecipe, tmp_path: Path) -> None:
     corpora = prepared(own_data(write_recipe, tmp_path), tmp_path / "data")
     assert list(corpora.train) == [("A cat", "Un gato"), ("A dog", "Un perro")]
-    assert corpora.counts["train"] == {"kept": 2, "duplicate": 1, "empty": 1, "both sides equal": 1, "length ratio": 1}
+    assert corpora.counts["train"] == {
+        "kept": 2,
+        "duplicate": 1,
+        "empty": 1,
+        "both sides equal": 1,
+        "length ratio": 1,
+    }
     # Dev and test lines are kept out of monolingual text whatever their case; a monolingual line may be in train.
     assert list(corpora.mono["en"]) == [("A  CAT",), ("A horse",)]
     assert corpora.counts["mono.en"] == {"kept": 2, "also in dev or test": 2, "duplicate": 1, "empty": 1}

@@ -46,7 +46,12 @@ def loss_sum(model: nn.Module, batch: Batch) -> torch.Tensor:
 
 
 def step(
-    model: nn.Module, optimizer: Optimizer, rows: Sequence[Row], pad_id: int, tokens_per_forward: int, seed: int
+    model: nn.Module,
+    optimizer: Optimizer,
+    rows: Sequence[Row],
+    pad_id: int,
+    tokens_per_forward: int,
+    seed: int,
 ) -> StepResult:
     """Learn from rows: forward and backward in pieces of bounded size, then one optimizer step.
 

@@ -106,7 +106,10 @@ def export(model: PeftModel, names: Iterable[str], folder: Path, base: str) -> N
         target = folder / name
         target.mkdir(parents=True, exist_ok=True)
         tensors = get_peft_model_state_dict(model, adapter_name=name)
-        save_file({key: value.contiguous().cpu() for key, value in tensors.items()}, target / "adapter_model.safetensors")
+        save_file(
+            {key: value.contiguous().cpu() for key, value in tensors.items()},
+            target / "adapter_model.safetensors",
+        )
         config: dict[str, Any] = model.peft_config[name].to_dict()
         config |= {"inference_mode": True, "base_model_name_or_path": base}
         text = json.dumps(config, indent=2, sort_keys=True, default=_plain)
@@ -146,5 +149,7 @@ def load(model: PeftModel, name: str, tensors: Mapping[str, torch.Tensor]) -> No
         raise ModelError(f"the saved adapter '{name}' does not fit this base: '{odd}' is on one side only")
     for key, value in own.items():
         if value.shape != tensors[key].shape:
-            raise ModelError(f"the saved adapter '{name}' has {tuple(tensors[key].shape)} at '{key}', here {tuple(value.shape)}")
+            raise ModelError(
+                f"the saved adapter '{name}' has {tuple(tensors[key].shape)} at '{key}', here {tuple(value.shape)}"
+            )
         value.copy_(tensors[key])

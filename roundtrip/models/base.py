@@ -53,7 +53,10 @@ def locate(spec: Model, folder: Path) -> str:
     path = spec.path
     if not path.startswith("pypi:") and not _names_a_file(path, folder):
         return path
-    found = resolve(path, folder)
+    try:
+        found = resolve(path, folder)
+    except SourceError as error:
+        raise SourceError(error.problem, place=f"model.path ({error.place})", cure=error.cure) from error
     file = found[0]
     if len(found) > 1:
         raise ModelError(f"'{path}' matches {len(found)} files", place="model.path", cure="name one file or folder")
@@ -100,7 +103,14 @@ def load(spec: Model, folder: Path) -> Base:
     eos = model.generation_config.eos_token_id
     stop_ids = tuple(eos) if isinstance(eos, list) else () if eos is None else (int(eos),)
     pad_id = next((i for i in (tokenizer.pad_token_id, tokenizer.eos_token_id) if i is not None), 0)
-    return Base(model, tokenizer, location, int(pad_id), stop_ids, getattr(model.config, "max_position_embeddings", None))
+    return Base(
+        model,
+        tokenizer,
+        location,
+        int(pad_id),
+        stop_ids,
+        getattr(model.config, "max_position_embeddings", None),
+    )
 
 
 def choose_device(name: str) -> torch.device:
@@ -158,7 +168,9 @@ def set_attention(model: nn.Module, name: str) -> None:
         model.set_attn_implementation(name)
     except (ValueError, ImportError) as error:
         raise ModelError(
-            f"attention '{name}': {str(error).splitlines()[0]}", place="model.train_attention", cure="use 'sdpa' or 'eager'"
+            f"attention '{name}': {str(error).splitlines()[0]}",
+            place="model.train_attention",
+            cure="use 'sdpa' or 'eager'",
         ) from error
 
 

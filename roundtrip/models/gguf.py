@@ -189,9 +189,7 @@ def _settle_end_of_text(model: Any, facts: Facts) -> None:
     """Write down where text ends: the configuration class may have filled in a default of its own."""
     model.config.eos_token_id = facts.eos
     # Chat models may end a turn with another token than a text, and generation has to stop at both.
-    model.generation_config.eos_token_id = (
-        facts.eos if facts.eot in (None, facts.eos) else [facts.eos, facts.eot]
-    )
+    model.generation_config.eos_token_id = facts.eos if facts.eot in (None, facts.eos) else [facts.eos, facts.eot]
 
 
 def _save(model: Any, tokenizer: Any, folder: Path) -> None:

@@ -83,8 +83,11 @@ class Optimizer:
         for name, master in self._masters.items():
             master.copy_(tensors[f"master/{name}"])
             self._parameters[name].copy_(master)
-            saved = {key: tensors[f"{key}/{name}"] for key in ("step", "exp_avg", "exp_avg_sq") if f"{key}/{name}" in tensors}
+            saved = {
+                key: tensors[f"{key}/{name}"] for key in ("step", "exp_avg", "exp_avg_sq") if f"{key}/{name}" in tensors
+            }
             if saved:
                 self._adam.state[master] = {
-                    key: value.clone() if key == "step" else value.to(master.device, copy=True) for key, value in saved.items()
+                    key: value.clone() if key == "step" else value.to(master.device, copy=True)
+                    for key, value in saved.items()
                 }

@@ -22,9 +22,7 @@ from roundtrip.text.codes import locate
 from roundtrip.text.lines import lines, opened
 
 _STRING = re.compile(r'"(?:[^"\\]|\\.)*"', re.DOTALL)
-_DEFAULT = re.compile(
-    rf"^Default:\s*({_STRING.pattern}(?:\s*{_STRING.pattern})*)[ \t]*$", re.MULTILINE | re.DOTALL
-)
+_DEFAULT = re.compile(rf"^Default:\s*({_STRING.pattern}(?:\s*{_STRING.pattern})*)[ \t]*$", re.MULTILINE | re.DOTALL)
 _KEYWORD = r"(?:#~\s*)?(?:msg\S+\s*)?"
 _OPENS_STRING = re.compile(f'{_KEYWORD}"')
 _WHOLE_STRING = re.compile(_KEYWORD + _STRING.pattern)
@@ -39,8 +37,8 @@ def read_po(path: Path, languages: tuple[str, ...]) -> Iterator[tuple[str, ...]]
     The file is read whole.
 
     Raises:
-        TextError: not a catalogue, not in the charset that it names, in neither language, or, for one language, without a
-            `Language` header to tell which side that is.
+        TextError: not a catalogue, not in the charset that it names, in neither language, or, for one language,
+            without a `Language` header to tell which side that is.
     """
     catalogue = _parse(path)
     entries = [entry for entry in catalogue if not entry.obsolete]

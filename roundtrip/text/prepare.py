@@ -10,7 +10,7 @@ from itertools import islice
 from pathlib import Path
 
 from roundtrip.errors import TextError
-from roundtrip.recipe import Data, Filter, Recipe, Sources
+from roundtrip.recipe import Data, Filter, Recipe, Sources, TextSource
 from roundtrip.sources import resolve
 from roundtrip.text import store
 from roundtrip.text.readers import read_lines, read_pairs
@@ -67,11 +67,17 @@ def prepare(recipe: Recipe, folder: Path, target: Path, tell: Callable[[str], No
     mono = {code: stores[f"mono.{code}"] for code in (first, second)} if recipe.rounds.number else {}
     for code, lines in mono.items():
         if not len(lines):
-            raise TextError(f"no line left of {dict(counts[f'mono.{code}'])}", place=f"data.mono.{code}", cure=_EMPTY_CURE)
+            raise TextError(
+                f"no line left of {dict(counts[f'mono.{code}'])}", place=f"data.mono.{code}", cure=_EMPTY_CURE
+            )
     if not len(stores["train"]) and recipe.data.train:
         raise TextError(f"no line left of {dict(counts['train'])}", place="data.train", cure=_EMPTY_CURE)
     return Corpora(
-        stores["train"], stores["dev"], stores["test"], mono, {part: dict(count) for part, count in counts.items()}
+        stores["train"],
+        stores["dev"],
+        stores["test"],
+        mono,
+        {part: dict(count) for part, count in counts.items()},
     )
 
 
@@ -110,7 +116,13 @@ def _cut(
     count = counts["corpus"] = Counter()
     # One side alone is enough to call two pairs the same here, else a half could hold the other's translation.
     rows = _kept(
-        _pairs(cut.corpus, recipe.languages, folder, tell), (0, 1), recipe.data.filter, count, set(), set(), either=True
+        _pairs(cut.corpus, recipe.languages, folder, tell),
+        (0, 1),
+        recipe.data.filter,
+        count,
+        set(),
+        set(),
+        either=True,
     )
     corpus = store.write(target / "corpus.tsv", rows)
     needed = cut.train + cut.dev + cut.test + (2 if recipe.rounds.number else 0)
@@ -145,7 +157,7 @@ def _lines(sources: Sources, language: str, folder: Path, tell: Callable[[str], 
         yield from read_lines(source, paths, language)
 
 
-def _resolved(sources: Sources, folder: Path, tell: Callable[[str], None]) -> Iterator[tuple[object, list[Path]]]:
+def _resolved(sources: Sources, folder: Path, tell: Callable[[str], None]) -> Iterator[tuple[TextSource, list[Path]]]:
     for source in sources:
         specs = (source.path,) if isinstance(source.path, str) else source.path
         tell(f"reading {' + '.join(spec.partition('#')[0] for spec in specs)}")
@@ -220,7 +232,12 @@ def reopen(recipe: Recipe, target: Path, counts: dict[str, dict[str, int]]) -> C
 
 def describe(data: Data) -> list[str]:
     """Return the text sources of a recipe, one a line, as they will be read."""
-    tables = {"train": data.train, "dev": data.dev, "test": data.test, **{f"mono.{c}": s for c, s in data.mono.items()}}
+    tables = {
+        "train": data.train,
+        "dev": data.dev,
+        "test": data.test,
+        **{f"mono.{c}": s for c, s in data.mono.items()},
+    }
     if data.cut is not None:
         tables = {"cut.corpus": data.cut.corpus}
     return [f"{part}: {source.path}" for part, sources in tables.items() for source in sources]

@@ -49,9 +49,7 @@ def read_lines(source: TextSource, paths: Sequence[Path], language: str) -> Iter
     yield from islice((clean(text) for (text,) in _rows(source, paths, (language,))), source.limit)
 
 
-def read_pairs(
-    source: TextSource, paths: Sequence[Path], languages: tuple[str, str]
-) -> Iterator[tuple[str, str]]:
+def read_pairs(source: TextSource, paths: Sequence[Path], languages: tuple[str, str]) -> Iterator[tuple[str, str]]:
     """Yield the clean pairs of a parallel text in the order of `languages`, at most `source.limit`.
 
     Args:
@@ -113,9 +111,7 @@ def _single(path: Path, languages: tuple[str, ...]) -> Iterator[tuple[str, ...]]
     return ((line,) for line in lines(path))
 
 
-def _moses(
-    source: TextSource, paths: Sequence[Path], languages: tuple[str, ...]
-) -> Iterator[tuple[str, ...]]:
+def _moses(source: TextSource, paths: Sequence[Path], languages: tuple[str, ...]) -> Iterator[tuple[str, ...]]:
     if len(languages) != 2 or len(paths) != 2 or source.format not in ("auto", "moses"):
         raise TextError(
             f"a Moses pair is two files of plain lines in two languages; here are {len(paths)} file(s), "

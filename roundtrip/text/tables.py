@@ -156,9 +156,7 @@ def _fields(
         yield tuple(row[position] for position in positions)
 
 
-def _names(
-    source: TextSource, languages: tuple[str, ...], *, place: str, found: Sequence[str] = ()
-) -> tuple[str, ...]:
+def _names(source: TextSource, languages: tuple[str, ...], *, place: str, found: Sequence[str] = ()) -> tuple[str, ...]:
     """Return the columns of records: those of the recipe, else those named as the languages."""
     columns: Sequence[str | int] | None = source.columns
     if columns is None and set(languages) <= set(found):

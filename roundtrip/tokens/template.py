@@ -99,7 +99,10 @@ class Template:
         texts = [head + source + mid + target for source, target in pairs]
         boundaries = [len(head) + len(source) + len(self._prompt_end) for source, _ in pairs]
         encoded = self._encode(
-            texts, [len(head)] * len(texts), [len(source) for source, _ in pairs], [len(target) for _, target in pairs]
+            texts,
+            [len(head)] * len(texts),
+            [len(source) for source, _ in pairs],
+            [len(target) for _, target in pairs],
         )
         rows = []
         for (ids, ends), boundary in zip(encoded, boundaries, strict=True):
@@ -152,7 +155,10 @@ class Template:
 
         def plain(start: int, end: int) -> None:
             piece = self.tokenizer(
-                text[start:end], add_special_tokens=False, split_special_tokens=True, return_offsets_mapping=True
+                text[start:end],
+                add_special_tokens=False,
+                split_special_tokens=True,
+                return_offsets_mapping=True,
             )
             ids.extend(piece["input_ids"])
             ends.extend(start + offset for _, offset in piece["offset_mapping"])
@@ -235,7 +241,9 @@ def _render(tokenizer: Any, recipe: TemplateText, names: dict[str, str], source:
         text = tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=target is None)
     except Exception as error:  # a chat template is a program of the model's author and may raise anything
         raise TemplateError(
-            f"the chat template failed: {error}", place="template", cure='try without template.system, or kind = "plain"'
+            f"the chat template failed: {error}",
+            place="template",
+            cure='try without template.system, or kind = "plain"',
         ) from error
     return str(text)
 

@@ -1,0 +1,464 @@
+"""Whole runs through the door: what they leave behind, how they go on, and what they say when they cannot."""
+
+from __future__ import annotations
+
+import io
+import json
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from peft import PeftModel
+from rich.console import Console
+from safetensors.torch import load_file
+from transformers import AutoModelForCausalLM
+
+from roundtrip import checkpoint, cookbook, train, translate
+from roundtrip.engine.batch import collate
+from roundtrip.errors import Interrupted, RunError, TrainingError
+from roundtrip.events import Events
+from roundtrip.run import Run, locked, reopen
+from roundtrip.trip import Trip
+from tests.conftest import WriteRecipe
+
+NAMES = ["en-es", "es-en"]
+
+
+def go(path: Path, out: Path, *, resume: bool = False, overrides: tuple[str, ...] = ()) -> str:
+    """Run a recipe in this process and return what was shown."""
+    shown = io.StringIO()
+    loaded = cookbook.load(str(path), overrides)
+    with locked(out):
+        train.train(out, loaded, Events(Console(file=shown, width=160)), resume=resume)
+    return shown.getvalue()
+
+
+@pytest.fixture(scope="module")
+def finished(tmp_path_factory: pytest.TempPathFactory, model_folder: Path) -> tuple[Path, Path, str]:
+    """One finished run: its recipe, its folder and what it showed."""
+    from tests.conftest import RECIPE, toy_pairs
+
+    folder = tmp_path_factory.mktemp("finished")
+    (folder / "toy.tsv").write_text("".join(f"{en}\t{es}\n" for en, es in toy_pairs()), encoding="utf-8")
+    recipe = folder / "small.toml"
+    recipe.write_text(RECIPE.format(model=model_folder), encoding="utf-8")
+    return recipe, folder / "run", go(recipe, folder / "run")
+
+
+def door(*arguments: str, stdin: str | None = None, **settings: Any) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(
+        [sys.executable, "-m", *arguments], input=stdin, capture_output=True, text=True, timeout=300, **settings
+    )
+
+
+def test_two_step_recipe_through_the_real_door(write_recipe: WriteRecipe, tmp_path: Path) -> None:
+    path = write_recipe(("train = 32", "train = 16"), ("lines = 24", "lines = 10"))
+    done = door("roundtrip.train", str(path), "--out", str(tmp_path / "run"), "--set", "rounds.real_share=0.0")
+    assert done.returncode == 0, done.stderr
+    assert done.stderr == ""
+    metrics = json.loads((tmp_path / "run" / "metrics.json").read_text())
+    assert metrics["steps"] == {"en-es": 2, "es-en": 2}
+    assert json.loads((tmp_path / "run" / "run.json").read_text())["overrides"] == ["rounds.real_share=0.0"]
+    assert "Test scores: chrF++ / BLEU" in done.stdout
+    assert "\x1b" not in done.stdout, "no escape codes where nobody watches"
+    translated = door(
+        "roundtrip.translate", str(tmp_path / "run"), "--to", "es", stdin="I see the house.\n\nThe moon\n"
+    )
+    assert translated.returncode == 0, translated.stderr
+    assert len(translated.stdout.splitlines()) == 3
+    assert translated.stdout.splitlines()[1] == ""
+
+
+def test_what_a_run_leaves_behind(finished: tuple[Path, Path, str]) -> None:
+    recipe, folder, shown = finished
+    metrics = json.loads((folder / "metrics.json").read_text())
+    assert list(metrics["test"]) == ["copy", "base", "parallel", "round-1"]
+    assert list(metrics["dev"]) == ["copy", "parallel", "round-1"]
+    for scores in metrics["test"].values():
+        assert set(scores) == set(NAMES)
+        assert all(0 <= one["bleu"] <= 100 and 0 <= one["chrf"] <= 100 for one in scores.values())
+    assert metrics["best"] in {"parallel", "round-1"}
+    means = {k: sum(s["chrf"] for s in v.values()) / 2 for k, v in metrics["dev"].items() if k != "copy"}
+    assert metrics["best"] == max(means, key=lambda stage: means[stage])
+    assert metrics["comparison"]["baseline"] == "parallel" and metrics["comparison"]["system"] == "round-1"
+    assert {one["metric"] for one in metrics["comparison"]["directions"]["en-es"]} == {"BLEU", "chrF++"}
+    assert "nw:2" in metrics["signatures"]["en-es"]["chrf"] and "tok:13a" in metrics["signatures"]["en-es"]["bleu"]
+    assert all(len(samples) == 3 for samples in metrics["samples"].values())
+    assert set(metrics["seconds"]) == {"reading", "loading", "generating", "training", "scoring"}
+    assert metrics["steps"] == {"en-es": 2 + 3, "es-en": 2 + 3}
+    assert (folder / "recipe.toml").read_text() == recipe.read_text()
+    kinds = [json.loads(line)["event"] for line in (folder / "events.jsonl").read_text().splitlines()]
+    assert kinds.count("step") == 10 and kinds.count("phase") == 4 and kinds.count("block") == 2
+    assert kinds[0] == "text" and kinds[-1] == "end"
+    for part in ("base model, zero-shot", "copying the source", "(kept as best)", "paired bootstrap", "reference"):
+        assert part in shown
+    assert not list(folder.rglob("*.bin")) and not list(folder.rglob("*.pt")), "no pickles"
+    assert not list(folder.rglob("*.tmp"))
+
+
+def test_blocks_are_new_lines_with_synthetic_sources_and_real_pairs(finished: tuple[Path, Path, str]) -> None:
+    _, folder, _ = finished
+    for number, name, target in ((2, "en-es", "mono.es.txt"), (3, "es-en", "mono.en.txt")):
+        lines = (folder / "blocks" / f"{number:04d}-round-1-{name}.jsonl").read_text().splitlines()
+        rows = [json.loads(line) for line in lines]
+        synthetic = [row for row in rows if row[0] == "synthetic"]
+        real = {(row[1], row[2]) for row in rows if row[0] == "real"}
+        mono = set((folder / "data" / target).read_text().splitlines())
+        assert synthetic and all(row[2] in mono for row in synthetic)
+        pairs = {tuple(line.split("\t")) for line in (folder / "data" / "train.tsv").read_text().splitlines()}
+        assert real <= {pair if name == "en-es" else pair[::-1] for pair in pairs}
+        assert len(real) == round(len(synthetic) * 0.4 / 0.6)
+
+
+def test_adapters_load_with_peft_alone_and_give_the_same_logits(
+    finished: tuple[Path, Path, str], model_folder: Path
+) -> None:
+    recipe, folder, _ = finished
+    translators, direction, _ = translate.load(Run(folder), "es")
+    batch = collate(translators.templates["en-es"].rows([("I see the moon.", "Veo la luna.")]), 3)
+    alone = PeftModel.from_pretrained(
+        AutoModelForCausalLM.from_pretrained(model_folder, attn_implementation="eager"), folder / "adapters/best/en-es"
+    ).eval()
+    translators.model.set_adapter(direction.name)
+    with torch.no_grad():
+        ours = translators.model(batch.ids_BT, attention_mask=batch.mask_BT).logits
+        theirs = alone(batch.ids_BT, attention_mask=batch.mask_BT).logits
+        with alone.disable_adapter():
+            base = alone(batch.ids_BT, attention_mask=batch.mask_BT).logits
+    assert torch.equal(ours, theirs)
+    assert not torch.allclose(theirs, base, atol=1e-3)
+    config = json.loads((folder / "adapters/best/en-es/adapter_config.json").read_text())
+    assert config["base_model_name_or_path"] == str(model_folder) and config["inference_mode"] is True
+
+
+def end_state(folder: Path) -> dict[str, Any]:
+    """Return all that two runs must agree on to be the same run."""
+    metrics = json.loads((folder / "metrics.json").read_text())
+    tensors = {
+        str(path.relative_to(folder)): load_file(path) for path in sorted(folder.glob("adapters/**/*.safetensors"))
+    }
+    blocks = {path.name: path.read_text() for path in sorted((folder / "blocks").iterdir())}
+    return {
+        "tensors": tensors,
+        "blocks": blocks,
+        **{k: metrics[k] for k in ("dev", "test", "best", "steps", "samples")},
+    }
+
+
+def assert_same(one: dict[str, Any], other: dict[str, Any]) -> None:
+    assert one["tensors"].keys() == other["tensors"].keys()
+    for name, tensors in one["tensors"].items():
+        for key, value in tensors.items():
+            assert torch.equal(value, other["tensors"][name][key]), f"{name} {key}"
+    assert {k: v for k, v in one.items() if k != "tensors"} == {k: v for k, v in other.items() if k != "tensors"}
+
+
+@pytest.mark.parametrize("at", [1, 3, 5, 6, 8, 9])
+def test_resumed_is_uninterrupted(
+    finished: tuple[Path, Path, str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, at: int
+) -> None:
+    recipe, whole, _ = finished
+    step = Trip.step
+
+    def stopping(self: Trip, *arguments: Any) -> Any:
+        result = step(self, *arguments)
+        if self.state.total_steps() == at:
+            os.kill(os.getpid(), signal.SIGTERM)
+        return result
+
+    monkeypatch.setattr(Trip, "step", stopping)
+    with pytest.raises(Interrupted) as caught:
+        go(recipe, tmp_path / "run")
+    assert caught.value.exit_code == 143
+    assert not (tmp_path / "run" / "metrics.json").exists()
+    monkeypatch.undo()
+    shown = go(recipe, tmp_path / "run", resume=True)
+    assert f"{at} steps done" in shown
+    assert_same(end_state(tmp_path / "run"), end_state(whole))
+
+
+def test_stopped_while_generating_loses_nothing(
+    finished: tuple[Path, Path, str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    recipe, whole, _ = finished
+
+    def stopping(*arguments: Any, **settings: Any) -> Any:
+        os.kill(os.getpid(), signal.SIGINT)
+        return original(*arguments, **settings)
+
+    from roundtrip import block
+
+    original = block.of_round
+    monkeypatch.setattr(block, "of_round", stopping)
+    with pytest.raises(Interrupted) as caught:
+        go(recipe, tmp_path / "run")
+    assert caught.value.exit_code == 130
+    monkeypatch.undo()
+    assert "4 steps done" in go(recipe, tmp_path / "run", resume=True)
+    assert_same(end_state(tmp_path / "run"), end_state(whole))
+
+
+def test_a_second_run_from_the_same_seed_is_the_same_and_another_seed_is_not(
+    finished: tuple[Path, Path, str], tmp_path: Path
+) -> None:
+    recipe, whole, _ = finished
+    go(recipe, tmp_path / "same")
+    assert_same(end_state(tmp_path / "same"), end_state(whole))
+    go(recipe, tmp_path / "other", overrides=("seed=4",))
+    assert end_state(tmp_path / "other")["blocks"] != end_state(whole)["blocks"]
+
+
+def test_a_finished_run_is_shown_again(finished: tuple[Path, Path, str]) -> None:
+    recipe, folder, _ = finished
+    before = end_state(folder)
+    shown = go(recipe, folder, resume=True)
+    assert "this run is complete" in shown and "Test scores" in shown
+    assert_same(end_state(folder), before)
+
+
+@pytest.mark.parametrize("damage", ["truncate", "flip", "no state", "half a state"])
+def test_a_broken_checkpoint_is_named_and_passed_over(
+    finished: tuple[Path, Path, str], tmp_path: Path, damage: str
+) -> None:
+    _, whole, _ = finished
+    folder = tmp_path / "checkpoints"
+    shutil.copytree(whole / "checkpoints", folder)
+    older, newer = checkpoint.names(folder)
+    path = folder / newer / ("es-en.safetensors" if damage in {"truncate", "flip"} else "state.json")
+    content = bytearray(path.read_bytes())
+    if damage == "no state":
+        path.unlink()
+    elif damage == "flip":
+        content[-5] ^= 16
+        path.write_bytes(content)
+    else:
+        path.write_bytes(content[: len(content) // 2])
+    told: list[str] = []
+    found = checkpoint.newest(folder, told.append)
+    assert found is not None
+    state, tensors = found
+    assert f"{state.phase:04d}-{state.step:06d}" == older
+    assert set(tensors) == set(NAMES)
+    assert len(told) == 1 and newer in told[0]
+    shutil.rmtree(folder / older)
+    with pytest.raises(RunError, match="no checkpoint is whole"):
+        checkpoint.newest(folder, told.append)
+
+
+def test_resume_refuses_another_recipe_or_version(
+    finished: tuple[Path, Path, str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    recipe, folder, _ = finished
+    with pytest.raises(RunError, match=r"train\.lr: 0\.005 then, 0\.1 now"):
+        reopen(folder, cookbook.load(str(recipe), ["train.lr=0.1"]))
+    monkeypatch.setattr("roundtrip.run.versions", lambda: {"torch": "9.9"})
+    with pytest.raises(RunError, match=r"version of torch: '2\.\S+' then, '9\.9' now"):
+        reopen(folder, cookbook.load(str(recipe)))
+
+
+def test_unpaired_sides_start_over_and_say_so(write_recipe: WriteRecipe, tmp_path: Path) -> None:
+    cut = '[data.cut]\ncorpus = { path = "toy.tsv" }\ntrain = 32\ndev = 12\ntest = 12'
+    own = """[data]
+train = { path = "toy.tsv", limit = 20 }
+dev = "dev.tsv"
+test = "test.tsv"
+[data.mono]
+en = "mono.en"
+es = "mono.es"
+"""
+    (tmp_path / "dev.tsv").write_text("The flag\tLa bandera\nThe sun\tEl sol\n")
+    (tmp_path / "test.tsv").write_text("The sea\tEl mar\nThe sky\tEl cielo\n")
+    (tmp_path / "mono.en").write_text("".join(f"I have {n} cats.\n" for n in range(30)))
+    (tmp_path / "mono.es").write_text("".join(f"Tengo {n} gatos.\n" for n in range(7)))
+    shown = go(write_recipe((cut, own)), tmp_path / "run")
+    assert "mono.es is read through and starts over" in shown
+    assert "mono.en is read through" not in shown
+
+
+def test_all_rejected_stops_with_counts_and_advice(write_recipe: WriteRecipe, tmp_path: Path) -> None:
+    path = write_recipe(("max_ratio = 100.0", "max_ratio = 1.0\nmax_copy = 0.000001"))
+    with pytest.raises(TrainingError, match=r"all 24 synthetic sources were rejected(.|\n)*parallel_passes"):
+        go(path, tmp_path / "run")
+
+
+def test_no_finite_loss_stops_and_names_the_cure(write_recipe: WriteRecipe, tmp_path: Path) -> None:
+    path = write_recipe(("lr = 5e-3", "lr = 1e30\nlr_warmup_steps = 0\nmax_grad_norm = 1e30"))
+    with pytest.raises(TrainingError, match=r"loss (nan|inf)(.|\n)*lower train\.lr"):
+        go(path, tmp_path / "run")
+
+
+def test_rows_over_the_limit_are_left_out_and_counted(write_recipe: WriteRecipe, tmp_path: Path) -> None:
+    shown = go(write_recipe(("max_row_tokens = 96", "max_row_tokens = 34")), tmp_path / "run")
+    assert "rows over 34 tokens left out" in shown
+    with pytest.raises(TrainingError, match="rows are over 5 tokens"):
+        go(write_recipe(("max_row_tokens = 96", "max_row_tokens = 5")), tmp_path / "run2")
+
+
+def test_gradient_checkpointing_learns_the_same(finished: tuple[Path, Path, str], tmp_path: Path) -> None:
+    recipe, whole, _ = finished
+    go(recipe, tmp_path / "run", overrides=("model.gradient_checkpointing=true",))
+    one, other = end_state(tmp_path / "run"), end_state(whole)
+    for name, tensors in other["tensors"].items():
+        for key, value in tensors.items():
+            assert torch.allclose(one["tensors"][name][key], value, rtol=1e-2, atol=1e-3), (name, key)
+
+
+def test_chat_template_and_sampling(write_recipe: WriteRecipe, tmp_path: Path) -> None:
+    path = write_recipe(
+        ('kind = "plain"', 'kind = "chat"'), ("[judge]", "[generate]\ntemperature = 0.8\ntop_p = 0.9\n[judge]")
+    )
+    assert "Test scores" in go(path, tmp_path / "run")
+    facts = json.loads((tmp_path / "run" / "run.json").read_text())
+    assert facts["segments"]["en-es"]["mid"] == "<|im_end|>\n<|im_start|>assistant\n"
+
+
+@pytest.fixture
+def shell(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], tmp_path: Path) -> Callable[..., Any]:
+    """Call a door as a shell would, in this process, and return (exit code, output, errors)."""
+    monkeypatch.chdir(tmp_path)
+
+    def call(module: Any, *arguments: str) -> tuple[int, str, str]:
+        monkeypatch.setattr(sys, "argv", ["door", *arguments])
+        with pytest.raises(SystemExit) as left:
+            module.main()
+        captured = capsys.readouterr()
+        return int(left.value.code or 0), captured.out, captured.err
+
+    return call
+
+
+CUT = '[data.cut]\ncorpus = { path = "toy.tsv" }\ntrain = 32\ndev = 12\ntest = 12'
+MISTAKES: dict[str, tuple[tuple[str, str], str]] = {
+    "typo in a key": (("lr = 5e-3", "learning_rate = 5e-3"), "train.learning_rate: unknown key"),
+    "missing file": (("toy.tsv", "corpus.tsv"), "no such file: 'corpus.tsv'"),
+    "one-column tsv": (("toy.tsv", "one.tsv"), "one.tsv:1: 1 column(s)"),
+    "empty file": (("toy.tsv", "empty.tsv"), "0 usable pairs"),
+    "same language twice": (('["en", "es"]', '["es", "es"]'), "are the same language"),
+    "unknown model": (('path = "/', 'path = "/nowhere/'), "model.path"),
+    "unknown device": (('dtype = "float32"', 'dtype = "float32"\ndevice = "cuda:7"'), "no device 'cuda:7'"),
+    "unknown layers": (("rank = 4", 'rank = 4\ntargets = ["q_prog"]'), "adapter.targets"),
+    "mecab not installed": (("bootstrap_samples = 50", "bleu_tokenize = {es = 'ko-mecab'}"), "score.bleu_tokenize"),
+}
+
+
+@pytest.mark.parametrize("mistake", MISTAKES)
+def test_likely_mistakes_end_in_one_clear_message(
+    write_recipe: WriteRecipe, tmp_path: Path, shell: Callable[..., Any], mistake: str
+) -> None:
+    change, message = MISTAKES[mistake]
+    (tmp_path / "one.tsv").write_text("Hello\nWorld\n")
+    (tmp_path / "empty.tsv").write_text("")
+    code, _, errors = shell(train, str(write_recipe(change)), "--out", "run")
+    assert code == 2
+    assert errors.startswith("error: ") and message in errors
+    assert "Traceback" not in errors
+    # Mended, the same command works: nothing that failed stands in the way.
+    if mistake in {"empty file", "unknown layers"}:
+        assert shell(train, str(write_recipe()), "--out", "run")[0] == 0
+
+
+def test_a_folder_in_use_is_refused(write_recipe: WriteRecipe, tmp_path: Path, shell: Callable[..., Any]) -> None:
+    with locked(tmp_path / "run"):
+        code, _, errors = shell(train, str(write_recipe()), "--out", "run")
+    assert code == 2 and "in use by another process" in errors
+
+
+def test_a_folder_that_holds_something_is_refused(
+    finished: tuple[Path, Path, str], write_recipe: WriteRecipe, tmp_path: Path, shell: Callable[..., Any]
+) -> None:
+    recipe, folder, _ = finished
+    code, _, errors = shell(train, str(recipe), "--out", str(folder))
+    assert code == 2 and "already holds a run" in errors and "--resume" in errors
+    (tmp_path / "home").mkdir()
+    (tmp_path / "home" / "letter.txt").write_text("dear")
+    code, _, errors = shell(train, str(write_recipe()), "--out", "home")
+    assert code == 2 and "is not empty and not a run" in errors
+    assert (tmp_path / "home" / "letter.txt").read_text() == "dear"
+    code, _, errors = shell(train, str(write_recipe()), "--out", "home", "--resume")
+    assert code == 2 and "not a run folder" in errors
+
+
+def test_an_unwritable_place_is_refused(write_recipe: WriteRecipe, tmp_path: Path, shell: Callable[..., Any]) -> None:
+    (tmp_path / "file").write_text("")
+    code, _, errors = shell(train, str(write_recipe()), "--out", "file/run")
+    assert code == 2 and "cannot be written" in errors and "--out" in errors
+
+
+def test_check_shows_the_plan_and_writes_nothing(
+    write_recipe: WriteRecipe, tmp_path: Path, shell: Callable[..., Any]
+) -> None:
+    path = write_recipe()
+    before = sorted(tmp_path.rglob("*"))
+    code, output, errors = shell(train, str(path), "--check")
+    assert code == 0 and errors == ""
+    for part in ("sound", "12 of 12 dev lines", "round-1: en-es learns from 24 new lines", "5 optimizer steps"):
+        assert part in output
+    assert sorted(tmp_path.rglob("*")) == before
+
+
+def test_ctrl_c_saves_and_exits_130(finished: tuple[Path, Path, str], tmp_path: Path) -> None:
+    recipe, whole, _ = finished
+    command = [sys.executable, "-m", "roundtrip.train", str(recipe), "--out", str(tmp_path / "run")]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as process:
+        deadline = time.time() + 200
+        events = tmp_path / "run" / "events.jsonl"
+        while time.time() < deadline and not (events.exists() and '"step"' in events.read_text()):
+            time.sleep(0.02)
+        process.send_signal(signal.SIGINT)
+        _, errors = process.communicate(timeout=200)
+    assert process.returncode == 130, errors
+    assert errors.startswith("stopped: ") and "Traceback" not in errors
+    go(recipe, tmp_path / "run", resume=True)
+    assert_same(end_state(tmp_path / "run"), end_state(whole))
+
+
+def test_translation_keeps_lines_and_refuses_by_number(
+    finished: tuple[Path, Path, str], monkeypatch: pytest.MonkeyPatch, capsysbinary: Any
+) -> None:
+    _, folder, _ = finished
+    long_line = " ".join(["house"] * 5000)
+    sentences = "I see the red house here. " * 12
+    lines = ["I see the moon.", "", long_line, sentences, "  ", "The end"]
+
+    class Input:
+        buffer = io.BytesIO(("\n".join(lines) + "\n").encode())
+
+    monkeypatch.setattr(sys, "stdin", Input)
+    monkeypatch.setattr(sys, "argv", ["door", str(folder), "--to", "es"])
+    with pytest.raises(SystemExit) as left:
+        translate.main()
+    captured = capsysbinary.readouterr()
+    written = captured.out.decode().split("\n")
+    assert left.value.code == 2
+    assert len(written) == len(lines) + 1 and written[-1] == ""
+    assert written[1] == written[2] == written[4] == ""
+    assert "line 3: a sentence of 5000 words is too long" in captured.err.decode()
+    # Sentence by sentence: twelve equal sentences give twelve equal translations.
+    translators, direction, settings = translate.load(Run(folder), "es")
+    (one,) = translate.translate(translators, direction, ["I see the red house here."], settings, [])
+    assert written[3] == " ".join([one] * 12)
+    assert written[0] == next(translate.translate(translators, direction, ["I see the moon."], settings, []))
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (("--to", "fr"), "translates between en and es, not into 'fr'"),
+        (("--to", "es", "--stage", "round-9"), "kept: best, parallel, round-1"),
+    ],
+)
+def test_translate_mistakes(
+    finished: tuple[Path, Path, str], shell: Callable[..., Any], arguments: tuple[str, ...], message: str
+) -> None:
+    code, _, errors = shell(translate, str(finished[1]), *arguments)
+    assert code == 2 and message in errors
+    code, _, errors = shell(translate, "nowhere", "--to", "es")
+    assert code == 2 and "not a run folder" in errors
