@@ -31,6 +31,7 @@ FLOORS = [
     ["results"],
     ["trip"],
     ["loop", "door"],
+    ["running"],
     ["train", "translate"],
 ]
 

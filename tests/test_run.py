@@ -21,7 +21,7 @@ from rich.console import Console
 from safetensors.torch import load_file
 from transformers import AutoModelForCausalLM
 
-from roundtrip import checkpoint, cookbook, train, translate
+from roundtrip import checkpoint, cookbook, running, train, translate
 from roundtrip.engine.batch import collate
 from roundtrip.errors import Interrupted, RunError, TrainingError
 from roundtrip.events import Events
@@ -37,7 +37,7 @@ def go(path: Path, out: Path, *, resume: bool = False, overrides: tuple[str, ...
     shown = io.StringIO()
     loaded = cookbook.load(str(path), overrides)
     with locked(out):
-        train.train(out, loaded, Events(Console(file=shown, width=160)), resume=resume)
+        running.train(out, loaded, Events(Console(file=shown, width=160)), resume=resume)
     return shown.getvalue()
 
 
