@@ -64,7 +64,8 @@ def of_round(
     texts, hypotheses = translators.write(
         direction.reverse, lines, recipe.generate, derive(recipe.seed, "sources", phase.number), tell=tell
     )
-    judged = judge(texts, hypotheses, lines, recipe.judge)
+    usual_ratio = _usual_ratio(corpora, recipe.languages.index(direction.source))
+    judged = judge(texts, hypotheses, lines, recipe.judge, usual_ratio)
     rejected = judged.rejected | ({"target too long": num_long} if num_long else {})
     wanted = num_real(recipe, len(judged.pairs), len(corpora.train))
     seed = derive(recipe.seed, "order", pairs)
@@ -74,6 +75,12 @@ def of_round(
     after = {mono: mono_cursor, pairs: pairs_cursor}
     wraps = tuple(name for name, cursor in after.items() if cursor.epoch > cursors.get(name, Cursor()).epoch)
     return Block(rows, after, rejected, wraps)
+
+
+def _usual_ratio(corpora: Corpora, side: int) -> float:
+    """Return how many characters of one language the dev pairs have for each of the other."""
+    sizes = [sum(len(row[place]) for row in corpora.dev) for place in (side, 1 - side)]
+    return sizes[0] / sizes[1]
 
 
 def _real(row: Sequence[str], direction: Direction, first: str) -> list[str]:
@@ -90,5 +97,6 @@ def _short_enough(
         line
         for line, prompt in zip(lines, prompts, strict=True)
         if 2 * translators.num_source_tokens(direction.reverse, prompt) <= recipe.train.max_row_tokens
+        and translators.fits(translators.num_needed(direction.reverse, prompt, recipe.generate))
     ]
     return kept, len(lines) - len(kept)

@@ -31,7 +31,7 @@ class State:
         phase: number of the phase under way.
         step: optimizer steps taken in it.
         optimizer_steps: steps taken in all, by direction.
-        cursors: how far each stream is read, at the start of the phase.
+        cursors: how far each stream is read: up to the phase, or behind its block once it has taken a step.
         scores: dev scores by stage and direction.
         best: the stage with the best mean dev chrF++ so far.
         seconds: time spent, by activity.
@@ -69,10 +69,12 @@ def save(folder: Path, state: State, tensors: Mapping[str, Mapping[str, torch.Te
     document = {"format": FORMAT, "hashes": hashes, **asdict(state)}
     (beside / STATE).write_text(json.dumps(document, indent=1), encoding="utf-8")
     _sync(beside / STATE)
-    target = folder / name
-    shutil.rmtree(target, ignore_errors=True)
+    target, aside = folder / name, folder / f".{name}.old"
+    if target.exists():  # a broken one, that a resume passed over
+        target.rename(aside)
     beside.rename(target)
     _sync(folder)
+    shutil.rmtree(aside, ignore_errors=True)
     for old in names(folder)[:-keep]:
         shutil.rmtree(folder / old)
     return target

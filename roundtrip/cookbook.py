@@ -114,6 +114,10 @@ def combination_problems(recipe: Recipe) -> list[str]:
         problems.append(
             f"data.cut: excludes {', '.join(f'data.{k}' for k in named)}; the cut makes all parts from one corpus"
         )
+    if not recipe.rounds.number and not recipe.train.parallel_passes:
+        problems.append("rounds.number: 0 rounds and 0 train.parallel_passes train nothing")
+    if data.cut is not None and not recipe.rounds.number and not data.cut.train:
+        problems.append("data.cut.train: 0 pairs and 0 rounds train nothing")
     if data.cut is not None and not data.cut.corpus:
         problems.append("data.cut.corpus: no source given")
     if data.cut is None:
@@ -153,8 +157,12 @@ def combination_problems(recipe: Recipe) -> list[str]:
     for field in re.findall(r"\{(\w*)\}", fields):
         if field not in known:
             problems.append(f"{key}: unknown field {{{field}}}{_did_you_mean(field, known)}")
-    if template.kind == "plain" and template.system is not None:
-        problems.append("template.system: only a chat template has a system message")
+    foreign = {"instruction", "system"} if template.kind == "plain" else {"text"}
+    for name in sorted(foreign & template.model_fields_set):
+        problems.append(f"template.{name}: a {template.kind} template does not use it")
+    for field in re.findall(r"\{(\w*)\}", template.system or ""):
+        if field not in {"source_language", "target_language"}:
+            problems.append(f"template.system: unknown field {{{field}}}")
     if template.kind == "plain" and fields.rstrip()[-8:] != "{target}":
         problems.append("template.text: must end with {target}; the end token follows it")
     for language in recipe.score.bleu_tokenize:
@@ -176,6 +184,16 @@ def _source_problems(source: TextSource, num_languages: int) -> list[str]:
         problems.append(f"two files {list(source.path)} where one language is wanted")
     if source.columns is not None and len(source.columns) != num_languages:
         problems.append(f"columns {list(source.columns)}: {num_languages} wanted, one a language")
+    hub = isinstance(source.path, str) and source.path.startswith("hf:")
+    if not hub and {"subset", "split"} & source.model_fields_set:
+        problems.append("subset and split: only a path hf:DATASET has them")
+    if source.format == "datasets" and not hub:
+        problems.append("format 'datasets': the path must be hf:DATASET")
+    tables = ("tsv", "tab", "csv", "jsonl", "ndjson", "parquet")
+    endings = str(source.path).removesuffix(".gz").rpartition(".")[2].lower()
+    if not (hub or source.format in tables or (source.format == "auto" and endings in tables)):
+        unused = sorted({"columns", "header"} & source.model_fields_set)
+        problems += [f"{key}: only tables have it, {source.path} is none" for key in unused]
     return problems
 
 
@@ -187,7 +205,7 @@ def path_problems(recipe: Recipe, folder: Path) -> list[str]:
         for spec in ((source.path,) if isinstance(source.path, str) else source.path)
         if not spec.startswith("hf:")
     ]
-    if recipe.model.path.startswith("pypi:"):
+    if recipe.model.path.startswith(("pypi:", ".", "/", "~")) or recipe.model.path.endswith(".gguf"):
         specs.append(("model.path", recipe.model.path))
     problems = []
     for key, spec in specs:

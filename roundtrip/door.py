@@ -12,7 +12,7 @@ from typing import NoReturn
 from rich.console import Console
 from rich.text import Text
 
-from roundtrip.errors import Interrupted, RoundtripError
+from roundtrip.errors import Interrupted, RoundtripError, first_line
 
 
 def open_door(work: Callable[[argparse.Namespace], None], parser: argparse.ArgumentParser) -> NoReturn:
@@ -41,16 +41,39 @@ def open_door(work: Callable[[argparse.Namespace], None], parser: argparse.Argum
         # The reader of our output has gone; point it elsewhere so that closing it raises nothing more.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         code = 141
+    except Exception as error:
+        cure = _cure(error)
+        if cure is None or arguments.debug:
+            raise
+        Console(stderr=True).print(Text(f"error: {first_line(error)}\n  {cure}", style="bold"), soft_wrap=True)
+        code = 3
     sys.exit(code)
+
+
+def _cure(error: Exception) -> str | None:
+    """Return what to do about a machine that has run out of something; None for what should not have happened."""
+    match type(error).__name__:
+        case "OutOfMemoryError":
+            return "lower train.tokens_per_forward and generate.tokens_per_batch, and start anew"
+        case "SafetensorError":
+            return "a file cannot be written or read: make room, then go on with --resume"
+        case _ if isinstance(error, OSError):
+            return "make room or mend the file, then go on with --resume; the last checkpoint is whole"
+    return None
 
 
 def _quiet_libraries() -> None:
     """Leave the terminal to us: no bars of theirs, and warnings about their own insides only with --debug.
 
-    Through the environment, since they are not imported yet: that takes seconds.
+    Through the environment where they are not imported yet: that takes seconds.
     """
     os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
     os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
     os.environ.setdefault("HF_HUB_VERBOSITY", "error")
+    if "transformers" in sys.modules:
+        from transformers.utils import logging
+
+        logging.set_verbosity_error()
+        logging.disable_progress_bar()
     if "--debug" not in sys.argv:
         warnings.filterwarnings("ignore", module=r"(transformers|peft|torch|accelerate|huggingface_hub)(\..*)?")

@@ -23,6 +23,11 @@ class RoundtripError(Exception):
         return f"{text}\n  {self.cure}" if self.cure else text
 
 
+def first_line(error: BaseException) -> str:
+    """Return the first line of what a library says, or the kind of its error where it says nothing."""
+    return next((line.strip() for line in str(error).splitlines() if line.strip()), type(error).__name__)
+
+
 class RecipeError(RoundtripError):
     """The recipe cannot be run as it stands."""
 
@@ -61,5 +66,5 @@ class Interrupted(RoundtripError):
     """
 
     def __init__(self, signal_number: int, problem: str = "stopped by a signal") -> None:
-        super().__init__(problem)
+        super().__init__(problem, cure="a run goes on with --resume")
         self.exit_code = 128 + signal_number

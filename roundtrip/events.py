@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -107,7 +107,7 @@ class Events:
 class Progressing:
     """Handle of a task: call `advance` as work gets done."""
 
-    def __init__(self, task: Task, show: object) -> None:
+    def __init__(self, task: Task, show: Callable[[], None]) -> None:
         self._task, self._show = task, show
 
     def advance(self, number: int = 1, tokens: int = 0, note: str = "") -> None:
@@ -119,11 +119,10 @@ class Progressing:
         self._task.done += number
         self._task.tokens += tokens
         self._task.note = note or self._task.note
-        assert callable(self._show)
         self._show()
 
 
-def _line_by_line(events: Events, task: Task) -> object:
+def _line_by_line(events: Events, task: Task) -> Callable[[], None]:
     last = [time.perf_counter()]
 
     def show() -> None:

@@ -20,18 +20,25 @@ class Judged:
     rejected: dict[str, int]
 
 
-def judge(texts: Sequence[str], hypotheses: Sequence[Hypothesis], targets: Sequence[str], recipe: Judge) -> Judged:
+def judge(
+    texts: Sequence[str],
+    hypotheses: Sequence[Hypothesis],
+    targets: Sequence[str],
+    recipe: Judge,
+    usual_ratio: float = 1.0,
+) -> Judged:
     """Judge a block of synthetic sources.
 
     Args:
         texts: the hypotheses as text.
         hypotheses: the same as generated.
         targets: the real line each was written for.
+        usual_ratio: characters of a source for each of its target in real pairs; Chinese has a third of English.
     """
     pairs: list[tuple[str, str]] = []
     rejected: Counter[str] = Counter()
     for text, hypothesis, target in zip(texts, hypotheses, targets, strict=True):
-        reason = fault(text, target, hypothesis.finished, recipe)
+        reason = fault(text, target, hypothesis.finished, recipe, usual_ratio)
         if reason is None:
             pairs.append((text, target))
         else:
@@ -39,7 +46,7 @@ def judge(texts: Sequence[str], hypotheses: Sequence[Hypothesis], targets: Seque
     return Judged(pairs, dict(sorted(rejected.items())))
 
 
-def fault(text: str, target: str, finished: bool, recipe: Judge) -> str | None:
+def fault(text: str, target: str, finished: bool, recipe: Judge, usual_ratio: float = 1.0) -> str | None:
     """Return the first reason against a synthetic source, None where there is none."""
     if not text:
         return "empty"
@@ -47,7 +54,7 @@ def fault(text: str, target: str, finished: bool, recipe: Judge) -> str | None:
         return "unfinished"
     if "\n" in text:
         return "several lines"
-    if length_ratio(text, target) > recipe.max_ratio:
+    if length_ratio(len(text), len(target) * usual_ratio) > recipe.max_ratio:
         return "length ratio"
     if text.casefold() == target.casefold() or similarity(text, target) >= recipe.max_copy:
         return "copy"

@@ -26,6 +26,7 @@ def round_trip(trip: Trip) -> None:
                 if trip.save_due():
                     trip.save()
                 trip.stop_if_asked()
+        trip.save()
         trip.finish(phase, block)
         if phase.ends_stage:
             trip.keep_stage(phase.stage)

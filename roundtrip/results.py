@@ -95,15 +95,16 @@ def show(metrics: Mapping[str, Any], run: Run, console: Console) -> None:
     for stage, scores in metrics["test"].items():
         dev = metrics["dev"].get(stage)
         mean = f"{mean_chrf(dev):.1f}" if dev else "-"
-        label = {
-            "copy": "copying the source",
-            "base": "base model, zero-shot",
-            "parallel": "parallel pairs",
-        }.get(stage, stage)
+        label = _LABELS.get(stage, stage)
         marked = f"{label} (kept as best)" if stage == metrics["best"] else label
         cells = [f"{scores[name]['chrf']:.1f} / {scores[name]['bleu']:.1f}" for name in names]
         table.add_row(marked, *cells, mean, style="bold" if stage == metrics["best"] else None)
     console.print(table)
+    for stage, scores in metrics["test"].items():
+        cut = {name: scores[name].get("unfinished", 0) for name in names}
+        if any(cut.values()):
+            counts = ", ".join(f"{number:.0f} of {name}" for name, number in cut.items())
+            console.print(Text(f"{_LABELS.get(stage, stage)}: cut at their length limit: {counts}", style="dim"))
     _show_comparison(metrics["comparison"], console)
     for name, signature in metrics["signatures"].items():
         console.print(Text(f"{name}: {signature['chrf']}; {signature['bleu']}", style="dim"))
@@ -134,6 +135,6 @@ def _show_comparison(comparison: Mapping[str, Any] | None, console: Console) -> 
             console.print(
                 Text(
                     f"  {name} {one['metric']}: {one['baseline']:.1f} → {one['system']:.1f} ({change:+.1f}), "
-                    f"95 % interval ± {one['system_ci']:.1f}, p = {one['p_value']:.3f}, {sure}"
+                    f"± {one['system_ci']:.1f} (95 % of the second score), p = {one['p_value']:.3f}, {sure}"
                 )
             )

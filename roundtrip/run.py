@@ -75,12 +75,38 @@ class Run:
                 place=str(self.path),
                 cure="name the folder that roundtrip.train made",
             ) from error
+        lacking = {"recipe", "folder", "versions"} - set(document)
+        if lacking:
+            raise RunError(
+                f"its run.json lacks {', '.join(sorted(lacking))}",
+                place=str(self.path),
+                cure="name the folder that roundtrip.train made",
+            )
         return document
 
     def recipe(self) -> tuple[Recipe, Path]:
         """Return the recipe as it was run and the folder its relative paths start at."""
         facts = self.facts()
-        return Recipe.model_validate_json(json.dumps(facts["recipe"])), Path(facts["folder"])
+        return self.pinned(Recipe.model_validate_json(json.dumps(facts["recipe"]))), Path(facts["folder"])
+
+    def pinned(self, recipe: Recipe) -> Recipe:
+        """Return a recipe with the precision that this run began with in place of `auto`."""
+        dtype = self.facts().get("dtype", recipe.model.dtype)
+        return recipe.model_copy(update={"model": recipe.model.model_copy(update={"dtype": dtype})})
+
+    def check_base(self, base_hash: str) -> None:
+        """Compare the loaded base with the one that this run began with, if it has begun.
+
+        Raises:
+            RunError: they differ.
+        """
+        facts = self.facts()
+        if facts.get("base_hash", base_hash) != base_hash:
+            raise RunError(
+                "the base model is not the one this run began with: its weights differ",
+                place=str(facts.get("base_location")),
+                cure="bring that model back, or start anew",
+            )
 
     def keep_best(self, stage: str) -> None:
         """Make `adapters/best` a copy of a stage's adapters; a reader never meets half of it."""
@@ -118,11 +144,14 @@ def create(path: Path, loaded: Loaded) -> Run:
                 cure="add --resume to go on with it, or --out for another folder",
             )
         # A run that ended before its first checkpoint, for want of a file say, is begun again.
-        if not (path / "run.json").exists() and any(item.name != "lock" for item in path.glob("*")):
+        if (path / "run.json").exists():
+            run.facts()
+        elif any(item.name != "lock" for item in path.glob("*")):
             raise RunError("is not empty and not a run", place=str(path), cure="name another folder with --out")
         for folder in (run.data, run.blocks, run.checkpoints, run.adapters, run.translations):
             folder.mkdir(parents=True, exist_ok=True)
-        (path / "recipe.toml").write_text(loaded.text, encoding="utf-8")
+        changes = "".join(f"# as run with --set {override}\n" for override in loaded.overrides)
+        (path / "recipe.toml").write_text(changes + loaded.text, encoding="utf-8")
         write_json(
             path / "run.json",
             {

@@ -4,18 +4,18 @@ from __future__ import annotations
 
 import tempfile
 from pathlib import Path
-from typing import Any
 
 from roundtrip import translator
 from roundtrip.cookbook import Loaded
-from roundtrip.errors import RunError, TrainingError
+from roundtrip.errors import TextError, TrainingError
 from roundtrip.events import Events
 from roundtrip.loop import round_trip
 from roundtrip.models.base import weights_hash
 from roundtrip.plan import directions, num_real, num_steps, phases
+from roundtrip.recipe import Recipe
 from roundtrip.run import Run, create, reopen
-from roundtrip.scorer import check_metrics
-from roundtrip.signals import listening
+from roundtrip.scorer import check_metrics, texts
+from roundtrip.signals import Stop, listening
 from roundtrip.text.prepare import Corpora, describe, prepare
 from roundtrip.text.prepare import reopen as reopen_text
 from roundtrip.tokens.template import Segments
@@ -32,7 +32,7 @@ def train(path: Path, loaded: Loaded, events: Events, *, resume: bool = False) -
     run = reopen(path, loaded) if resume else create(path, loaded)
     events.path = run.events
     with listening(events.say) as stop:
-        translators, corpora = _prepared(run, loaded, events)
+        translators, corpora = _prepared(run, loaded, events, stop)
         trip = Trip(run, loaded.recipe, corpora, translators, events, stop)
         if resume:
             trip.resume()
@@ -46,20 +46,23 @@ def train(path: Path, loaded: Loaded, events: Events, *, resume: bool = False) -
     return run
 
 
-def _prepared(run: Run, loaded: Loaded, events: Events) -> tuple[Translators, Corpora]:
+def _prepared(run: Run, loaded: Loaded, events: Events, stop: Stop) -> tuple[Translators, Corpora]:
     """Load text and models; what was fixed when the run began is read back from it."""
     facts = run.facts()
-    recipe, folder = loaded.recipe, loaded.folder
+    recipe, folder = run.pinned(loaded.recipe), loaded.folder
     check_metrics(recipe)
     known = facts.get("lines")
     corpora = reopen_text(recipe, run.data, known) if known else _read(loaded, run.data, events)
+    stop.leave_if_asked()
     segments = {name: Segments.from_dict(value) for name, value in facts.get("segments", {}).items()} or None
     with events.task("loading", f"loading {recipe.model.path.partition('#')[0]}", 0):
         translators = translator.load(recipe, folder, segments)
         base_hash = weights_hash(translators.model)
-    if facts.get("base_hash", base_hash) != base_hash:
-        raise RunError("the base model is not the one this run began with", place=recipe.model.path)
+    run.check_base(base_hash)
+    stop.leave_if_asked()
+    check_lines(translators, corpora, recipe, events)
     run.add_facts(
+        dtype=str(translators.base.dtype).removeprefix("torch."),
         lines=corpora.counts,
         base_hash=base_hash,
         base_location=translators.base.location,
@@ -78,6 +81,33 @@ def _read(loaded: Loaded, target: Path, events: Events) -> Corpora:
     return corpora
 
 
+def check_lines(translators: Translators, corpora: Corpora, recipe: Recipe, events: Events) -> None:
+    """Try the dev and test lines on template and model before any time is spent.
+
+    Raises:
+        TextError: a line does not fit into the model.
+    """
+    for direction in directions(recipe):
+        template = translators.templates[direction.name]
+        for part in ("dev", "test"):
+            sources, _ = texts(corpora, recipe, part, direction)
+            for number, prompt in enumerate(template.prompts(sources), start=1):
+                if not translators.fits(translators.num_needed(direction, prompt, recipe.generate)):
+                    raise TextError(
+                        f"line {number} has {len(prompt)} tokens, the model {translators.base.max_positions} positions",
+                        place=f"data.{part} ({direction.source})",
+                        cure="take the line out, lower generate.length_ratio, or use a model with a longer context",
+                    )
+        pairs = list(zip(*texts(corpora, recipe, "dev", direction), strict=True))
+        held = sum(template.seam_holds(pair) for pair in pairs)
+        events.log("seams", direction=direction.name, held=held, lines=len(pairs))
+        if held < len(pairs):
+            events.say(
+                f"  warning: on {len(pairs) - held} of {len(pairs)} dev lines of {direction.name} the end of the "
+                "prompt merges with the target; a chat template, or a space in front of {target}, has no such seam"
+            )
+
+
 def check(loaded: Loaded, events: Events) -> None:
     """Load text and models of a recipe, show what would run, and keep nothing."""
     recipe = loaded.recipe
@@ -87,21 +117,19 @@ def check(loaded: Loaded, events: Events) -> None:
     with tempfile.TemporaryDirectory() as scratch:
         corpora = _read(loaded, Path(scratch), events)
         translators = translator.load(recipe, loaded.folder)
+        check_lines(translators, corpora, recipe, events)
         _show_plan(loaded, corpora, translators, events)
 
 
 def _show_plan(loaded: Loaded, corpora: Corpora, translators: Translators, events: Events) -> None:
     recipe, base = loaded.recipe, translators.base
-    sizes: dict[str, Any] = {"parameters": sum(p.numel() for p in base.model.parameters() if not p.requires_grad)}
-    events.say(f"base {base.location}: {sizes['parameters']:,} parameters with adapters, on {base.device}")
+    number = sum(parameter.numel() for parameter in base.model.parameters())
+    events.say(f"base {base.location}: {number:,} parameters with adapters, {base.dtype}, on {base.device}")
     for direction in directions(recipe):
         template = translators.templates[direction.name]
-        pairs = [(p[0], p[1]) if direction.source == recipe.languages[0] else (p[1], p[0]) for p in corpora.dev]
-        held = sum(template.seam_holds(pair) for pair in pairs)
-        events.say(
-            f"{direction.name}: prompt {template.prompt_text(pairs[0][0])!r}, end token {template.segments.end_id}"
-        )
-        events.say(f"  prompts are cut where training rows are cut on {held} of {len(pairs)} dev lines")
+        sources, _ = texts(corpora, recipe, "dev", direction)
+        prompt = template.prompt_text(sources[0])
+        events.say(f"{direction.name}: prompt {prompt!r}, end token {template.segments.end_id}")
     num_pairs = len(corpora.train)
     for phase in phases(recipe, num_pairs):
         what = f"{num_pairs} pairs, {recipe.train.parallel_passes} passes"

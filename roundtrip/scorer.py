@@ -91,8 +91,23 @@ def check_metrics(recipe: Recipe) -> None:
         score.signatures(bleu_tokenize(recipe, direction))
 
 
+# Written without spaces between words, which sacreBLEU's 13a would take for one word a sentence.
+SPACELESS = {
+    "zh": "zh",
+    "yue": "zh",
+    "ja": "char",
+    "th": "char",
+    "lo": "char",
+    "km": "char",
+    "my": "char",
+    "bo": "char",
+}
+
+
 def bleu_tokenize(recipe: Recipe, direction: Direction) -> str:
-    return recipe.score.bleu_tokenize.get(direction.target, "13a")
+    """Return the sacreBLEU tokenizer of a direction: the recipe's, else one that fits its target language."""
+    usual = SPACELESS.get(direction.target.partition("-")[0].lower(), "13a")
+    return recipe.score.bleu_tokenize.get(direction.target, usual)
 
 
 def translations_path(run: Run, part: str, stage: str, direction: Direction) -> Path:

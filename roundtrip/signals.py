@@ -30,6 +30,11 @@ class Stop:
         assert self.signal_number is not None
         raise Interrupted(self.signal_number, f"stopped by {signal.Signals(self.signal_number).name}")
 
+    def leave_if_asked(self) -> None:
+        """End the work if a signal came."""
+        if self.requested:
+            self.leave()
+
 
 @contextmanager
 def listening(say: Callable[[str], None]) -> Iterator[Stop]:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import argparse
 import sys
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from itertools import islice
 from pathlib import Path
 
@@ -13,13 +13,13 @@ from rich.text import Text
 
 from roundtrip import translator
 from roundtrip.door import open_door
-from roundtrip.engine.generate import length_limit
 from roundtrip.errors import RunError, TextError
 from roundtrip.models import adapters
+from roundtrip.models.base import weights_hash
 from roundtrip.plan import Direction, directions
 from roundtrip.recipe import Generate
 from roundtrip.run import BEST, Run
-from roundtrip.scorer import greedy
+from roundtrip.scorer import SPACELESS, greedy
 from roundtrip.text.clean import clean
 from roundtrip.tokens.template import Segments
 from roundtrip.translator import Translators
@@ -36,22 +36,24 @@ def main() -> None:
     )
     parser.add_argument("run", type=Path, metavar="RUN", help="folder of a run")
     parser.add_argument("--to", required=True, metavar="LANGUAGE", help="code of the language to translate into")
+    parser.add_argument("--device", default="auto", help="auto (default), cpu, cuda:0, ...")
     parser.add_argument("--stage", default=BEST, help="which adapters: best (default), parallel, round-1, ...")
     open_door(_work, parser)
 
 
 def _work(arguments: argparse.Namespace) -> None:
-    translators, direction, settings = load(Run(arguments.run), arguments.to, arguments.stage)
+    translators, direction, settings = load(Run(arguments.run), arguments.to, arguments.stage, arguments.device)
     lines = iter(sys.stdin.buffer)
     refused: list[str] = []
+    cut: list[str] = []
     start = 0
     while piece := list(islice(lines, LINES_AT_ONCE)):
         texts = [decode(line, start + number + 1) for number, line in enumerate(piece)]
-        for text in translate(translators, direction, texts, settings, refused, start):
+        for text in translate(translators, direction, texts, settings, refused, cut, start):
             sys.stdout.buffer.write(text.encode("utf-8") + b"\n")
         sys.stdout.buffer.flush()
         start += len(piece)
-    for problem in refused:
+    for problem in refused + cut:
         Console(stderr=True).print(Text(problem), soft_wrap=True)
     if refused:
         raise TextError(f"{len(refused)} line(s) too long to translate were written empty", place="standard input")
@@ -73,7 +75,7 @@ def decode(line: bytes, number: int) -> str:
         ) from error
 
 
-def load(run: Run, target: str, stage: str = BEST) -> tuple[Translators, Direction, Generate]:
+def load(run: Run, target: str, stage: str = BEST, device: str = "auto") -> tuple[Translators, Direction, Generate]:
     """Load the adapters of a run for translation into one language.
 
     Raises:
@@ -92,7 +94,11 @@ def load(run: Run, target: str, stage: str = BEST) -> tuple[Translators, Directi
             cure=f"kept: {', '.join(kept) or 'none yet, train first'}",
         )
     segments = {name: Segments.from_dict(value) for name, value in run.facts()["segments"].items()}
+    # What served training only need not be there: the attention, and the device it ran on.
+    here = {"device": device, "train_attention": "auto", "gradient_checkpointing": False}
+    recipe = recipe.model_copy(update={"model": recipe.model.model_copy(update=here)})
     translators = translator.load(recipe, folder, segments)
+    run.check_base(weights_hash(translators.model))
     adapters.load(translators.model, found[0].name, adapters.read(path))
     return translators, found[0], greedy(recipe)
 
@@ -103,12 +109,14 @@ def translate(
     texts: Sequence[str],
     settings: Generate,
     refused: list[str],
+    cut: list[str],
     start: int = 0,
 ) -> Iterator[str]:
     """Translate clean lines; an empty one stays empty, one too long for the model goes sentence by sentence.
 
     Args:
         refused: gets a message for each line with a sentence too long for the model; the line comes out empty.
+        cut: gets a message for each line whose translation reached its length limit.
         start: number of lines before these, for messages.
 
     Returns:
@@ -125,17 +133,19 @@ def translate(
                 parts = []
         pieces.append(parts)
     flat = [part for parts in pieces for part in parts]
-    written: Iterable[str] = translators.write(direction, flat, settings, 0)[0] if flat else []
-    results = iter(written)
-    for parts in pieces:
-        yield " ".join(" ".join(next(results).split()) for _ in parts)
+    written = zip(*translators.write(direction, flat, settings, 0), strict=True) if flat else iter(())
+    joint = "" if direction.target.partition("-")[0].lower() in SPACELESS else " "
+    for number, parts in enumerate(pieces):
+        found = [next(written) for _ in parts]
+        if not all(hypothesis.finished for _, hypothesis in found):
+            cut.append(f"line {start + number + 1}: the translation was cut at its length limit")
+        yield joint.join(" ".join(text.split()) for text, _ in found)
 
 
 def fits(translators: Translators, direction: Direction, text: str, settings: Generate) -> bool:
     """Return whether a text and its translation fit into the model."""
     prompt = translators.templates[direction.name].prompts([text])[0]
-    limit = length_limit(translators.num_source_tokens(direction, prompt), settings)
-    return translators.fits(len(prompt) + limit)
+    return translators.fits(translators.num_needed(direction, prompt, settings))
 
 
 def sentences(text: str, language: str) -> list[str]:

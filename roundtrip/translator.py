@@ -55,7 +55,7 @@ class Translators:
         """
         template = self.templates[direction.name]
         prompts = template.prompts(sources)
-        limits = [length_limit(self.num_source_tokens(direction, prompt), settings) for prompt in prompts]
+        limits = [self.num_needed(direction, prompt, settings) - len(prompt) for prompt in prompts]
         for number, (prompt, limit) in enumerate(zip(prompts, limits, strict=True)):
             if not self.fits(len(prompt) + limit):
                 raise ModelError(
@@ -72,6 +72,7 @@ class Translators:
             settings,
             pad_id=self.base.pad_id,
             stop_ids=template.segments.stop_ids,
+            text_stop_ids=template.segments.break_ids,
             seed=seed,
             tell=tell,
         )
@@ -79,7 +80,11 @@ class Translators:
 
     def num_source_tokens(self, direction: Direction, prompt: Sequence[int]) -> int:
         """Return how many tokens of a prompt are not the template's."""
-        return max(1, len(prompt) - len(self.templates[direction.name].prompts([""])[0]))
+        return max(1, len(prompt) - self.templates[direction.name].num_fixed)
+
+    def num_needed(self, direction: Direction, prompt: Sequence[int], settings: Generate) -> int:
+        """Return how many tokens a prompt and its longest translation take."""
+        return len(prompt) + length_limit(self.num_source_tokens(direction, prompt), settings)
 
     def fits(self, num_tokens: int) -> bool:
         """Return whether so many tokens fit into the model."""

@@ -14,7 +14,7 @@ from roundtrip.block import Block
 from roundtrip.checkpoint import State
 from roundtrip.engine.batch import steps
 from roundtrip.engine.step import StepResult, step
-from roundtrip.errors import TrainingError
+from roundtrip.errors import RunError, TrainingError
 from roundtrip.events import Events, Progressing
 from roundtrip.models import adapters
 from roundtrip.models.optimizer import Optimizer
@@ -52,6 +52,7 @@ class Trip:
             for d in self.directions
         }
         self._last_save = 0
+        self._saved_at: tuple[int, int] | None = None
         self._losses: list[float] = []
 
     def resume(self) -> None:
@@ -74,7 +75,12 @@ class Trip:
         if phase.stage == PARALLEL:
             return blocks.of_pairs(self.corpora, phase.direction, self.recipe.languages[0])
         if self.state.step:
-            return Block(read_rows(path), self.state.cursors)
+            try:
+                return Block(read_rows(path), self.state.cursors)
+            except (OSError, ValueError) as error:
+                raise RunError(
+                    f"the rows that this phase learns from are damaged: {error}", place=str(path), cure="start anew"
+                ) from error
         writer = phase.direction.reverse.name
         with self.events.task(
             "generating", f"{phase.stage}: {writer} writes sources", self.recipe.rounds.lines
@@ -109,7 +115,7 @@ class Trip:
             raise TrainingError(
                 f"all {num_rejected} synthetic sources were rejected: {block.rejected}",
                 place=f"{phase.stage}, {phase.direction.name}",
-                cure="train longer on parallel pairs (train.parallel_passes), or loosen [judge]",
+                cure="start anew with more train.parallel_passes, or with a [judge] that allows more",
             )
         if num_rejected > num_synthetic:
             self.events.say(
@@ -131,7 +137,7 @@ class Trip:
             raise TrainingError(
                 f"all {len(rows)} rows are over {self.recipe.train.max_row_tokens} tokens",
                 place=phase.stage,
-                cure="raise train.max_row_tokens",
+                cure="start anew with a larger train.max_row_tokens",
             )
         return fitting
 
@@ -184,8 +190,8 @@ class Trip:
             "step",
             direction=name,
             step=self.state.optimizer_steps[name],
-            loss=result.loss,
-            grad_norm=result.grad_norm,
+            loss=_number(result.loss),
+            grad_norm=_number(result.grad_norm),
             labels=result.num_labels,
             tokens=result.num_tokens,
         )
@@ -212,7 +218,11 @@ class Trip:
         return self.state.total_steps() - self._last_save >= self.recipe.checkpoint.every_steps
 
     def save(self) -> None:
-        """Write a checkpoint."""
+        """Write a checkpoint, unless the last one stands at this very place."""
+        place = (self.state.phase, self.state.step)
+        if place == self._saved_at:
+            return
+        self._saved_at = place
         self._last_save = self.state.total_steps()
         state = replace(self.state, seconds={k: round(v, 3) for k, v in self.events.seconds.items()})
         tensors = {name: optimizer.state() for name, optimizer in self.optimizers.items()}
@@ -238,8 +248,9 @@ class Trip:
         )
 
     def begin(self) -> None:
-        """Score copying the source on dev, the floor of every comparison; the bare base is scored on test only."""
-        self.state = replace(self.state, scores={"copy": self.scorer.copies("dev")}, best=BASE)
+        """Score copying the source and the bare base on dev, the floor of every comparison."""
+        self.state = replace(self.state, scores={"copy": self.scorer.copies("dev")})
+        self.score_dev(BASE)
         self.save()
 
     def score_dev(self, stage: str) -> None:
@@ -248,7 +259,7 @@ class Trip:
         scores = self.state.scores | {stage: found}
         best = best_stage(scores)
         self.state = replace(self.state, scores=scores, best=best)
-        if best == stage:
+        if best == stage != BASE:
             self.run.keep_best(stage)
         self.events.log("dev", stage=stage, scores=found, best=best)
         shown = ", ".join(f"{name} chrF++ {s['chrf']:.1f} BLEU {s['bleu']:.1f}" for name, s in found.items())
@@ -256,10 +267,13 @@ class Trip:
 
     def score_test(self) -> None:
         """Score every kept stage on test, then write `metrics.json` and show the table."""
-        test = {"copy": self.scorer.copies("test"), BASE: self.scorer.translations("test", BASE)}
+        if mean_chrf(self.state.scores[BASE]) >= mean_chrf(self.state.scores[best_stage(self.state.scores)]):
+            self.events.say("  warning: no stage is better than the bare base on dev; what is kept as best is worse")
+        test = {"copy": self.scorer.copies("test")}
         for stage in self.state.scores:
-            if stage != "copy":
+            if stage not in {"copy", BASE}:
                 self._restore(stage)
+            if stage != "copy":
                 test[stage] = self.scorer.translations("test", stage)
         metrics = results.collect(self.run, self.recipe, self.corpora, self.state, test, self.events.seconds)
         self.run.write_metrics(metrics)
@@ -284,12 +298,18 @@ class Trip:
         def tell(rows: int, tokens: int) -> None:
             task.advance(rows, tokens)
             if self.stop.requested:
-                # Nothing is lost: the checkpoint on disk is where this phase began.
+                # Nothing is lost but this text: the checkpoint on disk is where it was begun.
                 self.stop.leave()
 
         return tell
 
 
+def _number(value: float) -> float | str:
+    """Return a number as JSON can hold it."""
+    return value if math.isfinite(value) else str(value)
+
+
 def best_stage(scores: Mapping[str, Mapping[str, Mapping[str, float]]]) -> str:
-    """Return the trained stage with the best mean chrF++ of both directions; the first of equals."""
-    return max((stage for stage in scores if stage != "copy"), key=lambda stage: mean_chrf(scores[stage]))
+    """Return the trained stage with the best mean chrF++ of both directions, the first of equals; else the base."""
+    trained = [stage for stage in scores if stage not in {"copy", BASE}]
+    return max(trained, key=lambda stage: mean_chrf(scores[stage]), default=BASE)

@@ -23,6 +23,7 @@ from transformers import (
 from roundtrip.engine.batch import IGNORE, by_budget, collate, left_pad, steps
 from roundtrip.engine.generate import generate, length_limit, pick
 from roundtrip.engine.step import loss_sum, step
+from roundtrip.errors import ModelError
 from roundtrip.models import adapters, base
 from roundtrip.models.optimizer import Optimizer, learning_rate
 from roundtrip.recipe import Adapter, Generate, Train
@@ -282,6 +283,42 @@ def test_greedy_is_that_of_transformers_row_by_row(kind: str) -> None:
         assert hypothesis.ids == (new[:-1] if finished else new[:limit])
         assert hypothesis.finished == finished
     assert {hypothesis.finished for hypothesis in found} == {True, False}, "the test wants both kinds"
+
+
+def test_a_stop_id_that_holds_text_stays() -> None:
+    torch.manual_seed(4)
+    model = _llama().eval()
+    prompts, stops = [row.ids for row in rows(9)], list(range(100, 180))
+
+    def run(**ids: list[int]) -> list[tuple[list[int], bool]]:
+        found = generate(model, prompts, [20] * 9, Generate(), pad_id=0, seed=0, **ids)
+        return [(one.ids, one.finished) for one in found]
+
+    bare, kept = run(stop_ids=stops), run(stop_ids=[], text_stop_ids=stops)
+    assert any(finished for _, finished in bare)
+    for (ids, finished), (longer, also) in zip(bare, kept, strict=True):
+        assert finished == also and longer[: len(ids)] == ids
+        assert len(longer) == len(ids) + finished and (not finished or longer[-1] in stops)
+
+
+def test_layers_that_cannot_be_merged_are_refused() -> None:
+    tied = _llama()
+    with pytest.raises(ModelError, match=r"'lm_head' shares its weight with the embedding"):
+        adapters.add(tied, Adapter(targets=("q_proj", "lm_head")), NAMES, 1)
+    with pytest.raises(ModelError, match="only linear layers"):
+        adapters.add(_llama(), Adapter(targets=("embed_tokens",)), NAMES, 1)
+
+
+def test_gpt2_layers_are_merged_transposed() -> None:
+    model = _gpt2().eval()
+    scratch = base.scratch_copy(model)
+    two = adapters.add(model, Adapter(rank=2, targets=("c_attn",)), NAMES, 1)
+    for parameter in adapters.parameters(two, "en-es").values():
+        torch.nn.init.normal_(parameter, std=0.1)
+    adapters.write_merged(scratch, two, "en-es")
+    adapters.choose(two, "en-es", train=False)
+    ids = torch.tensor([[5, 6, 7, 8]])
+    assert torch.allclose(scratch(ids).logits, two(ids).logits, atol=1e-4)
 
 
 def test_sampling_follows_its_seed_and_not_its_batch_mates() -> None:

@@ -18,12 +18,12 @@ import pytest
 import torch
 from peft import PeftModel
 from rich.console import Console
-from safetensors.torch import load_file
+from safetensors.torch import load_file, save_file
 from transformers import AutoModelForCausalLM
 
 from roundtrip import checkpoint, cookbook, running, train, translate
 from roundtrip.engine.batch import collate
-from roundtrip.errors import Interrupted, RunError, TrainingError
+from roundtrip.errors import Interrupted, RunError, TextError, TrainingError
 from roundtrip.events import Events
 from roundtrip.run import Run, locked, reopen
 from roundtrip.trip import Trip
@@ -81,12 +81,12 @@ def test_what_a_run_leaves_behind(finished: tuple[Path, Path, str]) -> None:
     recipe, folder, shown = finished
     metrics = json.loads((folder / "metrics.json").read_text())
     assert list(metrics["test"]) == ["copy", "base", "parallel", "round-1"]
-    assert list(metrics["dev"]) == ["copy", "parallel", "round-1"]
+    assert list(metrics["dev"]) == ["copy", "base", "parallel", "round-1"]
     for scores in metrics["test"].values():
         assert set(scores) == set(NAMES)
         assert all(0 <= one["bleu"] <= 100 and 0 <= one["chrf"] <= 100 for one in scores.values())
     assert metrics["best"] in {"parallel", "round-1"}
-    means = {k: sum(s["chrf"] for s in v.values()) / 2 for k, v in metrics["dev"].items() if k != "copy"}
+    means = {k: sum(s["chrf"] for s in v.values()) / 2 for k, v in metrics["dev"].items() if k not in {"copy", "base"}}
     assert metrics["best"] == max(means, key=lambda stage: means[stage])
     assert metrics["comparison"]["baseline"] == "parallel" and metrics["comparison"]["system"] == "round-1"
     assert {one["metric"] for one in metrics["comparison"]["directions"]["en-es"]} == {"BLEU", "chrF++"}
@@ -399,7 +399,7 @@ def test_check_shows_the_plan_and_writes_nothing(
     before = sorted(tmp_path.rglob("*"))
     code, output, errors = shell(train, str(path), "--check")
     assert code == 0 and errors == ""
-    for part in ("sound", "12 of 12 dev lines", "round-1: en-es learns from 24 new lines", "5 optimizer steps"):
+    for part in ("sound", "end token 2", "round-1: en-es learns from 24 new lines", "5 optimizer steps"):
         assert part in output
     assert sorted(tmp_path.rglob("*")) == before
 
@@ -443,9 +443,9 @@ def test_translation_keeps_lines_and_refuses_by_number(
     assert "line 3: a sentence of 5000 words is too long" in captured.err.decode()
     # Sentence by sentence: twelve equal sentences give twelve equal translations.
     translators, direction, settings = translate.load(Run(folder), "es")
-    (one,) = translate.translate(translators, direction, ["I see the red house here."], settings, [])
+    (one,) = translate.translate(translators, direction, ["I see the red house here."], settings, [], [])
     assert written[3] == " ".join([one] * 12)
-    assert written[0] == next(translate.translate(translators, direction, ["I see the moon."], settings, []))
+    assert written[0] == next(translate.translate(translators, direction, ["I see the moon."], settings, [], []))
 
 
 @pytest.mark.parametrize(
@@ -462,3 +462,99 @@ def test_translate_mistakes(
     assert code == 2 and message in errors
     code, _, errors = shell(translate, "nowhere", "--to", "es")
     assert code == 2 and "not a run folder" in errors
+
+
+def test_a_recipe_that_trains_nothing_is_refused(write_recipe: WriteRecipe, shell: Callable[..., Any]) -> None:
+    path = write_recipe(("number = 1", "number = 0"), ("parallel_passes = 1", "parallel_passes = 0"))
+    code, _, errors = shell(train, str(path))
+    assert code == 2 and "train nothing" in errors
+
+
+def test_a_full_disk_is_told_and_the_run_goes_on_later(
+    finished: tuple[Path, Path, str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, shell: Callable[..., Any]
+) -> None:
+    recipe, whole, _ = finished
+    saves = iter(range(99))
+
+    def full(path: Path) -> None:
+        if next(saves) == 12:
+            raise OSError(28, "No space left on device", str(path))
+
+    monkeypatch.setattr(checkpoint, "_sync", full)
+    code, _, errors = shell(train, str(recipe), "--out", "run")
+    assert code == 3 and "No space left on device" in errors and "--resume" in errors and "Traceback" not in errors
+    monkeypatch.undo()
+    go(recipe, tmp_path / "run", resume=True)
+    assert_same(end_state(tmp_path / "run"), end_state(whole))
+
+
+def test_a_line_too_long_for_the_model_is_found_before_training(write_recipe: WriteRecipe, tmp_path: Path) -> None:
+    cut = '[data.cut]\ncorpus = { path = "toy.tsv" }\ntrain = 32\ndev = 12\ntest = 12'
+    own = "[data]\ntrain='toy.tsv'\ndev='dev.tsv'\ntest='dev.tsv'\nmono={en='toy.tsv',es='toy.tsv'}"
+    (tmp_path / "dev.tsv").write_text(f"A bird\tUn ave\n{'house ' * 90}\tcasas\n")
+    with pytest.raises(TextError, match=r"data\.dev \(en\): line 2 has \d+ tokens"):
+        go(write_recipe((cut, own)), tmp_path / "run")
+
+
+@pytest.mark.parametrize("damage", ["{}", "[1]", "{", '{"recipe": {}}'])
+def test_a_damaged_run_folder_is_named(tmp_path: Path, shell: Callable[..., Any], damage: str) -> None:
+    (tmp_path / "run").mkdir()
+    (tmp_path / "run" / "run.json").write_text(damage)
+    code, _, errors = shell(translate, "run", "--to", "es")
+    assert code == 2 and "run" in errors and "Traceback" not in errors
+
+
+def test_another_base_is_refused(finished: tuple[Path, Path, str], tmp_path: Path, shell: Callable[..., Any]) -> None:
+    _, folder, _ = finished
+    shutil.copytree(folder, tmp_path / "run")
+    facts = json.loads((folder / "run.json").read_text()) | {"base_hash": "0" * 32}
+    (tmp_path / "run" / "run.json").write_text(json.dumps(facts))
+    code, _, errors = shell(translate, "run", "--to", "es")
+    assert code == 2 and "not the one this run began with" in errors
+
+
+@pytest.mark.parametrize("damage", ["weights cut", "weight missing", "too many tokens"])
+def test_a_damaged_model_is_refused(
+    write_recipe: WriteRecipe, tmp_path: Path, model_folder: Path, shell: Callable[..., Any], damage: str
+) -> None:
+    broken = tmp_path / "broken"
+    shutil.copytree(model_folder, broken)
+    file = broken / "model.safetensors"
+    if damage == "weights cut":
+        file.write_bytes(file.read_bytes()[:2000])
+    else:
+        tensors = load_file(file)
+        if damage == "weight missing":
+            del tensors["model.layers.1.mlp.up_proj.weight"]
+        else:
+            config = json.loads((broken / "config.json").read_text())
+            (broken / "config.json").write_text(json.dumps(config | {"vocab_size": 300}))
+            tensors = {key: value[:300] if value.shape[0] > 300 else value for key, value in tensors.items()}
+        save_file(tensors, file, metadata={"format": "pt"})
+    code, _, errors = shell(train, str(write_recipe()), "--out", "run", "--set", f"model.path={broken}")
+    assert code == 2 and errors.startswith("error: model.path") and "Traceback" not in errors
+
+
+def test_stopped_while_scoring_keeps_the_last_step(
+    finished: tuple[Path, Path, str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    recipe, whole, _ = finished
+    score_dev = Trip.score_dev
+
+    def stopping(self: Trip, stage: str) -> None:
+        if stage == "parallel":
+            os.kill(os.getpid(), signal.SIGTERM)
+        score_dev(self, stage)
+
+    monkeypatch.setattr(Trip, "score_dev", stopping)
+    # The recipe's own interval is too long to save anything by then.
+    overrides = ("checkpoint.every_steps=1000",)
+    with pytest.raises(Interrupted, match="--resume"):
+        go(recipe, tmp_path / "run", overrides=overrides)
+    monkeypatch.undo()
+    shown = io.StringIO()
+    with locked(tmp_path / "run"):
+        loaded = cookbook.load(str(recipe), overrides)
+        running.train(tmp_path / "run", loaded, Events(Console(file=shown, width=160)), resume=True)
+    assert "4 steps done" in shown.getvalue()
+    assert_same(end_state(tmp_path / "run"), end_state(whole))

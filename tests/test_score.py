@@ -94,6 +94,12 @@ def test_limits_of_the_judge_are_used() -> None:
     assert fault("a" * 40, "b" * 15, True, Judge(max_ratio=2.1)) is None
 
 
+def test_the_usual_ratio_of_a_pair_of_languages_is_no_fault() -> None:
+    english, chinese = "The house near the river is old and red.", "河边的房子又旧又红。"
+    assert fault(english, chinese, True, Judge()) == "length ratio"
+    assert fault(english, chinese, True, Judge(), usual_ratio=4.0) is None
+
+
 def test_similarity_is_chrf() -> None:
     assert similarity("La casa", "La casa") == pytest.approx(100.0)
     assert similarity("xyz", "La casa") == 0.0

@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from tokenizers import Regex, Tokenizer, decoders, models, normalizers, pre_tokenizers, processors, trainers
+from tokenizers import AddedToken, Regex, Tokenizer, decoders, models, normalizers, pre_tokenizers, processors, trainers
 from transformers import PreTrainedTokenizerFast
 
 from roundtrip.errors import TemplateError
@@ -130,7 +130,7 @@ def test_generation_sees_the_prompt_that_training_saw(kind: TemplateText, source
 def test_a_broken_seam_is_seen() -> None:
     # A line break in front of the target merges with what stands before it on this tokenizer.
     tokenizer = TOKENIZERS["full stop merges with line break"]
-    used = Template(tokenizer, Segments("", ".", None, 2, (2,), True))
+    used = Template(tokenizer, Segments("", ".", None, 2, (2,), (5,)))
     assert not used.seam_holds(("Hola", "\nHello"))
 
 
@@ -173,10 +173,30 @@ def test_hypothesis_text_is_stripped_bare_and_one_line_where_plain() -> None:
 
 def test_plain_templates_stop_at_every_token_with_a_line_break() -> None:
     tokenizer = TOKENIZERS["full stop merges with line break"]
-    stops = template(tokenizer).segments.stop_ids
+    used = template(tokenizer)
     merged = tokenizer(".\n", add_special_tokens=False)["input_ids"]
-    assert len(merged) == 1 and merged[0] in stops
-    assert tokenizer.eos_token_id in stops
+    assert len(merged) == 1 and merged[0] in used.segments.break_ids
+    assert used.segments.stop_ids == (tokenizer.eos_token_id,)
+    # The full stop that such a token holds is a part of the hypothesis.
+    ids = tokenizer(" Hola mundo.\nMore", add_special_tokens=False)["input_ids"]
+    assert used.hypothesis_text(ids[: ids.index(merged[0]) + 1]) == "Hola mundo."
+
+
+def test_special_tokens_without_a_role_are_text_in_user_text() -> None:
+    inner = bpe(LINES)
+    inner.add_special_tokens([AddedToken("<filename>", special=True)])
+    tokenizer = wrap(inner)
+    assert "<filename>" not in tokenizer.all_special_tokens
+    used = template(tokenizer)
+    row = used.rows([("Save <filename>", "Guarda <filename>")])[0]
+    assert tokenizer.convert_tokens_to_ids("<filename>") not in row.ids
+    assert used.hypothesis_text(row.ids[row.start :]) == "Guarda <filename>"
+
+
+def test_a_template_that_spells_the_bos_gets_no_second_one() -> None:
+    tokenizer = TOKENIZERS["BOS added"]
+    used = template(tokenizer, TemplateText(kind="plain", text="<|im_start|>{source} = {target}"))
+    assert used.rows([("Hello", "Hola")])[0].ids.count(tokenizer.bos_token_id) == 1
 
 
 @pytest.mark.parametrize(

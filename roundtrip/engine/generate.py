@@ -23,7 +23,7 @@ CUDA_LOOK_EVERY = 8
 
 @dataclass(frozen=True)
 class Hypothesis:
-    """Generated ids without prompt, end token and padding.
+    """Generated ids without prompt, end token and padding; a stop id that holds text is their last.
 
     Attributes:
         finished: an end token came within the limit.
@@ -46,6 +46,7 @@ def generate(
     *,
     pad_id: int,
     stop_ids: Sequence[int],
+    text_stop_ids: Sequence[int] = (),
     seed: int,
     tell: Callable[[int, int], None] = lambda rows, tokens: None,
 ) -> list[Hypothesis]:
@@ -56,6 +57,7 @@ def generate(
         limits: most new tokens of each prompt, the end token not counted.
         recipe: sampling settings; temperature 0 is greedy.
         stop_ids: any of these ends a hypothesis; found by position, the first after the prompt.
+        text_stop_ids: so do these, which stay in the hypothesis, being text in part (such as `.` + line break).
         seed: of sampling; each batch derives its own, so the result does not depend on what ran before.
         tell: called after each batch with its numbers of rows and new tokens; may raise to stop.
 
@@ -65,21 +67,22 @@ def generate(
     # A batch is as long as its longest prompt plus its longest limit; like goes with like.
     lengths = [len(prompt) + limit + 1 for prompt, limit in zip(prompts, limits, strict=True)]
     found: dict[int, Hypothesis] = {}
+    all_stops, kept = {*stop_ids, *text_stop_ids}, set(text_stop_ids)
     for number, group in enumerate(by_budget(range(len(prompts)), lengths, recipe.tokens_per_batch)):
         random = torch.Generator(next(model.parameters()).device).manual_seed(derive(seed, number))
         new_BN = decode(
-            model, [prompts[i] for i in group], [limits[i] for i in group], recipe, pad_id, stop_ids, random
+            model, [prompts[i] for i in group], [limits[i] for i in group], recipe, pad_id, sorted(all_stops), random
         )
         for index, ids in zip(group, new_BN.tolist(), strict=True):
-            found[index] = _cut(ids, limits[index], set(stop_ids))
+            found[index] = _cut(ids, limits[index], all_stops, kept)
         tell(len(group), sum(len(found[i].ids) + found[i].finished for i in group))
     return [found[index] for index in range(len(prompts))]
 
 
-def _cut(ids: list[int], limit: int, stop_ids: set[int]) -> Hypothesis:
+def _cut(ids: list[int], limit: int, stop_ids: set[int], kept: set[int]) -> Hypothesis:
     end = next((place for place, token in enumerate(ids) if token in stop_ids), None)
     if end is not None and end <= limit:
-        return Hypothesis(ids[:end], True)
+        return Hypothesis(ids[: end + (ids[end] in kept)], True)
     return Hypothesis(ids[:limit], False)
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import warnings
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
@@ -13,10 +14,13 @@ from peft.tuners.lora import LoraLayer
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import nn
+from transformers.pytorch_utils import Conv1D
 
-from roundtrip.errors import ModelError
+from roundtrip.errors import ModelError, first_line
 from roundtrip.recipe import Adapter
 from roundtrip.text.stream import derive
+
+_TARGETS = "adapter.targets"
 
 
 def add(model: nn.Module, recipe: Adapter, names: Iterable[str], seed: int) -> PeftModel:
@@ -37,7 +41,9 @@ def add(model: nn.Module, recipe: Adapter, names: Iterable[str], seed: int) -> P
             task_type=TaskType.CAUSAL_LM,
         )
         upcast = recipe.dtype == "float32"
-        with torch.random.fork_rng(devices=[]):
+        with torch.random.fork_rng(devices=[]), warnings.catch_warnings():
+            # It tells that it sets fan_in_fan_out rightly, and of tied weights, which are refused below.
+            warnings.filterwarnings("ignore", "fan_in_fan_out|Model has `tie_word_embeddings", UserWarning)
             torch.manual_seed(derive(seed, "adapter", name))
             try:
                 if peft_model is None:
@@ -45,8 +51,9 @@ def add(model: nn.Module, recipe: Adapter, names: Iterable[str], seed: int) -> P
                 else:
                     peft_model.add_adapter(name, config, autocast_adapter_dtype=upcast)
             except ValueError as error:
-                raise ModelError(str(error).splitlines()[0], place="adapter.targets") from error
+                raise ModelError(first_line(error), place=_TARGETS) from error
     assert peft_model is not None
+    _refuse_unmergeable(peft_model)
     for name in names:
         for parameter in parameters(peft_model, name).values():
             # PEFT makes adapters in float32 and casts only up; a bf16 base trains fastest with bf16 adapters.
@@ -54,6 +61,25 @@ def add(model: nn.Module, recipe: Adapter, names: Iterable[str], seed: int) -> P
                 parameter.data = parameter.data.to(_base_dtype(peft_model))
     freeze(peft_model)
     return peft_model
+
+
+def _refuse_unmergeable(model: PeftModel) -> None:
+    """Refuse layers whose merged weight would reach other places of the model, or that are no matrix product."""
+    tied = [layer.weight.data_ptr() for layer in (model.get_input_embeddings(),) if layer is not None]
+    for path, layer in model.base_model.model.named_modules():
+        if not isinstance(layer, LoraLayer):
+            continue
+        inner = layer.get_base_layer()
+        if not isinstance(inner, nn.Linear | Conv1D):
+            raise ModelError(
+                f"'{path}' is a {type(inner).__name__}, only linear layers take an adapter", place=_TARGETS
+            )
+        if inner.weight.data_ptr() in tied:
+            raise ModelError(
+                f"'{path}' shares its weight with the embedding, which an adapter would change too",
+                place=_TARGETS,
+                cure='leave it out; "all-linear" does',
+            )
 
 
 def _base_dtype(model: nn.Module) -> torch.dtype:

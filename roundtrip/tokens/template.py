@@ -13,7 +13,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass
 from typing import Any
 
 import langcodes
@@ -35,8 +35,9 @@ class Segments:
         mid: text between source and target.
         bos_id: id to put first where the tokenizer wants one and `head` does not spell it; else None.
         end_id: id that closes a target; always the last label of a row.
-        stop_ids: ids that end a hypothesis.
-        one_line: a hypothesis ends at its first line break (a plain template has no other wall for a base model).
+        stop_ids: ids that end a hypothesis and say nothing.
+        break_ids: of a plain template, ids whose text holds a line break: they end a hypothesis too (a base model
+            has no other wall), and what stands before the break is its last text. Empty for a chat template.
     """
 
     head: str
@@ -44,7 +45,7 @@ class Segments:
     bos_id: int | None
     end_id: int
     stop_ids: tuple[int, ...]
-    one_line: bool
+    break_ids: tuple[int, ...]
 
     def to_dict(self) -> dict[str, Any]:
         return asdict(self)
@@ -52,7 +53,8 @@ class Segments:
     @classmethod
     def from_dict(cls, values: dict[str, Any]) -> Segments:
         """Return what `to_dict` gave, also after a way through JSON."""
-        return cls(**{**values, "stop_ids": tuple(values["stop_ids"])})
+        lists = {key: tuple(values[key]) for key in ("stop_ids", "break_ids")}
+        return cls(**(values | lists))
 
 
 @dataclass(frozen=True)
@@ -80,8 +82,12 @@ class Template:
         self.tokenizer, self.segments = tokenizer, segments
         # Spaces before a target belong to its first token; line breaks of a chat template do not.
         self._prompt_end = segments.mid.rstrip(" ")
-        specials = sorted(set(tokenizer.all_special_tokens), key=len, reverse=True)
+        # Some special tokens (<repo_name> and its like) have no role and stand in this table only.
+        added = {token.content for token in tokenizer.added_tokens_decoder.values() if token.special}
+        specials = sorted(added | set(tokenizer.all_special_tokens), key=len, reverse=True)
         self._special = re.compile("|".join(map(re.escape, specials))) if specials else None
+        # How many tokens of a prompt are the template's own.
+        self.num_fixed = len(self.prompts([""])[0])
 
     def prompt_text(self, source: str) -> str:
         """Return what the model reads before it writes a target."""
@@ -114,7 +120,7 @@ class Template:
         """Return the text of generated ids: no special tokens, one line where the template is plain, stripped."""
         text: str = self.tokenizer.decode(ids, skip_special_tokens=True, clean_up_tokenization_spaces=False)
         text = text.strip()
-        return text.split("\n", 1)[0].strip() if self.segments.one_line else text
+        return text.split("\n", 1)[0].strip() if self.segments.break_ids else text
 
     def seam_holds(self, pair: tuple[str, str]) -> bool:
         """Return whether the row of a pair starts with exactly the ids of its prompt, as generation will see them."""
@@ -195,13 +201,23 @@ def build_segments(tokenizer: Any, recipe: TemplateText, source: str, target: st
             raise TemplateError("the tokenizer has no end token", cure="set eos_token in its tokenizer_config.json")
         text = _fill(recipe.text, **names, source=_SOURCE, target=_TARGET)
         head, rest = text.split(_SOURCE)
-        segments = Segments(head, rest.split(_TARGET)[0], _bos(tokenizer), int(tokenizer.eos_token_id), (), True)
-        return replace(segments, stop_ids=tuple(sorted(stops | _line_breaks(tokenizer))))
+        bos_id = _bos(tokenizer)
+        if bos_id is not None and head.startswith(tokenizer.bos_token):
+            bos_id = None
+        breaks = _line_breaks(tokenizer) - stops
+        return Segments(
+            head,
+            rest.split(_TARGET)[0],
+            bos_id,
+            int(tokenizer.eos_token_id),
+            tuple(sorted(stops)),
+            tuple(sorted(breaks)),
+        )
     return _chat_segments(tokenizer, recipe, names, stops)
 
 
 def language_name(code: str) -> str:
-    """Return the English name of a language code, such as `Brazilian Portuguese` for `pt-BR`."""
+    """Return the English name of a language code, such as `Portuguese (Brazil)` for `pt-BR`."""
     return str(langcodes.Language.get(code).display_name("en"))
 
 
@@ -228,7 +244,7 @@ def _chat_segments(tokenizer: Any, recipe: TemplateText, names: dict[str, str], 
     end_id = next((i for i in tail_ids if i in specials), tokenizer.eos_token_id)
     if end_id is None:
         raise TemplateError("neither the chat template nor the tokenizer has an end token", place="template")
-    return Segments(head, mid, None, int(end_id), tuple(sorted(stops | {int(end_id)})), False)
+    return Segments(head, mid, None, int(end_id), tuple(sorted(stops | {int(end_id)})), ())
 
 
 def _render(tokenizer: Any, recipe: TemplateText, names: dict[str, str], source: str, target: str | None) -> str:
