@@ -104,37 +104,44 @@ def show(metrics: Mapping[str, Any], run: Run, console: Console) -> None:
         cut = {name: scores[name].get("unfinished", 0) for name in names}
         if any(cut.values()):
             counts = ", ".join(f"{number:.0f} of {name}" for name, number in cut.items())
-            console.print(Text(f"{_LABELS.get(stage, stage)}: cut at their length limit: {counts}", style="dim"))
+            _line(console, Text(f"{_LABELS.get(stage, stage)}: cut at their length limit: {counts}", style="dim"))
     _show_comparison(metrics["comparison"], console)
     for name, signature in metrics["signatures"].items():
-        console.print(Text(f"{name}: {signature['chrf']}; {signature['bleu']}", style="dim"))
+        _line(console, Text(f"{name}: {signature['chrf']}; {signature['bleu']}", style="dim"))
     for name, samples in metrics["samples"].items():
         for sample in samples:
-            console.print(Text(f"\n{name}  {sample['source']}"))
-            console.print(Text(f"  reference   {sample['reference']}"))
-            console.print(Text(f"  base        {sample['base']}", style="dim"))
-            console.print(Text(f"  translation {sample['hypothesis']}", style="bold"))
+            _line(console, Text(f"\n{name}  {sample['source']}"))
+            _line(console, Text(f"  reference   {sample['reference']}"))
+            _line(console, Text(f"  base        {sample['base']}", style="dim"))
+            _line(console, Text(f"  translation {sample['hypothesis']}", style="bold"))
     spent = ", ".join(f"{activity} {value:.0f} s" for activity, value in metrics["seconds"].items())
-    console.print(
-        Text(f"\nTime: {spent}; {sum(metrics['seconds'].values()):.0f} s in all. One seed ({metrics['seed']}).")
+    _line(
+        console,
+        Text(f"\nTime: {spent}; {sum(metrics['seconds'].values()):.0f} s in all. One seed ({metrics['seed']})."),
     )
     target = metrics["languages"][1]
-    console.print(Text(f"Adapters: {run.adapters / BEST}"))
-    console.print(Text(f"Translate: python -m roundtrip.translate {run.path} --to {target} < in.txt > out.txt"))
+    _line(console, Text(f"Adapters: {run.adapters / BEST}"))
+    _line(console, Text(f"Translate: python -m roundtrip.translate {run.path} --to {target} < in.txt > out.txt"))
+
+
+def _line(console: Console, text: Text) -> None:
+    """Print prose unbroken: a terminal wraps it, a file keeps it whole."""
+    console.print(text, soft_wrap=True)
 
 
 def _show_comparison(comparison: Mapping[str, Any] | None, console: Console) -> None:
     if comparison is None:
         return
     system, baseline, samples = (comparison[key] for key in ("system", "baseline", "samples"))
-    console.print(Text(f"{system} against {baseline}, paired bootstrap, {samples} samples:"))
+    _line(console, Text(f"{system} against {baseline}, paired bootstrap, {samples} samples:"))
     for name, metrics in comparison["directions"].items():
         for one in metrics:
             sure = "significant" if one["p_value"] < 0.05 else "not significant"
             change = one["system"] - one["baseline"]
-            console.print(
+            _line(
+                console,
                 Text(
                     f"  {name} {one['metric']}: {one['baseline']:.1f} → {one['system']:.1f} ({change:+.1f}), "
                     f"± {one['system_ci']:.1f} (95 % of the second score), p = {one['p_value']:.3f}, {sure}"
-                )
+                ),
             )
