@@ -24,7 +24,7 @@ import torch
 from transformers import GenerationConfig
 
 from roundtrip import cookbook, translator
-from roundtrip.engine.batch import IGNORE, by_budget, collate, left_pad
+from roundtrip.engine.batch import IGNORE, Table, by_budget, collate, left_pad
 from roundtrip.engine.generate import generate, length_limit
 from roundtrip.engine.step import loss_sum
 from roundtrip.models import adapters, base
@@ -93,7 +93,7 @@ def decoding(both: translator.Translators, recipe: Any, sources: list[str]) -> d
 def training(both: translator.Translators, recipe: Any, pairs: list[tuple[str, str]]) -> dict[str, float]:
     """Return seconds of forward and backward over one batch of 16 rows."""
     rows = both.templates[directions(recipe)[0].name].rows(pairs[:16])
-    batch = collate(rows, both.base.pad_id).to(both.base.device)
+    batch = collate(Table.of(rows, both.base.device), range(len(rows)), both.base.pad_id)
     adapters.choose(both.model, directions(recipe)[0].name, train=True)
 
     def ours(attention: str) -> Callable[[], None]:

@@ -5,11 +5,13 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 
+from roundtrip.engine.generate import Hypotheses
 from roundtrip.judge import judge
 from roundtrip.plan import Direction, Phase, num_real
 from roundtrip.recipe import Recipe
 from roundtrip.text.prepare import Corpora
 from roundtrip.text.stream import Cursor, derive, take
+from roundtrip.tokens.template import Template
 from roundtrip.translator import Translators
 
 REAL, SYNTHETIC = "real", "synthetic"
@@ -24,12 +26,17 @@ class Block:
         cursors: where the streams stand behind this block.
         rejected: how many synthetic sources were thrown away, by reason.
         wraps: names of the streams that started over.
+        hypotheses: the synthetic sources as written, which are the sources of the first rows; None where none were
+            written, or the block was read back.
+        prompts: of these sources, where the guard on the host asked for them.
     """
 
     rows: list[list[str]]
     cursors: dict[str, Cursor]
     rejected: dict[str, int] = field(default_factory=dict)
     wraps: tuple[str, ...] = ()
+    hypotheses: Hypotheses | None = None
+    prompts: list[list[int]] | None = None
 
 
 def of_pairs(corpora: Corpora, direction: Direction, first: str) -> Block:
@@ -48,12 +55,14 @@ def of_round(
     cursors: dict[str, Cursor],
     translators: Translators,
     tell: Callable[[int, int], None],
+    *,
+    reader: Template | None = None,
 ) -> Block:
     """Read new target lines, let the reverse direction write their sources, judge these and mix in real pairs.
 
     Args:
         cursors: where the streams stand; unchanged here.
-        tell: see `generate`.
+        tell, reader: see `Translators.write`.
     """
     direction = phase.direction
     mono, pairs = f"mono.{direction.target}", f"train.{direction.name}"
@@ -61,11 +70,10 @@ def of_round(
     taken, mono_cursor = take(corpora.mono[direction.target], cursors.get(mono, Cursor()), recipe.rounds.lines, seed)
     lines = [line for (line,) in taken]
     lines, num_long = _short_enough(lines, direction, recipe, translators)
-    texts, hypotheses = translators.write(
-        direction.reverse, lines, recipe.generate, derive(recipe.seed, "sources", phase.number), tell=tell
-    )
+    seed = derive(recipe.seed, "sources", phase.number)
+    written = translators.write(direction.reverse, lines, recipe.generate, seed, reader=reader, tell=tell)
     usual_ratio = _usual_ratio(corpora, recipe.languages.index(direction.source))
-    judged = judge(texts, hypotheses, lines, recipe.judge, usual_ratio)
+    judged = judge(written.texts, written.finished, lines, recipe.judge, usual_ratio)
     rejected = judged.rejected | ({"target too long": num_long} if num_long else {})
     wanted = num_real(recipe, len(judged.pairs), len(corpora.train))
     seed = derive(recipe.seed, "order", pairs)
@@ -74,7 +82,8 @@ def of_round(
     rows += [_real(row, direction, recipe.languages[0]) for row in real]
     after = {mono: mono_cursor, pairs: pairs_cursor}
     wraps = tuple(name for name, cursor in after.items() if cursor.epoch > cursors.get(name, Cursor()).epoch)
-    return Block(rows, after, rejected, wraps)
+    prompts = [written.prompts[place] for place in judged.places] if written.prompts is not None else None
+    return Block(rows, after, rejected, wraps, written.hypotheses.pick(judged.places), prompts)
 
 
 def _usual_ratio(corpora: Corpora, side: int) -> float:

@@ -35,6 +35,7 @@ class State:
         scores: dev scores by stage and direction.
         best: the stage with the best mean dev chrF++ so far.
         seconds: time spent, by activity.
+        roads: of the synthetic rows, how many went by the splice and how many by strings for which reason.
     """
 
     phase: int = 0
@@ -44,6 +45,7 @@ class State:
     scores: dict[str, dict[str, dict[str, float]]] = field(default_factory=dict)
     best: str | None = None
     seconds: dict[str, float] = field(default_factory=dict)
+    roads: dict[str, dict[str, int]] = field(default_factory=dict)
 
     def total_steps(self) -> int:
         return sum(self.optimizer_steps.values())

@@ -165,6 +165,11 @@ def combination_problems(recipe: Recipe) -> list[str]:
             problems.append(f"template.system: unknown field {{{field}}}")
     if template.kind == "plain" and fields.rstrip()[-8:] != "{target}":
         problems.append("template.text: must end with {target}; the end token follows it")
+    tokens = recipe.tokens
+    if tokens.strict and tokens.road == "strings":
+        problems.append("tokens.strict: asks that no row goes by strings, and tokens.road sends every row there")
+    if tokens.strict and tokens.guard == "device":
+        problems.append("tokens.strict: proves every row on the host; set tokens.guard to 'auto' or 'host'")
     for language in recipe.score.bleu_tokenize:
         if language not in codes:
             problems.append(f"score.bleu_tokenize.{language}: not one of the languages {codes[0]}, {codes[1]}")

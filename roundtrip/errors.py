@@ -44,6 +44,12 @@ class TemplateError(RoundtripError):
     """The prompt template cannot be used with this tokenizer."""
 
 
+class RoadError(RoundtripError):
+    """The token road that the recipe demands cannot be gone, or a spliced row is not what strings make of it."""
+
+    exit_code = 3
+
+
 class ModelError(RoundtripError):
     """A model or adapter cannot be loaded or cannot do what the recipe asks."""
 

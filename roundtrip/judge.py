@@ -6,7 +6,6 @@ from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from roundtrip.engine.generate import Hypothesis
 from roundtrip.recipe import Judge
 from roundtrip.score import similarity
 from roundtrip.text.prepare import length_ratio
@@ -14,15 +13,16 @@ from roundtrip.text.prepare import length_ratio
 
 @dataclass(frozen=True)
 class Judged:
-    """The accepted (source, target) pairs of a block and the number of rejections by reason."""
+    """The accepted (source, target) pairs of a block, their places in it, and the number of rejections by reason."""
 
     pairs: list[tuple[str, str]]
+    places: list[int]
     rejected: dict[str, int]
 
 
 def judge(
     texts: Sequence[str],
-    hypotheses: Sequence[Hypothesis],
+    finished: Sequence[bool],
     targets: Sequence[str],
     recipe: Judge,
     usual_ratio: float = 1.0,
@@ -31,19 +31,21 @@ def judge(
 
     Args:
         texts: the hypotheses as text.
-        hypotheses: the same as generated.
+        finished: whether each came to its end within the length limit.
         targets: the real line each was written for.
         usual_ratio: characters of a source for each of its target in real pairs; Chinese has a third of English.
     """
     pairs: list[tuple[str, str]] = []
     rejected: Counter[str] = Counter()
-    for text, hypothesis, target in zip(texts, hypotheses, targets, strict=True):
-        reason = fault(text, target, hypothesis.finished, recipe, usual_ratio)
+    places = []
+    for place, (text, whole, target) in enumerate(zip(texts, finished, targets, strict=True)):
+        reason = fault(text, target, whole, recipe, usual_ratio)
         if reason is None:
             pairs.append((text, target))
+            places.append(place)
         else:
             rejected[reason] += 1
-    return Judged(pairs, dict(sorted(rejected.items())))
+    return Judged(pairs, places, dict(sorted(rejected.items())))
 
 
 def fault(text: str, target: str, finished: bool, recipe: Judge, usual_ratio: float = 1.0) -> str | None:

@@ -18,10 +18,10 @@ def round_trip(trip: Trip) -> None:
         block = trip.block(phase)
         rows = trip.encode(block, phase)
         with trip.training(phase, rows) as progress:
-            for number, step_rows in enumerate(trip.steps(rows, phase)):
+            for number, group in enumerate(trip.steps(rows, phase)):
                 if number < trip.state.step:
                     continue
-                result = trip.step(phase, step_rows)
+                result = trip.step(phase, rows, group)
                 progress.advance(1, result.num_tokens, f"loss {result.loss:.3f}")
                 if trip.save_due():
                     trip.save()

@@ -158,6 +158,15 @@ class Generate(Section):
     tokens_per_batch: Positive = 8192
 
 
+class Tokens(Section):
+    """How generated ids become training rows, and how each row is proved."""
+
+    road: Literal["auto", "splice", "strings"] = "auto"
+    guard: Literal["auto", "device", "host"] = "auto"
+    strict: bool = False
+    audit: Annotated[float, Field(ge=0.0, le=1.0)] = 0.01
+
+
 class Judge(Section):
     """Which synthetic sources are thrown away; each rejection is counted by its reason."""
 
@@ -195,6 +204,7 @@ class Recipe(Section):
     train: Train = Train()
     rounds: Rounds = Rounds()
     generate: Generate = Generate()
+    tokens: Tokens = Tokens()
     judge: Judge = Judge()
     score: Score = Score()
     checkpoint: Checkpoint = Checkpoint()

@@ -44,6 +44,7 @@ def collect(
         "steps": dict(state.optimizer_steps),
         "seconds": {activity: round(value, 1) for activity, value in seconds.items()},
         "lines": corpora.counts,
+        "roads": {name: dict(counts) for name, counts in state.roads.items()},
         "seed": recipe.seed,
         "versions": versions(),
     }
@@ -114,6 +115,9 @@ def show(metrics: Mapping[str, Any], run: Run, console: Console) -> None:
             _line(console, Text(f"  reference   {sample['reference']}"))
             _line(console, Text(f"  base        {sample['base']}", style="dim"))
             _line(console, Text(f"  translation {sample['hypothesis']}", style="bold"))
+    for name, counts in metrics["roads"].items():
+        shown = ", ".join(f"{count} {reason}" for reason, count in counts.items())
+        _line(console, Text(f"{name}: token road of its synthetic rows: {shown}", style="dim"))
     spent = ", ".join(f"{activity} {value:.0f} s" for activity, value in metrics["seconds"].items())
     _line(
         console,

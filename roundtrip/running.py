@@ -5,7 +5,7 @@ from __future__ import annotations
 import tempfile
 from pathlib import Path
 
-from roundtrip import translator
+from roundtrip import roads, translator
 from roundtrip.cookbook import Loaded
 from roundtrip.errors import TextError, TrainingError
 from roundtrip.events import Events
@@ -18,7 +18,8 @@ from roundtrip.scorer import check_metrics, texts
 from roundtrip.signals import Stop, listening
 from roundtrip.text.prepare import Corpora, describe, prepare
 from roundtrip.text.prepare import reopen as reopen_text
-from roundtrip.tokens.template import Segments
+from roundtrip.tokens.road import Road
+from roundtrip.tokens.segments import Segments
 from roundtrip.translator import Translators
 from roundtrip.trip import Trip
 
@@ -33,7 +34,9 @@ def train(path: Path, loaded: Loaded, events: Events, *, resume: bool = False) -
     events.path = run.events
     with listening(events.say) as stop:
         translators, corpora = _prepared(run, loaded, events, stop)
-        trip = Trip(run, loaded.recipe, corpora, translators, events, stop)
+        found = _roads(loaded.recipe, translators, corpora, events)
+        stop.leave_if_asked()
+        trip = Trip(run, loaded.recipe, corpora, translators, found, events, stop)
         if resume:
             trip.resume()
             if trip.done():
@@ -69,6 +72,18 @@ def _prepared(run: Run, loaded: Loaded, events: Events, stop: Stop) -> tuple[Tra
         segments={name: template.segments.to_dict() for name, template in translators.templates.items()},
     )
     return translators, corpora
+
+
+def _roads(recipe: Recipe, translators: Translators, corpora: Corpora, events: Events) -> dict[str, Road]:
+    """Find the token road of each direction on the dev pairs, and say which it is; nothing where no round needs one."""
+    if not recipe.rounds.number:
+        return {}
+    samples = {d.name: list(zip(*texts(corpora, recipe, "dev", d), strict=True)) for d in directions(recipe)}
+    found, verdicts = roads.find(recipe, translators.templates, samples, translators.base.device, events)
+    for name, verdict in verdicts.items():
+        roads.say(events, name, verdict)
+        events.log("verdict", direction=name, **verdict.to_dict())
+    return found
 
 
 def _read(loaded: Loaded, target: Path, events: Events) -> Corpora:
@@ -118,6 +133,7 @@ def check(loaded: Loaded, events: Events) -> None:
         corpora = _read(loaded, Path(scratch), events)
         translators = translator.load(recipe, loaded.folder)
         check_lines(translators, corpora, recipe, events)
+        _roads(recipe, translators, corpora, events)
         _show_plan(loaded, corpora, translators, events)
 
 

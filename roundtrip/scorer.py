@@ -54,14 +54,14 @@ class Scorer:
     def _one(self, part: str, stage: str, direction: Direction) -> dict[str, float]:
         sources, references = texts(self.corpora, self.recipe, part, direction)
         with self.events.task("scoring", f"{stage}: {direction.name} translates {part}", len(sources)) as task:
-            found, hypotheses = self.translators.write(
+            written = self.translators.write(
                 direction, sources, greedy(self.recipe), 0, adapted=stage != BASE, tell=self.tell_of(task)
             )
-        lines = [" ".join(text.split()) for text in found]
+        lines = [" ".join(text.split()) for text in written.texts]
         path = translations_path(self.run, part, stage, direction)
         path.write_text("".join(f"{line}\n" for line in lines), encoding="utf-8")
         scores = score.corpus(lines, references, bleu_tokenize(self.recipe, direction)).to_dict()
-        return scores | {"unfinished": sum(not hypothesis.finished for hypothesis in hypotheses)}
+        return scores | {"unfinished": written.finished.count(False)}
 
 
 def greedy(recipe: Recipe) -> Generate:

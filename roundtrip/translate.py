@@ -21,7 +21,7 @@ from roundtrip.recipe import Generate
 from roundtrip.run import BEST, Run
 from roundtrip.scorer import SPACELESS, greedy
 from roundtrip.text.clean import clean
-from roundtrip.tokens.template import Segments
+from roundtrip.tokens.segments import Segments
 from roundtrip.translator import Translators
 
 # Lines are read, sorted by length and written in pieces of this size, so that output flows while input comes.
@@ -133,11 +133,12 @@ def translate(
                 parts = []
         pieces.append(parts)
     flat = [part for parts in pieces for part in parts]
-    written = zip(*translators.write(direction, flat, settings, 0), strict=True) if flat else iter(())
+    whole = translators.write(direction, flat, settings, 0) if flat else None
+    written = zip(whole.texts, whole.finished, strict=True) if whole else iter(())
     joint = "" if direction.target.partition("-")[0].lower() in SPACELESS else " "
     for number, parts in enumerate(pieces):
         found = [next(written) for _ in parts]
-        if not all(hypothesis.finished for _, hypothesis in found):
+        if not all(finished for _, finished in found):
             cut.append(f"line {start + number + 1}: the translation was cut at its length limit")
         yield joint.join(" ".join(text.split()) for text, _ in found)
 

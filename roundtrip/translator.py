@@ -3,16 +3,35 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from roundtrip.engine.generate import Hypothesis, generate, length_limit
+from roundtrip.engine.generate import Hypotheses, generate, length_limit
 from roundtrip.errors import ModelError
 from roundtrip.models import adapters, base
 from roundtrip.plan import Direction, directions
 from roundtrip.recipe import Generate, Recipe
-from roundtrip.tokens.template import Segments, Template, build_segments
+from roundtrip.tokens.segments import Segments, build_segments
+from roundtrip.tokens.template import Template
+
+
+@dataclass(frozen=True)
+class Written:
+    """What a direction wrote, one entry a source.
+
+    Attributes:
+        texts: as the template's `hypothesis_text` gives them.
+        finished: an end token came within the limit.
+        hypotheses: the ids, on the device.
+        prompts: of these texts as sources, where they were asked for.
+    """
+
+    texts: list[str]
+    finished: list[bool]
+    hypotheses: Hypotheses
+    prompts: list[list[int]] | None = None
 
 
 @dataclass(frozen=True)
@@ -39,16 +58,16 @@ class Translators:
         seed: int,
         *,
         adapted: bool = True,
+        reader: Template | None = None,
         tell: Callable[[int, int], None] = lambda rows, tokens: None,
-    ) -> tuple[list[str], list[Hypothesis]]:
+    ) -> Written:
         """Translate texts with the direction's adapter as it is now.
 
         Args:
             adapted: False asks the bare base.
+            reader: a template that makes prompts of the hypotheses; while the device writes the next batch, a thread
+                decodes the last one and encodes it again.
             tell: see `generate`.
-
-        Returns:
-            The hypotheses as text and as ids, one per source.
 
         Raises:
             ModelError: a source does not fit into the model.
@@ -65,18 +84,28 @@ class Translators:
                     cure="lower data.filter.max_chars",
                 )
         adapters.write_merged(self.scratch, self.model, direction.name if adapted else None)
-        hypotheses = generate(
-            self.scratch,
-            prompts,
-            limits,
-            settings,
-            pad_id=self.base.pad_id,
-            stop_ids=template.segments.stop_ids,
-            text_stop_ids=template.segments.break_ids,
-            seed=seed,
-            tell=tell,
-        )
-        return [template.hypothesis_text(hypothesis.ids) for hypothesis in hypotheses], hypotheses
+        reads: list[tuple[list[int], Future[tuple[list[str], list[list[int]]]]]] = []
+        with ThreadPoolExecutor(1) as thread:
+            hypotheses = generate(
+                self.scratch,
+                prompts,
+                limits,
+                settings,
+                pad_id=self.base.pad_id,
+                stop_ids=template.segments.stop_ids,
+                text_stop_ids=template.segments.break_ids,
+                seed=seed,
+                tell=tell,
+                seen=lambda rows, some: reads.append((rows, thread.submit(_read, template, some, reader))),
+            )
+            texts = [""] * len(prompts)
+            read: list[list[int]] | None = [[] for _ in prompts] if reader is not None else None
+            for rows, future in reads:
+                for row, text, ids in zip(rows, *future.result(), strict=True):
+                    texts[row] = text
+                    if read is not None:
+                        read[row] = ids
+        return Written(texts, hypotheses.finished_B.tolist(), hypotheses, read)
 
     def num_source_tokens(self, direction: Direction, prompt: Sequence[int]) -> int:
         """Return how many tokens of a prompt are not the template's."""
@@ -89,6 +118,12 @@ class Translators:
     def fits(self, num_tokens: int) -> bool:
         """Return whether so many tokens fit into the model."""
         return self.base.max_positions is None or num_tokens < self.base.max_positions
+
+
+def _read(template: Template, hypotheses: Hypotheses, reader: Template | None) -> tuple[list[str], list[list[int]]]:
+    """Return the texts of hypotheses, and their prompts for a reader; empty ones where there is none."""
+    texts = [template.hypothesis_text(ids) for ids in hypotheses.lists()]
+    return texts, reader.prompts(texts) if reader is not None else [[] for _ in texts]
 
 
 def load(recipe: Recipe, folder: Path, segments: dict[str, Segments] | None = None) -> Translators:

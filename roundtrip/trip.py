@@ -12,7 +12,7 @@ from roundtrip import block as blocks
 from roundtrip import checkpoint, results
 from roundtrip.block import Block
 from roundtrip.checkpoint import State
-from roundtrip.engine.batch import steps
+from roundtrip.engine.batch import Table, steps
 from roundtrip.engine.step import StepResult, step
 from roundtrip.errors import RunError, TrainingError
 from roundtrip.events import Events, Progressing
@@ -20,17 +20,25 @@ from roundtrip.models import adapters
 from roundtrip.models.optimizer import Optimizer
 from roundtrip.plan import BASE, PARALLEL, Phase, directions, num_steps, phases
 from roundtrip.recipe import Recipe
+from roundtrip.rows import of_block
 from roundtrip.run import Run, read_rows, write_rows
 from roundtrip.scorer import Scorer, mean_chrf
 from roundtrip.signals import Stop
 from roundtrip.text.prepare import Corpora
 from roundtrip.text.stream import derive
-from roundtrip.tokens.template import Row
+from roundtrip.tokens.guard import Guard
+from roundtrip.tokens.road import SPLICED, Road
 from roundtrip.translator import Translators
+
+# Part of a checkpoint: the pairs of tokens that the guard knows.
+_PAIRS = "pairs"
 
 
 class Trip:
     """A run with everything loaded.
+
+    Args:
+        roads: by direction, how its synthetic rows are made.
 
     Attributes:
         state: how far it is; replaced, never changed in place.
@@ -38,10 +46,17 @@ class Trip:
     """
 
     def __init__(
-        self, run: Run, recipe: Recipe, corpora: Corpora, translators: Translators, events: Events, stop: Stop
+        self,
+        run: Run,
+        recipe: Recipe,
+        corpora: Corpora,
+        translators: Translators,
+        roads: Mapping[str, Road],
+        events: Events,
+        stop: Stop,
     ) -> None:
         self.run, self.recipe, self.corpora = run, recipe, corpora
-        self.translators, self.events, self.stop = translators, events, stop
+        self.translators, self.roads, self.events, self.stop = translators, roads, events, stop
         self.scorer = Scorer(run, recipe, corpora, translators, events, self._tell)
         self.state = State()
         self.directions = directions(recipe)
@@ -63,6 +78,8 @@ class Trip:
         self.state, tensors = found
         for name, optimizer in self.optimizers.items():
             optimizer.restore(tensors[name], self.state.optimizer_steps.get(name, 0))
+        if (guard := self._guard()) is not None and _PAIRS in tensors:
+            guard.restore(tensors[_PAIRS])
         self.events.seconds = dict(self.state.seconds)
         self._last_save = self.state.total_steps()
         at = self.phases[self.state.phase].stage if self.state.phase < len(self.phases) else "the end"
@@ -82,11 +99,18 @@ class Trip:
                     f"the rows that this phase learns from are damaged: {error}", place=str(path), cure="start anew"
                 ) from error
         writer = phase.direction.reverse.name
+        road = self.roads[phase.direction.name]
         with self.events.task(
             "generating", f"{phase.stage}: {writer} writes sources", self.recipe.rounds.lines
         ) as task:
             block = blocks.of_round(
-                phase, self.recipe, self.corpora, self.state.cursors, self.translators, self._tell(task)
+                phase,
+                self.recipe,
+                self.corpora,
+                self.state.cursors,
+                self.translators,
+                self._tell(task),
+                reader=road.reader,
             )
             num_rejected = sum(block.rejected.values())
             task.advance(0, note=f"{num_rejected} rejected")
@@ -123,11 +147,15 @@ class Trip:
                 f"{phase.direction.reverse.name} is still weak; more train.parallel_passes may help"
             )
 
-    def encode(self, block: Block, phase: Phase) -> list[Row]:
+    def encode(self, block: Block, phase: Phase) -> Table:
         """Return the token rows of a block; rows over the limit are dropped and counted."""
-        template = self.translators.templates[phase.direction.name]
-        rows = template.rows([(source, target) for _, source, target in block.rows])
-        fitting = [row for row in rows if len(row.ids) <= self.recipe.train.max_row_tokens]
+        name = phase.direction.name
+        seed = derive(self.recipe.seed, "audit", phase.number)
+        template, device = self.translators.templates[name], self.translators.base.device
+        rows, counts = of_block(block, template, self.roads.get(name), device, seed)
+        if counts:
+            self._count_roads(counts, phase)
+        fitting = [i for i, size in enumerate(rows.sizes) if size <= self.recipe.train.max_row_tokens]
         if len(fitting) < len(rows):
             self.events.say(
                 f"  {len(rows) - len(fitting)} rows over {self.recipe.train.max_row_tokens} tokens left out"
@@ -139,21 +167,31 @@ class Trip:
                 place=phase.stage,
                 cure="start anew with a larger train.max_row_tokens",
             )
-        return fitting
+        return rows.pick(fitting)
 
-    def steps(self, rows: Sequence[Row], phase: Phase) -> Iterator[list[Row]]:
+    def _count_roads(self, counts: Mapping[str, int], phase: Phase) -> None:
+        """Say and keep which road the synthetic rows of a phase went."""
+        name = phase.direction.name
+        before = self.state.roads.get(name, {})
+        total = {reason: before.get(reason, 0) + counts.get(reason, 0) for reason in {*before, *counts}}
+        self.state = replace(self.state, roads=self.state.roads | {name: total})
+        self.events.log("roads", stage=phase.stage, direction=name, rows=dict(counts))
+        by_strings = {reason: number for reason, number in counts.items() if reason != SPLICED}
+        if by_strings and self.recipe.tokens.road != "strings":
+            number = f"{sum(by_strings.values())} of {sum(counts.values())}"
+            self.events.say(f"  {number} synthetic rows by strings {by_strings}")
+
+    def steps(self, rows: Table, phase: Phase) -> Iterator[list[int]]:
         """Yield the rows of each optimizer step of a phase, the same whenever it is asked."""
-        lengths = [len(row.ids) for row in rows]
         for number in range(self._passes(phase)):
             seed = derive(self.recipe.seed, "steps", phase.number, number)
-            for group in steps(lengths, self.recipe.train.rows_per_step, seed):
-                yield [rows[index] for index in group]
+            yield from steps(rows.sizes, self.recipe.train.rows_per_step, seed)
 
     def _passes(self, phase: Phase) -> int:
         return self.recipe.train.parallel_passes if phase.stage == PARALLEL else 1
 
     @contextmanager
-    def training(self, phase: Phase, rows: Sequence[Row]) -> Iterator[Progressing]:
+    def training(self, phase: Phase, rows: Table) -> Iterator[Progressing]:
         """Make the direction's adapter trainable for the time of a phase, and show progress."""
         total = self._passes(phase) * math.ceil(len(rows) / self.recipe.train.rows_per_step)
         adapters.choose(self.translators.model, phase.direction.name, train=True)
@@ -166,8 +204,8 @@ class Trip:
         finally:
             adapters.freeze(self.translators.model)
 
-    def step(self, phase: Phase, rows: Sequence[Row]) -> StepResult:
-        """Take one optimizer step.
+    def step(self, phase: Phase, rows: Table, group: Sequence[int]) -> StepResult:
+        """Take one optimizer step, on some of the rows.
 
         Raises:
             TrainingError: the loss or the gradient is not finite.
@@ -177,6 +215,7 @@ class Trip:
             self.translators.model,
             self.optimizers[name],
             rows,
+            group,
             self.translators.base.pad_id,
             self.recipe.train.tokens_per_forward,
             derive(self.recipe.seed, "dropout", phase.number, self.state.step) % 2**32,
@@ -226,6 +265,8 @@ class Trip:
         self._last_save = self.state.total_steps()
         state = replace(self.state, seconds={k: round(v, 3) for k, v in self.events.seconds.items()})
         tensors = {name: optimizer.state() for name, optimizer in self.optimizers.items()}
+        if (guard := self._guard()) is not None:
+            tensors[_PAIRS] = guard.state()
         checkpoint.save(self.run.checkpoints, state, tensors, self.recipe.checkpoint.keep)
 
     def stop_if_asked(self) -> None:
@@ -237,6 +278,10 @@ class Trip:
         if self.stop.requested:
             self.save()
             self.stop.leave()
+
+    def _guard(self) -> Guard | None:
+        """Return the guard of the tokenizer, which both directions share; None where rows are proved otherwise."""
+        return next((road.guard for road in self.roads.values() if road.guard is not None), None)
 
     def keep_stage(self, stage: str) -> None:
         """Keep the adapters as they are now, in PEFT's own format."""
@@ -297,9 +342,8 @@ class Trip:
     def _tell(self, task: Progressing) -> Callable[[int, int], None]:
         def tell(rows: int, tokens: int) -> None:
             task.advance(rows, tokens)
-            if self.stop.requested:
-                # Nothing is lost but this text: the checkpoint on disk is where it was begun.
-                self.stop.leave()
+            # Nothing is lost but this text: the checkpoint on disk is where it was begun.
+            self.stop.leave_if_asked()
 
         return tell
 

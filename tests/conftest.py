@@ -11,10 +11,11 @@ import torch
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
-from roundtrip.engine.batch import collate, steps
+from roundtrip.engine.batch import Table, collate, steps
 from roundtrip.engine.step import loss_sum
 from roundtrip.recipe import TemplateText
-from roundtrip.tokens.template import Row, Template, build_segments
+from roundtrip.tokens.segments import build_segments
+from roundtrip.tokens.template import Row, Template
 
 CHATML = (
     "{% for m in messages %}{{ '<|im_start|>' + m['role'] + '\n' + m['content'] + '<|im_end|>' + '\n' }}{% endfor %}"
@@ -109,10 +110,11 @@ def _pretrain(model: LlamaForCausalLM, tokenizer: PreTrainedTokenizerFast) -> No
             pairs = toy_pairs()[::7]
             turned = pairs if source == "en" else [(es, en) for en, es in pairs]
             rows += [Row(row.ids, 0) for row in Template(tokenizer, segments).rows(turned)]
+    table = Table.of(rows)
     optimizer = torch.optim.AdamW(model.parameters(), lr=4e-3)
     for number in range(6):
-        for group in steps([len(row.ids) for row in rows], 24, number):
-            batch = collate([rows[i] for i in group], tokenizer.pad_token_id)
+        for group in steps(table.sizes, 24, number):
+            batch = collate(table, group, tokenizer.pad_token_id)
             optimizer.zero_grad()
             (loss_sum(model, batch) / batch.mask_BT.sum()).backward()
             optimizer.step()

@@ -20,7 +20,7 @@ from transformers import (
     LlamaForCausalLM,
 )
 
-from roundtrip.engine.batch import IGNORE, by_budget, collate, left_pad, steps
+from roundtrip.engine.batch import IGNORE, Batch, Table, by_budget, collate, left_pad, steps
 from roundtrip.engine.generate import generate, length_limit, pick
 from roundtrip.engine.step import loss_sum, step
 from roundtrip.errors import ModelError
@@ -40,6 +40,10 @@ def rows(number: int, seed: int = 0) -> list[Row]:
         size = int(torch.randint(4, 20, (), generator=random))
         made.append(Row(torch.randint(5, 250, (size,), generator=random).tolist(), size // 2))
     return made
+
+
+def batch_of(made: list[Row], pad_id: int) -> Batch:
+    return collate(Table.of(made), range(len(made)), pad_id)
 
 
 @pytest.fixture
@@ -74,7 +78,7 @@ def test_neighbours_change_from_pass_to_pass() -> None:
 
 
 def test_collated_rows_are_padded_on_the_right_and_labelled_from_their_start() -> None:
-    batch = collate([Row([5, 6, 7], 1), Row([8, 9, 10, 11, 12], 3)], pad_id=0)
+    batch = batch_of([Row([5, 6, 7], 1), Row([8, 9, 10, 11, 12], 3)], pad_id=0)
     assert batch.ids_BT.tolist() == [[5, 6, 7, 0, 0], [8, 9, 10, 11, 12]]
     assert batch.mask_BT.tolist() == [[1, 1, 1, 0, 0], [1, 1, 1, 1, 1]]
     assert batch.labels_BT.tolist() == [[IGNORE, 6, 7, IGNORE, IGNORE], [IGNORE] * 3 + [11, 12]]
@@ -87,7 +91,7 @@ def test_prompts_are_padded_on_the_left() -> None:
 
 
 def test_loss_is_that_of_transformers(two: Any) -> None:
-    batch = collate(rows(6), pad_id=3)
+    batch = batch_of(rows(6), pad_id=3)
     adapters.choose(two, "en-es", train=False)
     plain = two(input_ids=batch.ids_BT, attention_mask=batch.mask_BT, labels=batch.labels_BT).loss
     num_labels = (batch.labels_BT != IGNORE).sum()
@@ -101,7 +105,7 @@ def gradients(two: Any, name: str, made: list[Row], tokens_per_forward: int) -> 
         if isinstance(module, torch.nn.Dropout):
             module.p = 0.0
     optimizer = Optimizer(adapters.parameters(two, name), Train(lr=1e-9, max_grad_norm=1e9), 10)
-    result = step(two, optimizer, made, 3, tokens_per_forward, seed=5)
+    result = step(two, optimizer, Table.of(made), range(len(made)), 3, tokens_per_forward, seed=5)
     return result.loss, {key: value.grad.clone() for key, value in optimizer._masters.items()}
 
 
@@ -131,7 +135,7 @@ def test_a_step_moves_one_adapter_and_nothing_else(model_folder: Path, name: str
     for number in range(3):
         own, foreign = snapshot(two, f".{name}."), snapshot(two, f".{other}.")
         adapters.choose(two, name, train=True)
-        step(two, optimizer, rows(8, number), 3, 64, seed=number)
+        step(two, optimizer, Table.of(rows(8, number)), range(8), 3, 64, seed=number)
         adapters.freeze(two)
         assert any(not torch.equal(value, own[key]) for key, value in snapshot(two, f".{name}.").items())
         assert all(torch.equal(value, foreign[key]) for key, value in snapshot(two, f".{other}.").items())
@@ -226,7 +230,7 @@ def test_schedules(schedule: Any, middle: float, end: float) -> None:
 @pytest.mark.parametrize("name", NAMES)
 def test_merged_scratch_is_the_adapter(two: Any, model_folder: Path, name: str) -> None:
     scratch = base.scratch_copy(AutoModelForCausalLM.from_pretrained(model_folder))
-    batch = collate(rows(5), pad_id=3)
+    batch = batch_of(rows(5), pad_id=3)
     with torch.no_grad():
         for chosen in (name, NAMES[0], name):
             adapters.write_merged(scratch, two, chosen)
@@ -274,15 +278,15 @@ def test_greedy_is_that_of_transformers_row_by_row(kind: str) -> None:
     limits = [3 + 2 * (number % 7) for number in range(9)]
     stops = list(range(100, 180))
     found = generate(model, prompts, limits, Generate(tokens_per_batch=80), pad_id=0, stop_ids=stops, seed=1)
-    for prompt, limit, hypothesis in zip(prompts, limits, found, strict=True):
+    for prompt, limit, ids_found, ended in zip(prompts, limits, found.lists(), found.finished_B.tolist(), strict=True):
         config = GenerationConfig(max_new_tokens=limit + 1, do_sample=False, eos_token_id=stops, pad_token_id=0)
         ids = torch.tensor([prompt])
         whole = model.generate(ids, attention_mask=torch.ones_like(ids), generation_config=config)
         new = whole[0, len(prompt) :].tolist()
         finished = new[-1] in stops
-        assert hypothesis.ids == (new[:-1] if finished else new[:limit])
-        assert hypothesis.finished == finished
-    assert {hypothesis.finished for hypothesis in found} == {True, False}, "the test wants both kinds"
+        assert ids_found == (new[:-1] if finished else new[:limit])
+        assert ended == finished
+    assert set(found.finished_B.tolist()) == {True, False}, "the test wants both kinds"
 
 
 def test_a_stop_id_that_holds_text_stays() -> None:
@@ -292,7 +296,7 @@ def test_a_stop_id_that_holds_text_stays() -> None:
 
     def run(**ids: list[int]) -> list[tuple[list[int], bool]]:
         found = generate(model, prompts, [20] * 9, Generate(), pad_id=0, seed=0, **ids)
-        return [(one.ids, one.finished) for one in found]
+        return list(zip(found.lists(), found.finished_B.tolist(), strict=True))
 
     bare, kept = run(stop_ids=stops), run(stop_ids=[], text_stop_ids=stops)
     assert any(finished for _, finished in bare)
@@ -327,7 +331,7 @@ def test_sampling_follows_its_seed_and_not_its_batch_mates() -> None:
     hot = Generate(temperature=1.5)
 
     def sample(seed: int) -> list[list[int]]:
-        return [h.ids for h in generate(model, prompts, [12] * 6, hot, pad_id=0, stop_ids=[1], seed=seed)]
+        return generate(model, prompts, [12] * 6, hot, pad_id=0, stop_ids=[1], seed=seed).lists()
 
     assert sample(1) == sample(1) != sample(2)
 
@@ -366,7 +370,7 @@ def test_length_limits_grow_with_the_source(number: int) -> None:
 
 
 def test_dropout_is_off_when_not_training(two: Any) -> None:
-    batch = collate(rows(4), pad_id=3)
+    batch = batch_of(rows(4), pad_id=3)
     adapters.choose(two, "en-es", train=True)
     with torch.no_grad():
         assert not torch.equal(loss_sum(two, batch), loss_sum(two, batch)), "dropout is on in training"

@@ -22,7 +22,7 @@ from safetensors.torch import load_file, save_file
 from transformers import AutoModelForCausalLM
 
 from roundtrip import checkpoint, cookbook, running, train, translate
-from roundtrip.engine.batch import collate
+from roundtrip.engine.batch import Table, collate
 from roundtrip.errors import Interrupted, RunError, TextError, TrainingError
 from roundtrip.events import Events
 from roundtrip.run import Run, locked, reopen
@@ -92,7 +92,14 @@ def test_what_a_run_leaves_behind(finished: tuple[Path, Path, str]) -> None:
     assert {one["metric"] for one in metrics["comparison"]["directions"]["en-es"]} == {"BLEU", "chrF++"}
     assert "nw:2" in metrics["signatures"]["en-es"]["chrf"] and "tok:13a" in metrics["signatures"]["en-es"]["bleu"]
     assert all(len(samples) == 3 for samples in metrics["samples"].values())
-    assert set(metrics["seconds"]) == {"reading", "loading", "generating", "training", "scoring"}
+    assert set(metrics["seconds"]) == {
+        "reading",
+        "loading",
+        "checking",
+        "generating",
+        "training",
+        "scoring",
+    }
     assert metrics["steps"] == {"en-es": 2 + 3, "es-en": 2 + 3}
     assert (folder / "recipe.toml").read_text() == recipe.read_text()
     kinds = [json.loads(line)["event"] for line in (folder / "events.jsonl").read_text().splitlines()]
@@ -123,7 +130,7 @@ def test_adapters_load_with_peft_alone_and_give_the_same_logits(
 ) -> None:
     recipe, folder, _ = finished
     translators, direction, _ = translate.load(Run(folder), "es")
-    batch = collate(translators.templates["en-es"].rows([("I see the moon.", "Veo la luna.")]), 3)
+    batch = collate(Table.of(translators.templates["en-es"].rows([("I see the moon.", "Veo la luna.")])), [0], 3)
     alone = PeftModel.from_pretrained(
         AutoModelForCausalLM.from_pretrained(model_folder, attn_implementation="eager"), folder / "adapters/best/en-es"
     ).eval()
@@ -246,7 +253,7 @@ def test_a_broken_checkpoint_is_named_and_passed_over(
     assert found is not None
     state, tensors = found
     assert f"{state.phase:04d}-{state.step:06d}" == older
-    assert set(tensors) == set(NAMES)
+    assert set(tensors) == {*NAMES, "pairs"}
     assert len(told) == 1 and newer in told[0]
     shutil.rmtree(folder / older)
     with pytest.raises(RunError, match="no checkpoint is whole"):

@@ -8,7 +8,6 @@ import os
 import pytest
 import sacrebleu
 
-from roundtrip.engine.generate import Hypothesis
 from roundtrip.errors import RecipeError
 from roundtrip.judge import fault, judge
 from roundtrip.recipe import Judge
@@ -81,10 +80,9 @@ def test_each_reason(text: str, target: str, finished: bool, reason: str | None)
 
 def test_rejections_are_counted_and_the_rest_kept_in_order() -> None:
     texts = ["A cat", "", "Un perro", "A dog", "long " * 20]
-    hypotheses = [Hypothesis([1], finished) for finished in (True, True, True, False, True)]
     targets = ["Un gato", "Una mesa", "Un perro", "Un perro", "Una flor"]
-    judged = judge(texts, hypotheses, targets, Judge())
-    assert judged.pairs == [("A cat", "Un gato")]
+    judged = judge(texts, [True, True, True, False, True], targets, Judge())
+    assert judged.pairs == [("A cat", "Un gato")] and judged.places == [0]
     assert judged.rejected == {"copy": 1, "empty": 1, "length ratio": 1, "unfinished": 1}
 
 

@@ -13,7 +13,8 @@ from transformers import PreTrainedTokenizerFast
 
 from roundtrip.errors import TemplateError
 from roundtrip.recipe import TemplateText
-from roundtrip.tokens.template import Segments, Template, build_segments, language_name
+from roundtrip.tokens.segments import Segments, build_segments, language_name
+from roundtrip.tokens.template import Template
 from tests.conftest import CHATML, bpe, toy_pairs, wrap
 
 LINES = [text for pair in toy_pairs() for text in pair]

@@ -1,6 +1,6 @@
 """Rows of token ids into batches: which rows go together, and the padded tensors.
 
-Shapes: B rows, T positions, V vocabulary, N labelled positions of a batch.
+Shapes: R rows of a table, X their tokens one behind the other, B rows of a batch, T positions.
 """
 
 from __future__ import annotations
@@ -11,9 +11,61 @@ from dataclasses import dataclass
 import torch
 
 from roundtrip.text.stream import derive, shuffled
+from roundtrip.tokens.splice import IGNORE, Rows
 from roundtrip.tokens.template import Row
 
-IGNORE = -100
+__all__ = ["IGNORE", "Batch", "Table", "by_budget", "collate", "left_pad", "steps"]
+
+
+@dataclass(frozen=True)
+class Table:
+    """All rows of a phase on the device of the model; the host knows their sizes only.
+
+    Attributes:
+        ids_X: int32, the tokens of all rows.
+        offset_R: int64, where each row begins.
+        sizes, starts: tokens of each row, and the place of its first label.
+    """
+
+    ids_X: torch.Tensor
+    offset_R: torch.Tensor
+    sizes: list[int]
+    starts: list[int]
+
+    def __len__(self) -> int:
+        return len(self.sizes)
+
+    @classmethod
+    def of(cls, rows: Sequence[Row], device: torch.device | str = "cpu") -> Table:
+        """Make a table of rows of the string road."""
+        sizes = [len(row.ids) for row in rows]
+        flat = torch.tensor([token for row in rows for token in row.ids], dtype=torch.int32)
+        return cls(flat.to(device), _offsets(sizes, device), sizes, [row.start for row in rows])
+
+    @classmethod
+    def of_spliced(cls, rows: Rows) -> Table:
+        """Make a table of spliced rows; one look at the device for their sizes."""
+        sizes, starts = torch.stack([rows.size_B, rows.start_B]).tolist()
+        live_BT = torch.arange(rows.ids_BT.shape[1], device=rows.ids_BT.device) < rows.size_B[:, None]
+        device = rows.ids_BT.device
+        return cls(rows.ids_BT[live_BT].to(torch.int32), _offsets(sizes, device), sizes, starts)
+
+    def plus(self, other: Table) -> Table:
+        """Return both tables as one, the other's rows behind these."""
+        offset_R = torch.cat([self.offset_R, other.offset_R + len(self.ids_X)])
+        ids_X = torch.cat([self.ids_X, other.ids_X])
+        return Table(ids_X, offset_R, self.sizes + other.sizes, self.starts + other.starts)
+
+    def pick(self, indices: Sequence[int]) -> Table:
+        """Return a table of some rows, in the given order."""
+        at = torch.tensor(indices, dtype=torch.int64, device=self.offset_R.device)
+        sizes, starts = [self.sizes[i] for i in indices], [self.starts[i] for i in indices]
+        return Table(self.ids_X, self.offset_R[at], sizes, starts)
+
+
+def _offsets(sizes: Sequence[int], device: torch.device | str) -> torch.Tensor:
+    size_R = torch.tensor(sizes, dtype=torch.int64)
+    return (size_R.cumsum(0) - size_R).to(device)
 
 
 @dataclass(frozen=True)
@@ -28,22 +80,21 @@ class Batch:
     mask_BT: torch.Tensor
     labels_BT: torch.Tensor
 
-    def to(self, device: torch.device) -> Batch:
-        return Batch(self.ids_BT.to(device), self.mask_BT.to(device), self.labels_BT.to(device))
 
-
-def collate(rows: Sequence[Row], pad_id: int) -> Batch:
-    """Pad rows on the right; labels are the target and its end token."""
-    width = max(len(row.ids) for row in rows)
-    ids_BT = torch.full((len(rows), width), pad_id, dtype=torch.int64)
-    mask_BT = torch.zeros_like(ids_BT)
-    labels_BT = torch.full_like(ids_BT, IGNORE)
-    for number, row in enumerate(rows):
-        size = len(row.ids)
-        ids_BT[number, :size] = torch.tensor(row.ids)
-        mask_BT[number, :size] = 1
-        labels_BT[number, row.start : size] = ids_BT[number, row.start : size]
-    return Batch(ids_BT, mask_BT, labels_BT)
+def collate(table: Table, indices: Sequence[int], pad_id: int) -> Batch:
+    """Return some rows of a table, padded on the right; labels are the target and its end token."""
+    device = table.ids_X.device
+    chosen = torch.tensor([[i, table.sizes[i], table.starts[i]] for i in indices], dtype=torch.int64).to(
+        device, non_blocking=True
+    )
+    at_B, size_B, start_B = chosen.unbind(1)
+    place_T = torch.arange(max(table.sizes[i] for i in indices), device=device)
+    live_BT = place_T < size_B[:, None]
+    # Past its end a row meets the next one, the last row the end of the table.
+    where_BT = (table.offset_R[at_B][:, None] + place_T).clamp(max=len(table.ids_X) - 1)
+    ids_BT = torch.where(live_BT, table.ids_X[where_BT].long(), pad_id)
+    labels_BT = torch.where(live_BT & (place_T >= start_B[:, None]), ids_BT, IGNORE)
+    return Batch(ids_BT, live_BT.long(), labels_BT)
 
 
 def left_pad(prompts: Sequence[Sequence[int]], pad_id: int) -> tuple[torch.Tensor, torch.Tensor]:

@@ -22,15 +22,28 @@ CUDA_LOOK_EVERY = 8
 
 
 @dataclass(frozen=True)
-class Hypothesis:
-    """Generated ids without prompt, end token and padding; a stop id that holds text is their last.
+class Hypotheses:
+    """Generated ids without prompt and end token, on the device that wrote them.
 
     Attributes:
-        finished: an end token came within the limit.
+        ids_BN: int64, left-aligned; what stands at and after `size_B` has no meaning. A stop id that holds text is
+            the last of its row.
+        size_B: int64.
+        finished_B: bool, an end token came within the limit.
     """
 
-    ids: list[int]
-    finished: bool
+    ids_BN: torch.Tensor
+    size_B: torch.Tensor
+    finished_B: torch.Tensor
+
+    def lists(self) -> list[list[int]]:
+        """Return the ids of each row; the host waits for the device."""
+        return [ids[:size] for ids, size in zip(self.ids_BN.tolist(), self.size_B.tolist(), strict=True)]
+
+    def pick(self, indices: Sequence[int]) -> Hypotheses:
+        """Return some rows, in the given order."""
+        at = torch.tensor(indices, dtype=torch.int64, device=self.ids_BN.device)
+        return Hypotheses(self.ids_BN[at], self.size_B[at], self.finished_B[at])
 
 
 def length_limit(num_source_tokens: int, recipe: Generate) -> int:
@@ -49,7 +62,8 @@ def generate(
     text_stop_ids: Sequence[int] = (),
     seed: int,
     tell: Callable[[int, int], None] = lambda rows, tokens: None,
-) -> list[Hypothesis]:
+    seen: Callable[[list[int], Hypotheses], None] = lambda rows, hypotheses: None,
+) -> Hypotheses:
     """Continue each prompt.
 
     Args:
@@ -60,30 +74,52 @@ def generate(
         text_stop_ids: so do these, which stay in the hypothesis, being text in part (such as `.` + line break).
         seed: of sampling; each batch derives its own, so the result does not depend on what ran before.
         tell: called after each batch with its numbers of rows and new tokens; may raise to stop.
+        seen: called before that with the places of the batch among the prompts, and its hypotheses.
 
     Returns:
         One hypothesis per prompt, in their order.
     """
     # A batch is as long as its longest prompt plus its longest limit; like goes with like.
     lengths = [len(prompt) + limit + 1 for prompt, limit in zip(prompts, limits, strict=True)]
-    found: dict[int, Hypothesis] = {}
-    all_stops, kept = {*stop_ids, *text_stop_ids}, set(text_stop_ids)
+    device = next(model.parameters()).device
+    all_stops = sorted({*stop_ids, *text_stop_ids})
+    stops, kept = (torch.tensor(ids, dtype=torch.int64, device=device) for ids in (all_stops, list(text_stop_ids)))
+    order: list[int] = []
+    written: list[Hypotheses] = []
     for number, group in enumerate(by_budget(range(len(prompts)), lengths, recipe.tokens_per_batch)):
-        random = torch.Generator(next(model.parameters()).device).manual_seed(derive(seed, number))
-        new_BN = decode(
-            model, [prompts[i] for i in group], [limits[i] for i in group], recipe, pad_id, sorted(all_stops), random
-        )
-        for index, ids in zip(group, new_BN.tolist(), strict=True):
-            found[index] = _cut(ids, limits[index], all_stops, kept)
-        tell(len(group), sum(len(found[i].ids) + found[i].finished for i in group))
-    return [found[index] for index in range(len(prompts))]
+        random = torch.Generator(device).manual_seed(derive(seed, number))
+        some_limits = [limits[i] for i in group]
+        new_BN = decode(model, [prompts[i] for i in group], some_limits, recipe, pad_id, all_stops, random)
+        hypotheses = _cut(new_BN, torch.tensor(some_limits, device=device), stops, kept)
+        order += group
+        written.append(hypotheses)
+        seen(group, hypotheses)
+        tell(len(group), int((hypotheses.size_B + hypotheses.finished_B).sum()))
+    return _in_order(written, order, pad_id, device)
 
 
-def _cut(ids: list[int], limit: int, stop_ids: set[int], kept: set[int]) -> Hypothesis:
-    end = next((place for place, token in enumerate(ids) if token in stop_ids), None)
-    if end is not None and end <= limit:
-        return Hypothesis(ids[: end + (ids[end] in kept)], True)
-    return Hypothesis(ids[:limit], False)
+def _cut(new_BN: torch.Tensor, limit_B: torch.Tensor, stops: torch.Tensor, kept: torch.Tensor) -> Hypotheses:
+    """End each row at its first stop id by position, or at its limit."""
+    num = new_BN.shape[1]
+    place_B = torch.where(torch.isin(new_BN, stops), 0, 1).cumprod(1).sum(1)
+    finished_B = (place_B < num) & (place_B <= limit_B)
+    last_B = new_BN.gather(1, place_B.clamp(max=num - 1)[:, None])[:, 0]
+    size_B = torch.where(finished_B, place_B + torch.isin(last_B, kept), torch.minimum(limit_B, place_B))
+    return Hypotheses(new_BN, size_B, finished_B)
+
+
+def _in_order(written: Sequence[Hypotheses], order: Sequence[int], pad_id: int, device: torch.device) -> Hypotheses:
+    """Join batches, and bring their rows into the order of the prompts."""
+    if not written:
+        empty = torch.zeros(0, dtype=torch.int64, device=device)
+        return Hypotheses(empty[:, None], empty, empty.bool())
+    width = max(one.ids_BN.shape[1] for one in written)
+    wide = [torch.nn.functional.pad(one.ids_BN, (0, width - one.ids_BN.shape[1]), value=pad_id) for one in written]
+    joined = Hypotheses(
+        torch.cat(wide), torch.cat([one.size_B for one in written]), torch.cat([one.finished_B for one in written])
+    )
+    places = sorted(range(len(order)), key=lambda place: order[place])
+    return joined.pick(places)
 
 
 @torch.inference_mode()

@@ -8,9 +8,8 @@ from dataclasses import dataclass
 import torch
 from torch import nn
 
-from roundtrip.engine.batch import IGNORE, Batch, by_budget, collate
+from roundtrip.engine.batch import IGNORE, Batch, Table, by_budget, collate
 from roundtrip.models.optimizer import Optimizer
-from roundtrip.tokens.template import Row
 
 
 @dataclass(frozen=True)
@@ -48,7 +47,8 @@ def loss_sum(model: nn.Module, batch: Batch) -> torch.Tensor:
 def step(
     model: nn.Module,
     optimizer: Optimizer,
-    rows: Sequence[Row],
+    table: Table,
+    rows: Sequence[int],
     pad_id: int,
     tokens_per_forward: int,
     seed: int,
@@ -56,17 +56,17 @@ def step(
     """Learn from rows: forward and backward in pieces of bounded size, then one optimizer step.
 
     Args:
+        table, rows: which rows of which table; on the device of the model.
         model: with the adapter to train active, in train mode.
         seed: of dropout in this step, so that a resumed run drops the same units.
     """
     device = next(model.parameters()).device
     torch.manual_seed(seed)
-    lengths = [len(row.ids) for row in rows]
-    num_labels = sum(len(row.ids) - row.start for row in rows)
+    num_labels = sum(table.sizes[i] - table.starts[i] for i in rows)
     total = torch.zeros((), dtype=torch.float64, device=device)
-    for group in by_budget(range(len(rows)), lengths, tokens_per_forward):
-        loss = loss_sum(model, collate([rows[i] for i in group], pad_id).to(device))
+    for group in by_budget(rows, table.sizes, tokens_per_forward):
+        loss = loss_sum(model, collate(table, group, pad_id))
         loss.backward()
         total += loss.detach()
     grad_norm = optimizer.step(1.0 / num_labels)
-    return StepResult(float(total) / num_labels, grad_norm, num_labels, sum(lengths))
+    return StepResult(float(total) / num_labels, grad_norm, num_labels, sum(table.sizes[i] for i in rows))

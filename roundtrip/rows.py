@@ -1,0 +1,46 @@
+"""From a block to the token rows that a phase trains on."""
+
+from __future__ import annotations
+
+from collections import Counter
+
+import torch
+
+from roundtrip.block import Block
+from roundtrip.engine.batch import Table
+from roundtrip.tokens.road import Road
+from roundtrip.tokens.template import Template
+
+
+def of_block(
+    block: Block, template: Template, road: Road | None, device: torch.device, seed: int
+) -> tuple[Table, Counter[str]]:
+    """Return the rows of a block: synthetic ones by their road, real ones, and all that is read back, by strings.
+
+    A row is the same by either road, so a run that goes on learns from what it would have learnt from.
+
+    Args:
+        template: of the direction that learns.
+        road: how synthetic rows are made; None where the phase has none.
+        seed: chooses the rows of the audit.
+
+    Returns:
+        The rows in the order of the block, and how many synthetic ones went which road, by reason.
+
+    Raises:
+        RoadError: see `Road.rows`.
+    """
+    num_written = 0 if block.hypotheses is None else len(block.hypotheses.size_B)
+    plain = Table.of(template.rows([(source, target) for _, source, target in block.rows[num_written:]]), device)
+    if block.hypotheses is None or road is None or not num_written:
+        return plain, Counter()
+    written = block.rows[:num_written]
+    rows, counts = road.rows(
+        block.hypotheses.ids_BN,
+        block.hypotheses.size_B,
+        [source for _, source, _ in written],
+        [target for _, _, target in written],
+        seed,
+        block.prompts,
+    )
+    return Table.of_spliced(rows).plus(plain), counts

@@ -1,0 +1,76 @@
+"""Both roads side by side: rows made by the splice and by strings, on lines and under attack."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+
+import torch
+
+from roundtrip.tokens import splice as splices
+from roundtrip.tokens.attack import Attacks
+from roundtrip.tokens.road import Road, first_difference
+from roundtrip.tokens.template import Template
+
+# Called with what is being done, how far it is, and how far it goes.
+Tell = Callable[[str, int, int], None]
+
+
+def silent(what: str, done: int, total: int) -> None:
+    """Say nothing."""
+
+
+def audit(
+    road: Road, lines: Sequence[tuple[str, str]], number: int, seed: int, tell: Tell = silent
+) -> tuple[dict[str, int], str | None]:
+    """Attack a road of the device guard with rows that are spelt otherwise.
+
+    Returns:
+        How many `rows` there were, how many were `accepted`, how many are `canonical` by strings, and the `false
+        accepts` among them; and the first of these in words, None where there is none.
+    """
+    assert road.guard is not None and road.into is not None
+    canonical = [row for row, _ in written(road.writer, lines)]
+    targets = [target for _, target in lines]
+    counts = {"rows": 0, "accepted": 0, "canonical": 0, "false accepts": 0}
+    fault = None
+    attacked = list(Attacks(road.guard.pairs.surface, seed).rows(canonical, number))
+    for start in range(0, len(attacked), 256):
+        some = attacked[start : start + 256]
+        accepted, expected, got = compare(road, some, [targets[(start + i) % len(targets)] for i in range(len(some))])
+        for ids, taken, want, have in zip(some, accepted, expected, got, strict=True):
+            counts["rows"] += 1
+            counts["accepted"] += taken
+            counts["canonical"] += have == want
+            if taken and have != want:
+                counts["false accepts"] += 1
+                what = first_difference(road.template.tokenizer, have[0], want[0])
+                fault = fault or f"the audit found a row that the rules let through: {ids}: {what}"
+        tell("attacking the guard", start + len(some), len(attacked))
+    return counts, fault
+
+
+def compare(
+    road: Road, hypotheses: Sequence[Sequence[int]], targets: Sequence[str]
+) -> tuple[list[bool], list[tuple[list[int], int]], list[tuple[list[int], int]]]:
+    """Make rows both ways.
+
+    Returns:
+        Which rows the road takes by the splice; (ids, start) by strings; (ids, start) by the splice, taken or not.
+    """
+    assert road.into is not None
+    device = road.into.head_H.device
+    width = max(1, max(map(len, hypotheses)))
+    ids_BN = torch.tensor([[*row, *(width - len(row)) * [road.into.pad_id]] for row in hypotheses], device=device)
+    sizes = torch.tensor([len(row) for row in hypotheses], device=device)
+    size_B = torch.minimum(splices.ends(ids_BN, road.into.flags_V)[0], sizes)
+    texts = [road.writer.hypothesis_text(ids[:size]) for ids, size in zip(hypotheses, size_B.tolist(), strict=True)]
+    expected = [(row.ids, row.start) for row in road.template.rows(list(zip(texts, targets, strict=True)))]
+    rows, proved_B = road.spliced(ids_BN, size_B, texts, targets)
+    found = zip(rows.ids_BT.tolist(), rows.size_B.tolist(), rows.start_B.tolist(), strict=True)
+    return proved_B, expected, [(ids[:size], start) for ids, size, start in found]
+
+
+def written(writer: Template, lines: Sequence[tuple[str, str]]) -> list[tuple[list[int], str]]:
+    """Return the source of each pair as the writer would write it, ids and text."""
+    rows = writer.rows([(target, source) for source, target in lines])
+    return [(row.ids[row.start : -1], source) for row, (source, _) in zip(rows, lines, strict=True)]

@@ -1,0 +1,275 @@
+"""Is a row canonical inside? A lookup on the device, and the memory of pairs behind it.
+
+Shapes: B rows, N positions of a hypothesis, P = N + 1 places between and around them, V vocabulary, K known pairs.
+
+A row is good when each place between two of its units is known to be good. Two lookups, both without a sync: `quick`
+for rows whose tokens are whole characters, which in most languages are nearly all; `codes` for rows with characters
+cut across tokens. What neither knows is settled by the host, in one call per batch, and known from then on.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Mapping
+from functools import lru_cache
+
+import torch
+
+from roundtrip.tokens.pairs import Pairs
+from roundtrip.tokens.surface import BAD, GLUE_LEFT, GLUE_RIGHT, Unit
+
+# Why a row is not proved; reasons of a row, the first that holds.
+PROVED, SPECIAL, PAIR, SEAM, EMPTY = range(5)
+REASONS = ("", "special or unreachable token", "not canonical inside", "merges at a seam", "empty")
+
+NOTHING = torch.iinfo(torch.int64).max  # the code of a place that asks nothing, and the padding of the table
+_ODD = 0x9E3779B97F4A7C15 - (1 << 64)  # the golden ratio in 64 bits, odd, so that it has an inverse
+# A seam's own question about a unit of several tokens: is it left whole there?
+AskSeam = Callable[[Unit], bool]
+
+
+def quick(
+    ids_BN: torch.Tensor,
+    size_B: torch.Tensor,
+    flags_V: torch.Tensor,
+    good_K: torch.Tensor,
+    traps_C: torch.Tensor | None = None,
+) -> torch.Tensor:
+    """Return which rows are known to be canonical, by whole-character tokens alone.
+
+    Args:
+        ids_BN: int64, left-aligned; what stands at and after `size_B` has no meaning but must be a token id.
+        flags_V: uint8, see `surface`.
+        good_K: int64, sorted codes of known-good places, padded with the largest number.
+        traps_C: int64, sorted codes of three tokens, see `pairs`; None where the tokenizer has none.
+
+    Returns:
+        good_B, bool. False only means that more has to be asked.
+    """
+    vocab, num = flags_V.shape[0], ids_BN.shape[1]
+    beyond_BN = torch.arange(num, device=ids_BN.device) >= size_B[:, None]
+    flagged_BN = flags_V[ids_BN] & (BAD | GLUE_LEFT | GLUE_RIGHT) != 0
+    good_B = ~(flagged_BN & ~beyond_BN).any(1)
+    if num > 1:
+        pair_BM = torch.add(ids_BN[:, 1:], ids_BN[:, :-1], alpha=vocab)
+        good_B &= (_among(pair_BM, good_K) | beyond_BN[:, 1:]).all(1)
+    if traps_C is not None and num > 2:
+        triple_BM = torch.add(ids_BN[:, 2:], pair_BM[:, :-1], alpha=vocab)
+        good_B &= ~(_among(triple_BM, traps_C) & ~beyond_BN[:, 2:]).any(1)
+    return good_B
+
+
+def codes(
+    ids_BN: torch.Tensor,
+    size_B: torch.Tensor,
+    flags_V: torch.Tensor,
+    mix_V: torch.Tensor,
+    salts: tuple[int, int],
+) -> torch.Tensor:
+    """Return the code of every place of rows that may hold characters cut across tokens.
+
+    Two single tokens have the code `first * V + second`, exactly. A unit of several tokens gives a 62-bit hash of
+    both units, made negative. In front of the first and behind the last unit stands a code only where that unit is
+    several tokens or no whole character: for single ones the seams have a table.
+
+    Args:
+        mix_V: int64, a random number for each token, of which hashes are made.
+        salts: of the two seams.
+
+    Returns:
+        codes_BP, int64: place p is in front of token p; NOTHING where nothing is asked.
+    """
+    (num_rows, num), vocab, device = ids_BN.shape, flags_V.shape[0], ids_BN.device
+    place_P = torch.arange(num + 1, device=device)
+    size_B1 = size_B[:, None]
+    flags_BN = flags_V[ids_BN]
+    edge_BP = torch.ones((num_rows, num + 1), dtype=torch.bool, device=device)
+    edge_BP[:, 1:num] = ((flags_BN[:, 1:] & GLUE_LEFT) | (flags_BN[:, :-1] & GLUE_RIGHT)) == 0
+    edge_BP |= place_P >= size_B1
+    # The unit before place p begins at `before`, the unit behind it ends at `after`.
+    begin_BP = torch.where(edge_BP, place_P, 0).cummax(1).values
+    before_BP = torch.cat([begin_BP[:, :1], begin_BP[:, :-1]], 1)
+    end_BP = torch.where(edge_BP, place_P, num).flip(1).cummin(1).values.flip(1)
+    after_BP = torch.minimum(torch.cat([end_BP[:, 1:], end_BP[:, -1:]], 1), size_B1)
+    powers_P, inverses_P = _powers(num + 1, device)
+    sums_BP = torch.nn.functional.pad((mix_V[ids_BN] * powers_P[:-1]).cumsum(1), (1, 0))
+    window_BP = (sums_BP.gather(1, after_BP) - sums_BP.gather(1, before_BP)) * inverses_P[before_BP]
+    seam_BP = torch.where(place_P == size_B1, salts[1], torch.where(place_P == 0, salts[0], 0))
+    hashed_BP = _spread(window_BP + seam_BP + (after_BP - before_BP))
+    plain_BP = torch.full_like(hashed_BP, NOTHING)
+    plain_BP[:, 1:num] = torch.add(ids_BN[:, 1:], ids_BN[:, :-1], alpha=vocab)
+    plain_BP = plain_BP.masked_fill((place_P == 0) | (place_P == size_B1), NOTHING)
+    glued_BP = torch.nn.functional.pad(flags_BN & (GLUE_LEFT | GLUE_RIGHT) != 0, (1, 1))
+    clean_BP = ~(glued_BP[:, :-1] & (place_P > 0) | glued_BP[:, 1:] & (place_P < size_B1))
+    single_BP = (place_P - before_BP <= 1) & (after_BP - place_P <= 1) & clean_BP
+    asked_BP = edge_BP & (place_P <= size_B1)
+    return torch.where(asked_BP, torch.where(single_BP, plain_BP, hashed_BP), NOTHING)
+
+
+class Guard:
+    """What is known of the pairs of one tokenizer, on one device.
+
+    Attributes:
+        num_asked: how many pairs the host has settled.
+    """
+
+    def __init__(self, pairs: Pairs, device: torch.device) -> None:
+        self.pairs = pairs
+        self.flags_V = torch.from_numpy(pairs.surface.flags_V).to(device)
+        random = torch.Generator().manual_seed(20)
+        self.mix_V = torch.randint(-(1 << 62), 1 << 62, self.flags_V.shape, generator=random).to(device)
+        vocab = len(self.flags_V)
+        first, second, third = torch.from_numpy(pairs.traps_C3).unbind(1)
+        traps_C = ((first * vocab + second) * vocab + third).sort().values
+        self.traps_C = _padded(traps_C).to(device) if len(traps_C) else None
+        self.num_asked = 0
+        self._good: set[int] = set()
+        self._bad: set[int] = set()
+        self.good_K = _padded(torch.zeros(0, dtype=torch.int64)).to(device)
+
+    def quick(self, ids_BN: torch.Tensor, size_B: torch.Tensor) -> torch.Tensor:
+        """Return which rows are known to be canonical; see `quick`."""
+        return quick(ids_BN, size_B, self.flags_V, self.good_K, self.traps_C)
+
+    def prove(
+        self,
+        ids_BN: torch.Tensor,
+        size_B: torch.Tensor,
+        good_B: torch.Tensor,
+        fits_B: torch.Tensor,
+        salts: tuple[int, int],
+        ask_first: AskSeam,
+        ask_last: AskSeam,
+    ) -> torch.Tensor:
+        """Settle what `quick` left open: one look at the device, at most one call of the tokenizer.
+
+        Args:
+            good_B: what `quick` returned.
+            fits_B: what the tables of the seams say, see `splice.Source`.
+            salts: a number for each of the two seams, the same whenever their question is the same.
+            ask_first, ask_last: settle a first or last unit of several tokens.
+
+        Returns:
+            reason_B, int64: PROVED, SPECIAL, PAIR, SEAM or EMPTY.
+        """
+        reason_B = torch.where(fits_B, torch.where(good_B, PROVED, PAIR), torch.where(size_B > 0, SEAM, EMPTY))
+        rows = (reason_B == PAIR).nonzero()[:, 0]
+        if not len(rows):
+            return reason_B
+        ids_RN, size_R = ids_BN[rows], size_B[rows]
+        live_RN = torch.arange(ids_RN.shape[1], device=rows.device) < size_R[:, None]
+        special_R = ((self.flags_V[ids_RN] & BAD != 0) & live_RN).any(1)
+        found_RP = codes(ids_RN, size_R, self.flags_V, self.mix_V, salts)
+        known_R = (_among(found_RP, self.good_K) | (found_RP == NOTHING)).all(1)
+        reason_R = torch.where(special_R, SPECIAL, torch.where(known_R, PROVED, PAIR))
+        if self.traps_C is not None and ids_RN.shape[1] > 2:
+            vocab = len(self.flags_V)
+            triple_RM = (ids_RN[:, :-2] * vocab + ids_RN[:, 1:-1]) * vocab + ids_RN[:, 2:]
+            trapped_R = (_among(triple_RM, self.traps_C) & live_RN[:, 2:]).any(1)
+            reason_R = torch.where(trapped_R & (reason_R == PROVED), PAIR, reason_R)
+            known_R |= trapped_R
+        open_R = (~known_R & ~special_R).nonzero()[:, 0]
+        if len(open_R):
+            judged = self._settle(ids_RN[open_R], size_R[open_R], found_RP[open_R], ask_first, ask_last)
+            reason_R = reason_R.index_put((open_R,), torch.tensor(judged, device=rows.device))
+        return reason_B.index_put((rows,), reason_R)
+
+    def _settle(
+        self,
+        ids_RN: torch.Tensor,
+        size_R: torch.Tensor,
+        codes_RP: torch.Tensor,
+        ask_first: AskSeam,
+        ask_last: AskSeam,
+    ) -> list[int]:
+        """Look at rows on the host: settle every place that is not known, then judge them."""
+        questions: dict[int, tuple[Unit, Unit]] = {}
+        asked: list[tuple[list[int], list[int]]] = []
+        for ids, size, row in zip(ids_RN.tolist(), size_R.tolist(), codes_RP.tolist(), strict=True):
+            units = self.pairs.surface.units(ids[:size])
+            seams: list[int] = []
+            inner: list[int] = []
+            # Places come in order: the first unit's, those between units, the last unit's.
+            around = [((), units[0]), *zip(units, units[1:], strict=False), (units[-1], ())]
+            places = [0]
+            for unit in units:
+                places.append(places[-1] + len(unit))
+            for place, pair in zip(places, around, strict=True):
+                code = row[place]
+                if code == NOTHING or code in self._good:
+                    continue
+                (inner if pair[0] and pair[1] else seams).append(code)
+                if code not in self._bad:
+                    questions[code] = pair
+            asked.append((seams, inner))
+        self._learn(questions, ask_first, ask_last)
+        return [
+            SEAM
+            if any(code in self._bad for code in seams)
+            else PAIR
+            if any(code in self._bad for code in inner)
+            else 0
+            for seams, inner in asked
+        ]
+
+    def _learn(self, questions: dict[int, tuple[Unit, Unit]], ask_first: AskSeam, ask_last: AskSeam) -> None:
+        inner = {code: pair for code, pair in questions.items() if pair[0] and pair[1]}
+        answers = dict(zip(inner, self.pairs.settle(list(inner.values())), strict=True))
+        for code, (left, right) in questions.items():
+            if not left:
+                answers[code] = ask_first(right)
+            elif not right:
+                answers[code] = ask_last(left)
+        self.num_asked += len(answers)
+        self.know(
+            [code for code, good in answers.items() if good], [code for code, good in answers.items() if not good]
+        )
+
+    def know(self, good: Iterable[int], bad: Iterable[int]) -> None:
+        """Add codes to what is known."""
+        new = sorted(set(good) - self._good)
+        self._bad |= set(bad)
+        if new:
+            self._good |= set(new)
+            added = torch.tensor(new, dtype=torch.int64, device=self.good_K.device)
+            kept = self.good_K[self.good_K != NOTHING]
+            self.good_K = _padded(torch.cat([kept, added]).sort().values)
+
+    def state(self) -> dict[str, torch.Tensor]:
+        """Return what is known, for a checkpoint: sorted int64 `good` and `bad`."""
+        return {
+            name: torch.tensor(sorted(of), dtype=torch.int64) for name, of in (("good", self._good), ("bad", self._bad))
+        }
+
+    def restore(self, state: Mapping[str, torch.Tensor]) -> None:
+        """Take up what `state` gave."""
+        self.know(state["good"].tolist(), state["bad"].tolist())
+
+
+def _among(codes: torch.Tensor, table_K: torch.Tensor) -> torch.Tensor:
+    """Return which codes stand in a sorted table that is padded with NOTHING."""
+    return table_K[torch.searchsorted(table_K, codes)] == codes
+
+
+def _padded(table_K: torch.Tensor) -> torch.Tensor:
+    """Fill a sorted table up to a power of two with NOTHING, one at least, so that a search ends inside it."""
+    size = 1 << max(6, int(table_K.numel()).bit_length())
+    return torch.cat([table_K, table_K.new_full((size - table_K.numel(),), NOTHING)])
+
+
+def _spread(hash_BP: torch.Tensor) -> torch.Tensor:
+    """Mix the bits of a hash and make it a negative number that no pair of single tokens has."""
+    mixed = hash_BP * _ODD
+    return (mixed ^ (mixed >> 29)) | torch.iinfo(torch.int64).min
+
+
+@lru_cache(maxsize=64)
+def _powers(num: int, device: torch.device) -> tuple[torch.Tensor, torch.Tensor]:
+    """Return the powers of an odd number and of its inverse, modulo 2^64, as int64."""
+    inverse = pow(_ODD, -1, 1 << 64)
+    tables = ([_signed(pow(base, i, 1 << 64)) for i in range(num)] for base in (_ODD % (1 << 64), inverse))
+    powers, inverses = (torch.tensor(table, dtype=torch.int64, device=device) for table in tables)
+    return powers, inverses
+
+
+def _signed(number: int) -> int:
+    return number - (1 << 64) if number >> 63 else number
