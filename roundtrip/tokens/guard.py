@@ -188,6 +188,7 @@ class Guard:
             units = self.pairs.surface.units(ids[:size])
             seams: list[int] = []
             inner: list[int] = []
+            new: dict[int, tuple[Unit, Unit]] = {}
             # Places come in order: the first unit's, those between units, the last unit's.
             around = [((), units[0]), *zip(units, units[1:], strict=False), (units[-1], ())]
             places = [0]
@@ -198,9 +199,11 @@ class Guard:
                 if code == NOTHING or code in self._good:
                     continue
                 (inner if pair[0] and pair[1] else seams).append(code)
-                if code not in self._bad:
-                    questions[code] = pair
+                new[code] = pair
             asked.append((seams, inner))
+            # One bad place is enough: what else the row asks need not be settled.
+            if self._bad.isdisjoint(new):
+                questions |= new
         self._learn(questions, ask_first, ask_last)
         return [
             SEAM

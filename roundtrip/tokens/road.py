@@ -197,8 +197,8 @@ def padded(rows: Sequence[Row], device: torch.device, pad_id: int = 0) -> Rows:
 
 
 def _ragged(rows: Sequence[Sequence[int]], device: torch.device, pad_id: int = 0) -> tuple[torch.Tensor, torch.Tensor]:
-    """Return ids_BM, right-padded, and size_B."""
-    width = max((len(row) for row in rows), default=0)
+    """Return ids_BM, right-padded and one wide at least, and size_B."""
+    width = max(1, max((len(row) for row in rows), default=1))
     ids_BM = torch.tensor([[*row, *(width - len(row)) * [pad_id]] for row in rows], dtype=torch.int64)
     return ids_BM.to(device), torch.tensor([len(row) for row in rows], dtype=torch.int64, device=device)
 

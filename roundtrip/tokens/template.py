@@ -16,7 +16,6 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from roundtrip.errors import TemplateError
 from roundtrip.tokens.segments import Segments
 
 # Sources behind which a target is tried.
@@ -35,17 +34,14 @@ class Template:
     """Turns texts into prompts and rows, and hypotheses back into texts, for one direction.
 
     Args:
-        tokenizer: a transformers tokenizer with a `tokenizers` backend (offsets are needed).
+        tokenizer: a transformers tokenizer. A fast one gives character offsets, by which labels are found; with a
+            Python one they start at the first token in which a row differs from its prompt.
         segments: from `build_segments`.
     """
 
     def __init__(self, tokenizer: Any, segments: Segments) -> None:
-        if not getattr(tokenizer, "is_fast", False):
-            raise TemplateError(
-                f"{type(tokenizer).__name__} gives no character offsets, which labels are found by",
-                cure="load the fast tokenizer of this model (a tokenizer.json)",
-            )
         self.tokenizer, self.segments = tokenizer, segments
+        self._has_offsets = bool(getattr(tokenizer, "is_fast", False))
         # Spaces before a target belong to its first token; line breaks of a chat template do not.
         self._prompt_end = segments.mid.rstrip(" ")
         # Some special tokens (<repo_name> and its like) have no role and stand in this table only.
@@ -77,6 +73,12 @@ class Template:
             [len(source) for source, _ in pairs],
             [len(target) for _, target in pairs],
         )
+        if not self._has_offsets:
+            prompts = self.prompts([source for source, _ in pairs])
+            return [
+                Row([*ids, self.segments.end_id], _num_common(ids, prompt))
+                for (ids, _), prompt in zip(encoded, prompts, strict=True)
+            ]
         rows = []
         for (ids, ends), boundary in zip(encoded, boundaries, strict=True):
             start = next((i for i, end in enumerate(ends) if end > boundary), len(ids))
@@ -116,10 +118,13 @@ class Template:
         source_sizes: list[int],
         target_sizes: list[int] | None,
     ) -> list[tuple[list[int], list[int]]]:
-        """Return ids and the end offset of each token, the BOS included; special tokens in user text stay text."""
+        """Return ids and the end offset of each token, the BOS included; special tokens in user text stay text.
+
+        The offsets are empty where the tokenizer has none.
+        """
         if not texts:
             return []
-        encoding = self.tokenizer(texts, add_special_tokens=False, return_offsets_mapping=True)
+        encoding = self.tokenizer(texts, add_special_tokens=False, return_offsets_mapping=self._has_offsets)
         rows = []
         for number, text in enumerate(texts):
             user = [(source_starts[number], source_starts[number] + source_sizes[number])]
@@ -129,7 +134,7 @@ class Template:
                 ids, ends = self._encode_around(text, user)
             else:
                 ids = encoding["input_ids"][number]
-                ends = [end for _, end in encoding["offset_mapping"][number]]
+                ends = [end for _, end in encoding["offset_mapping"][number]] if self._has_offsets else []
             if self.segments.bos_id is not None:
                 ids, ends = [self.segments.bos_id, *ids], [0, *ends]
             rows.append((ids, ends))
@@ -146,10 +151,10 @@ class Template:
                 text[start:end],
                 add_special_tokens=False,
                 split_special_tokens=True,
-                return_offsets_mapping=True,
+                return_offsets_mapping=self._has_offsets,
             )
             ids.extend(piece["input_ids"])
-            ends.extend(start + offset for _, offset in piece["offset_mapping"])
+            ends.extend(start + offset for _, offset in piece.get("offset_mapping", ()))
 
         at = 0
         for match in self._special.finditer(text):
@@ -161,3 +166,8 @@ class Template:
             at = match.end()
         plain(at, len(text))
         return ids, ends
+
+
+def _num_common(a: Sequence[int], b: Sequence[int]) -> int:
+    """Return how many ids two rows begin with in common."""
+    return next((i for i, (x, y) in enumerate(zip(a, b, strict=False)) if x != y), min(len(a), len(b)))

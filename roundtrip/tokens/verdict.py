@@ -85,6 +85,7 @@ def check(
     guard: GuardName = "auto",
     stop_ids: Sequence[int] = (),
     cache: Path | None = None,
+    num_attacks: int = NUM_ATTACKS,
     tell: Tell = silent,
 ) -> Verdict:
     """Say which road the rows of one direction may take.
@@ -98,6 +99,7 @@ def check(
         guard: see `build`.
         stop_ids: what generation ends at, besides the template's own end token.
         cache: folder for what took long to find; None keeps nothing.
+        num_attacks: rows of the audit of the device guard.
         tell: called with what is being done, and how far it is.
     """
     source, target = languages
@@ -106,7 +108,7 @@ def check(
         learner = Template(tokenizer_b, build_segments(tokenizer_b, template, source, target, stop_ids))
     except TemplateError as error:
         return Verdict("strings", None, (error.problem,), error.cure, {}, {})
-    return build(writer, learner, lines, guard=guard, cache=cache, tell=tell)[1]
+    return build(writer, learner, lines, guard=guard, cache=cache, num_attacks=num_attacks, tell=tell)[1]
 
 
 def build(
@@ -140,6 +142,8 @@ def build(
     notes = tuple(f"{part.part}: {part.what}" for part in parts)
     if any(part.matters for part in parts):
         cure = "use one base for both directions, or two with one tokenizer: then rows need no strings"
+        if parts[0].part == "kind":
+            cure = "load the fast tokenizer of this model (a tokenizer.json)"
         return strings, Verdict("strings", None, notes, cure, {}, {})
     if "strftime" in (learner.tokenizer.chat_template or "") and "strftime" not in learner.segments.head:
         notes += ("the chat template may write today's date: the text around source and target is fixed for the run",)
