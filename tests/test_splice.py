@@ -20,7 +20,7 @@ from roundtrip.tokens.segments import build_segments
 from roundtrip.tokens.splice import IGNORE
 from roundtrip.tokens.template import Row, Template
 from tests.conftest import toy_pairs
-from tests.test_template import CHAT, LINES, PLAIN, TEXTS, TOKENIZERS
+from tests.test_template import CHAT, PLAIN, TEXTS, TOKENIZERS
 
 BARE = TemplateText(kind="plain", text="{source}\n{target}")
 TEMPLATES = {"plain": PLAIN, "chat": CHAT, "bare": BARE}
@@ -66,8 +66,7 @@ def made(of: Road, hypotheses: list[list[int]], targets: list[str], pad: int = -
         assert labels[live][start:].tolist() == ids[start:] and (labels[:start] == IGNORE).all()
         assert batch["position_ids"][number][live].tolist() == list(range(len(ids)))
         found.append(Row(ids, start))
-    reasons = of.why([ids[:size] for ids, size in zip(hypotheses, size_B.tolist(), strict=True)], targets)
-    return found, reasons
+    return found, of.spliced(new_BN, size_B, texts, targets)[1]
 
 
 def by_strings(of: Road, hypotheses: list[list[int]], targets: list[str]) -> list[Row]:

@@ -8,7 +8,7 @@ import torch
 
 from roundtrip.tokens import splice as splices
 from roundtrip.tokens.attack import Attacks
-from roundtrip.tokens.road import Road, first_difference
+from roundtrip.tokens.road import SPLICED, Road, first_difference
 from roundtrip.tokens.template import Template
 
 # Called with what is being done, how far it is, and how far it goes.
@@ -36,8 +36,9 @@ def audit(
     attacked = list(Attacks(road.guard.pairs.surface, seed).rows(canonical, number))
     for start in range(0, len(attacked), 256):
         some = attacked[start : start + 256]
-        accepted, expected, got = compare(road, some, [targets[(start + i) % len(targets)] for i in range(len(some))])
-        for ids, taken, want, have in zip(some, accepted, expected, got, strict=True):
+        reasons, expected, got = compare(road, some, [targets[(start + i) % len(targets)] for i in range(len(some))])
+        for ids, reason, want, have in zip(some, reasons, expected, got, strict=True):
+            taken = reason == SPLICED
             counts["rows"] += 1
             counts["accepted"] += taken
             counts["canonical"] += have == want
@@ -51,11 +52,11 @@ def audit(
 
 def compare(
     road: Road, hypotheses: Sequence[Sequence[int]], targets: Sequence[str]
-) -> tuple[list[bool], list[tuple[list[int], int]], list[tuple[list[int], int]]]:
+) -> tuple[list[str], list[tuple[list[int], int]], list[tuple[list[int], int]]]:
     """Make rows both ways.
 
     Returns:
-        Which rows the road takes by the splice; (ids, start) by strings; (ids, start) by the splice, taken or not.
+        SPLICED or the reason against it for each row; (ids, start) by strings; the same by the splice, taken or not.
     """
     assert road.into is not None
     device = road.into.head_H.device
@@ -65,9 +66,9 @@ def compare(
     size_B = torch.minimum(splices.ends(ids_BN, road.into.flags_V)[0], sizes)
     texts = [road.writer.hypothesis_text(ids[:size]) for ids, size in zip(hypotheses, size_B.tolist(), strict=True)]
     expected = [(row.ids, row.start) for row in road.template.rows(list(zip(texts, targets, strict=True)))]
-    rows, proved_B = road.spliced(ids_BN, size_B, texts, targets)
+    rows, reasons = road.spliced(ids_BN, size_B, texts, targets)
     found = zip(rows.ids_BT.tolist(), rows.size_B.tolist(), rows.start_B.tolist(), strict=True)
-    return proved_B, expected, [(ids[:size], start) for ids, size, start in found]
+    return reasons, expected, [(ids[:size], start) for ids, size, start in found]
 
 
 def written(writer: Template, lines: Sequence[tuple[str, str]]) -> list[tuple[list[int], str]]:

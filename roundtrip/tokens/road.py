@@ -82,7 +82,7 @@ class Road:
         if self.into is None:
             made = self.template.rows(list(zip(texts, targets, strict=True)))
             return padded(made, ids_BN.device), Counter({BY_ROAD: len(made)})
-        rows, reasons = self._splice(ids_BN, size_B, texts, targets, prompts)
+        rows, reasons = self.spliced(ids_BN, size_B, texts, targets, prompts)
         by_strings = [i for i, reason in enumerate(reasons) if reason != SPLICED]
         counts = Counter(reasons)
         if self.strict and by_strings:
@@ -98,28 +98,14 @@ class Road:
         return rows, counts
 
     def spliced(
-        self, ids_BN: torch.Tensor, size_B: torch.Tensor, texts: Sequence[str], targets: Sequence[str]
-    ) -> tuple[Rows, list[bool]]:
-        """Return every row by the splice, proved or not, and which are proved; for those who compare roads."""
-        rows, reasons = self._splice(ids_BN, size_B, texts, targets, None)
-        return rows, [reason == SPLICED for reason in reasons]
-
-    def why(self, hypotheses: Sequence[Sequence[int]], targets: Sequence[str]) -> list[str]:
-        """Return SPLICED or the reason against it for each hypothesis of whole ids."""
-        assert self.into is not None
-        ids_BN, size_B = _ragged(hypotheses, self.into.head_H.device)
-        texts = [self.writer.hypothesis_text(ids) for ids in hypotheses]
-        return self._splice(ids_BN, size_B, texts, targets, None)[1]
-
-    def _splice(
         self,
         ids_BN: torch.Tensor,
         size_B: torch.Tensor,
         texts: Sequence[str],
         targets: Sequence[str],
-        prompts: Sequence[Sequence[int]] | None,
+        prompts: Sequence[Sequence[int]] | None = None,
     ) -> tuple[Rows, list[str]]:
-        """Return all rows by the splice, and SPLICED or the reason why each may not be taken."""
+        """Return every row by the splice, proved or not, and SPLICED or the reason why each may not be taken."""
         assert self.into is not None
         found = self.template.targets(targets)
         source = splices.trim(ids_BN, size_B, self.into)

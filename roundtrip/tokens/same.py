@@ -6,7 +6,8 @@ import json
 from dataclasses import dataclass
 from typing import Any
 
-from roundtrip.tokens.surface import document, special_ids
+from roundtrip.tokens.segments import special_ids
+from roundtrip.tokens.surface import document
 
 
 @dataclass(frozen=True)
@@ -35,6 +36,8 @@ def differences(a: Any, b: Any) -> list[Difference]:
         if not getattr(tokenizer, "is_fast", False):
             what = f"the {name} is a Python tokenizer ({type(tokenizer).__name__}), whose content cannot be read"
             return [Difference("kind", what, True)]
+    if a is b:
+        return []
     one, other = document(a), document(b)
     found = [*_models(one["model"], other["model"])]
     for part, key in (("normalizer", "normalizer"), ("pre-tokenizer", "pre_tokenizer"), ("decoder", "decoder")):

@@ -82,6 +82,12 @@ def build_segments(tokenizer: Any, recipe: TemplateText, source: str, target: st
     return _chat_segments(tokenizer, recipe, names, stops)
 
 
+def special_ids(tokenizer: Any) -> set[int]:
+    """Return every id that decoding skips; tokens without a role stand in the table of added tokens only."""
+    added = {int(i) for i, token in tokenizer.added_tokens_decoder.items() if token.special}
+    return added | {int(i) for i in tokenizer.all_special_ids}
+
+
 def language_name(code: str) -> str:
     """Return the English name of a language code, such as `Portuguese (Brazil)` for `pt-BR`."""
     return str(langcodes.Language.get(code).display_name("en"))
@@ -104,9 +110,12 @@ def _chat_segments(tokenizer: Any, recipe: TemplateText, names: dict[str, str], 
                 cure='use template.kind = "plain"',
             )
     whole = _render(tokenizer, recipe, names, _SOURCE, _TARGET)
-    tail = whole.rpartition(_TARGET)[2]
+    before, _, tail = whole.rpartition(_TARGET)
+    if before.startswith(prompt) and not before[len(prompt) :].strip(" "):
+        # Spaces in front of the assistant's words belong to their first token, as in Llama 2.
+        mid += before[len(prompt) :]
     tail_ids = tokenizer(tail, add_special_tokens=False)["input_ids"]
-    specials = set(tokenizer.all_special_ids) | stops
+    specials = special_ids(tokenizer) | stops
     end_id = next((i for i in tail_ids if i in specials), tokenizer.eos_token_id)
     if end_id is None:
         raise TemplateError("neither the chat template nor the tokenizer has an end token", place="template")

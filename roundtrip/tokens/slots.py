@@ -85,9 +85,11 @@ class Seams:
                 place="template",
                 cure="put a word or a line break between {source} and {target}, or use the chat template",
             )
-        specials = sorted(template.special_texts, key=len, reverse=True)
-        wall = any(segments.mid.startswith(text) for text in specials)
+        wall = any(segments.mid.startswith(text) for text in template.special_texts)
         self.contexts = CONTEXTS[:1] if wall else CONTEXTS
+        self._wall = max((segments.head.rfind(text) for text in template.special_texts), default=0)
+        self._wall = max(self._wall, 0)
+        self._walled = _common(self._encode([segments.head[self._wall :] + probe for probe in probes]))
         self._context_ids = [tuple(ids) for ids in self._encode(list(self.contexts))]
 
     @property
@@ -155,28 +157,40 @@ class Seams:
 
     def _firsts(self, tokens: Sequence[int]) -> list[int]:
         texts = [str(self.surface.text([token])).lstrip() for token in tokens]
-        encoded = self._encode([self.template.segments.head + text for text in texts])
-        size = len(self.head)
+        # A special token is a wall: what stands in front of the last one changes nothing behind it.
+        head, size = self.template.segments.head[self._wall :], len(self._walled)
+        encoded = self._encode([head + text for text in texts])
         return [
-            ids[size] if text and len(ids) == size + 1 and tuple(ids[:size]) == self.head else -1
+            ids[size] if text and len(ids) == size + 1 and tuple(ids[:size]) == self._walled else -1
             for text, ids in zip(texts, encoded, strict=True)
         ]
 
     def _lasts(self, tokens: Sequence[int]) -> list[tuple[int, tuple[int, ...]] | None]:
         """Return what each token becomes as the last of the slot, and what follows it; None where it is not one."""
         texts = [self._ending(str(self.surface.text([token]))) for token in tokens]
-        tail = self.template.segments.mid + PROBE
         found: list[set[tuple[int, tuple[int, ...]] | None]] = [set() for _ in tokens]
         for context, context_ids in zip(self.contexts, self._context_ids, strict=True):
-            alone = self._encode([context + text for text in texts])
-            joint = self._encode([context + text + tail for text in texts])
-            size, end = len(context_ids), len(self.probe)
-            for number, (one, ids) in enumerate(zip(alone, joint, strict=True)):
-                if len(one) != size + 1 or tuple(one[:size]) != context_ids:
-                    continue
-                sound = tuple(ids[:size]) == context_ids and tuple(ids[-end:]) == self.probe
-                found[number].add((ids[size], tuple(ids[size + 1 : -end])) if sound else None)
+            joint = self._encode([context + text + self.template.segments.mid + PROBE for text in texts])
+            usual = [
+                tuple(ids) == (*context_ids, token, *self.mid, *self.probe)
+                for token, ids in zip(tokens, joint, strict=True)
+            ]
+            others = [number for number, same in enumerate(usual) if not same]
+            # The context counts where it leaves the token as it is; where the row came out whole, it does.
+            alone = dict(zip(others, self._encode([context + texts[number] for number in others]), strict=True))
+            for number, ids in enumerate(joint):
+                if usual[number]:
+                    found[number].add((tokens[number], self.mid))
+                elif len(alone[number]) == len(context_ids) + 1 and tuple(alone[number][:-1]) == context_ids:
+                    found[number].add(self._parts(ids, context_ids))
         return [next(iter(one)) if text and len(one) == 1 else None for text, one in zip(texts, found, strict=True)]
+
+    def _parts(self, ids: Sequence[int], context: Sequence[int]) -> tuple[int, tuple[int, ...]] | None:
+        """Return the last token of the slot and what follows it, of a row between a context and the probe."""
+        size, end = len(context), len(ids) - len(self.probe)
+        if tuple(ids[:size]) != tuple(context) or tuple(ids[end:]) != self.probe or end <= size:
+            return None
+        return ids[size], tuple(ids[size + 1 : end])
 
     def _ending(self, text: str) -> str:
         """Return the text of a last token as `hypothesis_text` leaves it; nothing where that depends on the rest."""

@@ -1,6 +1,7 @@
 """The splice: training rows out of generated ids, as tensors, without text and without waiting for the device.
 
-Shapes: B rows, N positions of a hypothesis (one at least), M of a target, T of a row, L of the longest middle, V vocabulary.
+Shapes: B rows, N positions of a hypothesis (one at least), M of a target, T of a row, L of the
+longest middle, V vocabulary.
 
     head | hypothesis | middle | target | end token        labels on target and end token
 

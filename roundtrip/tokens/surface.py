@@ -20,6 +20,8 @@ import numpy as np
 from numpy.typing import NDArray
 from tokenizers import Tokenizer
 
+from roundtrip.tokens.segments import special_ids
+
 # Tokens that begin and end between characters together.
 Unit = tuple[int, ...]
 
@@ -99,12 +101,6 @@ def encoder(tokenizer: Any, *, specials: bool) -> Callable[[list[str]], list[lis
         return [one.ids for one in backend.encode_batch_fast(texts, add_special_tokens=False)] if texts else []
 
     return encode
-
-
-def special_ids(tokenizer: Any) -> set[int]:
-    """Return every id that decoding skips; tokens without a role stand in the table of added tokens only."""
-    added = {int(i) for i, token in tokenizer.added_tokens_decoder.items() if token.special}
-    return added | {int(i) for i in tokenizer.all_special_ids}
 
 
 def why_not(tokenizer: Any) -> str | None:

@@ -1,0 +1,172 @@
+"""python -m benchmarks.exact: is every spliced row the row that strings would make? Counted over many rows.
+
+For each tokenizer and template: lines of ten languages and hand-made nasty ones, as the writer would write them and
+under attack (see `roundtrip.tokens.attack`), finished, unfinished and padded in several ways. Each row is made by both
+roads. What counts:
+
+- wrong: rows that the road took by the splice and that differ from strings in any id or label. Must be 0.
+- refused: canonical rows that it sent by strings all the same, with the reasons. Costs time, nothing else.
+
+Writes benchmarks/results/exact-NAME.json with versions and command. `--rows` is the number for each combination.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import random
+import sys
+import time
+from collections import Counter
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from benchmarks import zoo
+from roundtrip.errors import TemplateError
+from roundtrip.run import versions
+from roundtrip.tokens import verdict
+from roundtrip.tokens.attack import Attacks
+from roundtrip.tokens.audit import compare, written
+from roundtrip.tokens.road import SPLICED, Road
+from roundtrip.tokens.segments import build_segments
+from roundtrip.tokens.template import Template
+
+LANGUAGES = ("es", "de", "ru", "ar", "he", "hi", "th", "ja", "zh", "ko")
+ROWS_AT_ONCE = 256
+
+
+@dataclass
+class Tally:
+    """What came of one combination."""
+
+    rows: int = 0
+    canonical: int = 0
+    spliced: int = 0
+    wrong: int = 0
+    refused: Counter[str] = field(default_factory=Counter)
+    examples: list[str] = field(default_factory=list)
+
+
+def samples(languages: Sequence[str], number: int) -> list[tuple[str, str]]:
+    """Return (source, target) lines: software strings of each language, the nasty lines on either side."""
+    english = zoo.lines("en", number)
+    pairs = [(line, english[i % len(english)]) for code in languages for i, line in enumerate(zoo.lines(code, number))]
+    nasty = [" ".join(line.split()) or "x" for line in zoo.NASTY]
+    return pairs + [(line, english[i % len(english)]) for i, line in enumerate(nasty)] + [("x", line) for line in nasty]
+
+
+def hypotheses(road: Road, pairs: Sequence[tuple[str, str]], number: int, seed: int) -> Iterator[list[int]]:
+    """Yield generated ids: canonical rows, then attacked ones; some with an end token, some cut short."""
+    chance = random.Random(seed)
+    canonical = [ids for ids, _ in written(road.writer, pairs) if ids]
+    some = canonical if len(canonical) <= number // 3 else chance.sample(canonical, number // 3)
+    attacked = _attacks(road, canonical, number - len(some), seed)
+    stops = road.writer.segments.stop_ids
+    for ids in (*some, *attacked):
+        kind = chance.random()
+        if kind < 0.1:
+            yield ids[: chance.randint(1, len(ids))]
+        elif kind < 0.5:
+            # What follows the end has no meaning, were it text or special tokens.
+            yield [*ids, chance.choice(stops), *chance.choices(ids, k=chance.randint(0, 3))]
+        else:
+            yield ids
+    yield [stops[0]]
+    yield []
+
+
+def _attacks(road: Road, canonical: Sequence[list[int]], number: int, seed: int) -> Iterator[list[int]]:
+    """Attack with the vocabulary's own tokens where it can be read; else with tokens at random."""
+    if road.guard is not None:
+        yield from Attacks(road.guard.pairs.surface, seed).rows(canonical, number)
+        return
+    chance = random.Random(seed)
+    size = len(road.template.tokenizer)
+    for _ in range(number):
+        ids = list(chance.choice(canonical))
+        at = chance.randrange(len(ids))
+        ids[at : at + chance.randint(0, 2)] = [chance.randrange(size) for _ in range(chance.randint(0, 2))]
+        yield ids or [chance.randrange(size)]
+
+
+def run(road: Road, pairs: Sequence[tuple[str, str]], number: int, seed: int) -> Tally:
+    """Make rows both ways and compare them."""
+    tally = Tally()
+    targets = [target for _, target in pairs]
+    chance = random.Random(seed)
+    batch: list[list[int]] = []
+    for ids in (*hypotheses(road, pairs, number, seed), None):
+        if ids is not None:
+            batch.append(ids)
+        if batch and (ids is None or len(batch) == ROWS_AT_ONCE):
+            _count(road, batch, [chance.choice(targets) for _ in batch], tally)
+            batch = []
+    return tally
+
+
+def _count(road: Road, batch: list[list[int]], targets: list[str], tally: Tally) -> None:
+    reasons, expected, got = compare(road, batch, targets)
+    for ids, reason, want, have in zip(batch, reasons, expected, got, strict=True):
+        taken = reason == SPLICED
+        tally.rows += 1
+        tally.canonical += have == want
+        tally.spliced += taken
+        if taken and have != want:
+            tally.wrong += 1
+            tally.examples.append(f"{ids} {have} {want}"[:2000])
+        if have == want and not taken:
+            tally.refused[reason] += 1
+
+
+def combinations(names: Sequence[str], small: bool) -> Iterator[tuple[str, str, Any, Any]]:
+    """Yield tokenizer name, template name, tokenizer and template text of everything that fits together."""
+    tokenizers = {name: zoo.load(name) for name in names} | (zoo.small() if small else {})
+    for name, tokenizer in tokenizers.items():
+        for template in zoo.TEMPLATES:
+            yield name, template, *zoo.dress(tokenizer, template)
+        if tokenizer.chat_template:
+            yield name, "its own", tokenizer, zoo.OWN
+
+
+def main() -> None:
+    """Run all combinations and keep the figures."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--rows", type=int, default=2000, help="of each combination")
+    parser.add_argument("--lines", type=int, default=100, help="of each language")
+    parser.add_argument("--tokenizers", nargs="*", default=list(zoo.REAL), help=f"of {(*zoo.REAL, *zoo.NPM)}")
+    parser.add_argument("--small", action="store_true", help="the small trained tokenizers too")
+    parser.add_argument("--guard", choices=("auto", "host"), default="auto")
+    parser.add_argument("--seed", type=int, default=1)
+    parser.add_argument("--name", default="all", help="of the result file")
+    arguments = parser.parse_args()
+    pairs = samples(LANGUAGES, arguments.lines)
+    found: dict[str, Any] = {}
+    for name, template, tokenizer, text in combinations(arguments.tokenizers, arguments.small):
+        key, start = f"{name} | {template}", time.perf_counter()
+        try:
+            learner = Template(tokenizer, build_segments(tokenizer, text, "es", "en", ()))
+            writer = Template(tokenizer, build_segments(tokenizer, text, "en", "es", ()))
+            road, judged = verdict.build(writer, learner, pairs[::7], guard=arguments.guard, num_attacks=200)
+        except TemplateError as error:
+            found[key] = {"refused": error.problem}
+            continue
+        found[key] = judged.to_dict()
+        if road.into is not None:
+            tally = run(road, pairs, arguments.rows, arguments.seed)
+            found[key] |= vars(tally) | {"refused": dict(tally.refused), "seconds": time.perf_counter() - start}
+        line = {k: v for k, v in found[key].items() if k in {"road", "guard", "rows", "canonical", "spliced", "wrong"}}
+        sys.stdout.write(f"{key}: {line} {found[key].get('refused', '')} {found[key]['reasons'][:2]}\n")
+        sys.stdout.flush()
+    total = {k: sum(one.get(k, 0) for one in found.values()) for k in ("rows", "canonical", "spliced", "wrong")}
+    document = {"command": " ".join(sys.argv), "versions": versions(), "total": total, "combinations": found}
+    path = Path(__file__).parent / "results" / f"exact-{arguments.name}.json"
+    path.write_text(json.dumps(document, ensure_ascii=False, indent=1) + "\n", encoding="utf-8")
+    sys.stdout.write(f"{total}\n")
+    if total["wrong"]:
+        sys.exit(1)
+
+
+if __name__ == "__main__":
+    main()
