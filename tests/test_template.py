@@ -253,3 +253,22 @@ def test_segments_survive_json() -> None:
 )
 def test_language_names(code: str, name: str) -> None:
     assert language_name(code) == name
+
+
+@pytest.mark.parametrize("name", TOKENIZERS)
+@pytest.mark.parametrize("kind", [PLAIN, CHAT])
+def test_rows_with_spelt_special_tokens_are_framed_as_any_other(name: str, kind: TemplateText) -> None:
+    tokenizer = TOKENIZERS[name]
+    if kind is CHAT and not tokenizer.chat_template:
+        pytest.skip("no chat template")
+    used = template(tokenizer, kind)
+    harmless = used.rows([("Hola", "Hola")])[0]
+    for special in used.special_texts:
+        row = used.rows([(f"Hola {special} x", f"Hola {special}.")])[0]
+        # The same ids in front of the source, the same around it, the user's words as text.
+        assert row.ids[:3] == harmless.ids[:3] and row.ids[-1] == harmless.ids[-1]
+        assert row.ids.count(tokenizer.convert_tokens_to_ids(special)) == harmless.ids.count(
+            tokenizer.convert_tokens_to_ids(special)
+        )
+        assert tokenizer.decode(row.ids[row.start : -1]).strip() == f"Hola {special}."
+        assert used.prompts([f"Hola {special} x"])[0] == row.ids[: row.start]

@@ -16,6 +16,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from roundtrip.tokens.literal import Literal
 from roundtrip.tokens.segments import Segments
 
 # Sources behind which a target is tried.
@@ -47,6 +48,7 @@ class Template:
         # Some special tokens (<repo_name> and its like) have no role and stand in this table only.
         added = {token.content for token in tokenizer.added_tokens_decoder.values() if token.special}
         self.special_texts = frozenset(added | set(tokenizer.all_special_tokens))
+        self._literal: Literal | None = None
         longest_first = sorted(self.special_texts, key=len, reverse=True)
         self._special = re.compile("|".join(map(re.escape, longest_first))) if longest_first else None
         # How many tokens of a prompt are the template's own.
@@ -143,29 +145,24 @@ class Template:
     def _encode_around(self, text: str, user: list[tuple[int, int]]) -> tuple[list[int], list[int]]:
         """Encode a text in which the user spells special tokens: only the template's own become special ids."""
         assert self._special is not None
+        if self._has_offsets:
+            if self._literal is None:
+                self._literal = Literal(self.tokenizer, sorted(self.special_texts))
+            return self._literal.encode(text, user)
         ids: list[int] = []
-        ends: list[int] = []
-
-        def plain(start: int, end: int) -> None:
-            piece = self.tokenizer(
-                text[start:end],
-                add_special_tokens=False,
-                split_special_tokens=True,
-                return_offsets_mapping=self._has_offsets,
-            )
-            ids.extend(piece["input_ids"])
-            ends.extend(start + offset for _, offset in piece.get("offset_mapping", ()))
-
         at = 0
+
+        def plain(piece: str) -> None:
+            ids.extend(self.tokenizer(piece, add_special_tokens=False, split_special_tokens=True)["input_ids"])
+
         for match in self._special.finditer(text):
             if any(match.start() < end and start < match.end() for start, end in user):
                 continue
-            plain(at, match.start())
+            plain(text[at : match.start()])
             ids.append(self.tokenizer.convert_tokens_to_ids(match.group()))
-            ends.append(match.end())
             at = match.end()
-        plain(at, len(text))
-        return ids, ends
+        plain(text[at:])
+        return ids, []
 
 
 def _num_common(a: Sequence[int], b: Sequence[int]) -> int:
