@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -69,6 +69,15 @@ def bpe(lines: list[str], vocab_size: int = 600) -> Tokenizer:
 def wrap(tokenizer: Tokenizer, **settings: Any) -> PreTrainedTokenizerFast:
     defaults = {"eos_token": "<|im_end|>", "pad_token": "<|pad|>", "chat_template": CHATML}
     return PreTrainedTokenizerFast(tokenizer_object=tokenizer, **(defaults | settings))
+
+
+@pytest.fixture(scope="session", autouse=True)
+def token_tables(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
+    """Keep the tables of test tokenizers out of the user's cache."""
+    folder = tmp_path_factory.mktemp("cache")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("roundtrip.roads.cache_dir", lambda: folder)
+        yield
 
 
 @pytest.fixture(scope="session")

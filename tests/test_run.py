@@ -156,7 +156,7 @@ def end_state(folder: Path) -> dict[str, Any]:
     return {
         "tensors": tensors,
         "blocks": blocks,
-        **{k: metrics[k] for k in ("dev", "test", "best", "steps", "samples")},
+        **{k: metrics[k] for k in ("dev", "test", "best", "steps", "samples", "roads")},
     }
 
 
@@ -190,6 +190,58 @@ def test_resumed_is_uninterrupted(
     shown = go(recipe, tmp_path / "run", resume=True)
     assert f"{at} steps done" in shown
     assert_same(end_state(tmp_path / "run"), end_state(whole))
+
+
+@pytest.mark.parametrize(
+    "tokens", [("tokens.road=strings",), ("tokens.guard=host",), ("tokens.strict=true", "tokens.audit=1.0")]
+)
+def test_every_road_trains_the_same_adapters(
+    finished: tuple[Path, Path, str], tmp_path: Path, tokens: tuple[str, ...]
+) -> None:
+    """Splice or strings, guarded here or there: to the last bit the same run."""
+    recipe, whole, shown = finished
+    go(recipe, tmp_path / "run", overrides=tokens)
+    one, other = end_state(tmp_path / "run"), end_state(whole)
+    roads, usual = one.pop("roads"), other.pop("roads")
+    assert_same(one, other)
+    synthetic = {name: sum(counts.values()) for name, counts in usual.items()}
+    assert {name: sum(counts.values()) for name, counts in roads.items()} == synthetic
+    assert all(set(counts) == {"splice"} and counts["splice"] > 0 for counts in usual.values())
+    expected = {"strings by [tokens] road"} if "strings" in tokens[0] else {"splice"}
+    assert all(set(counts) == expected for counts in roads.values())
+    assert "token road of en-es: splice, proved on the device" in shown
+
+
+def test_rows_that_fall_back_are_counted_and_said(
+    finished: tuple[Path, Path, str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from roundtrip.tokens.guard import PAIR, Guard
+
+    recipe, whole, _ = finished
+    prove = Guard.prove
+
+    def doubting(self: Guard, *arguments: Any) -> torch.Tensor:
+        reasons = prove(self, *arguments)
+        return torch.where(torch.arange(len(reasons)) % 3 == 0, PAIR, reasons)
+
+    monkeypatch.setattr(Guard, "prove", doubting)
+    shown = go(recipe, tmp_path / "run")
+    one, other = end_state(tmp_path / "run"), end_state(whole)
+    roads = one.pop("roads")
+    del other["roads"]
+    assert_same(one, other)
+    assert all(counts["not canonical inside"] > 0 for counts in roads.values())
+    assert "synthetic rows by strings {'not canonical inside':" in shown
+    events = [json.loads(line) for line in (tmp_path / "run" / "events.jsonl").read_text().splitlines()]
+    assert [event["rows"] for event in events if event["event"] == "roads"] == list(roads.values())
+    verdicts = {event["direction"]: event for event in events if event["event"] == "verdict"}
+    assert set(verdicts) == set(NAMES) and verdicts["en-es"]["road"] == "rows"
+
+
+def test_what_the_guard_knows_is_in_the_checkpoint(finished: tuple[Path, Path, str]) -> None:
+    found = checkpoint.newest(finished[1] / "checkpoints", lambda text: None)
+    assert found is not None
+    assert len(found[1]["pairs"]["good"]) > 50
 
 
 def test_stopped_while_generating_loses_nothing(

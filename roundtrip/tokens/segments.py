@@ -100,7 +100,11 @@ def _chat_segments(tokenizer: Any, recipe: TemplateText, names: dict[str, str], 
         )
     prompt = _render(tokenizer, recipe, names, _SOURCE, None)
     if prompt.count(_SOURCE) != 1:
-        raise TemplateError(f"the chat template shows the source {prompt.count(_SOURCE)} times", place="template")
+        raise TemplateError(
+            f"the chat template shows the source {prompt.count(_SOURCE)} times",
+            place="template",
+            cure='use template.kind = "plain"',
+        )
     head, mid = prompt.split(_SOURCE)
     for probe in _PROBES:
         if _render(tokenizer, recipe, names, probe, None) != head + probe + mid:

@@ -20,6 +20,7 @@ from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
+from safetensors import SafetensorError
 from safetensors.numpy import load_file, save_file
 
 from roundtrip.errors import TemplateError
@@ -217,7 +218,7 @@ def cached(seams: Seams, folder: Path, tell: Callable[[int, int], None] = lambda
     if path.exists():
         try:
             return _load(path)
-        except (OSError, ValueError, KeyError):
+        except (OSError, ValueError, KeyError, SafetensorError):
             path.unlink(missing_ok=True)  # made anew below
     slots = seams.find(tell)
     folder.mkdir(parents=True, exist_ok=True)

@@ -210,14 +210,23 @@ def _device_road(
     salts = (2 * number + 1, 2 * number + 2)
     road = Road(learner, writer, _frame(writer, learner, found, known.flags_V), seams, known, salts=salts)
     path = cache / f"{name[:32]}-audit.json" if cache is not None else None
-    if path is not None and path.exists():
-        kept = json.loads(path.read_text(encoding="utf-8"))
-        if kept["attacks"].get("rows", 0) >= num_attacks:
-            return road, kept["attacks"], kept["fault"]
+    if path is not None and (kept := _kept_audit(path, num_attacks)) is not None:
+        return road, *kept
     attacks, fault = audit(road, lines, num_attacks, 1, tell)
     if path is not None:
-        path.write_text(json.dumps({"attacks": attacks, "fault": fault}), encoding="utf-8")
+        beside = path.with_name(f".{path.name}.tmp")
+        beside.write_text(json.dumps({"attacks": attacks, "fault": fault}), encoding="utf-8")
+        beside.replace(path)
     return road, attacks, fault
+
+
+def _kept_audit(path: Path, num_attacks: int) -> tuple[dict[str, int], str | None] | None:
+    """Return what an earlier audit of at least as many rows found, None where there was none."""
+    try:
+        kept = json.loads(path.read_text(encoding="utf-8"))
+        return (kept["attacks"], kept["fault"]) if kept["attacks"]["rows"] >= num_attacks else None
+    except (OSError, ValueError, KeyError):
+        return None
 
 
 def _tried(
