@@ -38,9 +38,9 @@ def of_block(
     rows, counts = road.rows(
         block.hypotheses.ids_BN,
         block.hypotheses.size_B,
-        [source for _, source, _ in written],
         [target for _, _, target in written],
-        seed,
-        block.prompts,
+        [source for _, source, _ in written],
+        prompts=block.prompts,
+        seed=seed,
     )
     return Table.of_spliced(rows).plus(plain), counts

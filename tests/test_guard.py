@@ -178,7 +178,7 @@ def test_the_audit_finds_a_guard_that_lets_everything_through(monkeypatch: pytes
     assert "the audit found a row that the rules let through" in found.reasons[0]
     assert found.attacks["false accepts"] > 0
     # The guard on the host does not need the rules.
-    rows, counts = road.rows(*_tensors(tokenizer, lines), [a for a, _ in lines], [b for _, b in lines])
+    rows, counts = road.rows(*_tensors(tokenizer, lines), [target for _, target in lines])
     assert counts == {SPLICED: 2}
 
 

@@ -54,7 +54,10 @@ def made(of: Road, hypotheses: list[list[int]], targets: list[str], pad: int = -
     assert of.into is not None
     size_B, _ = splices.ends(new_BN, of.into.flags_V)
     texts = [of.writer.hypothesis_text(ids[:size]) for ids, size in zip(hypotheses, size_B.tolist(), strict=True)]
-    rows, _ = of.rows(new_BN, size_B, texts, targets)
+    rows, counts = of.rows(new_BN, size_B, targets)
+    assert of.ends(new_BN)[0].tolist() == size_B.tolist()
+    other, also = of.rows(new_BN, size_B, targets, texts)
+    assert counts == also and torch.equal(rows.ids_BT, other.ids_BT) and torch.equal(rows.start_B, other.start_B)
     batch = rows.padded()
     found = []
     for number in range(len(texts)):
@@ -66,7 +69,7 @@ def made(of: Road, hypotheses: list[list[int]], targets: list[str], pad: int = -
         assert labels[live][start:].tolist() == ids[start:] and (labels[:start] == IGNORE).all()
         assert batch["position_ids"][number][live].tolist() == list(range(len(ids)))
         found.append(Row(ids, start))
-    return found, of.spliced(new_BN, size_B, texts, targets)[1]
+    return found, of.spliced(new_BN, size_B, targets)[1]
 
 
 def by_strings(of: Road, hypotheses: list[list[int]], targets: list[str]) -> list[Row]:
@@ -222,7 +225,7 @@ def test_packed_holds_the_same_rows_with_their_bounds() -> None:
     width = max(map(len, hypotheses))
     new_BN = torch.tensor([[*ids, *(width - len(ids)) * [0]] for ids in hypotheses])
     size_B, _ = splices.ends(new_BN, used.into.flags_V)
-    rows, _ = used.rows(new_BN, size_B, [en for en, _ in pairs], [es for _, es in pairs])
+    rows, _ = used.rows(new_BN, size_B, [es for _, es in pairs])
     total = int(rows.size_B.sum())
     packed = rows.packed(total + 7)
     bounds = packed["cu_seq_lens"].tolist()
@@ -248,7 +251,7 @@ def test_mutants_are_caught(monkeypatch: pytest.MonkeyPatch) -> None:
 
     assert not wrong(ids) and not wrong(letters)
     with monkeypatch.context() as patch:  # no guard
-        patch.setattr(Road, "_reasons", lambda self, source, texts, prompts: torch.zeros(len(texts), dtype=torch.int64))
+        patch.setattr(Road, "_reasons", lambda self, source, texts, prompts: source.size_B * 0)
         assert wrong(letters)
     if used.into is not None:  # no seams
         same_V = torch.arange(len(tokenizer))

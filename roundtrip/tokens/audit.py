@@ -66,7 +66,7 @@ def compare(
     size_B = torch.minimum(splices.ends(ids_BN, road.into.flags_V)[0], sizes)
     texts = [road.writer.hypothesis_text(ids[:size]) for ids, size in zip(hypotheses, size_B.tolist(), strict=True)]
     expected = [(row.ids, row.start) for row in road.template.rows(list(zip(texts, targets, strict=True)))]
-    rows, reasons = road.spliced(ids_BN, size_B, texts, targets)
+    rows, reasons = road.spliced(ids_BN, size_B, targets, texts)
     found = zip(rows.ids_BT.tolist(), rows.size_B.tolist(), rows.start_B.tolist(), strict=True)
     return reasons, expected, [(ids[:size], start) for ids, size, start in found]
 

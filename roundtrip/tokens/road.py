@@ -25,6 +25,25 @@ BY_ROAD = "strings by [tokens] road"
 TARGET = "target merges at its seam"
 
 
+class _Texts:
+    """The texts of hypotheses: known, or decoded when they are asked for."""
+
+    def __init__(
+        self, writer: Template, ids_BN: torch.Tensor, size_B: torch.Tensor, texts: Sequence[str] | None
+    ) -> None:
+        self._writer, self._ids_BN, self._size_B, self._texts = writer, ids_BN, size_B, texts
+
+    def some(self, at: Sequence[int]) -> list[str]:
+        if self._texts is not None:
+            return [self._texts[i] for i in at]
+        where = torch.tensor(at, dtype=torch.int64, device=self._ids_BN.device)
+        rows = zip(self._ids_BN[where].tolist(), self._size_B[where].tolist(), strict=True)
+        return [self._writer.hypothesis_text(ids[:size]) for ids, size in rows]
+
+    def all(self) -> list[str]:
+        return self.some(range(len(self._size_B)))
+
+
 @dataclass(frozen=True)
 class Road:
     """How one direction's rows are made of hypotheses that the reverse direction wrote.
@@ -58,20 +77,22 @@ class Road:
         self,
         ids_BN: torch.Tensor,
         size_B: torch.Tensor,
-        texts: Sequence[str],
         targets: Sequence[str],
-        seed: int = 0,
+        texts: Sequence[str] | None = None,
+        *,
         prompts: Sequence[Sequence[int]] | None = None,
+        seed: int = 0,
     ) -> tuple[Rows, Counter[str]]:
         """Return the training rows of hypotheses and their real targets.
 
         Args:
             ids_BN: int64, generated ids, left-aligned, any value at and after the size.
-            size_B: int64.
-            texts: the same hypotheses as the writer's `hypothesis_text` gives them; read where the string road is.
+            size_B: int64, see `ends`.
             targets: one real line for each.
+            texts: the same hypotheses as the writer's `hypothesis_text` gives them, where they are known; else those
+                that are needed are decoded.
+            prompts: what `template.prompts(texts)` gives, for the guard on the host, where it was made before.
             seed: chooses the rows of the audit.
-            prompts: what `template.prompts(texts)` gives, for the host guard, where it was made before.
 
         Returns:
             The rows, in order, on the device of the ids; and how many went which road, by reason.
@@ -79,33 +100,55 @@ class Road:
         Raises:
             RoadError: under `strict` a row cannot be spliced, or an audited row is not what strings make of it.
         """
+        known = _Texts(self.writer, ids_BN, size_B, texts)
         if self.into is None:
-            made = self.template.rows(list(zip(texts, targets, strict=True)))
+            made = self.template.rows(list(zip(known.all(), targets, strict=True)))
             return padded(made, ids_BN.device), Counter({BY_ROAD: len(made)})
-        rows, reasons = self.spliced(ids_BN, size_B, texts, targets, prompts)
+        rows, reasons = self._spliced(ids_BN, size_B, targets, known, prompts)
         by_strings = [i for i, reason in enumerate(reasons) if reason != SPLICED]
         counts = Counter(reasons)
         if self.strict and by_strings:
             at = by_strings[0]
             raise RoadError(
-                f"a row cannot be spliced ({reasons[at]}): {texts[at]!r} -> {targets[at]!r}",
+                f"a row cannot be spliced ({reasons[at]}): {known.some([at])[0]!r} -> {targets[at]!r}",
                 place="tokens.strict",
                 cure="leave tokens.strict off, so that such rows go by strings",
             )
-        self._audit(rows, texts, targets, set(range(len(texts))) - set(by_strings), seed)
+        self._audit(rows, known, targets, set(range(len(targets))) - set(by_strings), seed)
         if by_strings:
-            rows = _replaced(rows, by_strings, self.template.rows([(texts[i], targets[i]) for i in by_strings]))
+            pairs = zip(known.some(by_strings), [targets[i] for i in by_strings], strict=True)
+            rows = _replaced(rows, by_strings, self.template.rows(list(pairs)))
         return rows, counts
 
+    def ends(self, new_BN: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        """Find where hypotheses end; see `splice.ends`.
+
+        Args:
+            new_BN: int64, what generation wrote behind the prompts.
+
+        Returns:
+            size_B, int64; finished_B, bool.
+        """
+        if self.into is not None:
+            return splices.ends(new_BN, self.into.flags_V)
+        segments, device = self.writer.segments, new_BN.device
+        flags_V = torch.zeros(len(self.writer.tokenizer), dtype=torch.uint8, device=device)
+        return splices.ends(new_BN, splices.flagged(flags_V, segments.stop_ids, segments.break_ids))
+
     def spliced(
+        self, ids_BN: torch.Tensor, size_B: torch.Tensor, targets: Sequence[str], texts: Sequence[str] | None = None
+    ) -> tuple[Rows, list[str]]:
+        """Return every row by the splice, and SPLICED or the reason why each may not be taken."""
+        return self._spliced(ids_BN, size_B, targets, _Texts(self.writer, ids_BN, size_B, texts), None)
+
+    def _spliced(
         self,
         ids_BN: torch.Tensor,
         size_B: torch.Tensor,
-        texts: Sequence[str],
         targets: Sequence[str],
-        prompts: Sequence[Sequence[int]] | None = None,
+        texts: _Texts,
+        prompts: Sequence[Sequence[int]] | None,
     ) -> tuple[Rows, list[str]]:
-        """Return every row by the splice, proved or not, and SPLICED or the reason why each may not be taken."""
         assert self.into is not None
         found = self.template.targets(targets)
         source = splices.trim(ids_BN, size_B, self.into)
@@ -118,7 +161,7 @@ class Road:
         ]
         return rows, reasons
 
-    def _reasons(self, source: Source, texts: Sequence[str], prompts: Sequence[Sequence[int]] | None) -> torch.Tensor:
+    def _reasons(self, source: Source, texts: _Texts, prompts: Sequence[Sequence[int]] | None) -> torch.Tensor:
         """Return for each hypothesis why it is not proved, PROVED where it is."""
         if self.guard is not None and self.seams is not None:
             good_B = self.guard.quick(source.ids_BN, source.size_B)
@@ -132,7 +175,7 @@ class Road:
                 self.seams.leaves_last,
             )
         assert self.into is not None
-        prompts = prompts or self.template.prompts(texts)
+        prompts = prompts or self.template.prompts(texts.all())
         head, mids = self.into.head_H.tolist(), self.into.mid_KL.tolist()
         reasons = []
         for ids, size, mid, prompt in zip(
@@ -142,7 +185,7 @@ class Road:
             reasons.append(PROVED if same else PAIR)
         return torch.tensor(reasons)
 
-    def _audit(self, rows: Rows, texts: Sequence[str], targets: Sequence[str], spliced: set[int], seed: int) -> None:
+    def _audit(self, rows: Rows, texts: _Texts, targets: Sequence[str], spliced: set[int], seed: int) -> None:
         """Do a share of the spliced rows again by strings."""
         chosen = sorted(spliced)
         if self.audit < 1.0:
@@ -151,12 +194,13 @@ class Road:
             return
         at = torch.tensor(chosen, device=rows.ids_BT.device)
         sizes, starts, ids = rows.size_B[at].tolist(), rows.start_B[at].tolist(), rows.ids_BT[at].tolist()
-        expected = self.template.rows([(texts[i], targets[i]) for i in chosen])
+        sources = texts.some(chosen)
+        expected = self.template.rows(list(zip(sources, [targets[i] for i in chosen], strict=True)))
         for number, i in enumerate(chosen):
             got = Row(ids[number][: sizes[number]], starts[number])
             if got != expected[number]:
                 raise RoadError(
-                    f"the splice made another row than strings do of {texts[i]!r} -> {targets[i]!r}: "
+                    f"the splice made another row than strings do of {sources[number]!r} -> {targets[i]!r}: "
                     + first_difference(self.template.tokenizer, got.ids, expected[number].ids),
                     place="tokens.audit",
                     cure='set tokens.guard = "host", and please report this tokenizer with the row',

@@ -135,9 +135,7 @@ def frame(
         pad_id: fills rows; any id of the vocabulary.
     """
     device = flags_V.device
-    flags_V = flags_V.clone()
-    for ids, flag in ((stop_ids, STOP), (break_ids, BREAK)):
-        flags_V[torch.tensor(ids, dtype=torch.int64, device=device)] |= flag
+    flags_V = flagged(flags_V, stop_ids, break_ids)
     width = max(len(mid) for mid in slots.mids)
     mids = [[*mid, *(width - len(mid)) * [pad_id]] for mid in slots.mids]
     tables = (torch.from_numpy(table).to(device) for table in (slots.first_V, slots.last_V, slots.mid_V))
@@ -154,6 +152,14 @@ def frame(
         end_id,
         pad_id,
     )
+
+
+def flagged(flags_V: torch.Tensor, stop_ids: tuple[int, ...], break_ids: tuple[int, ...]) -> torch.Tensor:
+    """Return flags with those of the ids that end a hypothesis."""
+    flags_V = flags_V.clone()
+    for ids, flag in ((stop_ids, STOP), (break_ids, BREAK)):
+        flags_V[torch.tensor(ids, dtype=torch.int64, device=flags_V.device)] |= flag
+    return flags_V
 
 
 def ends(new_BN: torch.Tensor, flags_V: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:

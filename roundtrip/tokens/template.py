@@ -49,6 +49,10 @@ class Template:
         added = {token.content for token in tokenizer.added_tokens_decoder.values() if token.special}
         self.special_texts = frozenset(added | set(tokenizer.all_special_tokens))
         self._literal: Literal | None = None
+        # Where the middle's last special token stands; targets are tried behind it, or behind sources.
+        self._wall = max(0, *(segments.mid.rfind(text) for text in self.special_texts), 0)
+        walled = any(text in segments.mid for text in self.special_texts)
+        self._probes = ("",) if walled else _SOURCES
         longest_first = sorted(self.special_texts, key=len, reverse=True)
         self._special = re.compile("|".join(map(re.escape, longest_first))) if longest_first else None
         # How many tokens of a prompt are the template's own.
@@ -94,13 +98,28 @@ class Template:
         source: such a row must be encoded in one piece.
         """
         found: list[list[int] | None] = []
-        probed = [self.rows([(probe, target) for target in targets]) for probe in _SOURCES]
-        before = [row.ids[: row.start] for row in (self.rows([(probe, "a")])[0] for probe in _SOURCES)]
+        probed = [self._behind(probe, targets) for probe in self._probes]
+        before = [self._behind(probe, ["a"])[0] for probe in self._probes]
         for rows in zip(*probed, strict=True):
-            whole = all(row.ids[: row.start] == prompt for row, prompt in zip(rows, before, strict=True))
+            whole = all(row.ids[: row.start] == one.ids[: one.start] for row, one in zip(rows, before, strict=True))
             same = len({tuple(row.ids[row.start :]) for row in rows}) == 1
-            found.append(rows[0].ids[rows[0].start : -1] if whole and same else None)
+            found.append(rows[0].ids[rows[0].start :] if whole and same else None)
         return found
+
+    def _behind(self, probe: str, targets: Sequence[str]) -> list[Row]:
+        """Return rows of targets behind the end of the template's middle, without end token.
+
+        What stands in front of a special token changes nothing behind it; without one a probe stands for the source.
+        """
+        front = probe + self.segments.mid[self._wall :]
+        boundary = len(probe + self._prompt_end[self._wall :])
+        texts = [front + target for target in targets]
+        sizes = [len(target) for target in targets]
+        encoded = self._encode(texts, [0] * len(texts), [len(probe)] * len(texts), sizes)
+        if not self._has_offsets:
+            ((prompt, _),) = self._encode([front[:boundary]], [0], [len(probe)], None)
+            return [Row(ids, _num_common(ids, prompt)) for ids, _ in encoded]
+        return [Row(ids, next((i for i, end in enumerate(ends) if end > boundary), len(ids))) for ids, ends in encoded]
 
     def hypothesis_text(self, ids: Sequence[int]) -> str:
         """Return the text of generated ids: no special tokens, one line where the template is plain, stripped."""
