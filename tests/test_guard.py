@@ -12,6 +12,7 @@ from roundtrip.recipe import TemplateText
 from roundtrip.tokens import pairs as rules
 from roundtrip.tokens import surface, verdict
 from roundtrip.tokens.audit import audit
+from roundtrip.tokens.encoding import encoder
 from roundtrip.tokens.guard import PAIR, PROVED, SPECIAL, Guard
 from roundtrip.tokens.pairs import Pairs
 from roundtrip.tokens.road import SPLICED, Road
@@ -44,7 +45,7 @@ def canonical(tokenizer: Any, row: list[int]) -> bool:
 @pytest.mark.parametrize("name", ["gpt2", "llama3", "qwen", "deepseek", "sentencepiece", "gemma"])
 def test_canonical_rows_are_good_and_known_the_second_time(name: str) -> None:
     tokenizer = zoo.small()[name]
-    encode = surface.encoder(tokenizer, specials=False)
+    encode = encoder(tokenizer, specials=False)
     rows = [ids[1:] for ids in encode([f"\n{line}" for line in (*LINES[:200], *zoo.lines("ja", 60))]) if len(ids) > 2]
     guard = fresh(tokenizer)
     assert judge(guard, rows).count(PROVED) >= 0.99 * len(rows)
@@ -71,7 +72,7 @@ def test_a_pair_that_holds_alone_must_hold_behind_punctuation(monkeypatch: pytes
 def test_deepseek_cuts_behind_a_slash() -> None:
     """Its pre-tokenizer takes `/ostatn` apart from `í`; behind a letter the word is whole."""
     tokenizer = zoo.load("deepseek")
-    encode = surface.encoder(tokenizer, specials=False)
+    encode = encoder(tokenizer, specials=False)
     (behind,) = encode(["/ostatní"])
     row = [*encode(["x ostat"])[0], *behind[-2:]]
     assert encode(["x ostatní"])[0] == [*row[:-2], *encode(["ní"])[0]] != row
@@ -81,7 +82,7 @@ def test_deepseek_cuts_behind_a_slash() -> None:
 def test_characters_that_unicode_composes_are_judged_together(monkeypatch: pytest.MonkeyPatch) -> None:
     """An alpha, a mark below and one above: each pair is right, but NFC joins the first and the last."""
     tokenizer = zoo.small()["qwen"]
-    encode = surface.encoder(tokenizer, specials=False)
+    encode = encoder(tokenizer, specials=False)
     row = [token for part in ("1", "α", "\u0316", "\u0314", "1") for token in encode([part])[0]]
     assert not canonical(tokenizer, row)
     assert judge(fresh(tokenizer), [row]) == [PAIR]
@@ -92,7 +93,7 @@ def test_characters_that_unicode_composes_are_judged_together(monkeypatch: pytes
 
 def test_a_pair_may_not_begin_an_added_token() -> None:
     tokenizer = zoo.small()["gemma"]
-    encode = surface.encoder(tokenizer, specials=False)
+    encode = encoder(tokenizer, specials=False)
     row = [token for piece in ("</", "b", ">") for token in encode([piece])[0]]
     assert not canonical(tokenizer, row)
     guard = fresh(tokenizer)

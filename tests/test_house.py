@@ -23,7 +23,7 @@ FLOORS = [
     ["text.lines"],
     ["text.po", "text.tables", "text.exchange"],
     ["text.readers"],
-    ["text.prepare", "tokens.segments", "tokens.literal", "score"],
+    ["text.prepare", "tokens.segments", "tokens.encoding", "score"],
     ["tokens.template", "tokens.surface"],
     ["tokens.pairs", "tokens.same", "tokens.attack", "tokens.slots"],
     ["tokens.guard", "tokens.splice"],

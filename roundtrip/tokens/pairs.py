@@ -21,6 +21,7 @@ from numpy.typing import NDArray
 from tokenizers import Tokenizer
 
 from roundtrip.tokens import surface
+from roundtrip.tokens.encoding import encoder
 from roundtrip.tokens.surface import BAD, GLUE_LEFT, GLUE_RIGHT, Unit
 
 Tell = Callable[[int, int], None]
@@ -41,7 +42,7 @@ class Pairs:
 
     def __init__(self, tokenizer: Any, tell: Tell = lambda done, total: None) -> None:
         # User text that spells a special token stays text.
-        self._encode = surface.encoder(tokenizer, specials=False)
+        self._encode = encoder(tokenizer, specials=False)
         self._contexts = [tuple(ids) for ids in self._encode(list(CONTEXTS))]
         self._intact: dict[Unit, int] = {}
         self.surface = surface.read(tokenizer)

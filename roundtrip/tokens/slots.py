@@ -24,7 +24,8 @@ from safetensors import SafetensorError
 from safetensors.numpy import load_file, save_file
 
 from roundtrip.errors import TemplateError
-from roundtrip.tokens.surface import BAD, GLUE_LEFT, GLUE_RIGHT, Surface, Unit, encoder, fingerprint
+from roundtrip.tokens.encoding import encoder
+from roundtrip.tokens.surface import BAD, GLUE_LEFT, GLUE_RIGHT, Surface, Unit, fingerprint
 from roundtrip.tokens.template import Template
 
 FORMAT = 1

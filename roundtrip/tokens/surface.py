@@ -12,13 +12,12 @@ import hashlib
 import json
 import sys
 import unicodedata
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
-from tokenizers import Tokenizer
 
 from roundtrip.tokens.segments import special_ids
 
@@ -84,23 +83,6 @@ def fingerprint(tokenizer: Any, *more: str) -> str:
     """Return a hash of a fast tokenizer's content and of further texts, such as a template's."""
     text = json.dumps(document(tokenizer), sort_keys=True)
     return hashlib.sha256("\0".join([text, *more]).encode("utf-8")).hexdigest()
-
-
-def encoder(tokenizer: Any, *, specials: bool) -> Callable[[list[str]], list[list[int]]]:
-    """Return a function that encodes texts as they stand, nothing added; a copy, so that nobody's settings change.
-
-    Args:
-        specials: text that spells a special token becomes that token; else it stays text, as a user's must.
-    """
-    backend = Tokenizer.from_str(tokenizer.backend_tokenizer.to_str())
-    backend.no_truncation()
-    backend.no_padding()
-    backend.encode_special_tokens = not specials
-
-    def encode(texts: list[str]) -> list[list[int]]:
-        return [one.ids for one in backend.encode_batch_fast(texts, add_special_tokens=False)] if texts else []
-
-    return encode
 
 
 def why_not(tokenizer: Any) -> str | None:

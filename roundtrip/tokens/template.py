@@ -12,11 +12,11 @@ to the first token of the target (` Hola` is one token in most vocabularies), so
 from __future__ import annotations
 
 import re
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from roundtrip.tokens.literal import Literal
+from roundtrip.tokens.encoding import Literal, encoder
 from roundtrip.tokens.segments import Segments
 
 # Sources behind which a target is tried.
@@ -49,6 +49,7 @@ class Template:
         added = {token.content for token in tokenizer.added_tokens_decoder.values() if token.special}
         self.special_texts = frozenset(added | set(tokenizer.all_special_tokens))
         self._literal: Literal | None = None
+        self._encode_fast: Callable[[list[str]], list[list[int]]] | None = None
         # Where the middle's last special token stands; targets are tried behind it, or behind sources.
         self._wall = max(0, *(segments.mid.rfind(text) for text in self.special_texts), 0)
         walled = any(text in segments.mid for text in self.special_texts)
@@ -95,31 +96,32 @@ class Template:
         """Return the ids of each target in its slot, without the end token.
 
         None stands for a target whose beginning merges with what is in front of it, or whose ids depend on the
-        source: such a row must be encoded in one piece.
+        source: such a row must be encoded in one piece. So must all with a Python tokenizer.
         """
-        found: list[list[int] | None] = []
-        probed = [self._behind(probe, targets) for probe in self._probes]
-        before = [self._behind(probe, ["a"])[0] for probe in self._probes]
-        for rows in zip(*probed, strict=True):
-            whole = all(row.ids[: row.start] == one.ids[: one.start] for row, one in zip(rows, before, strict=True))
-            same = len({tuple(row.ids[row.start :]) for row in rows}) == 1
-            found.append(rows[0].ids[rows[0].start :] if whole and same else None)
-        return found
+        if not self._has_offsets:
+            return [None] * len(targets)
+        if self._encode_fast is None:
+            self._encode_fast = encoder(self.tokenizer, specials=True)
+        found = [self._behind(probe, targets, self._encode_fast) for probe in self._probes]
+        return [ids if all(ids == other for other in others) else None for ids, *others in zip(*found, strict=True)]
 
-    def _behind(self, probe: str, targets: Sequence[str]) -> list[Row]:
-        """Return rows of targets behind the end of the template's middle, without end token.
+    def _behind(
+        self, probe: str, targets: Sequence[str], encode: Callable[[list[str]], list[list[int]]]
+    ) -> list[list[int] | None]:
+        """Return the ids of targets behind the end of the middle; None where these change what is in front of them.
 
         What stands in front of a special token changes nothing behind it; without one a probe stands for the source.
         """
         front = probe + self.segments.mid[self._wall :]
-        boundary = len(probe + self._prompt_end[self._wall :])
-        texts = [front + target for target in targets]
-        sizes = [len(target) for target in targets]
-        encoded = self._encode(texts, [0] * len(texts), [len(probe)] * len(texts), sizes)
-        if not self._has_offsets:
-            ((prompt, _),) = self._encode([front[:boundary]], [0], [len(probe)], None)
-            return [Row(ids, _num_common(ids, prompt)) for ids, _ in encoded]
-        return [Row(ids, next((i for i, end in enumerate(ends) if end > boundary), len(ids))) for ids, ends in encoded]
+        prompt = front[: len(probe + self._prompt_end[self._wall :])]
+        (before,) = encode([prompt])
+        found: list[list[int] | None] = []
+        for target, ids in zip(targets, encode([front + target for target in targets]), strict=True):
+            if self._special and self._special.search(target):
+                text = front + target
+                ids, _ = self._encode_around(text, [(0, len(probe)), (len(front), len(text))])
+            found.append(ids[len(before) :] if ids[: len(before)] == before else None)
+        return found
 
     def hypothesis_text(self, ids: Sequence[int]) -> str:
         """Return the text of generated ids: no special tokens, one line where the template is plain, stripped."""
