@@ -10,6 +10,7 @@ from roundtrip.events import Events, Progressing
 from roundtrip.plan import BASE, Direction, directions
 from roundtrip.recipe import Generate, Recipe
 from roundtrip.run import Run
+from roundtrip.text.codes import is_chinese, is_spaceless
 from roundtrip.text.prepare import Corpora
 from roundtrip.translator import Translators
 
@@ -91,22 +92,11 @@ def check_metrics(recipe: Recipe) -> None:
         score.signatures(bleu_tokenize(recipe, direction))
 
 
-# Written without spaces between words, which sacreBLEU's 13a would take for one word a sentence.
-SPACELESS = {
-    "zh": "zh",
-    "yue": "zh",
-    "ja": "char",
-    "th": "char",
-    "lo": "char",
-    "km": "char",
-    "my": "char",
-    "bo": "char",
-}
-
-
 def bleu_tokenize(recipe: Recipe, direction: Direction) -> str:
     """Return the sacreBLEU tokenizer of a direction: the recipe's, else one that fits its target language."""
-    usual = SPACELESS.get(direction.target.partition("-")[0].lower(), "13a")
+    # sacreBLEU's 13a would take a sentence without spaces for one word.
+    spaceless = "zh" if is_chinese(direction.target) else "char"
+    usual = spaceless if is_spaceless(direction.target) else "13a"
     return recipe.score.bleu_tokenize.get(direction.target, usual)
 
 

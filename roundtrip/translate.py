@@ -19,8 +19,9 @@ from roundtrip.models.base import weights_hash
 from roundtrip.plan import Direction, directions
 from roundtrip.recipe import Generate
 from roundtrip.run import BEST, Run
-from roundtrip.scorer import SPACELESS, greedy
+from roundtrip.scorer import greedy
 from roundtrip.text.clean import clean
+from roundtrip.text.codes import is_spaceless
 from roundtrip.tokens.segments import Segments
 from roundtrip.translator import Translators
 
@@ -135,7 +136,7 @@ def translate(
     flat = [part for parts in pieces for part in parts]
     whole = translators.write(direction, flat, settings, 0) if flat else None
     written = zip(whole.texts, whole.finished, strict=True) if whole else iter(())
-    joint = "" if direction.target.partition("-")[0].lower() in SPACELESS else " "
+    joint = "" if is_spaceless(direction.target) else " "
     for number, parts in enumerate(pieces):
         found = [next(written) for _ in parts]
         if not all(finished for _, finished in found):

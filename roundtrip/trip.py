@@ -24,10 +24,11 @@ from roundtrip.rows import of_block
 from roundtrip.run import Run, read_rows, write_rows
 from roundtrip.scorer import Scorer, mean_chrf
 from roundtrip.signals import Stop
+from roundtrip.telling import tell_block, tell_left_out, tell_roads
 from roundtrip.text.prepare import Corpora
 from roundtrip.text.stream import derive
 from roundtrip.tokens.guard import Guard
-from roundtrip.tokens.road import SPLICED, Road
+from roundtrip.tokens.road import Road
 from roundtrip.translator import Translators
 
 # Part of a checkpoint: the pairs of tokens that the guard knows.
@@ -116,36 +117,8 @@ class Trip:
             task.advance(0, note=f"{num_rejected} rejected")
         write_rows(path, block.rows)
         self.state = replace(self.state, cursors=self.state.cursors | block.cursors)
-        self._explain(phase, block)
+        tell_block(self.events, phase, block)
         return block
-
-    def _explain(self, phase: Phase, block: Block) -> None:
-        num_rejected, num_synthetic = (
-            sum(block.rejected.values()),
-            sum(row[0] == blocks.SYNTHETIC for row in block.rows),
-        )
-        self.events.log(
-            "block",
-            stage=phase.stage,
-            direction=phase.direction.name,
-            synthetic=num_synthetic,
-            real=len(block.rows) - num_synthetic,
-            rejected=block.rejected,
-            started_over=list(block.wraps),
-        )
-        for name in block.wraps:
-            self.events.say(f"  {name} is read through and starts over, reshuffled")
-        if not block.rows:
-            raise TrainingError(
-                f"all {num_rejected} synthetic sources were rejected: {block.rejected}",
-                place=f"{phase.stage}, {phase.direction.name}",
-                cure="start anew with more train.parallel_passes, or with a [judge] that allows more",
-            )
-        if num_rejected > num_synthetic:
-            self.events.say(
-                f"  more than half of the synthetic sources were rejected {block.rejected}: "
-                f"{phase.direction.reverse.name} is still weak; more train.parallel_passes may help"
-            )
 
     def encode(self, block: Block, phase: Phase) -> Table:
         """Return the token rows of a block; rows over the limit are dropped and counted."""
@@ -154,32 +127,14 @@ class Trip:
         template, device = self.translators.templates[name], self.translators.base.device
         rows, counts = of_block(block, template, self.roads.get(name), device, seed)
         if counts:
-            self._count_roads(counts, phase)
-        fitting = [i for i, size in enumerate(rows.sizes) if size <= self.recipe.train.max_row_tokens]
-        if len(fitting) < len(rows):
-            self.events.say(
-                f"  {len(rows) - len(fitting)} rows over {self.recipe.train.max_row_tokens} tokens left out"
-            )
-            self.events.log("rows left out", stage=phase.stage, number=len(rows) - len(fitting))
-        if not fitting:
-            raise TrainingError(
-                f"all {len(rows)} rows are over {self.recipe.train.max_row_tokens} tokens",
-                place=phase.stage,
-                cure="start anew with a larger train.max_row_tokens",
-            )
+            before = self.state.roads.get(name, {})
+            total = {reason: before.get(reason, 0) + counts.get(reason, 0) for reason in {*before, *counts}}
+            self.state = replace(self.state, roads=self.state.roads | {name: total})
+            tell_roads(self.events, phase, counts, self.recipe.tokens.road == "strings")
+        limit = self.recipe.train.max_row_tokens
+        fitting = [i for i, size in enumerate(rows.sizes) if size <= limit]
+        tell_left_out(self.events, phase, len(rows), len(fitting), limit)
         return rows.pick(fitting)
-
-    def _count_roads(self, counts: Mapping[str, int], phase: Phase) -> None:
-        """Say and keep which road the synthetic rows of a phase went."""
-        name = phase.direction.name
-        before = self.state.roads.get(name, {})
-        total = {reason: before.get(reason, 0) + counts.get(reason, 0) for reason in {*before, *counts}}
-        self.state = replace(self.state, roads=self.state.roads | {name: total})
-        self.events.log("roads", stage=phase.stage, direction=name, rows=dict(counts))
-        by_strings = {reason: number for reason, number in counts.items() if reason != SPLICED}
-        if by_strings and self.recipe.tokens.road != "strings":
-            number = f"{sum(by_strings.values())} of {sum(counts.values())}"
-            self.events.say(f"  {number} synthetic rows by strings {by_strings}")
 
     def steps(self, rows: Table, phase: Phase) -> Iterator[list[int]]:
         """Yield the rows of each optimizer step of a phase, the same whenever it is asked."""

@@ -34,7 +34,7 @@ FLOORS = [
     ["models.base", "engine.step", "engine.generate"],
     ["judge", "translator", "run", "checkpoint"],
     ["block", "scorer", "roads"],
-    ["results", "rows"],
+    ["results", "rows", "telling"],
     ["trip"],
     ["loop", "door"],
     ["running"],

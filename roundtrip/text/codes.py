@@ -1,4 +1,4 @@
-"""When two language codes mean the same language: `en_us` is `en-US`, and `en` will do for either."""
+"""Language codes: which mean the same (`en_us` is `en-US`, and `en` will do for either), and what is known of them."""
 
 from __future__ import annotations
 
@@ -24,6 +24,16 @@ def locate(wanted: Sequence[str], found: Sequence[str]) -> tuple[int | None, ...
 def every(wanted: str, found: Sequence[str]) -> list[int]:
     """Return the positions of all codes that are exactly this one, else of all with its primary subtag."""
     return _exact(wanted, found) or _related(wanted, found)
+
+
+def is_chinese(code: str) -> bool:
+    """Return whether a code is of a Chinese language."""
+    return _normal(code).partition("-")[0] in {"zh", "yue"}
+
+
+def is_spaceless(code: str) -> bool:
+    """Return whether a language is written without spaces between words."""
+    return is_chinese(code) or _normal(code).partition("-")[0] in {"ja", "th", "lo", "km", "my", "bo"}
 
 
 def _exact(wanted: str, found: Sequence[str]) -> list[int]:

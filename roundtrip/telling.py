@@ -1,0 +1,72 @@
+"""What a run says about a phase: the block it learns from, the roads of its rows, what was left out."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+from roundtrip.block import SYNTHETIC, Block
+from roundtrip.errors import TrainingError
+from roundtrip.events import Events
+from roundtrip.plan import Phase
+from roundtrip.tokens.road import SPLICED
+
+
+def tell_block(events: Events, phase: Phase, block: Block) -> None:
+    """Say how a block came out.
+
+    Raises:
+        TrainingError: it is empty.
+    """
+    num_rejected = sum(block.rejected.values())
+    num_synthetic = sum(row[0] == SYNTHETIC for row in block.rows)
+    events.log(
+        "block",
+        stage=phase.stage,
+        direction=phase.direction.name,
+        synthetic=num_synthetic,
+        real=len(block.rows) - num_synthetic,
+        rejected=block.rejected,
+        started_over=list(block.wraps),
+    )
+    for name in block.wraps:
+        events.say(f"  {name} is read through and starts over, reshuffled")
+    if not block.rows:
+        raise TrainingError(
+            f"all {num_rejected} synthetic sources were rejected: {block.rejected}",
+            place=f"{phase.stage}, {phase.direction.name}",
+            cure="start anew with more train.parallel_passes, or with a [judge] that allows more",
+        )
+    if num_rejected > num_synthetic:
+        events.say(
+            f"  more than half of the synthetic sources were rejected {block.rejected}: "
+            f"{phase.direction.reverse.name} is still weak; more train.parallel_passes may help"
+        )
+
+
+def tell_roads(events: Events, phase: Phase, counts: Mapping[str, int], asked_for: bool) -> None:
+    """Say which road the synthetic rows of a phase went.
+
+    Args:
+        asked_for: the recipe sends all of them by strings, so that nobody need be told.
+    """
+    events.log("roads", stage=phase.stage, direction=phase.direction.name, rows=dict(counts))
+    by_strings = {reason: number for reason, number in counts.items() if reason != SPLICED}
+    if by_strings and not asked_for:
+        events.say(f"  {sum(by_strings.values())} of {sum(counts.values())} synthetic rows by strings {by_strings}")
+
+
+def tell_left_out(events: Events, phase: Phase, num_rows: int, num_fitting: int, limit: int) -> None:
+    """Say how many rows are over the limit.
+
+    Raises:
+        TrainingError: all of them.
+    """
+    if num_fitting < num_rows:
+        events.say(f"  {num_rows - num_fitting} rows over {limit} tokens left out")
+        events.log("rows left out", stage=phase.stage, number=num_rows - num_fitting)
+    if not num_fitting:
+        raise TrainingError(
+            f"all {num_rows} rows are over {limit} tokens",
+            place=phase.stage,
+            cure="start anew with a larger train.max_row_tokens",
+        )
