@@ -122,14 +122,35 @@ def _count(road: Road, batch: list[list[int]], targets: list[str], tally: Tally)
             tally.refused[reason] += 1
 
 
-def combinations(names: Sequence[str], small: bool) -> Iterator[tuple[str, str, Any, Any]]:
+def combinations(names: Sequence[str], templates: Sequence[str], small: bool) -> Iterator[tuple[str, str, Any, Any]]:
     """Yield tokenizer name, template name, tokenizer and template text of everything that fits together."""
-    tokenizers = {name: zoo.load(name) for name in names} | (zoo.small() if small else {})
-    for name, tokenizer in tokenizers.items():
-        for template in zoo.TEMPLATES:
-            yield name, template, *zoo.dress(tokenizer, template)
-        if tokenizer.chat_template:
-            yield name, "its own", tokenizer, zoo.OWN
+    for name in names:
+        yield from _dressed(name, zoo.load(name), templates)
+    for name, tokenizer in (zoo.small() if small else {}).items():
+        yield from _dressed(name, tokenizer, templates)
+
+
+def _dressed(name: str, tokenizer: Any, templates: Sequence[str]) -> Iterator[tuple[str, str, Any, Any]]:
+    for template in templates:
+        yield name, template, *zoo.dress(tokenizer, template)
+    if tokenizer.chat_template:
+        yield name, "its own", tokenizer, zoo.OWN
+
+
+def one(tokenizer: Any, text: Any, pairs: Sequence[tuple[str, str]], arguments: argparse.Namespace) -> dict[str, Any]:
+    """Return the verdict on one combination and the tally of its rows."""
+    start = time.perf_counter()
+    try:
+        learner = Template(tokenizer, build_segments(tokenizer, text, "es", "en", ()))
+        writer = Template(tokenizer, build_segments(tokenizer, text, "en", "es", ()))
+    except TemplateError as error:
+        return {"road": "none", "reasons": [error.problem]}
+    road, judged = verdict.build(writer, learner, pairs[::7], guard=arguments.guard, num_attacks=200)
+    found = judged.to_dict()
+    if road.into is not None:
+        tally = run(road, pairs, arguments.rows, arguments.seed)
+        found |= vars(tally) | {"refused": dict(tally.refused)}
+    return found | {"seconds": round(time.perf_counter() - start, 1)}
 
 
 def main() -> None:
@@ -138,34 +159,29 @@ def main() -> None:
     parser.add_argument("--rows", type=int, default=2000, help="of each combination")
     parser.add_argument("--lines", type=int, default=100, help="of each language")
     parser.add_argument("--tokenizers", nargs="*", default=list(zoo.REAL), help=f"of {(*zoo.REAL, *zoo.NPM)}")
+    parser.add_argument("--templates", nargs="*", default=list(zoo.TEMPLATES), help="and each tokenizer's own")
     parser.add_argument("--small", action="store_true", help="the small trained tokenizers too")
     parser.add_argument("--guard", choices=("auto", "host"), default="auto")
     parser.add_argument("--seed", type=int, default=1)
     parser.add_argument("--name", default="all", help="of the result file")
     arguments = parser.parse_args()
     pairs = samples(LANGUAGES, arguments.lines)
-    found: dict[str, Any] = {}
-    for name, template, tokenizer, text in combinations(arguments.tokenizers, arguments.small):
-        key, start = f"{name} | {template}", time.perf_counter()
-        try:
-            learner = Template(tokenizer, build_segments(tokenizer, text, "es", "en", ()))
-            writer = Template(tokenizer, build_segments(tokenizer, text, "en", "es", ()))
-            road, judged = verdict.build(writer, learner, pairs[::7], guard=arguments.guard, num_attacks=200)
-        except TemplateError as error:
-            found[key] = {"refused": error.problem}
-            continue
-        found[key] = judged.to_dict()
-        if road.into is not None:
-            tally = run(road, pairs, arguments.rows, arguments.seed)
-            found[key] |= vars(tally) | {"refused": dict(tally.refused), "seconds": time.perf_counter() - start}
-        line = {k: v for k, v in found[key].items() if k in {"road", "guard", "rows", "canonical", "spliced", "wrong"}}
-        sys.stdout.write(f"{key}: {line} {found[key].get('refused', '')} {found[key]['reasons'][:2]}\n")
-        sys.stdout.flush()
-    total = {k: sum(one.get(k, 0) for one in found.values()) for k in ("rows", "canonical", "spliced", "wrong")}
-    document = {"command": " ".join(sys.argv), "versions": versions(), "total": total, "combinations": found}
     path = Path(__file__).parent / "results" / f"exact-{arguments.name}.json"
-    path.write_text(json.dumps(document, ensure_ascii=False, indent=1) + "\n", encoding="utf-8")
-    sys.stdout.write(f"{total}\n")
+    found: dict[str, Any] = {}
+    total: Counter[str] = Counter()
+    for name, template, tokenizer, text in combinations(arguments.tokenizers, arguments.templates, arguments.small):
+        key = f"{name} | {template}"
+        found[key] = here = one(tokenizer, text, pairs, arguments)
+        total.update({count: here.get(count, 0) for count in ("rows", "canonical", "spliced", "wrong")})
+        total["refused"] += sum(here.get("refused", {}).values())
+        shown = " ".join(
+            f"{k} {here[k]}" for k in ("road", "guard", "rows", "canonical", "spliced", "wrong") if k in here
+        )
+        sys.stdout.write(f"{key}: {shown} {here.get('refused', '')} {here['reasons'][:2]}\n")
+        sys.stdout.flush()
+        document = {"command": " ".join(sys.argv[1:]), "versions": versions(), "total": total, "combinations": found}
+        path.write_text(json.dumps(document, ensure_ascii=False, indent=1) + "\n", encoding="utf-8")
+    sys.stdout.write(f"{dict(total)}\n")
     if total["wrong"]:
         sys.exit(1)
 
