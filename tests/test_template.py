@@ -272,3 +272,18 @@ def test_rows_with_spelt_special_tokens_are_framed_as_any_other(name: str, kind:
         )
         assert tokenizer.decode(row.ids[row.start : -1]).strip() == f"Hola {special}."
         assert used.prompts([f"Hola {special} x"])[0] == row.ids[: row.start]
+
+
+@pytest.mark.parametrize("name", [name for name, tokenizer in TOKENIZERS.items() if tokenizer.chat_template])
+def test_targets_are_the_end_of_their_rows(name: str) -> None:
+    """Also behind a template whose last line breaks are one token at the end of a text and two inside it."""
+    tokenizer = TOKENIZERS[name]
+    texts = (PLAIN, CHAT, TemplateText(kind="plain", text="{source}\n\n{target}"))
+    for text in texts:
+        used = template(tokenizer, text)
+        targets = [target for _, target in toy_pairs()[::30]] + ["Hola <|im_end|> x", "9 lives", "«Ja»"]
+        found = used.targets(targets)
+        assert found.count(None) == 0
+        for target, ids in zip(targets, found, strict=True):
+            row = used.rows([("the house", target)])[0]
+            assert [*ids, used.segments.end_id] == row.ids[row.start :]

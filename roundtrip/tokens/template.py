@@ -113,8 +113,11 @@ class Template:
         What stands in front of a special token changes nothing behind it; without one a probe stands for the source.
         """
         front = probe + self.segments.mid[self._wall :]
-        prompt = front[: len(probe + self._prompt_end[self._wall :])]
-        (before,) = encode([prompt])
+        boundary = len(probe + self._prompt_end[self._wall :])
+        # Not the ids of the prompt alone: two line breaks at its end may be one token there, and two in a row.
+        ((ids, ends),) = self._encode([f"{front}a"], [0], [len(probe)], None)
+        num_bos = self.segments.bos_id is not None
+        before = [token for token, end in list(zip(ids, ends, strict=True))[num_bos:] if end <= boundary]
         found: list[list[int] | None] = []
         for target, ids in zip(targets, encode([front + target for target in targets]), strict=True):
             if self._special and self._special.search(target):

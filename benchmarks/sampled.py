@@ -1,0 +1,116 @@
+"""python -m benchmarks.sampled RUN: rows that a trained model really samples, by both roads.
+
+Attacks are many and crude; what counts in use is what a model writes at temperature 1.0 and 1.3. Both directions of a
+finished run write sources for its monolingual lines with their best adapters; each row is made by the splice and by
+strings. Counted are wrong rows (must be 0), canonical ones that were sent by strings all the same, and, after the
+first 2,000 rows, the share of canonical rows that took the splice and of those that `quick` knew without the host.
+
+Writes benchmarks/results/sampled-NAME.json with versions and command.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+from collections import Counter
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from roundtrip import roads, translator
+from roundtrip.events import Events
+from roundtrip.models import adapters
+from roundtrip.plan import directions
+from roundtrip.recipe import Generate
+from roundtrip.run import BEST, Run, versions
+from roundtrip.scorer import texts
+from roundtrip.text.prepare import reopen
+from roundtrip.text.stream import Cursor, take
+from roundtrip.tokens import splice as splices
+from roundtrip.tokens.audit import compare
+from roundtrip.tokens.road import SPLICED, Road
+from roundtrip.tokens.segments import Segments
+
+WARM_UP = 2000
+ROWS_AT_ONCE = 100
+
+
+def count(road: Road, written: translator.Written, targets: list[str], warm: bool, tally: Counter[str]) -> None:
+    """Make the rows of one batch both ways."""
+    ids_BN, size_B = written.hypotheses.ids_BN, written.hypotheses.size_B
+    assert road.into is not None and road.guard is not None
+    source = splices.trim(ids_BN, size_B, road.into)
+    known_B = (road.guard.quick(source.ids_BN, source.size_B) & source.fits_B).tolist()
+    reasons, expected, got = compare(road, written.hypotheses.lists(), targets)
+    for reason, want, have, known, finished in zip(reasons, expected, got, known_B, written.finished, strict=True):
+        tally["rows"] += 1
+        tally["finished"] += finished
+        tally["wrong"] += reason == SPLICED and have != want
+        tally["canonical"] += have == want
+        tally[f"canonical, {reason}"] += have == want
+        tally["not canonical"] += have != want
+        if warm and have == want:
+            tally["warm: canonical"] += 1
+            tally["warm: spliced"] += reason == SPLICED
+            tally["warm: known without the host"] += known
+
+
+def main() -> None:
+    """Sample, make rows both ways, and keep the figures."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("run", type=Path)
+    parser.add_argument("--lines", type=int, default=800, help="of each direction at each temperature")
+    parser.add_argument("--name", default="smollm2")
+    arguments = parser.parse_args()
+    run = Run(arguments.run)
+    recipe, folder = run.recipe()
+    facts = run.facts()
+    corpora = reopen(recipe, run.data, facts["lines"])
+    segments = {name: Segments.from_dict(value) for name, value in facts["segments"].items()}
+    both = translator.load(recipe, folder, segments)
+    for d in directions(recipe):
+        adapters.load(both.model, d.name, adapters.read(run.adapters / BEST / d.name))
+    samples = {d.name: list(zip(*texts(corpora, recipe, "dev", d), strict=True)) for d in directions(recipe)}
+    found, _ = roads.find(recipe, both.templates, samples, torch.device("cpu"), Events(roads_console()))
+    tally: dict[str, Counter[str]] = {}
+    asked: list[int] = []
+    total = 0
+    for temperature in (1.0, 1.3):
+        settings = recipe.generate.model_copy(update={"temperature": temperature, "top_p": 1.0, "top_k": 0})
+        for d in directions(recipe):
+            lines, _ = take(corpora.mono[d.target], Cursor(), arguments.lines, 1)
+            for start in range(0, len(lines), ROWS_AT_ONCE):
+                some = [line for (line,) in lines[start : start + ROWS_AT_ONCE]]
+                written = both.write(d.reverse, some, Generate(**settings.model_dump()), start)
+                here = tally.setdefault(f"{d.name}, temperature {temperature}", Counter())
+                count(found[d.name], written, some, total >= WARM_UP, here)
+                total += len(some)
+                guard = found[d.name].guard
+                asked.append(guard.num_asked if guard is not None else 0)
+                sys.stdout.write(f"{total} rows, {asked[-1]} pairs settled, {dict(here)}\n")
+                sys.stdout.flush()
+    whole: Counter[str] = sum(tally.values(), Counter())
+    document: dict[str, Any] = {
+        "command": " ".join(sys.argv[1:]),
+        "versions": versions(),
+        "total": whole,
+        "by_direction": tally,
+        "pairs_settled_after_each_100_rows": asked,
+    }
+    path = Path(__file__).parent / "results" / f"sampled-{arguments.name}.json"
+    path.write_text(json.dumps(document, indent=1) + "\n", encoding="utf-8")
+    if whole["wrong"]:
+        sys.exit(1)
+
+
+def roads_console() -> Any:
+    """Return where the search for the roads speaks."""
+    from rich.console import Console
+
+    return Console(stderr=True)
+
+
+if __name__ == "__main__":
+    main()
