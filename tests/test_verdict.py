@@ -133,6 +133,14 @@ def test_templates_that_insert_are_spliced_with_what_they_insert(name: str) -> N
     assert found.road == "splice", found
 
 
+def test_a_template_with_a_date_is_said() -> None:
+    tokenizer = copy.deepcopy(TOKENIZERS["pad apart from end"])
+    tokenizer.chat_template = "{{ strftime_now('%d %b %Y') }}" + tokenizer.chat_template
+    found = look(tokenizer, tokenizer, CHAT)
+    assert found.road == "splice" and any("today's date" in reason for reason in found.reasons)
+    assert not any("today's date" in reason for reason in look(tokenizer, tokenizer).reasons)
+
+
 def test_the_guard_may_be_chosen_and_is_refused_where_it_cannot_be() -> None:
     tokenizer = TOKENIZERS["pad apart from end"]
     assert look(tokenizer, tokenizer, guard="host").guard == "host"

@@ -145,8 +145,8 @@ def build(
         if parts[0].part == "kind":
             cure = "load the fast tokenizer of this model (a tokenizer.json)"
         return strings, Verdict("strings", None, notes, cure, {}, {})
-    if "strftime" in (learner.tokenizer.chat_template or "") and "strftime" not in learner.segments.head:
-        notes += ("the chat template may write today's date: the text around source and target is fixed for the run",)
+    if not learner.segments.break_ids and "strftime" in (learner.tokenizer.chat_template or ""):
+        notes += ("the chat template writes today's date: the text around source and target is fixed for the run",)
     why_host = "asked for" if guard == "host" else surface.why_not(learner.tokenizer)
     if why_host and guard == "device":
         raise RecipeError(why_host, place="tokens.guard", cure='use "auto" or "host"')
