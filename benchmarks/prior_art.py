@@ -1,0 +1,155 @@
+"""How others make training rows: chat templates row by row, and the index arithmetic of an earlier library.
+
+The second is our own code after a description of its algorithm, for comparison only. It joins `synthetic separator
+real` out of a generated batch `real separator synthetic` by moving ids about, and assumes that the separator is a
+token of its own at the end of every prompt, that only padding is special in front of the text, and that id 0 is no
+BOS. Where a sentence ends in punctuation that merges with the separator, the first is not so.
+
+Shapes: B rows, P positions of a prompt, T of prompt and hypothesis.
+"""
+
+from __future__ import annotations
+
+import gc
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch.nn.utils.rnn import pad_sequence
+
+from roundtrip.recipe import TemplateText
+from roundtrip.tokens.splice import IGNORE
+from roundtrip.tokens.template import Row, Template
+
+SEPARATOR = "\n\n"
+# The separator as a template of ours, whose string road is the truth here too.
+PLAIN = TemplateText(kind="plain", text="{source}" + SEPARATOR + "{target}")
+
+Padded = dict[str, torch.Tensor]
+
+
+def usual(tokenizer: Any, instruction: str, new_BN: torch.Tensor, targets: Sequence[str]) -> Padded:
+    """Make rows as most people write it: decode, `apply_chat_template` and mask, one row after the other.
+
+    The rows keep what a chat template writes behind the end token, so that they are not ours to the last token.
+
+    Args:
+        instruction: what the user says, around `{source}`.
+        new_BN: int64, generated ids; nothing but special tokens stands behind an end.
+        targets: one real line for each.
+    """
+    rows, sizes = [], []
+    for ids, target in zip(new_BN, targets, strict=True):
+        source = tokenizer.decode(ids, skip_special_tokens=True).strip()
+        messages = [{"role": "user", "content": instruction.replace("{source}", source)}]
+        prompt = tokenizer.apply_chat_template(messages, add_generation_prompt=True, tokenize=True, return_dict=False)
+        messages.append({"role": "assistant", "content": target})
+        rows.append(torch.tensor(tokenizer.apply_chat_template(messages, tokenize=True, return_dict=False)))
+        sizes.append((len(prompt), len(rows[-1])))
+    ids_BT = pad_sequence(rows, batch_first=True, padding_value=tokenizer.pad_token_id or 0)
+    start_B1, size_B1 = torch.tensor(sizes)[:, :, None].unbind(1)
+    place_T = torch.arange(ids_BT.shape[1])
+    labels_BT = ids_BT.masked_fill((place_T < start_B1) | (place_T >= size_B1), IGNORE)
+    padded = {"input_ids": ids_BT, "attention_mask": (place_T < size_B1).long(), "labels": labels_BT}
+    return {name: tensor.to(new_BN.device) for name, tensor in padded.items()}
+
+
+@dataclass(frozen=True)
+class Generated:
+    """A batch as `generate` of transformers gives it: left-padded prompts, hypotheses filled up with the end token.
+
+    Attributes:
+        whole_BT: int64, prompts and hypotheses.
+        num_prompt: P.
+    """
+
+    whole_BT: torch.Tensor
+    num_prompt: int
+
+
+def generated(writer: Template, pairs: Sequence[tuple[str, str]], pad_id: int, device: torch.device) -> Generated:
+    """Return what a model would give that writes the source of each (source, target) in canonical tokens.
+
+    Args:
+        writer: of PLAIN, from the target language into the source language.
+    """
+    end = writer.segments.end_id
+    prompts = writer.tokenizer([target + SEPARATOR for _, target in pairs])["input_ids"]
+    written = [row.ids[row.start :] for row in writer.rows([(target, source) for source, target in pairs])]
+    num_prompt, num_new = max(map(len, prompts)), max(map(len, written))
+    rows = [
+        [*(num_prompt - len(prompt)) * [pad_id], *prompt, *new, *(num_new - len(new)) * [end]]
+        for prompt, new in zip(prompts, written, strict=True)
+    ]
+    return Generated(torch.tensor(rows, device=device), num_prompt)
+
+
+def pad_ids(tokenizer: Any) -> dict[str, int]:
+    """Return the tokenizer's own pad id, the end token where it has none, and the end token, as is assumed."""
+    end = tokenizer.eos_token_id
+    return {"own pad token": end if tokenizer.pad_token_id is None else tokenizer.pad_token_id, "end token pads": end}
+
+
+class Skip:
+    """The index arithmetic, for one tokenizer.
+
+    Args:
+        collect: collect garbage after each batch, as the earlier library does.
+    """
+
+    def __init__(self, tokenizer: Any, pad_id: int, *, collect: bool = False) -> None:
+        self.collect, self.end_id, self.pad_id = collect, tokenizer.eos_token_id, pad_id
+        self.num_separator = len(tokenizer(SEPARATOR, add_special_tokens=False)["input_ids"])
+        self.moved_for_bos = bool(tokenizer.bos_token_id)  # False for a BOS of id 0, too
+        named = {self.end_id, self.pad_id, tokenizer.bos_token_id} - {None}
+        self.special_ids = torch.tensor(sorted(named))
+
+    def rows(self, batch: Generated) -> Padded:
+        """Move hypotheses in front of the separator and prompts behind it, within the rows they stand in."""
+        whole_BT, width = batch.whole_BT, batch.whole_BT.shape[1]
+        place_T = torch.arange(width, device=whole_BT.device)
+        self.special_ids = self.special_ids.to(whole_BT.device)
+        says_BT = ~torch.isin(whole_BT, self.special_ids)
+        separator_at = batch.num_prompt - self.num_separator
+        in_real_T, in_new_T = place_T < separator_at, place_T >= batch.num_prompt
+        num_real_B1 = (says_BT & in_real_T).sum(1, keepdim=True)
+        num_new_B1 = (says_BT & in_new_T).sum(1, keepdim=True)
+        move_BT = torch.where(in_real_T, num_new_B1 + self.num_separator, num_new_B1 - num_real_B1)
+        move_BT = torch.where(in_new_T, -(num_real_B1 + self.num_separator), move_BT)
+        first_B1 = says_BT.long().argmax(1, keepdim=True)
+        to_BT = (place_T + torch.where(says_BT, move_BT, 0) - first_B1 + self.moved_for_bos) % width
+        ids_BT = torch.zeros_like(whole_BT).scatter(1, to_BT, whole_BT)
+        labelled_BT = says_BT & in_real_T
+        labels_BT = torch.full_like(whole_BT, IGNORE).scatter(
+            1, torch.where(labelled_BT, to_BT, 0), torch.where(labelled_BT, whole_BT, IGNORE)
+        )
+        labels_BT[:, 0] = IGNORE
+        live_BT = ids_BT != self.pad_id
+        if self.pad_id == self.end_id:
+            # The end token looks like padding: what stands behind the text is taken for it, round the corner too.
+            behind_B1 = (num_real_B1 + num_new_B1 + self.num_separator + self.moved_for_bos) % width
+            ends_BT = (place_T == behind_B1) & (ids_BT == self.pad_id)
+        else:
+            ends_BT = whole_BT == self.end_id
+        labels_BT = torch.where(ends_BT, self.end_id, labels_BT)
+        if self.collect:
+            gc.collect()
+        return {"input_ids": ids_BT, "attention_mask": (live_BT | ends_BT).long(), "labels": labels_BT}
+
+
+def right(padded: Padded, expected: Sequence[Row]) -> tuple[list[bool], list[bool]]:
+    """Compare rows with those of the string road.
+
+    Returns:
+        For each row whether its labels are the target and one end token, and nothing else; and whether the whole row
+        is right, token by token.
+    """
+    targets, whole = [], []
+    columns = (padded[name].tolist() for name in ("input_ids", "attention_mask", "labels"))
+    for ids, mask, labels, row in zip(*columns, expected, strict=True):
+        targets.append([label for label in labels if label != IGNORE] == row.ids[row.start :])
+        seen = [(token, label) for token, live, label in zip(ids, mask, labels, strict=True) if live]
+        wanted = [(token, token if place >= row.start else IGNORE) for place, token in enumerate(row.ids)]
+        whole.append(seen == wanted and all(live or label == IGNORE for live, label in zip(mask, labels, strict=True)))
+    return targets, whole

@@ -1,0 +1,112 @@
+"""What share of a round of the quickstart goes into making rows: a real model on real lines."""
+
+from __future__ import annotations
+
+import tempfile
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, TypeVar
+
+import torch
+
+from roundtrip import cookbook, translator
+from roundtrip.engine.batch import Table, steps
+from roundtrip.engine.step import step
+from roundtrip.models import adapters
+from roundtrip.models.optimizer import Optimizer
+from roundtrip.plan import directions, num_real
+from roundtrip.text.prepare import Corpora, prepare
+from roundtrip.tokens import verdict
+
+T = TypeVar("T")
+FACTORS = (1, 10, 100)
+
+
+def measure(device: str, num_lines: int) -> dict[str, Any]:
+    """Time one block of en-es: generating its sources, making its rows by each road, learning from them.
+
+    The base is as loaded, its adapters fresh; nothing is judged, all lines are learnt from, with as many real pairs as
+    the recipe mixes in. Decoding stands apart: both roads need texts for the judge, and in the loop a thread decodes
+    while the device writes. A generator that is N times as fast is a projection: its seconds are divided by N.
+    """
+    loaded = cookbook.load("quickstart")
+    recipe = loaded.recipe.model_copy(update={"model": loaded.recipe.model.model_copy(update={"device": device})})
+    with tempfile.TemporaryDirectory() as folder:
+        corpora = prepare(recipe, loaded.folder, Path(folder), lambda text: None)
+        return _measured(recipe, translator.load(recipe, loaded.folder), corpora, num_lines)
+
+
+def _measured(recipe: Any, both: translator.Translators, corpora: Corpora, num_lines: int) -> dict[str, Any]:
+    direction = directions(recipe)[0]
+    writer, learner = both.templates[direction.reverse.name], both.templates[direction.name]
+    targets = [corpora.mono[direction.target][i][0] for i in range(num_lines)]
+    dev = [(source, target) for source, target in (corpora.dev[i] for i in range(len(corpora.dev)))]
+    road, found = verdict.build(writer, learner, dev, device=both.base.device)
+    both.write(direction.reverse, targets[:2], recipe.generate, 0)  # the first call pays for what the library loads
+    generation, written = clocked(lambda: both.write(direction.reverse, targets, recipe.generate, 0))
+    ids_BN, size_B = written.hypotheses.ids_BN, written.hypotheses.size_B
+    pairs = list(zip(written.texts, targets, strict=True))
+
+    def by_strings() -> Table:
+        return Table.of(learner.rows(pairs), both.base.device)
+
+    def by_road() -> tuple[Table, dict[str, int]]:
+        rows, counts = road.rows(ids_BN, size_B, targets, written.texts)
+        return Table.of_spliced(rows), dict(counts)
+
+    _, (_, counts) = clocked(by_road)  # the first time pairs are settled
+    handling = {
+        "decode": best(lambda: [writer.hypothesis_text(ids) for ids in written.hypotheses.lists()]),
+        "strings": best(by_strings),
+        "road": best(by_road),
+    }
+    number = num_real(recipe, num_lines, len(corpora.train))
+    real = [tuple(corpora.train[i]) for i in range(number)]
+    table = Table.of(learner.rows(pairs + real), both.base.device)
+    training, num_steps = clocked(lambda: _learn(recipe, both, direction.name, table))
+    return {
+        "lines": num_lines,
+        "real_pairs": number,
+        "steps": num_steps,
+        "device": str(both.base.device),
+        "dtype": str(both.base.dtype),
+        "verdict": found.road,
+        "by_reason": counts,
+        "generation_seconds": generation,
+        "generated_tokens": int(size_B.sum()),
+        "training_seconds": training,
+        "handling_seconds": handling,
+        "shares": {
+            str(factor): {
+                name: seconds / (generation / factor + training + seconds) for name, seconds in handling.items()
+            }
+            for factor in FACTORS
+        },
+    }
+
+
+def _learn(recipe: Any, both: translator.Translators, name: str, table: Table) -> int:
+    """Take every step of a block."""
+    groups = steps(table.sizes, recipe.train.rows_per_step, 0)
+    optimizer = Optimizer(adapters.parameters(both.model, name), recipe.train, len(groups))
+    adapters.choose(both.model, name, train=True)
+    for number, group in enumerate(groups):
+        step(both.model, optimizer, table, group, both.base.pad_id, recipe.train.tokens_per_forward, number)
+    adapters.freeze(both.model)
+    return len(groups)
+
+
+def clocked(road: Callable[[], T]) -> tuple[float, T]:
+    """Return the seconds that something took, the device waited for, and what it made."""
+    if torch.cuda.is_available():
+        torch.cuda.synchronize()
+    start = time.perf_counter()
+    made = road()
+    if torch.cuda.is_available():
+        torch.cuda.synchronize()
+    return time.perf_counter() - start, made
+
+
+def best(road: Callable[[], Any], turns: int = 5) -> float:
+    return min(clocked(road)[0] for _ in range(turns))
