@@ -74,7 +74,7 @@ def _show_round(found: dict[str, Any], console: Console) -> None:
     for column in ("generator", *found["handling_seconds"]):
         table.add_column(column, justify="right")
     for factor, shares in found["shares"].items():
-        table.add_row(f"{factor}x as fast", *(f"{share:.2%}" for share in shares.values()))
+        table.add_row(f"{factor}x as fast", *(f"{100 * share:.2g} %" for share in shares.values()))
     console.print(table)
     seconds = {name: found[name] for name in ("generation_seconds", "training_seconds")} | found["handling_seconds"]
     console.print("  " + ", ".join(f"{name} {value:.3g}" for name, value in seconds.items()))

@@ -168,6 +168,9 @@ def combination_problems(recipe: Recipe) -> list[str]:
     tokens = recipe.tokens
     if tokens.strict and tokens.road == "strings":
         problems.append("tokens.strict: asks that no row goes by strings, and tokens.road sends every row there")
+    if tokens.road == "strings":
+        unused = sorted({"guard", "audit"} & tokens.model_fields_set)
+        problems += [f"tokens.{name}: does nothing where tokens.road sends every row by strings" for name in unused]
     if tokens.strict and tokens.guard == "device":
         problems.append("tokens.strict: proves every row on the host; set tokens.guard to 'auto' or 'host'")
     for language in recipe.score.bleu_tokenize:

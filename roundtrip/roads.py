@@ -81,6 +81,12 @@ def _telling(task: Any) -> Tell:
 
 def _refuse(recipe: Recipe, direction: Direction, found: Verdict) -> None:
     """Refuse a recipe that demands the splice where it cannot be had."""
+    if recipe.tokens.guard == "device" and found.guard != "device":
+        raise RecipeError(
+            f"{direction.name} has no guard on the device: {'; '.join(found.reasons)}",
+            place="tokens.guard",
+            cure='set tokens.guard = "auto"',
+        )
     wanted = "strict" if recipe.tokens.strict else "road"
     if found.road == "strings" and (recipe.tokens.road == "splice" or recipe.tokens.strict):
         raise RecipeError(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
+from functools import reduce
 
 import torch
 
@@ -10,6 +11,9 @@ from roundtrip.block import Block
 from roundtrip.engine.batch import Table
 from roundtrip.tokens.road import Road
 from roundtrip.tokens.template import Template
+
+# The lookups of the guard take fifteen numbers for each token, so a large block goes in pieces.
+ROWS_AT_ONCE = 2048
 
 
 def of_block(
@@ -34,13 +38,18 @@ def of_block(
     plain = Table.of(template.rows([(source, target) for _, source, target in block.rows[num_written:]]), device)
     if block.hypotheses is None or road is None or not num_written:
         return plain, Counter()
-    written = block.rows[:num_written]
-    rows, counts = road.rows(
-        block.hypotheses.ids_BN,
-        block.hypotheses.size_B,
-        [target for _, _, target in written],
-        [source for _, source, _ in written],
-        prompts=block.prompts,
-        seed=seed,
-    )
-    return Table.of_spliced(rows).plus(plain), counts
+    tables: list[Table] = []
+    counts: Counter[str] = Counter()
+    for start in range(0, num_written, ROWS_AT_ONCE):
+        some = slice(start, min(start + ROWS_AT_ONCE, num_written))
+        rows, found = road.rows(
+            block.hypotheses.ids_BN[some],
+            block.hypotheses.size_B[some],
+            [target for _, _, target in block.rows[some]],
+            [source for _, source, _ in block.rows[some]],
+            prompts=block.prompts[some] if block.prompts is not None else None,
+            seed=seed + start,
+        )
+        tables.append(Table.of_spliced(rows))
+        counts += found
+    return reduce(Table.plus, [*tables, plain]), counts

@@ -85,7 +85,14 @@ class Translators:
                 )
         adapters.write_merged(self.scratch, self.model, direction.name if adapted else None)
         reads: list[tuple[list[int], Future[tuple[list[str], list[list[int]]]]]] = []
-        with ThreadPoolExecutor(1) as thread:
+        thread = ThreadPoolExecutor(1)
+
+        def seen(rows: list[int], some: Hypotheses) -> None:
+            if reads and reads[-1][1].done():
+                reads[-1][1].result()  # raises what went wrong there, now rather than at the end
+            reads.append((rows, thread.submit(_read, template, some, reader)))
+
+        try:
             hypotheses = generate(
                 self.scratch,
                 prompts,
@@ -96,7 +103,7 @@ class Translators:
                 text_stop_ids=template.segments.break_ids,
                 seed=seed,
                 tell=tell,
-                seen=lambda rows, some: reads.append((rows, thread.submit(_read, template, some, reader))),
+                seen=seen,
             )
             texts = [""] * len(prompts)
             read: list[list[int]] | None = [[] for _ in prompts] if reader is not None else None
@@ -105,6 +112,8 @@ class Translators:
                     texts[row] = text
                     if read is not None:
                         read[row] = ids
+        finally:
+            thread.shutdown(cancel_futures=True)
         return Written(texts, hypotheses.finished_B.tolist(), hypotheses, read)
 
     def num_source_tokens(self, direction: Direction, prompt: Sequence[int]) -> int:

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import copy
+import json
 from typing import Any
 
 import pytest
 import torch
+from tokenizers import AddedToken, Tokenizer, normalizers
 
 from benchmarks import zoo
 from roundtrip.recipe import TemplateText
@@ -15,9 +18,10 @@ from roundtrip.tokens.audit import audit
 from roundtrip.tokens.encoding import encoder
 from roundtrip.tokens.guard import PAIR, PROVED, SPECIAL, Guard
 from roundtrip.tokens.pairs import Pairs
-from roundtrip.tokens.road import SPLICED, Road
+from roundtrip.tokens.road import SPLICED
 from roundtrip.tokens.segments import build_segments
 from roundtrip.tokens.template import Template
+from tests.conftest import wrap
 from tests.test_template import LINES
 
 PLAIN = TemplateText(kind="plain")
@@ -105,20 +109,98 @@ def test_a_pair_may_not_begin_an_added_token() -> None:
     assert guard.pairs.settle([((a,), (b,)) for a, b in zip(row, row[1:], strict=False)]) == [True] * (len(row) - 1)
 
 
+def _word_that_wins(word: str) -> Any:
+    """Return a tokenizer that has a word which its merges do not lead to, and lets whole words win."""
+    document = json.loads(zoo.small()["gpt2"].backend_tokenizer.to_str())
+    assert word not in document["model"]["vocab"]
+    document["model"]["vocab"][word] = 1 + max(
+        *document["model"]["vocab"].values(), *(token["id"] for token in document["added_tokens"])
+    )
+    document["model"]["ignore_merges"] = True
+    return wrap(Tokenizer.from_str(json.dumps(document)), eos_token="<|endoftext|>", pad_token=None)
+
+
 def test_words_that_win_over_their_merges_are_traps() -> None:
-    tokenizer = zoo.small()["llama3"]
+    tokenizer = _word_that_wins("qqxqq")
     guard = fresh(tokenizer)
-    if not len(guard.pairs.traps_C3):
-        pytest.skip("this vocabulary has no such word")
-    row = guard.pairs.traps_C3[0].tolist()
-    assert judge(guard, [row]) == [PAIR]
+    row = [tokenizer.convert_tokens_to_ids(letter) for letter in "qqxqq"]
+    assert not canonical(tokenizer, row)
+    assert guard.pairs.settle([((a,), (b,)) for a, b in zip(row, row[1:], strict=False)]) == [True] * 4
+    assert guard.pairs.traps_C3.tolist() == [row[:3]]
+    # Asked twice: the second time every pair is known, and the trap is all that stands in the way.
+    assert judge(guard, [row]) == judge(guard, [row]) == [PAIR]
+    assert not guard.quick(torch.tensor([row]), torch.tensor([5])).item()
+    guard.traps_C = None
+    assert judge(guard, [row]) == [PROVED], "without the rule the row comes through"
 
 
-def test_special_and_unreachable_tokens_are_refused() -> None:
+def test_what_may_form_across_a_seam_sends_the_guard_to_the_host() -> None:
+    """Three tokens, the template's among them: no look at two of them shows it."""
+    gemma = zoo.small()["gemma"]
+    tag = TemplateText(kind="plain", text="<{source}\n{target_language}: {target}")
+    lines = [("The house is red", "La casa es roja")]
+    found = verdict.check(gemma, gemma, tag, ("en", "es"), lines, num_attacks=100)
+    assert found.guard != "device" and any("may form out of the template's '<'" in reason for reason in found.reasons)
+    assert verdict.check(gemma, gemma, PLAIN, ("en", "es"), lines, num_attacks=100).guard == "device"
+    word = _word_that_wins("qqxqq")
+    found = verdict.check(
+        word, word, TemplateText(kind="plain", text="q{source}\n{target}"), ("en", "es"), lines, num_attacks=100
+    )
+    assert found.guard != "device" and any("win over its merges" in reason for reason in found.reasons)
+
+
+def test_special_unreachable_and_unknown_tokens_are_refused() -> None:
     tokenizer = zoo.small()["gpt2"]
     guard = fresh(tokenizer)
     word = tokenizer("house", add_special_tokens=False)["input_ids"]
     assert judge(guard, [word, [*word, tokenizer.eos_token_id]]) == [PROVED, SPECIAL]
+    document = json.loads(tokenizer.backend_tokenizer.to_str())
+    # The pre-tokenizer cuts at spaces, so that no text becomes this token.
+    number = document["model"]["vocab"]["aĠb"] = 1 + max(token["id"] for token in document["added_tokens"]) + 5000
+    odd = wrap(Tokenizer.from_str(json.dumps(document)), eos_token="<|endoftext|>", pad_token=None)
+    guard = fresh(odd)
+    assert guard.pairs.surface.flags_V[number] & surface.BAD and len(guard.pairs.surface.flags_V) == number + 1
+    assert judge(guard, [word, [*word, number]]) == [PROVED, SPECIAL]
+
+
+@pytest.mark.parametrize("content", ["señor", "Ġx"])
+def test_added_tokens_that_decode_as_something_else_are_refused(content: str) -> None:
+    """A byte-level decoder takes the letters of an added token for bytes."""
+    tokenizer = copy.deepcopy(zoo.small()["gpt2"])
+    tokenizer.add_tokens([AddedToken(content, special=False, normalized=False)])
+    number = tokenizer.convert_tokens_to_ids(content)
+    assert tokenizer.decode([number]) != content
+    assert judge(fresh(tokenizer), [[number]]) == [SPECIAL]
+
+
+def test_normalizers_that_replace_text_are_beyond_the_rules() -> None:
+    tokenizer = copy.deepcopy(zoo.small()["gpt2"])
+    tokenizer.backend_tokenizer.normalizer = normalizers.Replace("=c=", "©")
+    assert "replaces text" in str(surface.why_not(tokenizer))
+    assert surface.why_not(zoo.small()["sentencepiece"]) is None
+
+
+def test_without_sample_lines_nothing_is_trusted() -> None:
+    tokenizer = zoo.small()["gpt2"]
+    found = verdict.check(tokenizer, tokenizer, PLAIN, ("en", "es"), [])
+    assert found.guard != "device" and any("no sample lines" in reason for reason in found.reasons)
+
+
+@pytest.mark.parametrize("guard", ["device", "host"])
+def test_ids_beyond_the_vocabulary_go_by_strings(guard: Any) -> None:
+    """A model may have more embeddings than its tokenizer has tokens, and sample one of them."""
+    tokenizer = zoo.small()["gpt2"]
+    learner, writer = (
+        Template(tokenizer, build_segments(tokenizer, PLAIN, *codes, ())) for codes in (("en", "es"), ("es", "en"))
+    )
+    lines = [("The house is red", "La casa es roja"), ("A new door", "Una puerta")] * 4
+    road, _ = verdict.build(writer, learner, lines, guard=guard, num_attacks=50)
+    ids, size = _tensors(tokenizer, lines[:2])
+    ids[0, 2] = surface.num_ids(tokenizer) + 40
+    rows, counts = road.rows(ids, size, [target for _, target in lines[:2]])
+    assert counts[SPLICED] == 1 and counts.total() == 2
+    text = writer.hypothesis_text(ids[0, : size[0]].tolist())
+    assert rows.ids_BT[0, : rows.size_B[0]].tolist() == learner.rows([(text, lines[0][1])])[0].ids
 
 
 def test_half_a_character_is_never_proved() -> None:
@@ -198,9 +280,9 @@ def test_tokenizers_beyond_the_rules_are_guarded_by_the_host(name: str) -> None:
     english = zoo.lines("en", 60)
     lines = [(line, english[i]) for i, line in enumerate(zoo.lines("es", 60))]
     road, found = verdict.build(writer, learner, lines)
-    assert found.guard in {"host", None} and surface.why_not(tokenizer)
-    if isinstance(road, Road) and road.into is not None:
-        assert any(surface.why_not(tokenizer) in reason for reason in found.reasons)
+    assert found.guard == "host" and road.into is not None
+    assert any(str(surface.why_not(tokenizer)) in reason for reason in found.reasons)
+    assert 0 < found.counts[SPLICED] <= 60
 
 
 def test_contexts_hold_each_kind_of_neighbour() -> None:

@@ -253,10 +253,11 @@ def test_mutants_are_caught(monkeypatch: pytest.MonkeyPatch) -> None:
     with monkeypatch.context() as patch:  # no guard
         patch.setattr(Road, "_reasons", lambda self, source, texts, prompts: source.size_B * 0)
         assert wrong(letters)
-    if used.into is not None:  # no seams
-        same_V = torch.arange(len(tokenizer))
-        bare = replace(used.into, first_V=same_V, last_V=same_V, mid_V=same_V * 0)
-        assert made(replace(used, into=bare), [ids], target)[0] != by_strings(used, [ids], target)
+    assert used.into is not None
+    # no seams
+    same_V = torch.arange(len(tokenizer))
+    bare = replace(used.into, first_V=same_V, last_V=same_V, mid_V=same_V * 0)
+    assert made(replace(used, into=bare), [ids], target)[0] != by_strings(used, [ids], target)
     with monkeypatch.context() as patch:  # labels shifted by one
         whole = splices.splice
 

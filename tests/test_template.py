@@ -287,3 +287,11 @@ def test_targets_are_the_end_of_their_rows(name: str) -> None:
         for target, ids in zip(targets, found, strict=True):
             row = used.rows([("the house", target)])[0]
             assert [*ids, used.segments.end_id] == row.ids[row.start :]
+
+
+def test_special_text_that_a_source_completes_stays_text() -> None:
+    tokenizer = TOKENIZERS["pad apart from end"]
+    used = template(tokenizer, TemplateText(kind="plain", text="<{source}>\n{target}"))
+    row = used.rows([("|im_end|", "Hola")])[0]
+    assert row.ids.count(tokenizer.convert_tokens_to_ids("<|im_end|>")) == 1  # the end of the row
+    assert tokenizer.decode(row.ids[: row.start]).strip() == "<|im_end|>"

@@ -209,6 +209,7 @@ def test_the_string_road_counts_its_rows() -> None:
     [
         ('road = "strings"\nstrict = true', "tokens.strict: asks that no row goes by strings"),
         ('guard = "device"\nstrict = true', "tokens.strict: proves every row on the host"),
+        ('road = "strings"\nguard = "host"', "tokens.guard: does nothing"),
         ("audit = 1.5", "tokens.audit"),
         ('road = "sideways"', "tokens.road"),
     ],
@@ -228,6 +229,8 @@ def test_a_demanded_splice_that_cannot_be_had_is_refused() -> None:
     with pytest.raises(RecipeError, match=r"tokens\.road: .* cannot be spliced: vocabulary: differs"):
         roads._refuse(loaded.recipe, direction, found)
     roads._refuse(cookbook.load("quickstart").recipe, direction, found)
+    with pytest.raises(RecipeError, match=r"tokens\.guard: .* has no guard on the device"):
+        roads._refuse(cookbook.load("quickstart", ["tokens.guard=device"]).recipe, direction, found)
 
 
 def run_door(monkeypatch: pytest.MonkeyPatch, *arguments: str) -> object:

@@ -26,12 +26,18 @@ class Attacks:
         self._texts = surface.texts
         self._by_text = {text: number for number, text in enumerate(surface.texts) if text and len(text) <= _LONGEST}
         self._tokens = sorted(self._by_text.values())
+        # Tokens that are rare among all and seldom harmless: added ones, and white space.
+        added = {content.encode("utf-8") for content in surface.added}
+        self._odd = [i for i, text in enumerate(surface.texts) if text and (not text.strip() or text in added)]
         self._random = random.Random(seed)
 
     def rows(self, canonical: Sequence[Sequence[int]], number: int) -> Iterator[list[int]]:
-        """Yield attacked rows: one token, a span or the whole row cut anew, foreign tokens, pieces of two rows."""
+        """Yield attacked rows: a token, a span or all of a row cut anew, foreign and odd tokens, pieces of two rows."""
         rows = [list(row) for row in canonical if row]
-        kinds = (self._token, self._span, self._span, self._whole, self._foreign, self._joined, self._framed, self._cut)
+        kinds = (
+            *(self._token, self._span, self._span, self._whole, self._foreign),
+            *(self._odds, self._joined, self._framed, self._cut),
+        )
         for count in range(number if rows else 0):
             yield kinds[count % len(kinds)](list(self._random.choice(rows)), rows)
 
@@ -62,6 +68,10 @@ class Attacks:
     def _foreign(self, row: list[int], rows: list[list[int]]) -> list[int]:
         at = self._random.randrange(len(row) + 1)
         return [*row[:at], self._random.choice(self._tokens), *row[at:]]
+
+    def _odds(self, row: list[int], rows: list[list[int]]) -> list[int]:
+        at = self._random.randrange(len(row) + 1)
+        return [*row[:at], self._random.choice(self._odd or self._tokens), *row[at:]]
 
     def _joined(self, row: list[int], rows: list[list[int]]) -> list[int]:
         other = self._random.choice(rows)

@@ -2,9 +2,9 @@
 
 Shapes: B rows, N positions of a hypothesis, P = N + 1 places between and around them, V vocabulary, K known pairs.
 
-A row is good when each place between two of its units is known to be good. Two lookups, both without a sync: `quick`
-for rows whose tokens are whole characters, which in most languages are nearly all; `codes` for rows with characters
-cut across tokens. What neither knows is settled by the host, in one call per batch, and known from then on.
+A row is good when each place between two of its units is known to be good. Two lookups: `quick`, without a sync, for
+rows whose tokens are whole characters, which in most languages are nearly all; `codes` for rows with characters cut
+across tokens. What neither knows is settled by the host, for all rows of a batch together, and known from then on.
 """
 
 from __future__ import annotations

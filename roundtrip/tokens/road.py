@@ -15,7 +15,8 @@ import torch
 
 from roundtrip.errors import RoadError
 from roundtrip.tokens import splice as splices
-from roundtrip.tokens.guard import PAIR, PROVED, REASONS, Guard
+from roundtrip.tokens.guard import EMPTY, PAIR, PROVED, REASONS, Guard
+from roundtrip.tokens.segments import num_ids
 from roundtrip.tokens.slots import Seams
 from roundtrip.tokens.splice import Frame, Rows, Source
 from roundtrip.tokens.template import Row, Template
@@ -132,7 +133,7 @@ class Road:
         if self.into is not None:
             return splices.ends(new_BN, self.into.flags_V)
         segments, device = self.writer.segments, new_BN.device
-        flags_V = torch.zeros(len(self.writer.tokenizer), dtype=torch.uint8, device=device)
+        flags_V = torch.zeros(num_ids(self.writer.tokenizer), dtype=torch.uint8, device=device)
         return splices.ends(new_BN, splices.flagged(flags_V, segments.stop_ids, segments.break_ids))
 
     def spliced(
@@ -181,8 +182,8 @@ class Road:
         for ids, size, mid, prompt in zip(
             source.ids_BN.tolist(), source.size_B.tolist(), source.mid_B.tolist(), prompts, strict=True
         ):
-            same = size > 0 and [*head, *ids[:size], *mids[mid]] == list(prompt)
-            reasons.append(PROVED if same else PAIR)
+            same = [*head, *ids[:size], *mids[mid]] == list(prompt)
+            reasons.append(EMPTY if not size else PROVED if same else PAIR)
         return torch.tensor(reasons)
 
     def _audit(self, rows: Rows, texts: _Texts, targets: Sequence[str], spliced: set[int], seed: int) -> None:

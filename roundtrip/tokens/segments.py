@@ -82,6 +82,11 @@ def build_segments(tokenizer: Any, recipe: TemplateText, source: str, target: st
     return _chat_segments(tokenizer, recipe, names, stops)
 
 
+def num_ids(tokenizer: Any) -> int:
+    """Return one more than the highest id; a vocabulary may have holes."""
+    return max(len(tokenizer), 1 + max(tokenizer.get_vocab().values(), default=-1))
+
+
 def special_ids(tokenizer: Any) -> set[int]:
     """Return every id that decoding skips; tokens without a role stand in the table of added tokens only."""
     added = {int(i) for i, token in tokenizer.added_tokens_decoder.items() if token.special}
@@ -159,5 +164,5 @@ def _bos(tokenizer: Any) -> int | None:
 
 def _line_breaks(tokenizer: Any) -> set[int]:
     """Return every id whose text holds a line break."""
-    texts = tokenizer.batch_decode([[i] for i in range(len(tokenizer))], clean_up_tokenization_spaces=False)
+    texts = tokenizer.batch_decode([[i] for i in range(num_ids(tokenizer))], clean_up_tokenization_spaces=False)
     return {i for i, text in enumerate(texts) if "\n" in text}

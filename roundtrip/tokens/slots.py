@@ -12,8 +12,11 @@ and the row goes by strings.
 from __future__ import annotations
 
 import json
+import os
+import threading
 from collections import Counter
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -136,6 +139,28 @@ class Seams:
             table_V[kept & (table_V[np.where(kept, table_V, 0)] != table_V)] = -1
         return Slots((*self._bos, *self.head), tuple(mids), first_V, last_V, mid_V, space, self.probe)
 
+    def risk(self, traps_C3: NDArray[np.int64]) -> str | None:
+        """Return what may form across a seam out of three tokens, which no look at two of them shows; None if nothing.
+
+        Args:
+            traps_C3: see `Pairs`.
+        """
+        head, said = self.template.segments.head, self.surface.text
+        # A source neither begins nor ends with white space.
+        for content in self.surface.added:
+            for size in range(1, min(len(head) + 1, len(content))):
+                if head.endswith(content[:size]) and not content[size].isspace():
+                    return f"the added token {content!r} may form out of the template's {content[:size]!r} and a source"
+        for first, second, third in traps_C3.tolist():
+            texts = [str(said([token])) for token in (first, second, third)]
+            starts = self.head[-1:] == (first,) and not texts[1][:1].isspace()
+            starts |= self.head[-2:] == (first, second) and not texts[2][:1].isspace()
+            ends = self.mid[0] == third and not texts[1][-1:].isspace()
+            ends |= self.mid[:2] == (second, third) and not texts[0][-1:].isspace()
+            if starts or ends:
+                return f"the word {''.join(texts)!r} may form across a seam and win over its merges"
+        return None
+
     def leaves_first(self, unit: Unit) -> bool:
         """Return whether a first unit of several tokens is left whole."""
         text = self.surface.text(unit)
@@ -219,12 +244,23 @@ def cached(seams: Seams, folder: Path, tell: Callable[[int, int], None] = lambda
     if path.exists():
         try:
             return _load(path)
-        except (OSError, ValueError, KeyError, SafetensorError):
-            path.unlink(missing_ok=True)  # made anew below
+        except (OSError, ValueError, KeyError, TypeError, SafetensorError):
+            pass  # made anew below
     slots = seams.find(tell)
-    folder.mkdir(parents=True, exist_ok=True)
     _save(slots, path)
     return slots
+
+
+def keep(path: Path, write: Callable[[Path], object]) -> None:
+    """Write a file of the cache whole or not at all; a cache that cannot be written is none, and no reason to stop."""
+    beside = path.with_name(f".{path.name}.{os.getpid()}.{threading.get_ident()}.tmp")
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        write(beside)
+        beside.replace(path)
+    except (OSError, SafetensorError):
+        with suppress(OSError):
+            beside.unlink(missing_ok=True)
 
 
 def _save(slots: Slots, path: Path) -> None:
@@ -232,9 +268,7 @@ def _save(slots: Slots, path: Path) -> None:
     tables = {
         name: np.ascontiguousarray(getattr(slots, name), dtype=np.int64) for name in ("first_V", "last_V", "mid_V")
     }
-    beside = path.with_name(f".{path.name}.tmp")
-    save_file(tables, beside, metadata={"fixed": json.dumps(fixed)})
-    beside.replace(path)
+    keep(path, lambda beside: save_file(tables, beside, metadata={"fixed": json.dumps(fixed)}))
 
 
 def _load(path: Path) -> Slots:

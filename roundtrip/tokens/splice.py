@@ -6,7 +6,7 @@ longest middle, V vocabulary.
     head | hypothesis | middle | target | end token        labels on target and end token
 
 Every function here is pure, runs on any device, compiles as one graph, and holds no `.item()`, no boolean index and
-no other reason for a host to wait. Whether a row may be spliced is the guard's question; `Spliced.fits_B` is the
+no other reason for a host to wait. Whether a row may be spliced is the guard's question; `Source.fits_B` is the
 answer of the seams alone.
 """
 
@@ -17,7 +17,7 @@ from dataclasses import dataclass
 import torch
 
 from roundtrip.tokens.slots import Slots
-from roundtrip.tokens.surface import BLANK_LEFT, SPACE
+from roundtrip.tokens.surface import BAD, BLANK_LEFT, SPACE
 
 IGNORE = -100
 # Flags of a token at the end of a hypothesis, beside those of `surface`.
@@ -155,8 +155,9 @@ def frame(
 
 
 def flagged(flags_V: torch.Tensor, stop_ids: tuple[int, ...], break_ids: tuple[int, ...]) -> torch.Tensor:
-    """Return flags with those of the ids that end a hypothesis."""
-    flags_V = flags_V.clone()
+    """Return flags with those of the ids that end a hypothesis, some of which this vocabulary may not have."""
+    size = max(flags_V.shape[0], 1 + max((*stop_ids, *break_ids), default=0))
+    flags_V = torch.nn.functional.pad(flags_V, (0, size - flags_V.shape[0]), value=BAD)
     for ids, flag in ((stop_ids, STOP), (break_ids, BREAK)):
         flags_V[torch.tensor(ids, dtype=torch.int64, device=flags_V.device)] |= flag
     return flags_V
@@ -193,6 +194,8 @@ def trim(ids_BN: torch.Tensor, size_B: torch.Tensor, to: Frame) -> Source:
     """
     num = ids_BN.shape[1]
     place_N = torch.arange(num, device=ids_BN.device)
+    # An id that no token has is taken for the end token, which the guard refuses.
+    ids_BN = torch.where((ids_BN >= 0) & (ids_BN < to.first_V.shape[0]), ids_BN, to.end_id)
     ids_BN = torch.where(place_N < size_B[:, None], ids_BN, to.pad_id)
     says_BN = ((to.flags_V[ids_BN] & SPACE) == 0) & (place_N < size_B[:, None])
     # argmax finds the first of equals; a row that says nothing ends up with size 0.

@@ -19,10 +19,12 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from roundtrip.tokens.segments import special_ids
+from roundtrip.tokens.segments import num_ids, special_ids
 
 # Tokens that begin and end between characters together.
 Unit = tuple[int, ...]
+
+_SPACE_TO_MARK = {"type": "Replace", "pattern": {"String": " "}, "content": "▁"}
 
 # Flags of a token.
 SPACE = 1  # nothing but white space, as str.strip understands it
@@ -39,11 +41,13 @@ class Surface:
     Attributes:
         texts: UTF-8 bytes of each id in the middle of a text, None for special and unused ids; whole characters or not.
         flags_V: uint8, the flags above.
+        added: texts of the added tokens that are not special.
         growing: every proper prefix (of two characters and more) of an added token that text may grow into.
     """
 
     texts: tuple[bytes | None, ...]
     flags_V: NDArray[np.uint8]
+    added: tuple[str, ...]
     growing: frozenset[str]
 
     def forbid(self, token: int) -> None:
@@ -101,6 +105,8 @@ def why_not(tokenizer: Any) -> str | None:
         return "it is neither byte-level nor SentencePiece-like"
     if unknown := [kind for kind in kinds if kind not in {"NFC", "Prepend", "Replace"}]:
         return f"its normalizer {unknown[0]} changes text in ways that pairs of tokens do not show"
+    if any(part != _SPACE_TO_MARK for part in _parts(content["normalizer"]) if part["type"] == "Replace"):
+        return "its normalizer replaces text in ways that pairs of tokens do not show"
     return None
 
 
@@ -111,31 +117,41 @@ def read(tokenizer: Any) -> Surface:
     spell = _byte_spelling if _byte_level(content) else _sentencepiece_spelling
     added = {token["id"]: token for token in content["added_tokens"]}
     specials = special_ids(tokenizer)
-    size = len(tokenizer)
+    size = num_ids(tokenizer)
     texts: list[bytes | None] = [None] * size
     for token, number in tokenizer.get_vocab().items():
-        if number in specials or number >= size:
+        if number in specials:
             continue
         texts[number] = added[number]["content"].encode("utf-8") if number in added else spell(token)
-    growing = {
-        token["content"][:end]
-        for number, token in added.items()
-        if number not in specials
-        for end in range(2, len(token["content"]))
-    }
+    plain = tuple(token["content"] for number, token in added.items() if number not in specials)
+    growing = {content[:end] for content in plain for end in range(2, len(content))}
     composing = "NFC" in _kinds(content["normalizer"])
     flags_V = np.array([_flags(text, composing) for text in texts], dtype=np.uint8)
-    return Surface(tuple(texts), flags_V, frozenset(growing))
+    flags_V[_spelt_otherwise(tokenizer, texts, flags_V)] |= BAD
+    return Surface(tuple(texts), flags_V, plain, frozenset(growing))
 
 
 def _kinds(part: dict[str, Any] | None) -> list[str]:
-    """Return the kinds of a normalizer, pre-tokenizer or decoder, sequences unfolded."""
+    return [one["type"] for one in _parts(part)]
+
+
+def _parts(part: dict[str, Any] | None) -> list[dict[str, Any]]:
+    """Return the parts of a normalizer, pre-tokenizer or decoder, sequences unfolded."""
     if part is None:
         return []
     for key in ("normalizers", "pretokenizers", "decoders"):
         if key in part:
-            return [kind for inner in part[key] for kind in _kinds(inner)]
-    return [part["type"]]
+            return [one for inner in part[key] for one in _parts(inner)]
+    return [part]
+
+
+def _spelt_otherwise(tokenizer: Any, texts: Sequence[bytes | None], flags_V: NDArray[np.uint8]) -> list[int]:
+    """Return the tokens of whole characters that decoding spells otherwise; decoders rewrite added tokens too."""
+    backend = tokenizer.backend_tokenizer
+    anchor = backend.encode("\na", add_special_tokens=False).ids[-1]
+    whole = [i for i, text in enumerate(texts) if text is not None and not flags_V[i] & (GLUE_LEFT | GLUE_RIGHT)]
+    front, *decoded = backend.decode_batch([[anchor], *([anchor, i] for i in whole)], skip_special_tokens=False)
+    return [i for i, text in zip(whole, decoded, strict=True) if text.encode("utf-8") != front.encode() + texts[i]]
 
 
 def _byte_level(content: dict[str, Any]) -> bool:

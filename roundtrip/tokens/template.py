@@ -156,7 +156,9 @@ class Template:
             user = [(source_starts[number], source_starts[number] + source_sizes[number])]
             if target_sizes is not None:
                 user.append((len(text) - target_sizes[number], len(text)))
-            if self._special and any(self._special.search(text, start, end) for start, end in user):
+            # One that reaches into the template counts too.
+            spelt = (match.span() for match in self._special.finditer(text)) if self._special else ()
+            if any(begin < end and start < stop for begin, stop in spelt for start, end in user):
                 ids, ends = self._encode_around(text, user)
             else:
                 ids = encoding["input_ids"][number]

@@ -23,7 +23,7 @@ from roundtrip.tokens.guard import REASONS, SEAM, Guard
 from roundtrip.tokens.pairs import Pairs
 from roundtrip.tokens.road import SPLICED, TARGET, Road, first_difference
 from roundtrip.tokens.same import differences
-from roundtrip.tokens.segments import build_segments, special_ids
+from roundtrip.tokens.segments import build_segments, num_ids, special_ids
 from roundtrip.tokens.slots import Seams, Slots
 from roundtrip.tokens.template import Template
 
@@ -134,7 +134,7 @@ def build(
         known: a guard of the same tokenizer, to share its memory.
 
     Raises:
-        RecipeError: `guard = "device"` is asked for and cannot be had.
+        RecipeError: `guard = "device"` is asked for and the rules do not cover this tokenizer.
     """
     device = device or torch.device("cpu")
     strings = Road(learner, writer, None)
@@ -148,6 +148,8 @@ def build(
     if not learner.segments.break_ids and "strftime" in (learner.tokenizer.chat_template or ""):
         notes += ("the chat template writes today's date: the text around source and target is fixed for the run",)
     why_host = "asked for" if guard == "host" else surface.why_not(learner.tokenizer)
+    if why_host is None and not lines:
+        why_host = "there are no sample lines to audit the rules with"
     if why_host and guard == "device":
         raise RecipeError(why_host, place="tokens.guard", cure='use "auto" or "host"')
     try:
@@ -170,7 +172,7 @@ def host_road(writer: Template, learner: Template, device: torch.device) -> Road
     """Return the road whose every row is proved by decoding and encoding it."""
     tokenizer = learner.tokenizer
     seams = Seams(learner, None, bool(writer.segments.break_ids))
-    size = len(tokenizer)
+    size = num_ids(tokenizer)
     texts = tokenizer.batch_decode([[i] for i in range(size)], clean_up_tokenization_spaces=False)
     flags = [surface.SPACE * (text.isspace()) | surface.BLANK_LEFT * text[:1].isspace() for text in texts]
     flags_V = torch.tensor(flags, dtype=torch.uint8, device=device)
@@ -200,6 +202,7 @@ def _device_road(
             pairs.surface.forbid(token)
         known = Guard(pairs, device)
     seams = Seams(learner, known.pairs.surface, bool(writer.segments.break_ids))
+    risk = seams.risk(known.pairs.traps_C3)
 
     def trying(done: int, total: int) -> None:
         tell("trying every token at the seams", done, total)
@@ -209,14 +212,14 @@ def _device_road(
     number = int(name[:12], 16)
     salts = (2 * number + 1, 2 * number + 2)
     road = Road(learner, writer, _frame(writer, learner, found, known.flags_V), seams, known, salts=salts)
+    if risk is not None:
+        return road, {}, risk
     path = cache / f"{name[:32]}-audit.json" if cache is not None else None
     if path is not None and (kept := _kept_audit(path, num_attacks)) is not None:
         return road, *kept
     attacks, fault = audit(road, lines, num_attacks, 1, tell)
     if path is not None:
-        beside = path.with_name(f".{path.name}.tmp")
-        beside.write_text(json.dumps({"attacks": attacks, "fault": fault}), encoding="utf-8")
-        beside.replace(path)
+        slots.keep(path, lambda beside: beside.write_text(json.dumps({"attacks": attacks, "fault": fault})))
     return road, attacks, fault
 
 
@@ -225,7 +228,7 @@ def _kept_audit(path: Path, num_attacks: int) -> tuple[dict[str, int], str | Non
     try:
         kept = json.loads(path.read_text(encoding="utf-8"))
         return (kept["attacks"], kept["fault"]) if kept["attacks"]["rows"] >= num_attacks else None
-    except (OSError, ValueError, KeyError):
+    except (OSError, ValueError, KeyError, TypeError):
         return None
 
 
