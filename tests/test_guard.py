@@ -83,6 +83,20 @@ def test_deepseek_cuts_behind_a_slash() -> None:
     assert judge(fresh(tokenizer), [row]) == [PAIR]
 
 
+def test_what_is_wrong_somewhere_may_be_right_behind_its_neighbour() -> None:
+    """`l` `le` is right in `q` `l` `le`, where no apostrophe can come before it; and nothing else becomes right."""
+    tokenizer = zoo.small()["gpt2"]
+    vocab = tokenizer.get_vocab()
+    guard = fresh(tokenizer)
+    row = [vocab["q"], vocab["l"], vocab["le"]]
+    assert canonical(tokenizer, row) and guard.pairs.settle([((row[1],), (row[2],))]) == [False]
+    assert judge(guard, [row]) == judge(guard, [row]) == [PROVED]
+    # Behind the apostrophe itself the pair stays wrong.
+    wrong = [vocab["'"], *row[1:]]
+    assert not canonical(tokenizer, wrong) and judge(guard, [wrong]) == [PAIR]
+    assert judge(guard, [row, wrong]) == [PROVED, PAIR]
+
+
 def test_characters_that_unicode_composes_are_judged_together(monkeypatch: pytest.MonkeyPatch) -> None:
     """An alpha, a mark below and one above: each pair is right, but NFC joins the first and the last."""
     tokenizer = zoo.small()["qwen"]

@@ -11,6 +11,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping
 from functools import lru_cache
+from typing import NamedTuple
 
 import torch
 
@@ -64,7 +65,7 @@ def codes(
     flags_V: torch.Tensor,
     mix_V: torch.Tensor,
     salts: tuple[int, int],
-) -> torch.Tensor:
+) -> tuple[torch.Tensor, torch.Tensor]:
     """Return the code of every place of rows that may hold characters cut across tokens.
 
     Two single tokens have the code `first * V + second`, exactly. A unit of several tokens gives a 62-bit hash of
@@ -77,6 +78,7 @@ def codes(
 
     Returns:
         codes_BP, int64: place p is in front of token p; NOTHING where nothing is asked.
+        triples_BP, int64: the same with the unit in front, where there is one; for pairs that depend on it.
     """
     (num_rows, num), vocab, device = ids_BN.shape, flags_V.shape[0], ids_BN.device
     place_P = torch.arange(num + 1, device=device)
@@ -102,7 +104,20 @@ def codes(
     clean_BP = ~(glued_BP[:, :-1] & (place_P > 0) | glued_BP[:, 1:] & (place_P < size_B1))
     single_BP = (place_P - before_BP <= 1) & (after_BP - place_P <= 1) & clean_BP
     asked_BP = edge_BP & (place_P <= size_B1)
-    return torch.where(asked_BP, torch.where(single_BP, plain_BP, hashed_BP), NOTHING)
+    codes_BP = torch.where(asked_BP, torch.where(single_BP, plain_BP, hashed_BP), NOTHING)
+    behind_BP = asked_BP & (before_BP > 0) & (place_P < size_B1)
+    triples_BP = _spread(codes_BP.gather(1, before_BP) * _ODD + codes_BP)
+    return codes_BP, torch.where(behind_BP, triples_BP, NOTHING)
+
+
+class _Place(NamedTuple):
+    """A place that is not known: its code and triple, the units around it and the one in front of these."""
+
+    code: int
+    triple: int
+    front: Unit
+    left: Unit
+    right: Unit
 
 
 class Guard:
@@ -158,8 +173,9 @@ class Guard:
         ids_RN, size_R = ids_BN[rows], size_B[rows]
         live_RN = torch.arange(ids_RN.shape[1], device=rows.device) < size_R[:, None]
         special_R = ((self.flags_V[ids_RN] & BAD != 0) & live_RN).any(1)
-        found_RP = codes(ids_RN, size_R, self.flags_V, self.mix_V, salts)
-        known_R = (_among(found_RP, self.good_K) | (found_RP == NOTHING)).all(1)
+        found_RP, triples_RP = codes(ids_RN, size_R, self.flags_V, self.mix_V, salts)
+        known_RP = _among(found_RP, self.good_K) | (found_RP == NOTHING)
+        known_R = (known_RP | _among(triples_RP, self.good_K) & (triples_RP != NOTHING)).all(1)
         reason_R = torch.where(special_R, SPECIAL, torch.where(known_R, PROVED, PAIR))
         if self.traps_C is not None and ids_RN.shape[1] > 2:
             vocab = len(self.flags_V)
@@ -169,7 +185,8 @@ class Guard:
             known_R |= trapped_R
         open_R = (~known_R & ~special_R).nonzero()[:, 0]
         if len(open_R):
-            judged = self._settle(ids_RN[open_R], size_R[open_R], found_RP[open_R], ask_first, ask_last)
+            rows_RP = torch.stack([found_RP[open_R], triples_RP[open_R]], -1)
+            judged = self._settle(ids_RN[open_R], size_R[open_R], rows_RP, ask_first, ask_last)
             reason_R = reason_R.index_put((open_R,), torch.tensor(judged, device=rows.device))
         return reason_B.index_put((rows,), reason_R)
 
@@ -177,54 +194,63 @@ class Guard:
         self,
         ids_RN: torch.Tensor,
         size_R: torch.Tensor,
-        codes_RP: torch.Tensor,
+        codes_RP2: torch.Tensor,
         ask_first: AskSeam,
         ask_last: AskSeam,
     ) -> list[int]:
-        """Look at rows on the host: settle every place that is not known, then judge them."""
-        questions: dict[int, tuple[Unit, Unit]] = {}
-        asked: list[tuple[list[int], list[int]]] = []
-        for ids, size, row in zip(ids_RN.tolist(), size_R.tolist(), codes_RP.tolist(), strict=True):
-            units = self.pairs.surface.units(ids[:size])
-            seams: list[int] = []
-            inner: list[int] = []
-            new: dict[int, tuple[Unit, Unit]] = {}
-            # Places come in order: the first unit's, those between units, the last unit's.
-            around = [((), units[0]), *zip(units, units[1:], strict=False), (units[-1], ())]
-            places = [0]
-            for unit in units:
-                places.append(places[-1] + len(unit))
-            for place, pair in zip(places, around, strict=True):
-                code = row[place]
-                if code == NOTHING or code in self._good:
-                    continue
-                (inner if pair[0] and pair[1] else seams).append(code)
-                new[code] = pair
-            asked.append((seams, inner))
-            # One bad place is enough: what else the row asks need not be settled.
-            if self._bad.isdisjoint(new):
-                questions |= new
-        self._learn(questions, ask_first, ask_last)
-        return [
-            SEAM
-            if any(code in self._bad for code in seams)
-            else PAIR
-            if any(code in self._bad for code in inner)
-            else 0
-            for seams, inner in asked
-        ]
+        """Look at rows on the host: settle every place that is not known, then judge them.
 
-    def _learn(self, questions: dict[int, tuple[Unit, Unit]], ask_first: AskSeam, ask_last: AskSeam) -> None:
-        inner = {code: pair for code, pair in questions.items() if pair[0] and pair[1]}
+        Args:
+            codes_RP2: int64, code and triple of each place, see `codes`.
+        """
+        asked = [
+            self._places(ids[:size], row)
+            for ids, size, row in zip(ids_RN.tolist(), size_R.tolist(), codes_RP2.tolist(), strict=True)
+        ]
+        pairs = {one.code: one for row in asked for one in row if one.code not in self._bad}
+        inner = {code: (one.left, one.right) for code, one in pairs.items() if one.left and one.right}
         answers = dict(zip(inner, self.pairs.settle(list(inner.values())), strict=True))
-        for code, (left, right) in questions.items():
-            if not left:
-                answers[code] = ask_first(right)
-            elif not right:
-                answers[code] = ask_last(left)
+        for code, one in pairs.items():
+            if code not in inner:
+                answers[code] = ask_last(one.left) if one.left else ask_first(one.right)
+        self._learn(answers)
+        # What is not right everywhere may be right behind what stands in front of it.
+        behind = {
+            one.triple: (one.front, one.left, one.right)
+            for row in asked
+            for one in row
+            if one.code in self._bad
+            and one.triple != NOTHING
+            and one.triple not in self._good
+            and one.triple not in self._bad
+        }
+        self._learn(dict(zip(behind, self.pairs.settle_behind(list(behind.values())), strict=True)))
+        return [self._judged(row) for row in asked]
+
+    def _places(self, ids: list[int], row: list[list[int]]) -> list[_Place]:
+        """Return the places of a row that are not known to be good."""
+        units = self.pairs.surface.units(ids)
+        found = []
+        at = 0
+        # Places come in order: the first unit's, those between units, the last unit's.
+        for number, unit in enumerate([*units, ()]):
+            code, triple = row[at]
+            if code != NOTHING and code not in self._good:
+                left = units[number - 1] if number else ()
+                found.append(_Place(code, triple, units[number - 2] if number > 1 else (), left, unit))
+            at += len(unit)
+        return found
+
+    def _judged(self, row: list[_Place]) -> int:
+        wrong = [one for one in row if one.code in self._bad and one.triple not in self._good]
+        if any(not one.left or not one.right for one in wrong):
+            return SEAM
+        return PAIR if wrong else PROVED
+
+    def _learn(self, answers: Mapping[int, bool]) -> None:
         self.num_asked += len(answers)
         self.know(
-            [code for code, good in answers.items() if good], [code for code, good in answers.items() if not good]
+            (code for code, good in answers.items() if good), (code for code, good in answers.items() if not good)
         )
 
     def know(self, good: Iterable[int], bad: Iterable[int]) -> None:

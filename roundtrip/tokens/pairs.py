@@ -70,6 +70,28 @@ class Pairs:
                     good[number] = False
         return good
 
+    def settle_behind(self, triples: Sequence[tuple[Unit, Unit, Unit]]) -> list[bool]:
+        """Return for each pair that is not canonical everywhere whether it is so behind the unit in front of it.
+
+        `(` `name` is one token behind most things and two behind `%`: a software string has it all the time. The unit
+        in front counts where a context leaves it and the pair's first unit as they are.
+        """
+        texts = [self._texts((second, third)) for _, second, third in triples]
+        fronts = [self.surface.text(first + second) for first, second, _ in triples]
+        good = [text is not None and front is not None for text, front in zip(texts, fronts, strict=True)]
+        held = [False] * len(triples)
+        for place, context in enumerate(CONTEXTS):
+            asked = [number for number, still in enumerate(good) if still]
+            wholes = [str(self.surface.text(sum(triples[number], ()))) for number in asked]
+            before = self._encode([context + str(fronts[number]) for number in asked])
+            after = self._encode([context + whole for whole in wholes])
+            for number, front_ids, ids in zip(asked, before, after, strict=True):
+                first, second, third = triples[number]
+                if tuple(front_ids) == (*self._contexts[place], *first, *second):
+                    held[number] = True
+                    good[number] = tuple(ids) == (*self._contexts[place], *first, *second, *third)
+        return [one and other for one, other in zip(good, held, strict=True)]
+
     def _texts(self, pair: tuple[Unit, Unit]) -> str | None:
         """Return the text of a pair, None where it is none or may grow into an added token."""
         first, text = self.surface.text(pair[0]), self.surface.text(pair[0] + pair[1])
