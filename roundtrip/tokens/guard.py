@@ -9,7 +9,7 @@ across tokens. What neither knows is settled by the host, for all rows of a batc
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from functools import lru_cache
 from typing import NamedTuple
 
@@ -139,7 +139,7 @@ class Guard:
         self.num_asked = 0
         self._good: set[int] = set()
         self._bad: set[int] = set()
-        self.good_K = _padded(torch.zeros(0, dtype=torch.int64)).to(device)
+        self.good_K = self.bad_K = _padded(torch.zeros(0, dtype=torch.int64)).to(device)
 
     def quick(self, ids_BN: torch.Tensor, size_B: torch.Tensor) -> torch.Tensor:
         """Return which rows are known to be canonical; see `quick`."""
@@ -183,7 +183,12 @@ class Guard:
             trapped_R = (_among(triple_RM, self.traps_C) & live_RN[:, 2:]).any(1)
             reason_R = torch.where(trapped_R & (reason_R == PROVED), PAIR, reason_R)
             known_R |= trapped_R
-        open_R = (~known_R & ~special_R).nonzero()[:, 0]
+        # One place that is known to be wrong is enough: what else the row asks need not be settled.
+        wrong_RP = _among(found_RP, self.bad_K) & ((triples_RP == NOTHING) | _among(triples_RP, self.bad_K))
+        wrong_RP &= found_RP != NOTHING
+        at_seam_R = wrong_RP[:, 0] | wrong_RP.gather(1, size_R[:, None])[:, 0]
+        reason_R = torch.where((reason_R == PAIR) & at_seam_R, SEAM, reason_R)
+        open_R = (~known_R & ~special_R & ~wrong_RP.any(1)).nonzero()[:, 0]
         if len(open_R):
             rows_RP = torch.stack([found_RP[open_R], triples_RP[open_R]], -1)
             judged = self._settle(ids_RN[open_R], size_R[open_R], rows_RP, ask_first, ask_last)
@@ -256,12 +261,10 @@ class Guard:
     def know(self, good: Iterable[int], bad: Iterable[int]) -> None:
         """Add codes to what is known."""
         new = sorted(set(good) - self._good)
-        self._bad |= set(bad)
-        if new:
-            self._good |= set(new)
-            added = torch.tensor(new, dtype=torch.int64, device=self.good_K.device)
-            kept = self.good_K[self.good_K != NOTHING]
-            self.good_K = _padded(torch.cat([kept, added]).sort().values)
+        wrong = sorted(set(bad) - self._bad)
+        self._good |= set(new)
+        self._bad |= set(wrong)
+        self.good_K, self.bad_K = _joined(self.good_K, new), _joined(self.bad_K, wrong)
 
     def state(self) -> dict[str, torch.Tensor]:
         """Return what is known, for a checkpoint: sorted int64 `good` and `bad`."""
@@ -277,6 +280,14 @@ class Guard:
 def _among(codes: torch.Tensor, table_K: torch.Tensor) -> torch.Tensor:
     """Return which codes stand in a sorted table that is padded with NOTHING."""
     return table_K[torch.searchsorted(table_K, codes)] == codes
+
+
+def _joined(table_K: torch.Tensor, new: Sequence[int]) -> torch.Tensor:
+    """Return a sorted and padded table with further codes."""
+    if not new:
+        return table_K
+    added = torch.tensor(new, dtype=torch.int64, device=table_K.device)
+    return _padded(torch.cat([table_K[table_K != NOTHING], added]).sort().values)
 
 
 def _padded(table_K: torch.Tensor) -> torch.Tensor:
