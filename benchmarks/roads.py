@@ -16,7 +16,8 @@ from benchmarks import prior_art
 from benchmarks.batches import CHAT, LANGUAGES, Case, Kit
 from benchmarks.prior_art import Padded
 from roundtrip.tokens import splice as splices
-from roundtrip.tokens.guard import PROVED, Guard, quick
+from roundtrip.tokens.guard import PROVED, Guard
+from roundtrip.tokens.lookup import quick
 from roundtrip.tokens.road import Road, padded
 from roundtrip.tokens.segments import language_name
 from roundtrip.tokens.splice import Frame, Source

@@ -25,7 +25,7 @@ FLOORS = [
     ["text.readers"],
     ["text.prepare", "tokens.segments", "tokens.encoding", "score"],
     ["tokens.template", "tokens.surface"],
-    ["tokens.pairs", "tokens.same", "tokens.attack", "tokens.slots"],
+    ["tokens.pairs", "tokens.same", "tokens.attack", "tokens.slots", "tokens.lookup"],
     ["tokens.guard", "tokens.splice"],
     ["tokens.road"],
     ["tokens.audit"],

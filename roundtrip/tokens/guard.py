@@ -9,105 +9,21 @@ across tokens. What neither knows is settled by the host, for all rows of a batc
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping, Sequence
-from functools import lru_cache
+from collections.abc import Callable, Iterable, Mapping
 from typing import NamedTuple
 
 import torch
 
+from roundtrip.tokens.lookup import NOTHING, among, codes, joined, padded, quick
 from roundtrip.tokens.pairs import Pairs
-from roundtrip.tokens.surface import BAD, GLUE_LEFT, GLUE_RIGHT, Unit
+from roundtrip.tokens.surface import BAD, Unit
 
 # Why a row is not proved; reasons of a row, the first that holds.
 PROVED, SPECIAL, PAIR, SEAM, EMPTY = range(5)
 REASONS = ("", "special or unreachable token", "not canonical inside", "merges at a seam", "empty")
 
-NOTHING = torch.iinfo(torch.int64).max  # the code of a place that asks nothing, and the padding of the table
-_ODD = 0x9E3779B97F4A7C15 - (1 << 64)  # the golden ratio in 64 bits, odd, so that it has an inverse
 # A seam's own question about a unit of several tokens: is it left whole there?
 AskSeam = Callable[[Unit], bool]
-
-
-def quick(
-    ids_BN: torch.Tensor,
-    size_B: torch.Tensor,
-    flags_V: torch.Tensor,
-    good_K: torch.Tensor,
-    traps_C: torch.Tensor | None = None,
-) -> torch.Tensor:
-    """Return which rows are known to be canonical, by whole-character tokens alone.
-
-    Args:
-        ids_BN: int64, left-aligned; what stands at and after `size_B` has no meaning but must be a token id.
-        flags_V: uint8, see `surface`.
-        good_K: int64, sorted codes of known-good places, padded with the largest number.
-        traps_C: int64, sorted codes of three tokens, see `pairs`; None where the tokenizer has none.
-
-    Returns:
-        good_B, bool. False only means that more has to be asked.
-    """
-    vocab, num = flags_V.shape[0], ids_BN.shape[1]
-    beyond_BN = torch.arange(num, device=ids_BN.device) >= size_B[:, None]
-    flagged_BN = flags_V[ids_BN] & (BAD | GLUE_LEFT | GLUE_RIGHT) != 0
-    good_B = ~(flagged_BN & ~beyond_BN).any(1)
-    if num > 1:
-        pair_BM = torch.add(ids_BN[:, 1:], ids_BN[:, :-1], alpha=vocab)
-        good_B &= (_among(pair_BM, good_K) | beyond_BN[:, 1:]).all(1)
-    if traps_C is not None and num > 2:
-        triple_BM = torch.add(ids_BN[:, 2:], pair_BM[:, :-1], alpha=vocab)
-        good_B &= ~(_among(triple_BM, traps_C) & ~beyond_BN[:, 2:]).any(1)
-    return good_B
-
-
-def codes(
-    ids_BN: torch.Tensor,
-    size_B: torch.Tensor,
-    flags_V: torch.Tensor,
-    mix_V: torch.Tensor,
-    salts: tuple[int, int],
-) -> tuple[torch.Tensor, torch.Tensor]:
-    """Return the code of every place of rows that may hold characters cut across tokens.
-
-    Two single tokens have the code `first * V + second`, exactly. A unit of several tokens gives a 62-bit hash of
-    both units, made negative. In front of the first and behind the last unit stands a code only where that unit is
-    several tokens or no whole character: for single ones the seams have a table.
-
-    Args:
-        mix_V: int64, a random number for each token, of which hashes are made.
-        salts: of the two seams.
-
-    Returns:
-        codes_BP, int64: place p is in front of token p; NOTHING where nothing is asked.
-        triples_BP, int64: the same with the unit in front, where there is one; for pairs that depend on it.
-    """
-    (num_rows, num), vocab, device = ids_BN.shape, flags_V.shape[0], ids_BN.device
-    place_P = torch.arange(num + 1, device=device)
-    size_B1 = size_B[:, None]
-    flags_BN = flags_V[ids_BN]
-    edge_BP = torch.ones((num_rows, num + 1), dtype=torch.bool, device=device)
-    edge_BP[:, 1:num] = ((flags_BN[:, 1:] & GLUE_LEFT) | (flags_BN[:, :-1] & GLUE_RIGHT)) == 0
-    edge_BP |= place_P >= size_B1
-    # The unit before place p begins at `before`, the unit behind it ends at `after`.
-    begin_BP = torch.where(edge_BP, place_P, 0).cummax(1).values
-    before_BP = torch.cat([begin_BP[:, :1], begin_BP[:, :-1]], 1)
-    end_BP = torch.where(edge_BP, place_P, num).flip(1).cummin(1).values.flip(1)
-    after_BP = torch.minimum(torch.cat([end_BP[:, 1:], end_BP[:, -1:]], 1), size_B1)
-    powers_P, inverses_P = _powers(num + 1, device)
-    sums_BP = torch.nn.functional.pad((mix_V[ids_BN] * powers_P[:-1]).cumsum(1), (1, 0))
-    window_BP = (sums_BP.gather(1, after_BP) - sums_BP.gather(1, before_BP)) * inverses_P[before_BP]
-    seam_BP = torch.where(place_P == size_B1, salts[1], torch.where(place_P == 0, salts[0], 0))
-    hashed_BP = _spread(window_BP + seam_BP + (after_BP - before_BP))
-    plain_BP = torch.full_like(hashed_BP, NOTHING)
-    plain_BP[:, 1:num] = torch.add(ids_BN[:, 1:], ids_BN[:, :-1], alpha=vocab)
-    plain_BP = plain_BP.masked_fill((place_P == 0) | (place_P == size_B1), NOTHING)
-    glued_BP = torch.nn.functional.pad(flags_BN & (GLUE_LEFT | GLUE_RIGHT) != 0, (1, 1))
-    clean_BP = ~(glued_BP[:, :-1] & (place_P > 0) | glued_BP[:, 1:] & (place_P < size_B1))
-    single_BP = (place_P - before_BP <= 1) & (after_BP - place_P <= 1) & clean_BP
-    asked_BP = edge_BP & (place_P <= size_B1)
-    codes_BP = torch.where(asked_BP, torch.where(single_BP, plain_BP, hashed_BP), NOTHING)
-    behind_BP = asked_BP & (before_BP > 0) & (place_P < size_B1)
-    triples_BP = _spread(codes_BP.gather(1, before_BP) * _ODD + codes_BP)
-    return codes_BP, torch.where(behind_BP, triples_BP, NOTHING)
 
 
 class _Place(NamedTuple):
@@ -135,11 +51,11 @@ class Guard:
         vocab = len(self.flags_V)
         first, second, third = torch.from_numpy(pairs.traps_C3).unbind(1)
         traps_C = ((first * vocab + second) * vocab + third).sort().values
-        self.traps_C = _padded(traps_C).to(device) if len(traps_C) else None
+        self.traps_C = padded(traps_C).to(device) if len(traps_C) else None
         self.num_asked = 0
         self._good: set[int] = set()
         self._bad: set[int] = set()
-        self.good_K = self.bad_K = _padded(torch.zeros(0, dtype=torch.int64)).to(device)
+        self.good_K = self.bad_K = padded(torch.zeros(0, dtype=torch.int64)).to(device)
 
     def quick(self, ids_BN: torch.Tensor, size_B: torch.Tensor) -> torch.Tensor:
         """Return which rows are known to be canonical; see `quick`."""
@@ -174,17 +90,17 @@ class Guard:
         live_RN = torch.arange(ids_RN.shape[1], device=rows.device) < size_R[:, None]
         special_R = ((self.flags_V[ids_RN] & BAD != 0) & live_RN).any(1)
         found_RP, triples_RP = codes(ids_RN, size_R, self.flags_V, self.mix_V, salts)
-        known_RP = _among(found_RP, self.good_K) | (found_RP == NOTHING)
-        known_R = (known_RP | _among(triples_RP, self.good_K) & (triples_RP != NOTHING)).all(1)
+        known_RP = among(found_RP, self.good_K) | (found_RP == NOTHING)
+        known_R = (known_RP | among(triples_RP, self.good_K) & (triples_RP != NOTHING)).all(1)
         reason_R = torch.where(special_R, SPECIAL, torch.where(known_R, PROVED, PAIR))
         if self.traps_C is not None and ids_RN.shape[1] > 2:
             vocab = len(self.flags_V)
             triple_RM = (ids_RN[:, :-2] * vocab + ids_RN[:, 1:-1]) * vocab + ids_RN[:, 2:]
-            trapped_R = (_among(triple_RM, self.traps_C) & live_RN[:, 2:]).any(1)
+            trapped_R = (among(triple_RM, self.traps_C) & live_RN[:, 2:]).any(1)
             reason_R = torch.where(trapped_R & (reason_R == PROVED), PAIR, reason_R)
             known_R |= trapped_R
         # One place that is known to be wrong is enough: what else the row asks need not be settled.
-        wrong_RP = _among(found_RP, self.bad_K) & ((triples_RP == NOTHING) | _among(triples_RP, self.bad_K))
+        wrong_RP = among(found_RP, self.bad_K) & ((triples_RP == NOTHING) | among(triples_RP, self.bad_K))
         wrong_RP &= found_RP != NOTHING
         at_seam_R = wrong_RP[:, 0] | wrong_RP.gather(1, size_R[:, None])[:, 0]
         reason_R = torch.where((reason_R == PAIR) & at_seam_R, SEAM, reason_R)
@@ -264,7 +180,7 @@ class Guard:
         wrong = sorted(set(bad) - self._bad)
         self._good |= set(new)
         self._bad |= set(wrong)
-        self.good_K, self.bad_K = _joined(self.good_K, new), _joined(self.bad_K, wrong)
+        self.good_K, self.bad_K = joined(self.good_K, new), joined(self.bad_K, wrong)
 
     def state(self) -> dict[str, torch.Tensor]:
         """Return what is known, for a checkpoint: sorted int64 `good` and `bad`."""
@@ -275,41 +191,3 @@ class Guard:
     def restore(self, state: Mapping[str, torch.Tensor]) -> None:
         """Take up what `state` gave."""
         self.know(state["good"].tolist(), state["bad"].tolist())
-
-
-def _among(codes: torch.Tensor, table_K: torch.Tensor) -> torch.Tensor:
-    """Return which codes stand in a sorted table that is padded with NOTHING."""
-    return table_K[torch.searchsorted(table_K, codes)] == codes
-
-
-def _joined(table_K: torch.Tensor, new: Sequence[int]) -> torch.Tensor:
-    """Return a sorted and padded table with further codes."""
-    if not new:
-        return table_K
-    added = torch.tensor(new, dtype=torch.int64, device=table_K.device)
-    return _padded(torch.cat([table_K[table_K != NOTHING], added]).sort().values)
-
-
-def _padded(table_K: torch.Tensor) -> torch.Tensor:
-    """Fill a sorted table up to a power of two with NOTHING, one at least, so that a search ends inside it."""
-    size = 1 << max(6, int(table_K.numel()).bit_length())
-    return torch.cat([table_K, table_K.new_full((size - table_K.numel(),), NOTHING)])
-
-
-def _spread(hash_BP: torch.Tensor) -> torch.Tensor:
-    """Mix the bits of a hash and make it a negative number that no pair of single tokens has."""
-    mixed = hash_BP * _ODD
-    return (mixed ^ (mixed >> 29)) | torch.iinfo(torch.int64).min
-
-
-@lru_cache(maxsize=64)
-def _powers(num: int, device: torch.device) -> tuple[torch.Tensor, torch.Tensor]:
-    """Return the powers of an odd number and of its inverse, modulo 2^64, as int64."""
-    inverse = pow(_ODD, -1, 1 << 64)
-    tables = ([_signed(pow(base, i, 1 << 64)) for i in range(num)] for base in (_ODD % (1 << 64), inverse))
-    powers, inverses = (torch.tensor(table, dtype=torch.int64, device=device) for table in tables)
-    return powers, inverses
-
-
-def _signed(number: int) -> int:
-    return number - (1 << 64) if number >> 63 else number
