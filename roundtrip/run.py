@@ -108,6 +108,20 @@ class Run:
                 cure="bring that model back, or start anew",
             )
 
+    def check_tokenizer(self, digest: str | None) -> None:
+        """Compare the loaded tokenizer with the one that this run began with, if it has begun.
+
+        Raises:
+            RunError: they differ: rows and what the guard knows would be another's.
+        """
+        facts = self.facts()
+        if facts.get("tokenizer", digest) != digest:
+            raise RunError(
+                "the tokenizer is not the one this run began with: its content differs",
+                place=str(facts.get("base_location")),
+                cure="bring that tokenizer back, or start anew",
+            )
+
     def keep_best(self, stage: str) -> None:
         """Make `adapters/best` a copy of a stage's adapters; a reader never meets half of it."""
         beside, target = self.adapters / ".best.tmp", self.adapters / BEST

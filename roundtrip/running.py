@@ -20,6 +20,7 @@ from roundtrip.text.prepare import Corpora, describe, prepare
 from roundtrip.text.prepare import reopen as reopen_text
 from roundtrip.tokens.road import Road
 from roundtrip.tokens.segments import Segments
+from roundtrip.tokens.surface import fingerprint
 from roundtrip.translator import Translators
 from roundtrip.trip import Trip
 
@@ -62,12 +63,16 @@ def _prepared(run: Run, loaded: Loaded, events: Events, stop: Stop) -> tuple[Tra
         translators = translator.load(recipe, folder, segments)
         base_hash = weights_hash(translators.model)
     run.check_base(base_hash)
+    tokenizer = translators.base.tokenizer
+    digest = fingerprint(tokenizer) if getattr(tokenizer, "is_fast", False) else None
+    run.check_tokenizer(digest)
     stop.leave_if_asked()
     check_lines(translators, corpora, recipe, events)
     run.add_facts(
         dtype=str(translators.base.dtype).removeprefix("torch."),
         lines=corpora.counts,
         base_hash=base_hash,
+        tokenizer=digest,
         base_location=translators.base.location,
         segments={name: template.segments.to_dict() for name, template in translators.templates.items()},
     )

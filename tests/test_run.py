@@ -244,6 +244,29 @@ def test_what_the_guard_knows_is_in_the_checkpoint(finished: tuple[Path, Path, s
     assert len(found[1]["pairs"]["good"]) > 50
 
 
+def test_another_tokenizer_is_refused_at_resume(
+    write_recipe: WriteRecipe, tmp_path: Path, model_folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder = tmp_path / "model"
+    shutil.copytree(model_folder, folder)
+    path = write_recipe((str(model_folder), str(folder)))
+    step = Trip.step
+
+    def stopping(self: Trip, *arguments: Any) -> Any:
+        os.kill(os.getpid(), signal.SIGTERM)
+        return step(self, *arguments)
+
+    monkeypatch.setattr(Trip, "step", stopping)
+    with pytest.raises(Interrupted):
+        go(path, tmp_path / "run")
+    monkeypatch.undo()
+    document = json.loads((folder / "tokenizer.json").read_text(encoding="utf-8"))
+    document["model"]["merges"][-2:] = document["model"]["merges"][-2:][::-1]
+    (folder / "tokenizer.json").write_text(json.dumps(document), encoding="utf-8")
+    with pytest.raises(RunError, match="tokenizer is not the one this run began with"):
+        go(path, tmp_path / "run", resume=True)
+
+
 def test_stopped_while_generating_loses_nothing(
     finished: tuple[Path, Path, str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
