@@ -62,7 +62,7 @@ def samples(languages: Sequence[str], number: int) -> list[tuple[str, str]]:
 def hypotheses(road: Road, pairs: Sequence[tuple[str, str]], number: int, seed: int) -> Iterator[list[int]]:
     """Yield generated ids: canonical rows, then attacked ones; some with an end token, some cut short."""
     chance = random.Random(seed)
-    canonical = [ids for ids, _ in written(road.writer, pairs) if ids]
+    canonical = [ids for ids in written(road.writer, pairs) if ids]
     some = canonical if len(canonical) <= number // 3 else chance.sample(canonical, number // 3)
     attacked = _attacks(road, canonical, number - len(some), seed)
     stops = road.writer.segments.stop_ids

@@ -100,13 +100,7 @@ class Run:
         Raises:
             RunError: they differ.
         """
-        facts = self.facts()
-        if facts.get("base_hash", base_hash) != base_hash:
-            raise RunError(
-                "the base model is not the one this run began with: its weights differ",
-                place=str(facts.get("base_location")),
-                cure="bring that model back, or start anew",
-            )
+        self._check("base_hash", base_hash, "base model", "its weights differ")
 
     def check_tokenizer(self, digest: str | None) -> None:
         """Compare the loaded tokenizer with the one that this run began with, if it has begun.
@@ -114,12 +108,15 @@ class Run:
         Raises:
             RunError: they differ: rows and what the guard knows would be another's.
         """
+        self._check("tokenizer", digest, "tokenizer", "its content differs")
+
+    def _check(self, fact: str, found: str | None, what: str, how: str) -> None:
         facts = self.facts()
-        if facts.get("tokenizer", digest) != digest:
+        if facts.get(fact, found) != found:
             raise RunError(
-                "the tokenizer is not the one this run began with: its content differs",
+                f"the {what} is not the one this run began with: {how}",
                 place=str(facts.get("base_location")),
-                cure="bring that tokenizer back, or start anew",
+                cure=f"bring that {what.removeprefix('base ')} back, or start anew",
             )
 
     def keep_best(self, stage: str) -> None:

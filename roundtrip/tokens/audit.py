@@ -29,7 +29,7 @@ def audit(
         accepts` among them; and the first of these in words, None where there is none.
     """
     assert road.guard is not None and road.into is not None
-    canonical = [row for row, _ in written(road.writer, lines)]
+    canonical = written(road.writer, lines)
     targets = [target for _, target in lines]
     counts = {"rows": 0, "accepted": 0, "canonical": 0, "false accepts": 0}
     fault = None
@@ -71,7 +71,7 @@ def compare(
     return reasons, expected, [(ids[:size], start) for ids, size, start in found]
 
 
-def written(writer: Template, lines: Sequence[tuple[str, str]]) -> list[tuple[list[int], str]]:
-    """Return the source of each pair as the writer would write it, ids and text."""
+def written(writer: Template, lines: Sequence[tuple[str, str]]) -> list[list[int]]:
+    """Return the ids of each pair's source as the writer would write it."""
     rows = writer.rows([(target, source) for source, target in lines])
-    return [(row.ids[row.start : -1], source) for row, (source, _) in zip(rows, lines, strict=True)]
+    return [row.ids[row.start : -1] for row in rows]

@@ -92,8 +92,7 @@ class Seams:
             )
         wall = any(segments.mid.startswith(text) for text in template.special_texts)
         self.contexts = CONTEXTS[:1] if wall else CONTEXTS
-        self._wall = max((segments.head.rfind(text) for text in template.special_texts), default=0)
-        self._wall = max(self._wall, 0)
+        self._wall = template.wall(segments.head)
         self._walled = _common(self._encode([segments.head[self._wall :] + probe for probe in probes]))
         self._context_ids = [tuple(ids) for ids in self._encode(list(self.contexts))]
 

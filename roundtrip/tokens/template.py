@@ -51,13 +51,17 @@ class Template:
         self._literal: Literal | None = None
         self._encode_fast: Callable[[list[str]], list[list[int]]] | None = None
         # Where the middle's last special token stands; targets are tried behind it, or behind sources.
-        self._wall = max(0, *(segments.mid.rfind(text) for text in self.special_texts), 0)
+        self._wall = self.wall(segments.mid)
         walled = any(text in segments.mid for text in self.special_texts)
         self._probes = ("",) if walled else _SOURCES
         longest_first = sorted(self.special_texts, key=len, reverse=True)
         self._special = re.compile("|".join(map(re.escape, longest_first))) if longest_first else None
         # How many tokens of a prompt are the template's own.
         self.num_fixed = len(self.prompts([""])[0])
+
+    def wall(self, text: str) -> int:
+        """Return where the last special token of a template's text begins, 0 where it has none."""
+        return max(0, max((text.rfind(special) for special in self.special_texts), default=0))
 
     def prompt_text(self, source: str) -> str:
         """Return what the model reads before it writes a target."""

@@ -159,8 +159,8 @@ def build(
                 raise RecipeError(fault, place="tokens.guard", cure='use "auto" or "host"')
             why_host = fault
         else:
-            attacks = {}
-        if why_host is not None:
+            road, attacks = None, {}
+        if road is None or why_host is not None:
             road = host_road(writer, learner, device)
             notes += (f"guard on the host: {why_host}",)
     except TemplateError as error:
@@ -194,15 +194,16 @@ def _device_road(
     cache: Path | None,
     num_attacks: int,
     tell: Tell,
-) -> tuple[Road, dict[str, int], str | None]:
-    """Return the road of the device guard, the figures of its audit, and the first false accept in words."""
+) -> tuple[Road | None, dict[str, int], str | None]:
+    """Return the road of the device guard, the figures of its audit, and what speaks against it in words."""
     if known is None:
         pairs = Pairs(learner.tokenizer, lambda done, total: tell("reading the vocabulary", done, total))
         for token in special_ids(writer.tokenizer):
             pairs.surface.forbid(token)
         known = Guard(pairs, device)
     seams = Seams(learner, known.pairs.surface, bool(writer.segments.break_ids))
-    risk = seams.risk(known.pairs.traps_C3)
+    if (risk := seams.risk(known.pairs.traps_C3)) is not None:
+        return None, {}, risk
 
     def trying(done: int, total: int) -> None:
         tell("trying every token at the seams", done, total)
@@ -212,8 +213,6 @@ def _device_road(
     number = int(name[:12], 16)
     salts = (2 * number + 1, 2 * number + 2)
     road = Road(learner, writer, _frame(writer, learner, found, known.flags_V), seams, known, salts=salts)
-    if risk is not None:
-        return road, {}, risk
     path = cache / f"{name[:32]}-audit.json" if cache is not None else None
     if path is not None and (kept := _kept_audit(path, num_attacks)) is not None:
         return road, *kept
@@ -245,7 +244,7 @@ def _tried(
     examples: list[Example] = []
     for start in range(0, len(lines), 256):
         some = lines[start : start + 256]
-        hypotheses = [ids for ids, _ in written(road.writer, some)]
+        hypotheses = written(road.writer, some)
         targets = [target for _, target in some]
         reasons, expected, got = compare(road, hypotheses, targets)
         for number, (text, _) in enumerate(some):
