@@ -1,6 +1,6 @@
 """The roads from generated ids to training rows, as `benchmarks.tokens` times them.
 
-Shapes: B rows, N positions of a hypothesis, M of a target, V vocabulary, K known pairs, C traps.
+Shapes: B rows, N positions of a hypothesis, M of a target, V vocabulary, K places of a table.
 """
 
 from __future__ import annotations
@@ -90,12 +90,12 @@ def looked_up(
     into: Frame,
     flags_V: torch.Tensor,
     good_K: torch.Tensor,
-    traps_C: torch.Tensor | None,
+    traps_K: torch.Tensor | None,
 ) -> tuple[Padded, Source, torch.Tensor]:
     """Make rows, and look up which are known to be canonical: tensors only."""
     size_B, _ = splices.ends(new_BN, into.flags_V)
     source = splices.trim(new_BN, size_B, into)
-    good_B = quick(source.ids_BN, source.size_B, flags_V, good_K, traps_C)
+    good_B = quick(source.ids_BN, source.size_B, flags_V, good_K, traps_K)
     return splices.splice(source, target_BM, target_size_B, into).padded(), source, good_B
 
 
@@ -103,7 +103,7 @@ def by_guard(road: Road, guard: Guard, case: Case, graph: Callable[..., Any]) ->
     """Make rows and have each proved, which looks at the device once where there is nothing new."""
     assert road.into is not None and road.seams is not None
     made, source, good_B = graph(
-        case.new_BN, case.target_BM, case.target_size_B, road.into, guard.flags_V, guard.good_K, guard.traps_C
+        case.new_BN, case.target_BM, case.target_size_B, road.into, guard.flags_V, guard.good_K, guard.traps_K
     )
     before, ask = guard.num_asked, (road.seams.leaves_first, road.seams.leaves_last)
     reason_B = guard.prove(source.ids_BN, source.size_B, good_B, source.fits_B, road.salts, *ask)

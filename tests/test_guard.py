@@ -144,7 +144,7 @@ def test_words_that_win_over_their_merges_are_traps() -> None:
     # Asked twice: the second time every pair is known, and the trap is all that stands in the way.
     assert judge(guard, [row]) == judge(guard, [row]) == [PAIR]
     assert not guard.quick(torch.tensor([row]), torch.tensor([5])).item()
-    guard.traps_C = None
+    guard.traps_K = None
     assert judge(guard, [row]) == [PROVED], "without the rule the row comes through"
 
 

@@ -14,7 +14,7 @@ from typing import NamedTuple
 
 import torch
 
-from roundtrip.tokens.lookup import NOTHING, among, codes, joined, padded, quick
+from roundtrip.tokens.lookup import NOTHING, among, codes, quick, table
 from roundtrip.tokens.pairs import Pairs
 from roundtrip.tokens.surface import BAD, Unit
 
@@ -50,16 +50,16 @@ class Guard:
         self.mix_V = torch.randint(-(1 << 62), 1 << 62, self.flags_V.shape, generator=random).to(device)
         vocab = len(self.flags_V)
         first, second, third = torch.from_numpy(pairs.traps_C3).unbind(1)
-        traps_C = ((first * vocab + second) * vocab + third).sort().values
-        self.traps_C = padded(traps_C).to(device) if len(traps_C) else None
+        traps = ((first * vocab + second) * vocab + third).tolist()
+        self.traps_K = table(traps, device) if traps else None
         self.num_asked = 0
         self._good: set[int] = set()
         self._bad: set[int] = set()
-        self.good_K = self.bad_K = padded(torch.zeros(0, dtype=torch.int64)).to(device)
+        self.good_K = self.bad_K = table((), device)
 
     def quick(self, ids_BN: torch.Tensor, size_B: torch.Tensor) -> torch.Tensor:
         """Return which rows are known to be canonical; see `quick`."""
-        return quick(ids_BN, size_B, self.flags_V, self.good_K, self.traps_C)
+        return quick(ids_BN, size_B, self.flags_V, self.good_K, self.traps_K)
 
     def prove(
         self,
@@ -93,10 +93,10 @@ class Guard:
         known_RP = among(found_RP, self.good_K) | (found_RP == NOTHING)
         known_R = (known_RP | among(triples_RP, self.good_K) & (triples_RP != NOTHING)).all(1)
         reason_R = torch.where(special_R, SPECIAL, torch.where(known_R, PROVED, PAIR))
-        if self.traps_C is not None and ids_RN.shape[1] > 2:
+        if self.traps_K is not None and ids_RN.shape[1] > 2:
             vocab = len(self.flags_V)
             triple_RM = (ids_RN[:, :-2] * vocab + ids_RN[:, 1:-1]) * vocab + ids_RN[:, 2:]
-            trapped_R = (among(triple_RM, self.traps_C) & live_RN[:, 2:]).any(1)
+            trapped_R = (among(triple_RM, self.traps_K) & live_RN[:, 2:]).any(1)
             reason_R = torch.where(trapped_R & (reason_R == PROVED), PAIR, reason_R)
             known_R |= trapped_R
         # One place that is known to be wrong is enough: what else the row asks need not be settled.
@@ -176,11 +176,13 @@ class Guard:
 
     def know(self, good: Iterable[int], bad: Iterable[int]) -> None:
         """Add codes to what is known."""
-        new = sorted(set(good) - self._good)
-        wrong = sorted(set(bad) - self._bad)
-        self._good |= set(new)
-        self._bad |= set(wrong)
-        self.good_K, self.bad_K = joined(self.good_K, new), joined(self.bad_K, wrong)
+        self.good_K = self._kept(self._good, good, self.good_K)
+        self.bad_K = self._kept(self._bad, bad, self.bad_K)
+
+    def _kept(self, known: set[int], new: Iterable[int], table_K: torch.Tensor) -> torch.Tensor:
+        before = len(known)
+        known.update(new)
+        return table_K if len(known) == before else table(known, self.flags_V.device)
 
     def state(self) -> dict[str, torch.Tensor]:
         """Return what is known, for a checkpoint: sorted int64 `good` and `bad`."""

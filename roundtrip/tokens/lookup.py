@@ -1,20 +1,29 @@
 """The lookup of the guard: codes of neighbouring units, and tables of those that are known; tensors only.
 
-Shapes: B rows, N positions of a hypothesis, P = N + 1 places between and around them, V vocabulary, K known pairs, C
-traps.
+A table is a cuckoo hash (Pagh and Rodler 2004): a code stands at one of two places, so that a lookup is two reads and
+no search.
+
+Shapes: B rows, N positions of a hypothesis, P = N + 1 places between and around them, V vocabulary, K places of a
+table, a power of two.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable
 from functools import lru_cache
 
 import torch
 
 from roundtrip.tokens.surface import BAD, GLUE_LEFT, GLUE_RIGHT
 
-NOTHING = torch.iinfo(torch.int64).max  # the code of a place that asks nothing, and the padding of the table
+NOTHING = torch.iinfo(torch.int64).max  # the code of a place that asks nothing, and an empty place of a table
 _ODD = 0x9E3779B97F4A7C15 - (1 << 64)  # the golden ratio in 64 bits, odd, so that it has an inverse
+# Of the two places of a code: odd factors, and how far their products are shifted before the bits are taken.
+_FACTORS = (_ODD, 0xD6E8FEB86659FD93 - (1 << 64))
+_SHIFT = 33
+_SMALLEST, _LARGEST = 1 << 6, 1 << 31
+# Places for each code, and how often codes may push each other out before the table grows.
+_ROOM, _ROUNDS = 3, 64
 
 
 def quick(
@@ -22,15 +31,15 @@ def quick(
     size_B: torch.Tensor,
     flags_V: torch.Tensor,
     good_K: torch.Tensor,
-    traps_C: torch.Tensor | None = None,
+    traps_K: torch.Tensor | None = None,
 ) -> torch.Tensor:
     """Return which rows are known to be canonical, by whole-character tokens alone.
 
     Args:
         ids_BN: int64, left-aligned; what stands at and after `size_B` has no meaning but must be a token id.
         flags_V: uint8, see `surface`.
-        good_K: int64, sorted codes of known-good places, padded with the largest number.
-        traps_C: int64, sorted codes of three tokens, see `pairs`; None where the tokenizer has none.
+        good_K: int64, table of the codes of known-good places.
+        traps_K: int64, table of the codes of three tokens, see `pairs`; None where the tokenizer has none.
 
     Returns:
         good_B, bool. False only means that more has to be asked.
@@ -42,9 +51,9 @@ def quick(
     if num > 1:
         pair_BM = torch.add(ids_BN[:, 1:], ids_BN[:, :-1], alpha=vocab)
         good_B &= (among(pair_BM, good_K) | beyond_BN[:, 1:]).all(1)
-    if traps_C is not None and num > 2:
+    if traps_K is not None and num > 2:
         triple_BM = torch.add(ids_BN[:, 2:], pair_BM[:, :-1], alpha=vocab)
-        good_B &= ~(among(triple_BM, traps_C) & ~beyond_BN[:, 2:]).any(1)
+        good_B &= ~(among(triple_BM, traps_K) & ~beyond_BN[:, 2:]).any(1)
     return good_B
 
 
@@ -100,22 +109,45 @@ def codes(
 
 
 def among(codes: torch.Tensor, table_K: torch.Tensor) -> torch.Tensor:
-    """Return which codes stand in a sorted table that is padded with NOTHING."""
-    return table_K[torch.searchsorted(table_K, codes)] == codes
+    """Return which codes stand in a table; NOTHING has no meaning there."""
+    first, second = (table_K[_place(codes, factor, table_K.numel())] for factor in _FACTORS)
+    return (first == codes) | (second == codes)
 
 
-def joined(table_K: torch.Tensor, new: Sequence[int]) -> torch.Tensor:
-    """Return a sorted and padded table with further codes."""
-    if not new:
-        return table_K
-    added = torch.tensor(new, dtype=torch.int64, device=table_K.device)
-    return padded(torch.cat([table_K[table_K != NOTHING], added]).sort().values)
+def table(codes: Iterable[int], device: torch.device) -> torch.Tensor:
+    """Return a table of codes, none of them twice."""
+    codes_X = torch.tensor(list(codes), dtype=torch.int64)
+    size = max(_SMALLEST, 1 << (_ROOM * len(codes_X) - 1).bit_length())
+    while (found_K := _filled(codes_X, size)) is None:
+        assert size < _LARGEST, "three codes have the same two places"
+        size *= 2
+    return found_K.to(device)
 
 
-def padded(table_K: torch.Tensor) -> torch.Tensor:
-    """Fill a sorted table up to a power of two with NOTHING, one at least, so that a search ends inside it."""
-    size = 1 << max(6, int(table_K.numel()).bit_length())
-    return torch.cat([table_K, table_K.new_full((size - table_K.numel(),), NOTHING)])
+def _filled(codes_X: torch.Tensor, size: int) -> torch.Tensor | None:
+    """Return a table of a size; None where its codes find no rest."""
+    table_K = torch.full((size,), NOTHING)
+    which_X = torch.zeros_like(codes_X)
+    at_X = torch.stack([_place(codes_X, factor, size) for factor in _FACTORS])
+    open_X = torch.arange(len(codes_X))
+    owner_K = torch.full((size,), -1)
+    for _ in range(_ROUNDS):
+        place_X = at_X[which_X[open_X], open_X]
+        pushed_X = owner_K[place_X]
+        owner_K[place_X] = open_X  # where several want one place, one of them gets it
+        lost_X = open_X[owner_K[place_X] != open_X]
+        pushed_X = pushed_X[pushed_X >= 0].unique()
+        open_X = torch.cat([lost_X, pushed_X])
+        if not len(open_X):
+            taken_K = owner_K >= 0
+            table_K[taken_K] = codes_X[owner_K[taken_K]]
+            return table_K
+        which_X[open_X] = 1 - which_X[open_X]
+    return None
+
+
+def _place(codes: torch.Tensor, factor: int, size: int) -> torch.Tensor:
+    return ((codes * factor) >> _SHIFT) & (size - 1)
 
 
 def _spread(hash_BP: torch.Tensor) -> torch.Tensor:

@@ -235,24 +235,16 @@ def splice(source: Source, target_BM: torch.Tensor, target_size_B: torch.Tensor,
     (num_rows, num), device = source.ids_BN.shape, source.ids_BN.device
     head, mid, target = len(into.head_H), into.mid_KL.shape[1], target_BM.shape[1]
     width = head + num + mid + target + 1
-    pool_BX = torch.cat(
-        [
-            into.head_H.expand(num_rows, head),
-            source.ids_BN,
-            into.mid_KL[source.mid_B],
-            target_BM,
-            target_BM.new_full((num_rows, 1), into.end_id),
-        ],
-        1,
-    )
     place_T = torch.arange(width, device=device)
     source_end_B = head + source.size_B
     start_B = source_end_B + into.mid_size_K[source.mid_B]
     end_B = start_B + target_size_B
-    # Where each place of the row is found in the pool: the parts move left by what is empty in front of them.
-    skip_BT = torch.where(place_T >= source_end_B[:, None], (head + num - source_end_B)[:, None], 0)
-    skip_BT = torch.where(place_T >= start_B[:, None], (head + num + mid - start_B)[:, None], skip_BT)
-    skip_BT = torch.where(place_T >= end_B[:, None], (width - 1 - end_B)[:, None], skip_BT)
-    ids_BT = pool_BX.gather(1, (place_T + skip_BT).clamp(max=width - 1))
+    # Each part is written where the one before it ends, over what that one's padding left there.
+    ids_BT = source.ids_BN.new_full((num_rows, width), into.pad_id)
+    ids_BT[:, :head] = into.head_H
+    ids_BT[:, head : head + num] = source.ids_BN
+    for part_BX, at_B in ((into.mid_KL[source.mid_B], source_end_B), (target_BM, start_B)):
+        ids_BT.scatter_(1, at_B[:, None] + place_T[: part_BX.shape[1]], part_BX)
+    ids_BT.scatter_(1, end_B[:, None], into.end_id)
     size_B = end_B + 1
     return Rows(torch.where(place_T < size_B[:, None], ids_BT, into.pad_id), size_B, start_B)
