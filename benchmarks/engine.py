@@ -27,10 +27,11 @@ from roundtrip import cookbook, translator
 from roundtrip.engine.batch import IGNORE, Table, by_budget, collate, left_pad
 from roundtrip.engine.generate import generate, length_limit
 from roundtrip.engine.step import loss_sum
-from roundtrip.models import adapters, base
+from roundtrip.models import base
 from roundtrip.plan import directions
 from roundtrip.run import versions
 from roundtrip.text.prepare import prepare
+from roundtrip.translator import Translator
 
 TURNS = 3
 
@@ -62,14 +63,12 @@ def precision(device: torch.device) -> dict[str, float]:
     return {name: 20 * 2 * 1024 * 576 * 1536 / seconds / 1e9 for name, seconds in times.items()}
 
 
-def decoding(both: translator.Translators, recipe: Any, sources: list[str]) -> dict[str, float]:
+def decoding(one: Translator, recipe: Any, sources: list[str]) -> dict[str, float]:
     """Return seconds to translate all sources greedily; both roads take the same batches, stops and limits."""
-    direction = directions(recipe)[0]
-    template = both.templates[direction.name]
+    template = one.template
     prompts = template.prompts(sources)
-    limits = [length_limit(both.num_source_tokens(direction, prompt), recipe.generate) for prompt in prompts]
-    stops, pad = template.segments.stop_ids, both.base.pad_id
-    adapters.write_merged(both.scratch, both.model, None)
+    limits = [length_limit(one.num_source_tokens(prompt), recipe.generate) for prompt in prompts]
+    stops, pad = template.segments.stop_ids, one.base.pad_id
 
     def plain() -> None:
         lengths = [len(prompt) + limit + 1 for prompt, limit in zip(prompts, limits, strict=True)]
@@ -81,37 +80,39 @@ def decoding(both: translator.Translators, recipe: Any, sources: list[str]) -> d
                 eos_token_id=list(stops),
                 pad_token_id=pad,
             )
-            device = both.base.device
-            both.scratch.generate(ids.to(device), attention_mask=mask.to(device), generation_config=config)
+            device = one.base.device
+            model.generate(ids.to(device), attention_mask=mask.to(device), generation_config=config)
 
     def ours() -> None:
-        generate(both.scratch, prompts, limits, recipe.generate, pad_id=pad, stop_ids=stops, seed=0)
+        generate(model, prompts, limits, recipe.generate, pad_id=pad, stop_ids=stops, seed=0)
 
-    return best({"transformers": plain, "native": ours}, 2)
+    with one.learner.generating(adapted=False) as model:
+        return best({"transformers": plain, "native": ours}, 2)
 
 
-def training(both: translator.Translators, recipe: Any, pairs: list[tuple[str, str]]) -> dict[str, float]:
+def training(one: Translator, pairs: list[tuple[str, str]]) -> dict[str, float]:
     """Return seconds of forward and backward over one batch of 16 rows."""
-    rows = both.templates[directions(recipe)[0].name].rows(pairs[:16])
-    batch = collate(Table.of(rows, both.base.device), range(len(rows)), both.base.pad_id)
-    adapters.choose(both.model, directions(recipe)[0].name, train=True)
+    rows = one.template.rows(pairs[:16])
+    batch = collate(Table.of(rows, one.base.device), range(len(rows)), one.base.pad_id)
+    model = one.learner.model
 
     def ours(attention: str) -> Callable[[], None]:
         def road() -> None:
-            base.set_attention(both.model.base_model.model, attention)
-            loss_sum(both.model, batch).backward()
+            base.set_attention(one.base.model, attention)
+            loss_sum(model, batch).backward()
 
         return road
 
     def all_logits() -> None:
-        base.set_attention(both.model.base_model.model, "eager")
-        logits = both.model(input_ids=batch.ids_BT, attention_mask=batch.mask_BT, use_cache=False).logits
+        base.set_attention(one.base.model, "eager")
+        logits = model(input_ids=batch.ids_BT, attention_mask=batch.mask_BT, use_cache=False).logits
         targets = batch.labels_BT[:, 1:].flatten()
         torch.nn.functional.cross_entropy(
             logits[:, :-1].float().flatten(0, 1), targets, ignore_index=IGNORE, reduction="sum"
         ).backward()
 
-    return best({"eager": ours("eager"), "sdpa": ours("sdpa"), "eager, all logits": all_logits}, 5)
+    with one.learner.training():
+        return best({"eager": ours("eager"), "sdpa": ours("sdpa"), "eager, all logits": all_logits}, 5)
 
 
 def main() -> None:
@@ -123,16 +124,16 @@ def main() -> None:
     scratch = Path("benchmarks/results/.text")
     scratch.mkdir(exist_ok=True)
     corpora = prepare(recipe, loaded.folder, scratch, lambda text: None)
-    both = translator.load(recipe, loaded.folder)
+    one = translator.load(recipe, loaded.folder)[directions(recipe)[0].name]
     pairs = [(row[0], row[1]) for row in corpora.dev]
     document = {
         "command": "python -m benchmarks.engine " + " ".join(sys.argv[1:]),
-        "hardware": {"processor": processor(), "threads": torch.get_num_threads(), "device": str(both.base.device)},
+        "hardware": {"processor": processor(), "threads": torch.get_num_threads(), "device": str(one.base.device)},
         "versions": versions(),
-        "dtype": str(both.base.model.dtype),
-        "precision_gflops": precision(both.base.device),
-        "decoding_seconds_200_lines": decoding(both, recipe, [source for source, _ in pairs]),
-        "training_seconds_16_rows": training(both, recipe, pairs),
+        "dtype": str(one.base.model.dtype),
+        "precision_gflops": precision(one.base.device),
+        "decoding_seconds_200_lines": decoding(one, recipe, [source for source, _ in pairs]),
+        "training_seconds_16_rows": training(one, pairs),
     }
     Path(f"benchmarks/results/engine-{name}.json").write_text(json.dumps(document, indent=2) + "\n", encoding="utf-8")
     sys.stdout.write(json.dumps(document, indent=2) + "\n")

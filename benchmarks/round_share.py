@@ -13,11 +13,11 @@ import torch
 from roundtrip import cookbook, translator
 from roundtrip.engine.batch import Table, steps
 from roundtrip.engine.step import step
-from roundtrip.models import adapters
 from roundtrip.models.optimizer import Optimizer
 from roundtrip.plan import directions, num_real
 from roundtrip.text.prepare import Corpora, prepare
 from roundtrip.tokens import verdict
+from roundtrip.translator import Translator
 
 T = TypeVar("T")
 FACTORS = (1, 10, 100)
@@ -31,25 +31,27 @@ def measure(device: str, num_lines: int) -> dict[str, Any]:
     while the device writes. A generator that is N times as fast is a projection: its seconds are divided by N.
     """
     loaded = cookbook.load("quickstart")
-    recipe = loaded.recipe.model_copy(update={"model": loaded.recipe.model.model_copy(update={"device": device})})
+    models = {name: spec.model_copy(update={"device": device}) for name, spec in loaded.recipe.model.items()}
+    recipe = loaded.recipe.model_copy(update={"model": models})
     with tempfile.TemporaryDirectory() as folder:
         corpora = prepare(recipe, loaded.folder, Path(folder), lambda text: None)
         return _measured(recipe, translator.load(recipe, loaded.folder), corpora, num_lines)
 
 
-def _measured(recipe: Any, both: translator.Translators, corpora: Corpora, num_lines: int) -> dict[str, Any]:
+def _measured(recipe: Any, both: dict[str, Translator], corpora: Corpora, num_lines: int) -> dict[str, Any]:
     direction = directions(recipe)[0]
-    writer, learner = both.templates[direction.reverse.name], both.templates[direction.name]
+    one, other = both[direction.name], both[direction.reverse.name]
+    writer, learner = other.template, one.template
     targets = [corpora.mono[direction.target][i][0] for i in range(num_lines)]
     dev = [(source, target) for source, target in (corpora.dev[i] for i in range(len(corpora.dev)))]
-    road, found = verdict.build(writer, learner, dev, device=both.base.device)
-    both.write(direction.reverse, targets[:2], recipe.generate, 0)  # the first call pays for what the library loads
-    generation, written = clocked(lambda: both.write(direction.reverse, targets, recipe.generate, 0))
+    road, found = verdict.build(writer, learner, dev, device=one.base.device)
+    other.write(targets[:2], recipe.generate, 0)  # the first call pays for what the library loads
+    generation, written = clocked(lambda: other.write(targets, recipe.generate, 0))
     ids_BN, size_B = written.hypotheses.ids_BN, written.hypotheses.size_B
     pairs = list(zip(written.texts, targets, strict=True))
 
     def by_strings() -> Table:
-        return Table.of(learner.rows(pairs), both.base.device)
+        return Table.of(learner.rows(pairs), one.base.device)
 
     def by_road() -> tuple[Table, dict[str, int]]:
         rows, counts = road.rows(ids_BN, size_B, targets, written.texts)
@@ -63,14 +65,14 @@ def _measured(recipe: Any, both: translator.Translators, corpora: Corpora, num_l
     }
     number = num_real(recipe, num_lines, len(corpora.train))
     real = [tuple(corpora.train[i]) for i in range(number)]
-    table = Table.of(learner.rows(pairs + real), both.base.device)
-    training, num_steps = clocked(lambda: _learn(recipe, both, direction.name, table))
+    table = Table.of(learner.rows(pairs + real), one.base.device)
+    training, num_steps = clocked(lambda: _learn(recipe, one, table))
     return {
         "lines": num_lines,
         "real_pairs": number,
         "steps": num_steps,
-        "device": str(both.base.device),
-        "dtype": str(both.base.dtype),
+        "device": str(one.base.device),
+        "dtype": str(one.base.dtype),
         "verdict": found.road,
         "by_reason": counts,
         "generation_seconds": generation,
@@ -86,14 +88,13 @@ def _measured(recipe: Any, both: translator.Translators, corpora: Corpora, num_l
     }
 
 
-def _learn(recipe: Any, both: translator.Translators, name: str, table: Table) -> int:
+def _learn(recipe: Any, one: Translator, table: Table) -> int:
     """Take every step of a block."""
     groups = steps(table.sizes, recipe.train.rows_per_step, 0)
-    optimizer = Optimizer(adapters.parameters(both.model, name), recipe.train, len(groups))
-    adapters.choose(both.model, name, train=True)
-    for number, group in enumerate(groups):
-        step(both.model, optimizer, table, group, both.base.pad_id, recipe.train.tokens_per_forward, number)
-    adapters.freeze(both.model)
+    optimizer = Optimizer(one.learner.parameters(), recipe.train, len(groups), one.learner.adapter)
+    with one.learner.training():
+        for number, group in enumerate(groups):
+            step(one.learner.model, optimizer, table, group, one.base.pad_id, recipe.train.tokens_per_forward, number)
     return len(groups)
 
 

@@ -17,11 +17,8 @@ from collections import Counter
 from pathlib import Path
 from typing import Any
 
-import torch
-
 from roundtrip import roads, translator
 from roundtrip.events import Events
-from roundtrip.models import adapters
 from roundtrip.plan import directions
 from roundtrip.recipe import Generate
 from roundtrip.run import BEST, Run, versions
@@ -71,9 +68,11 @@ def main() -> None:
     segments = {name: Segments.from_dict(value) for name, value in facts["segments"].items()}
     both = translator.load(recipe, folder, segments)
     for d in directions(recipe):
-        adapters.load(both.model, d.name, adapters.read(run.adapters / BEST / d.name))
+        both[d.name].learner.restore(run.adapters / BEST / d.name)
     samples = {d.name: list(zip(*texts(corpora, recipe, "dev", d), strict=True)) for d in directions(recipe)}
-    found, _ = roads.find(recipe, both.templates, samples, torch.device("cpu"), Events(roads_console()))
+    templates = {name: one.template for name, one in both.items()}
+    devices = {name: one.base.device for name, one in both.items()}
+    found, _ = roads.find(recipe, templates, samples, devices, Events(roads_console()))
     tally: dict[str, Counter[str]] = {}
     asked: list[int] = []
     total = 0
@@ -83,7 +82,7 @@ def main() -> None:
             lines, _ = take(corpora.mono[d.target], Cursor(), arguments.lines, 1)
             for start in range(0, len(lines), ROWS_AT_ONCE):
                 some = [line for (line,) in lines[start : start + ROWS_AT_ONCE]]
-                written = both.write(d.reverse, some, Generate(**settings.model_dump()), start)
+                written = both[d.reverse.name].write(some, Generate(**settings.model_dump()), start)
                 here = tally.setdefault(f"{d.name}, temperature {temperature}", Counter())
                 count(found[d.name], written, some, total >= WARM_UP, here)
                 total += len(some)

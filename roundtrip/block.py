@@ -12,9 +12,9 @@ from roundtrip.recipe import Recipe
 from roundtrip.text.prepare import Corpora
 from roundtrip.text.stream import Cursor, derive, take
 from roundtrip.tokens.template import Template
-from roundtrip.translator import Translators
+from roundtrip.translator import Translator
 
-REAL, SYNTHETIC = "real", "synthetic"
+REAL, SYNTHETIC, PLAIN = "real", "synthetic", "plain"
 
 
 @dataclass(frozen=True)
@@ -22,7 +22,8 @@ class Block:
     """The rows of one phase.
 
     Attributes:
-        rows: (kind, source, target); kind is REAL or SYNTHETIC, the target is always real text.
+        rows: (kind, source, target); kind is REAL, SYNTHETIC or PLAIN (no source: text as it is), the target is always
+            real text.
         cursors: where the streams stand behind this block.
         rejected: how many synthetic sources were thrown away, by reason.
         wraps: names of the streams that started over.
@@ -48,12 +49,28 @@ def of_pairs(corpora: Corpora, direction: Direction, first: str) -> Block:
     return Block([_real(row, direction, first) for row in corpora.train], {})
 
 
+def of_text(phase: Phase, recipe: Recipe, corpora: Corpora, cursors: dict[str, Cursor]) -> Block:
+    """Read plain lines of both languages: what a model without a past learns its languages from.
+
+    Args:
+        cursors: where the streams stand; those of this phase are its own, so that the rounds read all text.
+    """
+    rows: list[list[str]] = []
+    after = {}
+    for language in recipe.languages:
+        name = f"text.{language}.{phase.direction.name}"
+        seed = derive(recipe.seed, "order", name)
+        taken, after[name] = take(corpora.mono[language], cursors.get(name, Cursor()), recipe.train.text_lines, seed)
+        rows += [[PLAIN, "", line] for (line,) in taken]
+    return Block(rows, after)
+
+
 def of_round(
     phase: Phase,
     recipe: Recipe,
     corpora: Corpora,
     cursors: dict[str, Cursor],
-    translators: Translators,
+    writer: Translator,
     tell: Callable[[int, int], None],
     *,
     reader: Template | None = None,
@@ -62,16 +79,17 @@ def of_round(
 
     Args:
         cursors: where the streams stand; unchanged here.
-        tell, reader: see `Translators.write`.
+        writer: the reverse direction.
+        tell, reader: see `Translator.write`.
     """
     direction = phase.direction
     mono, pairs = f"mono.{direction.target}", f"train.{direction.name}"
     seed = derive(recipe.seed, "order", mono)
     taken, mono_cursor = take(corpora.mono[direction.target], cursors.get(mono, Cursor()), recipe.rounds.lines, seed)
     lines = [line for (line,) in taken]
-    lines, num_long = _short_enough(lines, direction, recipe, translators)
+    lines, num_long = _short_enough(lines, recipe, writer)
     seed = derive(recipe.seed, "sources", phase.number)
-    written = translators.write(direction.reverse, lines, recipe.generate, seed, reader=reader, tell=tell)
+    written = writer.write(lines, recipe.generate, seed, reader=reader, tell=tell)
     usual_ratio = _usual_ratio(corpora, recipe.languages.index(direction.source))
     judged = judge(written.texts, written.finished, lines, recipe.judge, usual_ratio)
     rejected = judged.rejected | ({"target too long": num_long} if num_long else {})
@@ -97,15 +115,13 @@ def _real(row: Sequence[str], direction: Direction, first: str) -> list[str]:
     return [REAL, source, target]
 
 
-def _short_enough(
-    lines: list[str], direction: Direction, recipe: Recipe, translators: Translators
-) -> tuple[list[str], int]:
+def _short_enough(lines: list[str], recipe: Recipe, writer: Translator) -> tuple[list[str], int]:
     """Drop lines that would fill a whole training row by themselves."""
-    prompts = translators.templates[direction.reverse.name].prompts(lines)
+    prompts = writer.template.prompts(lines)
     kept = [
         line
         for line, prompt in zip(lines, prompts, strict=True)
-        if 2 * translators.num_source_tokens(direction.reverse, prompt) <= recipe.train.max_row_tokens
-        and translators.fits(translators.num_needed(direction.reverse, prompt, recipe.generate))
+        if 2 * writer.num_source_tokens(prompt) <= recipe.train.max_row_tokens
+        and writer.fits(writer.num_needed(prompt, recipe.generate))
     ]
     return kept, len(lines) - len(kept)

@@ -7,12 +7,17 @@ import json
 import sys
 import tempfile
 from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 from rich.console import Console
 
 from roundtrip import cookbook
 from roundtrip.door import open_door
 from roundtrip.events import Events
+
+if TYPE_CHECKING:
+    from roundtrip.recipe import Recipe
+    from roundtrip.text.prepare import Corpora
 
 
 def main() -> None:
@@ -45,14 +50,14 @@ def _work(arguments: argparse.Namespace) -> None:
     with tempfile.TemporaryDirectory() as scratch, events.task("reading", "reading text", 0):
         corpora = prepare(recipe, loaded.folder, Path(scratch), lambda text: None)
         samples = {d.name: list(zip(*texts(corpora, recipe, "dev", d), strict=True)) for d in directions(recipe)}
-    with events.task("loading", "loading the tokenizer", 0):
-        tokenizer, stop_ids = base.load_tokenizer(recipe.model, loaded.folder)
-    templates = {
-        d.name: Template(tokenizer, build_segments(tokenizer, recipe.template, d.source, d.target, stop_ids))
-        for d in directions(recipe)
-    }
-    device = base.choose_device(recipe.model.device)
-    _, verdicts = roads.find(recipe, templates, samples, device, events)
+        tokenizers = {d.name: _tokenizer(recipe, d.name, loaded.folder, corpora) for d in directions(recipe)}
+    templates = {}
+    for d in directions(recipe):
+        tokenizer, stop_ids = tokenizers[d.name]
+        segments = build_segments(tokenizer, recipe.template, d.source, d.target, stop_ids)
+        templates[d.name] = Template(tokenizer, segments)
+    devices = {name: base.choose_device(spec.device) for name, spec in recipe.model.items()}
+    _, verdicts = roads.find(recipe, templates, samples, devices, events)
     if arguments.json:
         document = {name: found.to_dict() for name, found in verdicts.items()}
         sys.stdout.write(json.dumps(document, ensure_ascii=False, indent=1) + "\n")
@@ -60,6 +65,17 @@ def _work(arguments: argparse.Namespace) -> None:
     for name, found in verdicts.items():
         roads.say(events, name, found)
         roads.say_examples(events, found)
+
+
+def _tokenizer(recipe: Recipe, name: str, folder: Path, corpora: Corpora) -> tuple[Any, tuple[int, ...]]:
+    """Return the tokenizer of a direction and what its model ends at; one from scratch is trained."""
+    from roundtrip.models import base, fresh
+
+    spec = recipe.model[name]
+    if spec.from_scratch is None:
+        return base.load_tokenizer(spec, folder)
+    tokenizer = fresh.train_tokenizer(corpora.all_text(), spec.from_scratch.vocabulary)
+    return tokenizer, (tokenizer.eos_token_id,)
 
 
 if __name__ == "__main__":

@@ -4,20 +4,22 @@ from __future__ import annotations
 
 import difflib
 import json
-import re
 import tomllib
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, get_args
 
-import langcodes
 from pydantic import BaseModel, ValidationError
 
+from roundtrip.combinations import combination_problems, did_you_mean
 from roundtrip.errors import RecipeError, SourceError
 from roundtrip.recipe import Recipe, TextSource
 from roundtrip.sources import parse_pypi, resolve
 
+# Sections in which a table may stand for one direction alone: [adapter."en-es"].
+BY_DIRECTION = ("model", "adapter")
+CONFIG = "adapter_config.json"
 _PACKAGE = Path(__file__).parent
 # In the wheel the shipped recipes lie inside the package, in a checkout beside it.
 SHELVES = (_PACKAGE / "recipes", _PACKAGE.parent / "recipes")
@@ -100,111 +102,6 @@ def judge(data: dict[str, Any], folder: Path) -> tuple[Recipe | None, list[str]]
     return (None if texts else recipe), texts
 
 
-def combination_problems(recipe: Recipe) -> list[str]:
-    """Name the keys that are sound by themselves and impossible together."""
-    problems: list[str] = []
-    codes = recipe.languages
-    unknown = [code for code in codes if not _is_language(code)]
-    problems += [f"languages: '{code}' is not a language code; use BCP 47 such as 'en', 'pt-BR'" for code in unknown]
-    if not unknown and langcodes.standardize_tag(codes[0]) == langcodes.standardize_tag(codes[1]):
-        problems.append(f"languages: '{codes[0]}' and '{codes[1]}' are the same language; name two")
-    data = recipe.data
-    named = [key for key in ("train", "dev", "test", "mono") if getattr(data, key)]
-    if data.cut is not None and named:
-        problems.append(
-            f"data.cut: excludes {', '.join(f'data.{k}' for k in named)}; the cut makes all parts from one corpus"
-        )
-    if not recipe.rounds.number and not recipe.train.parallel_passes:
-        problems.append("rounds.number: 0 rounds and 0 train.parallel_passes train nothing")
-    if data.cut is not None and not recipe.rounds.number and not data.cut.train:
-        problems.append("data.cut.train: 0 pairs and 0 rounds train nothing")
-    if data.cut is not None and not data.cut.corpus:
-        problems.append("data.cut.corpus: no source given")
-    if data.cut is None:
-        problems += [f"data.{key}: nothing given; needed for scores" for key in ("dev", "test") if key not in named]
-        if not data.train and not recipe.rounds.number:
-            problems.append("data.train: nothing to train on, and rounds.number is 0")
-        for code in codes:
-            if recipe.rounds.number and not data.mono.get(code):
-                problems.append(f"data.mono: no '{code}'; both languages need text, or set rounds.number = 0")
-        problems += [
-            f"data.mono.{code}: not one of the languages {codes[0]}, {codes[1]}"
-            for code in data.mono
-            if code not in codes
-        ]
-    if data.filter.max_words is not None and data.filter.max_words < data.filter.min_words:
-        problems.append(f"data.filter.max_words: {data.filter.max_words} is below min_words {data.filter.min_words}")
-    if recipe.train.max_row_tokens > recipe.train.tokens_per_forward:
-        problems.append(
-            f"train.max_row_tokens: {recipe.train.max_row_tokens} does not fit into "
-            f"train.tokens_per_forward {recipe.train.tokens_per_forward}"
-        )
-    if recipe.generate.temperature == 0 and (recipe.generate.top_p < 1 or recipe.generate.top_k):
-        problems.append("generate: top_p and top_k do nothing at temperature 0; set generate.temperature")
-    template = recipe.template
-    fields = template.text if template.kind == "plain" else template.instruction
-    needed = ["{source}", "{target}"] if template.kind == "plain" else ["{source}"]
-    key = "template.text" if template.kind == "plain" else "template.instruction"
-    for field in needed:
-        if fields.count(field) != 1:
-            problems.append(f"{key}: needs {field} exactly once, has it {fields.count(field)} times")
-    known = {
-        "source_language",
-        "target_language",
-        "source",
-        *(["target"] if template.kind == "plain" else []),
-    }
-    for field in re.findall(r"\{(\w*)\}", fields):
-        if field not in known:
-            problems.append(f"{key}: unknown field {{{field}}}{_did_you_mean(field, known)}")
-    foreign = {"instruction", "system"} if template.kind == "plain" else {"text"}
-    for name in sorted(foreign & template.model_fields_set):
-        problems.append(f"template.{name}: a {template.kind} template does not use it")
-    for field in re.findall(r"\{(\w*)\}", template.system or ""):
-        if field not in {"source_language", "target_language"}:
-            problems.append(f"template.system: unknown field {{{field}}}")
-    if template.kind == "plain" and fields.rstrip()[-8:] != "{target}":
-        problems.append("template.text: must end with {target}; the end token follows it")
-    tokens = recipe.tokens
-    if tokens.strict and tokens.road == "strings":
-        problems.append("tokens.strict: asks that no row goes by strings, and tokens.road sends every row there")
-    if tokens.road == "strings":
-        unused = sorted({"guard", "audit"} & tokens.model_fields_set)
-        problems += [f"tokens.{name}: does nothing where tokens.road sends every row by strings" for name in unused]
-    if tokens.strict and tokens.guard == "device":
-        problems.append("tokens.strict: proves every row on the host; set tokens.guard to 'auto' or 'host'")
-    for language in recipe.score.bleu_tokenize:
-        if language not in codes:
-            problems.append(f"score.bleu_tokenize.{language}: not one of the languages {codes[0]}, {codes[1]}")
-    for key, source, num_languages in recipe.sources():
-        problems += [f"{key}: {text}" for text in _source_problems(source, num_languages)]
-    return problems
-
-
-def _is_language(code: str) -> bool:
-    # A code becomes part of file and adapter names.
-    return re.fullmatch(r"[A-Za-z0-9-]+", code) is not None and bool(langcodes.tag_is_valid(code))
-
-
-def _source_problems(source: TextSource, num_languages: int) -> list[str]:
-    problems = []
-    if isinstance(source.path, tuple) and num_languages == 1:
-        problems.append(f"two files {list(source.path)} where one language is wanted")
-    if source.columns is not None and len(source.columns) != num_languages:
-        problems.append(f"columns {list(source.columns)}: {num_languages} wanted, one a language")
-    hub = isinstance(source.path, str) and source.path.startswith("hf:")
-    if not hub and {"subset", "split"} & source.model_fields_set:
-        problems.append("subset and split: only a path hf:DATASET has them")
-    if source.format == "datasets" and not hub:
-        problems.append("format 'datasets': the path must be hf:DATASET")
-    tables = ("tsv", "tab", "csv", "jsonl", "ndjson", "parquet")
-    endings = str(source.path).removesuffix(".gz").rpartition(".")[2].lower()
-    if not (hub or source.format in tables or (source.format == "auto" and endings in tables)):
-        unused = sorted({"columns", "header"} & source.model_fields_set)
-        problems += [f"{key}: only tables have it, {source.path} is none" for key in unused]
-    return problems
-
-
 def path_problems(recipe: Recipe, folder: Path) -> list[str]:
     """Name the local files that are not there and the specs without form; what is remote is tried when fetched."""
     specs = [
@@ -213,8 +110,12 @@ def path_problems(recipe: Recipe, folder: Path) -> list[str]:
         for spec in ((source.path,) if isinstance(source.path, str) else source.path)
         if not spec.startswith("hf:")
     ]
-    if recipe.model.path.startswith(("pypi:", ".", "/", "~")) or recipe.model.path.endswith(".gguf"):
-        specs.append(("model.path", recipe.model.path))
+    for spec in dict.fromkeys(model.path for model in recipe.model.values()):
+        if spec is not None and (spec.startswith(("pypi:", ".", "/", "~")) or spec.endswith(".gguf")):
+            specs.append(("model.path", spec))
+    for name, adapter in recipe.adapter.items():
+        if adapter.init is not None:
+            specs.append((f"adapter.{name}.init", str(Path(adapter.init).expanduser() / CONFIG)))
     problems = []
     for key, spec in specs:
         try:
@@ -224,24 +125,49 @@ def path_problems(recipe: Recipe, folder: Path) -> list[str]:
     return problems
 
 
-def _did_you_mean(word: str, known: Sequence[str] | set[str]) -> str:
-    close = difflib.get_close_matches(word, sorted(known), 1, cutoff=0.5)
-    return f"; did you mean '{close[0]}'?" if close else f"; known: {', '.join(sorted(known))}"
-
-
 Place = tuple[str | int, ...]
 
 
 def _shape(data: dict[str, Any]) -> tuple[Recipe | None, list[tuple[Place, str]]]:
+    names = _direction_names(data)
     try:
         # Through JSON, since only there does pydantic's strict mode take an array for a tuple.
-        return Recipe.model_validate_json(json.dumps(data, default=str)), []
+        return Recipe.model_validate_json(json.dumps(_spread(data, names), default=str)), []
     except ValidationError as error:
         found = {}
         for item in error.errors():
             place = tuple(part for part in item["loc"] if not _is_type_name(part))
-            found[place] = _explain(item, place)
+            place = _as_written(place, data, names)
+            found[place] = _explain(item, place, names)
         return None, list(found.items())
+
+
+def _direction_names(data: dict[str, Any]) -> tuple[str, str]:
+    languages = data.get("languages")
+    if isinstance(languages, list) and len(languages) == 2 and len(set(map(str, languages))) == 2:
+        first, second = map(str, languages)
+        return f"{first}-{second}", f"{second}-{first}"
+    return "first direction", "second direction"
+
+
+def _spread(data: dict[str, Any], names: Sequence[str]) -> dict[str, Any]:
+    """Give each direction its own table where directions may differ: what both have in common, then what is its own."""
+    spread = dict(data)
+    for key in BY_DIRECTION:
+        table = data.get(key, {})
+        if isinstance(table, dict):
+            own = {name: table[name] for name in names if isinstance(table.get(name), dict)}
+            common = {name: value for name, value in table.items() if name not in own}
+            spread[key] = {name: common | own.get(name, {}) for name in names}
+    return spread
+
+
+def _as_written(place: Place, data: dict[str, Any], names: Sequence[str]) -> Place:
+    """Return where a key stands in the file: with both directions, or with the one that has it for itself."""
+    if len(place) < 2 or place[0] not in BY_DIRECTION or place[1] not in names:
+        return place
+    own = data[place[0]].get(place[1])
+    return place if len(place) > 2 and isinstance(own, dict) and place[2] in own else (place[0], *place[2:])
 
 
 def _is_type_name(part: str | int) -> bool:
@@ -249,12 +175,14 @@ def _is_type_name(part: str | int) -> bool:
     return isinstance(part, str) and (part in {"str", "int"} or part.startswith(("tuple[", "literal[", "function-")))
 
 
-def _explain(item: Any, place: Place) -> str:
+def _explain(item: Any, place: Place, directions: Sequence[str]) -> str:
     value = f"{item['input']!r}" if not isinstance(item["input"], dict | list) else "this table"
     if item["type"] == "extra_forbidden":
         section = _section(place[:-1])
         names = list(section.model_fields) if section else []
-        return f"unknown key{_did_you_mean(str(place[-1]), names)}"
+        if place[0] in BY_DIRECTION and len(place) == 2:
+            names += directions
+        return f"unknown key{did_you_mean(str(place[-1]), names)}"
     if item["type"] == "missing":
         return "missing, and there is no default"
     return f"{value}: {item['msg'][0].lower()}{item['msg'][1:]}"
@@ -264,7 +192,7 @@ def _section(place: Place) -> type[BaseModel] | None:
     """Return the model that describes the table at a place."""
     section: Any = Recipe
     for part in place:
-        if isinstance(part, int):
+        if isinstance(part, int) or (section is not Recipe and "-" in part):  # of a list, or of a direction
             continue
         field = section.model_fields.get(part) if section else None
         section = _model_in(field.annotation) if field else None

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 from roundtrip.recipe import Recipe
 
-BASE, PARALLEL = "base", "parallel"
+BASE, TEXT, PARALLEL = "base", "text", "parallel"
 
 
 @dataclass(frozen=True)
@@ -32,8 +32,8 @@ class Phase:
 
     Attributes:
         number: from 0.
-        stage: `parallel` or `round-K`; both directions of a stage are scored together after it.
-        round: 0 for the parallel pairs.
+        stage: `text`, `parallel` or `round-K`; both directions of a stage are scored together after it.
+        round: 0 before the rounds.
         ends_stage: this is the stage's last phase.
     """
 
@@ -51,8 +51,9 @@ def directions(recipe: Recipe) -> tuple[Direction, Direction]:
 
 
 def phases(recipe: Recipe, num_pairs: int) -> list[Phase]:
-    """Return all phases of a run, in order: the parallel pairs, then the rounds, each in both directions."""
-    stages = [(PARALLEL, 0)] if num_pairs and recipe.train.parallel_passes else []
+    """Return all phases of a run, in order: plain text, parallel pairs, the rounds; each in both directions."""
+    stages = [(TEXT, 0)] if recipe.train.text_lines else []
+    stages += [(PARALLEL, 0)] if num_pairs and recipe.train.parallel_passes else []
     stages += [(f"round-{number}", number) for number in range(1, recipe.rounds.number + 1)]
     both = directions(recipe)
     return [
@@ -71,7 +72,8 @@ def num_real(recipe: Recipe, num_synthetic: int, num_pairs: int) -> int:
 def num_steps(recipe: Recipe, num_pairs: int) -> int:
     """Return how many optimizer steps one direction takes if no synthetic source is rejected."""
     per_step = recipe.train.rows_per_step
-    warm_up = recipe.train.parallel_passes * math.ceil(num_pairs / per_step)
+    text = math.ceil(2 * recipe.train.text_lines / per_step)
+    warm_up = text + recipe.train.parallel_passes * math.ceil(num_pairs / per_step)
     lines = recipe.rounds.lines
     block = math.ceil((lines + num_real(recipe, lines, num_pairs)) / per_step)
     return warm_up + recipe.rounds.number * block

@@ -66,15 +66,33 @@ Sources = Annotated[
 ]
 
 
-class Model(Section):
-    """The frozen base. `auto` stands for what is fastest on the machine: see `models/base.py`."""
+class FromScratch(Section):
+    """A Llama with random weights and a tokenizer trained on the recipe's own text, where there is no base."""
 
-    path: str
+    vocabulary: Annotated[int, Field(ge=300)] = 8000
+    layers: Positive = 6
+    width: Positive = 384
+    heads: Positive = 6
+    positions: Positive = 512
+
+
+class Model(Section):
+    """The base of one direction. `auto` stands for what is fastest on the machine: see `models/base.py`."""
+
+    path: str | None = None
     revision: str | None = None
+    from_scratch: FromScratch | None = None
+    shared: bool = True
     dtype: Literal["auto", "float32", "bfloat16"] = "auto"
+    quantize: Literal["none", "8bit", "4bit"] = "none"
     device: str = "auto"
     train_attention: Literal["auto", "eager", "sdpa", "flash_attention_2"] = "auto"
     gradient_checkpointing: bool = False
+
+    @property
+    def name(self) -> str:
+        """What to call it in a message."""
+        return (self.path or "a model from scratch").partition("#")[0]
 
 
 class TemplateText(Section):
@@ -116,12 +134,18 @@ class Data(Section):
 
 
 class Adapter(Section):
-    """The LoRA adapter of each direction (https://arxiv.org/abs/2106.09685)."""
+    """How one direction's weights learn: through an adapter, or all of them (`full`)."""
 
+    method: Literal["lora", "rslora", "dora", "rsdora", "pissa", "olora", "full"] = "lora"
     rank: Positive = 16
     alpha: Annotated[float, Field(gt=0)] = 32.0
     dropout: Annotated[float, Field(ge=0.0, lt=1.0)] = 0.0
-    targets: Literal["all-linear"] | tuple[str, ...] = "all-linear"
+    targets: str | tuple[str, ...] = "all-linear"
+    layers: tuple[Count, ...] | None = None
+    init: str | None = None
+    lr: Annotated[float, Field(gt=0)] | None = None
+    loraplus_ratio: Annotated[float, Field(ge=1.0)] = 1.0
+    ephemeral_gpu_offload: bool = False
     dtype: Literal["base", "float32"] = "base"
 
 
@@ -136,6 +160,7 @@ class Train(Section):
     rows_per_step: Positive = 16
     tokens_per_forward: Positive = 2048
     max_row_tokens: Positive = 512
+    text_lines: Count = 0
     parallel_passes: Count = 3
 
 
@@ -193,14 +218,15 @@ class Recipe(Section):
 
     Attributes:
         languages: two codes (BCP 47); `("en", "es")` gives the directions `en-es` and `es-en`.
+        model, adapter: by direction; a file says what both have in common, and may add a table for one of them.
     """
 
     languages: tuple[str, str]
     seed: Count = 1
-    model: Model
+    model: dict[str, Model]
     template: TemplateText = TemplateText()
     data: Data
-    adapter: Adapter = Adapter()
+    adapter: dict[str, Adapter]
     train: Train = Train()
     rounds: Rounds = Rounds()
     generate: Generate = Generate()
@@ -208,6 +234,12 @@ class Recipe(Section):
     judge: Judge = Judge()
     score: Score = Score()
     checkpoint: Checkpoint = Checkpoint()
+
+    @property
+    def one_base(self) -> bool:
+        """Whether both directions learn through adapters on one frozen base; else each has a model of its own."""
+        first, second = self.model.values()
+        return first == second and first.shared and all(one.method != "full" for one in self.adapter.values())
 
     def sources(self) -> Iterator[tuple[str, TextSource, int]]:
         """Yield every text source with its key and how many languages it holds (1 or 2)."""

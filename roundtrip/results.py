@@ -11,7 +11,7 @@ from rich.text import Text
 
 from roundtrip import score
 from roundtrip.checkpoint import State
-from roundtrip.plan import BASE, PARALLEL, Direction, directions
+from roundtrip.plan import BASE, PARALLEL, TEXT, Direction, directions
 from roundtrip.recipe import Recipe
 from roundtrip.run import BEST, Run, versions
 from roundtrip.scorer import bleu_tokenize, mean_chrf, texts, translations_path
@@ -19,7 +19,12 @@ from roundtrip.text.prepare import Corpora
 from roundtrip.text.stream import derive, shuffled
 
 NUM_SAMPLES = 3
-_LABELS = {"copy": "copying the source", BASE: "base model, zero-shot", PARALLEL: "parallel pairs"}
+_LABELS = {
+    "copy": "copying the source",
+    BASE: "base model, zero-shot",
+    TEXT: "plain text",
+    PARALLEL: "parallel pairs",
+}
 ByStage = Mapping[str, Mapping[str, Mapping[str, float]]]
 
 

@@ -15,6 +15,7 @@ from roundtrip.recipe import Recipe
 from roundtrip.sources import cache_dir
 from roundtrip.tokens import verdict
 from roundtrip.tokens.audit import Tell
+from roundtrip.tokens.guard import Guard
 from roundtrip.tokens.road import SPLICED, Road
 from roundtrip.tokens.template import Template
 from roundtrip.tokens.verdict import Verdict
@@ -27,7 +28,7 @@ def find(
     recipe: Recipe,
     templates: Mapping[str, Template],
     samples: Mapping[str, Sequence[tuple[str, str]]],
-    device: torch.device,
+    devices: Mapping[str, torch.device],
     events: Events,
 ) -> tuple[dict[str, Road], dict[str, Verdict]]:
     """Find the road of each direction.
@@ -35,7 +36,7 @@ def find(
     Args:
         templates: by direction.
         samples: (source, target) lines by direction, such as the dev pairs.
-        device: where rows are made.
+        devices: by direction, where its rows are made.
 
     Returns:
         Roads and verdicts by direction.
@@ -46,8 +47,9 @@ def find(
     roads: dict[str, Road] = {}
     verdicts: dict[str, Verdict] = {}
     settings = recipe.tokens
-    known = None
+    known: dict[torch.device, Guard] = {}
     for direction in directions(recipe):
+        device = devices[direction.name]
         learner, writer = templates[direction.name], templates[direction.reverse.name]
         if settings.road == "strings":
             roads[direction.name] = Road(learner, writer, None)
@@ -60,12 +62,13 @@ def find(
                 samples[direction.name][:NUM_SAMPLES],
                 guard="host" if settings.strict else settings.guard,
                 device=device,
-                known=known,
+                known=known.get(device),
                 cache=cache_dir() / "tokens",
                 tell=_telling(task),
             )
             task.advance(0, note=found.road)
-        known = road.guard or known
+        if road.guard is not None:
+            known[device] = road.guard
         _refuse(recipe, direction, found)
         roads[direction.name] = replace(road, strict=settings.strict, audit=settings.audit)
         verdicts[direction.name] = found

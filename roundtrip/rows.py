@@ -7,7 +7,7 @@ from functools import reduce
 
 import torch
 
-from roundtrip.block import Block
+from roundtrip.block import PLAIN, Block
 from roundtrip.engine.batch import Table
 from roundtrip.tokens.road import Road
 from roundtrip.tokens.template import Template
@@ -34,6 +34,8 @@ def of_block(
     Raises:
         RoadError: see `Road.rows`.
     """
+    if block.rows and block.rows[0][0] == PLAIN:
+        return Table.of(template.plain_rows([text for _, _, text in block.rows]), device), Counter()
     num_written = 0 if block.hypotheses is None else len(block.hypotheses.size_B)
     plain = Table.of(template.rows([(source, target) for _, source, target in block.rows[num_written:]]), device)
     if block.hypotheses is None or road is None or not num_written:
@@ -43,8 +45,8 @@ def of_block(
     for start in range(0, num_written, ROWS_AT_ONCE):
         some = slice(start, min(start + ROWS_AT_ONCE, num_written))
         rows, found = road.rows(
-            block.hypotheses.ids_BN[some],
-            block.hypotheses.size_B[some],
+            block.hypotheses.ids_BN[some].to(device),
+            block.hypotheses.size_B[some].to(device),
             [target for _, _, target in block.rows[some]],
             [source for _, source, _ in block.rows[some]],
             prompts=block.prompts[some] if block.prompts is not None else None,

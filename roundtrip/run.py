@@ -4,7 +4,8 @@ recipe.toml  run.json  events.jsonl  metrics.json
 data/                     clean text, as read
 blocks/                   what each phase learnt from, one row a line: kind, source, target
 checkpoints/              for --resume
-adapters/STAGE/DIRECTION  PEFT folders; STAGE is parallel, round-1, ..., best
+base/DIRECTION            a model from scratch, as it began
+adapters/STAGE/DIRECTION  PEFT folders, or whole models; STAGE is parallel, round-1, ..., best
 translations/             of dev and test, one file per stage and direction
 """
 
@@ -50,6 +51,10 @@ class Run:
         return self.path / "checkpoints"
 
     @property
+    def base(self) -> Path:
+        return self.path / "base"
+
+    @property
     def adapters(self) -> Path:
         return self.path / "adapters"
 
@@ -90,34 +95,28 @@ class Run:
         return self.pinned(Recipe.model_validate_json(json.dumps(facts["recipe"]))), Path(facts["folder"])
 
     def pinned(self, recipe: Recipe) -> Recipe:
-        """Return a recipe with the precision that this run began with in place of `auto`."""
-        dtype = self.facts().get("dtype", recipe.model.dtype)
-        return recipe.model_copy(update={"model": recipe.model.model_copy(update={"dtype": dtype})})
+        """Return a recipe with the precision that this run began with, and with its models from scratch."""
+        dtypes = self.facts().get("dtype", {})
+        return placed(recipe, self.base, {name: {"dtype": dtype} for name, dtype in dtypes.items()})
 
-    def check_base(self, base_hash: str) -> None:
-        """Compare the loaded base with the one that this run began with, if it has begun.
+    def check_loaded(self, fact: str, found: Mapping[str, str | None], what: str) -> None:
+        """Compare what was loaded for each direction with what this run began with, if it has begun.
 
-        Raises:
-            RunError: they differ.
-        """
-        self._check("base_hash", base_hash, "base model", "its weights differ")
-
-    def check_tokenizer(self, digest: str | None) -> None:
-        """Compare the loaded tokenizer with the one that this run began with, if it has begun.
+        Args:
+            fact: `base_hash` or `tokenizer`.
+            what: its name in a message.
 
         Raises:
-            RunError: they differ: rows and what the guard knows would be another's.
+            RunError: they differ: the rows, or what was learnt, would be another's.
         """
-        self._check("tokenizer", digest, "tokenizer", "its content differs")
-
-    def _check(self, fact: str, found: str | None, what: str, how: str) -> None:
         facts = self.facts()
-        if facts.get(fact, found) != found:
-            raise RunError(
-                f"the {what} is not the one this run began with: {how}",
-                place=str(facts.get("base_location")),
-                cure=f"bring that {what.removeprefix('base ')} back, or start anew",
-            )
+        for name, digest in facts.get(fact, {}).items():
+            if name in found and found[name] != digest:
+                raise RunError(
+                    f"the {what} of {name} is not the one this run began with: its content differs",
+                    place=str(facts.get("base_location", {}).get(name)),
+                    cure=f"bring that {what} back, or start anew",
+                )
 
     def keep_best(self, stage: str) -> None:
         """Make `adapters/best` a copy of a stage's adapters; a reader never meets half of it."""
@@ -132,6 +131,19 @@ class Run:
 
     def add_facts(self, **facts: object) -> None:
         write_json(self.path / "run.json", self.facts() | facts)
+
+
+def placed(recipe: Recipe, folder: Path, updates: Mapping[str, Mapping[str, object]] | None = None) -> Recipe:
+    """Return a recipe whose models from scratch lie in a folder.
+
+    Args:
+        updates: further keys of `[model]`, by direction.
+    """
+    models = {}
+    for name, spec in recipe.model.items():
+        made = {"path": str(folder / name)} if spec.from_scratch is not None else {}
+        models[name] = spec.model_copy(update={**made, **(updates or {}).get(name, {})})
+    return recipe.model_copy(update={"model": models})
 
 
 def versions() -> dict[str, str]:

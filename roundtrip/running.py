@@ -3,25 +3,29 @@
 from __future__ import annotations
 
 import tempfile
+from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 from roundtrip import roads, translator
 from roundtrip.cookbook import Loaded
 from roundtrip.errors import TextError, TrainingError
 from roundtrip.events import Events
 from roundtrip.loop import round_trip
-from roundtrip.models.base import weights_hash
-from roundtrip.plan import directions, num_real, num_steps, phases
+from roundtrip.models import fresh
+from roundtrip.models.learner import frozen_hashes
+from roundtrip.plan import TEXT, directions, num_real, num_steps, phases
 from roundtrip.recipe import Recipe
-from roundtrip.run import Run, create, reopen
+from roundtrip.run import Run, create, placed, reopen
 from roundtrip.scorer import check_metrics, texts
 from roundtrip.signals import Stop, listening
 from roundtrip.text.prepare import Corpora, describe, prepare
 from roundtrip.text.prepare import reopen as reopen_text
+from roundtrip.text.stream import derive
 from roundtrip.tokens.road import Road
 from roundtrip.tokens.segments import Segments
 from roundtrip.tokens.surface import fingerprint
-from roundtrip.translator import Translators
+from roundtrip.translator import Translator
 from roundtrip.trip import Trip
 
 
@@ -44,13 +48,15 @@ def train(path: Path, loaded: Loaded, events: Events, *, resume: bool = False) -
                 trip.show()
                 return run
         events.log("start", phase=trip.state.phase, step=trip.state.step)
+        learners = {name: one.learner for name, one in translators.items()}
+        before = frozen_hashes(learners)
         round_trip(trip)
-        if weights_hash(translators.model) != run.facts()["base_hash"]:
+        if frozen_hashes(learners) != before:
             raise TrainingError("the frozen base has changed during the run", cure="please report this with the recipe")
     return run
 
 
-def _prepared(run: Run, loaded: Loaded, events: Events, stop: Stop) -> tuple[Translators, Corpora]:
+def _prepared(run: Run, loaded: Loaded, events: Events, stop: Stop) -> tuple[dict[str, Translator], Corpora]:
     """Load text and models; what was fixed when the run began is read back from it."""
     facts = run.facts()
     recipe, folder = run.pinned(loaded.recipe), loaded.folder
@@ -59,32 +65,53 @@ def _prepared(run: Run, loaded: Loaded, events: Events, stop: Stop) -> tuple[Tra
     corpora = reopen_text(recipe, run.data, known) if known else _read(loaded, run.data, events)
     stop.leave_if_asked()
     segments = {name: Segments.from_dict(value) for name, value in facts.get("segments", {}).items()} or None
-    with events.task("loading", f"loading {recipe.model.path.partition('#')[0]}", 0):
-        translators = translator.load(recipe, folder, segments)
-        base_hash = weights_hash(translators.model)
-    run.check_base(base_hash)
-    tokenizer = translators.base.tokenizer
-    digest = fingerprint(tokenizer) if getattr(tokenizer, "is_fast", False) else None
-    run.check_tokenizer(digest)
+    translators = _load(recipe, folder, corpora, events, segments)
+    run.check_loaded("base_hash", {name: one.base.digest for name, one in translators.items()}, "base model")
+    tokenizers = {name: _fingerprint(one.base.tokenizer) for name, one in translators.items()}
+    run.check_loaded("tokenizer", tokenizers, "tokenizer")
+    began = {name: one.learner.began_digest for name, one in translators.items()}
+    run.check_loaded("began", began, "part of the base that the adapter took over")
     stop.leave_if_asked()
     check_lines(translators, corpora, recipe, events)
     run.add_facts(
-        dtype=str(translators.base.dtype).removeprefix("torch."),
+        dtype={name: str(one.base.dtype).removeprefix("torch.") for name, one in translators.items()},
         lines=corpora.counts,
-        base_hash=base_hash,
-        tokenizer=digest,
-        base_location=translators.base.location,
-        segments={name: template.segments.to_dict() for name, template in translators.templates.items()},
+        base_hash={name: one.base.digest for name, one in translators.items()},
+        tokenizer=tokenizers,
+        began=began,
+        base_location={name: one.base.location for name, one in translators.items()},
+        segments={name: one.template.segments.to_dict() for name, one in translators.items()},
     )
     return translators, corpora
 
 
-def _roads(recipe: Recipe, translators: Translators, corpora: Corpora, events: Events) -> dict[str, Road]:
+def _fingerprint(tokenizer: Any) -> str | None:
+    return fingerprint(tokenizer) if getattr(tokenizer, "is_fast", False) else None
+
+
+def _load(
+    recipe: Recipe, folder: Path, corpora: Corpora, events: Events, segments: dict[str, Segments] | None = None
+) -> dict[str, Translator]:
+    """Load the models of a recipe; those from scratch are made first, where they are not there yet."""
+    for name, spec in recipe.model.items():
+        if spec.from_scratch is not None:
+            assert spec.path is not None
+            with events.task("loading", f"making a model from scratch for {name}", 0):
+                seed = derive(recipe.seed, "scratch", name)
+                fresh.make(spec.from_scratch, corpora.all_text(), Path(spec.path), seed)
+    names = " and ".join(dict.fromkeys(spec.name for spec in recipe.model.values()))
+    with events.task("loading", f"loading {names}", 0):
+        return translator.load(recipe, folder, segments)
+
+
+def _roads(recipe: Recipe, translators: Mapping[str, Translator], corpora: Corpora, events: Events) -> dict[str, Road]:
     """Find the token road of each direction on the dev pairs, and say which it is; nothing where no round needs one."""
     if not recipe.rounds.number:
         return {}
     samples = {d.name: list(zip(*texts(corpora, recipe, "dev", d), strict=True)) for d in directions(recipe)}
-    found, verdicts = roads.find(recipe, translators.templates, samples, translators.base.device, events)
+    templates = {name: one.template for name, one in translators.items()}
+    devices = {name: one.base.device for name, one in translators.items()}
+    found, verdicts = roads.find(recipe, templates, samples, devices, events)
     for name, verdict in verdicts.items():
         roads.say(events, name, verdict)
         events.log("verdict", direction=name, **verdict.to_dict())
@@ -101,20 +128,21 @@ def _read(loaded: Loaded, target: Path, events: Events) -> Corpora:
     return corpora
 
 
-def check_lines(translators: Translators, corpora: Corpora, recipe: Recipe, events: Events) -> None:
+def check_lines(translators: Mapping[str, Translator], corpora: Corpora, recipe: Recipe, events: Events) -> None:
     """Try the dev and test lines on template and model before any time is spent.
 
     Raises:
         TextError: a line does not fit into the model.
     """
     for direction in directions(recipe):
-        template = translators.templates[direction.name]
+        one = translators[direction.name]
+        template = one.template
         for part in ("dev", "test"):
             sources, _ = texts(corpora, recipe, part, direction)
             for number, prompt in enumerate(template.prompts(sources), start=1):
-                if not translators.fits(translators.num_needed(direction, prompt, recipe.generate)):
+                if not one.fits(one.num_needed(prompt, recipe.generate)):
                     raise TextError(
-                        f"line {number} has {len(prompt)} tokens, the model {translators.base.max_positions} positions",
+                        f"line {number} has {len(prompt)} tokens, the model {one.base.max_positions} positions",
                         place=f"data.{part} ({direction.source})",
                         cure="take the line out, lower generate.length_ratio, or use a model with a longer context",
                     )
@@ -136,24 +164,32 @@ def check(loaded: Loaded, events: Events) -> None:
         events.say(f"  {line}")
     with tempfile.TemporaryDirectory() as scratch:
         corpora = _read(loaded, Path(scratch), events)
-        translators = translator.load(recipe, loaded.folder)
+        translators = _load(placed(recipe, Path(scratch) / "base"), loaded.folder, corpora, events)
         check_lines(translators, corpora, recipe, events)
         _roads(recipe, translators, corpora, events)
         _show_plan(loaded, corpora, translators, events)
 
 
-def _show_plan(loaded: Loaded, corpora: Corpora, translators: Translators, events: Events) -> None:
-    recipe, base = loaded.recipe, translators.base
-    number = sum(parameter.numel() for parameter in base.model.parameters())
-    events.say(f"base {base.location}: {number:,} parameters with adapters, {base.dtype}, on {base.device}")
+def _show_plan(loaded: Loaded, corpora: Corpora, translators: Mapping[str, Translator], events: Events) -> None:
+    recipe = loaded.recipe
+    shown = []
+    for name, one in translators.items():
+        number = sum(parameter.numel() for parameter in one.learner.parameters().values())
+        events.say(f"{name}: {one.learner.adapter.method}, {number:,} parameters learn")
+        if one.base.model not in shown:
+            shown.append(one.base.model)
+            number = sum(parameter.numel() for parameter in one.base.model.parameters())
+            events.say(f"  {one.base.location}: {number:,} parameters, {one.base.dtype}, on {one.base.device}")
     for direction in directions(recipe):
-        template = translators.templates[direction.name]
+        template = translators[direction.name].template
         sources, _ = texts(corpora, recipe, "dev", direction)
         prompt = template.prompt_text(sources[0])
         events.say(f"{direction.name}: prompt {prompt!r}, end token {template.segments.end_id}")
     num_pairs = len(corpora.train)
     for phase in phases(recipe, num_pairs):
         what = f"{num_pairs} pairs, {recipe.train.parallel_passes} passes"
+        if phase.stage == TEXT:
+            what = f"{recipe.train.text_lines} plain lines of each language"
         if phase.round:
             lines = recipe.rounds.lines
             what = f"{lines} new lines with synthetic sources and {num_real(recipe, lines, num_pairs)} real pairs"

@@ -12,7 +12,7 @@ from roundtrip.recipe import Generate, Recipe
 from roundtrip.run import Run
 from roundtrip.text.codes import is_chinese, is_spaceless
 from roundtrip.text.prepare import Corpora
-from roundtrip.translator import Translators
+from roundtrip.translator import Translator
 
 Tell = Callable[[int, int], None]
 
@@ -29,7 +29,7 @@ class Scorer:
         run: Run,
         recipe: Recipe,
         corpora: Corpora,
-        translators: Translators,
+        translators: Mapping[str, Translator],
         events: Events,
         tell_of: Callable[[Progressing], Tell],
     ) -> None:
@@ -55,8 +55,8 @@ class Scorer:
     def _one(self, part: str, stage: str, direction: Direction) -> dict[str, float]:
         sources, references = texts(self.corpora, self.recipe, part, direction)
         with self.events.task("scoring", f"{stage}: {direction.name} translates {part}", len(sources)) as task:
-            written = self.translators.write(
-                direction, sources, greedy(self.recipe), 0, adapted=stage != BASE, tell=self.tell_of(task)
+            written = self.translators[direction.name].write(
+                sources, greedy(self.recipe), 0, adapted=stage != BASE, tell=self.tell_of(task)
             )
         lines = [" ".join(text.split()) for text in written.texts]
         path = translations_path(self.run, part, stage, direction)

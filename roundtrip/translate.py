@@ -14,16 +14,14 @@ from rich.text import Text
 from roundtrip import translator
 from roundtrip.door import open_door
 from roundtrip.errors import RunError, TextError
-from roundtrip.models import adapters
-from roundtrip.models.base import weights_hash
-from roundtrip.plan import Direction, directions
+from roundtrip.plan import directions
 from roundtrip.recipe import Generate
 from roundtrip.run import BEST, Run
 from roundtrip.scorer import greedy
 from roundtrip.text.clean import clean
 from roundtrip.text.codes import is_spaceless
 from roundtrip.tokens.segments import Segments
-from roundtrip.translator import Translators
+from roundtrip.translator import Translator
 
 # Lines are read, sorted by length and written in pieces of this size, so that output flows while input comes.
 LINES_AT_ONCE = 512
@@ -43,14 +41,14 @@ def main() -> None:
 
 
 def _work(arguments: argparse.Namespace) -> None:
-    translators, direction, settings = load(Run(arguments.run), arguments.to, arguments.stage, arguments.device)
+    one, settings = load(Run(arguments.run), arguments.to, arguments.stage, arguments.device)
     lines = iter(sys.stdin.buffer)
     refused: list[str] = []
     cut: list[str] = []
     start = 0
     while piece := list(islice(lines, LINES_AT_ONCE)):
         texts = [decode(line, start + number + 1) for number, line in enumerate(piece)]
-        for text in translate(translators, direction, texts, settings, refused, cut, start):
+        for text in translate(one, texts, settings, refused, cut, start):
             sys.stdout.buffer.write(text.encode("utf-8") + b"\n")
         sys.stdout.buffer.flush()
         start += len(piece)
@@ -76,8 +74,8 @@ def decode(line: bytes, number: int) -> str:
         ) from error
 
 
-def load(run: Run, target: str, stage: str = BEST, device: str = "auto") -> tuple[Translators, Direction, Generate]:
-    """Load the adapters of a run for translation into one language.
+def load(run: Run, target: str, stage: str = BEST, device: str = "auto") -> tuple[Translator, Generate]:
+    """Load one direction of a run for translation into one language.
 
     Raises:
         RunError: not a run, another language, or no such stage.
@@ -97,16 +95,14 @@ def load(run: Run, target: str, stage: str = BEST, device: str = "auto") -> tupl
     segments = {name: Segments.from_dict(value) for name, value in run.facts()["segments"].items()}
     # What served training only need not be there: the attention, and the device it ran on.
     here = {"device": device, "train_attention": "auto", "gradient_checkpointing": False}
-    recipe = recipe.model_copy(update={"model": recipe.model.model_copy(update=here)})
-    translators = translator.load(recipe, folder, segments)
-    run.check_base(weights_hash(translators.model))
-    adapters.load(translators.model, found[0].name, adapters.read(path))
-    return translators, found[0], greedy(recipe)
+    one = translator.load_one(recipe, found[0], folder, segments, here)
+    run.check_loaded("base_hash", {found[0].name: one.base.digest}, "base model")
+    one.learner.restore(path)
+    return one, greedy(recipe)
 
 
 def translate(
-    translators: Translators,
-    direction: Direction,
+    one: Translator,
     texts: Sequence[str],
     settings: Generate,
     refused: list[str],
@@ -126,17 +122,17 @@ def translate(
     pieces: list[list[str]] = []
     for number, text in enumerate(texts):
         parts = [text] if text else []
-        if text and not fits(translators, direction, text, settings):
-            parts = sentences(text, direction.source)
-            long = [part for part in parts if not fits(translators, direction, part, settings)]
+        if text and not fits(one, text, settings):
+            parts = sentences(text, one.direction.source)
+            long = [part for part in parts if not fits(one, part, settings)]
             if long:
                 refused.append(f"line {start + number + 1}: a sentence of {len(long[0].split())} words is too long")
                 parts = []
         pieces.append(parts)
     flat = [part for parts in pieces for part in parts]
-    whole = translators.write(direction, flat, settings, 0) if flat else None
+    whole = one.write(flat, settings, 0) if flat else None
     written = zip(whole.texts, whole.finished, strict=True) if whole else iter(())
-    joint = "" if is_spaceless(direction.target) else " "
+    joint = "" if is_spaceless(one.direction.target) else " "
     for number, parts in enumerate(pieces):
         found = [next(written) for _ in parts]
         if not all(finished for _, finished in found):
@@ -144,10 +140,9 @@ def translate(
         yield joint.join(" ".join(text.split()) for text, _ in found)
 
 
-def fits(translators: Translators, direction: Direction, text: str, settings: Generate) -> bool:
+def fits(one: Translator, text: str, settings: Generate) -> bool:
     """Return whether a text and its translation fit into the model."""
-    prompt = translators.templates[direction.name].prompts([text])[0]
-    return translators.fits(translators.num_needed(direction, prompt, settings))
+    return one.fits(one.num_needed(one.template.prompts([text])[0], settings))
 
 
 def sentences(text: str, language: str) -> list[str]:

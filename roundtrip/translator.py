@@ -1,16 +1,18 @@
-"""Both directions on one frozen base: the models of a run and how they translate."""
+"""A translator: one direction of a run, and how it translates."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 from roundtrip.engine.generate import Hypotheses, generate, length_limit
 from roundtrip.errors import ModelError
-from roundtrip.models import adapters, base
+from roundtrip.models import learner as learners
+from roundtrip.models.adapters import as_exported
+from roundtrip.models.base import Base
+from roundtrip.models.learner import Learner
 from roundtrip.plan import Direction, directions
 from roundtrip.recipe import Generate, Recipe
 from roundtrip.tokens.segments import Segments, build_segments
@@ -35,24 +37,19 @@ class Written:
 
 
 @dataclass(frozen=True)
-class Translators:
-    """One base, its two adapters, a scratch copy to generate from, and a template per direction.
+class Translator:
+    """One direction: what it learns with, and how its prompts are made."""
 
-    Attributes:
-        base: the model as loaded; its weights are those under `model`.
-        model: the base with both adapters, for training.
-        scratch: a plain model whose weights are written anew before each use.
-        templates: by direction name.
-    """
+    direction: Direction
+    learner: Learner
+    template: Template
 
-    base: base.Base
-    model: Any
-    scratch: Any
-    templates: dict[str, Template]
+    @property
+    def base(self) -> Base:
+        return self.learner.base
 
     def write(
         self,
-        direction: Direction,
         sources: Sequence[str],
         settings: Generate,
         seed: int,
@@ -61,7 +58,7 @@ class Translators:
         reader: Template | None = None,
         tell: Callable[[int, int], None] = lambda rows, tokens: None,
     ) -> Written:
-        """Translate texts with the direction's adapter as it is now.
+        """Translate texts with the direction's weights as they are now.
 
         Args:
             adapted: False asks the bare base.
@@ -72,18 +69,17 @@ class Translators:
         Raises:
             ModelError: a source does not fit into the model.
         """
-        template = self.templates[direction.name]
+        template = self.template
         prompts = template.prompts(sources)
-        limits = [self.num_needed(direction, prompt, settings) - len(prompt) for prompt in prompts]
+        limits = [self.num_needed(prompt, settings) - len(prompt) for prompt in prompts]
         for number, (prompt, limit) in enumerate(zip(prompts, limits, strict=True)):
             if not self.fits(len(prompt) + limit):
                 raise ModelError(
                     f"text {number + 1} of {len(sources)} has {len(prompt)} tokens and may need {limit} more: "
                     f"'{sources[number][:60]}...'",
-                    place=f"{direction.name}, a model of {self.base.max_positions} positions",
+                    place=f"{self.direction.name}, a model of {self.base.max_positions} positions",
                     cure="lower data.filter.max_chars",
                 )
-        adapters.write_merged(self.scratch, self.model, direction.name if adapted else None)
         reads: list[tuple[list[int], Future[tuple[list[str], list[list[int]]]]]] = []
         thread = ThreadPoolExecutor(1)
 
@@ -93,18 +89,19 @@ class Translators:
             reads.append((rows, thread.submit(_read, template, some, reader)))
 
         try:
-            hypotheses = generate(
-                self.scratch,
-                prompts,
-                limits,
-                settings,
-                pad_id=self.base.pad_id,
-                stop_ids=template.segments.stop_ids,
-                text_stop_ids=template.segments.break_ids,
-                seed=seed,
-                tell=tell,
-                seen=seen,
-            )
+            with self.learner.generating(adapted=adapted) as model:
+                hypotheses = generate(
+                    model,
+                    prompts,
+                    limits,
+                    settings,
+                    pad_id=self.base.pad_id,
+                    stop_ids=template.segments.stop_ids,
+                    text_stop_ids=template.segments.break_ids,
+                    seed=seed,
+                    tell=tell,
+                    seen=seen,
+                )
             texts = [""] * len(prompts)
             read: list[list[int]] | None = [[] for _ in prompts] if reader is not None else None
             for rows, future in reads:
@@ -116,13 +113,13 @@ class Translators:
             thread.shutdown(cancel_futures=True)
         return Written(texts, hypotheses.finished_B.tolist(), hypotheses, read)
 
-    def num_source_tokens(self, direction: Direction, prompt: Sequence[int]) -> int:
+    def num_source_tokens(self, prompt: Sequence[int]) -> int:
         """Return how many tokens of a prompt are not the template's."""
-        return max(1, len(prompt) - self.templates[direction.name].num_fixed)
+        return max(1, len(prompt) - self.template.num_fixed)
 
-    def num_needed(self, direction: Direction, prompt: Sequence[int], settings: Generate) -> int:
+    def num_needed(self, prompt: Sequence[int], settings: Generate) -> int:
         """Return how many tokens a prompt and its longest translation take."""
-        return len(prompt) + length_limit(self.num_source_tokens(direction, prompt), settings)
+        return len(prompt) + length_limit(self.num_source_tokens(prompt), settings)
 
     def fits(self, num_tokens: int) -> bool:
         """Return whether so many tokens fit into the model."""
@@ -135,28 +132,46 @@ def _read(template: Template, hypotheses: Hypotheses, reader: Template | None) -
     return texts, reader.prompts(texts) if reader is not None else [[] for _ in texts]
 
 
-def load(recipe: Recipe, folder: Path, segments: dict[str, Segments] | None = None) -> Translators:
-    """Load the base of a recipe with two fresh adapters.
+def load(recipe: Recipe, folder: Path, segments: Mapping[str, Segments] | None = None) -> dict[str, Translator]:
+    """Load both directions of a recipe as they begin.
 
     Args:
         folder: where relative paths of the recipe start.
-        segments: of an earlier run; the templates are rebuilt from the tokenizer where None.
+        segments: of an earlier run, by direction; the templates are rebuilt from the tokenizers where None.
+
+    Returns:
+        By name of the direction.
 
     Raises:
         SourceError, ModelError, TemplateError: something in `[model]`, `[adapter]` or `[template]` cannot be had.
     """
-    loaded = base.load(recipe.model, folder)
-    if segments is None:
-        segments = {
-            direction.name: build_segments(
-                loaded.tokenizer, recipe.template, direction.source, direction.target, loaded.stop_ids
-            )
-            for direction in directions(recipe)
-        }
-    templates = {name: Template(loaded.tokenizer, value) for name, value in segments.items()}
-    scratch = base.scratch_copy(loaded.model)
-    base.set_attention(loaded.model, recipe.model.train_attention)
-    model = adapters.add(loaded.model, recipe.adapter, list(segments), recipe.seed)
-    if recipe.model.gradient_checkpointing:
-        base.checkpoint_activations(model)
-    return Translators(loaded, model, scratch, templates)
+    found = learners.load(recipe.model, recipe.adapter, folder, one_base=recipe.one_base, seed=recipe.seed)
+    return {
+        direction.name: _translator(recipe, direction, found[direction.name], (segments or {}).get(direction.name))
+        for direction in directions(recipe)
+    }
+
+
+def load_one(
+    recipe: Recipe,
+    direction: Direction,
+    folder: Path,
+    segments: Mapping[str, Segments],
+    changes: Mapping[str, object],
+) -> Translator:
+    """Load a single direction, for use.
+
+    Args:
+        changes: keys of `[model]` that are other here than in training, such as the device.
+    """
+    spec = recipe.model[direction.name].model_copy(update=dict(changes))
+    only = {direction.name: as_exported(recipe.adapter[direction.name])}
+    found = learners.load({direction.name: spec}, only, folder, one_base=False, seed=recipe.seed)
+    return _translator(recipe, direction, found[direction.name], segments.get(direction.name))
+
+
+def _translator(recipe: Recipe, direction: Direction, learner: Learner, fixed: Segments | None) -> Translator:
+    tokenizer = learner.base.tokenizer
+    if fixed is None:
+        fixed = build_segments(tokenizer, recipe.template, direction.source, direction.target, learner.base.stop_ids)
+    return Translator(direction, learner, Template(tokenizer, fixed))

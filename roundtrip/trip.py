@@ -16,9 +16,8 @@ from roundtrip.engine.batch import Table, steps
 from roundtrip.engine.step import StepResult, step
 from roundtrip.errors import RunError, TrainingError
 from roundtrip.events import Events, Progressing
-from roundtrip.models import adapters
 from roundtrip.models.optimizer import Optimizer
-from roundtrip.plan import BASE, PARALLEL, Phase, directions, num_steps, phases
+from roundtrip.plan import BASE, PARALLEL, TEXT, Phase, directions, num_steps, phases
 from roundtrip.recipe import Recipe
 from roundtrip.rows import of_block
 from roundtrip.run import Run, read_rows, write_rows
@@ -26,10 +25,10 @@ from roundtrip.scorer import Scorer, mean_chrf
 from roundtrip.signals import Stop
 from roundtrip.telling import tell_block, tell_left_out, tell_roads
 from roundtrip.text.prepare import Corpora
-from roundtrip.text.stream import derive
+from roundtrip.text.stream import Cursor, derive
 from roundtrip.tokens.guard import Guard
 from roundtrip.tokens.road import Road
-from roundtrip.translator import Translators
+from roundtrip.translator import Translator
 
 # Part of a checkpoint: the pairs of tokens that the guard knows.
 _PAIRS = "pairs"
@@ -51,7 +50,7 @@ class Trip:
         run: Run,
         recipe: Recipe,
         corpora: Corpora,
-        translators: Translators,
+        translators: Mapping[str, Translator],
         roads: Mapping[str, Road],
         events: Events,
         stop: Stop,
@@ -64,8 +63,8 @@ class Trip:
         self.phases = phases(recipe, len(corpora.train))
         total = num_steps(recipe, len(corpora.train))
         self.optimizers = {
-            d.name: Optimizer(adapters.parameters(translators.model, d.name), recipe.train, total)
-            for d in self.directions
+            name: Optimizer(one.learner.parameters(), recipe.train, total, recipe.adapter[name])
+            for name, one in translators.items()
         }
         self._last_save = 0
         self._saved_at: tuple[int, int] | None = None
@@ -99,6 +98,16 @@ class Trip:
                 raise RunError(
                     f"the rows that this phase learns from are damaged: {error}", place=str(path), cure="start anew"
                 ) from error
+        cursors = self.state.cursors
+        plain = phase.stage == TEXT
+        block = blocks.of_text(phase, self.recipe, self.corpora, cursors) if plain else self._round(phase, cursors)
+        write_rows(path, block.rows)
+        self.state = replace(self.state, cursors=cursors | block.cursors)
+        tell_block(self.events, phase, block)
+        return block
+
+    def _round(self, phase: Phase, cursors: dict[str, Cursor]) -> Block:
+        """Have the reverse direction write sources."""
         writer = phase.direction.reverse.name
         road = self.roads[phase.direction.name]
         with self.events.task(
@@ -108,24 +117,21 @@ class Trip:
                 phase,
                 self.recipe,
                 self.corpora,
-                self.state.cursors,
-                self.translators,
+                cursors,
+                self.translators[writer],
                 self._tell(task),
                 reader=road.reader,
             )
             num_rejected = sum(block.rejected.values())
             task.advance(0, note=f"{num_rejected} rejected")
-        write_rows(path, block.rows)
-        self.state = replace(self.state, cursors=self.state.cursors | block.cursors)
-        tell_block(self.events, phase, block)
         return block
 
     def encode(self, block: Block, phase: Phase) -> Table:
         """Return the token rows of a block; rows over the limit are dropped and counted."""
         name = phase.direction.name
         seed = derive(self.recipe.seed, "audit", phase.number)
-        template, device = self.translators.templates[name], self.translators.base.device
-        rows, counts = of_block(block, template, self.roads.get(name), device, seed)
+        learner = self.translators[name]
+        rows, counts = of_block(block, learner.template, self.roads.get(name), learner.base.device, seed)
         if counts:
             before = self.state.roads.get(name, {})
             total = {reason: before.get(reason, 0) + counts.get(reason, 0) for reason in {*before, *counts}}
@@ -147,17 +153,15 @@ class Trip:
 
     @contextmanager
     def training(self, phase: Phase, rows: Table) -> Iterator[Progressing]:
-        """Make the direction's adapter trainable for the time of a phase, and show progress."""
+        """Let the direction learn for the time of a phase, and show progress."""
         total = self._passes(phase) * math.ceil(len(rows) / self.recipe.train.rows_per_step)
-        adapters.choose(self.translators.model, phase.direction.name, train=True)
         self._losses = []
-        try:
-            with self.events.task("training", f"{phase.stage}: {phase.direction.name} learns", total) as task:
-                if self.state.step:
-                    task.advance(self.state.step)
-                yield task
-        finally:
-            adapters.freeze(self.translators.model)
+        learner = self.translators[phase.direction.name].learner
+        name = f"{phase.stage}: {phase.direction.name} learns"
+        with learner.training(), self.events.task("training", name, total) as task:
+            if self.state.step:
+                task.advance(self.state.step)
+            yield task
 
     def step(self, phase: Phase, rows: Table, group: Sequence[int]) -> StepResult:
         """Take one optimizer step, on some of the rows.
@@ -167,11 +171,11 @@ class Trip:
         """
         name = phase.direction.name
         result = step(
-            self.translators.model,
+            self.translators[name].learner.model,
             self.optimizers[name],
             rows,
             group,
-            self.translators.base.pad_id,
+            self.translators[name].base.pad_id,
             self.recipe.train.tokens_per_forward,
             derive(self.recipe.seed, "dropout", phase.number, self.state.step) % 2**32,
         )
@@ -239,13 +243,9 @@ class Trip:
         return next((road.guard for road in self.roads.values() if road.guard is not None), None)
 
     def keep_stage(self, stage: str) -> None:
-        """Keep the adapters as they are now, in PEFT's own format."""
-        adapters.export(
-            self.translators.model,
-            [d.name for d in self.directions],
-            self.run.adapters / stage,
-            self.translators.base.location,
-        )
+        """Keep both directions as they are now: adapters in PEFT's own format, or whole models."""
+        for name, one in self.translators.items():
+            one.learner.export(self.run.adapters / stage / name)
 
     def begin(self) -> None:
         """Score copying the source and the bare base on dev, the floor of every comparison."""
@@ -271,9 +271,8 @@ class Trip:
             self.events.say("  warning: no stage is better than the bare base on dev; what is kept as best is worse")
         test = {"copy": self.scorer.copies("test")}
         for stage in self.state.scores:
-            if stage not in {"copy", BASE}:
-                self._restore(stage)
             if stage != "copy":
+                self._restore(stage)
                 test[stage] = self.scorer.translations("test", stage)
         metrics = results.collect(self.run, self.recipe, self.corpora, self.state, test, self.events.seconds)
         self.run.write_metrics(metrics)
@@ -290,9 +289,8 @@ class Trip:
         results.show(json.loads(self.run.metrics.read_text(encoding="utf-8")), self.run, self.events.console)
 
     def _restore(self, stage: str) -> None:
-        for d in self.directions:
-            tensors = adapters.read(self.run.adapters / stage / d.name)
-            adapters.load(self.translators.model, d.name, tensors)
+        for name, one in self.translators.items():
+            one.learner.restore(None if stage == BASE else self.run.adapters / stage / name)
 
     def _tell(self, task: Progressing) -> Callable[[int, int], None]:
         def tell(rows: int, tokens: int) -> None:

@@ -104,13 +104,13 @@ def model_folder(tmp_path_factory: pytest.TempPathFactory, tokenizer: PreTrained
         initializer_range=0.05,
     )
     model = LlamaForCausalLM(config)
-    _pretrain(model, tokenizer)
+    pretrain(model, tokenizer)
     model.save_pretrained(folder)
     tokenizer.save_pretrained(folder)
     return folder
 
 
-def _pretrain(model: LlamaForCausalLM, tokenizer: PreTrainedTokenizerFast) -> None:
+def pretrain(model: LlamaForCausalLM, tokenizer: PreTrainedTokenizerFast) -> None:
     """Teach both prompt forms on a few pairs, so that hypotheses end; translating well is left to the tests."""
     rows: list[Row] = []
     for kind in ("plain", "chat"):

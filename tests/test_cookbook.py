@@ -175,8 +175,8 @@ def test_overrides_are_toml_values_and_are_kept(write_recipe: WriteRecipe) -> No
     ]
     loaded = cookbook.load(str(write_recipe()), overrides)
     assert loaded.recipe.train.lr == 1e-4
-    assert loaded.recipe.model.dtype == "bfloat16"
-    assert loaded.recipe.adapter.targets == ("q_proj",)
+    assert loaded.recipe.model["en-es"].dtype == "bfloat16"
+    assert loaded.recipe.adapter["es-en"].targets == ("q_proj",)
     assert loaded.recipe.data.filter.min_words == 2
     assert loaded.overrides == tuple(overrides)
 

@@ -25,7 +25,7 @@ from roundtrip.engine.generate import generate, length_limit, pick
 from roundtrip.engine.step import loss_sum, step
 from roundtrip.errors import ModelError
 from roundtrip.models import adapters, base
-from roundtrip.models.optimizer import Optimizer, learning_rate
+from roundtrip.models.optimizer import Optimizer, share_of_rate
 from roundtrip.recipe import Adapter, Generate, Train
 from roundtrip.tokens.template import Row
 
@@ -50,7 +50,7 @@ def batch_of(made: list[Row], pad_id: int) -> Batch:
 def two(model_folder: Path) -> Any:
     """The small model with two adapters whose B is not zero."""
     model = AutoModelForCausalLM.from_pretrained(model_folder)
-    two = adapters.add(model.requires_grad_(False), Adapter(rank=4, dropout=0.2), NAMES, 1)
+    two = adapters.add(model.requires_grad_(False), dict.fromkeys(NAMES, Adapter(rank=4, dropout=0.2)), 1)
     for name in NAMES:
         for parameter in adapters.parameters(two, name).values():
             torch.nn.init.normal_(parameter, std=0.1, generator=torch.Generator().manual_seed(len(name)))
@@ -129,7 +129,7 @@ def snapshot(two: Any, part: str) -> dict[str, torch.Tensor]:
 def test_a_step_moves_one_adapter_and_nothing_else(model_folder: Path, name: str, dtype: torch.dtype) -> None:
     model = AutoModelForCausalLM.from_pretrained(model_folder, dtype=dtype)
     before_hash = base.weights_hash(model)
-    two = adapters.add(model.requires_grad_(False), Adapter(rank=4), NAMES, 1)
+    two = adapters.add(model.requires_grad_(False), dict.fromkeys(NAMES, Adapter(rank=4)), 1)
     (other,) = set(NAMES) - {name}
     optimizer = Optimizer(adapters.parameters(two, name), Train(lr=1e-2), 10)
     for number in range(3):
@@ -156,7 +156,7 @@ def test_first_layer_learns_under_gradient_checkpointing(model_folder: Path) -> 
     plain: dict[str, torch.Tensor] = {}
     for checkpointing in (False, True):
         model = AutoModelForCausalLM.from_pretrained(model_folder).requires_grad_(False)
-        two = adapters.add(model, Adapter(rank=4), NAMES, 1)
+        two = adapters.add(model, dict.fromkeys(NAMES, Adapter(rank=4)), 1)
         for parameter in adapters.parameters(two, "en-es").values():
             torch.nn.init.normal_(parameter, std=0.1, generator=torch.Generator().manual_seed(1))
         if checkpointing:
@@ -219,12 +219,12 @@ def test_gradients_are_clipped_and_a_broken_one_changes_nothing() -> None:
     ("schedule", "middle", "end"), [("constant", 1.0, 1.0), ("linear", 0.55, 0.1), ("cosine", 0.55, 0.1)]
 )
 def test_schedules(schedule: Any, middle: float, end: float) -> None:
-    recipe = Train(lr=2.0, schedule=schedule, lr_warmup_steps=4)
-    rise = [learning_rate(recipe, number, 104) for number in range(4)]
-    assert rise == pytest.approx([0.4, 0.8, 1.2, 1.6])
-    assert learning_rate(recipe, 4, 104) == 2.0
-    assert learning_rate(recipe, 54, 104) == pytest.approx(2.0 * middle)
-    assert learning_rate(recipe, 104, 104) == learning_rate(recipe, 999, 104) == pytest.approx(2.0 * end)
+    recipe = Train(schedule=schedule, lr_warmup_steps=4)
+    rise = [share_of_rate(recipe, number, 104) for number in range(4)]
+    assert rise == pytest.approx([0.2, 0.4, 0.6, 0.8])
+    assert share_of_rate(recipe, 4, 104) == 1.0
+    assert share_of_rate(recipe, 54, 104) == pytest.approx(middle)
+    assert share_of_rate(recipe, 104, 104) == share_of_rate(recipe, 999, 104) == pytest.approx(end)
 
 
 @pytest.mark.parametrize("name", NAMES)
@@ -308,15 +308,15 @@ def test_a_stop_id_that_holds_text_stays() -> None:
 def test_layers_that_cannot_be_merged_are_refused() -> None:
     tied = _llama()
     with pytest.raises(ModelError, match=r"'lm_head' shares its weight with the embedding"):
-        adapters.add(tied, Adapter(targets=("q_proj", "lm_head")), NAMES, 1)
+        adapters.add(tied, dict.fromkeys(NAMES, Adapter(targets=("q_proj", "lm_head"))), 1)
     with pytest.raises(ModelError, match="only linear layers"):
-        adapters.add(_llama(), Adapter(targets=("embed_tokens",)), NAMES, 1)
+        adapters.add(_llama(), dict.fromkeys(NAMES, Adapter(targets=("embed_tokens",))), 1)
 
 
 def test_gpt2_layers_are_merged_transposed() -> None:
     model = _gpt2().eval()
     scratch = base.scratch_copy(model)
-    two = adapters.add(model, Adapter(rank=2, targets=("c_attn",)), NAMES, 1)
+    two = adapters.add(model, dict.fromkeys(NAMES, Adapter(rank=2, targets=("c_attn",))), 1)
     for parameter in adapters.parameters(two, "en-es").values():
         torch.nn.init.normal_(parameter, std=0.1)
     adapters.write_merged(scratch, two, "en-es")
@@ -383,7 +383,7 @@ def test_each_adapter_starts_from_its_own_seed(model_folder: Path) -> None:
     for names in (NAMES, list(reversed(NAMES))):
         torch.manual_seed(len(made))
         model = AutoModelForCausalLM.from_pretrained(model_folder)
-        two = adapters.add(model, Adapter(rank=4), names, 7)
+        two = adapters.add(model, dict.fromkeys(names, Adapter(rank=4)), 7)
         made.append({name: list(adapters.parameters(two, name).values()) for name in NAMES})
     for name in NAMES:
         assert all(torch.equal(a, b) for a, b in zip(made[0][name], made[1][name], strict=True))

@@ -18,6 +18,7 @@ PACKAGE = ROOT / "roundtrip"
 FLOORS = [
     ["errors", "__init__"],
     ["recipe", "sources"],
+    ["combinations"],
     ["cookbook", "events", "signals", "plan"],
     ["text.clean", "text.codes", "text.stream", "text.store"],
     ["text.lines"],
@@ -31,7 +32,8 @@ FLOORS = [
     ["tokens.audit"],
     ["tokens.verdict"],
     ["models.gguf", "models.optimizer", "models.adapters", "engine.batch"],
-    ["models.base", "engine.step", "engine.generate"],
+    ["models.base", "models.fresh", "engine.step", "engine.generate"],
+    ["models.learner"],
     ["judge", "translator", "run", "checkpoint"],
     ["block", "scorer", "roads"],
     ["results", "rows", "telling"],

@@ -129,14 +129,13 @@ def test_adapters_load_with_peft_alone_and_give_the_same_logits(
     finished: tuple[Path, Path, str], model_folder: Path
 ) -> None:
     recipe, folder, _ = finished
-    translators, direction, _ = translate.load(Run(folder), "es")
-    batch = collate(Table.of(translators.templates["en-es"].rows([("I see the moon.", "Veo la luna.")])), [0], 3)
+    one, _ = translate.load(Run(folder), "es")
+    batch = collate(Table.of(one.template.rows([("I see the moon.", "Veo la luna.")])), [0], 3)
     alone = PeftModel.from_pretrained(
         AutoModelForCausalLM.from_pretrained(model_folder, attn_implementation="eager"), folder / "adapters/best/en-es"
     ).eval()
-    translators.model.set_adapter(direction.name)
     with torch.no_grad():
-        ours = translators.model(batch.ids_BT, attention_mask=batch.mask_BT).logits
+        ours = one.learner.model(batch.ids_BT, attention_mask=batch.mask_BT).logits
         theirs = alone(batch.ids_BT, attention_mask=batch.mask_BT).logits
         with alone.disable_adapter():
             base = alone(batch.ids_BT, attention_mask=batch.mask_BT).logits
@@ -524,10 +523,10 @@ def test_translation_keeps_lines_and_refuses_by_number(
     assert written[1] == written[2] == written[4] == ""
     assert "line 3: a sentence of 5000 words is too long" in captured.err.decode()
     # Sentence by sentence: twelve equal sentences give twelve equal translations.
-    translators, direction, settings = translate.load(Run(folder), "es")
-    (one,) = translate.translate(translators, direction, ["I see the red house here."], settings, [], [])
-    assert written[3] == " ".join([one] * 12)
-    assert written[0] == next(translate.translate(translators, direction, ["I see the moon."], settings, [], []))
+    one, settings = translate.load(Run(folder), "es")
+    (alone,) = translate.translate(one, ["I see the red house here."], settings, [], [])
+    assert written[3] == " ".join([alone] * 12)
+    assert written[0] == next(translate.translate(one, ["I see the moon."], settings, [], []))
 
 
 @pytest.mark.parametrize(
@@ -589,7 +588,7 @@ def test_a_damaged_run_folder_is_named(tmp_path: Path, shell: Callable[..., Any]
 def test_another_base_is_refused(finished: tuple[Path, Path, str], tmp_path: Path, shell: Callable[..., Any]) -> None:
     _, folder, _ = finished
     shutil.copytree(folder, tmp_path / "run")
-    facts = json.loads((folder / "run.json").read_text()) | {"base_hash": "0" * 32}
+    facts = json.loads((folder / "run.json").read_text()) | {"base_hash": {"en-es": "0" * 32}}
     (tmp_path / "run" / "run.json").write_text(json.dumps(facts))
     code, _, errors = shell(translate, "run", "--to", "es")
     assert code == 2 and "not the one this run began with" in errors

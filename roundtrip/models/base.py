@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import copy
 import hashlib
-from collections.abc import Callable, Iterator
+import importlib.util
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeVar
@@ -20,6 +21,9 @@ from roundtrip.sources import cache_dir, resolve
 
 T = TypeVar("T")
 
+# What a model is loaded with, and generates with.
+ATTENTION = "sdpa"
+
 
 @dataclass(frozen=True)
 class Base:
@@ -32,6 +36,7 @@ class Base:
         pad_id: id to fill up batches with; its positions are always masked, so any id with an embedding does.
         stop_ids: what the generation config ends at.
         max_positions: longest text in tokens, None where the model names no limit.
+        digest: hash of all weights as loaded.
     """
 
     model: nn.Module
@@ -40,6 +45,7 @@ class Base:
     pad_id: int
     stop_ids: tuple[int, ...]
     max_positions: int | None
+    digest: str
 
     @property
     def dtype(self) -> torch.dtype:
@@ -57,6 +63,7 @@ def locate(spec: Model, folder: Path) -> str:
         SourceError: no such file, or it cannot be fetched.
         ModelError: the GGUF file cannot be read.
     """
+    assert spec.path is not None, "a model from scratch is made before it is loaded"
     path = spec.path
     if not path.startswith("pypi:") and not _names_a_file(path, folder):
         return path
@@ -94,6 +101,7 @@ def load(spec: Model, folder: Path) -> Base:
     location = locate(spec, folder)
     device = choose_device(spec.device)
     dtype = choose_dtype(spec.dtype, device)
+    quantized = _quantization(spec, dtype, device)
     tokenizer = _read(spec, lambda: AutoTokenizer.from_pretrained(location, revision=spec.revision))
     model, report = _read(
         spec,
@@ -101,13 +109,16 @@ def load(spec: Model, folder: Path) -> Base:
             location,
             revision=spec.revision,
             dtype=dtype,
-            attn_implementation="sdpa",
+            attn_implementation=ATTENTION,
             use_safetensors=True,
             output_loading_info=True,
+            **quantized,
         ),
     )
     _refuse_incomplete(spec, model, tokenizer, report)
-    model.requires_grad_(False).eval().to(device)
+    model.requires_grad_(False).eval()
+    if not quantized:
+        model.to(device)
     stop_ids = _stop_ids(model.generation_config)
     known = (i for i in (tokenizer.pad_token_id, tokenizer.eos_token_id) if i is not None)
     pad_id = next((i for i in known if i < _num_embeddings(model)), 0)
@@ -118,7 +129,51 @@ def load(spec: Model, folder: Path) -> Base:
         int(pad_id),
         stop_ids,
         getattr(model.config, "max_position_embeddings", None),
+        weights_hash(model),
     )
+
+
+def _quantization(spec: Model, dtype: torch.dtype, device: torch.device) -> dict[str, Any]:
+    """Return what `from_pretrained` needs for a base of 4 or 8 bits a weight (https://arxiv.org/abs/2305.14314).
+
+    Raises:
+        ModelError: bitsandbytes is not installed.
+    """
+    if spec.quantize == "none":
+        return {}
+    if importlib.util.find_spec("bitsandbytes") is None:
+        raise ModelError(
+            f"a base in {spec.quantize} needs bitsandbytes, which is not installed",
+            place="model.quantize",
+            cure="pip install 'roundtrip[quantize]', or set model.quantize = \"none\"",
+        )
+    from transformers import BitsAndBytesConfig
+
+    four = spec.quantize == "4bit"
+    settings: Any = {"bnb_4bit_quant_type": "nf4", "bnb_4bit_compute_dtype": dtype} if four else {}
+    return {
+        "quantization_config": BitsAndBytesConfig(load_in_4bit=four, load_in_8bit=not four, **settings),
+        "device_map": {"": device},
+    }
+
+
+def reload(spec: Model, base: Base) -> None:
+    """Give a base whose weights have learnt those back that it was loaded with.
+
+    Raises:
+        ModelError: they are not what they were.
+    """
+    from transformers import AutoModelForCausalLM
+
+    fresh = _read(
+        spec,
+        lambda: AutoModelForCausalLM.from_pretrained(
+            base.location, revision=spec.revision, dtype=base.dtype, use_safetensors=True
+        ),
+    )
+    if weights_hash(fresh) != base.digest:
+        raise ModelError("its weights are not those that the run began with", place=base.location)
+    base.model.load_state_dict(fresh.state_dict())
 
 
 def load_tokenizer(spec: Model, folder: Path) -> tuple[Any, tuple[int, ...]]:
@@ -221,7 +276,7 @@ def scratch_copy(model: nn.Module) -> nn.Module:
 
 
 def set_attention(model: nn.Module, name: str) -> None:
-    """Choose the attention that a loaded model is trained with.
+    """Choose the attention of a loaded model.
 
     `auto` is eager on a CPU, which trains short rows faster there than the fused kernel, and sdpa elsewhere.
 
@@ -248,8 +303,13 @@ def checkpoint_activations(model: nn.Module) -> None:
 
 def weights_hash(model: nn.Module) -> str:
     """Return a hash of all weights that are not an adapter's: equal before and after a run."""
+    return tensors_hash(_base_tensors(model))
+
+
+def tensors_hash(tensors: Iterable[tuple[str, torch.Tensor]]) -> str:
+    """Return a hash of named tensors, in the order given."""
     digest = hashlib.blake2b(digest_size=16)
-    for name, tensor in _base_tensors(model):
+    for name, tensor in tensors:
         digest.update(name.encode())
         digest.update(tensor.detach().cpu().contiguous().view(torch.uint8).numpy().tobytes())
     return digest.hexdigest()

@@ -1,4 +1,4 @@
-"""The optimizer of one adapter: AdamW on float32 master copies, and its schedule as a pure function of the step."""
+"""The optimizer of one direction: AdamW on float32 master copies, and its schedule as a pure function of the step."""
 
 from __future__ import annotations
 
@@ -8,11 +8,11 @@ from collections.abc import Mapping
 import torch
 from torch import nn
 
-from roundtrip.recipe import Train
+from roundtrip.recipe import Adapter, Train
 
 
-def learning_rate(recipe: Train, step: int, num_steps: int) -> float:
-    """Return the rate of optimizer step `step` (from 0) out of `num_steps`.
+def share_of_rate(recipe: Train, step: int, num_steps: int) -> float:
+    """Return the share of the highest rate that optimizer step `step` (from 0) out of `num_steps` takes.
 
     It rises over `lr_warmup_steps`, then stays or falls to a tenth along a line or half a cosine.
     """
@@ -25,28 +25,46 @@ def learning_rate(recipe: Train, step: int, num_steps: int) -> float:
             fall = 1.0 - 0.9 * done
         case "cosine":
             fall = 0.1 + 0.45 * (1.0 + math.cos(math.pi * done))
-    return recipe.lr * rise * fall
+    return rise * fall
 
 
 class Optimizer:
-    """AdamW over the parameters of one adapter, with float32 masters where they are of lower precision.
+    """AdamW over the parameters of one direction, with float32 masters where they are of lower precision.
 
     In bfloat16 an update smaller than 1/256 of a weight would be lost; the masters keep it
-    (https://arxiv.org/abs/1710.03740).
+    (https://arxiv.org/abs/1710.03740). With LoRA+ (https://arxiv.org/abs/2402.12354) the B matrices, which begin at
+    zero, learn at a multiple of the rate. Weight decay leaves vectors (norms, biases, magnitudes) alone.
 
     Args:
         parameters: by name; the names are the keys of the saved state.
         recipe: rate, weight decay, clipping and schedule.
         num_steps: how many steps the schedule spans.
+        adapter: the rate, where it is not the recipe's, and the multiple.
     """
 
-    def __init__(self, parameters: Mapping[str, nn.Parameter], recipe: Train, num_steps: int) -> None:
+    def __init__(
+        self,
+        parameters: Mapping[str, nn.Parameter],
+        recipe: Train,
+        num_steps: int,
+        adapter: Adapter = Adapter(),  # noqa: B008 (frozen)
+    ) -> None:
         self.recipe, self.num_steps, self.step_number = recipe, num_steps, 0
+        self._rate = recipe.lr if adapter.lr is None else adapter.lr
         self._parameters = dict(parameters)
         # A float32 parameter is its own master: `float` returns it as it is, over the same memory.
         self._masters = {name: p.detach().float() for name, p in self._parameters.items()}
+        groups: dict[tuple[float, float], list[torch.Tensor]] = {}
+        for name, master in self._masters.items():
+            ratio = adapter.loraplus_ratio if ".lora_B." in name else 1.0
+            decay = recipe.weight_decay if master.ndim > 1 else 0.0
+            groups.setdefault((ratio, decay), []).append(master)
         self._adam = torch.optim.AdamW(
-            list(self._masters.values()), lr=recipe.lr, weight_decay=recipe.weight_decay, betas=(0.9, 0.99)
+            [
+                {"params": params, "ratio": ratio, "weight_decay": decay, "lr": ratio * self._rate}
+                for (ratio, decay), params in groups.items()
+            ],
+            betas=(0.9, 0.99),
         )
 
     def step(self, scale: float) -> float:
@@ -61,7 +79,9 @@ class Optimizer:
             parameter.grad = None
         norm = float(torch.nn.utils.clip_grad_norm_(self._masters.values(), self.recipe.max_grad_norm))
         if math.isfinite(norm):
-            self._adam.param_groups[0]["lr"] = learning_rate(self.recipe, self.step_number, self.num_steps)
+            rate = self._rate * share_of_rate(self.recipe, self.step_number, self.num_steps)
+            for group in self._adam.param_groups:
+                group["lr"] = rate * group["ratio"]
             self._adam.step()
             with torch.no_grad():
                 for name, parameter in self._parameters.items():
@@ -78,7 +98,7 @@ class Optimizer:
 
     @torch.no_grad()
     def restore(self, tensors: Mapping[str, torch.Tensor], step_number: int) -> None:
-        """Continue from what `state` returned; the adapter's own parameters are set from the masters."""
+        """Continue from what `state` returned; the model's own parameters are set from the masters."""
         self.step_number = step_number
         for name, master in self._masters.items():
             master.copy_(tensors[f"master/{name}"])

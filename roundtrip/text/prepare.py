@@ -37,6 +37,14 @@ class Corpora:
     mono: dict[str, Store]
     counts: dict[str, dict[str, int]]
 
+    def all_text(self) -> Iterator[str]:
+        """Yield every line to train on, the languages in turn, so that what reads only the beginning sees both."""
+        for pair in self.train:
+            yield from pair
+        texts = list(self.mono.values())
+        for number in range(max(map(len, texts), default=0)):
+            yield from (text[number][0] for text in texts if number < len(text))
+
 
 def length_ratio(a: float, b: float) -> float:
     """Return how much longer the longer of two texts is, by their characters, with slack for short ones; at least 1."""

@@ -96,6 +96,11 @@ class Template:
             rows.append(Row([*ids, self.segments.end_id], start))
         return rows
 
+    def plain_rows(self, texts: Sequence[str]) -> list[Row]:
+        """Return texts as they are, without the template: every token but the first is a label, the end token too."""
+        encoded = self._encode(list(texts), [0] * len(texts), [len(text) for text in texts], None)
+        return [Row([*ids, self.segments.end_id], 1) for ids, _ in encoded]
+
     def targets(self, targets: Sequence[str]) -> list[list[int] | None]:
         """Return the ids of each target in its slot, without the end token.
 

@@ -1,0 +1,220 @@
+"""What is sound by itself in a recipe and impossible together, each with its place and a cure."""
+
+from __future__ import annotations
+
+import difflib
+import re
+from collections.abc import Sequence
+
+import langcodes
+
+from roundtrip.recipe import Adapter, Model, Recipe, TemplateText, TextSource, Tokens
+
+# What a fresh adapter is made by; where all weights learn it has no meaning.
+_OF_ADAPTERS = (
+    "rank",
+    "alpha",
+    "dropout",
+    "targets",
+    "layers",
+    "init",
+    "loraplus_ratio",
+    "ephemeral_gpu_offload",
+    "dtype",
+)
+
+
+def combination_problems(recipe: Recipe) -> list[str]:
+    """Name the keys that are sound by themselves and impossible together."""
+    problems = [*_languages(recipe), *_data(recipe), *_template(recipe.template), *_tokens(recipe.tokens)]
+    if not recipe.rounds.number and not recipe.train.parallel_passes and not recipe.train.text_lines:
+        problems.append("rounds.number: 0 rounds, 0 train.parallel_passes and 0 train.text_lines train nothing")
+    if recipe.train.text_lines and recipe.data.cut is None:
+        problems += [
+            f"train.text_lines: reads text of both languages, and data.mono has no '{code}'"
+            for code in recipe.languages
+            if not recipe.data.mono.get(code)
+        ]
+    if recipe.train.max_row_tokens > recipe.train.tokens_per_forward:
+        problems.append(
+            f"train.max_row_tokens: {recipe.train.max_row_tokens} does not fit into "
+            f"train.tokens_per_forward {recipe.train.tokens_per_forward}"
+        )
+    if recipe.generate.temperature == 0 and (recipe.generate.top_p < 1 or recipe.generate.top_k):
+        problems.append("generate: top_p and top_k do nothing at temperature 0; set generate.temperature")
+    for language in recipe.score.bleu_tokenize:
+        if language not in recipe.languages:
+            first, second = recipe.languages
+            problems.append(f"score.bleu_tokenize.{language}: not one of the languages {first}, {second}")
+    models: list[str] = []
+    for name, model in recipe.model.items():
+        models += _model(model)
+        models += _adapter(recipe, recipe.adapter[name], model)
+    return problems + list(dict.fromkeys(models))
+
+
+def _model(model: Model) -> list[str]:
+    problems = []
+    if model.path is None and model.from_scratch is None:
+        problems.append(
+            "model.path: missing; name a hub id, a folder or a .gguf file, or make one with model.from_scratch"
+        )
+    if model.path is not None and model.from_scratch is not None:
+        problems.append("model.from_scratch: makes a model, and model.path names one; leave one of them out")
+    if model.from_scratch is not None and model.from_scratch.width % (2 * model.from_scratch.heads):
+        problems.append(
+            f"model.from_scratch.width: {model.from_scratch.width} is not an even multiple of heads "
+            f"{model.from_scratch.heads}"
+        )
+    return problems
+
+
+def _adapter(recipe: Recipe, adapter: Adapter, model: Model) -> list[str]:
+    problems = []
+    method = f"adapter.method: '{adapter.method}'"
+    if adapter.method == "full":
+        if all(other.method == "full" for other in recipe.adapter.values()):
+            problems += [
+                f"adapter.{key}: does nothing where all weights learn (adapter.method = 'full')"
+                for key in _OF_ADAPTERS
+                if key in adapter.model_fields_set
+            ]
+        if model.quantize != "none":
+            problems.append(
+                f"{method} trains all weights, which model.quantize = '{model.quantize}' rounds; use 'lora'"
+            )
+    elif model.from_scratch is not None:
+        problems.append(f"{method} adapts a model that knows something; a model from scratch needs 'full'")
+    if adapter.method in {"pissa", "olora"}:
+        if recipe.one_base:
+            problems.append(
+                f"{method} takes a part out of the base, which the other direction shares; set model.shared = false, "
+                "so that each has its own, or use 'rslora'"
+            )
+        if model.quantize != "none":
+            problems.append(f"{method} changes the base's weights, which model.quantize fixes; use 'lora' or 'rslora'")
+        if adapter.init is not None:
+            problems.append(f"adapter.init: {method} begins with a part of the base, not with an earlier adapter")
+    if adapter.layers is not None and isinstance(adapter.targets, str):
+        problems.append(
+            "adapter.layers: only goes with names in adapter.targets; a pattern there may name the layers itself"
+        )
+    if adapter.method not in {"dora", "rsdora"} and adapter.ephemeral_gpu_offload:
+        problems.append("adapter.ephemeral_gpu_offload: only DoRA does the work that it moves; use method 'dora'")
+    if any("lm_head" in target for target in _as_tuple(adapter.targets)) and model.quantize != "none":
+        problems.append("adapter.targets: lm_head is not quantized with the rest; leave it out")
+    return problems
+
+
+def _as_tuple(value: str | tuple[str, ...]) -> tuple[str, ...]:
+    return (value,) if isinstance(value, str) else value
+
+
+def _languages(recipe: Recipe) -> list[str]:
+    problems: list[str] = []
+    codes = recipe.languages
+    unknown = [code for code in codes if not _is_language(code)]
+    problems += [f"languages: '{code}' is not a language code; use BCP 47 such as 'en', 'pt-BR'" for code in unknown]
+    if not unknown and langcodes.standardize_tag(codes[0]) == langcodes.standardize_tag(codes[1]):
+        problems.append(f"languages: '{codes[0]}' and '{codes[1]}' are the same language; name two")
+    return problems
+
+
+def _data(recipe: Recipe) -> list[str]:
+    problems: list[str] = []
+    codes, data = recipe.languages, recipe.data
+    named = [key for key in ("train", "dev", "test", "mono") if getattr(data, key)]
+    if data.cut is not None and named:
+        problems.append(
+            f"data.cut: excludes {', '.join(f'data.{k}' for k in named)}; the cut makes all parts from one corpus"
+        )
+    if data.cut is not None and not recipe.rounds.number and not data.cut.train:
+        problems.append("data.cut.train: 0 pairs and 0 rounds train nothing")
+    if data.cut is not None and not data.cut.corpus:
+        problems.append("data.cut.corpus: no source given")
+    if data.cut is None:
+        problems += [f"data.{key}: nothing given; needed for scores" for key in ("dev", "test") if key not in named]
+        if not data.train and not recipe.rounds.number:
+            problems.append("data.train: nothing to train on, and rounds.number is 0")
+        for code in codes:
+            if recipe.rounds.number and not data.mono.get(code):
+                problems.append(f"data.mono: no '{code}'; both languages need text, or set rounds.number = 0")
+        problems += [
+            f"data.mono.{code}: not one of the languages {codes[0]}, {codes[1]}"
+            for code in data.mono
+            if code not in codes
+        ]
+    if data.filter.max_words is not None and data.filter.max_words < data.filter.min_words:
+        problems.append(f"data.filter.max_words: {data.filter.max_words} is below min_words {data.filter.min_words}")
+    for key, source, num_languages in recipe.sources():
+        problems += [f"{key}: {text}" for text in _source_problems(source, num_languages)]
+    return problems
+
+
+def _template(template: TemplateText) -> list[str]:
+    problems: list[str] = []
+    fields = template.text if template.kind == "plain" else template.instruction
+    needed = ["{source}", "{target}"] if template.kind == "plain" else ["{source}"]
+    key = "template.text" if template.kind == "plain" else "template.instruction"
+    for field in needed:
+        if fields.count(field) != 1:
+            problems.append(f"{key}: needs {field} exactly once, has it {fields.count(field)} times")
+    known = {
+        "source_language",
+        "target_language",
+        "source",
+        *(["target"] if template.kind == "plain" else []),
+    }
+    for field in re.findall(r"\{(\w*)\}", fields):
+        if field not in known:
+            problems.append(f"{key}: unknown field {{{field}}}{did_you_mean(field, known)}")
+    foreign = {"instruction", "system"} if template.kind == "plain" else {"text"}
+    for name in sorted(foreign & template.model_fields_set):
+        problems.append(f"template.{name}: a {template.kind} template does not use it")
+    for field in re.findall(r"\{(\w*)\}", template.system or ""):
+        if field not in {"source_language", "target_language"}:
+            problems.append(f"template.system: unknown field {{{field}}}")
+    if template.kind == "plain" and fields.rstrip()[-8:] != "{target}":
+        problems.append("template.text: must end with {target}; the end token follows it")
+    return problems
+
+
+def _tokens(tokens: Tokens) -> list[str]:
+    problems: list[str] = []
+    if tokens.strict and tokens.road == "strings":
+        problems.append("tokens.strict: asks that no row goes by strings, and tokens.road sends every row there")
+    if tokens.road == "strings":
+        unused = sorted({"guard", "audit"} & tokens.model_fields_set)
+        problems += [f"tokens.{name}: does nothing where tokens.road sends every row by strings" for name in unused]
+    if tokens.strict and tokens.guard == "device":
+        problems.append("tokens.strict: proves every row on the host; set tokens.guard to 'auto' or 'host'")
+    return problems
+
+
+def _is_language(code: str) -> bool:
+    # A code becomes part of file and adapter names.
+    return re.fullmatch(r"[A-Za-z0-9-]+", code) is not None and bool(langcodes.tag_is_valid(code))
+
+
+def _source_problems(source: TextSource, num_languages: int) -> list[str]:
+    problems = []
+    if isinstance(source.path, tuple) and num_languages == 1:
+        problems.append(f"two files {list(source.path)} where one language is wanted")
+    if source.columns is not None and len(source.columns) != num_languages:
+        problems.append(f"columns {list(source.columns)}: {num_languages} wanted, one a language")
+    hub = isinstance(source.path, str) and source.path.startswith("hf:")
+    if not hub and {"subset", "split"} & source.model_fields_set:
+        problems.append("subset and split: only a path hf:DATASET has them")
+    if source.format == "datasets" and not hub:
+        problems.append("format 'datasets': the path must be hf:DATASET")
+    tables = ("tsv", "tab", "csv", "jsonl", "ndjson", "parquet")
+    endings = str(source.path).removesuffix(".gz").rpartition(".")[2].lower()
+    if not (hub or source.format in tables or (source.format == "auto" and endings in tables)):
+        unused = sorted({"columns", "header"} & source.model_fields_set)
+        problems += [f"{key}: only tables have it, {source.path} is none" for key in unused]
+    return problems
+
+
+def did_you_mean(word: str, known: Sequence[str] | set[str]) -> str:
+    close = difflib.get_close_matches(word, sorted(known), 1, cutoff=0.5)
+    return f"; did you mean '{close[0]}'?" if close else f"; known: {', '.join(sorted(known))}"

@@ -1,0 +1,138 @@
+"""A model from nothing: a tokenizer trained on the recipe's own text, and a Llama with random weights."""
+
+from __future__ import annotations
+
+import io
+import shutil
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Any
+
+import torch
+from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers
+
+from roundtrip.errors import ModelError
+from roundtrip.recipe import FromScratch
+
+_SPACE = "▁"
+_SPECIALS = ("<unk>", "<s>", "</s>", "<pad>")
+_NUM_BYTES = 256
+# SentencePiece keeps its sample in memory; so many lines are plenty for a vocabulary.
+_MAX_LINES = 1_000_000
+
+
+def make(recipe: FromScratch, lines: Iterable[str], folder: Path, seed: int) -> None:
+    """Make a model folder that `from_pretrained` reads; one that is there already is left alone.
+
+    Args:
+        lines: text of both languages, for the tokenizer.
+        seed: of the weights.
+
+    Raises:
+        ModelError: the text is too little for so many tokens, or the shape is impossible.
+    """
+    if folder.is_dir():
+        return
+    from transformers import LlamaConfig, LlamaForCausalLM
+
+    tokenizer = train_tokenizer(lines, recipe.vocabulary)
+    config = LlamaConfig(
+        vocab_size=len(tokenizer),
+        hidden_size=recipe.width,
+        # Two thirds of the usual four, since there are three matrices (https://arxiv.org/abs/2002.05202).
+        intermediate_size=(8 * recipe.width // 3 + 63) // 64 * 64,
+        num_hidden_layers=recipe.layers,
+        num_attention_heads=recipe.heads,
+        num_key_value_heads=recipe.heads,
+        max_position_embeddings=recipe.positions,
+        tie_word_embeddings=True,
+        bos_token_id=tokenizer.bos_token_id,
+        eos_token_id=tokenizer.eos_token_id,
+        pad_token_id=tokenizer.pad_token_id,
+    )
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        model = LlamaForCausalLM(config)
+    beside = folder.with_name(f".{folder.name}.tmp")
+    shutil.rmtree(beside, ignore_errors=True)
+    model.save_pretrained(beside)
+    tokenizer.save_pretrained(beside)
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    beside.rename(folder)
+
+
+def train_tokenizer(lines: Iterable[str], size: int) -> Any:
+    """Train a byte-pair encoding with SentencePiece (https://arxiv.org/abs/1808.06226) and make it a fast tokenizer.
+
+    What is no piece falls back to bytes, so that nothing is unknown; text is not normalized, so that nothing is lost.
+
+    Raises:
+        ModelError: the text is too little for so many tokens.
+    """
+    import sentencepiece
+    from transformers import PreTrainedTokenizerFast
+
+    written = io.BytesIO()
+    try:
+        sentencepiece.SentencePieceTrainer.train(
+            sentence_iterator=iter(lines),
+            model_writer=written,
+            model_type="bpe",
+            vocab_size=size,
+            byte_fallback=True,
+            character_coverage=0.9999,
+            normalization_rule_name="identity",
+            remove_extra_whitespaces=False,
+            split_digits=True,
+            pad_id=len(_SPECIALS) - 1,
+            num_threads=1,
+            input_sentence_size=_MAX_LINES,
+            shuffle_input_sentence=False,
+            minloglevel=2,
+        )
+    except RuntimeError as error:
+        raise ModelError(
+            f"no tokenizer of {size} tokens comes out of this text: {str(error).rpartition(') ')[2].strip()}",
+            place="model.from_scratch.vocabulary",
+            cure="lower it, or give more text in data.mono",
+        ) from error
+    trained = sentencepiece.SentencePieceProcessor(model_proto=written.getvalue())
+    pieces = [trained.id_to_piece(number) for number in range(trained.get_piece_size())]
+    tokenizer = Tokenizer(
+        models.BPE(
+            vocab={piece: number for number, piece in enumerate(pieces)},
+            merges=_merges(pieces[len(_SPECIALS) + _NUM_BYTES :], set(pieces)),
+            unk_token=_SPECIALS[0],
+            fuse_unk=True,
+            byte_fallback=True,
+        )
+    )
+    tokenizer.pre_tokenizer = pre_tokenizers.Sequence(
+        [pre_tokenizers.Metaspace(prepend_scheme="first"), pre_tokenizers.Digits(individual_digits=True)]
+    )
+    tokenizer.decoder = decoders.Sequence(
+        [decoders.Replace(_SPACE, " "), decoders.ByteFallback(), decoders.Fuse(), decoders.Strip(" ", 1, 0)]
+    )
+    tokenizer.add_special_tokens([AddedToken(token, special=True, normalized=False) for token in _SPECIALS])
+    unknown, bos, eos, pad = _SPECIALS
+    return PreTrainedTokenizerFast(
+        tokenizer_object=tokenizer,
+        unk_token=unknown,
+        bos_token=bos,
+        eos_token=eos,
+        pad_token=pad,
+        clean_up_tokenization_spaces=False,
+    )
+
+
+def _merges(learnt: list[str], known: set[str]) -> list[tuple[str, str]]:
+    """Return the merges behind the pieces, which stand in the order in which they were learnt.
+
+    SentencePiece joins the two neighbours whose joint piece was learnt first, by whatever cut.
+    """
+    return [
+        (piece[:cut], piece[cut:])
+        for piece in learnt
+        for cut in range(1, len(piece))
+        if piece[:cut] in known and piece[cut:] in known
+    ]

@@ -1,0 +1,196 @@
+"""What one direction learns with: an adapter on a base that may be shared, or all weights of a model of its own."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import load_file
+from torch import nn
+
+from roundtrip.errors import ModelError
+from roundtrip.models import adapters
+from roundtrip.models import base as bases
+from roundtrip.models.base import Base
+from roundtrip.recipe import Adapter, Model
+
+WHOLE = "model.safetensors"
+
+
+@dataclass(frozen=True)
+class Learner:
+    """One direction's weights.
+
+    Attributes:
+        name: of the direction, and of its adapter.
+        spec, adapter: of the recipe.
+        base: the model as loaded; with adapters its layers carry them.
+        model: what is trained: a PEFT model over `base.model`, or `base.model` itself.
+        scratch: a plain copy to generate from, written anew before each use; None where the model itself generates.
+        began: see `adapters.start`, None for a method that has no need of it.
+    """
+
+    name: str
+    spec: Model
+    adapter: Adapter
+    base: Base
+    model: Any
+    scratch: Any | None
+    began: Mapping[str, torch.Tensor] | None = field(default=None, repr=False)
+
+    @property
+    def whole(self) -> bool:
+        """Whether all weights learn."""
+        return self.adapter.method == "full"
+
+    @property
+    def began_digest(self) -> str | None:
+        """A hash of `began`; another machine may find other numbers."""
+        return None if self.began is None else bases.tensors_hash(self.began.items())
+
+    def parameters(self) -> dict[str, nn.Parameter]:
+        """Return what learns, by name, in a fixed order."""
+        if self.whole:
+            return dict(sorted(self.model.named_parameters()))
+        return adapters.parameters(self.model, self.name)
+
+    @contextmanager
+    def training(self) -> Iterator[None]:
+        """Let this direction alone learn; dropout is on."""
+        bases.set_attention(self.base.model, self.spec.train_attention)
+        if self.whole:
+            self.model.requires_grad_(True).train()
+        else:
+            adapters.choose(self.model, self.name, train=True)
+        try:
+            yield
+        finally:
+            adapters.freeze(self.model)
+
+    @contextmanager
+    def generating(self, *, adapted: bool = True) -> Iterator[nn.Module]:
+        """Give a model in eval mode whose weights are this direction's as they are now.
+
+        Args:
+            adapted: False asks the bare base; where all weights learn, put these back first (`restore`).
+        """
+        if self.scratch is not None:
+            adapters.write_merged(self.scratch, self.model, self.name if adapted else None)
+            yield self.scratch
+            return
+        bases.set_attention(self.base.model, bases.ATTENTION)
+        if self.whole:
+            yield self.model
+            return
+        adapters.choose(self.model, self.name, train=False)
+        if not adapted:
+            self.model.base_model.disable_adapter_layers()
+        try:
+            yield self.base.model
+        finally:
+            self.model.base_model.enable_adapter_layers()
+            adapters.freeze(self.model)
+
+    def export(self, folder: Path) -> None:
+        """Save the direction as it is: a PEFT folder, or a model folder with its tokenizer."""
+        if not self.whole:
+            adapters.export(self.model, self.name, folder, self.base.location, self.began)
+            return
+        self.model.save_pretrained(folder)
+        self.base.tokenizer.save_pretrained(folder)
+
+    def restore(self, folder: Path | None) -> None:
+        """Take up what `export` saved; None brings back what was loaded, where all weights learn.
+
+        Raises:
+            ModelError: there is nothing, it is broken, or it is of another model.
+        """
+        if self.whole:
+            if folder is None:
+                bases.reload(self.spec, self.base)
+            else:
+                _load_whole(self.model, folder)
+        elif folder is not None:
+            adapters.load(self.model, self.name, adapters.read(folder), self.began)
+
+
+def _load_whole(model: nn.Module, folder: Path) -> None:
+    files = sorted(folder.glob("model*.safetensors"))
+    try:
+        saved = {key: value for file in files for key, value in load_file(file).items()}
+        missing = model.load_state_dict(saved, strict=False)
+    except (OSError, SafetensorError, RuntimeError) as error:
+        raise ModelError(f"no readable model: {error}", place=str(folder)) from error
+    own = {name for name, _ in model.named_parameters()}
+    if lacking := sorted(own & set(missing.missing_keys)) + sorted(missing.unexpected_keys):
+        raise ModelError(f"the saved model does not fit: '{lacking[0]}' is on one side only", place=str(folder))
+
+
+def frozen_hashes(learners: Mapping[str, Learner]) -> dict[str, str]:
+    """Return hashes of the weights that must not change, by direction; equal before and after a run."""
+    found: dict[int, str] = {}
+    hashes = {}
+    for name, learner in learners.items():
+        if not learner.whole:
+            key = id(learner.base.model)
+            if key not in found:
+                found[key] = bases.weights_hash(learner.model)
+            hashes[name] = found[key]
+    return hashes
+
+
+def load(
+    models: Mapping[str, Model], recipes: Mapping[str, Adapter], folder: Path, *, one_base: bool, seed: int
+) -> dict[str, Learner]:
+    """Load what both directions learn with.
+
+    Args:
+        models, recipes: by direction.
+        folder: where relative paths of the recipe start.
+        one_base: both directions have adapters on one base, which is loaded once.
+
+    Raises:
+        SourceError, ModelError: something in `[model]` or `[adapter]` cannot be had.
+    """
+    if one_base:
+        loaded = bases.load(next(iter(models.values())), folder)
+        return _adapted(models, recipes, loaded, folder, seed)
+    found: dict[str, Learner] = {}
+    for name, spec in models.items():
+        loaded = bases.load(spec, folder)
+        if recipes[name].method == "full":
+            _prepare(loaded.model, spec)
+            found[name] = Learner(name, spec, recipes[name], loaded, loaded.model, None)
+        else:
+            found |= _adapted({name: spec}, {name: recipes[name]}, loaded, folder, seed)
+    return found
+
+
+def _prepare(model: nn.Module, spec: Model) -> None:
+    """Try what training will need, before any time is spent."""
+    bases.set_attention(model, spec.train_attention)
+    if spec.gradient_checkpointing:
+        bases.checkpoint_activations(model)
+
+
+def _adapted(
+    models: Mapping[str, Model], recipes: Mapping[str, Adapter], loaded: Base, folder: Path, seed: int
+) -> dict[str, Learner]:
+    spec = next(iter(models.values()))
+    # A quantized base has no weights that a sum could be written into: it generates through the adapter.
+    scratch = bases.scratch_copy(loaded.model) if spec.quantize == "none" else None
+    model = adapters.add(loaded.model, recipes, seed)
+    began = adapters.start(model, recipes)
+    for name, recipe in recipes.items():
+        if recipe.init is not None:
+            adapters.begin_from(model, name, recipe, (folder / Path(recipe.init).expanduser()))
+    _prepare(loaded.model, spec)
+    return {
+        name: Learner(name, models[name], recipe, loaded, model, scratch, began.get(name))
+        for name, recipe in recipes.items()
+    }

@@ -1,0 +1,252 @@
+"""Each method against its formula, on a real small model: what is added, what is learnt, what is saved."""
+
+from __future__ import annotations
+
+import json
+import math
+from pathlib import Path
+from typing import Any, get_args
+
+import pytest
+import torch
+from peft import PeftModel
+from peft.tuners.lora import LoraLayer
+from transformers import AutoModelForCausalLM
+
+from roundtrip.errors import ModelError
+from roundtrip.models import adapters, base
+from roundtrip.models.optimizer import Optimizer, share_of_rate
+from roundtrip.recipe import Adapter, Train
+
+METHODS = [name for name in get_args(Adapter.model_fields["method"].annotation) if name != "full"]
+IDS = torch.randint(5, 250, (3, 17), generator=torch.Generator().manual_seed(1))
+
+
+def fresh(folder: Path) -> Any:
+    return AutoModelForCausalLM.from_pretrained(folder, attn_implementation="eager").requires_grad_(False).eval()
+
+
+def adapted(folder: Path, *, moved: bool = True, name: str = "en-es", **settings: Any) -> Any:
+    """Return a model with one adapter, moved away from its start at random."""
+    model = adapters.add(fresh(folder), {name: Adapter(**({"rank": 4} | settings))}, 1)
+    adapters.choose(model, name, train=False)
+    if moved:
+        random = torch.Generator().manual_seed(5)
+        for parameter in adapters.parameters(model, name).values():
+            parameter.data += torch.randn(parameter.shape, generator=random) * 0.05
+    return model
+
+
+def logits(model: Any) -> torch.Tensor:
+    with torch.no_grad():
+        found: torch.Tensor = model(IDS).logits
+    return found
+
+
+def first_layer(model: Any) -> LoraLayer:
+    return next(layer for layer in model.modules() if isinstance(layer, LoraLayer))
+
+
+@pytest.mark.parametrize(("method", "scale"), [("lora", 32 / 4), ("rslora", 32 / 2)])
+def test_lora_adds_its_product_by_its_own_scale(model_folder: Path, method: str, scale: float) -> None:
+    layer = first_layer(adapted(model_folder, method=method, alpha=32.0))
+    a, b = layer.lora_A["en-es"].weight, layer.lora_B["en-es"].weight
+    inputs = torch.randn(6, a.shape[1])
+    expected = inputs @ layer.get_base_layer().weight.T + scale * (inputs @ a.T @ b.T)
+    assert torch.allclose(layer(inputs), expected, atol=1e-5)
+
+
+@pytest.mark.parametrize(("method", "scale"), [("dora", 32 / 4), ("rsdora", 32 / 2)])
+def test_dora_is_magnitude_times_direction(model_folder: Path, method: str, scale: float) -> None:
+    layer = first_layer(adapted(model_folder, method=method, alpha=32.0))
+    a, b = layer.lora_A["en-es"].weight, layer.lora_B["en-es"].weight
+    magnitude = layer.lora_magnitude_vector["en-es"].weight
+    direction = layer.get_base_layer().weight + scale * b @ a
+    weight = magnitude[:, None] * direction / direction.norm(dim=1, keepdim=True)
+    inputs = torch.randn(6, a.shape[1])
+    assert torch.allclose(layer(inputs), inputs @ weight.T, atol=1e-5)
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_every_method_starts_as_the_base(model_folder: Path, method: str) -> None:
+    model = adapted(model_folder, method=method, moved=False)
+    assert torch.allclose(logits(model), logits(fresh(model_folder)), atol=1e-4)
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_merged_weights_are_what_the_adapter_computes(model_folder: Path, method: str) -> None:
+    model = adapted(model_folder, method=method)
+    scratch = fresh(model_folder)
+    adapters.write_merged(scratch, model, "en-es")
+    assert torch.allclose(logits(scratch), logits(model), atol=1e-4)
+    assert not torch.allclose(logits(scratch), logits(fresh(model_folder)), atol=1e-2)
+    theirs = model.merge_and_unload()
+    assert torch.allclose(logits(theirs), logits(scratch), atol=1e-4)
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_what_is_saved_works_on_the_base_as_published(model_folder: Path, tmp_path: Path, method: str) -> None:
+    """By PEFT alone, whatever the method took out of the base; and back into an adapter of ours, to the last bit."""
+    settings = {"en-es": Adapter(method=method, rank=4)}  # type: ignore[arg-type]
+    model = adapters.add(fresh(model_folder), settings, 1)
+    began = adapters.start(model, settings)
+    assert set(began) == ({"en-es"} if method in adapters.MOVING else set())
+    for parameter in adapters.parameters(model, "en-es").values():
+        parameter.data += torch.randn(parameter.shape, generator=torch.Generator().manual_seed(3)) * 0.05
+    adapters.choose(model, "en-es", train=False)
+    adapters.export(model, "en-es", tmp_path, str(model_folder), began.get("en-es"))
+    alone = PeftModel.from_pretrained(fresh(model_folder), tmp_path).eval()
+    assert torch.allclose(logits(alone), logits(model), atol=1e-4)
+    other = adapters.add(fresh(model_folder), settings, 1)
+    adapters.load(other, "en-es", adapters.read(tmp_path), began.get("en-es"))
+    adapters.choose(other, "en-es", train=False)
+    assert torch.equal(logits(other), logits(model))
+    for_use = adapters.add(fresh(model_folder), {"en-es": adapters.as_exported(settings["en-es"])}, 9)
+    adapters.load(for_use, "en-es", adapters.read(tmp_path))
+    adapters.choose(for_use, "en-es", train=False)
+    assert torch.allclose(logits(for_use), logits(model), atol=1e-4)
+
+
+def test_two_directions_of_other_kinds_share_a_base(model_folder: Path) -> None:
+    kinds = {
+        "en-es": Adapter(rank=8, targets=("q_proj",)),
+        "es-en": Adapter(method="dora", rank=2, targets=("o_proj", "up_proj"), layers=(1,)),
+    }
+    model = adapters.add(fresh(model_folder), kinds, 1)
+    for name in kinds:
+        for parameter in adapters.parameters(model, name).values():
+            parameter.data += 0.03
+    assert not any(".layers.0." in key for key in adapters.parameters(model, "es-en"))
+    assert all(".q_proj." in key for key in adapters.parameters(model, "en-es"))
+    scratch = fresh(model_folder)
+    for name in kinds:
+        adapters.choose(model, name, train=False)
+        adapters.write_merged(scratch, model, name)
+        assert torch.allclose(logits(scratch), logits(model), atol=1e-4)
+    adapters.write_merged(scratch, model, None)
+    assert torch.equal(logits(scratch), logits(fresh(model_folder)))
+
+
+@pytest.mark.parametrize(
+    ("targets", "number"), [("all-linear", 14), (("q_proj", "v_proj"), 4), (r".*layers\.1\..*_proj", 7)]
+)
+def test_targets_are_names_a_pattern_or_all(model_folder: Path, targets: Any, number: int) -> None:
+    model = adapted(model_folder, targets=targets)
+    assert sum(isinstance(layer, LoraLayer) for layer in model.modules()) == number
+
+
+def test_targets_that_are_not_there_are_named(model_folder: Path) -> None:
+    with pytest.raises(ModelError, match="adapter.en-es, targets"):
+        adapted(model_folder, targets=("no_such_layer",))
+
+
+@pytest.mark.gpu
+def test_offloading_gives_the_same_dora(model_folder: Path) -> None:
+    plain, offloaded = (adapted(model_folder, method="dora", ephemeral_gpu_offload=flag) for flag in (False, True))
+    assert first_layer(offloaded).ephemeral_gpu_offload and not first_layer(plain).ephemeral_gpu_offload
+    assert torch.allclose(logits(plain), logits(offloaded), atol=1e-4)
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU")
+def test_offloading_without_a_gpu_is_refused(model_folder: Path) -> None:
+    with pytest.raises(ModelError, match="no GPU to do DoRA's start on"):
+        adapted(model_folder, method="dora", ephemeral_gpu_offload=True)
+    for_use = adapters.as_exported(Adapter(method="dora", ephemeral_gpu_offload=True))
+    assert adapters.add(fresh(model_folder), {"en-es": for_use}, 1), "what was trained with it is used without"
+
+
+def test_an_adapter_starts_from_an_earlier_one(model_folder: Path, tmp_path: Path) -> None:
+    earlier = adapted(model_folder, rank=4)
+    adapters.export(earlier, "en-es", tmp_path, str(model_folder))
+    model = adapted(model_folder, rank=4, moved=False, name="es-en")
+    adapters.begin_from(model, "es-en", Adapter(rank=4), tmp_path)
+    assert torch.equal(logits(model), logits(earlier))
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({"rank": 8}, "it has r 4, the recipe 8"),
+        ({"alpha": 16.0}, "it has lora_alpha 32.0, the recipe 16.0"),
+        ({"method": "dora"}, "it has use_dora False, the recipe True"),
+        ({"method": "rslora"}, "it has use_rslora False, the recipe True"),
+        ({"targets": ("q_proj",)}, "made for another base or for other targets"),
+    ],
+)
+def test_an_earlier_adapter_of_another_kind_is_refused(
+    model_folder: Path, tmp_path: Path, settings: dict[str, Any], message: str
+) -> None:
+    adapters.export(adapted(model_folder, rank=4), "en-es", tmp_path, str(model_folder))
+    wanted = Adapter(**({"rank": 4} | settings))
+    model = adapters.add(fresh(model_folder), {"en-es": wanted}, 1)
+    with pytest.raises(ModelError, match=message):
+        adapters.begin_from(model, "en-es", wanted, tmp_path)
+
+
+def test_an_adapter_for_a_deeper_base_is_refused(model_folder: Path, tmp_path: Path) -> None:
+    """PEFT would load it and leave the layers above unadapted, without a word."""
+    config = fresh(model_folder).config
+    config.num_hidden_layers = 3
+    deeper = AutoModelForCausalLM.from_config(config)
+    adapters.export(adapted(model_folder, rank=4), "en-es", tmp_path, str(model_folder))
+    model = adapters.add(deeper, {"en-es": Adapter(rank=4)}, 1)
+    with pytest.raises(ModelError, match="another base"):
+        adapters.begin_from(model, "en-es", Adapter(rank=4), tmp_path)
+
+
+def test_moving_methods_keep_the_sum_and_change_the_base(model_folder: Path) -> None:
+    """Why they are refused on a base that the other direction shares."""
+    before = base.weights_hash(fresh(model_folder))
+    for method in METHODS:
+        model = adapted(model_folder, method=method, moved=False)
+        assert (base.weights_hash(model) != before) == (method in adapters.MOVING), method
+
+
+def stepped(model: Any, adapter: Adapter, number: int, optimizer: Optimizer | None = None) -> Optimizer:
+    """Take steps with gradients of one, which in AdamW move each weight by the rate itself."""
+    own = adapters.parameters(model, "en-es")
+    train = Train(lr=1e-3, schedule="linear", lr_warmup_steps=2, max_grad_norm=1e9)
+    optimizer = optimizer or Optimizer(own, train, 10, adapter)
+    for _ in range(number):
+        for parameter in own.values():
+            parameter.grad = torch.ones_like(parameter)
+        optimizer.step(1.0)
+    return optimizer
+
+
+@pytest.mark.parametrize("method", ["lora", "dora"])
+def test_loraplus_moves_b_by_its_ratio_in_the_optimizer_that_steps(model_folder: Path, method: Any) -> None:
+    adapter = Adapter(method=method, rank=4, loraplus_ratio=16.0, lr=2e-3)
+    model = adapted(model_folder, method=method)
+    own = adapters.parameters(model, "en-es")
+    saved: dict[str, torch.Tensor] = {}
+    optimizer: Optimizer | None = None
+    for number in range(6):
+        before = {name: parameter.detach().clone() for name, parameter in own.items()}
+        if number == 3:  # a resume in between changes nothing
+            assert optimizer is not None
+            saved = {key: value.clone() for key, value in optimizer.state().items()}
+            optimizer = Optimizer(own, optimizer.recipe, 10, adapter)
+            optimizer.restore(saved, 3)
+        optimizer = stepped(model, adapter, 1, optimizer)
+        rate = 2e-3 * share_of_rate(optimizer.recipe, number, 10)
+        for name, parameter in own.items():
+            moved = float((before[name] - parameter.detach()).abs().mean())
+            wanted = rate * (16.0 if ".lora_B." in name else 1.0)
+            assert math.isclose(moved, wanted, rel_tol=2e-2), (number, name)
+
+
+def test_vectors_do_not_decay(model_folder: Path) -> None:
+    own = adapters.parameters(adapted(model_folder, method="dora"), "en-es")
+    before = {name: parameter.detach().clone() for name, parameter in own.items()}
+    optimizer = Optimizer(own, Train(lr=1e-1, weight_decay=0.5, lr_warmup_steps=0), 10)
+    optimizer.step(1.0)  # no gradients at all
+    for name, parameter in own.items():
+        assert torch.equal(before[name], parameter) == (parameter.ndim == 1), name
+
+
+def test_the_saved_settings_are_those_of_the_method(model_folder: Path, tmp_path: Path) -> None:
+    adapters.export(adapted(model_folder, method="rsdora", rank=4), "en-es", tmp_path, "org/model")
+    config = json.loads((tmp_path / "adapter_config.json").read_text())
+    assert (config["use_rslora"], config["use_dora"], config["r"]) == (True, True, 4)
+    assert config["base_model_name_or_path"] == "org/model" and config["inference_mode"]

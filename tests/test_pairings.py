@@ -1,0 +1,288 @@
+"""One base with two adapters, two models, models from nothing: the same promises for each."""
+
+from __future__ import annotations
+
+import io
+import json
+import os
+import signal
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from transformers import AutoModelForCausalLM, AutoTokenizer
+
+from roundtrip import cookbook, translate, translator
+from roundtrip.engine.batch import Table, collate
+from roundtrip.engine.step import loss_sum, step
+from roundtrip.errors import Interrupted, RecipeError, RunError
+from roundtrip.models.learner import frozen_hashes
+from roundtrip.models.optimizer import Optimizer
+from roundtrip.run import Run
+from roundtrip.trip import Trip
+from tests.conftest import WriteRecipe, bpe, pretrain, toy_pairs, wrap
+from tests.test_run import NAMES, assert_same, end_state, go
+
+FULL = 'method = "full"'
+SCRATCH = "from_scratch = {{ vocabulary = 420, layers = 2, width = 48, heads = 4, positions = 128 }}"
+# What each pairing changes in the small recipe: in [adapter] and in [model].
+PAIRINGS = {
+    "one base": ("rank = 4", ""),
+    "one base, other kinds": ('rank = 4\n[adapter."en-es"]\nmethod = "rsdora"\n[adapter."es-en"]\nrank = 2', ""),
+    "one base, checkpointing": ("rank = 4", "gradient_checkpointing = true"),
+    "own bases, pissa": ('rank = 4\nmethod = "pissa"', "shared = false"),
+    "own bases, olora and dora": (
+        'rank = 4\n[adapter."en-es"]\nmethod = "olora"\n[adapter."es-en"]\nmethod = "dora"',
+        "shared = false",
+    ),
+    "full": (FULL, ""),
+    "full, checkpointing": (FULL, "gradient_checkpointing = true"),
+    "full and an adapter": ('rank = 4\n[adapter."es-en"]\nmethod = "full"', ""),
+    "another model": ("rank = 4", '[model."es-en"]\npath = "{other}"'),
+    "from scratch": (FULL, "scratch"),
+}
+
+
+@pytest.fixture(scope="session")
+def other_folder(tmp_path_factory: pytest.TempPathFactory, model_folder: Path) -> Path:
+    """A smaller model with nothing in common with the small one: another tokenizer, another shape."""
+    folder = tmp_path_factory.mktemp("other")
+    tokenizer = wrap(bpe([text for pair in toy_pairs() for text in pair], vocab_size=300))
+    config = AutoModelForCausalLM.from_pretrained(model_folder).config
+    config.vocab_size, config.hidden_size, config.num_attention_heads = len(tokenizer), 32, 2
+    torch.manual_seed(1)
+    model = AutoModelForCausalLM.from_config(config)
+    pretrain(model, tokenizer)
+    model.save_pretrained(folder)
+    tokenizer.save_pretrained(folder)
+    return folder
+
+
+@pytest.fixture
+def paired(write_recipe: WriteRecipe, model_folder: Path, other_folder: Path) -> Any:
+    """Write the small recipe with one of the pairings."""
+
+    def write(pairing: str, *changes: tuple[str, str]) -> Path:
+        adapter, model = PAIRINGS[pairing]
+        path = f'path = "{model_folder}"\ndtype = "float32"'
+        new = path if model != "scratch" else SCRATCH.replace("{{", "{").replace("}}", "}") + '\ndtype = "float32"'
+        if model and model != "scratch":
+            new += "\n" + model.replace("{other}", str(other_folder))
+        own = "rank = 4\ndropout = 0.1"
+        dropout = adapter.replace("rank = 4", own, 1)
+        return write_recipe((path, new), (own, dropout), *changes)
+
+    return write
+
+
+def rows(one: translator.Translator) -> Table:
+    pairs = toy_pairs()[:6]
+    return Table.of(one.template.rows(pairs if one.direction.name == "en-es" else [(b, a) for a, b in pairs]))
+
+
+def weights(one: translator.Translator) -> dict[str, torch.Tensor]:
+    return {name: value.detach().clone() for name, value in one.learner.parameters().items()}
+
+
+def logits(one: translator.Translator, *, adapted: bool = True) -> torch.Tensor:
+    table = rows(one)
+    batch = collate(table, range(len(table)), one.base.pad_id)
+    with one.learner.generating(adapted=adapted) as model, torch.no_grad():
+        found: torch.Tensor = model(input_ids=batch.ids_BT, attention_mask=batch.mask_BT).logits
+    return found.clone()
+
+
+def load(path: Path, tmp_path: Path) -> dict[str, translator.Translator]:
+    from rich.console import Console
+
+    from roundtrip import running
+    from roundtrip.events import Events
+    from roundtrip.run import placed
+    from roundtrip.text.prepare import prepare
+
+    loaded = cookbook.load(str(path))
+    (tmp_path / "text").mkdir(exist_ok=True)
+    corpora = prepare(loaded.recipe, loaded.folder, tmp_path / "text", lambda text: None)
+    recipe = placed(loaded.recipe, tmp_path / "base")
+    return running._load(recipe, loaded.folder, corpora, Events(Console(file=io.StringIO())))
+
+
+@pytest.mark.parametrize("pairing", PAIRINGS)
+def test_both_learn_and_neither_touches_the_other(paired: Any, tmp_path: Path, pairing: str) -> None:
+    both = load(paired(pairing), tmp_path)
+    learners = {name: one.learner for name, one in both.items()}
+    frozen = frozen_hashes(learners)
+    train = cookbook.load(str(paired(pairing))).recipe.train
+    optimizers = {name: Optimizer(one.parameters(), train, 10, one.adapter) for name, one in learners.items()}
+    for number in range(3):
+        for name, one in both.items():
+            (other,) = (two for key, two in both.items() if key != name)
+            before, untouched = weights(one), weights(other)
+            with one.learner.training():
+                model = one.learner.model
+                result = step(model, optimizers[name], rows(one), range(6), one.base.pad_id, 2048, number)
+            assert result.grad_norm > 0
+            after, same = weights(one), weights(other)
+            # With B at zero, A gets no gradient in the first step.
+            assert number == 0 or all(not torch.equal(before[key], after[key]) for key in after), pairing
+            assert all(torch.equal(untouched[key], same[key]) for key in same), "the other direction moved"
+    assert frozen_hashes(learners) == frozen
+    for one in both.values():
+        assert torch.equal(logits(one), logits(one)), "what generates is in eval mode"
+        assert not any(parameter.requires_grad for parameter in one.learner.model.parameters())
+        if not one.learner.whole:
+            assert not torch.allclose(logits(one), logits(one, adapted=False), atol=1e-4)
+
+
+@pytest.mark.parametrize("pairing", ["one base, checkpointing", "full, checkpointing"])
+def test_gradients_reach_the_first_layer_under_checkpointing(paired: Any, tmp_path: Path, pairing: str) -> None:
+    one = load(paired(pairing), tmp_path)["en-es"]
+    batch = collate(rows(one), range(6), one.base.pad_id)
+    with one.learner.training():
+        assert one.base.model.is_activation_checkpointing
+        loss_sum(one.learner.model, batch).backward()
+    first = {k: p.grad for k, p in one.learner.parameters().items() if ".layers.0." in k and ".lora_A." not in k}
+    assert first and all(grad is not None and grad.abs().max() > 0 for grad in first.values())
+
+
+@pytest.mark.parametrize("pairing", ["one base, other kinds", "own bases, pissa", "full", "another model"])
+def test_saved_and_restored_gives_the_same_logits(paired: Any, tmp_path: Path, pairing: str) -> None:
+    both = load(paired(pairing), tmp_path)
+    again = load(paired(pairing), tmp_path)
+    for name, one in both.items():
+        for parameter in one.learner.parameters().values():
+            parameter.data += 0.02
+        one.learner.export(tmp_path / "saved" / name)
+        before = logits(one)
+        again[name].learner.restore(tmp_path / "saved" / name)
+        assert torch.equal(logits(again[name]), before)
+        if not one.learner.whole:
+            assert torch.equal(logits(again[name], adapted=False), logits(one, adapted=False))
+            assert not torch.allclose(logits(one, adapted=False), before, atol=1e-2)
+
+
+@pytest.mark.parametrize(
+    "pairing", ["full", "own bases, pissa", "another model", "from scratch", "full and an adapter"]
+)
+def test_whole_runs_resume_and_translate(
+    paired: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, pairing: str
+) -> None:
+    more = [("parallel_passes = 1", "parallel_passes = 8\ntext_lines = 20"), ("train = 32", "train = 200")]
+    recipe = paired(pairing, *(more if pairing == "from scratch" else []))
+    shown = go(recipe, tmp_path / "whole")
+    step = Trip.step
+
+    def stopping(self: Trip, *arguments: Any) -> Any:
+        result = step(self, *arguments)
+        if self.state.total_steps() == 6:
+            os.kill(os.getpid(), signal.SIGTERM)
+        return result
+
+    monkeypatch.setattr(Trip, "step", stopping)
+    with pytest.raises(Interrupted):
+        go(recipe, tmp_path / "run")
+    monkeypatch.undo()
+    go(recipe, tmp_path / "run", resume=True)
+    assert_same(end_state(tmp_path / "run"), end_state(tmp_path / "whole"))
+    metrics = json.loads((tmp_path / "whole" / "metrics.json").read_text())
+    stages = ["base", *(["text"] if pairing == "from scratch" else []), "parallel", "round-1"]
+    assert [stage for stage in metrics["test"] if stage != "copy"] == stages
+    assert metrics["test"]["base"] != metrics["test"]["round-1"]
+    # The base is scored on test at the end, from the weights it began with.
+    assert metrics["dev"]["base"]["en-es"].keys() == metrics["test"]["base"]["en-es"].keys()
+    assert ("all rows" in shown or "strings" in shown) == (pairing == "another model"), shown
+    for name in NAMES:
+        one, settings = translate.load(Run(tmp_path / "whole"), name[-2:], stage="round-1")
+        sources = (tmp_path / "whole" / "data" / "test.tsv").read_text().splitlines()
+        side = 0 if name == "en-es" else 1
+        lines = [line.split("\t")[side] for line in sources]
+        written = list(translate.translate(one, lines, settings, [], []))
+        kept = (tmp_path / "whole" / "translations" / f"test.round-1.{name}.txt").read_text().split("\n")[:-1]
+        assert written == kept, "what is saved translates as it did in the run"
+
+
+def test_a_whole_model_loads_with_transformers_alone(paired: Any, tmp_path: Path) -> None:
+    one = load(paired("full"), tmp_path)["en-es"]
+    for parameter in one.learner.parameters().values():
+        parameter.data += 0.01
+    one.learner.export(tmp_path / "saved")
+    alone = AutoModelForCausalLM.from_pretrained(tmp_path / "saved").eval()
+    batch = collate(rows(one), range(6), one.base.pad_id)
+    with torch.no_grad():
+        theirs = alone(input_ids=batch.ids_BT, attention_mask=batch.mask_BT).logits
+    assert torch.equal(theirs, logits(one))
+    tokenizer = AutoTokenizer.from_pretrained(tmp_path / "saved")
+    assert tokenizer("I see the moon.")["input_ids"] == one.base.tokenizer("I see the moon.")["input_ids"]
+
+
+def test_another_machine_that_takes_out_another_part_is_refused(paired: Any, tmp_path: Path) -> None:
+    recipe = paired("own bases, pissa")
+    go(recipe, tmp_path / "run")
+    facts = json.loads((tmp_path / "run" / "run.json").read_text())
+    facts["began"]["en-es"] = "0" * 32
+    (tmp_path / "run" / "run.json").write_text(json.dumps(facts))
+    with pytest.raises(RunError, match="part of the base that the adapter took over of en-es is not the one"):
+        go(recipe, tmp_path / "run", resume=True)
+
+
+def test_a_tokenizer_from_scratch_loses_nothing_and_joins_as_sentencepiece_does() -> None:
+    from roundtrip.models.fresh import train_tokenizer
+
+    lines = [text for pair in toy_pairs() for text in pair]
+    tokenizer = train_tokenizer(lines, 420)
+    assert len(tokenizer) == 420
+    for text in (*lines[:50], "Ωmega, 家 and 🙂: 12 345", "two  spaces"):
+        ids = tokenizer(text, add_special_tokens=False)["input_ids"]
+        assert tokenizer.decode(ids, clean_up_tokenization_spaces=False) == text
+        assert tokenizer.unk_token_id not in ids
+
+
+REFUSED = {
+    "moving methods on one base": ([("rank = 4", 'method = "pissa"')], "set model.shared = false"),
+    "rank of a whole model": ([("rank = 4", 'rank = 4\nmethod = "full"')], "adapter.rank: does nothing where all"),
+    "offloading without dora": ([("rank = 4", "ephemeral_gpu_offload = true")], "only DoRA does the work"),
+    "whole and quantized": (
+        [("rank = 4\ndropout = 0.1", FULL), ('dtype = "float32"', 'quantize = "4bit"')],
+        "which model.quantize = '4bit' rounds",
+    ),
+    "an adapter on nothing": (
+        [('path = "{model}"', "from_scratch = {}")],
+        "adapts a model that knows something; a model from scratch needs 'full'",
+    ),
+    "no model": ([('path = "{model}"', "")], "model.path: missing; name a hub id"),
+    "two models in one": ([('path = "{model}"', 'path = "{model}"\nfrom_scratch = {}')], "leave one of them out"),
+    "an odd width": (
+        [('path = "{model}"', "from_scratch = {width = 50, heads = 4}")],
+        "50 is not an even multiple of heads 4",
+    ),
+    "a direction that is none": (
+        [("[train]", '[adapter."en-fr"]\nrank = 2\n[train]')],
+        "adapter.en-fr: unknown key; did you",
+    ),
+    "a typo for one direction": (
+        [("[train]", '[adapter."en-es"]\nrnak = 2\n[train]')],
+        "adapter.en-es.rnak: unknown key; did you mean 'rank'",
+    ),
+    "a bad value for one direction": ([("[train]", '[adapter."en-es"]\nrank = 0\n[train]')], "adapter.en-es.rank: 0: "),
+    "a bad value for both": ([("rank = 4", "rank = 0")], "adapter.rank: 0: "),
+    "layers without names": ([("rank = 4", "rank = 4\nlayers = [1]")], "only goes with names in adapter.targets"),
+    "an init that is not there": ([("rank = 4", 'rank = 4\ninit = "nowhere"')], "adapter.en-es.init: "),
+}
+
+
+@pytest.mark.parametrize("mistake", REFUSED)
+def test_what_cannot_work_is_refused_when_the_recipe_is_read(
+    write_recipe: WriteRecipe, model_folder: Path, mistake: str
+) -> None:
+    changes, message = REFUSED[mistake]
+    path = write_recipe(
+        *(
+            (old.replace("{model}", str(model_folder)), new.replace("{model}", str(model_folder)))
+            for old, new in changes
+        )
+    )
+    with pytest.raises(RecipeError) as caught:
+        cookbook.load(str(path))
+    assert message in str(caught.value)
+    assert str(caught.value).count("adapter.rank: 0") <= 1, "said once for both directions"
