@@ -11,16 +11,14 @@ from pathlib import Path
 from rich.console import Console
 from rich.text import Text
 
-from roundtrip import translator
+from roundtrip import trained
 from roundtrip.door import open_door
-from roundtrip.errors import RunError, TextError
-from roundtrip.plan import directions
+from roundtrip.errors import TextError
 from roundtrip.recipe import Generate
 from roundtrip.run import BEST, Run
 from roundtrip.scorer import greedy
 from roundtrip.text.clean import clean
 from roundtrip.text.codes import is_spaceless
-from roundtrip.tokens.segments import Segments
 from roundtrip.translator import Translator
 
 # Lines are read, sorted by length and written in pieces of this size, so that output flows while input comes.
@@ -41,7 +39,9 @@ def main() -> None:
 
 
 def _work(arguments: argparse.Namespace) -> None:
-    one, settings = load(Run(arguments.run), arguments.to, arguments.stage, arguments.device)
+    run = Run(arguments.run)
+    one = trained.load(run, trained.into(run, arguments.to), arguments.stage, arguments.device)
+    settings = greedy(run.recipe()[0])
     lines = iter(sys.stdin.buffer)
     refused: list[str] = []
     cut: list[str] = []
@@ -72,33 +72,6 @@ def decode(line: bytes, number: int) -> str:
             place=f"standard input, line {number}",
             cure="convert it first, for example with iconv -t utf-8",
         ) from error
-
-
-def load(run: Run, target: str, stage: str = BEST, device: str = "auto") -> tuple[Translator, Generate]:
-    """Load one direction of a run for translation into one language.
-
-    Raises:
-        RunError: not a run, another language, or no such stage.
-    """
-    recipe, folder = run.recipe()
-    found = [direction for direction in directions(recipe) if direction.target == target]
-    if not found:
-        raise RunError(f"translates between {' and '.join(recipe.languages)}, not into '{target}'", place=str(run.path))
-    path = run.adapters / stage / found[0].name
-    if not path.is_dir():
-        kept = sorted(item.name for item in run.adapters.glob("*") if item.is_dir())
-        raise RunError(
-            f"has no adapters '{stage}'",
-            place=str(run.path),
-            cure=f"kept: {', '.join(kept) or 'none yet, train first'}",
-        )
-    segments = {name: Segments.from_dict(value) for name, value in run.facts()["segments"].items()}
-    # What served training only need not be there: the attention, and the device it ran on.
-    here = {"device": device, "train_attention": "auto", "gradient_checkpointing": False}
-    one = translator.load_one(recipe, found[0], folder, segments, here)
-    run.check_loaded("base_hash", {found[0].name: one.base.digest}, "base model")
-    one.learner.restore(path)
-    return one, greedy(recipe)
 
 
 def translate(

@@ -36,11 +36,11 @@ FLOORS = [
     ["models.learner"],
     ["judge", "translator", "run", "checkpoint"],
     ["block", "scorer", "roads"],
-    ["results", "rows", "telling"],
+    ["results", "rows", "telling", "trained", "card"],
     ["trip"],
     ["loop", "door"],
     ["running"],
-    ["train", "translate", "check"],
+    ["train", "translate", "check", "export"],
 ]
 
 

@@ -13,13 +13,14 @@ import pytest
 import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
-from roundtrip import cookbook, translate, translator
+from roundtrip import cookbook, trained, translate, translator
 from roundtrip.engine.batch import Table, collate
 from roundtrip.engine.step import loss_sum, step
 from roundtrip.errors import Interrupted, RecipeError, RunError
 from roundtrip.models.learner import frozen_hashes
 from roundtrip.models.optimizer import Optimizer
 from roundtrip.run import Run
+from roundtrip.scorer import greedy
 from roundtrip.trip import Trip
 from tests.conftest import WriteRecipe, bpe, pretrain, toy_pairs, wrap
 from tests.test_run import NAMES, assert_same, end_state, go
@@ -193,7 +194,9 @@ def test_whole_runs_resume_and_translate(
     assert metrics["dev"]["base"]["en-es"].keys() == metrics["test"]["base"]["en-es"].keys()
     assert ("all rows" in shown or "strings" in shown) == (pairing == "another model"), shown
     for name in NAMES:
-        one, settings = translate.load(Run(tmp_path / "whole"), name[-2:], stage="round-1")
+        run = Run(tmp_path / "whole")
+        one = trained.load(run, trained.into(run, name[-2:]), stage="round-1")
+        settings = greedy(run.recipe()[0])
         sources = (tmp_path / "whole" / "data" / "test.tsv").read_text().splitlines()
         side = 0 if name == "en-es" else 1
         lines = [line.split("\t")[side] for line in sources]

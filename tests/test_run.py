@@ -21,11 +21,12 @@ from rich.console import Console
 from safetensors.torch import load_file, save_file
 from transformers import AutoModelForCausalLM
 
-from roundtrip import checkpoint, cookbook, running, train, translate
+from roundtrip import checkpoint, cookbook, running, train, trained, translate
 from roundtrip.engine.batch import Table, collate
 from roundtrip.errors import Interrupted, RunError, TextError, TrainingError
 from roundtrip.events import Events
 from roundtrip.run import Run, locked, reopen
+from roundtrip.scorer import greedy
 from roundtrip.trip import Trip
 from tests.conftest import WriteRecipe
 
@@ -129,7 +130,7 @@ def test_adapters_load_with_peft_alone_and_give_the_same_logits(
     finished: tuple[Path, Path, str], model_folder: Path
 ) -> None:
     recipe, folder, _ = finished
-    one, _ = translate.load(Run(folder), "es")
+    one = trained.load(Run(folder), trained.into(Run(folder), "es"))
     batch = collate(Table.of(one.template.rows([("I see the moon.", "Veo la luna.")])), [0], 3)
     alone = PeftModel.from_pretrained(
         AutoModelForCausalLM.from_pretrained(model_folder, attn_implementation="eager"), folder / "adapters/best/en-es"
@@ -262,7 +263,7 @@ def test_another_tokenizer_is_refused_at_resume(
     document = json.loads((folder / "tokenizer.json").read_text(encoding="utf-8"))
     document["model"]["merges"][-2:] = document["model"]["merges"][-2:][::-1]
     (folder / "tokenizer.json").write_text(json.dumps(document), encoding="utf-8")
-    with pytest.raises(RunError, match="tokenizer is not the one this run began with"):
+    with pytest.raises(RunError, match="tokenizer of en-es is not the one this run began with"):
         go(path, tmp_path / "run", resume=True)
 
 
@@ -523,7 +524,8 @@ def test_translation_keeps_lines_and_refuses_by_number(
     assert written[1] == written[2] == written[4] == ""
     assert "line 3: a sentence of 5000 words is too long" in captured.err.decode()
     # Sentence by sentence: twelve equal sentences give twelve equal translations.
-    one, settings = translate.load(Run(folder), "es")
+    one = trained.load(Run(folder), trained.into(Run(folder), "es"))
+    settings = greedy(Run(folder).recipe()[0])
     (alone,) = translate.translate(one, ["I see the red house here."], settings, [], [])
     assert written[3] == " ".join([alone] * 12)
     assert written[0] == next(translate.translate(one, ["I see the moon."], settings, [], []))

@@ -61,7 +61,7 @@ def add(model: nn.Module, recipe: Mapping[str, Adapter], seed: int) -> PeftModel
                 else:
                     peft_model.add_adapter(name, config_of(settings), autocast_adapter_dtype=upcast)
             except (ValueError, TypeError, RuntimeError) as error:
-                raise ModelError(first_line(error), place=f"adapter.{name}, targets") from error
+                raise ModelError(first_line(error), place=f"{_TARGETS} ({name})") from error
     assert peft_model is not None
     _refuse_unmergeable(peft_model)
     for name, settings in recipe.items():

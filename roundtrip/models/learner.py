@@ -96,6 +96,22 @@ class Learner:
             self.model.base_model.enable_adapter_layers()
             adapters.freeze(self.model)
 
+    def merged(self, dtype: str | None) -> Any:
+        """Return a plain model with these weights, the sum of base and adapter rounded once.
+
+        It takes the place of what `generating` gives.
+
+        Args:
+            dtype: `float32`, `bfloat16` or `float16`; the base's where None.
+        """
+        wanted = self.base.dtype if dtype is None else getattr(torch, dtype)
+        if self.whole:
+            return self.model.to(wanted)
+        assert self.scratch is not None, "a quantized base has no copy to write into"
+        model = self.scratch.to(wanted)
+        adapters.write_merged(model, self.model, self.name)
+        return model
+
     def export(self, folder: Path) -> None:
         """Save the direction as it is: a PEFT folder, or a model folder with its tokenizer."""
         if not self.whole:

@@ -1,0 +1,124 @@
+"""python -m roundtrip.export RUN OUT: a direction as others use it, with tokenizer, prompt and model card."""
+
+from __future__ import annotations
+
+import argparse
+import json
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from rich.console import Console
+
+from roundtrip.door import open_door
+from roundtrip.errors import RunError
+
+if TYPE_CHECKING:
+    from roundtrip.plan import Direction
+    from roundtrip.run import Run
+    from roundtrip.tokens.segments import Segments
+    from roundtrip.translator import Translator
+
+
+def main() -> None:
+    """The door."""
+    parser = argparse.ArgumentParser(
+        prog="python -m roundtrip.export",
+        description="Write folders that transformers, PEFT and vLLM read: OUT/en-es and OUT/es-en.",
+    )
+    parser.add_argument("run", type=Path, metavar="RUN", help="folder of a run")
+    parser.add_argument("out", type=Path, metavar="OUT", help="folder to write, not there yet or empty")
+    parser.add_argument("--to", metavar="LANGUAGE", help="only the direction into this language (default: both)")
+    parser.add_argument("--stage", default="best", help="which weights: best (default), parallel, round-1, ...")
+    parser.add_argument("--merged", action="store_true", help="one plain model instead of an adapter for the base")
+    parser.add_argument(
+        "--dtype", choices=("float32", "bfloat16", "float16"), help="of a merged model (default: as the base)"
+    )
+    open_door(_work, parser)
+
+
+def _work(arguments: argparse.Namespace) -> None:
+    if arguments.dtype and not arguments.merged:
+        raise RunError("an adapter keeps its precision", place="--dtype", cure="add --merged, or leave --dtype out")
+    # Seconds of imports, for which nobody should wait to read about a typo.
+    from roundtrip import trained
+    from roundtrip.plan import directions
+    from roundtrip.run import Run
+
+    run = Run(arguments.run)
+    recipe, _ = run.recipe()
+    chosen = [trained.into(run, arguments.to)] if arguments.to else list(directions(recipe))
+    console = Console()
+    for direction in chosen:
+        folder = arguments.out / direction.name
+        export(run, direction, folder, arguments.stage, merged=arguments.merged, dtype=arguments.dtype)
+        console.print(f"{folder}: {'a model' if (folder / 'config.json').exists() else 'an adapter'}", soft_wrap=True)
+
+
+def export(
+    run: Run, direction: Direction, folder: Path, stage: str, *, merged: bool = False, dtype: str | None = None
+) -> None:
+    """Write one direction of a run into a folder.
+
+    The tokenizer there carries a chat template that makes our prompt of a user message which is the source text and
+    nothing else, so that `apply_chat_template`, pipelines and vLLM's chat ask the model as it was trained.
+
+    Args:
+        folder: not there yet, or empty.
+        merged: a plain model; where all weights learnt it is one anyway.
+        dtype: `float32`, `bfloat16` or `float16`, of a merged model; the base's where None.
+
+    Raises:
+        RunError: not a run, no such stage, or the folder is in use.
+    """
+    from roundtrip import card, trained
+
+    if folder.is_dir() and any(folder.iterdir()):
+        raise RunError("is not empty", place=str(folder), cure="name another folder")
+    # A sum with weights of 4 or 8 bits would be rounded to them again.
+    one = trained.load(run, direction, stage, "cpu", {"quantize": "none"} if merged else None)
+    folder.mkdir(parents=True, exist_ok=True)
+    if merged or one.learner.whole:
+        one.learner.merged(dtype).save_pretrained(folder)
+    else:
+        one.learner.export(folder)
+    _write_tokenizer(one, folder)
+    card.write(run, one, folder, stage)
+
+
+def _write_tokenizer(one: Translator, folder: Path) -> None:
+    from transformers import GenerationConfig
+
+    segments, tokenizer = one.template.segments, one.base.tokenizer
+    tokenizer.chat_template = chat_template(segments, tokenizer)
+    tokenizer.save_pretrained(folder)
+    GenerationConfig(
+        do_sample=False,
+        bos_token_id=segments.bos_id,
+        eos_token_id=sorted({segments.end_id, *segments.stop_ids}),
+        pad_token_id=one.base.pad_id,
+    ).save_pretrained(folder)
+    text = json.dumps({"direction": one.direction.name, **segments.to_dict()}, ensure_ascii=False, indent=2)
+    (folder / "template.json").write_text(text + "\n", encoding="utf-8")
+
+
+def chat_template(segments: Segments, tokenizer: Any) -> str:
+    """Return a Jinja template that makes the prompt of a source, and the row of a source and a target."""
+    bos = "" if segments.bos_id is None else tokenizer.convert_ids_to_tokens(segments.bos_id)
+    end = tokenizer.convert_ids_to_tokens(segments.end_id)
+    head, mid, prompt_end = (
+        json.dumps(text, ensure_ascii=False) for text in (bos + segments.head, segments.mid, segments.mid.rstrip(" "))
+    )
+    return (
+        "{%- for message in messages %}"
+        "{%- if message['role'] == 'user' %}"
+        f"{{{{- {head} + message['content'] }}}}"
+        "{%- elif message['role'] == 'assistant' %}"
+        f"{{{{- {mid} + message['content'] + {json.dumps(end, ensure_ascii=False)} }}}}"
+        "{%- else %}{{- raise_exception('The user message is the text to translate; there is no other.') }}{%- endif %}"
+        "{%- endfor %}"
+        f"{{%- if add_generation_prompt %}}{{{{- {prompt_end} }}}}{{%- endif %}}"
+    )
+
+
+if __name__ == "__main__":
+    main()
