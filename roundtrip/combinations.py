@@ -101,6 +101,10 @@ def _adapter(recipe: Recipe, adapter: Adapter, model: Model) -> list[str]:
         )
     if adapter.method not in {"dora", "rsdora"} and adapter.ephemeral_gpu_offload:
         problems.append("adapter.ephemeral_gpu_offload: only DoRA does the work that it moves; use method 'dora'")
+    if "dora" in adapter.method and model.quantize == "8bit":
+        problems.append(
+            f"{method} reads the base's weights, which 8 bits do not give back; use model.quantize = '4bit'"
+        )
     if any("lm_head" in target for target in _as_tuple(adapter.targets)) and model.quantize != "none":
         problems.append("adapter.targets: lm_head is not quantized with the rest; leave it out")
     return problems

@@ -11,7 +11,7 @@ from roundtrip.engine.generate import Hypotheses, generate, length_limit
 from roundtrip.errors import ModelError
 from roundtrip.models import learner as learners
 from roundtrip.models.adapters import as_exported
-from roundtrip.models.base import Base
+from roundtrip.models.base import Base, choose_device
 from roundtrip.models.learner import Learner
 from roundtrip.plan import Direction, directions
 from roundtrip.recipe import Generate, Recipe
@@ -145,6 +145,14 @@ def load(recipe: Recipe, folder: Path, segments: Mapping[str, Segments] | None =
     Raises:
         SourceError, ModelError, TemplateError: something in `[model]`, `[adapter]` or `[template]` cannot be had.
     """
+    for name, spec in recipe.model.items():
+        # Seen with bitsandbytes 0.50: gradients of a batch of one row are lost there without an error.
+        if spec.quantize != "none" and choose_device(spec.device).type == "cpu":
+            raise ModelError(
+                f"{name}: a base of {spec.quantize} does not train on a CPU, where its kernels lose gradients",
+                place="model.quantize",
+                cure='set it to "none", or train on a GPU',
+            )
     found = learners.load(recipe.model, recipe.adapter, folder, one_base=recipe.one_base, seed=recipe.seed)
     return {
         direction.name: _translator(recipe, direction, found[direction.name], (segments or {}).get(direction.name))

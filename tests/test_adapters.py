@@ -250,3 +250,20 @@ def test_the_saved_settings_are_those_of_the_method(model_folder: Path, tmp_path
     config = json.loads((tmp_path / "adapter_config.json").read_text())
     assert (config["use_rslora"], config["use_dora"], config["r"]) == (True, True, 4)
     assert config["base_model_name_or_path"] == "org/model" and config["inference_mode"]
+
+
+@pytest.mark.parametrize("dtype", ["base", "float32"])
+@pytest.mark.parametrize("method", METHODS)
+def test_layers_answer_in_the_precision_of_the_base(model_folder: Path, method: Any, dtype: Any) -> None:
+    """FlashAttention takes no float32, which DoRA of higher precision than its base would hand it."""
+    model = fresh(model_folder).to(torch.bfloat16)
+    model = adapters.add(model, {"en-es": Adapter(method=method, rank=4, dtype=dtype)}, 1)
+    own = adapters.parameters(model, "en-es").values()
+    assert {p.dtype for p in own} == {torch.bfloat16 if dtype == "base" else torch.float32}
+    seen = []
+    for layer in (layer for layer in model.modules() if isinstance(layer, LoraLayer)):
+        layer.register_forward_hook(lambda module, inputs, output: seen.append(output.dtype))
+    for train in (False, True):
+        adapters.choose(model, "en-es", train=train)
+        model(IDS)
+    assert len(seen) == 28 and set(seen) == {torch.bfloat16}

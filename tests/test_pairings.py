@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.util
 import io
 import json
 import os
@@ -16,15 +17,19 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 from roundtrip import cookbook, trained, translate, translator
 from roundtrip.engine.batch import Table, collate
 from roundtrip.engine.step import loss_sum, step
-from roundtrip.errors import Interrupted, RecipeError, RunError
+from roundtrip.errors import Interrupted, ModelError, RecipeError, RunError
+from roundtrip.models import learner
 from roundtrip.models.learner import frozen_hashes
 from roundtrip.models.optimizer import Optimizer
+from roundtrip.recipe import Adapter, Model
 from roundtrip.run import Run
 from roundtrip.scorer import greedy
 from roundtrip.trip import Trip
 from tests.conftest import WriteRecipe, bpe, pretrain, toy_pairs, wrap
 from tests.test_run import NAMES, assert_same, end_state, go
 
+ROOT = Path(__file__).parents[1]
+LORA = {"en-es": Adapter(rank=4)}
 FULL = 'method = "full"'
 SCRATCH = "from_scratch = {{ vocabulary = 420, layers = 2, width = 48, heads = 4, positions = 128 }}"
 # What each pairing changes in the small recipe: in [adapter] and in [model].
@@ -57,6 +62,18 @@ def other_folder(tmp_path_factory: pytest.TempPathFactory, model_folder: Path) -
     pretrain(model, tokenizer)
     model.save_pretrained(folder)
     tokenizer.save_pretrained(folder)
+    return folder
+
+
+@pytest.fixture(scope="session")
+def wide_folder(tmp_path_factory: pytest.TempPathFactory, model_folder: Path) -> Path:
+    """A model whose layers are as wide as bitsandbytes wants them."""
+    folder = tmp_path_factory.mktemp("wide")
+    config = AutoModelForCausalLM.from_pretrained(model_folder).config
+    config.hidden_size, config.intermediate_size, config.head_dim = 128, 256, 32
+    torch.manual_seed(2)
+    AutoModelForCausalLM.from_config(config).save_pretrained(folder)
+    AutoTokenizer.from_pretrained(model_folder).save_pretrained(folder)
     return folder
 
 
@@ -241,6 +258,53 @@ def test_a_tokenizer_from_scratch_loses_nothing_and_joins_as_sentencepiece_does(
         assert tokenizer.unk_token_id not in ids
 
 
+def test_a_quantized_base_does_not_train_on_a_cpu(write_recipe: WriteRecipe, tmp_path: Path) -> None:
+    path = write_recipe(('dtype = "float32"', 'quantize = "4bit"\ndevice = "cpu"'))
+    with pytest.raises(ModelError, match="does not train on a CPU"):
+        go(path, tmp_path / "run")
+
+
+@pytest.mark.skipif(importlib.util.find_spec("bitsandbytes") is not None, reason="bitsandbytes is here")
+def test_a_quantized_base_without_its_library_is_refused(model_folder: Path) -> None:
+    with pytest.raises(ModelError, match=r"needs bitsandbytes.*\n.*roundtrip\[quantize\]"):
+        learner.load({"en-es": Model(path=str(model_folder), quantize="4bit")}, LORA, ROOT, one_base=False, seed=1)
+
+
+@pytest.mark.parametrize("bits", ["8bit", "4bit"])
+def test_a_quantized_base_generates_through_its_adapter(wide_folder: Path, bits: Any) -> None:
+    pytest.importorskip("bitsandbytes")
+    spec = Model(path=str(wide_folder), dtype="float32")
+    ids = torch.randint(5, 200, (2, 9), generator=torch.Generator().manual_seed(1))
+    found = []
+    for quantize in ("none", bits):
+        here = spec.model_copy(update={"quantize": quantize})
+        one = learner.load({"en-es": here}, LORA, ROOT, one_base=False, seed=1)["en-es"]
+        assert (one.scratch is None) == (quantize != "none")
+        for parameter in one.parameters().values():
+            parameter.data += 0.02
+        with one.generating() as model, torch.no_grad():
+            adapted = model(ids.to(one.base.device)).logits.float().cpu()
+        with one.generating(adapted=False) as model, torch.no_grad():
+            found.append((adapted, model(ids.to(one.base.device)).logits.float().cpu()))
+        assert not any(parameter.requires_grad for parameter in one.model.parameters())
+    for exact, rounded in zip(*found, strict=True):
+        assert 0 < (exact - rounded).abs().mean() < 0.25 * exact.abs().mean()
+    assert not torch.allclose(*found[1], atol=1e-2)
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize(("bits", "method"), [("8bit", "lora"), ("4bit", "lora"), ("4bit", "dora")])
+def test_a_quantized_base_trains(wide_folder: Path, bits: Any, method: Any) -> None:
+    pytest.importorskip("bitsandbytes")
+    spec = Model(path=str(wide_folder), quantize=bits, dtype="bfloat16")
+    one = learner.load({"en-es": spec}, {"en-es": Adapter(method=method)}, ROOT, one_base=False, seed=1)["en-es"]
+    ids = torch.randint(5, 200, (1, 9), generator=torch.Generator().manual_seed(1)).to(one.base.device)
+    with one.training():
+        one.model(ids, labels=ids).loss.backward()
+    grads = {name: value.grad for name, value in one.parameters().items() if ".lora_A." not in name}
+    assert grads and all(grad is not None and grad.abs().max() > 0 for grad in grads.values())
+
+
 REFUSED = {
     "moving methods on one base": ([("rank = 4", 'method = "pissa"')], "set model.shared = false"),
     "rank of a whole model": ([("rank = 4", 'rank = 4\nmethod = "full"')], "adapter.rank: does nothing where all"),
@@ -248,6 +312,10 @@ REFUSED = {
     "whole and quantized": (
         [("rank = 4\ndropout = 0.1", FULL), ('dtype = "float32"', 'quantize = "4bit"')],
         "which model.quantize = '4bit' rounds",
+    ),
+    "dora on 8 bits": (
+        [("rank = 4", 'rank = 4\nmethod = "dora"'), ('dtype = "float32"', 'quantize = "8bit"')],
+        "reads the base's weights",
     ),
     "an adapter on nothing": (
         [('path = "{model}"', "from_scratch = {}")],
