@@ -90,7 +90,9 @@ def main() -> None:
                 asked.append(guard.num_asked if guard is not None else 0)
                 sys.stdout.write(f"{total} rows, {asked[-1]} pairs settled, {dict(here)}\n")
                 sys.stdout.flush()
-    whole: Counter[str] = sum(tally.values(), Counter())
+    whole: Counter[str] = Counter()
+    for here in tally.values():
+        whole.update(here)
     document: dict[str, Any] = {
         "command": " ".join(sys.argv[1:]),
         "versions": versions(),

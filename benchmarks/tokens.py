@@ -21,7 +21,6 @@ from __future__ import annotations
 import argparse
 import json
 import os
-import platform
 import random
 import statistics
 import sys
@@ -37,6 +36,7 @@ from rich.console import Console
 
 from benchmarks import plots, prior_art, roads, round_share, zoo
 from benchmarks.batches import LANGUAGES, Case, Kit, case, joined, kit
+from benchmarks.engine import processor
 from benchmarks.prior_art import Padded
 from benchmarks.roads import Made, Timed
 from roundtrip.run import versions
@@ -243,11 +243,8 @@ def hardware(device: torch.device) -> dict[str, Any]:
 
     With a neighbour on two cores every parallel loop of torch may wait for a slice of time: 500 ms were seen for 30.
     """
-    path = Path("/proc/cpuinfo")
-    text = path.read_text(encoding="utf-8") if path.exists() else ""
-    named = [line.partition(":")[2].strip() for line in text.splitlines() if line.startswith("model name")]
     return {
-        "processor": named[0] if named else platform.processor(),
+        "processor": processor(),
         "cores": os.cpu_count(),
         "threads": torch.get_num_threads(),
         "load": [round(load, 2) for load in os.getloadavg()] if hasattr(os, "getloadavg") else None,
