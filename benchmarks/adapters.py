@@ -34,7 +34,7 @@ from benchmarks.engine import best, processor
 from roundtrip import cookbook, score, translator
 from roundtrip.engine.batch import Table, by_budget, collate, steps
 from roundtrip.engine.step import loss_sum, step
-from roundtrip.models.adapters import MOVING
+from roundtrip.models import moving
 from roundtrip.models.optimizer import Optimizer
 from roundtrip.plan import directions
 from roundtrip.recipe import Adapter, Recipe
@@ -78,7 +78,7 @@ def configurations(asked: argparse.Namespace) -> dict[str, tuple[dict[str, Any],
 
 def recipe_of(adapter: Mapping[str, Any], model: Mapping[str, Any], device: str, seed: int) -> tuple[Recipe, Path]:
     """Return the quickstart with another adapter, on one base where the method allows it; and its folder."""
-    own = adapter.get("method") in {"full", *MOVING}
+    own = adapter.get("method") in {"full", *moving.METHODS}
     changes = {"seed": seed, "model.device": device, "model.shared": not own}
     changes |= {f"model.{key}": value for key, value in model.items()}
     loaded = cookbook.load("quickstart", [f"{key}={json.dumps(value)}" for key, value in changes.items()])

@@ -57,12 +57,15 @@ def of_text(phase: Phase, recipe: Recipe, corpora: Corpora, cursors: dict[str, C
     """
     rows: list[list[str]] = []
     after = {}
+    wraps = []
     for language in recipe.languages:
         name = f"text.{language}.{phase.direction.name}"
         seed = derive(recipe.seed, "order", name)
         taken, after[name] = take(corpora.mono[language], cursors.get(name, Cursor()), recipe.train.text_lines, seed)
         rows += [[PLAIN, "", line] for (line,) in taken]
-    return Block(rows, after)
+        if after[name].epoch > cursors.get(name, Cursor()).epoch:
+            wraps.append(name)
+    return Block(rows, after, wraps=tuple(wraps))
 
 
 def of_round(

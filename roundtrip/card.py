@@ -10,6 +10,7 @@ from typing import Any
 from huggingface_hub import EvalResult, ModelCardData
 
 from roundtrip import __version__
+from roundtrip.plan import PARALLEL, TEXT
 from roundtrip.run import BEST, Run
 from roundtrip.tokens.segments import language_name
 from roundtrip.translator import Translator
@@ -17,18 +18,26 @@ from roundtrip.translator import Translator
 _METRICS = {"chrf": "chrF++", "bleu": "BLEU"}
 
 
-def write(run: Run, one: Translator, folder: Path, stage: str) -> None:
-    """Write README.md into the folder of an exported direction."""
+def write(run: Run, one: Translator, folder: Path, stage: str, *, has_template: bool = True) -> None:
+    """Write README.md into the folder of an exported direction.
+
+    Args:
+        has_template: the tokenizer there makes our prompts by its chat template.
+    """
     metrics = json.loads(run.metrics.read_text(encoding="utf-8")) if run.metrics.exists() else {}
     stage = str(metrics.get("best") or stage) if stage == BEST else stage
-    (folder / "README.md").write_text(text(run, one, metrics, stage, _is_model(folder)), encoding="utf-8")
+    (folder / "README.md").write_text(
+        text(run, one, metrics, stage, _is_model(folder), has_template=has_template), encoding="utf-8"
+    )
 
 
 def _is_model(folder: Path) -> bool:
     return (folder / "config.json").exists()
 
 
-def text(run: Run, one: Translator, metrics: dict[str, Any], stage: str, is_model: bool) -> str:
+def text(
+    run: Run, one: Translator, metrics: dict[str, Any], stage: str, is_model: bool, *, has_template: bool = True
+) -> str:
     """Return the card.
 
     Args:
@@ -41,7 +50,7 @@ def text(run: Run, one: Translator, metrics: dict[str, Any], stage: str, is_mode
     scores = metrics.get("test", {}).get(stage, {}).get(direction.name, {})
     data = ModelCardData(
         language=[direction.source, direction.target],
-        base_model=one.base.location,
+        base_model=_hub_id(run, one),
         library_name="transformers" if is_model else "peft",
         pipeline_tag="translation",
         tags=["translation", "back-translation", "roundtrip"],
@@ -63,9 +72,8 @@ def text(run: Run, one: Translator, metrics: dict[str, Any], stage: str, is_mode
     parts = [
         f"---\n{data.to_yaml()}\n---",
         f"# {_plain(source)} to {_plain(target)}",
-        f"{_what(one, is_model)} It was trained with roundtrip {__version__} on real {_plain(target)} text: the other "
-        "direction wrote its sources (back-translation).",
-        _usage(one, is_model),
+        f"{_what(run, one, is_model)} {_how(one, stage, target)}",
+        _usage(one, is_model) if has_template else _usage_without(one),
         _scores(one, metrics, stage),
         _samples(metrics, direction.name, stage),
         f"## How it was made\n\nStage `{stage}`, seed {metrics.get('seed', '?')}, versions of the libraries and the "
@@ -75,9 +83,16 @@ def text(run: Run, one: Translator, metrics: dict[str, Any], stage: str, is_mode
     return "\n\n".join(part for part in parts if part) + "\n"
 
 
-def _what(one: Translator, is_model: bool) -> str:
-    adapter = one.learner.adapter
-    base = _plain(one.base.location)
+def _hub_id(run: Run, one: Translator) -> str | None:
+    """Return the base where it is one that others can find by this name."""
+    spec = run.recipe()[0].model[one.direction.name]
+    local = spec.path is None or spec.path.count("/") != 1 or spec.path.startswith((".", "/", "~", "pypi:"))
+    return None if local or Path(one.base.location).exists() else spec.path
+
+
+def _what(run: Run, one: Translator, is_model: bool) -> str:
+    adapter, spec = one.learner.adapter, run.recipe()[0].model[one.direction.name]
+    base = _plain(spec.name if spec.from_scratch is None else "random weights")
     if one.learner.whole:
         return f"A causal language model, all weights of which were trained, from {base}."
     kind = f"{adapter.method}, rank {adapter.rank}"
@@ -85,7 +100,25 @@ def _what(one: Translator, is_model: bool) -> str:
     return f"{base} with an adapter ({kind}) merged in." if is_model else f"An adapter ({kind}) for {base}.{note}"
 
 
+def _how(one: Translator, stage: str, target: str) -> str:
+    by = f"It was trained with roundtrip {__version__}"
+    if stage == TEXT:
+        return f"{by} on plain text."
+    if stage == PARALLEL:
+        return f"{by} on translated lines."
+    return f"{by} on real {_plain(target)} text, for which the other direction wrote the sources (back-translation)."
+
+
+def _usage_without(one: Translator) -> str:
+    return (
+        "## Use\n\nThis tokenizer makes other tokens of a prompt that a chat template made, so it has none. Encode "
+        "`head + text + mid` of `template.json` as one text, with the BOS token where `bos_id` names one, and generate "
+        "greedily until one of the tokens in `generation_config.json`."
+    )
+
+
 def _usage(one: Translator, is_model: bool) -> str:
+    first = ".split('\\n')[0]" if one.template.segments.break_ids else ""
     base = "" if is_model else "  # with peft installed; the base is found by adapter_config.json"
     return (
         "## Use\n\nThe user message is the text to translate, and nothing else: the tokenizer's chat template puts the "
@@ -97,7 +130,7 @@ def _usage(one: Translator, is_model: bool) -> str:
         'message = [{"role": "user", "content": "..."}]\n'
         'ids = tokenizer.apply_chat_template(message, add_generation_prompt=True, return_tensors="pt")\n'
         "new = model.generate(**ids, max_new_tokens=200)[0, ids['input_ids'].shape[1] :]\n"
-        "print(tokenizer.decode(new, skip_special_tokens=True).strip())\n```"
+        f"print(tokenizer.decode(new, skip_special_tokens=True).strip(){first})\n```"
     )
 
 

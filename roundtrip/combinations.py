@@ -10,25 +10,18 @@ import langcodes
 
 from roundtrip.recipe import Adapter, Model, Recipe, TemplateText, TextSource, Tokens
 
-# What a fresh adapter is made by; where all weights learn it has no meaning.
-_OF_ADAPTERS = (
-    "rank",
-    "alpha",
-    "dropout",
-    "targets",
-    "layers",
-    "init",
-    "loraplus_ratio",
-    "ephemeral_gpu_offload",
-    "dtype",
+# What an adapter is made by; where all weights learn it has no meaning.
+OF_ADAPTERS = (
+    *("rank", "alpha", "dropout", "targets", "layers", "init"),
+    *("loraplus_ratio", "ephemeral_gpu_offload", "dtype"),
 )
 
 
 def combination_problems(recipe: Recipe) -> list[str]:
     """Name the keys that are sound by themselves and impossible together."""
     problems = [*_languages(recipe), *_data(recipe), *_template(recipe.template), *_tokens(recipe.tokens)]
-    if not recipe.rounds.number and not recipe.train.parallel_passes and not recipe.train.text_lines:
-        problems.append("rounds.number: 0 rounds, 0 train.parallel_passes and 0 train.text_lines train nothing")
+    if not recipe.rounds.number and not recipe.train.parallel_passes:
+        problems.append("rounds.number: 0 rounds and 0 train.parallel_passes train nothing")
     if recipe.train.text_lines and recipe.data.cut is None:
         problems += [
             f"train.text_lines: reads text of both languages, and data.mono has no '{code}'"
@@ -46,11 +39,11 @@ def combination_problems(recipe: Recipe) -> list[str]:
         if language not in recipe.languages:
             first, second = recipe.languages
             problems.append(f"score.bleu_tokenize.{language}: not one of the languages {first}, {second}")
-    models: list[str] = []
-    for name, model in recipe.model.items():
-        models += _model(model)
-        models += _adapter(recipe, recipe.adapter[name], model)
-    return problems + list(dict.fromkeys(models))
+    one, other = (
+        [*_model(model), *_adapter(recipe, recipe.adapter[name], model)] for name, model in recipe.model.items()
+    )
+    # What both have is said once.
+    return problems + one + [problem for problem in other if problem not in one]
 
 
 def _model(model: Model) -> list[str]:
@@ -61,6 +54,8 @@ def _model(model: Model) -> list[str]:
         )
     if model.path is not None and model.from_scratch is not None:
         problems.append("model.from_scratch: makes a model, and model.path names one; leave one of them out")
+    if model.from_scratch is not None and model.revision is not None:
+        problems.append("model.revision: is of a hub id; a model from scratch has none")
     if model.from_scratch is not None and model.from_scratch.width % (2 * model.from_scratch.heads):
         problems.append(
             f"model.from_scratch.width: {model.from_scratch.width} is not an even multiple of heads "
@@ -73,12 +68,6 @@ def _adapter(recipe: Recipe, adapter: Adapter, model: Model) -> list[str]:
     problems = []
     method = f"adapter.method: '{adapter.method}'"
     if adapter.method == "full":
-        if all(other.method == "full" for other in recipe.adapter.values()):
-            problems += [
-                f"adapter.{key}: does nothing where all weights learn (adapter.method = 'full')"
-                for key in _OF_ADAPTERS
-                if key in adapter.model_fields_set
-            ]
         if model.quantize != "none":
             problems.append(
                 f"{method} trains all weights, which model.quantize = '{model.quantize}' rounds; use 'lora'"

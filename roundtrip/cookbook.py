@@ -12,7 +12,7 @@ from typing import Any, get_args
 
 from pydantic import BaseModel, ValidationError
 
-from roundtrip.combinations import combination_problems, did_you_mean
+from roundtrip.combinations import OF_ADAPTERS, combination_problems, did_you_mean
 from roundtrip.errors import RecipeError, SourceError
 from roundtrip.recipe import Recipe, TextSource
 from roundtrip.sources import parse_pypi, resolve
@@ -20,6 +20,7 @@ from roundtrip.sources import parse_pypi, resolve
 # Sections in which a table may stand for one direction alone: [adapter."en-es"].
 BY_DIRECTION = ("model", "adapter")
 CONFIG = "adapter_config.json"
+_UNKNOWN = ("first direction", "second direction")
 _PACKAGE = Path(__file__).parent
 # In the wheel the shipped recipes lie inside the package, in a checkout beside it.
 SHELVES = (_PACKAGE / "recipes", _PACKAGE.parent / "recipes")
@@ -97,6 +98,7 @@ def judge(data: dict[str, Any], folder: Path) -> tuple[Recipe | None, list[str]]
         recipe, _ = _shape(_without(data, problems))
     texts = [f"{'.'.join(map(str, place))}: {text}" for place, text in problems]
     if recipe is not None:
+        texts += _unused(data, recipe)
         texts += combination_problems(recipe)
         texts += path_problems(recipe, folder)
     return (None if texts else recipe), texts
@@ -114,7 +116,7 @@ def path_problems(recipe: Recipe, folder: Path) -> list[str]:
         if spec is not None and (spec.startswith(("pypi:", ".", "/", "~")) or spec.endswith(".gguf")):
             specs.append(("model.path", spec))
     for name, adapter in recipe.adapter.items():
-        if adapter.init is not None:
+        if adapter.init is not None and adapter.method != "full":
             specs.append((f"adapter.{name}.init", str(Path(adapter.init).expanduser() / CONFIG)))
     problems = []
     for key, spec in specs:
@@ -138,6 +140,8 @@ def _shape(data: dict[str, Any]) -> tuple[Recipe | None, list[tuple[Place, str]]
         for item in error.errors():
             place = tuple(part for part in item["loc"] if not _is_type_name(part))
             place = _as_written(place, data, names)
+            if names == _UNKNOWN and len(place) == 2 and place[0] in BY_DIRECTION and isinstance(item["input"], dict):
+                continue  # for one direction, whose name is not known while the languages are wrong
             found[place] = _explain(item, place, names)
         return None, list(found.items())
 
@@ -147,7 +151,7 @@ def _direction_names(data: dict[str, Any]) -> tuple[str, str]:
     if isinstance(languages, list) and len(languages) == 2 and len(set(map(str, languages))) == 2:
         first, second = map(str, languages)
         return f"{first}-{second}", f"{second}-{first}"
-    return "first direction", "second direction"
+    return _UNKNOWN
 
 
 def _spread(data: dict[str, Any], names: Sequence[str]) -> dict[str, Any]:
@@ -158,8 +162,31 @@ def _spread(data: dict[str, Any], names: Sequence[str]) -> dict[str, Any]:
         if isinstance(table, dict):
             own = {name: table[name] for name in names if isinstance(table.get(name), dict)}
             common = {name: value for name, value in table.items() if name not in own}
-            spread[key] = {name: common | own.get(name, {}) for name in names}
+            spread[key] = {name: _over(common, own.get(name, {})) for name in names}
     return spread
+
+
+def _over(common: dict[str, Any], own: dict[str, Any]) -> dict[str, Any]:
+    """Return a table with the keys of another over it, tables in it too."""
+    return common | {
+        key: _over(common[key], value) if isinstance(value, dict) and isinstance(common.get(key), dict) else value
+        for key, value in own.items()
+    }
+
+
+def _unused(data: dict[str, Any], recipe: Recipe) -> list[str]:
+    """Name what a recipe says of adapters where all weights learn."""
+    table = data.get("adapter", {})
+    full = [name for name, adapter in recipe.adapter.items() if adapter.method == "full"]
+    places = {f"adapter.{name}": table[name] for name in full if isinstance(table.get(name), dict)}
+    if len(full) == len(recipe.adapter):
+        places["adapter"] = table
+    return [
+        f"{place}.{key}: does nothing where all weights learn (adapter.method = 'full')"
+        for place, keys in places.items()
+        for key in OF_ADAPTERS
+        if key in keys
+    ]
 
 
 def _as_written(place: Place, data: dict[str, Any], names: Sequence[str]) -> Place:
@@ -178,6 +205,8 @@ def _is_type_name(part: str | int) -> bool:
 def _explain(item: Any, place: Place, directions: Sequence[str]) -> str:
     value = f"{item['input']!r}" if not isinstance(item["input"], dict | list) else "this table"
     if item["type"] == "extra_forbidden":
+        if len(place) == 2 and place[0] in BY_DIRECTION and place[1] in directions:
+            return f"{value}: a table wanted, [{place[0]}.{json.dumps(place[1])}]"
         section = _section(place[:-1])
         names = list(section.model_fields) if section else []
         if place[0] in BY_DIRECTION and len(place) == 2:
@@ -220,7 +249,7 @@ def _without(data: dict[str, Any], problems: list[tuple[Place, str]]) -> dict[st
 
 def _override(data: dict[str, Any], override: str) -> None:
     key, equals, text = override.partition("=")
-    parts = key.strip().split(".")
+    parts = [part.strip("\"'") for part in key.strip().split(".")]
     if not equals or not all(parts):
         raise RecipeError(f"'{override}' is not of the form key.path=value", place="--set")
     try:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import copy
 import json
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -12,10 +13,14 @@ from rich.console import Console
 from roundtrip.door import open_door
 from roundtrip.errors import RunError
 
+# Texts that the chat template is tried on.
+_PROBES = ("Save the file", "línea — 家", "(1) <b>100 %</b>", "a")
+
 if TYPE_CHECKING:
     from roundtrip.plan import Direction
     from roundtrip.run import Run
     from roundtrip.tokens.segments import Segments
+    from roundtrip.tokens.template import Template
     from roundtrip.translator import Translator
 
 
@@ -47,58 +52,92 @@ def _work(arguments: argparse.Namespace) -> None:
     run = Run(arguments.run)
     recipe, _ = run.recipe()
     chosen = [trained.into(run, arguments.to)] if arguments.to else list(directions(recipe))
+    folders = {direction: arguments.out / direction.name for direction in chosen}
+    for folder in folders.values():
+        _refuse_used(folder)
     console = Console()
-    for direction in chosen:
-        folder = arguments.out / direction.name
-        export(run, direction, folder, arguments.stage, merged=arguments.merged, dtype=arguments.dtype)
+    for direction, folder in folders.items():
+        same = export(run, direction, folder, arguments.stage, merged=arguments.merged, dtype=arguments.dtype)
         console.print(f"{folder}: {'a model' if (folder / 'config.json').exists() else 'an adapter'}", soft_wrap=True)
+        if not same:
+            console.print(
+                "  without a chat template: through one, this tokenizer makes other prompts; see its README.md"
+            )
+
+
+def _refuse_used(folder: Path) -> None:
+    """Refuse a folder that cannot be written, or holds something."""
+    inside = next((part for part in (folder, *folder.parents) if part.exists()), folder)
+    if inside.exists() and not inside.is_dir():
+        raise RunError("is a file", place=str(inside), cure="name a folder")
+    if folder.is_dir() and any(folder.iterdir()):
+        raise RunError("is not empty", place=str(folder), cure="name another folder")
 
 
 def export(
     run: Run, direction: Direction, folder: Path, stage: str, *, merged: bool = False, dtype: str | None = None
-) -> None:
+) -> bool:
     """Write one direction of a run into a folder.
 
     The tokenizer there carries a chat template that makes our prompt of a user message which is the source text and
-    nothing else, so that `apply_chat_template`, pipelines and vLLM's chat ask the model as it was trained.
+    nothing else, so that `apply_chat_template`, pipelines and vLLM's chat ask the model as it was trained. Where that
+    cannot be (some tokenizers take text behind a spelt BOS for no beginning) it has none.
 
     Args:
         folder: not there yet, or empty.
         merged: a plain model; where all weights learnt it is one anyway.
         dtype: `float32`, `bfloat16` or `float16`, of a merged model; the base's where None.
 
+    Returns:
+        Whether there is a chat template.
+
     Raises:
         RunError: not a run, no such stage, or the folder is in use.
     """
     from roundtrip import card, trained
 
-    if folder.is_dir() and any(folder.iterdir()):
-        raise RunError("is not empty", place=str(folder), cure="name another folder")
+    _refuse_used(folder)
     # A sum with weights of 4 or 8 bits would be rounded to them again.
-    one = trained.load(run, direction, stage, "cpu", {"quantize": "none"} if merged else None)
+    one = trained.load(run, direction, stage, "cpu", {"quantize": "none"})
     folder.mkdir(parents=True, exist_ok=True)
     if merged or one.learner.whole:
         one.learner.merged(dtype).save_pretrained(folder)
     else:
         one.learner.export(folder)
-    _write_tokenizer(one, folder)
-    card.write(run, one, folder, stage)
+    same = _write_tokenizer(one, folder)
+    card.write(run, one, folder, stage, has_template=same)
+    return same
 
 
-def _write_tokenizer(one: Translator, folder: Path) -> None:
+def _write_tokenizer(one: Translator, folder: Path) -> bool:
+    """Write tokenizer, generation settings and template; return whether the chat template makes our prompts."""
     from transformers import GenerationConfig
 
-    segments, tokenizer = one.template.segments, one.base.tokenizer
+    segments, tokenizer = one.template.segments, copy.deepcopy(one.base.tokenizer)
     tokenizer.chat_template = chat_template(segments, tokenizer)
+    same = _makes_our_prompts(tokenizer, one.template)
+    if not same:
+        tokenizer.chat_template = None
     tokenizer.save_pretrained(folder)
     GenerationConfig(
         do_sample=False,
         bos_token_id=segments.bos_id,
-        eos_token_id=sorted({segments.end_id, *segments.stop_ids}),
+        eos_token_id=sorted({segments.end_id, *segments.stop_ids, *segments.break_ids}),
         pad_token_id=one.base.pad_id,
     ).save_pretrained(folder)
     text = json.dumps({"direction": one.direction.name, **segments.to_dict()}, ensure_ascii=False, indent=2)
     (folder / "template.json").write_text(text + "\n", encoding="utf-8")
+    return same
+
+
+def _makes_our_prompts(tokenizer: Any, template: Template) -> bool:
+    asked = [
+        tokenizer.apply_chat_template(
+            [{"role": "user", "content": text}], add_generation_prompt=True, return_dict=False
+        )
+        for text in _PROBES
+    ]
+    return bool(asked == template.prompts(_PROBES))
 
 
 def chat_template(segments: Segments, tokenizer: Any) -> str:

@@ -92,7 +92,7 @@ class Model(Section):
     @property
     def name(self) -> str:
         """What to call it in a message."""
-        return (self.path or "a model from scratch").partition("#")[0]
+        return "a model from scratch" if self.from_scratch else str(self.path).partition("#")[0]
 
 
 class TemplateText(Section):
@@ -234,6 +234,13 @@ class Recipe(Section):
     judge: Judge = Judge()
     score: Score = Score()
     checkpoint: Checkpoint = Checkpoint()
+
+    @property
+    def needs_mono(self) -> bool:
+        """Whether monolingual text is read."""
+        scratch = any(model.from_scratch is not None for model in self.model.values())
+        given = self.data.cut is not None or all(self.data.mono.get(code) for code in self.languages)
+        return bool(self.rounds.number or self.train.text_lines) or (scratch and given)
 
     @property
     def one_base(self) -> bool:

@@ -4,7 +4,7 @@ recipe.toml  run.json  events.jsonl  metrics.json
 data/                     clean text, as read
 blocks/                   what each phase learnt from, one row a line: kind, source, target
 checkpoints/              for --resume
-base/DIRECTION            a model from scratch, as it began
+base/                     models from scratch as they began, and what adapters took out of a base
 adapters/STAGE/DIRECTION  PEFT folders, or whole models; STAGE is parallel, round-1, ..., best
 translations/             of dev and test, one file per stage and direction
 """
@@ -22,6 +22,8 @@ from dataclasses import dataclass
 from importlib import metadata
 from pathlib import Path
 from typing import Any
+
+from pydantic import ValidationError
 
 from roundtrip import __version__
 from roundtrip.cookbook import Loaded
@@ -92,7 +94,15 @@ class Run:
     def recipe(self) -> tuple[Recipe, Path]:
         """Return the recipe as it was run and the folder its relative paths start at."""
         facts = self.facts()
-        return self.pinned(Recipe.model_validate_json(json.dumps(facts["recipe"]))), Path(facts["folder"])
+        try:
+            recipe = Recipe.model_validate_json(json.dumps(facts["recipe"]))
+        except ValidationError as error:
+            raise RunError(
+                f"its recipe is of roundtrip {facts['versions'].get('roundtrip')}, which wrote it otherwise",
+                place=str(self.path),
+                cure="use that version, or train anew",
+            ) from error
+        return self.pinned(recipe), Path(facts["folder"])
 
     def pinned(self, recipe: Recipe) -> Recipe:
         """Return a recipe with the precision that this run began with, and with its models from scratch."""
@@ -141,7 +151,7 @@ def placed(recipe: Recipe, folder: Path, updates: Mapping[str, Mapping[str, obje
     """
     models = {}
     for name, spec in recipe.model.items():
-        made = {"path": str(folder / name)} if spec.from_scratch is not None else {}
+        made = {"path": str((folder / name).resolve())} if spec.from_scratch is not None else {}
         models[name] = spec.model_copy(update={**made, **(updates or {}).get(name, {})})
     return recipe.model_copy(update={"model": models})
 
@@ -171,6 +181,8 @@ def create(path: Path, loaded: Loaded) -> Run:
             run.facts()
         elif any(item.name != "lock" for item in path.glob("*")):
             raise RunError("is not empty and not a run", place=str(path), cure="name another folder with --out")
+        # A model from scratch, or what an adapter took out, would be another recipe's.
+        shutil.rmtree(run.base, ignore_errors=True)
         for folder in (run.data, run.blocks, run.checkpoints, run.adapters, run.translations):
             folder.mkdir(parents=True, exist_ok=True)
         changes = "".join(f"# as run with --set {override}\n" for override in loaded.overrides)

@@ -65,12 +65,10 @@ def _prepared(run: Run, loaded: Loaded, events: Events, stop: Stop) -> tuple[dic
     corpora = reopen_text(recipe, run.data, known) if known else _read(loaded, run.data, events)
     stop.leave_if_asked()
     segments = {name: Segments.from_dict(value) for name, value in facts.get("segments", {}).items()} or None
-    translators = _load(recipe, folder, corpora, events, segments)
+    translators = _load(recipe, folder, corpora, events, segments, run.base)
     run.check_loaded("base_hash", {name: one.base.digest for name, one in translators.items()}, "base model")
     tokenizers = {name: _fingerprint(one.base.tokenizer) for name, one in translators.items()}
     run.check_loaded("tokenizer", tokenizers, "tokenizer")
-    began = {name: one.learner.began_digest for name, one in translators.items()}
-    run.check_loaded("began", began, "part of the base that the adapter took over")
     stop.leave_if_asked()
     check_lines(translators, corpora, recipe, events)
     run.add_facts(
@@ -78,7 +76,6 @@ def _prepared(run: Run, loaded: Loaded, events: Events, stop: Stop) -> tuple[dic
         lines=corpora.counts,
         base_hash={name: one.base.digest for name, one in translators.items()},
         tokenizer=tokenizers,
-        began=began,
         base_location={name: one.base.location for name, one in translators.items()},
         segments={name: one.template.segments.to_dict() for name, one in translators.items()},
     )
@@ -90,7 +87,12 @@ def _fingerprint(tokenizer: Any) -> str | None:
 
 
 def _load(
-    recipe: Recipe, folder: Path, corpora: Corpora, events: Events, segments: dict[str, Segments] | None = None
+    recipe: Recipe,
+    folder: Path,
+    corpora: Corpora,
+    events: Events,
+    segments: dict[str, Segments] | None = None,
+    starts: Path | None = None,
 ) -> dict[str, Translator]:
     """Load the models of a recipe; those from scratch are made first, where they are not there yet."""
     for name, spec in recipe.model.items():
@@ -101,7 +103,7 @@ def _load(
                 fresh.make(spec.from_scratch, corpora.all_text(), Path(spec.path), seed)
     names = " and ".join(dict.fromkeys(spec.name for spec in recipe.model.values()))
     with events.task("loading", f"loading {names}", 0):
-        return translator.load(recipe, folder, segments)
+        return translator.load(recipe, folder, segments, starts)
 
 
 def _roads(recipe: Recipe, translators: Mapping[str, Translator], corpora: Corpora, events: Events) -> dict[str, Road]:

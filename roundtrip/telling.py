@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
-from roundtrip.block import SYNTHETIC, Block
+from roundtrip.block import REAL, SYNTHETIC, Block
 from roundtrip.errors import TrainingError
 from roundtrip.events import Events
 from roundtrip.plan import Phase
@@ -18,13 +18,14 @@ def tell_block(events: Events, phase: Phase, block: Block) -> None:
         TrainingError: it is empty.
     """
     num_rejected = sum(block.rejected.values())
-    num_synthetic = sum(row[0] == SYNTHETIC for row in block.rows)
+    num_synthetic, num_real = (sum(row[0] == kind for row in block.rows) for kind in (SYNTHETIC, REAL))
     events.log(
         "block",
         stage=phase.stage,
         direction=phase.direction.name,
         synthetic=num_synthetic,
-        real=len(block.rows) - num_synthetic,
+        real=num_real,
+        plain=len(block.rows) - num_synthetic - num_real,
         rejected=block.rejected,
         started_over=list(block.wraps),
     )

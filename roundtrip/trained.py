@@ -52,8 +52,16 @@ def load(
     segments = {name: Segments.from_dict(value) for name, value in run.facts()["segments"].items()}
     # What served training only need not be there: the attention, and the device it ran on.
     here = {"device": device, "train_attention": "auto", "gradient_checkpointing": False} | dict(changes or {})
+    if recipe.adapter[direction.name].method == "full":
+        # A whole model has no need of the one it began as.
+        return translator.load_one(
+            recipe,
+            direction,
+            folder,
+            segments,
+            here | {"path": str(path.resolve()), "from_scratch": None, "revision": None},
+        )
     one = translator.load_one(recipe, direction, folder, segments, here)
-    if one.learner.spec.quantize == recipe.model[direction.name].quantize:
-        run.check_loaded("base_hash", {direction.name: one.base.digest}, "base model")
+    run.check_loaded("base_hash", {direction.name: one.base.digest}, "base model")
     one.learner.restore(path)
     return one

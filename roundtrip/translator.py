@@ -132,12 +132,15 @@ def _read(template: Template, hypotheses: Hypotheses, reader: Template | None) -
     return texts, reader.prompts(texts) if reader is not None else [[] for _ in texts]
 
 
-def load(recipe: Recipe, folder: Path, segments: Mapping[str, Segments] | None = None) -> dict[str, Translator]:
+def load(
+    recipe: Recipe, folder: Path, segments: Mapping[str, Segments] | None = None, starts: Path | None = None
+) -> dict[str, Translator]:
     """Load both directions of a recipe as they begin.
 
     Args:
         folder: where relative paths of the recipe start.
         segments: of an earlier run, by direction; the templates are rebuilt from the tokenizers where None.
+        starts: see `learner.load`.
 
     Returns:
         By name of the direction.
@@ -153,7 +156,9 @@ def load(recipe: Recipe, folder: Path, segments: Mapping[str, Segments] | None =
                 place="model.quantize",
                 cure='set it to "none", or train on a GPU',
             )
-    found = learners.load(recipe.model, recipe.adapter, folder, one_base=recipe.one_base, seed=recipe.seed)
+    found = learners.load(
+        recipe.model, recipe.adapter, folder, one_base=recipe.one_base, seed=recipe.seed, starts=starts
+    )
     return {
         direction.name: _translator(recipe, direction, found[direction.name], (segments or {}).get(direction.name))
         for direction in directions(recipe)

@@ -78,8 +78,9 @@ class Trip:
         self.state, tensors = found
         for name, optimizer in self.optimizers.items():
             optimizer.restore(tensors[name], self.state.optimizer_steps.get(name, 0))
-        if (guard := self._guard()) is not None and _PAIRS in tensors:
-            guard.restore(tensors[_PAIRS])
+        for part, guard in self._guards().items():
+            if part in tensors:
+                guard.restore(tensors[part])
         self.events.seconds = dict(self.state.seconds)
         self._last_save = self.state.total_steps()
         at = self.phases[self.state.phase].stage if self.state.phase < len(self.phases) else "the end"
@@ -137,7 +138,7 @@ class Trip:
             total = {reason: before.get(reason, 0) + counts.get(reason, 0) for reason in {*before, *counts}}
             self.state = replace(self.state, roads=self.state.roads | {name: total})
             tell_roads(self.events, phase, counts, self.recipe.tokens.road == "strings")
-        limit = self.recipe.train.max_row_tokens
+        limit = min(self.recipe.train.max_row_tokens, learner.base.max_positions or self.recipe.train.max_row_tokens)
         fitting = [i for i, size in enumerate(rows.sizes) if size <= limit]
         tell_left_out(self.events, phase, len(rows), len(fitting), limit)
         return rows.pick(fitting)
@@ -224,8 +225,7 @@ class Trip:
         self._last_save = self.state.total_steps()
         state = replace(self.state, seconds={k: round(v, 3) for k, v in self.events.seconds.items()})
         tensors = {name: optimizer.state() for name, optimizer in self.optimizers.items()}
-        if (guard := self._guard()) is not None:
-            tensors[_PAIRS] = guard.state()
+        tensors |= {part: guard.state() for part, guard in self._guards().items()}
         checkpoint.save(self.run.checkpoints, state, tensors, self.recipe.checkpoint.keep)
 
     def stop_if_asked(self) -> None:
@@ -238,9 +238,10 @@ class Trip:
             self.save()
             self.stop.leave()
 
-    def _guard(self) -> Guard | None:
-        """Return the guard of the tokenizer, which both directions share; None where rows are proved otherwise."""
-        return next((road.guard for road in self.roads.values() if road.guard is not None), None)
+    def _guards(self) -> dict[str, Guard]:
+        """Return the guards of the roads by their part of a checkpoint: one, where both make rows on one device."""
+        guards = {id(road.guard): road.guard for road in self.roads.values() if road.guard is not None}
+        return {f"{_PAIRS}-{number}" if number else _PAIRS: guard for number, guard in enumerate(guards.values())}
 
     def keep_stage(self, stage: str) -> None:
         """Keep both directions as they are now: adapters in PEFT's own format, or whole models."""

@@ -11,10 +11,12 @@ import pytest
 import torch
 from peft import PeftModel
 from peft.tuners.lora import LoraLayer
+from safetensors.torch import save_file
 from transformers import AutoModelForCausalLM
 
 from roundtrip.errors import ModelError
-from roundtrip.models import adapters, base
+from roundtrip.models import adapters, base, moving
+from roundtrip.models.moving import Moved
 from roundtrip.models.optimizer import Optimizer, share_of_rate
 from roundtrip.recipe import Adapter, Train
 
@@ -26,9 +28,17 @@ def fresh(folder: Path) -> Any:
     return AutoModelForCausalLM.from_pretrained(folder, attn_implementation="eager").requires_grad_(False).eval()
 
 
+def added(folder: Path, settings: Adapter, name: str = "en-es", kept: Path | None = None) -> tuple[Any, Moved | None]:
+    """Return a model with one fresh adapter, and what that took out of it."""
+    model = fresh(folder)
+    before = moving.weights(model)
+    model = adapters.add(model, {name: settings}, 1)
+    return model, moving.take_out(model, name, before, kept) if settings.method in moving.METHODS else None
+
+
 def adapted(folder: Path, *, moved: bool = True, name: str = "en-es", **settings: Any) -> Any:
     """Return a model with one adapter, moved away from its start at random."""
-    model = adapters.add(fresh(folder), {name: Adapter(**({"rank": 4} | settings))}, 1)
+    model, _ = added(folder, Adapter(**({"rank": 4} | settings)), name)
     adapters.choose(model, name, train=False)
     if moved:
         random = torch.Generator().manual_seed(5)
@@ -73,38 +83,86 @@ def test_every_method_starts_as_the_base(model_folder: Path, method: str) -> Non
     assert torch.allclose(logits(model), logits(fresh(model_folder)), atol=1e-4)
 
 
+def shifted(model: Any) -> None:
+    for parameter in adapters.parameters(model, "en-es").values():
+        parameter.data += torch.randn(parameter.shape, generator=torch.Generator().manual_seed(3)) * 0.05
+
+
+def write(scratch: Any, model: Any, moved: Moved | None, *, adapted: bool = True) -> None:
+    if moved is None:
+        adapters.write_merged(scratch, model, "en-es" if adapted else None)
+    else:
+        moving.write(scratch, model, "en-es", moved, adapted=adapted)
+
+
 @pytest.mark.parametrize("method", METHODS)
-def test_merged_weights_are_what_the_adapter_computes(model_folder: Path, method: str) -> None:
-    model = adapted(model_folder, method=method)
+def test_merged_weights_are_what_the_adapter_computes(model_folder: Path, method: Any) -> None:
+    model, moved = added(model_folder, Adapter(method=method, rank=4))
+    shifted(model)
+    adapters.choose(model, "en-es", train=False)
     scratch = fresh(model_folder)
-    adapters.write_merged(scratch, model, "en-es")
+    write(scratch, model, moved)
     assert torch.allclose(logits(scratch), logits(model), atol=1e-4)
     assert not torch.allclose(logits(scratch), logits(fresh(model_folder)), atol=1e-2)
+    write(scratch, model, moved, adapted=False)
+    assert torch.equal(logits(scratch), logits(fresh(model_folder))), "the base is the one that was published"
+    write(scratch, model, moved)
     theirs = model.merge_and_unload()
     assert torch.allclose(logits(theirs), logits(scratch), atol=1e-4)
 
 
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 @pytest.mark.parametrize("method", METHODS)
-def test_what_is_saved_works_on_the_base_as_published(model_folder: Path, tmp_path: Path, method: str) -> None:
+def test_what_is_saved_works_on_the_base_as_published(
+    model_folder: Path, tmp_path: Path, method: Any, dtype: torch.dtype
+) -> None:
     """By PEFT alone, whatever the method took out of the base; and back into an adapter of ours, to the last bit."""
-    settings = {"en-es": Adapter(method=method, rank=4)}  # type: ignore[arg-type]
-    model = adapters.add(fresh(model_folder), settings, 1)
-    began = adapters.start(model, settings)
-    assert set(began) == ({"en-es"} if method in adapters.MOVING else set())
-    for parameter in adapters.parameters(model, "en-es").values():
-        parameter.data += torch.randn(parameter.shape, generator=torch.Generator().manual_seed(3)) * 0.05
-    adapters.choose(model, "en-es", train=False)
-    adapters.export(model, "en-es", tmp_path, str(model_folder), began.get("en-es"))
-    alone = PeftModel.from_pretrained(fresh(model_folder), tmp_path).eval()
-    assert torch.allclose(logits(alone), logits(model), atol=1e-4)
-    other = adapters.add(fresh(model_folder), settings, 1)
-    adapters.load(other, "en-es", adapters.read(tmp_path), began.get("en-es"))
-    adapters.choose(other, "en-es", train=False)
-    assert torch.equal(logits(other), logits(model))
-    for_use = adapters.add(fresh(model_folder), {"en-es": adapters.as_exported(settings["en-es"])}, 9)
+    settings = Adapter(method=method, rank=4)
+
+    def make() -> tuple[Any, Moved | None]:
+        model = fresh(model_folder).to(dtype)
+        before = moving.weights(model)
+        model = adapters.add(model, {"en-es": settings}, 1)
+        return model, moving.take_out(model, "en-es", before, None) if method in moving.METHODS else None
+
+    model, moved = make()
+    began = None if moved is None else moved.began
+    shifted(model)
+    adapters.export(model, "en-es", tmp_path, str(model_folder), began)
+    scratch = fresh(model_folder).to(dtype)
+    write(scratch, model, moved)
+    exact = logits(scratch)
+    alone = PeftModel.from_pretrained(fresh(model_folder).to(dtype), tmp_path, autocast_adapter_dtype=False).eval()
+    if dtype == torch.float32:
+        assert torch.allclose(logits(alone), exact, atol=1e-4)
+    else:
+        assert (logits(alone) - exact).abs().mean() < 0.02 * exact.abs().mean()
+    other, other_moved = make()
+    adapters.load(other, "en-es", adapters.read(tmp_path), began)
+    write(scratch, other, other_moved)
+    assert torch.equal(logits(scratch), exact)
+    # As it is loaded for use: what is scored in the run is what is used later, to the last bit.
+    for_use = adapters.add(fresh(model_folder).to(dtype), {"en-es": adapters.as_exported(settings)}, 9)
     adapters.load(for_use, "en-es", adapters.read(tmp_path))
-    adapters.choose(for_use, "en-es", train=False)
-    assert torch.allclose(logits(for_use), logits(model), atol=1e-4)
+    adapters.write_merged(scratch, for_use, "en-es")
+    assert torch.equal(logits(scratch), exact)
+
+
+def test_the_start_of_an_adapter_is_kept_for_machines_that_find_another(model_folder: Path, tmp_path: Path) -> None:
+    kept = tmp_path / "start" / "en-es.safetensors"
+    first, moved = added(model_folder, Adapter(method="pissa", rank=4), kept=kept)
+    assert moved is not None
+    # Another decomposition of the same weights: the sign of a pair of vectors is free.
+    turned = {key: -value for key, value in moved.began.items()}
+    save_file(turned, kept)
+    second, again = added(model_folder, Adapter(method="pissa", rank=4), kept=kept)
+    assert again is not None and all(torch.equal(turned[key], value) for key, value in again.began.items())
+    for model in (first, second):
+        adapters.choose(model, "en-es", train=False)
+    assert torch.allclose(logits(first), logits(second), atol=1e-4)
+    kept.write_bytes(b"broken")
+    with pytest.raises(ModelError, match="the start of en-es cannot be read"):
+        added(model_folder, Adapter(method="pissa", rank=4), kept=kept)
 
 
 def test_two_directions_of_other_kinds_share_a_base(model_folder: Path) -> None:
@@ -199,7 +257,7 @@ def test_moving_methods_keep_the_sum_and_change_the_base(model_folder: Path) -> 
     before = base.weights_hash(fresh(model_folder))
     for method in METHODS:
         model = adapted(model_folder, method=method, moved=False)
-        assert (base.weights_hash(model) != before) == (method in adapters.MOVING), method
+        assert (base.weights_hash(model) != before) == (method in moving.METHODS), method
 
 
 def stepped(model: Any, adapter: Adapter, number: int, optimizer: Optimizer | None = None) -> Optimizer:

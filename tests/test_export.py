@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import copy
 import json
 import sys
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -11,11 +13,13 @@ import pytest
 import torch
 from huggingface_hub import ModelCard
 from peft import AutoPeftModelForCausalLM
+from tokenizers import processors
 from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedTokenizerFast
 
 from benchmarks import zoo
 from roundtrip import card, export, trained
 from roundtrip.errors import RunError
+from roundtrip.models.fresh import train_tokenizer
 from roundtrip.recipe import TemplateText
 from roundtrip.run import Run
 from roundtrip.scorer import greedy
@@ -52,7 +56,7 @@ def theirs(model: Any, tokenizer: Any) -> list[str]:
             [{"role": "user", "content": source}], add_generation_prompt=True, return_tensors="pt"
         )
         new = model.eval().generate(**ids, max_new_tokens=40)[0, ids["input_ids"].shape[1] :]
-        found.append(tokenizer.decode(new, skip_special_tokens=True).strip())
+        found.append(tokenizer.decode(new, skip_special_tokens=True).strip().split("\n")[0])
     return found
 
 
@@ -159,6 +163,26 @@ def test_mistakes_are_told(
         export.main()
     assert left.value.code == 2 and message in capsys.readouterr().err
     assert not (tmp_path / "out").exists()
+
+
+def test_a_tokenizer_that_would_make_other_prompts_has_no_chat_template(run: Run, tmp_path: Path) -> None:
+    """Behind a BOS that is spelt out, Metaspace puts no mark in front of the first word."""
+    one = trained.load(run, trained.into(run, "es"), device="cpu")
+    tokenizer = train_tokenizer([text for pair in toy_pairs() for text in pair], 420)
+    framed = processors.TemplateProcessing(single="<s> $A", special_tokens=[("<s>", tokenizer.bos_token_id)])
+    tokenizer = PreTrainedTokenizerFast(tokenizer_object=_framed(tokenizer, framed), bos_token="<s>", eos_token="</s>")
+    template = Template(tokenizer, build_segments(tokenizer, TemplateText(kind="plain"), "en", "es", ()))
+    assert template.segments.bos_id is not None
+    odd = replace(one, learner=replace(one.learner, base=replace(one.base, tokenizer=tokenizer)), template=template)
+    assert export._write_tokenizer(odd, tmp_path) is False
+    assert AutoTokenizer.from_pretrained(tmp_path).chat_template is None
+    assert "so it has none" in card.text(run, odd, {}, "parallel", True, has_template=False)
+
+
+def _framed(tokenizer: Any, processor: Any) -> Any:
+    backend = copy.deepcopy(tokenizer.backend_tokenizer)
+    backend.post_processor = processor
+    return backend
 
 
 def test_a_folder_in_use_is_left_alone(run: Run, tmp_path: Path) -> None:

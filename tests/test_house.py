@@ -33,6 +33,7 @@ FLOORS = [
     ["tokens.verdict"],
     ["models.gguf", "models.optimizer", "models.adapters", "engine.batch"],
     ["models.base", "models.fresh", "engine.step", "engine.generate"],
+    ["models.moving"],
     ["models.learner"],
     ["judge", "translator", "run", "checkpoint"],
     ["block", "scorer", "roads"],

@@ -11,14 +11,15 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import sentencepiece
 import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from roundtrip import cookbook, trained, translate, translator
 from roundtrip.engine.batch import Table, collate
 from roundtrip.engine.step import loss_sum, step
-from roundtrip.errors import Interrupted, ModelError, RecipeError, RunError
-from roundtrip.models import learner
+from roundtrip.errors import Interrupted, ModelError, RecipeError, TextError
+from roundtrip.models import fresh, learner
 from roundtrip.models.learner import frozen_hashes
 from roundtrip.models.optimizer import Optimizer
 from roundtrip.recipe import Adapter, Model
@@ -120,7 +121,7 @@ def load(path: Path, tmp_path: Path) -> dict[str, translator.Translator]:
     from roundtrip.text.prepare import prepare
 
     loaded = cookbook.load(str(path))
-    (tmp_path / "text").mkdir(exist_ok=True)
+    (tmp_path / "text").mkdir(exist_ok=True, parents=True)
     corpora = prepare(loaded.recipe, loaded.folder, tmp_path / "text", lambda text: None)
     recipe = placed(loaded.recipe, tmp_path / "base")
     return running._load(recipe, loaded.folder, corpora, Events(Console(file=io.StringIO())))
@@ -175,9 +176,14 @@ def test_saved_and_restored_gives_the_same_logits(paired: Any, tmp_path: Path, p
         before = logits(one)
         again[name].learner.restore(tmp_path / "saved" / name)
         assert torch.equal(logits(again[name]), before)
-        if not one.learner.whole:
-            assert torch.equal(logits(again[name], adapted=False), logits(one, adapted=False))
-            assert not torch.allclose(logits(one, adapted=False), before, atol=1e-2)
+        if one.learner.whole:
+            one.learner.restore(None)
+        published = AutoModelForCausalLM.from_pretrained(one.base.location, dtype="float32")
+        batch = collate(rows(one), range(6), one.base.pad_id)
+        with torch.no_grad():
+            base = published(input_ids=batch.ids_BT, attention_mask=batch.mask_BT).logits
+        assert torch.equal(logits(one, adapted=False), base), "the bare base is the one that was published"
+        assert not torch.allclose(base, before, atol=1e-2)
 
 
 @pytest.mark.parametrize(
@@ -208,7 +214,13 @@ def test_whole_runs_resume_and_translate(
     assert [stage for stage in metrics["test"] if stage != "copy"] == stages
     assert metrics["test"]["base"] != metrics["test"]["round-1"]
     # The base is scored on test at the end, from the weights it began with.
-    assert metrics["dev"]["base"]["en-es"].keys() == metrics["test"]["base"]["en-es"].keys()
+    bare = load(recipe, tmp_path / "again")
+    for name, one in bare.items():
+        side = 0 if name == "en-es" else 1
+        lines = [line.split("\t")[side] for line in (tmp_path / "whole/data/test.tsv").read_text().splitlines()]
+        texts = one.write(lines, greedy(cookbook.load(str(recipe)).recipe), 0, adapted=False).texts
+        kept = (tmp_path / "whole" / "translations" / f"test.base.{name}.txt").read_text().split("\n")[:-1]
+        assert [" ".join(text.split()) for text in texts] == kept
     assert ("all rows" in shown or "strings" in shown) == (pairing == "another model"), shown
     for name in NAMES:
         run = Run(tmp_path / "whole")
@@ -236,26 +248,60 @@ def test_a_whole_model_loads_with_transformers_alone(paired: Any, tmp_path: Path
     assert tokenizer("I see the moon.")["input_ids"] == one.base.tokenizer("I see the moon.")["input_ids"]
 
 
-def test_another_machine_that_takes_out_another_part_is_refused(paired: Any, tmp_path: Path) -> None:
-    recipe = paired("own bases, pissa")
-    go(recipe, tmp_path / "run")
-    facts = json.loads((tmp_path / "run" / "run.json").read_text())
-    facts["began"]["en-es"] = "0" * 32
-    (tmp_path / "run" / "run.json").write_text(json.dumps(facts))
-    with pytest.raises(RunError, match="part of the base that the adapter took over of en-es is not the one"):
-        go(recipe, tmp_path / "run", resume=True)
-
-
 def test_a_tokenizer_from_scratch_loses_nothing_and_joins_as_sentencepiece_does() -> None:
-    from roundtrip.models.fresh import train_tokenizer
-
     lines = [text for pair in toy_pairs() for text in pair]
-    tokenizer = train_tokenizer(lines, 420)
+    tokenizer, trained_model = fresh.train_tokenizer(lines, 420), fresh.train_sentencepiece(lines, 420)
+    processor = sentencepiece.SentencePieceProcessor(model_proto=trained_model)
     assert len(tokenizer) == 420
-    for text in (*lines[:50], "Ωmega, 家 and 🙂: 12 345", "two  spaces"):
+    for text in (*lines, "Ωmega, 家 and 🙂: 12 345", "two  spaces", "tab\there", "ends "):
         ids = tokenizer(text, add_special_tokens=False)["input_ids"]
         assert tokenizer.decode(ids, clean_up_tokenization_spaces=False) == text
         assert tokenizer.unk_token_id not in ids
+        assert ids == processor.encode(text), text
+
+
+@pytest.mark.parametrize(("size", "cure"), [(300, "raise it"), (5000, "lower it")])
+def test_a_vocabulary_that_does_not_come_out_says_which_way(size: int, cure: str) -> None:
+    texts = [text for pair in toy_pairs() for text in pair]
+    with pytest.raises(ModelError, match=cure):
+        fresh.train_tokenizer([*texts, "".join(map(chr, range(0x4E00, 0x4E60)))], size)
+
+
+def test_a_model_from_scratch_is_found_from_anywhere_and_made_anew_for_another_recipe(
+    paired: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The default folder of a run is relative to where the command is called, not to the recipe."""
+    recipe = paired("from scratch", ("parallel_passes = 1", "parallel_passes = 8"), ("train = 32", "train = 200"))
+    text = recipe.read_text()
+    elsewhere = tmp_path / "elsewhere"
+    elsewhere.mkdir()
+    monkeypatch.chdir(elsewhere)
+    recipe.write_text(text.replace("positions = 128", "positions = 20"))
+    with pytest.raises(TextError, match="the model 20 positions"):
+        go(recipe, Path("runs/small"))
+    recipe.write_text(text)
+    go(recipe, Path("runs/small"))
+    one = trained.load(Run(Path("runs/small")), trained.into(Run(Path("runs/small")), "es"))
+    assert one.base.max_positions == 128
+
+
+def test_plain_text_is_read_without_rounds(paired: Any, tmp_path: Path) -> None:
+    changes = [("parallel_passes = 1", "parallel_passes = 1\ntext_lines = 500"), ("number = 1", "number = 0")]
+    shown = go(paired("from scratch", *changes), tmp_path / "run")
+    events = [json.loads(line) for line in (tmp_path / "run" / "events.jsonl").read_text().splitlines()]
+    block = next(event for event in events if event["event"] == "block")
+    assert (block["plain"], block["real"], block["synthetic"]) == (1000, 0, 0)
+    assert "text.en.en-es is read through and starts over" in shown
+
+
+def test_tables_in_a_directions_table_go_over_those_of_both(paired: Any) -> None:
+    path = paired("from scratch")
+    path.write_text(path.read_text() + '\n[model."es-en".from_scratch]\nlayers = 3\n')
+    recipe = cookbook.load(str(path), ['adapter."es-en".lr=0.5']).recipe
+    one, other = (recipe.model[name].from_scratch for name in NAMES)
+    assert one is not None and other is not None
+    assert (one.layers, other.layers) == (2, 3) and one.vocabulary == other.vocabulary == 420
+    assert (recipe.adapter["en-es"].lr, recipe.adapter["es-en"].lr) == (None, 0.5)
 
 
 def test_a_quantized_base_does_not_train_on_a_cpu(write_recipe: WriteRecipe, tmp_path: Path) -> None:
@@ -308,6 +354,18 @@ def test_a_quantized_base_trains(wide_folder: Path, bits: Any, method: Any) -> N
 REFUSED = {
     "moving methods on one base": ([("rank = 4", 'method = "pissa"')], "set model.shared = false"),
     "rank of a whole model": ([("rank = 4", 'rank = 4\nmethod = "full"')], "adapter.rank: does nothing where all"),
+    "rank of one whole model": (
+        [("[train]", '[adapter."en-es"]\nmethod = "full"\nrank = 2\n[train]')],
+        "adapter.en-es.rank: does nothing where all weights learn",
+    ),
+    "a direction that is no table": (
+        [("rank = 4", "rank = 4\nen-es = 3")],
+        'adapter.en-es: 3: a table wanted, [adapter."en-es"]',
+    ),
+    "a revision of nothing": (
+        [('path = "{model}"', 'from_scratch = {}\nrevision = "main"')],
+        "model.revision: is of a hub id",
+    ),
     "offloading without dora": ([("rank = 4", "ephemeral_gpu_offload = true")], "only DoRA does the work"),
     "whole and quantized": (
         [("rank = 4\ndropout = 0.1", FULL), ('dtype = "float32"', 'quantize = "4bit"')],
@@ -320,6 +378,10 @@ REFUSED = {
     "an adapter on nothing": (
         [('path = "{model}"', "from_scratch = {}")],
         "adapts a model that knows something; a model from scratch needs 'full'",
+    ),
+    "no languages": (
+        [('languages = ["en", "es"]', ""), ("[train]", '[adapter."en-es"]\nrank = 2\n[train]')],
+        "1 problem in this recipe\n  - languages: missing",
     ),
     "no model": ([('path = "{model}"', "")], "model.path: missing; name a hub id"),
     "two models in one": ([('path = "{model}"', 'path = "{model}"\nfrom_scratch = {}')], "leave one of them out"),
@@ -356,4 +418,5 @@ def test_what_cannot_work_is_refused_when_the_recipe_is_read(
     with pytest.raises(RecipeError) as caught:
         cookbook.load(str(path))
     assert message in str(caught.value)
+    assert "first direction" not in str(caught.value)
     assert str(caught.value).count("adapter.rank: 0") <= 1, "said once for both directions"

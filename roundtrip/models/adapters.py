@@ -24,8 +24,6 @@ _TARGETS = "adapter.targets"
 WEIGHTS, CONFIG = "adapter_model.safetensors", "adapter_config.json"
 
 
-# Methods that take the strongest part out of the base's weights and put it into the adapter.
-MOVING = ("pissa", "olora")
 _INIT = {"pissa": "pissa_niter_16", "olora": "olora"}
 # Beside the matrices: of DoRA, one number for each output of a layer.
 _MAGNITUDE = "lora_magnitude_vector"
@@ -60,6 +58,8 @@ def add(model: nn.Module, recipe: Mapping[str, Adapter], seed: int) -> PeftModel
                     )
                 else:
                     peft_model.add_adapter(name, config_of(settings), autocast_adapter_dtype=upcast)
+            except torch.OutOfMemoryError:
+                raise
             except (ValueError, TypeError, RuntimeError) as error:
                 raise ModelError(first_line(error), place=f"{_TARGETS} ({name})") from error
     assert peft_model is not None
@@ -138,7 +138,9 @@ def freeze(model: PeftModel) -> None:
 
 @torch.no_grad()
 def write_merged(scratch: nn.Module, model: PeftModel, name: str | None) -> None:
-    """Write the weights that the base and one adapter come to into a plain copy; None writes the base's.
+    """Write the weights that the base and one adapter come to into a plain copy; None writes those of the base.
+
+    For an adapter that has changed its base see `moving`.
 
     The sum is formed in float32 and rounded once, so nothing drifts however often it is done.
     """
@@ -163,15 +165,6 @@ def merged(layer: LoraLayer, name: str) -> torch.Tensor:
     return weight.T if layer.fan_in_fan_out else weight
 
 
-def start(model: PeftModel, recipe: Mapping[str, Adapter]) -> dict[str, dict[str, torch.Tensor]]:
-    """Return what the adapters that took a part out of the base began as, by name; the others need no such memory."""
-    return {
-        name: {key: value.detach().cpu().clone() for key, value in tensors(model, name).items()}
-        for name, settings in recipe.items()
-        if settings.method in MOVING
-    }
-
-
 def tensors(model: PeftModel, name: str) -> dict[str, torch.Tensor]:
     """Return the parameters of one adapter under the names that PEFT saves them by."""
     return {_saved_name(key, name): value.detach() for key, value in parameters(model, name).items()}
@@ -189,8 +182,8 @@ def export(
 
     Args:
         base: where the base came from.
-        began: see `start`. The base as published still has in it what the adapter took out, so an adapter of twice
-            the rank is saved that adds what was learnt and takes away what it began as.
+        began: what the adapter took out of its base, see `moving`. The base as published still has it, so an adapter
+            of twice the rank is saved that adds what was learnt and takes away what it began as.
     """
     folder.mkdir(parents=True, exist_ok=True)
     saved = {key: value.cpu() for key, value in tensors(model, name).items()}
@@ -208,7 +201,7 @@ def export(
 
 def as_exported(recipe: Adapter) -> Adapter:
     """Return the settings of an adapter as `export` saves it, for the base as published."""
-    twice = {"method": "lora", "rank": 2 * recipe.rank, "alpha": 2 * recipe.alpha} if recipe.method in MOVING else {}
+    twice = {"method": "lora", "rank": 2 * recipe.rank, "alpha": 2 * recipe.alpha} if recipe.method in _INIT else {}
     return recipe.model_copy(update={"init": None, "ephemeral_gpu_offload": False, **twice})
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import copy
 import hashlib
 import importlib.util
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeVar
@@ -36,7 +36,7 @@ class Base:
         pad_id: id to fill up batches with; its positions are always masked, so any id with an embedding does.
         stop_ids: what the generation config ends at.
         max_positions: longest text in tokens, None where the model names no limit.
-        digest: hash of all weights as loaded.
+        digest: hash of the files that its weights came from, whatever precision they were loaded in.
     """
 
     model: nn.Module
@@ -129,8 +129,21 @@ def load(spec: Model, folder: Path) -> Base:
         int(pad_id),
         stop_ids,
         getattr(model.config, "max_position_embeddings", None),
-        weights_hash(model),
+        files_hash(location, spec.revision),
     )
+
+
+def files_hash(location: str, revision: str | None) -> str:
+    """Return a hash of the weights of a model folder or hub id, as they lie on disk."""
+    from transformers.utils import cached_file
+
+    folder = Path(str(cached_file(location, "config.json", revision=revision))).parent
+    digest = hashlib.sha256()
+    for path in sorted(folder.glob("*.safetensors")):
+        digest.update(path.name.encode())
+        with path.open("rb") as file:
+            digest.update(hashlib.file_digest(file, "sha256").digest())
+    return digest.hexdigest()[:32]
 
 
 def _quantization(spec: Model, dtype: torch.dtype, device: torch.device) -> dict[str, Any]:
@@ -157,23 +170,23 @@ def _quantization(spec: Model, dtype: torch.dtype, device: torch.device) -> dict
     }
 
 
-def reload(spec: Model, base: Base) -> None:
-    """Give a base whose weights have learnt those back that it was loaded with.
+def reload(spec: Model, base: Base, folder: Path | None = None) -> None:
+    """Give a base whose weights have learnt others: those it was loaded with, or those that were saved in a folder.
 
     Raises:
-        ModelError: they are not what they were.
+        SourceError, ModelError: they cannot be read, are not what they were, or are another model's.
     """
     from transformers import AutoModelForCausalLM
 
-    fresh = _read(
-        spec,
-        lambda: AutoModelForCausalLM.from_pretrained(
-            base.location, revision=spec.revision, dtype=base.dtype, use_safetensors=True
-        ),
-    )
-    if weights_hash(fresh) != base.digest:
-        raise ModelError("its weights are not those that the run began with", place=base.location)
-    base.model.load_state_dict(fresh.state_dict())
+    location = base.location if folder is None else str(folder)
+    if folder is None and files_hash(location, spec.revision) != base.digest:
+        raise ModelError("its weights are not those that the run began with", place=location)
+    # Not by reading the tensors: some models have other names, and other shapes, on disk.
+    fresh = _read(spec, lambda: AutoModelForCausalLM.from_pretrained(location, dtype=base.dtype, use_safetensors=True))
+    try:
+        base.model.load_state_dict(fresh.state_dict())
+    except RuntimeError as error:
+        raise ModelError(f"the saved model does not fit: {first_line(error)}", place=location) from error
 
 
 def load_tokenizer(spec: Model, folder: Path) -> tuple[Any, tuple[int, ...]]:
@@ -198,6 +211,8 @@ def _read(spec: Model, load_it: Callable[[], T]) -> T:
     """Read something of a model, and put into words what a library says when it cannot."""
     try:
         return load_it()
+    except torch.OutOfMemoryError:
+        raise
     except (OSError, ValueError, KeyError, ImportError, RuntimeError, SafetensorError) as error:
         raise SourceError(
             f"'{spec.path}' cannot be loaded: {first_line(error)}",
@@ -303,13 +318,8 @@ def checkpoint_activations(model: nn.Module) -> None:
 
 def weights_hash(model: nn.Module) -> str:
     """Return a hash of all weights that are not an adapter's: equal before and after a run."""
-    return tensors_hash(_base_tensors(model))
-
-
-def tensors_hash(tensors: Iterable[tuple[str, torch.Tensor]]) -> str:
-    """Return a hash of named tensors, in the order given."""
     digest = hashlib.blake2b(digest_size=16)
-    for name, tensor in tensors:
+    for name, tensor in _base_tensors(model):
         digest.update(name.encode())
         digest.update(tensor.detach().cpu().contiguous().view(torch.uint8).numpy().tobytes())
     return digest.hexdigest()

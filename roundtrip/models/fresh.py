@@ -61,16 +61,13 @@ def make(recipe: FromScratch, lines: Iterable[str], folder: Path, seed: int) -> 
     beside.rename(folder)
 
 
-def train_tokenizer(lines: Iterable[str], size: int) -> Any:
-    """Train a byte-pair encoding with SentencePiece (https://arxiv.org/abs/1808.06226) and make it a fast tokenizer.
-
-    What is no piece falls back to bytes, so that nothing is unknown; text is not normalized, so that nothing is lost.
+def train_sentencepiece(lines: Iterable[str], size: int) -> bytes:
+    """Train the vocabulary and return SentencePiece's own model.
 
     Raises:
-        ModelError: the text is too little for so many tokens.
+        ModelError: the text is too little or too varied for so many tokens.
     """
     import sentencepiece
-    from transformers import PreTrainedTokenizerFast
 
     written = io.BytesIO()
     try:
@@ -91,12 +88,29 @@ def train_tokenizer(lines: Iterable[str], size: int) -> Any:
             minloglevel=2,
         )
     except RuntimeError as error:
+        said = str(error).rpartition(") ")[2].strip()
+        small = "smaller than required" in said
         raise ModelError(
-            f"no tokenizer of {size} tokens comes out of this text: {str(error).rpartition(') ')[2].strip()}",
+            f"no tokenizer of {size} tokens comes out of this text: {said}",
             place="model.from_scratch.vocabulary",
-            cure="lower it, or give more text in data.mono",
+            cure="raise it: each character and byte is a token" if small else "lower it, or give more text",
         ) from error
-    trained = sentencepiece.SentencePieceProcessor(model_proto=written.getvalue())
+    return written.getvalue()
+
+
+def train_tokenizer(lines: Iterable[str], size: int) -> Any:
+    """Train a byte-pair encoding with SentencePiece (https://arxiv.org/abs/1808.06226) and make it a fast tokenizer.
+
+    What is no piece falls back to bytes, so that nothing is unknown; text is not normalized, so that nothing is lost
+    but a space at its very beginning.
+
+    Raises:
+        ModelError: the text is too little for so many tokens.
+    """
+    import sentencepiece
+    from transformers import PreTrainedTokenizerFast
+
+    trained = sentencepiece.SentencePieceProcessor(model_proto=train_sentencepiece(lines, size))
     pieces = [trained.id_to_piece(number) for number in range(trained.get_piece_size())]
     tokenizer = Tokenizer(
         models.BPE(

@@ -9,17 +9,13 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import SafetensorError
-from safetensors.torch import load_file
 from torch import nn
 
-from roundtrip.errors import ModelError
-from roundtrip.models import adapters
+from roundtrip.models import adapters, moving
 from roundtrip.models import base as bases
 from roundtrip.models.base import Base
+from roundtrip.models.moving import Moved
 from roundtrip.recipe import Adapter, Model
-
-WHOLE = "model.safetensors"
 
 
 @dataclass(frozen=True)
@@ -32,7 +28,7 @@ class Learner:
         base: the model as loaded; with adapters its layers carry them.
         model: what is trained: a PEFT model over `base.model`, or `base.model` itself.
         scratch: a plain copy to generate from, written anew before each use; None where the model itself generates.
-        began: see `adapters.start`, None for a method that has no need of it.
+        moved: what the adapter has taken out of its base, where the method does so.
     """
 
     name: str
@@ -41,17 +37,12 @@ class Learner:
     base: Base
     model: Any
     scratch: Any | None
-    began: Mapping[str, torch.Tensor] | None = field(default=None, repr=False)
+    moved: Moved | None = field(default=None, repr=False)
 
     @property
     def whole(self) -> bool:
         """Whether all weights learn."""
         return self.adapter.method == "full"
-
-    @property
-    def began_digest(self) -> str | None:
-        """A hash of `began`; another machine may find other numbers."""
-        return None if self.began is None else bases.tensors_hash(self.began.items())
 
     def parameters(self) -> dict[str, nn.Parameter]:
         """Return what learns, by name, in a fixed order."""
@@ -80,7 +71,7 @@ class Learner:
             adapted: False asks the bare base; where all weights learn, put these back first (`restore`).
         """
         if self.scratch is not None:
-            adapters.write_merged(self.scratch, self.model, self.name if adapted else None)
+            self._write(self.scratch, adapted=adapted)
             yield self.scratch
             return
         bases.set_attention(self.base.model, bases.ATTENTION)
@@ -109,13 +100,23 @@ class Learner:
             return self.model.to(wanted)
         assert self.scratch is not None, "a quantized base has no copy to write into"
         model = self.scratch.to(wanted)
-        adapters.write_merged(model, self.model, self.name)
+        self._write(model, adapted=True)
         return model
+
+    def _write(self, scratch: nn.Module, *, adapted: bool) -> None:
+        if self.moved is None:
+            adapters.write_merged(scratch, self.model, self.name if adapted else None)
+        else:
+            moving.write(scratch, self.model, self.name, self.moved, adapted=adapted)
+
+    @property
+    def _began(self) -> Mapping[str, torch.Tensor] | None:
+        return None if self.moved is None else self.moved.began
 
     def export(self, folder: Path) -> None:
         """Save the direction as it is: a PEFT folder, or a model folder with its tokenizer."""
         if not self.whole:
-            adapters.export(self.model, self.name, folder, self.base.location, self.began)
+            adapters.export(self.model, self.name, folder, self.base.location, self._began)
             return
         self.model.save_pretrained(folder)
         self.base.tokenizer.save_pretrained(folder)
@@ -127,24 +128,9 @@ class Learner:
             ModelError: there is nothing, it is broken, or it is of another model.
         """
         if self.whole:
-            if folder is None:
-                bases.reload(self.spec, self.base)
-            else:
-                _load_whole(self.model, folder)
+            bases.reload(self.spec, self.base, folder)
         elif folder is not None:
-            adapters.load(self.model, self.name, adapters.read(folder), self.began)
-
-
-def _load_whole(model: nn.Module, folder: Path) -> None:
-    files = sorted(folder.glob("model*.safetensors"))
-    try:
-        saved = {key: value for file in files for key, value in load_file(file).items()}
-        missing = model.load_state_dict(saved, strict=False)
-    except (OSError, SafetensorError, RuntimeError) as error:
-        raise ModelError(f"no readable model: {error}", place=str(folder)) from error
-    own = {name for name, _ in model.named_parameters()}
-    if lacking := sorted(own & set(missing.missing_keys)) + sorted(missing.unexpected_keys):
-        raise ModelError(f"the saved model does not fit: '{lacking[0]}' is on one side only", place=str(folder))
+            adapters.load(self.model, self.name, adapters.read(folder), self._began)
 
 
 def frozen_hashes(learners: Mapping[str, Learner]) -> dict[str, str]:
@@ -161,7 +147,13 @@ def frozen_hashes(learners: Mapping[str, Learner]) -> dict[str, str]:
 
 
 def load(
-    models: Mapping[str, Model], recipes: Mapping[str, Adapter], folder: Path, *, one_base: bool, seed: int
+    models: Mapping[str, Model],
+    recipes: Mapping[str, Adapter],
+    folder: Path,
+    *,
+    one_base: bool,
+    seed: int,
+    starts: Path | None = None,
 ) -> dict[str, Learner]:
     """Load what both directions learn with.
 
@@ -169,13 +161,14 @@ def load(
         models, recipes: by direction.
         folder: where relative paths of the recipe start.
         one_base: both directions have adapters on one base, which is loaded once.
+        starts: folder for what adapters begin with, see `moving`; None keeps nothing.
 
     Raises:
         SourceError, ModelError: something in `[model]` or `[adapter]` cannot be had.
     """
     if one_base:
         loaded = bases.load(next(iter(models.values())), folder)
-        return _adapted(models, recipes, loaded, folder, seed)
+        return _adapted(models, recipes, loaded, folder, seed, starts)
     found: dict[str, Learner] = {}
     for name, spec in models.items():
         loaded = bases.load(spec, folder)
@@ -183,7 +176,7 @@ def load(
             _prepare(loaded.model, spec)
             found[name] = Learner(name, spec, recipes[name], loaded, loaded.model, None)
         else:
-            found |= _adapted({name: spec}, {name: recipes[name]}, loaded, folder, seed)
+            found |= _adapted({name: spec}, {name: recipes[name]}, loaded, folder, seed, starts)
     return found
 
 
@@ -195,18 +188,28 @@ def _prepare(model: nn.Module, spec: Model) -> None:
 
 
 def _adapted(
-    models: Mapping[str, Model], recipes: Mapping[str, Adapter], loaded: Base, folder: Path, seed: int
+    models: Mapping[str, Model],
+    recipes: Mapping[str, Adapter],
+    loaded: Base,
+    folder: Path,
+    seed: int,
+    starts: Path | None,
 ) -> dict[str, Learner]:
     spec = next(iter(models.values()))
     # A quantized base has no weights that a sum could be written into: it generates through the adapter.
     scratch = bases.scratch_copy(loaded.model) if spec.quantize == "none" else None
+    changing = [name for name, recipe in recipes.items() if recipe.method in moving.METHODS]
+    before = moving.weights(loaded.model) if changing else {}
     model = adapters.add(loaded.model, recipes, seed)
-    began = adapters.start(model, recipes)
+    moved = {
+        name: moving.take_out(model, name, before, starts / f"{name}-start.safetensors" if starts else None)
+        for name in changing
+    }
     for name, recipe in recipes.items():
         if recipe.init is not None:
             adapters.begin_from(model, name, recipe, (folder / Path(recipe.init).expanduser()))
     _prepare(loaded.model, spec)
     return {
-        name: Learner(name, models[name], recipe, loaded, model, scratch, began.get(name))
+        name: Learner(name, models[name], recipe, loaded, model, scratch, moved.get(name))
         for name, recipe in recipes.items()
     }

@@ -73,7 +73,7 @@ def prepare(recipe: Recipe, folder: Path, target: Path, tell: Callable[[str], No
     for part in ("dev", "test"):
         if not len(stores[part]):
             raise TextError(f"no line left of {dict(counts[part])}", place=f"data.{part}", cure=_EMPTY_CURE)
-    mono = {code: stores[f"mono.{code}"] for code in (first, second)} if recipe.rounds.number else {}
+    mono = {code: stores[f"mono.{code}"] for code in (first, second)} if recipe.needs_mono else {}
     for code, lines in mono.items():
         if not len(lines):
             raise TextError(
@@ -134,7 +134,7 @@ def _cut(
         set(),
     )
     corpus = store.write(target / "corpus.tsv", rows)
-    needed = cut.train + cut.dev + cut.test + (2 if recipe.rounds.number else 0)
+    needed = cut.train + cut.dev + cut.test + (2 if recipe.needs_mono else 0)
     if len(corpus) < needed:
         raise TextError(
             f"{len(corpus)} usable pairs, the cut needs {needed}; counts: {dict(count)}",
@@ -256,7 +256,7 @@ def reopen(recipe: Recipe, target: Path, counts: dict[str, dict[str, int]]) -> C
 
 
 def _opened(recipe: Recipe, target: Path, counts: dict[str, dict[str, int]]) -> Corpora:
-    mono = {code: Store(target / f"mono.{code}.txt") for code in recipe.languages} if recipe.rounds.number else {}
+    mono = {code: Store(target / f"mono.{code}.txt") for code in recipe.languages} if recipe.needs_mono else {}
     train, dev, test = (Store(target / f"{part}.tsv") for part in ("train", "dev", "test"))
     return Corpora(train, dev, test, mono, counts)
 
