@@ -96,6 +96,8 @@ def _adapter(recipe: Recipe, adapter: Adapter, model: Model) -> list[str]:
         )
     if any("lm_head" in target for target in _as_tuple(adapter.targets)) and model.quantize != "none":
         problems.append("adapter.targets: lm_head is not quantized with the rest; leave it out")
+    if any("lm_head" in target for target in _as_tuple(adapter.targets)) and model.liger:
+        problems.append("adapter.targets: Liger's loss reads lm_head without its adapter; leave lm_head out")
     return problems
 
 

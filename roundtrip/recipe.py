@@ -87,6 +87,7 @@ class Model(Section):
     quantize: Literal["none", "8bit", "4bit"] = "none"
     device: str = "auto"
     train_attention: Literal["auto", "eager", "sdpa", "flash_attention_2"] = "auto"
+    liger: bool = False
     gradient_checkpointing: bool = False
 
     @property

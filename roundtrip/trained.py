@@ -51,7 +51,9 @@ def load(
         )
     segments = {name: Segments.from_dict(value) for name, value in run.facts()["segments"].items()}
     # What served training only need not be there: the attention, and the device it ran on.
-    here = {"device": device, "train_attention": "auto", "gradient_checkpointing": False} | dict(changes or {})
+    here = {"device": device, "train_attention": "auto", "liger": False, "gradient_checkpointing": False} | dict(
+        changes or {}
+    )
     if recipe.adapter[direction.name].method == "full":
         # A whole model has no need of the one it began as.
         return translator.load_one(

@@ -179,6 +179,7 @@ class Trip:
             self.translators[name].base.pad_id,
             self.recipe.train.tokens_per_forward,
             derive(self.recipe.seed, "dropout", phase.number, self.state.step) % 2**32,
+            fused=self.translators[name].learner.spec.liger,
         )
         taken = self.state.optimizer_steps
         self.state = replace(

@@ -31,7 +31,7 @@ FLOORS = [
     ["tokens.road"],
     ["tokens.audit"],
     ["tokens.verdict"],
-    ["models.gguf", "models.optimizer", "models.adapters", "engine.batch"],
+    ["models.gguf", "models.optimizer", "models.adapters", "models.kernels", "engine.batch"],
     ["models.base", "models.fresh", "engine.step", "engine.generate"],
     ["models.moving"],
     ["models.learner"],

@@ -53,7 +53,7 @@ def stand_in(name: str, folder: Path, model_folder: Path) -> Path:
     else:
         model["path"] = str(model_folder)
     if model.get("train_attention") == "flash_attention_2":
-        model["train_attention"] = "auto"
+        model |= {"train_attention": "auto", "liger": False}
     path = folder / f"{name}.toml"
     path.write_text(toml(data), encoding="utf-8")
     return path

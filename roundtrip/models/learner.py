@@ -11,7 +11,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from roundtrip.models import adapters, moving
+from roundtrip.models import adapters, kernels, moving
 from roundtrip.models import base as bases
 from roundtrip.models.base import Base
 from roundtrip.models.moving import Moved
@@ -183,6 +183,8 @@ def load(
 def _prepare(model: nn.Module, spec: Model) -> None:
     """Try what training will need, before any time is spent."""
     bases.set_attention(model, spec.train_attention)
+    if spec.liger:
+        kernels.apply_liger(model)
     if spec.gradient_checkpointing:
         bases.checkpoint_activations(model)
 
