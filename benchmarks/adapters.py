@@ -30,7 +30,7 @@ import torch
 from rich.console import Console
 from rich.table import Table as Shown
 
-from benchmarks.engine import best, processor
+from benchmarks.machine import best, processor
 from roundtrip import cookbook, score, translator
 from roundtrip.engine.batch import Table, by_budget, collate, steps
 from roundtrip.engine.step import loss_sum, step
@@ -146,7 +146,8 @@ def _learn(one: Translator, recipe: Recipe, corpora: Corpora, asked: argparse.Na
         if at_time and number >= asked.steps:
             same = number == asked.steps
             now = looks["steps"] if same else _look(one, recipe, dev, dev_table)
-            looks["time"] = now | {"steps": number, "seconds": seconds}
+            if asked.seconds:
+                looks["time"] = now | {"steps": number, "seconds": seconds}
             break
         start = time.perf_counter()
         with one.learner.training():
@@ -193,12 +194,17 @@ def show(document: Mapping[str, Any], console: Console) -> None:
 
 
 def means(runs: Sequence[Mapping[str, Any]], look: str, what: str) -> list[float]:
-    """Return the mean of both directions for each seed."""
-    return [statistics.mean(one["dev"][look][what] for one in run["directions"].values()) for run in runs]
+    """Return the mean of both directions for each seed that was looked at in this way."""
+    looked = [
+        run["directions"].values() for run in runs if all(look in one["dev"] for one in run["directions"].values())
+    ]
+    return [statistics.mean(one["dev"][look][what] for one in directions) for directions in looked]
 
 
 def _spread(runs: Sequence[Mapping[str, Any]], look: str, what: str, digits: int) -> str:
     found = means(runs, look, what)
+    if not found:
+        return ""
     apart = f" ± {statistics.stdev(found):.{digits}f}" if len(found) > 1 else ""
     return f"{statistics.mean(found):.{digits}f}{apart}"
 
@@ -240,7 +246,9 @@ def main() -> None:
     parser.add_argument("--name", default="cpu", help="what to call this machine in the file names")
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
     parser.add_argument("--steps", type=int, default=32, help="the fixed number")
-    parser.add_argument("--seconds", type=float, default=60.0, help="the fixed time of training, for each direction")
+    parser.add_argument(
+        "--seconds", type=float, default=60.0, help="the fixed time of training, for each direction; 0 leaves it out"
+    )
     parser.add_argument("--dev", type=int, default=100, help="dev lines")
     parser.add_argument("--seeds", type=int, default=3)
     parser.add_argument("--turns", type=int, default=5, help="of the speed measurement; 0 leaves it out")

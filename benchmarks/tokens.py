@@ -36,7 +36,7 @@ from rich.console import Console
 
 from benchmarks import plots, prior_art, roads, round_share, zoo
 from benchmarks.batches import LANGUAGES, Case, Kit, case, joined, kit
-from benchmarks.engine import processor
+from benchmarks.machine import processor
 from benchmarks.prior_art import Padded
 from benchmarks.roads import Made, Timed
 from roundtrip.run import versions

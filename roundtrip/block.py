@@ -77,13 +77,14 @@ def of_round(
     tell: Callable[[int, int], None],
     *,
     reader: Template | None = None,
+    halved: Callable[[int], None] = lambda rows: None,
 ) -> Block:
     """Read new target lines, let the reverse direction write their sources, judge these and mix in real pairs.
 
     Args:
         cursors: where the streams stand; unchanged here.
         writer: the reverse direction.
-        tell, reader: see `Translator.write`.
+        tell, reader, halved: see `Translator.write`.
     """
     direction = phase.direction
     mono, pairs = f"mono.{direction.target}", f"train.{direction.name}"
@@ -92,7 +93,7 @@ def of_round(
     lines = [line for (line,) in taken]
     lines, num_long = _short_enough(lines, recipe, writer)
     seed = derive(recipe.seed, "sources", phase.number)
-    written = writer.write(lines, recipe.generate, seed, reader=reader, tell=tell)
+    written = writer.write(lines, recipe.generate, seed, reader=reader, tell=tell, halved=halved)
     usual_ratio = _usual_ratio(corpora, recipe.languages.index(direction.source))
     judged = judge(written.texts, written.finished, lines, recipe.judge, usual_ratio)
     rejected = judged.rejected | ({"target too long": num_long} if num_long else {})

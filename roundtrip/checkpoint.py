@@ -35,6 +35,7 @@ class State:
         scores: dev scores by stage and direction.
         best: the stage with the best mean dev chrF++ so far.
         seconds: time spent, by activity.
+        tokens_per_forward: what fitted, once memory has run out; 0 before that.
         roads: of the synthetic rows, how many went by the splice and how many by strings for which reason.
     """
 
@@ -46,6 +47,7 @@ class State:
     best: str | None = None
     seconds: dict[str, float] = field(default_factory=dict)
     roads: dict[str, dict[str, int]] = field(default_factory=dict)
+    tokens_per_forward: int = 0
 
     def total_steps(self) -> int:
         return sum(self.optimizer_steps.values())

@@ -33,8 +33,16 @@ def combination_problems(recipe: Recipe) -> list[str]:
             f"train.max_row_tokens: {recipe.train.max_row_tokens} does not fit into "
             f"train.tokens_per_forward {recipe.train.tokens_per_forward}"
         )
-    if recipe.generate.temperature == 0 and (recipe.generate.top_p < 1 or recipe.generate.top_k):
-        problems.append("generate: top_p and top_k do nothing at temperature 0; set generate.temperature")
+    generate = recipe.generate
+    if generate.temperature == 0 and (generate.top_p < 1 or generate.top_k or generate.min_p):
+        problems.append("generate: top_p, top_k and min_p do nothing at temperature 0; set generate.temperature")
+    if generate.engine == "continuous" and generate.repetition_penalty != 1:
+        problems.append("generate.repetition_penalty: continuous batching leaves it out; use engine 'native'")
+    if generate.engine == "continuous" and generate.temperature > 0:
+        problems.append(
+            "generate.engine: what continuous batching samples depends on its timing, and no run could be repeated; "
+            "use 'native', or temperature 0"
+        )
     for language in recipe.score.bleu_tokenize:
         if language not in recipe.languages:
             first, second = recipe.languages
@@ -68,6 +76,8 @@ def _adapter(recipe: Recipe, adapter: Adapter, model: Model) -> list[str]:
     problems = []
     method = f"adapter.method: '{adapter.method}'"
     if adapter.method == "full":
+        if not model.scratch:
+            problems.append(f"model.scratch: does nothing where all weights learn ({method})")
         if model.quantize != "none":
             problems.append(
                 f"{method} trains all weights, which model.quantize = '{model.quantize}' rounds; use 'lora'"
@@ -80,8 +90,12 @@ def _adapter(recipe: Recipe, adapter: Adapter, model: Model) -> list[str]:
                 f"{method} takes a part out of the base, which the other direction shares; set model.shared = false, "
                 "so that each has its own, or use 'rslora'"
             )
+        if not model.scratch:
+            problems.append(f"model.scratch: does nothing where all weights learn ({method})")
         if model.quantize != "none":
             problems.append(f"{method} changes the base's weights, which model.quantize fixes; use 'lora' or 'rslora'")
+        if not model.scratch:
+            problems.append(f"{method} is scored and used from the copy that model.scratch = false leaves out")
         if adapter.init is not None:
             problems.append(f"adapter.init: {method} begins with a part of the base, not with an earlier adapter")
     if adapter.layers is not None and isinstance(adapter.targets, str):

@@ -64,6 +64,11 @@ class Events:
         """Show one line."""
         self.console.print(text, highlight=False, markup=False, soft_wrap=True)
 
+    def halved(self, rows: int) -> None:
+        """Say that a batch did not fit into memory; `generate` calls it."""
+        self.log("memory", activity="generating", rows=rows)
+        self.say(f"  memory ran out on {rows} rows at once; they go on in halves (lower generate.tokens_per_batch)")
+
     @contextmanager
     def task(self, activity: str, text: str, total: int) -> Iterator[Progressing]:
         """Show a piece of work while it is done, and add its time to `seconds` under `activity`.

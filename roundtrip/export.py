@@ -98,7 +98,7 @@ def export(
 
     _refuse_used(folder)
     # A sum with weights of 4 or 8 bits would be rounded to them again.
-    one = trained.load(run, direction, stage, "cpu", {"quantize": "none"})
+    one = trained.load(run, direction, stage, "cpu", {"quantize": "none", "scratch": True})
     folder.mkdir(parents=True, exist_ok=True)
     if merged or one.learner.whole:
         one.learner.merged(dtype).save_pretrained(folder)

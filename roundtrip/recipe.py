@@ -83,6 +83,7 @@ class Model(Section):
     revision: str | None = None
     from_scratch: FromScratch | None = None
     shared: bool = True
+    scratch: bool = True
     dtype: Literal["auto", "float32", "bfloat16"] = "auto"
     quantize: Literal["none", "8bit", "4bit"] = "none"
     device: str = "auto"
@@ -160,6 +161,7 @@ class Train(Section):
     max_grad_norm: Annotated[float, Field(gt=0)] = 1.0
     rows_per_step: Positive = 16
     tokens_per_forward: Positive = 2048
+    packing: Literal["auto", "always", "never"] = "auto"
     max_row_tokens: Positive = 512
     text_lines: Count = 0
     parallel_passes: Count = 3
@@ -176,9 +178,12 @@ class Rounds(Section):
 class Generate(Section):
     """How synthetic sources are written. Temperature 0 means greedy."""
 
+    engine: Literal["native", "transformers", "continuous"] = "native"
     temperature: Annotated[float, Field(ge=0.0)] = 0.0
     top_p: Annotated[float, Field(gt=0.0, le=1.0)] = 1.0
     top_k: Count = 0
+    min_p: Annotated[float, Field(ge=0.0, lt=1.0)] = 0.0
+    repetition_penalty: Annotated[float, Field(ge=1.0)] = 1.0
     length_ratio: Annotated[float, Field(gt=0)] = 1.5
     length_extra: Count = 10
     tokens_per_batch: Positive = 8192

@@ -56,7 +56,12 @@ class Scorer:
         sources, references = texts(self.corpora, self.recipe, part, direction)
         with self.events.task("scoring", f"{stage}: {direction.name} translates {part}", len(sources)) as task:
             written = self.translators[direction.name].write(
-                sources, greedy(self.recipe), 0, adapted=stage != BASE, tell=self.tell_of(task)
+                sources,
+                greedy(self.recipe),
+                0,
+                adapted=stage != BASE,
+                tell=self.tell_of(task),
+                halved=self.events.halved,
             )
         lines = [" ".join(text.split()) for text in written.texts]
         path = translations_path(self.run, part, stage, direction)
@@ -66,9 +71,10 @@ class Scorer:
 
 
 def greedy(recipe: Recipe) -> Generate:
-    """Return the recipe's length limits and batch size with greedy search: how translations are scored and made."""
+    """Return the recipe's engine, length limits and batch size with greedy search: how translations are made."""
     settings = recipe.generate
     return Generate(
+        engine=settings.engine,
         length_ratio=settings.length_ratio,
         length_extra=settings.length_extra,
         tokens_per_batch=settings.tokens_per_batch,

@@ -57,6 +57,7 @@ class Translator:
         adapted: bool = True,
         reader: Template | None = None,
         tell: Callable[[int, int], None] = lambda rows, tokens: None,
+        halved: Callable[[int], None] = lambda rows: None,
     ) -> Written:
         """Translate texts with the direction's weights as they are now.
 
@@ -64,7 +65,7 @@ class Translator:
             adapted: False asks the bare base.
             reader: a template that makes prompts of the hypotheses; while the device writes the next batch, a thread
                 decodes the last one and encodes it again.
-            tell: see `generate`.
+            tell, halved: see `generate`.
 
         Raises:
             ModelError: a source does not fit into the model.
@@ -101,6 +102,7 @@ class Translator:
                     seed=seed,
                     tell=tell,
                     seen=seen,
+                    halved=halved,
                 )
             texts = [""] * len(prompts)
             read: list[list[int]] | None = [[] for _ in prompts] if reader is not None else None

@@ -69,6 +69,7 @@ class Trip:
         self._last_save = 0
         self._saved_at: tuple[int, int] | None = None
         self._losses: list[float] = []
+        self._packed = False
 
     def resume(self) -> None:
         """Go back to the newest whole checkpoint; nothing where there is none yet."""
@@ -122,6 +123,7 @@ class Trip:
                 self.translators[writer],
                 self._tell(task),
                 reader=road.reader,
+                halved=self.events.halved,
             )
             num_rejected = sum(block.rejected.values())
             task.advance(0, note=f"{num_rejected} rejected")
@@ -160,6 +162,9 @@ class Trip:
         learner = self.translators[phase.direction.name].learner
         name = f"{phase.stage}: {phase.direction.name} learns"
         with learner.training(), self.events.task("training", name, total) as task:
+            self._packed = learner.packs(self.recipe.train.packing)
+            if learner.flash and self.recipe.train.packing == "auto" and not self._packed:
+                self.events.say("  rows are padded: packed ones would see each other in this model")
             if self.state.step:
                 task.advance(self.state.step)
             yield task
@@ -171,16 +176,23 @@ class Trip:
             TrainingError: the loss or the gradient is not finite.
         """
         name = phase.direction.name
+        learner = self.translators[name].learner
+        budget = self.state.tokens_per_forward or self.recipe.train.tokens_per_forward
         result = step(
-            self.translators[name].learner.model,
+            learner.model,
             self.optimizers[name],
             rows,
             group,
-            self.translators[name].base.pad_id,
-            self.recipe.train.tokens_per_forward,
+            learner.base.pad_id,
+            budget,
             derive(self.recipe.seed, "dropout", phase.number, self.state.step) % 2**32,
-            fused=self.translators[name].learner.spec.liger,
+            fused=learner.spec.liger,
+            packed=self._packed,
         )
+        if result.tokens_per_forward < budget:
+            self.state = replace(self.state, tokens_per_forward=result.tokens_per_forward)
+            self.events.say(f"  memory ran out; forward passes have {result.tokens_per_forward} tokens from here on")
+            self.events.log("memory", activity="training", tokens=result.tokens_per_forward)
         taken = self.state.optimizer_steps
         self.state = replace(
             self.state, step=self.state.step + 1, optimizer_steps=taken | {name: taken.get(name, 0) + 1}

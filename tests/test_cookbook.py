@@ -115,7 +115,7 @@ def test_all_problems_come_at_once(write_recipe: WriteRecipe) -> None:
         ('[model]\npath = "', '[model]\npath = "./nope.gguf" #', "model.path: no such file: './nope.gguf'"),
         ('kind = "plain"', 'kind = "chat"\ninstruction = "x"', "template.instruction: needs {source}"),
         ("max_row_tokens = 96", "max_row_tokens = 4096", "train.max_row_tokens: 4096 does not fit"),
-        ("[judge]", "[generate]\ntop_p = 0.9\n[judge]", "top_p and top_k do nothing at temperature 0"),
+        ("[judge]", "[generate]\ntop_p = 0.9\n[judge]", "top_p, top_k and min_p do nothing at temperature 0"),
         (
             "[judge]",
             "[data.filter]\nmin_words = 5\nmax_words = 2\n[judge]",

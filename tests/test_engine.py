@@ -21,7 +21,8 @@ from transformers import (
 )
 
 from roundtrip.engine.batch import IGNORE, Batch, Table, by_budget, collate, left_pad, steps
-from roundtrip.engine.generate import generate, length_limit, pick
+from roundtrip.engine.generate import generate, length_limit
+from roundtrip.engine.pick import pick
 from roundtrip.engine.step import loss_sum, step
 from roundtrip.errors import ModelError
 from roundtrip.models import adapters, base
@@ -254,7 +255,7 @@ def _llama() -> Any:
 def _gpt2() -> Any:
     return GPT2LMHeadModel(
         GPT2Config(vocab_size=260, n_embd=32, n_layer=2, n_head=4, n_positions=96, initializer_range=0.3,
-                   bos_token_id=None, eos_token_id=None)
+                   bos_token_id=None, eos_token_id=None, resid_pdrop=0.0, embd_pdrop=0.0, attn_pdrop=0.0)
     )  # fmt: skip
 
 

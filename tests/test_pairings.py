@@ -38,6 +38,8 @@ PAIRINGS = {
     "one base": ("rank = 4", ""),
     "one base, other kinds": ('rank = 4\n[adapter."en-es"]\nmethod = "rsdora"\n[adapter."es-en"]\nrank = 2', ""),
     "one base, checkpointing": ("rank = 4", "gradient_checkpointing = true"),
+    "one base, rslora and lora+": ('rank = 4\nmethod = "rslora"\nloraplus_ratio = 4.0\nlr = 2e-3', ""),
+    "one base, no copy": ('rank = 4\n[adapter."es-en"]\nmethod = "dora"', "scratch = false"),
     "own bases, pissa": ('rank = 4\nmethod = "pissa"', "shared = false"),
     "own bases, olora and dora": (
         'rank = 4\n[adapter."en-es"]\nmethod = "olora"\n[adapter."es-en"]\nmethod = "dora"',
@@ -187,7 +189,16 @@ def test_saved_and_restored_gives_the_same_logits(paired: Any, tmp_path: Path, p
 
 
 @pytest.mark.parametrize(
-    "pairing", ["full", "own bases, pissa", "another model", "from scratch", "full and an adapter"]
+    "pairing",
+    [
+        "one base, rslora and lora+",
+        "one base, no copy",
+        "full",
+        "own bases, pissa",
+        "another model",
+        "from scratch",
+        "full and an adapter",
+    ],
 )
 def test_whole_runs_resume_and_translate(
     paired: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, pairing: str
@@ -365,6 +376,10 @@ REFUSED = {
     "a revision of nothing": (
         [('path = "{model}"', 'from_scratch = {}\nrevision = "main"')],
         "model.revision: is of a hub id",
+    ),
+    "moving methods without a copy": (
+        [("rank = 4", 'rank = 4\nmethod = "olora"'), ('dtype = "float32"', "shared = false\nscratch = false")],
+        "is scored and used from the copy",
     ),
     "offloading without dora": ([("rank = 4", "ephemeral_gpu_offload = true")], "only DoRA does the work"),
     "whole and quantized": (

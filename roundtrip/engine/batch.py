@@ -5,8 +5,9 @@ Shapes: R rows of a table, X their tokens one behind the other, B rows of a batc
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 
@@ -14,7 +15,7 @@ from roundtrip.text.stream import derive, shuffled
 from roundtrip.tokens.splice import IGNORE, Rows
 from roundtrip.tokens.template import Row
 
-__all__ = ["IGNORE", "Batch", "Table", "by_budget", "collate", "left_pad", "steps"]
+__all__ = ["IGNORE", "Batch", "Table", "by_budget", "collate", "left_pad", "pack", "steps"]
 
 
 @dataclass(frozen=True)
@@ -70,15 +71,23 @@ def _offsets(sizes: Sequence[int], device: torch.device | str) -> torch.Tensor:
 
 @dataclass(frozen=True)
 class Batch:
-    """A right-padded batch for training.
+    """A batch for training.
 
     Attributes:
-        ids_BT, mask_BT, labels_BT: int64; labels are IGNORE where nothing is to be learnt.
+        ids_BT, labels_BT: int64; labels are IGNORE where nothing is to be learnt.
+        inputs: what the model is given besides the ids: a mask where rows are padded; where they stand one behind the
+            other in a single row, the places and bounds by which they do not see each other.
     """
 
     ids_BT: torch.Tensor
-    mask_BT: torch.Tensor
     labels_BT: torch.Tensor
+    inputs: Mapping[str, Any]
+
+    @property
+    def mask_BT(self) -> torch.Tensor:
+        """int64, 1 where a padded batch has a token."""
+        mask_BT: torch.Tensor = self.inputs["attention_mask"]
+        return mask_BT
 
 
 def collate(table: Table, indices: Sequence[int], pad_id: int) -> Batch:
@@ -94,7 +103,29 @@ def collate(table: Table, indices: Sequence[int], pad_id: int) -> Batch:
     where_BT = (table.offset_R[at_B][:, None] + place_T).clamp(max=len(table.ids_X) - 1)
     ids_BT = torch.where(live_BT, table.ids_X[where_BT].long(), pad_id)
     labels_BT = torch.where(live_BT & (place_T >= start_B[:, None]), ids_BT, IGNORE)
-    return Batch(ids_BT, live_BT.long(), labels_BT)
+    return Batch(ids_BT, labels_BT, {"attention_mask": live_BT.long()})
+
+
+def pack(table: Table, indices: Sequence[int]) -> Batch:
+    """Return some rows of a table one behind the other in a single row, without padding.
+
+    FlashAttention goes by `cu_seq_lens`; other attentions make a mask of the places, which start over with each row.
+    """
+    device = table.ids_X.device
+    chosen = torch.tensor([[i, table.sizes[i], table.starts[i]] for i in indices], dtype=torch.int64).to(
+        device, non_blocking=True
+    )
+    at_B, size_B, start_B = chosen.unbind(1)
+    longest, total = max(table.sizes[i] for i in indices), sum(table.sizes[i] for i in indices)
+    end_B = size_B.cumsum(0)
+    row_T = torch.repeat_interleave(torch.arange(len(indices), device=device), size_B, output_size=total)
+    place_T = torch.arange(total, device=device) - (end_B - size_B)[row_T]
+    ids_T = table.ids_X[table.offset_R[at_B][row_T] + place_T].long()
+    # A row's first token is never a label, so that no row is predicted from the one before it.
+    labels_T = torch.where(place_T >= start_B[row_T].clamp(min=1), ids_T, IGNORE)
+    bounds = torch.nn.functional.pad(end_B, (1, 0)).to(torch.int32)
+    inputs = {"position_ids": place_T[None], "cu_seq_lens_q": bounds, "cu_seq_lens_k": bounds}
+    return Batch(ids_T[None], labels_T[None], inputs | {"max_length_q": longest, "max_length_k": longest})
 
 
 def left_pad(prompts: Sequence[Sequence[int]], pad_id: int) -> tuple[torch.Tensor, torch.Tensor]:
@@ -119,18 +150,23 @@ def steps(lengths: Sequence[int], rows_per_step: int, seed: int) -> list[list[in
     return [groups[shuffled(i, len(groups), derive(seed, "steps"), 0)] for i in range(len(groups))]
 
 
-def by_budget(indices: Sequence[int], lengths: Sequence[int], max_tokens: int) -> Iterator[list[int]]:
-    """Split indices into groups whose padded size (rows times longest) stays within a budget of tokens.
+def by_budget(
+    indices: Sequence[int], lengths: Sequence[int], max_tokens: int, *, packed: bool = False
+) -> Iterator[list[int]]:
+    """Split indices into groups whose size stays within a budget of tokens.
 
     A row that is longer than the budget goes alone.
+
+    Args:
+        packed: the size of a group is the sum of its rows, not rows times longest as with padding.
     """
     group: list[int] = []
-    longest = 0
+    longest = total = 0
     for index in sorted(indices, key=lambda i: -lengths[i]):
-        longest = max(longest, lengths[index])
-        if group and longest * (len(group) + 1) > max_tokens:
+        longest, total = max(longest, lengths[index]), total + lengths[index]
+        if group and (total if packed else longest * (len(group) + 1)) > max_tokens:
             yield group
-            group, longest = [], lengths[index]
+            group, longest, total = [], lengths[index], lengths[index]
         group.append(index)
     if group:
         yield group

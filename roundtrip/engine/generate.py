@@ -1,24 +1,27 @@
 """Writing hypotheses: token ids in, token ids out, in batches of like length.
 
-Shapes: B rows still alive, T prompt positions, S positions so far, N new positions, V vocabulary.
+Shapes: B rows, N new positions.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import partial
 
 import torch
 from torch import nn
 
-from roundtrip.engine.batch import by_budget, left_pad
+from roundtrip.engine.batch import by_budget
+from roundtrip.engine.decode import decode
+from roundtrip.engine.library import by_continuous_batching, by_generate
+from roundtrip.engine.memory import is_out, release
+from roundtrip.errors import ModelError
 from roundtrip.recipe import Generate
 from roundtrip.text.stream import derive
 
-# Rows that ended are taken out of the batch once so large a share of it is idle.
-COMPACT_SHARE = 0.25
-# On a GPU a look at the stop flags waits for the device; on a CPU it is free.
-CUDA_LOOK_EVERY = 8
+# A batch that waits: its place, of which its seed is derived, and which prompts it holds.
+_Entry = tuple[tuple[int, ...], list[int]]
 
 
 @dataclass(frozen=True)
@@ -63,39 +66,102 @@ def generate(
     seed: int,
     tell: Callable[[int, int], None] = lambda rows, tokens: None,
     seen: Callable[[list[int], Hypotheses], None] = lambda rows, hypotheses: None,
+    halved: Callable[[int], None] = lambda rows: None,
 ) -> Hypotheses:
     """Continue each prompt.
 
     Args:
         model: a plain causal LM in eval mode (adapters merged).
         limits: most new tokens of each prompt, the end token not counted.
-        recipe: sampling settings; temperature 0 is greedy.
+        recipe: engine, and sampling settings; temperature 0 is greedy.
         stop_ids: any of these ends a hypothesis; found by position, the first after the prompt.
         text_stop_ids: so do these, which stay in the hypothesis, being text in part (such as `.` + line break).
         seed: of sampling; each batch derives its own, so the result does not depend on what ran before.
         tell: called after each batch with its numbers of rows and new tokens; may raise to stop.
         seen: called before that with the places of the batch among the prompts, and its hypotheses.
+        halved: called with the rows of a batch that did not fit into memory and goes on in halves.
 
     Returns:
         One hypothesis per prompt, in their order.
+
+    Raises:
+        ModelError: not even a single row fits into memory.
     """
     # A batch is as long as its longest prompt plus its longest limit; like goes with like.
     lengths = [len(prompt) + limit + 1 for prompt, limit in zip(prompts, limits, strict=True)]
     device = next(model.parameters()).device
     all_stops = sorted({*stop_ids, *text_stop_ids})
     stops, kept = (torch.tensor(ids, dtype=torch.int64, device=device) for ids in (all_stops, list(text_stop_ids)))
+    engine = _engine(recipe.engine)
     order: list[int] = []
     written: list[Hypotheses] = []
-    for number, group in enumerate(by_budget(range(len(prompts)), lengths, recipe.tokens_per_batch)):
-        random = torch.Generator(device).manual_seed(derive(seed, number))
-        some_limits = [limits[i] for i in group]
-        new_BN = decode(model, [prompts[i] for i in group], some_limits, recipe, pad_id, all_stops, random)
+    batches: list[_Entry] = [
+        ((number,), group)
+        for number, group in enumerate(by_budget(range(len(prompts)), lengths, recipe.tokens_per_batch))
+    ]
+    # The next one stands last.
+    waiting = batches[::-1]
+    while waiting:
+        place, group = waiting.pop()
+        some, some_limits = [prompts[i] for i in group], [limits[i] for i in group]
+        run = partial(engine, model, some, some_limits, recipe, pad_id, all_stops, derive(seed, *place))
+        new_BN = _if_it_fits(run, some)
+        if new_BN is None:
+            release()
+            size = _size(group, lengths)
+            waiting = [part for entry in [*waiting, (place, group)] for part in _parts(entry, lengths, size)]
+            halved(len(group))
+            continue
         hypotheses = _cut(new_BN, torch.tensor(some_limits, device=device), stops, kept)
         order += group
         written.append(hypotheses)
         seen(group, hypotheses)
         tell(len(group), int((hypotheses.size_B + hypotheses.finished_B).sum()))
     return _in_order(written, order, pad_id, device)
+
+
+def _size(group: Sequence[int], lengths: Sequence[int]) -> int:
+    return len(group) * max(lengths[i] for i in group)
+
+
+def _parts(entry: _Entry, lengths: Sequence[int], too_large: int) -> list[_Entry]:
+    """Return a batch in halves, the second first, where it is as large as one that did not fit."""
+    place, group = entry
+    if len(group) == 1 or _size(group, lengths) < too_large:
+        return [entry]
+    half = len(group) // 2
+    return [((*place, 1), group[half:]), ((*place, 0), group[:half])]
+
+
+def _if_it_fits(run: Callable[[], torch.Tensor], prompts: Sequence[Sequence[int]]) -> torch.Tensor | None:
+    """Return what a batch comes to, None where memory runs out on it.
+
+    Raises:
+        ModelError: it is a single row.
+    """
+    try:
+        return run()
+    except (RuntimeError, MemoryError) as error:
+        if not is_out(error):
+            raise
+        if len(prompts) > 1:
+            return None
+        raise ModelError(
+            f"memory ran out on a single text of {len(prompts[0])} tokens",
+            place="generate",
+            cure="lower data.filter.max_chars and generate.length_ratio, or take a smaller model",
+        ) from error
+
+
+def _engine(name: str) -> Callable[..., torch.Tensor]:
+    match name:
+        case "transformers":
+            return by_generate
+        case "continuous":
+            return by_continuous_batching
+        case _:
+            native: Callable[..., torch.Tensor] = decode
+            return native
 
 
 def _cut(new_BN: torch.Tensor, limit_B: torch.Tensor, stops: torch.Tensor, kept: torch.Tensor) -> Hypotheses:
@@ -120,79 +186,3 @@ def _in_order(written: Sequence[Hypotheses], order: Sequence[int], pad_id: int, 
     )
     places = sorted(range(len(order)), key=lambda place: order[place])
     return joined.pick(places)
-
-
-@torch.inference_mode()
-def decode(
-    model: nn.Module,
-    prompts: Sequence[Sequence[int]],
-    limits: Sequence[int],
-    recipe: Generate,
-    pad_id: int,
-    stop_ids: Sequence[int],
-    random: torch.Generator,
-) -> torch.Tensor:
-    """Continue one batch until every row has stopped or reached its limit; rows that ended leave the batch.
-
-    Returns:
-        new_BN, int64, in the order of the prompts. What follows a stop id in a row has no meaning.
-    """
-    from transformers import DynamicCache
-
-    device = next(model.parameters()).device
-    ids_BT, mask_BS = (tensor.to(device) for tensor in left_pad(prompts, pad_id))
-    stops, limits_B = torch.tensor(stop_ids, device=device), torch.tensor(limits, device=device)
-    look_every = 1 if device.type == "cpu" else CUDA_LOOK_EVERY
-    num_new = max(limits) + 1
-    new_BN = torch.full((len(prompts), num_new), pad_id, dtype=torch.int64, device=device)
-    alive_B = torch.arange(len(prompts), device=device)
-    done_B = torch.zeros_like(alive_B, dtype=torch.bool)
-    cache = DynamicCache(config=model.config)
-    position_BT = (mask_BS.cumsum(-1) - 1).clamp(min=0)
-    for number in range(num_new):
-        logits_BV = model(
-            input_ids=ids_BT,
-            attention_mask=mask_BS,
-            position_ids=position_BT,
-            cache=cache,
-            use_cache=True,
-            logits_to_keep=1,
-        ).logits[:, -1]
-        next_B = pick(logits_BV, recipe, random)
-        new_BN[alive_B, number] = next_B
-        done_B = done_B | torch.isin(next_B, stops) | (limits_B[alive_B] <= number)
-        ids_BT, position_BT = next_B[:, None], position_BT[:, -1:] + 1
-        mask_BS = torch.cat([mask_BS, mask_BS.new_ones(len(mask_BS), 1)], dim=1)
-        if number % look_every == 0:
-            num_done = int(done_B.sum())
-            if num_done == len(done_B):
-                break
-            if num_done >= COMPACT_SHARE * len(done_B):
-                keep = (~done_B).nonzero()[:, 0]
-                cache.batch_select_indices(keep)
-                alive_B, done_B, mask_BS = alive_B[keep], done_B[keep], mask_BS[keep]
-                ids_BT, position_BT = ids_BT[keep], position_BT[keep]
-    return new_BN
-
-
-def pick(logits_BV: torch.Tensor, recipe: Generate, random: torch.Generator) -> torch.Tensor:
-    """Choose the next token of each row: the likeliest, or one sampled at a temperature within top-k and top-p.
-
-    Top-p (https://arxiv.org/abs/1904.09751) keeps the smallest set of tokens whose probability reaches p.
-
-    Returns:
-        next_B, int64.
-    """
-    if recipe.temperature == 0:
-        return logits_BV.argmax(-1)
-    logits_BV = logits_BV.float() / recipe.temperature
-    if 0 < recipe.top_k < logits_BV.shape[-1]:
-        least_B1 = logits_BV.topk(recipe.top_k).values[:, -1:]
-        logits_BV = logits_BV.masked_fill(logits_BV < least_B1, -torch.inf)
-    if recipe.top_p < 1:
-        sorted_BV, order_BV = logits_BV.sort(descending=True)
-        share_BV = sorted_BV.softmax(-1)
-        # A token goes when those before it reach p already; the first one always stays.
-        gone_BV = share_BV.cumsum(-1) - share_BV >= recipe.top_p
-        logits_BV = logits_BV.masked_fill(gone_BV.gather(-1, order_BV.argsort(-1)), -torch.inf)
-    return torch.multinomial(logits_BV.softmax(-1), 1, generator=random)[:, 0]

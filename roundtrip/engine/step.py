@@ -10,7 +10,9 @@ import torch
 from peft import PeftModel
 from torch import nn
 
-from roundtrip.engine.batch import IGNORE, Batch, Table, by_budget, collate
+from roundtrip.engine.batch import IGNORE, Batch, Table, by_budget, collate, pack
+from roundtrip.engine.memory import is_out, release
+from roundtrip.errors import TrainingError
 from roundtrip.models.kernels import fused_loss
 from roundtrip.models.optimizer import Optimizer
 
@@ -23,12 +25,14 @@ class StepResult:
         loss: mean cross-entropy in nats per labelled token.
         grad_norm: before clipping; not finite where the step was skipped.
         num_labels, num_tokens: labelled and all real tokens.
+        tokens_per_forward: that fitted; less than asked for where memory ran out.
     """
 
     loss: float
     grad_norm: float
     num_labels: int
     num_tokens: int
+    tokens_per_forward: int
 
 
 def loss_sum(model: nn.Module, batch: Batch, *, fused: bool = False) -> torch.Tensor:
@@ -44,7 +48,8 @@ def loss_sum(model: nn.Module, batch: Batch, *, fused: bool = False) -> torch.Te
     keep_BT = torch.zeros_like(batch.labels_BT, dtype=torch.bool)
     keep_BT[:, :-1] = targets_BT != IGNORE
     targets_N = targets_BT[targets_BT != IGNORE]
-    inputs = {"input_ids": batch.ids_BT, "attention_mask": batch.mask_BT, "use_cache": False}
+    # With a cache the library does not keep packed rows apart.
+    inputs = {"input_ids": batch.ids_BT, "use_cache": False, **batch.inputs}
     if fused:
         plain: Any = model.get_base_model() if isinstance(model, PeftModel) else model
         return fused_loss(plain, plain.get_decoder()(**inputs).last_hidden_state[keep_BT], targets_N)
@@ -62,22 +67,66 @@ def step(
     seed: int,
     *,
     fused: bool = False,
+    packed: bool = False,
 ) -> StepResult:
     """Learn from rows: forward and backward in pieces of bounded size, then one optimizer step.
+
+    Where a piece does not fit into memory the step begins again with pieces of half the size, over the same rows.
 
     Args:
         table, rows: which rows of which table; on the device of the model.
         model: with the adapter to train active, in train mode.
         seed: of dropout in this step, so that a resumed run drops the same units.
         fused: see `loss_sum`.
+        packed: rows stand one behind the other instead of padded ones below each other.
+
+    Raises:
+        TrainingError: not even a single row fits into memory.
     """
-    device = next(model.parameters()).device
-    torch.manual_seed(seed)
     num_labels = sum(table.sizes[i] - table.starts[i] for i in rows)
-    total = torch.zeros((), dtype=torch.float64, device=device)
-    for group in by_budget(rows, table.sizes, tokens_per_forward):
-        loss = loss_sum(model, collate(table, group, pad_id), fused=fused)
+    longest = max(table.sizes[i] for i in rows)
+    while True:
+        groups = list(by_budget(rows, table.sizes, tokens_per_forward, packed=packed))
+        try:
+            total = _backward(model, table, groups, pad_id, seed, fused=fused, packed=packed)
+            break
+        except (RuntimeError, MemoryError) as error:
+            if not is_out(error):
+                raise
+            if tokens_per_forward <= longest:
+                raise TrainingError(
+                    f"memory ran out on a single row of {longest} tokens",
+                    cure="lower train.max_row_tokens, set model.gradient_checkpointing = true, or take a smaller model",
+                ) from error
+        # What a failed backward has left in the gradients must not count.
+        optimizer.forget()
+        release()
+        tried = max(len(group) * max(table.sizes[i] for i in group) for group in groups)
+        tokens_per_forward = max(longest, min(tokens_per_forward, tried) // 2)
+    grad_norm = optimizer.step(1.0 / num_labels)
+    num_tokens = sum(table.sizes[i] for i in rows)
+    return StepResult(float(total) / num_labels, grad_norm, num_labels, num_tokens, tokens_per_forward)
+
+
+def _backward(
+    model: nn.Module,
+    table: Table,
+    groups: Sequence[Sequence[int]],
+    pad_id: int,
+    seed: int,
+    *,
+    fused: bool,
+    packed: bool,
+) -> torch.Tensor:
+    """Add the gradients of all rows, and return their summed loss, float64, shape ().
+
+    A function of its own, so that nothing of a piece that failed is held when the next one is tried.
+    """
+    torch.manual_seed(seed)
+    total = torch.zeros((), dtype=torch.float64, device=table.ids_X.device)
+    for group in groups:
+        batch = pack(table, group) if packed else collate(table, group, pad_id)
+        loss = loss_sum(model, batch, fused=fused)
         loss.backward()
         total += loss.detach()
-    grad_norm = optimizer.step(1.0 / num_labels)
-    return StepResult(float(total) / num_labels, grad_norm, num_labels, sum(table.sizes[i] for i in rows))
+    return total

@@ -11,11 +11,14 @@ from typing import Any
 import torch
 from torch import nn
 
+from roundtrip.engine.batch import Table, pack
+from roundtrip.errors import ModelError
 from roundtrip.models import adapters, kernels, moving
 from roundtrip.models import base as bases
 from roundtrip.models.base import Base
 from roundtrip.models.moving import Moved
 from roundtrip.recipe import Adapter, Model
+from roundtrip.tokens.template import Row
 
 
 @dataclass(frozen=True)
@@ -43,6 +46,43 @@ class Learner:
     def whole(self) -> bool:
         """Whether all weights learn."""
         return self.adapter.method == "full"
+
+    @property
+    def flash(self) -> bool:
+        """Whether the attention in use reads the bounds of packed rows."""
+        return "flash" in str(self.base.model.config._attn_implementation)
+
+    def packs(self, setting: str) -> bool:
+        """Return whether rows go packed: `auto` does so where FlashAttention reads their bounds.
+
+        Other attentions take a mask of all places by all places, which costs more than padding does. Two rows are tried
+        first, since a model may take no notice of places and bounds.
+
+        Raises:
+            ModelError: `always` is asked for and rows would see each other.
+        """
+        if setting == "never" or (setting == "auto" and not self.flash):
+            return False
+        apart = bool(self._keeps_apart())
+        if setting == "always" and not apart:
+            raise ModelError(
+                f"{self.name}: in this model packed rows see each other",
+                place="train.packing",
+                cure='set it to "auto" or "never"',
+            )
+        return apart
+
+    @torch.no_grad()
+    def _keeps_apart(self) -> bool:
+        """Return whether the second of two packed rows is the same whatever the first one is."""
+        training = self.model.training
+        self.model.eval()
+        found = []
+        for first in ([1, 2, 3, 4], [4, 3, 2, 1]):
+            batch = pack(Table.of([Row(first, 1), Row([2, 4, 1], 1)], self.base.device), [0, 1])
+            found.append(self.model(input_ids=batch.ids_BT, use_cache=False, **batch.inputs).logits[0, 4:])
+        self.model.train(training)
+        return bool(torch.equal(*found))
 
     def parameters(self) -> dict[str, nn.Parameter]:
         """Return what learns, by name, in a fixed order."""
@@ -199,7 +239,7 @@ def _adapted(
 ) -> dict[str, Learner]:
     spec = next(iter(models.values()))
     # A quantized base has no weights that a sum could be written into: it generates through the adapter.
-    scratch = bases.scratch_copy(loaded.model) if spec.quantize == "none" else None
+    scratch = bases.scratch_copy(loaded.model) if spec.quantize == "none" and spec.scratch else None
     changing = [name for name, recipe in recipes.items() if recipe.method in moving.METHODS]
     before = moving.weights(loaded.model) if changing else {}
     model = adapters.add(loaded.model, recipes, seed)

@@ -86,8 +86,15 @@ class Optimizer:
             with torch.no_grad():
                 for name, parameter in self._parameters.items():
                     parameter.copy_(self._masters[name])
+        for master in self._masters.values():
+            master.grad = None
         self.step_number += 1
         return norm
+
+    def forget(self) -> None:
+        """Drop all gradients, as if nothing had been learnt since the last step."""
+        for parameter in self._parameters.values():
+            parameter.grad = None
 
     def state(self) -> dict[str, torch.Tensor]:
         """Return all tensors that a resume needs, masters included, by parameter name."""

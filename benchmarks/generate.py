@@ -1,0 +1,171 @@
+"""python -m benchmarks.generate: engines side by side, in tokens/s and as a share of what the machine can multiply.
+
+The quickstart's model and text, one process, roads in turns. `fixed`: prompts of one length and so many new tokens for
+each, nothing stops, so that only the engine's own work counts. `lines`: the dev lines as a run translates them, with
+stops and limits. Roads:
+
+- through the adapter: `generate` of transformers on the PEFT model, batches as they come: the usual way;
+- transformers: `generate` on merged weights, batches by length;
+- native: our loop; continuous: the library's continuous batching, where it runs.
+
+The share is tokens/s times 2 FLOP for each weight, of the GEMM peak measured first. Writes
+benchmarks/results/generate-NAME.json and .png.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+import tempfile
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from rich.console import Console
+from rich.table import Table as Shown
+
+from benchmarks.machine import best, gemm_flops, processor
+from roundtrip import cookbook, translator
+from roundtrip.engine.generate import generate
+from roundtrip.engine.library import by_generate
+from roundtrip.models import adapters, base
+from roundtrip.recipe import Generate
+from roundtrip.run import versions
+from roundtrip.scorer import greedy
+from roundtrip.text.prepare import prepare
+from roundtrip.translator import Translator
+
+RESULTS = Path("benchmarks/results")
+ENGINES = ("native", "transformers", "continuous")
+
+
+def fixed(one: Translator, batch: int, length: int, engines: tuple[str, ...], turns: int) -> dict[str, float]:
+    """Return tokens/s of each road for a batch of prompts of one length and as many new tokens."""
+    random = torch.Generator().manual_seed(1)
+    prompts = torch.randint(1000, 20_000, (batch, length), generator=random).tolist()
+    limits = [length - 1] * batch
+    settings = Generate(tokens_per_batch=10**9)
+    pad = one.base.pad_id
+
+    def through_adapter() -> None:
+        base.set_attention(one.base.model, base.ATTENTION)
+        adapters.choose(one.learner.model, one.direction.name, train=False)
+        by_generate(one.learner.model, prompts, limits, settings, pad, [], 0)
+
+    def by(engine: Any) -> Callable[[], None]:
+        def road() -> None:
+            with one.learner.generating() as model:
+                chosen = settings.model_copy(update={"engine": engine})
+                generate(model, prompts, limits, chosen, pad_id=pad, stop_ids=[], seed=0)
+
+        return road
+
+    roads = {"through the adapter": through_adapter} | {engine: by(engine) for engine in engines}
+    return {name: batch * length / seconds for name, seconds in best(roads, turns).items()}
+
+
+def lines(one: Translator, recipe: Any, sources: list[str], engines: tuple[str, ...], turns: int) -> dict[str, float]:
+    """Return seconds that each road takes to translate lines."""
+    settings = greedy(recipe)
+    prompts = one.template.prompts(sources)
+    limits = [one.num_needed(prompt, settings) - len(prompt) for prompt in prompts]
+    stops = [*one.template.segments.stop_ids, *one.template.segments.break_ids]
+    size = 64
+
+    def through_adapter() -> None:
+        base.set_attention(one.base.model, base.ATTENTION)
+        adapters.choose(one.learner.model, one.direction.name, train=False)
+        for start in range(0, len(prompts), size):
+            some = slice(start, start + size)
+            new = by_generate(one.learner.model, prompts[some], limits[some], settings, one.base.pad_id, stops, 0)
+            one.base.tokenizer.batch_decode(new, skip_special_tokens=True)
+
+    def by(engine: Any) -> Callable[[], Any]:
+        return lambda: one.write(sources, settings.model_copy(update={"engine": engine}), 0)
+
+    return best({"through the adapter": through_adapter} | {engine: by(engine) for engine in engines}, turns)
+
+
+def show(document: Mapping[str, Any], console: Console) -> None:
+    roads = list(document["fixed"][0]["tokens_per_second"])
+    table = Shown(title="tokens/s (share of the GEMM peak)")
+    table.add_column("rows x tokens")
+    for road in roads:
+        table.add_column(road, justify="right")
+    for case in document["fixed"]:
+        rates = case["tokens_per_second"]
+        cells = [f"{rates[road]:,.0f} ({case['share_of_peak'][road]:.0%})" if road in rates else "" for road in roads]
+        table.add_row(f"{case['batch']} x {case['length']}", *cells)
+    console.print(table)
+    console.print("dev lines, seconds: " + ", ".join(f"{k} {v:.1f}" for k, v in document["lines"].items()))
+
+
+def draw(document: Mapping[str, Any], path: Path) -> None:
+    import matplotlib
+
+    matplotlib.use("agg")
+    from matplotlib import pyplot
+
+    lengths = sorted({case["length"] for case in document["fixed"]})
+    figure, axes = pyplot.subplots(1, len(lengths), figsize=(5 * len(lengths), 4), sharey=True, squeeze=False)
+    for panel, length in zip(axes[0], lengths, strict=True):
+        cases = [case for case in document["fixed"] if case["length"] == length]
+        for road in cases[0]["tokens_per_second"]:
+            points = [(case["batch"], case["tokens_per_second"][road]) for case in cases]
+            panel.plot(*zip(*points, strict=True), "-o", label=road)
+        panel.set(xscale="log", yscale="log", title=f"{length} + {length} tokens", xlabel="rows", ylabel="tokens/s")
+        panel.grid(alpha=0.3)
+        panel.legend(fontsize="small")
+    figure.suptitle(document["hardware"]["processor"], fontsize=9)
+    figure.tight_layout()
+    figure.savefig(path, dpi=120)
+    pyplot.close(figure)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--name", default="cpu", help="what to call this machine in the file names")
+    parser.add_argument("--device", default="auto")
+    parser.add_argument("--batches", nargs="+", type=int, default=(8, 64))
+    parser.add_argument("--lengths", nargs="+", type=int, default=(32, 128))
+    parser.add_argument("--engines", nargs="+", default=ENGINES)
+    parser.add_argument("--lines", type=int, default=200)
+    parser.add_argument("--turns", type=int, default=2)
+    asked = parser.parse_args()
+    loaded = cookbook.load("quickstart", [f"model.device={asked.device}"])
+    recipe = loaded.recipe
+    with tempfile.TemporaryDirectory() as folder:
+        corpora = prepare(recipe, loaded.folder, Path(folder), lambda text: None)
+        sources = [source for source, _ in corpora.dev[: asked.lines]]
+    one = next(iter(translator.load(recipe, loaded.folder).values()))
+    flops = gemm_flops(one.base.device, one.base.dtype)
+    # The embedding is looked up, not multiplied; where it is tied to the output layer it counts as that.
+    adapter = sum(parameter.numel() for parameter in one.learner.parameters().values())
+    weights = sum(parameter.numel() for parameter in one.base.model.parameters()) - 2 * adapter
+    engines = tuple(asked.engines)
+    cases = []
+    for length in asked.lengths:
+        for batch in asked.batches:
+            rates = fixed(one, batch, length, engines, asked.turns)
+            shares = {name: rate * 2 * weights / flops for name, rate in rates.items()}
+            cases.append({"batch": batch, "length": length, "tokens_per_second": rates, "share_of_peak": shares})
+    document = {
+        "command": "python -m benchmarks.generate " + " ".join(sys.argv[1:]),
+        "hardware": {"processor": processor(), "threads": torch.get_num_threads(), "device": str(one.base.device)},
+        "versions": versions(),
+        "dtype": str(one.base.dtype),
+        "gemm_flops": flops,
+        "weights": weights,
+        "fixed": cases,
+        "lines": lines(one, recipe, sources, engines, asked.turns),
+    }
+    path = RESULTS / f"generate-{asked.name}.json"
+    path.write_text(json.dumps(document, indent=1) + "\n", encoding="utf-8")
+    show(document, Console())
+    draw(document, path.with_suffix(".png"))
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,172 @@
+"""Three engines, one answer: our loop, `generate` of transformers, and its continuous batching."""
+
+from __future__ import annotations
+
+import math
+from collections import Counter
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+import torch
+from transformers import Qwen2Config, Qwen2ForCausalLM
+
+from roundtrip import cookbook
+from roundtrip.engine import generate as generating
+from roundtrip.engine.generate import generate
+from roundtrip.engine.library import by_continuous_batching
+from roundtrip.engine.pick import pick
+from roundtrip.errors import ModelError, RecipeError
+from roundtrip.recipe import Generate
+from tests.conftest import WriteRecipe
+from tests.test_engine import MODELS, rows
+from tests.test_run import assert_same, end_state, go
+
+
+def _biased() -> Any:
+    return Qwen2ForCausalLM(
+        Qwen2Config(vocab_size=260, hidden_size=32, intermediate_size=64, num_hidden_layers=2, num_attention_heads=4,
+                    num_key_value_heads=2, initializer_range=0.3, tie_word_embeddings=False)
+    )  # fmt: skip
+
+
+ALL = MODELS | {"biases, own head": _biased}
+STOPS = list(range(100, 180))
+PROMPTS = [row.ids[: 2 + number] for number, row in enumerate(rows(9, seed=2))]
+# Longer than a page of the cache, with a beginning in common.
+PROMPTS[7:] = [[*range(20, 40), 7], [*range(20, 40), 8]]
+LIMITS = [3 + 2 * (number % 7) for number in range(9)]
+
+
+def model_of(kind: str) -> Any:
+    torch.manual_seed(4)
+    model = ALL[kind]().eval().requires_grad_(False)
+    for name, parameter in model.named_parameters():
+        if name.endswith("bias"):  # the library makes them zero
+            torch.nn.init.normal_(parameter, std=0.3)
+    return model
+
+
+@pytest.fixture
+def taken(monkeypatch: pytest.MonkeyPatch) -> list[str]:
+    """Which ways have been taken, by name."""
+    found: list[str] = []
+    for name in ("decode", "by_generate", "by_continuous_batching"):
+        original = getattr(generating, name)
+
+        def spy(*arguments: Any, name: str = name, original: Any = original) -> torch.Tensor:
+            found.append(name)
+            return torch.as_tensor(original(*arguments))
+
+        monkeypatch.setattr(generating, name, spy)
+    return found
+
+
+def written(model: Any, settings: Generate, seed: int = 1) -> list[tuple[list[int], bool]]:
+    found = generate(model, PROMPTS, LIMITS, settings, pad_id=0, stop_ids=STOPS, seed=seed)
+    return list(zip(found.lists(), found.finished_B.tolist(), strict=True))
+
+
+@pytest.mark.parametrize("kind", ALL)
+@pytest.mark.parametrize("attention", ["sdpa", "eager"])
+@pytest.mark.parametrize("engine", ["transformers", "continuous"])
+def test_greedy_is_the_same_token_by_token(kind: str, attention: str, engine: Any, taken: list[str]) -> None:
+    model = model_of(kind)
+    model.set_attn_implementation(attention)
+    ours = written(model, Generate(tokens_per_batch=80))
+    assert set(taken) == {"decode"}
+    assert {finished for _, finished in ours} == {True, False}, "the test wants both kinds"
+    taken.clear()
+    assert written(model, Generate(tokens_per_batch=80, engine=engine)) == ours
+    assert set(taken) == {"by_generate" if engine == "transformers" else "by_continuous_batching"}
+    assert model.config._attn_implementation == attention, "the model is as it was"
+    assert written(model, Generate(tokens_per_batch=80)) == ours
+
+
+@pytest.mark.parametrize("kind", ALL)
+def test_a_repetition_penalty_is_that_of_transformers_and_leaves_the_prompt_alone(kind: str) -> None:
+    model = model_of(kind)
+    settings = Generate(tokens_per_batch=80, repetition_penalty=1.8)
+    ours = written(model, settings)
+    assert ours == written(model, settings.model_copy(update={"engine": "transformers"}))
+    assert ours != written(model, Generate(tokens_per_batch=80))
+
+
+def test_what_the_author_of_a_model_ships_does_not_mix_in() -> None:
+    model = model_of("RoPE, tied head")
+    ours = written(model, Generate())
+    model.generation_config.repetition_penalty = 9.0
+    model.generation_config.do_sample, model.generation_config.temperature = True, 5.0
+    assert written(model, Generate(engine="transformers")) == ours
+    assert model.generation_config.repetition_penalty == 9.0
+
+
+@pytest.mark.parametrize("settings", [{}, {"top_k": 4}, {"top_p": 0.7}, {"min_p": 0.3}, {"top_k": 6, "min_p": 0.2}])
+def test_sampled_rows_match_in_distribution(settings: dict[str, Any]) -> None:
+    """Frequencies of the first token and of the first two, ours against those of transformers, to four deviations."""
+    model = model_of("RoPE, tied head")
+    found = []
+    for engine in ("native", "transformers"):
+        recipe = Generate(engine=engine, temperature=0.9, tokens_per_batch=40_000, **settings)  # type: ignore[arg-type]
+        made = generate(model, [PROMPTS[5]] * 4000, [2] * 4000, recipe, pad_id=0, stop_ids=[1], seed=3).lists()
+        found.append([Counter(tuple(row[:size]) for row in made) for size in (1, 2)])
+    for ours, theirs in zip(*found, strict=True):
+        common = [key for key, number in (ours + theirs).most_common(12) if number > 60]
+        assert common
+        for key in common:
+            share = (ours[key] + theirs[key]) / 8000
+            assert abs(ours[key] - theirs[key]) / 4000 <= 4 * math.sqrt(2 * share * (1 - share) / 4000)
+        # What one may sample, the other may: nothing comes up often on one side only.
+        assert all(ours[key] and theirs[key] for key, number in (ours + theirs).items() if number > 30)
+
+
+def test_min_p_keeps_what_is_likely_against_the_likeliest() -> None:
+    logits = torch.tensor([0.5, 0.3, 0.15, 0.05]).log().repeat(5000, 1)
+    for min_p, allowed in ((0.05, {0, 1, 2, 3}), (0.2, {0, 1, 2}), (0.5, {0, 1}), (0.9, {0})):
+        random = torch.Generator().manual_seed(1)
+        assert set(pick(logits, Generate(temperature=1.0, min_p=min_p), random).tolist()) == allowed
+
+
+def test_a_row_that_the_library_drops_is_told(monkeypatch: pytest.MonkeyPatch) -> None:
+    model = model_of("RoPE, tied head")
+    monkeypatch.setattr(type(model), "generate_batch", lambda self, **settings: {}, raising=False)
+    with pytest.raises(ModelError, match="9 rows are missing"):
+        by_continuous_batching(model, PROMPTS, LIMITS, Generate(), 0, STOPS, 1)
+
+    def broken(said: str) -> Any:
+        one = SimpleNamespace(error=said, generated_tokens=[])
+        return lambda self, **settings: {f"req_{number}": one for number in range(9)}
+
+    monkeypatch.setattr(type(model), "generate_batch", broken("no such block"), raising=False)
+    with pytest.raises(ModelError, match="no such block"):
+        by_continuous_batching(model, PROMPTS, LIMITS, Generate(), 0, STOPS, 1)
+    monkeypatch.setattr(type(model), "generate_batch", broken("CUDA out of memory"), raising=False)
+    with pytest.raises(torch.OutOfMemoryError):
+        by_continuous_batching(model, PROMPTS, LIMITS, Generate(), 0, STOPS, 1)
+
+
+@pytest.mark.parametrize("engine", ["transformers", "continuous"])
+def test_a_run_is_the_same_by_every_engine(
+    write_recipe: WriteRecipe, tmp_path: Any, engine: str, taken: list[str]
+) -> None:
+    path = write_recipe()
+    go(path, tmp_path / "native")
+    taken.clear()
+    go(path, tmp_path / "library", overrides=(f"generate.engine={engine}",))
+    assert "decode" not in taken and taken
+    assert_same(end_state(tmp_path / "library"), end_state(tmp_path / "native"))
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        (("generate.engine=continuous", "generate.temperature=0.7"), "depends on its timing"),
+        (("generate.engine=continuous", "generate.repetition_penalty=1.2"), "continuous batching leaves it out"),
+        (("generate.min_p=0.1",), "do nothing at temperature 0"),
+    ],
+)
+def test_what_an_engine_cannot_do_is_refused(
+    write_recipe: WriteRecipe, settings: tuple[str, ...], message: str
+) -> None:
+    with pytest.raises(RecipeError, match=message):
+        cookbook.load(str(write_recipe()), settings)
