@@ -106,8 +106,21 @@ def gradients(two: Any, name: str, made: list[Row], tokens_per_forward: int) -> 
         if isinstance(module, torch.nn.Dropout):
             module.p = 0.0
     optimizer = Optimizer(adapters.parameters(two, name), Train(lr=1e-9, max_grad_norm=1e9), 10)
+    caught = catch(optimizer)
     result = step(two, optimizer, Table.of(made), range(len(made)), 3, tokens_per_forward, seed=5)
-    return result.loss, {key: value.grad.clone() for key, value in optimizer._masters.items()}
+    assert all(master.grad is None for master in optimizer._masters.values()), "nothing is held between steps"
+    return result.loss, caught
+
+
+def catch(optimizer: Optimizer) -> dict[str, torch.Tensor]:
+    """Return what will hold the gradients, clipped, of each step as it is taken."""
+    caught: dict[str, torch.Tensor] = {}
+
+    def look(*arguments: Any) -> None:
+        caught.update({name: master.grad.clone() for name, master in optimizer._masters.items()})
+
+    optimizer._adam.register_step_pre_hook(look)
+    return caught
 
 
 def test_accumulated_is_the_whole_batch(two: Any) -> None:
@@ -208,8 +221,9 @@ def test_gradients_are_clipped_and_a_broken_one_changes_nothing() -> None:
     weight = torch.nn.Parameter(torch.zeros(4))
     optimizer = Optimizer({"w": weight}, Train(max_grad_norm=1.0), 10)
     weight.grad = torch.full((4,), 50.0)
+    caught = catch(optimizer)
     assert optimizer.step(1.0) == pytest.approx(100.0)
-    assert float(optimizer._masters["w"].grad.norm()) == pytest.approx(1.0, rel=1e-4)
+    assert float(caught["w"].norm()) == pytest.approx(1.0, rel=1e-4)
     before = weight.detach().clone()
     weight.grad = torch.tensor([1.0, float("nan"), 1.0, 1.0])
     assert not math.isfinite(optimizer.step(1.0))
