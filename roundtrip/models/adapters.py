@@ -158,11 +158,15 @@ def merged(layer: LoraLayer, name: str) -> torch.Tensor:
     weight = layer.get_base_layer().weight.float()
     if name not in layer.lora_A:  # not a target of this direction
         return weight
-    product = layer.lora_B[name].weight.float() @ layer.lora_A[name].weight.float() * layer.scaling[name]
-    weight = (weight.T if layer.fan_in_fan_out else weight) + product
+    weight = (weight.T if layer.fan_in_fan_out else weight) + product(layer, name)
     if name in layer.lora_magnitude_vector:
         weight = weight * (layer.lora_magnitude_vector[name].weight.float() / weight.norm(dim=1))[:, None]
     return weight.T if layer.fan_in_fan_out else weight
+
+
+def product(layer: LoraLayer, name: str) -> torch.Tensor:
+    """Return `scale B A` of one linear layer, float32, shape (out, in)."""
+    return layer.lora_B[name].weight.float() @ layer.lora_A[name].weight.float() * layer.scaling[name]
 
 
 def tensors(model: PeftModel, name: str) -> dict[str, torch.Tensor]:

@@ -182,7 +182,13 @@ def reload(spec: Model, base: Base, folder: Path | None = None) -> None:
     if folder is None and files_hash(location, spec.revision) != base.digest:
         raise ModelError("its weights are not those that the run began with", place=location)
     # Not by reading the tensors: some models have other names, and other shapes, on disk.
-    fresh = _read(spec, lambda: AutoModelForCausalLM.from_pretrained(location, dtype=base.dtype, use_safetensors=True))
+    revision = spec.revision if folder is None else None
+    fresh = _read(
+        spec,
+        lambda: AutoModelForCausalLM.from_pretrained(
+            location, revision=revision, dtype=base.dtype, use_safetensors=True
+        ),
+    )
     try:
         base.model.load_state_dict(fresh.state_dict())
     except RuntimeError as error:

@@ -71,7 +71,7 @@ def take_out(model: PeftModel, name: str, before: Mapping[str, torch.Tensor], ke
     for path, layer in _layers(model, name):
         published[path] = before[path]
         weight = layer.get_base_layer().weight
-        product = layer.lora_B[name].weight.float() @ layer.lora_A[name].weight.float() * layer.scaling[name]
+        product = adapters.product(layer, name)
         weight.copy_(before[path].to(weight.device).float() - (product.T if layer.fan_in_fan_out else product))
     return Moved(began, published)
 
