@@ -30,7 +30,7 @@ from benchmarks.machine import best, gemm_flops, processor
 from roundtrip import cookbook, translator
 from roundtrip.engine.generate import generate
 from roundtrip.engine.library import by_generate
-from roundtrip.models import adapters, base
+from roundtrip.models import adapters, attention
 from roundtrip.recipe import Generate
 from roundtrip.run import versions
 from roundtrip.scorer import greedy
@@ -50,7 +50,7 @@ def fixed(one: Translator, batch: int, length: int, engines: tuple[str, ...], tu
     pad = one.base.pad_id
 
     def through_adapter() -> None:
-        base.set_attention(one.base.model, base.ATTENTION)
+        attention.choose(one.base.model, attention.GENERATING)
         adapters.choose(one.learner.model, one.direction.name, train=False)
         by_generate(one.learner.model, prompts, limits, settings, pad, [], 0)
 
@@ -75,7 +75,7 @@ def lines(one: Translator, recipe: Any, sources: list[str], engines: tuple[str, 
     size = 64
 
     def through_adapter() -> None:
-        base.set_attention(one.base.model, base.ATTENTION)
+        attention.choose(one.base.model, attention.GENERATING)
         adapters.choose(one.learner.model, one.direction.name, train=False)
         for start in range(0, len(prompts), size):
             some = slice(start, start + size)

@@ -5,7 +5,9 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 
+from roundtrip.choose import choose
 from roundtrip.engine.generate import Hypotheses
+from roundtrip.engine.work import repeated
 from roundtrip.judge import judge
 from roundtrip.plan import Direction, Phase, num_real
 from roundtrip.recipe import Recipe
@@ -74,6 +76,7 @@ def of_round(
     corpora: Corpora,
     cursors: dict[str, Cursor],
     writer: Translator,
+    learner: Translator,
     tell: Callable[[int, int], None],
     *,
     reader: Template | None = None,
@@ -84,6 +87,7 @@ def of_round(
     Args:
         cursors: where the streams stand; unchanged here.
         writer: the reverse direction.
+        learner: the direction itself.
         tell, reader, halved: see `Translator.write`.
     """
     direction = phase.direction
@@ -94,8 +98,10 @@ def of_round(
     lines, num_long = _short_enough(lines, recipe, writer)
     seed = derive(recipe.seed, "sources", phase.number)
     written = writer.write(lines, recipe.generate, seed, reader=reader, tell=tell, halved=halved)
+    targets = repeated(lines, recipe.generate.samples)
     usual_ratio = _usual_ratio(corpora, recipe.languages.index(direction.source))
-    judged = judge(written.texts, written.finished, lines, recipe.judge, usual_ratio)
+    judged = judge(written.texts, written.finished, targets, recipe.judge, usual_ratio)
+    judged = choose(judged, written, recipe.generate, learner)
     rejected = judged.rejected | ({"target too long": num_long} if num_long else {})
     wanted = num_real(recipe, len(judged.pairs), len(corpora.train))
     seed = derive(recipe.seed, "order", pairs)

@@ -36,6 +36,10 @@ def combination_problems(recipe: Recipe) -> list[str]:
     generate = recipe.generate
     if generate.temperature == 0 and (generate.top_p < 1 or generate.top_k or generate.min_p):
         problems.append("generate: top_p, top_k and min_p do nothing at temperature 0; set generate.temperature")
+    if generate.samples > 1 and generate.temperature == 0:
+        problems.append("generate.samples: they are all the same at temperature 0; set generate.temperature")
+    if generate.samples == 1 and "choose" in generate.model_fields_set:
+        problems.append("generate.choose: there is nothing to choose from; set generate.samples")
     if generate.engine == "continuous" and generate.repetition_penalty != 1:
         problems.append("generate.repetition_penalty: continuous batching leaves it out; use engine 'native'")
     if generate.engine == "continuous" and generate.temperature > 0:

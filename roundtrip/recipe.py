@@ -87,7 +87,7 @@ class Model(Section):
     dtype: Literal["auto", "float32", "bfloat16"] = "auto"
     quantize: Literal["none", "8bit", "4bit"] = "none"
     device: str = "auto"
-    train_attention: Literal["auto", "eager", "sdpa", "flash_attention_2"] = "auto"
+    attention: Literal["auto", "varlen", "eager", "sdpa", "flash_attention_2"] = "auto"
     liger: bool = False
     gradient_checkpointing: bool = False
 
@@ -179,6 +179,8 @@ class Generate(Section):
     """How synthetic sources are written. Temperature 0 means greedy."""
 
     engine: Literal["native", "transformers", "continuous"] = "native"
+    samples: Positive = 1
+    choose: Literal["dual", "own", "all"] = "dual"
     temperature: Annotated[float, Field(ge=0.0)] = 0.0
     top_p: Annotated[float, Field(gt=0.0, le=1.0)] = 1.0
     top_k: Count = 0

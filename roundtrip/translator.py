@@ -7,7 +7,9 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 
+from roundtrip.engine.batch import Table
 from roundtrip.engine.generate import Hypotheses, generate, length_limit
+from roundtrip.engine.likelihood import log_likelihood
 from roundtrip.errors import ModelError
 from roundtrip.models import learner as learners
 from roundtrip.models.adapters import as_exported
@@ -21,7 +23,7 @@ from roundtrip.tokens.template import Template
 
 @dataclass(frozen=True)
 class Written:
-    """What a direction wrote, one entry a source.
+    """What a direction wrote, one entry a hypothesis; those of one source stand next to each other.
 
     Attributes:
         texts: as the template's `hypothesis_text` gives them.
@@ -59,7 +61,7 @@ class Translator:
         tell: Callable[[int, int], None] = lambda rows, tokens: None,
         halved: Callable[[int], None] = lambda rows: None,
     ) -> Written:
-        """Translate texts with the direction's weights as they are now.
+        """Translate texts with the direction's weights as they are now, each `settings.samples` times.
 
         Args:
             adapted: False asks the bare base.
@@ -100,12 +102,14 @@ class Translator:
                     stop_ids=template.segments.stop_ids,
                     text_stop_ids=template.segments.break_ids,
                     seed=seed,
+                    scored=settings.samples > 1 and settings.choose == "own",
                     tell=tell,
                     seen=seen,
                     halved=halved,
                 )
-            texts = [""] * len(prompts)
-            read: list[list[int]] | None = [[] for _ in prompts] if reader is not None else None
+            num = len(prompts) * settings.samples
+            texts = [""] * num
+            read: list[list[int]] | None = [[] for _ in range(num)] if reader is not None else None
             for rows, future in reads:
                 for row, text, ids in zip(rows, *future.result(), strict=True):
                     texts[row] = text
@@ -114,6 +118,13 @@ class Translator:
         finally:
             thread.shutdown(cancel_futures=True)
         return Written(texts, hypotheses.finished_B.tolist(), hypotheses, read)
+
+    def likelihoods(self, pairs: Sequence[tuple[str, str]], tokens_per_forward: int) -> list[float]:
+        """Return the log-probability of each target given its source, in nats, with the weights as they are now."""
+        table = Table.of(self.template.rows(pairs), self.base.device)
+        with self.learner.generating() as model:
+            found: list[float] = log_likelihood(model, table, self.base.pad_id, tokens_per_forward).tolist()
+        return found
 
     def num_source_tokens(self, prompt: Sequence[int]) -> int:
         """Return how many tokens of a prompt are not the template's."""

@@ -16,6 +16,7 @@ from roundtrip.engine.batch import Table, steps
 from roundtrip.engine.step import StepResult, step
 from roundtrip.errors import RunError, TrainingError
 from roundtrip.events import Events, Progressing
+from roundtrip.models.attention import READ_BOUNDS
 from roundtrip.models.optimizer import Optimizer
 from roundtrip.plan import BASE, PARALLEL, TEXT, Phase, directions, num_steps, phases
 from roundtrip.recipe import Recipe
@@ -121,6 +122,7 @@ class Trip:
                 self.corpora,
                 cursors,
                 self.translators[writer],
+                self.translators[phase.direction.name],
                 self._tell(task),
                 reader=road.reader,
                 halved=self.events.halved,
@@ -161,9 +163,9 @@ class Trip:
         self._losses = []
         learner = self.translators[phase.direction.name].learner
         name = f"{phase.stage}: {phase.direction.name} learns"
-        with learner.training(), self.events.task("training", name, total) as task:
-            self._packed = learner.packs(self.recipe.train.packing)
-            if learner.flash and self.recipe.train.packing == "auto" and not self._packed:
+        packing = self.recipe.train.packing
+        with learner.training(packing) as self._packed, self.events.task("training", name, total) as task:
+            if packing == "auto" and not self._packed and learner.spec.attention in READ_BOUNDS:
                 self.events.say("  rows are padded: packed ones would see each other in this model")
             if self.state.step:
                 task.advance(self.state.step)

@@ -16,6 +16,7 @@ from roundtrip.engine import generate as generating
 from roundtrip.engine.generate import generate
 from roundtrip.engine.library import by_continuous_batching
 from roundtrip.engine.pick import pick
+from roundtrip.engine.work import Work
 from roundtrip.errors import ModelError, RecipeError
 from roundtrip.recipe import Generate
 from tests.conftest import WriteRecipe
@@ -54,9 +55,9 @@ def taken(monkeypatch: pytest.MonkeyPatch) -> list[str]:
     for name in ("decode", "by_generate", "by_continuous_batching"):
         original = getattr(generating, name)
 
-        def spy(*arguments: Any, name: str = name, original: Any = original) -> torch.Tensor:
+        def spy(*arguments: Any, name: str = name, original: Any = original) -> Any:
             found.append(name)
-            return torch.as_tensor(original(*arguments))
+            return original(*arguments)
 
         monkeypatch.setattr(generating, name, spy)
     return found
@@ -131,7 +132,7 @@ def test_a_row_that_the_library_drops_is_told(monkeypatch: pytest.MonkeyPatch) -
     model = model_of("RoPE, tied head")
     monkeypatch.setattr(type(model), "generate_batch", lambda self, **settings: {}, raising=False)
     with pytest.raises(ModelError, match="9 rows are missing"):
-        by_continuous_batching(model, PROMPTS, LIMITS, Generate(), 0, STOPS, 1)
+        by_continuous_batching(model, Work(PROMPTS, LIMITS, Generate(), 0, STOPS, 1))
 
     def broken(said: str) -> Any:
         one = SimpleNamespace(error=said, generated_tokens=[])
@@ -139,10 +140,10 @@ def test_a_row_that_the_library_drops_is_told(monkeypatch: pytest.MonkeyPatch) -
 
     monkeypatch.setattr(type(model), "generate_batch", broken("no such block"), raising=False)
     with pytest.raises(ModelError, match="no such block"):
-        by_continuous_batching(model, PROMPTS, LIMITS, Generate(), 0, STOPS, 1)
+        by_continuous_batching(model, Work(PROMPTS, LIMITS, Generate(), 0, STOPS, 1))
     monkeypatch.setattr(type(model), "generate_batch", broken("CUDA out of memory"), raising=False)
     with pytest.raises(torch.OutOfMemoryError):
-        by_continuous_batching(model, PROMPTS, LIMITS, Generate(), 0, STOPS, 1)
+        by_continuous_batching(model, Work(PROMPTS, LIMITS, Generate(), 0, STOPS, 1))
 
 
 @pytest.mark.parametrize("engine", ["transformers", "continuous"])
@@ -163,6 +164,8 @@ def test_a_run_is_the_same_by_every_engine(
         (("generate.engine=continuous", "generate.temperature=0.7"), "depends on its timing"),
         (("generate.engine=continuous", "generate.repetition_penalty=1.2"), "continuous batching leaves it out"),
         (("generate.min_p=0.1",), "do nothing at temperature 0"),
+        (("generate.samples=4",), "all the same at temperature 0"),
+        (("generate.choose=own",), "nothing to choose from"),
     ],
 )
 def test_what_an_engine_cannot_do_is_refused(
@@ -170,3 +173,68 @@ def test_what_an_engine_cannot_do_is_refused(
 ) -> None:
     with pytest.raises(RecipeError, match=message):
         cookbook.load(str(write_recipe()), settings)
+
+
+# ---------------------------------------------------------------------------- several hypotheses, and how likely
+
+
+@pytest.mark.parametrize("kind", ALL)
+@pytest.mark.parametrize("settings", [{}, {"temperature": 0.8, "top_k": 9, "samples": 3}, {"repetition_penalty": 1.5}])
+def test_log_probabilities_are_those_of_a_forward_pass_over_what_was_written(
+    kind: str, settings: dict[str, Any]
+) -> None:
+    model = model_of(kind)
+    recipe = Generate(tokens_per_batch=300, **settings)
+    found = generate(
+        model, PROMPTS, LIMITS, recipe, pad_id=0, stop_ids=STOPS[1:], text_stop_ids=STOPS[:1], seed=1, scored=True
+    )
+    prompts = [prompt for prompt in PROMPTS for _ in range(recipe.samples)]
+    assert found.logprob_B is not None and len(found.logprob_B) == len(prompts)
+    kinds = set()
+    for ids, size, finished, value, prompt in zip(
+        found.ids_BN.tolist(), found.size_B.tolist(), found.finished_B.tolist(), found.logprob_B.tolist(), prompts,
+        strict=True,
+    ):  # fmt: skip
+        ends_in_text = size > 0 and ids[size - 1] == STOPS[0]
+        own = ids[: size + (finished and not ends_in_text)]
+        with torch.no_grad():
+            logits = model(input_ids=torch.tensor([[*prompt, *own]])).logits[0, len(prompt) - 1 : -1]
+        expected = logits.log_softmax(-1).gather(1, torch.tensor(own)[:, None]).sum()
+        assert value == pytest.approx(float(expected), rel=1e-4, abs=1e-4)
+        kinds.add((finished, ends_in_text))
+    assert (True, False) in kinds and ((False, False) in kinds or settings)
+    if recipe.temperature == 0:
+        for engine in ("transformers", *(["continuous"] if recipe.repetition_penalty == 1 else [])):
+            other = generate(
+                model, PROMPTS, LIMITS, recipe.model_copy(update={"engine": engine}), pad_id=0, stop_ids=STOPS[1:],
+                text_stop_ids=STOPS[:1], seed=1, scored=True,
+            )  # fmt: skip
+            assert other.logprob_B is not None
+            assert torch.allclose(other.logprob_B, found.logprob_B, rtol=1e-4, atol=1e-4)
+
+
+@pytest.mark.parametrize("engine", ["native", "transformers"])
+def test_samples_of_one_prompt_stand_next_to_each_other(engine: Any) -> None:
+    """What is likely after one prompt is not after another, so that mixed places would show."""
+    model = model_of("RoPE, tied head")
+    recipe = Generate(engine=engine, temperature=0.3, samples=50, tokens_per_batch=900)
+    seen: list[int] = []
+    made = generate(
+        model, PROMPTS, LIMITS, recipe, pad_id=0, stop_ids=STOPS, seed=2, seen=lambda rows, some: seen.extend(rows)
+    ).lists()
+    assert sorted(seen) == list(range(9 * 50)) and len(made) == 450
+    for number, prompt in enumerate(PROMPTS):
+        with torch.no_grad():
+            share = (model(input_ids=torch.tensor([prompt])).logits[0, -1] / 0.3).softmax(-1)
+        first = [row[0] if row else None for row in made[number * 50 : number * 50 + 50]]
+        top = int(share.argmax())
+        expected = 0.0 if top in STOPS else float(share[top])
+        assert abs(first.count(top) / 50 - expected) <= 4 * math.sqrt(0.25 / 50)
+
+
+def test_greedy_samples_are_the_greedy_row() -> None:
+    model = model_of("RoPE, tied head")
+    settings = {"pad_id": 0, "stop_ids": STOPS, "seed": 1}
+    once = generate(model, PROMPTS, LIMITS, Generate(), **settings).lists()
+    thrice = generate(model, PROMPTS, LIMITS, Generate(samples=3), **settings).lists()
+    assert thrice == [row for row in once for _ in range(3)]

@@ -16,6 +16,7 @@ from roundtrip.engine.batch import Table
 from roundtrip.engine.generate import generate
 from roundtrip.engine.memory import is_out
 from roundtrip.engine.step import step
+from roundtrip.engine.work import New, Work
 from roundtrip.errors import ModelError, TrainingError
 from roundtrip.models import adapters
 from roundtrip.models.optimizer import Optimizer
@@ -98,10 +99,10 @@ def test_generation_in_halves_writes_the_same(monkeypatch: pytest.MonkeyPatch) -
     plain = generate(model, prompts, limits, Generate(), pad_id=0, stop_ids=[1], seed=0).lists()
     decode, told = generating.decode, []
 
-    def small(model: Any, some: Any, *arguments: Any) -> torch.Tensor:
-        if len(some) > 3:
+    def small(model: Any, work: Work) -> New:
+        if len(work.prompts) > 3:
             raise torch.OutOfMemoryError("CUDA out of memory")
-        return decode(model, some, *arguments)
+        return decode(model, work)
 
     monkeypatch.setattr(generating, "decode", small)
     halves = generate(model, prompts, limits, Generate(), pad_id=0, stop_ids=[1], seed=0, halved=told.append)
@@ -110,9 +111,9 @@ def test_generation_in_halves_writes_the_same(monkeypatch: pytest.MonkeyPatch) -
     # Batches that are as large as one that failed are not tried.
     tried: list[int] = []
 
-    def counting(model: Any, some: Any, *arguments: Any) -> torch.Tensor:
-        tried.append(len(some))
-        return small(model, some, *arguments)
+    def counting(model: Any, work: Work) -> New:
+        tried.append(len(work.prompts))
+        return small(model, work)
 
     monkeypatch.setattr(generating, "decode", counting)
     many, few = [prompts[0]] * 40, Generate(tokens_per_batch=10 * (len(prompts[0]) + 10))
@@ -125,10 +126,10 @@ def test_a_run_goes_on_and_says_so(write_recipe: WriteRecipe, tmp_path: Path, mo
     go(path, tmp_path / "plain")
     decode, loss_sum, failed = generating.decode, stepping.loss_sum, []
 
-    def small(model: Any, some: Any, *arguments: Any) -> torch.Tensor:
-        if len(some) > 10:
+    def small(model: Any, work: Work) -> New:
+        if len(work.prompts) > 10:
             raise torch.OutOfMemoryError("CUDA out of memory")
-        return decode(model, some, *arguments)
+        return decode(model, work)
 
     def once(*arguments: Any, **settings: Any) -> torch.Tensor:
         if not failed:

@@ -14,7 +14,7 @@ from roundtrip.engine import step as stepping
 from roundtrip.engine.batch import IGNORE, Table, by_budget, collate, pack
 from roundtrip.engine.step import loss_sum
 from roundtrip.errors import ModelError
-from roundtrip.models import adapters
+from roundtrip.models import adapters, attention
 from roundtrip.recipe import Adapter
 from roundtrip.tokens.template import Row
 from tests.conftest import WriteRecipe
@@ -56,18 +56,19 @@ def gradients(model: Any, batch: Any) -> tuple[float, list[torch.Tensor]]:
 
 
 @pytest.mark.parametrize("kind", ALL)
-@pytest.mark.parametrize("attention", ["eager", "sdpa"])
-def test_packed_is_padded_in_loss_and_gradients(kind: str, attention: str) -> None:
+@pytest.mark.parametrize("how", ["eager", "sdpa", "varlen"])
+def test_packed_is_padded_in_loss_and_gradients(kind: str, how: str) -> None:
     model = model_of(kind)
-    model.set_attn_implementation(attention)
+    attention.choose(model, how)
     targets = ("c_attn",) if "learned" in kind else ("q_proj", "v_proj", "up_proj")
     model = adapters.add(model, {"en-es": Adapter(rank=4, targets=targets)}, 1)
     for parameter in adapters.parameters(model, "en-es").values():
         torch.nn.init.normal_(parameter, std=0.1, generator=torch.Generator().manual_seed(1))
     adapters.choose(model, "en-es", train=True)
     table = Table.of(MADE)
-    padded, expected = gradients(model, collate(table, range(7), 0))
     packed, found = gradients(model, pack(table, range(7)))
+    attention.choose(model, "eager")
+    padded, expected = gradients(model, collate(table, range(7), 0))
     assert packed == pytest.approx(padded, rel=1e-5)
     assert len(found) == len(expected) > 0
     for one, other in zip(found, expected, strict=True):
@@ -76,9 +77,11 @@ def test_packed_is_padded_in_loss_and_gradients(kind: str, attention: str) -> No
 
 
 @pytest.mark.parametrize("kind", ALL)
-def test_neighbours_do_not_see_each_other(kind: str) -> None:
-    """Another first row changes nothing in the logits of the second; without the places it would."""
+@pytest.mark.parametrize("how", ["sdpa", "varlen"])
+def test_neighbours_do_not_see_each_other(kind: str, how: str) -> None:
+    """Another first row changes nothing in the logits of the second; without places and bounds it would."""
     model = model_of(kind)
+    attention.choose(model, how)
     other = Row([token + 1 for token in MADE[0].ids], MADE[0].start)
     size = len(MADE[0].ids)
     found = []
@@ -128,7 +131,7 @@ def test_a_model_whose_rows_see_each_other_is_not_packed(
 
     monkeypatch.setattr(LlamaForCausalLM, "forward", blind)
     with pytest.raises(ModelError, match="packed rows see each other"):
-        go(write_recipe(), tmp_path / "run", overrides=("train.packing=always",))
+        go(write_recipe(), tmp_path / "run", overrides=("train.packing=always", "model.attention=eager"))
 
 
 @pytest.mark.gpu
@@ -136,14 +139,14 @@ def test_flash_attention_keeps_packed_rows_apart(model_folder: Path) -> None:
     pytest.importorskip("flash_attn")
     table = Table.of(MADE, "cuda")
     found = []
-    for attention in ("sdpa", "flash_attention_2"):
+    for how in ("sdpa", "flash_attention_2"):
         model = fresh(model_folder).to("cuda", torch.bfloat16)
-        model.set_attn_implementation(attention)
+        model.set_attn_implementation(how)
         model = adapters.add(model, {"en-es": Adapter(rank=4)}, 1)
         for parameter in adapters.parameters(model, "en-es").values():
             torch.nn.init.normal_(parameter, std=0.1, generator=torch.Generator("cuda").manual_seed(1))
         adapters.choose(model, "en-es", train=True)
-        batch = pack(table, range(7)) if attention != "sdpa" else collate(table, range(7), 3)
+        batch = pack(table, range(7)) if how != "sdpa" else collate(table, range(7), 3)
         found.append(gradients(model, batch))
     (plain, grads), (flash, others) = found
     assert flash == pytest.approx(plain, rel=2e-2)

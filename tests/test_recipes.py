@@ -52,8 +52,8 @@ def stand_in(name: str, folder: Path, model_folder: Path) -> Path:
         data["train"] |= {"parallel_passes": 8, "text_lines": 20}
     else:
         model["path"] = str(model_folder)
-    if model.get("train_attention") == "flash_attention_2":
-        model |= {"train_attention": "auto", "liger": False}
+    if model.get("attention") == "flash_attention_2":
+        model |= {"attention": "auto", "liger": False}
     path = folder / f"{name}.toml"
     path.write_text(toml(data), encoding="utf-8")
     return path
@@ -76,5 +76,5 @@ def test_a_shipped_recipe_runs_with_a_stand_in(name: str, tmp_path: Path, model_
 def test_a_gpu_recipe_says_what_is_missing_before_it_trains(tmp_path: Path, model_folder: Path) -> None:
     path = stand_in("gpu", tmp_path, model_folder)
     with pytest.raises(ModelError, match="attention 'flash_attention_2'"):
-        go(path, tmp_path / "run", overrides=('model.train_attention="flash_attention_2"',))
+        go(path, tmp_path / "run", overrides=('model.attention="flash_attention_2"',))
     assert not list((tmp_path / "run" / "checkpoints").iterdir())

@@ -5,14 +5,14 @@ Shapes: B rows still alive, T prompt positions, S positions so far, N new positi
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from typing import Any
 
 import torch
-from torch import nn
 
 from roundtrip.engine.batch import left_pad
 from roundtrip.engine.pick import pick
-from roundtrip.recipe import Generate
+from roundtrip.engine.work import New, Work, repeated
+from roundtrip.models import attention
 
 # Rows that ended are taken out of the batch once so large a share of it is idle.
 COMPACT_SHARE = 0.25
@@ -21,34 +21,34 @@ CUDA_LOOK_EVERY = 8
 
 
 @torch.inference_mode()
-def decode(
-    model: nn.Module,
-    prompts: Sequence[Sequence[int]],
-    limits: Sequence[int],
-    recipe: Generate,
-    pad_id: int,
-    stop_ids: Sequence[int],
-    seed: int,
-) -> torch.Tensor:
+def decode(model: Any, work: Work) -> New:
     """Continue one batch until every row has stopped or reached its limit; rows that ended leave the batch.
 
-    Returns:
-        new_BN, int64, in the order of the prompts. What follows a stop id in a row has no meaning.
+    Samples of one prompt share its forward pass.
     """
+    with attention.decoding(model):
+        return _decode(model, work)
+
+
+def _decode(model: Any, work: Work) -> New:
     from transformers import DynamicCache
 
-    device = next(model.parameters()).device
-    random = torch.Generator(device).manual_seed(seed)
-    ids_BT, mask_BS = (tensor.to(device) for tensor in left_pad(prompts, pad_id))
-    stops, limits_B = torch.tensor(stop_ids, device=device), torch.tensor(limits, device=device)
+    device, recipe = next(model.parameters()).device, work.recipe
+    random = torch.Generator(device).manual_seed(work.seed)
+    ids_BT, mask_BS = (tensor.to(device) for tensor in left_pad(work.prompts, work.pad_id))
+    limits = repeated(work.limits, recipe.samples)
+    stops, limits_B = torch.tensor(work.stop_ids, device=device), torch.tensor(limits, device=device)
     look_every = 1 if device.type == "cpu" else CUDA_LOOK_EVERY
     num_new = max(limits) + 1
-    new_BN = torch.full((len(prompts), num_new), pad_id, dtype=torch.int64, device=device)
-    alive_B = torch.arange(len(prompts), device=device)
+    new_BN = torch.full((len(limits), num_new), work.pad_id, dtype=torch.int64, device=device)
+    logprob_B = torch.zeros(len(limits), device=device) if work.scored else None
+    alive_B = torch.arange(len(limits), device=device)
     done_B = torch.zeros_like(alive_B, dtype=torch.bool)
     seen_BV: torch.Tensor | None = None
     cache = DynamicCache(config=model.config)
     position_BT = (mask_BS.cumsum(-1) - 1).clamp(min=0)
+    # By index, not by slice: of a view the output layer would copy its whole weight for each row.
+    last = torch.tensor([-1], device=device)
     for number in range(num_new):
         logits_BV = model(
             input_ids=ids_BT,
@@ -56,15 +56,25 @@ def decode(
             position_ids=position_BT,
             cache=cache,
             use_cache=True,
-            logits_to_keep=1,
+            logits_to_keep=last,
         ).logits[:, -1]
+        if number == 0 and recipe.samples > 1:
+            cache.batch_repeat_interleave(recipe.samples)
+            logits_BV, mask_BS, position_BT = (
+                tensor.repeat_interleave(recipe.samples, 0) for tensor in (logits_BV, mask_BS, position_BT)
+            )
         if recipe.repetition_penalty != 1 and seen_BV is None:
             seen_BV = torch.zeros_like(logits_BV, dtype=torch.bool)
         next_B = pick(logits_BV, recipe, random, seen_BV)
         if seen_BV is not None:
             seen_BV.scatter_(1, next_B[:, None], True)
         new_BN[alive_B, number] = next_B
-        done_B = done_B | torch.isin(next_B, stops) | (limits_B[alive_B] <= number)
+        stops_B, over_B = torch.isin(next_B, stops), limits_B[alive_B] <= number
+        if logprob_B is not None:
+            # What stands at the limit and is no end is cut off.
+            counts_B = ~done_B & (stops_B | ~over_B)
+            logprob_B[alive_B] += torch.where(counts_B, _logprob(logits_BV, next_B), 0.0)
+        done_B = done_B | stops_B | over_B
         ids_BT, position_BT = next_B[:, None], position_BT[:, -1:] + 1
         mask_BS = torch.cat([mask_BS, mask_BS.new_ones(len(mask_BS), 1)], dim=1)
         if number % look_every == 0:
@@ -77,4 +87,10 @@ def decode(
                 alive_B, done_B, mask_BS = alive_B[keep], done_B[keep], mask_BS[keep]
                 ids_BT, position_BT = ids_BT[keep], position_BT[keep]
                 seen_BV = seen_BV[keep] if seen_BV is not None else None
-    return new_BN
+    return New(new_BN, logprob_B)
+
+
+def _logprob(logits_BV: torch.Tensor, chosen_B: torch.Tensor) -> torch.Tensor:
+    """Return the log-probability of tokens by the model itself, whatever the sampling made of it; float32."""
+    logits_BV = logits_BV.float()
+    return logits_BV.gather(1, chosen_B[:, None])[:, 0] - logits_BV.logsumexp(-1)

@@ -6,22 +6,25 @@ Shapes: B rows, N new positions.
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
-from functools import partial
+from dataclasses import dataclass, replace
 
 import torch
 from torch import nn
 
-from roundtrip.engine.batch import by_budget
+from roundtrip.engine.batch import Table, by_budget
 from roundtrip.engine.decode import decode
 from roundtrip.engine.library import by_continuous_batching, by_generate
+from roundtrip.engine.likelihood import log_likelihood
 from roundtrip.engine.memory import is_out, release
+from roundtrip.engine.work import New, Work
 from roundtrip.errors import ModelError
 from roundtrip.recipe import Generate
 from roundtrip.text.stream import derive
+from roundtrip.tokens.template import Row
 
 # A batch that waits: its place, of which its seed is derived, and which prompts it holds.
 _Entry = tuple[tuple[int, ...], list[int]]
+_Engine = Callable[[nn.Module, Work], New]
 
 
 @dataclass(frozen=True)
@@ -33,11 +36,14 @@ class Hypotheses:
             the last of its row.
         size_B: int64.
         finished_B: bool, an end token came within the limit.
+        logprob_B: float32, the sum over the hypothesis and its end token, in nats, by the model itself (temperature 1,
+            no filter, no penalty); None where nobody asked.
     """
 
     ids_BN: torch.Tensor
     size_B: torch.Tensor
     finished_B: torch.Tensor
+    logprob_B: torch.Tensor | None = None
 
     def lists(self) -> list[list[int]]:
         """Return the ids of each row; the host waits for the device."""
@@ -46,7 +52,8 @@ class Hypotheses:
     def pick(self, indices: Sequence[int]) -> Hypotheses:
         """Return some rows, in the given order."""
         at = torch.tensor(indices, dtype=torch.int64, device=self.ids_BN.device)
-        return Hypotheses(self.ids_BN[at], self.size_B[at], self.finished_B[at])
+        logprob_B = None if self.logprob_B is None else self.logprob_B[at]
+        return Hypotheses(self.ids_BN[at], self.size_B[at], self.finished_B[at], logprob_B)
 
 
 def length_limit(num_source_tokens: int, recipe: Generate) -> int:
@@ -64,31 +71,34 @@ def generate(
     stop_ids: Sequence[int],
     text_stop_ids: Sequence[int] = (),
     seed: int,
+    scored: bool = False,
     tell: Callable[[int, int], None] = lambda rows, tokens: None,
     seen: Callable[[list[int], Hypotheses], None] = lambda rows, hypotheses: None,
     halved: Callable[[int], None] = lambda rows: None,
 ) -> Hypotheses:
-    """Continue each prompt.
+    """Continue each prompt, `recipe.samples` times.
 
     Args:
         model: a plain causal LM in eval mode (adapters merged).
         limits: most new tokens of each prompt, the end token not counted.
         recipe: engine, and sampling settings; temperature 0 is greedy.
+        scored: whether the log-probability of each hypothesis is wanted.
         stop_ids: any of these ends a hypothesis; found by position, the first after the prompt.
         text_stop_ids: so do these, which stay in the hypothesis, being text in part (such as `.` + line break).
         seed: of sampling; each batch derives its own, so the result does not depend on what ran before.
         tell: called after each batch with its numbers of rows and new tokens; may raise to stop.
-        seen: called before that with the places of the batch among the prompts, and its hypotheses.
+        seen: called before that with the places of the batch among all hypotheses, and these.
         halved: called with the rows of a batch that did not fit into memory and goes on in halves.
 
     Returns:
-        One hypothesis per prompt, in their order.
+        The hypotheses in the order of their prompts, those of one prompt next to each other.
 
     Raises:
         ModelError: not even a single row fits into memory.
     """
+    times = recipe.samples
     # A batch is as long as its longest prompt plus its longest limit; like goes with like.
-    lengths = [len(prompt) + limit + 1 for prompt, limit in zip(prompts, limits, strict=True)]
+    lengths = [times * (len(prompt) + limit + 1) for prompt, limit in zip(prompts, limits, strict=True)]
     device = next(model.parameters()).device
     all_stops = sorted({*stop_ids, *text_stop_ids})
     stops, kept = (torch.tensor(ids, dtype=torch.int64, device=device) for ids in (all_stops, list(text_stop_ids)))
@@ -103,19 +113,29 @@ def generate(
     waiting = batches[::-1]
     while waiting:
         place, group = waiting.pop()
-        some, some_limits = [prompts[i] for i in group], [limits[i] for i in group]
-        run = partial(engine, model, some, some_limits, recipe, pad_id, all_stops, derive(seed, *place))
-        new_BN = _if_it_fits(run, some)
-        if new_BN is None:
+        work = Work(
+            [prompts[i] for i in group],
+            [limits[i] for i in group],
+            recipe,
+            pad_id,
+            all_stops,
+            derive(seed, *place),
+            scored,
+        )
+        new = _if_it_fits(engine, model, work)
+        if new is None:
             release()
             size = _size(group, lengths)
             waiting = [part for entry in [*waiting, (place, group)] for part in _parts(entry, lengths, size)]
             halved(len(group))
             continue
-        hypotheses = _cut(new_BN, torch.tensor(some_limits, device=device), stops, kept)
-        order += group
+        hypotheses = _cut(new, torch.tensor(work.one_each().limits, device=device), stops, kept)
+        if scored and hypotheses.logprob_B is None:
+            hypotheses = _scored(model, hypotheses, work, kept)
+        places = [times * i + sample for i in group for sample in range(times)]
+        order += places
         written.append(hypotheses)
-        seen(group, hypotheses)
+        seen(places, hypotheses)
         tell(len(group), int((hypotheses.size_B + hypotheses.finished_B).sum()))
     return _in_order(written, order, pad_id, device)
 
@@ -133,45 +153,60 @@ def _parts(entry: _Entry, lengths: Sequence[int], too_large: int) -> list[_Entry
     return [((*place, 1), group[half:]), ((*place, 0), group[:half])]
 
 
-def _if_it_fits(run: Callable[[], torch.Tensor], prompts: Sequence[Sequence[int]]) -> torch.Tensor | None:
+def _if_it_fits(engine: _Engine, model: nn.Module, work: Work) -> New | None:
     """Return what a batch comes to, None where memory runs out on it.
 
     Raises:
-        ModelError: it is a single row.
+        ModelError: it is a single text.
     """
     try:
-        return run()
+        return engine(model, work)
     except (RuntimeError, MemoryError) as error:
         if not is_out(error):
             raise
-        if len(prompts) > 1:
+        if len(work.prompts) > 1:
             return None
         raise ModelError(
-            f"memory ran out on a single text of {len(prompts[0])} tokens",
+            f"memory ran out on a single text of {len(work.prompts[0])} tokens",
             place="generate",
-            cure="lower data.filter.max_chars and generate.length_ratio, or take a smaller model",
+            cure="lower data.filter.max_chars, generate.length_ratio and generate.samples, or take a smaller model",
         ) from error
 
 
-def _engine(name: str) -> Callable[..., torch.Tensor]:
+def _engine(name: str) -> _Engine:
     match name:
         case "transformers":
             return by_generate
         case "continuous":
             return by_continuous_batching
         case _:
-            native: Callable[..., torch.Tensor] = decode
+            native: _Engine = decode
             return native
 
 
-def _cut(new_BN: torch.Tensor, limit_B: torch.Tensor, stops: torch.Tensor, kept: torch.Tensor) -> Hypotheses:
+def _cut(new: New, limit_B: torch.Tensor, stops: torch.Tensor, kept: torch.Tensor) -> Hypotheses:
     """End each row at its first stop id by position, or at its limit."""
-    num = new_BN.shape[1]
+    new_BN, num = new.ids_BN, new.ids_BN.shape[1]
     place_B = torch.where(torch.isin(new_BN, stops), 0, 1).cumprod(1).sum(1)
     finished_B = (place_B < num) & (place_B <= limit_B)
     last_B = new_BN.gather(1, place_B.clamp(max=num - 1)[:, None])[:, 0]
     size_B = torch.where(finished_B, place_B + torch.isin(last_B, kept), torch.minimum(limit_B, place_B))
-    return Hypotheses(new_BN, size_B, finished_B)
+    return Hypotheses(new_BN, size_B, finished_B, new.logprob_B)
+
+
+def _scored(model: nn.Module, hypotheses: Hypotheses, work: Work, kept: torch.Tensor) -> Hypotheses:
+    """Add the log-probabilities that an engine has not given, by another pass over what it wrote."""
+    prompts = work.one_each().prompts
+    # The end token is one of the row, unless it holds text and is in it already.
+    last_B = hypotheses.ids_BN.gather(1, (hypotheses.size_B - 1).clamp(min=0)[:, None])[:, 0]
+    has_end_B = hypotheses.finished_B & ~(torch.isin(last_B, kept) & (hypotheses.size_B > 0))
+    sizes = (hypotheses.size_B + has_end_B).tolist()
+    rows = [
+        Row([*prompt, *ids[:size]], len(prompt))
+        for prompt, ids, size in zip(prompts, hypotheses.ids_BN.tolist(), sizes, strict=True)
+    ]
+    table = Table.of(rows, hypotheses.ids_BN.device)
+    return replace(hypotheses, logprob_B=log_likelihood(model, table, work.pad_id, work.recipe.tokens_per_batch))
 
 
 def _in_order(written: Sequence[Hypotheses], order: Sequence[int], pad_id: int, device: torch.device) -> Hypotheses:
@@ -181,8 +216,12 @@ def _in_order(written: Sequence[Hypotheses], order: Sequence[int], pad_id: int, 
         return Hypotheses(empty[:, None], empty, empty.bool())
     width = max(one.ids_BN.shape[1] for one in written)
     wide = [torch.nn.functional.pad(one.ids_BN, (0, width - one.ids_BN.shape[1]), value=pad_id) for one in written]
+    logprobs = [one.logprob_B for one in written if one.logprob_B is not None]
     joined = Hypotheses(
-        torch.cat(wide), torch.cat([one.size_B for one in written]), torch.cat([one.finished_B for one in written])
+        torch.cat(wide),
+        torch.cat([one.size_B for one in written]),
+        torch.cat([one.finished_B for one in written]),
+        torch.cat(logprobs) if logprobs else None,
     )
     places = sorted(range(len(order)), key=lambda place: order[place])
     return joined.pick(places)

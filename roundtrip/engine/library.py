@@ -1,11 +1,11 @@
 """The library's own ways to generate: `generate` of transformers, the reference, and its continuous batching.
 
-Shapes: B rows, N new positions.
+Shapes: B rows.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
 
@@ -13,31 +13,20 @@ import torch
 
 from roundtrip.engine.batch import left_pad
 from roundtrip.engine.memory import is_out
+from roundtrip.engine.work import New, Work
 from roundtrip.errors import ModelError
-from roundtrip.recipe import Generate
 
 # Positions in a page of the cache of continuous batching.
 _PAGE = 16
 
 
-def by_generate(
-    model: Any,
-    prompts: Sequence[Sequence[int]],
-    limits: Sequence[int],
-    recipe: Generate,
-    pad_id: int,
-    stop_ids: Sequence[int],
-    seed: int,
-) -> torch.Tensor:
-    """Continue one batch by `generate`; every row goes on until the last one has ended.
-
-    Returns:
-        new_BN, int64. What follows a stop id in a row, or stands beyond its limit, has no meaning.
-    """
+def by_generate(model: Any, work: Work) -> New:
+    """Continue one batch by `generate`; every row goes on until the last one has ended."""
     from transformers.generation.logits_process import LogitsProcessorList, RepetitionPenaltyLogitsProcessor
 
-    device = next(model.parameters()).device
-    ids_BT, mask_BT = (tensor.to(device) for tensor in left_pad(prompts, pad_id))
+    work = work.one_each()
+    device, recipe = next(model.parameters()).device, work.recipe
+    ids_BT, mask_BT = (tensor.to(device) for tensor in left_pad(work.prompts, work.pad_id))
     width = ids_BT.shape[1]
     processors = LogitsProcessorList()
     if recipe.repetition_penalty != 1:
@@ -45,31 +34,23 @@ def by_generate(
             RepetitionPenaltyLogitsProcessor(penalty=recipe.repetition_penalty, prompt_ignore_length=width)
         )
     with _plainly(model), _own_random(device), torch.inference_mode():
-        torch.manual_seed(seed)
+        torch.manual_seed(work.seed)
         found: torch.Tensor = model.generate(
             ids_BT,
             attention_mask=mask_BT,
-            generation_config=_settings(recipe, max(limits) + 1, pad_id, stop_ids),
+            generation_config=_settings(work),
             logits_processor=processors,
         )
-    return found[:, width:]
+    return New(found[:, width:])
 
 
-def by_continuous_batching(
-    model: Any,
-    prompts: Sequence[Sequence[int]],
-    limits: Sequence[int],
-    recipe: Generate,
-    pad_id: int,
-    stop_ids: Sequence[int],
-    seed: int,
-) -> torch.Tensor:
+def by_continuous_batching(model: Any, work: Work) -> New:
     """Continue one batch by continuous batching; a row that has ended gives its place to one that waits.
 
     The cache is sized for the batch: left to itself the library takes most of the free memory.
 
     Returns:
-        new_BN, int64, rows that ended early filled with `pad_id`.
+        Rows that ended early are filled with `pad_id`.
 
     Raises:
         OutOfMemoryError: the batch does not fit.
@@ -77,6 +58,8 @@ def by_continuous_batching(
     """
     from transformers import ContinuousBatchingConfig
 
+    work = work.one_each()
+    prompts, limits = work.prompts, work.limits
     longest = max(map(len, prompts)) + max(limits) + 1
     sizes = ContinuousBatchingConfig(
         page_size=_PAGE,
@@ -84,13 +67,13 @@ def by_continuous_batching(
         # All prompts in a few forward passes, and a mask of tokens by cache that stays small.
         max_batch_tokens=max(256, longest, min(2048, sum(map(len, prompts)))),
         auto_switch_to_flash=False,
-        seed=seed % 2**31,
+        seed=work.seed % 2**31,
     )
     device = next(model.parameters()).device
     with _plainly(model), _own_random(device):
         found = model.generate_batch(
             inputs=[list(prompt) for prompt in prompts],
-            generation_config=_settings(recipe, max(limits) + 1, pad_id, stop_ids),
+            generation_config=_settings(work),
             continuous_batching_config=sizes,
             progress_bar=False,
             warmup=False,
@@ -105,22 +88,23 @@ def by_continuous_batching(
             f"continuous batching failed: {said}", place="generate.engine", cure='use "native" or "transformers"'
         )
     width = max(len(one.generated_tokens) for one in written)
-    rows = [[*one.generated_tokens, *(width - len(one.generated_tokens)) * [pad_id]] for one in written]
-    return torch.tensor(rows, dtype=torch.int64, device=device)
+    rows = [[*one.generated_tokens, *(width - len(one.generated_tokens)) * [work.pad_id]] for one in written]
+    return New(torch.tensor(rows, dtype=torch.int64, device=device))
 
 
-def _settings(recipe: Generate, max_new: int, pad_id: int, stop_ids: Sequence[int]) -> Any:
+def _settings(work: Work) -> Any:
     from transformers import GenerationConfig
 
+    recipe = work.recipe
     sampling: dict[str, Any] = {}
     if recipe.temperature > 0:
         sampling = {"temperature": recipe.temperature, "top_k": recipe.top_k, "top_p": recipe.top_p}
         sampling |= {"min_p": recipe.min_p} if recipe.min_p else {}
     return GenerationConfig(
-        max_new_tokens=max_new,
+        max_new_tokens=max(work.limits) + 1,
         do_sample=bool(sampling),
-        eos_token_id=list(stop_ids) or None,
-        pad_token_id=pad_id,
+        eos_token_id=list(work.stop_ids) or None,
+        pad_token_id=work.pad_id,
         **sampling,
     )
 

@@ -17,6 +17,7 @@ from torch import nn
 from transformers.pytorch_utils import Conv1D
 
 from roundtrip.errors import ModelError, first_line
+from roundtrip.models import lora, packed
 from roundtrip.recipe import Adapter
 from roundtrip.text.stream import derive
 
@@ -69,6 +70,7 @@ def add(model: nn.Module, recipe: Mapping[str, Adapter], seed: int) -> PeftModel
             # PEFT makes adapters in float32 and casts only up; a bf16 base trains fastest with bf16 adapters.
             if settings.dtype == "base":
                 parameter.data = parameter.data.to(_base_dtype(peft_model))
+    lora.fuse(peft_model)
     freeze(peft_model)
     return peft_model
 
@@ -147,7 +149,7 @@ def write_merged(scratch: nn.Module, model: PeftModel, name: str | None) -> None
     targets = dict(scratch.named_modules())
     for path, layer in model.base_model.model.named_modules():
         if isinstance(layer, LoraLayer):
-            targets[path].weight.copy_(layer.get_base_layer().weight if name is None else merged(layer, name))
+            packed.write(targets[path], layer.get_base_layer().weight if name is None else merged(layer, name))
 
 
 def merged(layer: LoraLayer, name: str) -> torch.Tensor:

@@ -15,14 +15,12 @@ from safetensors import SafetensorError
 from torch import nn
 
 from roundtrip.errors import ModelError, SourceError, first_line
+from roundtrip.models import attention, packed
 from roundtrip.models.gguf import convert
 from roundtrip.recipe import Model
 from roundtrip.sources import cache_dir, resolve
 
 T = TypeVar("T")
-
-# What a model is loaded with, and generates with.
-ATTENTION = "sdpa"
 
 
 @dataclass(frozen=True)
@@ -109,7 +107,7 @@ def load(spec: Model, folder: Path) -> Base:
             location,
             revision=spec.revision,
             dtype=dtype,
-            attn_implementation=ATTENTION,
+            attn_implementation=attention.GENERATING,
             use_safetensors=True,
             output_loading_info=True,
             **quantized,
@@ -287,33 +285,17 @@ def choose_dtype(name: str, device: torch.device) -> torch.dtype:
 
 
 def scratch_copy(model: nn.Module) -> nn.Module:
-    """Return a second model to write merged weights into; make it before adapters are put on the first."""
+    """Return a second model to write merged weights into; make it before adapters are put on the first.
+
+    Its linear layers are packed where that helps, see `packed`.
+    """
     from transformers import GenerationConfig
 
     scratch = copy.deepcopy(model)
+    packed.pack(scratch)
     # Settings that the model's author ships (a temperature, a repetition penalty) would mix into the recipe's.
     scratch.generation_config = GenerationConfig()
     return scratch.requires_grad_(False).eval()
-
-
-def set_attention(model: nn.Module, name: str) -> None:
-    """Choose the attention of a loaded model.
-
-    `auto` is eager on a CPU, which trains short rows faster there than the fused kernel, and sdpa elsewhere.
-
-    Raises:
-        ModelError: it is not installed, or the model has no such attention.
-    """
-    if name == "auto":
-        name = "eager" if next(model.parameters()).device.type == "cpu" else "sdpa"
-    try:
-        model.set_attn_implementation(name)
-    except (ValueError, ImportError) as error:
-        raise ModelError(
-            f"attention '{name}': {first_line(error)}",
-            place="model.train_attention",
-            cure="use 'sdpa' or 'eager'",
-        ) from error
 
 
 def checkpoint_activations(model: nn.Module) -> None:

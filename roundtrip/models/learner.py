@@ -13,12 +13,16 @@ from torch import nn
 
 from roundtrip.engine.batch import Table, pack
 from roundtrip.errors import ModelError
-from roundtrip.models import adapters, kernels, moving
+from roundtrip.models import adapters, attention, kernels, moving, packed
 from roundtrip.models import base as bases
 from roundtrip.models.base import Base
 from roundtrip.models.moving import Moved
 from roundtrip.recipe import Adapter, Model
 from roundtrip.tokens.template import Row
+
+# How far the logits of a row may be from those of the same row in another batch, as a share of the largest; bfloat16
+# has three digits.
+_ROUNDING = 0.05
 
 
 @dataclass(frozen=True)
@@ -47,43 +51,6 @@ class Learner:
         """Whether all weights learn."""
         return self.adapter.method == "full"
 
-    @property
-    def flash(self) -> bool:
-        """Whether the attention in use reads the bounds of packed rows."""
-        return "flash" in str(self.base.model.config._attn_implementation)
-
-    def packs(self, setting: str) -> bool:
-        """Return whether rows go packed: `auto` does so where FlashAttention reads their bounds.
-
-        Other attentions take a mask of all places by all places, which costs more than padding does. Two rows are tried
-        first, since a model may take no notice of places and bounds.
-
-        Raises:
-            ModelError: `always` is asked for and rows would see each other.
-        """
-        if setting == "never" or (setting == "auto" and not self.flash):
-            return False
-        apart = bool(self._keeps_apart())
-        if setting == "always" and not apart:
-            raise ModelError(
-                f"{self.name}: in this model packed rows see each other",
-                place="train.packing",
-                cure='set it to "auto" or "never"',
-            )
-        return apart
-
-    @torch.no_grad()
-    def _keeps_apart(self) -> bool:
-        """Return whether the second of two packed rows is the same whatever the first one is."""
-        training = self.model.training
-        self.model.eval()
-        found = []
-        for first in ([1, 2, 3, 4], [4, 3, 2, 1]):
-            batch = pack(Table.of([Row(first, 1), Row([2, 4, 1], 1)], self.base.device), [0, 1])
-            found.append(self.model(input_ids=batch.ids_BT, use_cache=False, **batch.inputs).logits[0, 4:])
-        self.model.train(training)
-        return bool(torch.equal(*found))
-
     def parameters(self) -> dict[str, nn.Parameter]:
         """Return what learns, by name, in a fixed order."""
         if self.whole:
@@ -91,17 +58,66 @@ class Learner:
         return adapters.parameters(self.model, self.name)
 
     @contextmanager
-    def training(self) -> Iterator[None]:
-        """Let this direction alone learn; dropout is on."""
-        bases.set_attention(self.base.model, self.spec.train_attention)
+    def training(self, packing: str = "never") -> Iterator[bool]:
+        """Let this direction alone learn; dropout is on.
+
+        Args:
+            packing: of the recipe. `auto` packs where the attention reads the bounds of rows; others take a mask of all
+                tokens by all tokens, which costs more than padding does.
+
+        Yields:
+            Whether rows go packed.
+
+        Raises:
+            ModelError: `always` is asked for and rows would see each other.
+        """
+        is_packed = self._choose_attention(packing)
         if self.whole:
             self.model.requires_grad_(True).train()
         else:
             adapters.choose(self.model, self.name, train=True)
         try:
-            yield
+            yield is_packed
         finally:
             adapters.freeze(self.model)
+
+    def _choose_attention(self, packing: str) -> bool:
+        """Take the best attention for packed rows, else that for padded ones; return whether rows go packed."""
+        names = attention.candidates(self.spec.attention, self.base.device)
+        for name in names:
+            if packing == "always" or (packing == "auto" and name in attention.READ_BOUNDS):
+                attention.choose(self.base.model, name)
+                if self._keeps_apart():
+                    return True
+        if packing == "always":
+            raise ModelError(
+                f"{self.name}: in this model packed rows see each other",
+                place="train.packing",
+                cure='set it to "auto" or "never"',
+            )
+        attention.choose(self.base.model, names[-1])
+        return False
+
+    @torch.no_grad()
+    def _keeps_apart(self) -> bool:
+        """Return whether the second of two packed rows comes out as it does alone, whatever the first one is.
+
+        A model may take no notice of places and bounds, and would not say so.
+        """
+        training = self.model.training
+        self.model.eval()
+        second = Row([2, 4, 1], 1)
+        alone = self._logits([second])
+        found = [self._logits([Row(first, 1), second])[4:] for first in ([1, 2, 3, 4], [4, 3, 2, 1])]
+        self.model.train(training)
+        near = (found[0] - alone).abs().max() <= _ROUNDING * alone.abs().max()
+        return bool(torch.equal(*found) and near)
+
+    def _logits(self, rows: list[Row]) -> torch.Tensor:
+        """Return what the model says to rows packed one behind the other."""
+        batch = pack(Table.of(rows, self.base.device), range(len(rows)))
+        found: torch.Tensor = self.model(input_ids=batch.ids_BT, use_cache=False, **batch.inputs).logits[0]
+        return found
 
     @contextmanager
     def generating(self, *, adapted: bool = True) -> Iterator[nn.Module]:
@@ -114,7 +130,7 @@ class Learner:
             self._write(self.scratch, adapted=adapted)
             yield self.scratch
             return
-        bases.set_attention(self.base.model, bases.ATTENTION)
+        attention.choose(self.base.model, attention.GENERATING)
         if self.whole:
             yield self.model
             return
@@ -139,7 +155,9 @@ class Learner:
         if self.whole:
             return self.model.to(wanted)
         assert self.scratch is not None, "a quantized base has no copy to write into"
-        model = self.scratch.to(wanted)
+        model = self.scratch
+        packed.unpack(model)
+        model.to(wanted)
         self._write(model, adapted=True)
         return model
 
@@ -222,7 +240,7 @@ def load(
 
 def _prepare(model: nn.Module, spec: Model) -> None:
     """Try what training will need, before any time is spent."""
-    bases.set_attention(model, spec.train_attention)
+    attention.choose(model, attention.candidates(spec.attention, next(model.parameters()).device)[-1])
     if spec.liger:
         kernels.apply_liger(model)
     if spec.gradient_checkpointing:

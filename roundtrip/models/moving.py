@@ -20,7 +20,7 @@ from torch import nn
 from transformers.pytorch_utils import Conv1D
 
 from roundtrip.errors import ModelError
-from roundtrip.models import adapters
+from roundtrip.models import adapters, packed
 
 METHODS = ("pissa", "olora")
 
@@ -81,15 +81,14 @@ def write(scratch: nn.Module, model: PeftModel, name: str, moved: Moved, *, adap
     """Write `W + scale (B A - B0 A0)` of one direction into a plain copy, or `W` as published."""
     targets = dict(scratch.named_modules())
     for path, layer in _layers(model, name):
-        target = targets[path].weight
-        weight = moved.published[path].to(target.device).float()
+        weight = moved.published[path].to(layer.get_base_layer().weight.device).float()
         if adapted:
             a, b = (layer.lora_A[name].weight, layer.lora_B[name].weight)
             key = f"base_model.model.{path}.lora_{{}}.weight"
-            first, second = (moved.began[key.format(side)].to(target.device) for side in "AB")
+            first, second = (moved.began[key.format(side)].to(weight.device) for side in "AB")
             product = torch.cat([b, -second], 1).float() @ torch.cat([a, first], 0).float() * layer.scaling[name]
             weight = weight + (product.T if layer.fan_in_fan_out else product)
-        target.copy_(weight)
+        packed.write(targets[path], weight)
 
 
 def _layers(model: PeftModel, name: str) -> list[tuple[str, LoraLayer]]:

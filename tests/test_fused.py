@@ -1,0 +1,245 @@
+"""What is computed in fewer operations is what the library computes: LoRA in one, packed weights, our attentions."""
+
+from __future__ import annotations
+
+import copy
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from peft.tuners.lora import Linear
+from torch import nn
+from transformers.integrations.sdpa_attention import sdpa_attention_forward
+
+from roundtrip.engine.batch import Table, collate
+from roundtrip.engine.generate import generate
+from roundtrip.engine.step import loss_sum
+from roundtrip.errors import ModelError
+from roundtrip.models import adapters, attention, lora, packed
+from roundtrip.models import base as bases
+from roundtrip.models.lora import FusedLinear
+from roundtrip.models.packed import PackedLinear
+from roundtrip.recipe import Adapter, Generate
+from tests.test_adapters import fresh
+from tests.test_engine import rows
+from tests.test_engines import ALL, LIMITS, PROMPTS, STOPS, model_of, written
+
+
+def plain(model: nn.Module) -> None:
+    """Take the fused layers away."""
+    for layer in model.modules():
+        if isinstance(layer, FusedLinear):
+            layer.__class__ = Linear
+
+
+def of(folder: Path, **settings: Any) -> Any:
+    model = adapters.add(fresh(folder), {name: Adapter(rank=4, **settings) for name in ("en-es", "es-en")}, 1)
+    for number, name in enumerate(("en-es", "es-en")):
+        for parameter in adapters.parameters(model, name).values():
+            random = torch.Generator().manual_seed(number)
+            parameter.data = torch.randn(parameter.shape, generator=random).to(parameter.dtype) * 0.2
+    return model
+
+
+@pytest.fixture
+def taken(monkeypatch: pytest.MonkeyPatch) -> list[int]:
+    """One entry for each fused product."""
+    found: list[int] = []
+    original = lora._Product.apply
+
+    def spy(*arguments: Any) -> Any:
+        found.append(1)
+        return original(*arguments)
+
+    monkeypatch.setattr(lora._Product, "apply", spy)
+    return found
+
+
+def gradients(model: Any, name: str) -> tuple[float, dict[str, torch.Tensor]]:
+    adapters.choose(model, name, train=True)
+    torch.manual_seed(3)
+    loss = loss_sum(model, collate(Table.of(rows(5)), range(5), 3))
+    loss.backward()
+    found = {key: value.grad for key, value in model.named_parameters() if value.grad is not None}
+    model.zero_grad(set_to_none=True)
+    return float(loss.detach()), found
+
+
+@pytest.mark.parametrize("method", ["lora", "rslora"])
+@pytest.mark.parametrize("bias", [False, True])
+def test_fused_lora_is_pefts_in_loss_and_gradients(
+    model_folder: Path, taken: list[int], method: str, bias: bool
+) -> None:
+    model = of(model_folder, method=method)
+    if bias:
+        for layer in model.modules():
+            if isinstance(layer, Linear):
+                base: Any = layer.get_base_layer()
+                base.bias = nn.Parameter(torch.randn(base.out_features), requires_grad=False)
+    found = {name: gradients(model, name) for name in ("en-es", "es-en")}
+    assert len(taken) == 2 * sum(isinstance(layer, Linear) for layer in model.modules()) > 0
+    plain(model)
+    for name, (loss, own) in found.items():
+        expected_loss, expected = gradients(model, name)
+        assert loss == pytest.approx(expected_loss, rel=1e-6)
+        assert own.keys() == expected.keys() and all(f".{name}." in key for key in own)
+        for key, grad in expected.items():
+            assert (own[key] - grad).abs().max() <= 1e-5 * grad.abs().max(), key
+    assert len(taken) == 2 * sum(isinstance(layer, Linear) for layer in model.modules())
+
+
+@pytest.mark.parametrize(
+    "settings", [{"dropout": 0.5}, {"method": "dora"}, {"method": "rsdora"}], ids=["dropout", "dora", "rsdora"]
+)
+def test_what_is_more_than_a_sum_stays_with_peft(
+    model_folder: Path, taken: list[int], settings: dict[str, Any]
+) -> None:
+    model = of(model_folder, **settings)
+    loss, found = gradients(model, "en-es")
+    plain(model)
+    expected_loss, expected = gradients(model, "en-es")
+    assert not taken and loss == expected_loss
+    assert all(torch.equal(found[key], grad) for key, grad in expected.items())
+
+
+def test_evaluation_precision_and_a_switched_off_adapter_stay_with_peft(model_folder: Path, taken: list[int]) -> None:
+    model = of(model_folder)
+    batch = collate(Table.of(rows(3)), range(3), 3)
+    adapters.choose(model, "en-es", train=False)
+    with torch.no_grad():
+        model(input_ids=batch.ids_BT)
+    with model.disable_adapter():
+        loss_sum(model, batch)
+    mixed = adapters.add(fresh(model_folder).to(torch.bfloat16), {"en-es": Adapter(rank=4, dtype="float32")}, 1)
+    adapters.choose(mixed, "en-es", train=True)
+    loss_sum(mixed, batch).backward()
+    assert not taken
+
+
+def test_fused_lora_in_bfloat16_is_as_near_to_the_truth_as_pefts(model_folder: Path) -> None:
+    model = of(model_folder)
+    _, truth = gradients(model, "en-es")
+    model = model.to(torch.bfloat16)
+    _, own = gradients(model, "en-es")
+    plain(model)
+    _, pefts = gradients(model, "en-es")
+    far = [sum(float((one[key] - grad).norm() / grad.norm()) for key, grad in truth.items()) for one in (own, pefts)]
+    assert 0 < far[0] <= 1.1 * far[1]
+
+
+# ---------------------------------------------------------------------------------------------- packed weights
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_a_packed_layer_is_the_layer_and_gives_its_weight_back(dtype: torch.dtype) -> None:
+    if not packed.usable(dtype):
+        pytest.skip("this machine has no such operation")
+    torch.manual_seed(1)
+    layer = nn.Linear(64, 96).to(dtype).requires_grad_(False)
+    one = PackedLinear(layer)
+    inputs = torch.randn(2, 7, 64).to(dtype)
+    assert torch.equal(one.weight, layer.weight)
+    assert torch.allclose(one(inputs), layer(inputs), rtol=1e-2 if dtype == torch.bfloat16 else 1e-5, atol=1e-3)
+    new = torch.randn(96, 64)
+    packed.write(one, new)
+    packed.write(layer, new)
+    assert torch.equal(one.weight, layer.weight) and torch.equal(layer.weight, new.to(dtype))
+    assert torch.allclose(one(inputs).float(), layer(inputs).float(), rtol=2e-2, atol=1e-1)
+
+
+@pytest.mark.parametrize("kind", ALL)
+def test_a_packed_model_writes_the_same_and_comes_back_whole(kind: str) -> None:
+    model = model_of(kind)
+    expected = written(model, Generate(tokens_per_batch=80))
+    other = copy.deepcopy(model)
+    packed.pack(other)
+    assert any(isinstance(layer, PackedLinear) for layer in other.modules()) == packed.usable(torch.float32)
+    assert written(other, Generate(tokens_per_batch=80)) == expected
+    assert written(other, Generate(tokens_per_batch=80, engine="transformers")) == expected
+    packed.unpack(other)
+    assert not any(isinstance(layer, PackedLinear) for layer in other.modules())
+    before, after = model.state_dict(), other.state_dict()
+    assert before.keys() == after.keys() and all(torch.equal(after[key], value) for key, value in before.items())
+    if model.config.tie_word_embeddings:
+        assert other.get_output_embeddings().weight is other.get_input_embeddings().weight
+
+
+def test_a_machine_without_the_operation_keeps_plain_layers(monkeypatch: pytest.MonkeyPatch) -> None:
+    def missing(self: Any, weight: torch.Tensor) -> None:
+        raise RuntimeError("mkldnn is not built in")
+
+    packed.usable.cache_clear()
+    monkeypatch.setattr(PackedLinear, "write", missing)
+    model = model_of("RoPE, tied head")
+    packed.pack(model)
+    assert not any(isinstance(layer, PackedLinear) for layer in model.modules())
+    packed.usable.cache_clear()
+
+
+def test_the_scratch_copy_is_packed_and_what_is_merged_is_plain(model_folder: Path) -> None:
+    model = fresh(model_folder)
+    scratch: Any = bases.scratch_copy(model)
+    one = adapters.add(model, {"en-es": Adapter(rank=4)}, 1)
+    for parameter in adapters.parameters(one, "en-es").values():
+        nn.init.normal_(parameter, std=0.3, generator=torch.Generator().manual_seed(2))
+    adapters.choose(one, "en-es", train=False)
+    adapters.write_merged(scratch, one, "en-es")
+    ids = torch.tensor([rows(1)[0].ids])
+    with torch.no_grad():
+        expected = one(input_ids=ids).logits
+        assert torch.allclose(scratch(input_ids=ids).logits, expected, atol=1e-3)
+        packed.unpack(scratch)
+        assert torch.allclose(scratch(input_ids=ids).logits, expected, atol=1e-3)
+
+
+# ---------------------------------------------------------------------------------------------- attentions
+
+
+@pytest.mark.parametrize("heads", [(4, 4), (4, 2), (6, 1)])
+@pytest.mark.parametrize("mask", ["none", "bool", "numbers", "by row and head"])
+def test_decoding_attention_is_sdpa(heads: tuple[int, int], mask: str) -> None:
+    torch.manual_seed(1)
+    module: Any = nn.Module()
+    module.num_key_value_groups, module.is_causal = heads[0] // heads[1], True
+    query, key, value = (torch.randn(3, number, length, 8) for number, length in zip(
+        (heads[0], heads[1], heads[1]), (1, 9, 9), strict=True))  # fmt: skip
+    seen = torch.ones(3, 1, 1, 9, dtype=torch.bool)
+    seen[0, :, :, :4] = seen[1, :, :, :1] = False
+    given = {
+        "none": None,
+        "bool": seen,
+        "numbers": torch.zeros(3, 1, 1, 9).masked_fill(~seen, torch.finfo(torch.float32).min),
+        "by row and head": seen[:, :, 0, None],
+    }[mask]
+    found, _ = attention.decode(module, query, key, value, given, scaling=0.3)
+    expected, _ = sdpa_attention_forward(module, query, key, value, given, scaling=0.3)
+    assert found.shape == expected.shape and torch.allclose(found, expected, atol=1e-6)
+
+
+def test_decoding_takes_our_attention_for_sdpa_alone_and_puts_it_back(monkeypatch: pytest.MonkeyPatch) -> None:
+    model = model_of("RoPE, tied head")
+    for name, wanted in (("sdpa", attention._DECODE), ("eager", "eager")):
+        attention.choose(model, name)
+        with attention.decoding(model):
+            assert model.config._attn_implementation == wanted
+        assert model.config._attn_implementation == name
+    attention.choose(model, "sdpa")
+    shares: list[int] = []
+    original = attention._masked
+    monkeypatch.setattr(attention, "_masked", lambda *given: [shares.append(1), original(*given)][1])
+    generate(model, PROMPTS, LIMITS, Generate(), pad_id=0, stop_ids=STOPS, seed=1)
+    assert shares, "a batch of prompts of many lengths decodes by it"
+
+
+def test_an_attention_that_a_model_cannot_have_is_refused() -> None:
+    model = model_of("RoPE, tied head")
+    model.config.attention_chunk_size = 8
+    with pytest.raises(ModelError, match="attends in chunks"):
+        attention.choose(model, "varlen")
+    module = nn.Module()
+    some = torch.zeros(1, 2, 3, 4)
+    with pytest.raises(ValueError, match="knows none of"):
+        attention.varlen(module, some, some, some, None, softcap=30.0)
+    with pytest.raises(ModelError, match="no_such"):
+        attention.choose(model, "no_such")
