@@ -8,15 +8,14 @@ stops and limits. Roads:
 - transformers: `generate` on merged weights, batches by length;
 - native: our loop; continuous: the library's continuous batching, where it runs.
 
-The share is tokens/s times 2 FLOP for each weight, of the GEMM peak measured first. Writes
+Shares are of the GEMM peak that the same process measures first, at 2 FLOP for each weight: `new` counts the tokens
+written, `done` those of the prompts too, which have to go through the model as well. Writes
 benchmarks/results/generate-NAME.json and .png.
 """
 
 from __future__ import annotations
 
-import argparse
 import json
-import sys
 import tempfile
 from collections.abc import Callable, Mapping
 from pathlib import Path
@@ -26,18 +25,17 @@ import torch
 from rich.console import Console
 from rich.table import Table as Shown
 
-from benchmarks.machine import best, gemm_flops, processor
+from benchmarks.machine import RESULTS, best, facts, parser
 from roundtrip import cookbook, translator
 from roundtrip.engine.generate import generate
 from roundtrip.engine.library import by_generate
+from roundtrip.engine.work import Work
 from roundtrip.models import adapters, attention
 from roundtrip.recipe import Generate
-from roundtrip.run import versions
 from roundtrip.scorer import greedy
 from roundtrip.text.prepare import prepare
 from roundtrip.translator import Translator
 
-RESULTS = Path("benchmarks/results")
 ENGINES = ("native", "transformers", "continuous")
 
 
@@ -52,7 +50,7 @@ def fixed(one: Translator, batch: int, length: int, engines: tuple[str, ...], tu
     def through_adapter() -> None:
         attention.choose(one.base.model, attention.GENERATING)
         adapters.choose(one.learner.model, one.direction.name, train=False)
-        by_generate(one.learner.model, prompts, limits, settings, pad, [], 0)
+        by_generate(one.learner.model, Work(prompts, limits, settings, pad, [], 0))
 
     def by(engine: Any) -> Callable[[], None]:
         def road() -> None:
@@ -79,8 +77,8 @@ def lines(one: Translator, recipe: Any, sources: list[str], engines: tuple[str, 
         adapters.choose(one.learner.model, one.direction.name, train=False)
         for start in range(0, len(prompts), size):
             some = slice(start, start + size)
-            new = by_generate(one.learner.model, prompts[some], limits[some], settings, one.base.pad_id, stops, 0)
-            one.base.tokenizer.batch_decode(new, skip_special_tokens=True)
+            work = Work(prompts[some], limits[some], settings, one.base.pad_id, stops, 0)
+            one.base.tokenizer.batch_decode(by_generate(one.learner.model, work).ids_BN, skip_special_tokens=True)
 
     def by(engine: Any) -> Callable[[], Any]:
         return lambda: one.write(sources, settings.model_copy(update={"engine": engine}), 0)
@@ -90,13 +88,16 @@ def lines(one: Translator, recipe: Any, sources: list[str], engines: tuple[str, 
 
 def show(document: Mapping[str, Any], console: Console) -> None:
     roads = list(document["fixed"][0]["tokens_per_second"])
-    table = Shown(title="tokens/s (share of the GEMM peak)")
+    table = Shown(title="tokens/s (share of the GEMM peak: new, done)")
     table.add_column("rows x tokens")
     for road in roads:
         table.add_column(road, justify="right")
     for case in document["fixed"]:
         rates = case["tokens_per_second"]
-        cells = [f"{rates[road]:,.0f} ({case['share_of_peak'][road]:.0%})" if road in rates else "" for road in roads]
+        cells = [
+            f"{rates[road]:,.0f} ({case['new'][road]:.0%}, {case['done'][road]:.0%})" if road in rates else ""
+            for road in roads
+        ]
         table.add_row(f"{case['batch']} x {case['length']}", *cells)
     console.print(table)
     console.print("dev lines, seconds: " + ", ".join(f"{k} {v:.1f}" for k, v in document["lines"].items()))
@@ -125,42 +126,29 @@ def draw(document: Mapping[str, Any], path: Path) -> None:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--name", default="cpu", help="what to call this machine in the file names")
-    parser.add_argument("--device", default="auto")
-    parser.add_argument("--batches", nargs="+", type=int, default=(8, 64))
-    parser.add_argument("--lengths", nargs="+", type=int, default=(32, 128))
-    parser.add_argument("--engines", nargs="+", default=ENGINES)
-    parser.add_argument("--lines", type=int, default=200)
-    parser.add_argument("--turns", type=int, default=2)
-    asked = parser.parse_args()
+    asking = parser(__doc__, turns=2)
+    asking.add_argument("--batches", nargs="+", type=int, default=(8, 64))
+    asking.add_argument("--lengths", nargs="+", type=int, default=(32, 128))
+    asking.add_argument("--engines", nargs="+", default=ENGINES)
+    asking.add_argument("--lines", type=int, default=200)
+    asked = asking.parse_args()
     loaded = cookbook.load("quickstart", [f"model.device={asked.device}"])
     recipe = loaded.recipe
     with tempfile.TemporaryDirectory() as folder:
         corpora = prepare(recipe, loaded.folder, Path(folder), lambda text: None)
         sources = [source for source, _ in corpora.dev[: asked.lines]]
     one = next(iter(translator.load(recipe, loaded.folder).values()))
-    flops = gemm_flops(one.base.device, one.base.dtype)
-    # The embedding is looked up, not multiplied; where it is tied to the output layer it counts as that.
-    adapter = sum(parameter.numel() for parameter in one.learner.parameters().values())
-    weights = sum(parameter.numel() for parameter in one.base.model.parameters()) - 2 * adapter
+    document = facts("generate", one)
+    per_token = 2 * document["weights"] / document["gemm_flops"]
     engines = tuple(asked.engines)
     cases = []
     for length in asked.lengths:
         for batch in asked.batches:
             rates = fixed(one, batch, length, engines, asked.turns)
-            shares = {name: rate * 2 * weights / flops for name, rate in rates.items()}
-            cases.append({"batch": batch, "length": length, "tokens_per_second": rates, "share_of_peak": shares})
-    document = {
-        "command": "python -m benchmarks.generate " + " ".join(sys.argv[1:]),
-        "hardware": {"processor": processor(), "threads": torch.get_num_threads(), "device": str(one.base.device)},
-        "versions": versions(),
-        "dtype": str(one.base.dtype),
-        "gemm_flops": flops,
-        "weights": weights,
-        "fixed": cases,
-        "lines": lines(one, recipe, sources, engines, asked.turns),
-    }
+            shares = {name: rate * per_token for name, rate in rates.items()}
+            case = {"batch": batch, "length": length, "tokens_per_second": rates, "new": shares}
+            cases.append(case | {"done": {name: 2 * share for name, share in shares.items()}})
+    document |= {"fixed": cases, "lines": lines(one, recipe, sources, engines, asked.turns)}
     path = RESULTS / f"generate-{asked.name}.json"
     path.write_text(json.dumps(document, indent=1) + "\n", encoding="utf-8")
     show(document, Console())

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import argparse
+import gc
 import platform
+import sys
 import time
 from collections.abc import Callable, Mapping
 from pathlib import Path
@@ -10,6 +13,10 @@ from typing import Any
 
 import torch
 
+from roundtrip.run import versions
+from roundtrip.translator import Translator
+
+RESULTS = Path("benchmarks/results")
 TURNS = 3
 # A training batch of 1,024 tokens through the larger layer of SmolLM2-135M.
 SHAPE = (1024, 576, 1536)
@@ -57,3 +64,55 @@ def processor() -> str:
     )
     flags = next((line.split() for line in lines if line.startswith("flags")), [])
     return f"{model}; {' '.join(flag for flag in ('avx2', 'avx512f', 'avx512_bf16', 'amx_bf16') if flag in flags)}"
+
+
+def parser(description: str | None, turns: int) -> argparse.ArgumentParser:
+    """Return what the benchmarks of speed are all asked with."""
+    made = argparse.ArgumentParser(description=description, formatter_class=argparse.RawDescriptionHelpFormatter)
+    made.add_argument("--name", default="cpu", help="what to call this machine in the file names")
+    made.add_argument("--device", default="auto")
+    made.add_argument("--turns", type=int, default=turns)
+    return made
+
+
+def num_weights(one: Translator) -> int:
+    """Return the weights of the base, its adapters aside; an embedding that is the output layer too counts as that."""
+    return sum(value.numel() for name, value in one.base.model.named_parameters() if ".lora_" not in name)
+
+
+def facts(name: str, one: Translator) -> dict[str, Any]:
+    """Return what every result of a speed benchmark begins with: command, machine, versions, GEMM peak.
+
+    Args:
+        name: of the benchmark.
+    """
+    return {
+        "command": " ".join(["python -m", f"benchmarks.{name}", *sys.argv[1:]]),
+        "hardware": {"processor": processor(), "threads": torch.get_num_threads(), "device": str(one.base.device)},
+        "versions": versions(),
+        "dtype": str(one.base.dtype),
+        "gemm_flops": gemm_flops(one.base.device, one.base.dtype),
+        "weights": num_weights(one),
+    }
+
+
+def peaks(roads: Mapping[str, Callable[[], Any]]) -> dict[str, int]:
+    """Return the most bytes held while each road was taken once: by the device, on a CPU by the process."""
+    found = {}
+    for name, road in roads.items():
+        gc.collect()
+        if torch.cuda.is_available():
+            torch.cuda.reset_peak_memory_stats()
+        else:
+            Path("/proc/self/clear_refs").write_text("5", encoding="ascii")
+        road()
+        found[name] = peak_memory()
+    return found
+
+
+def peak_memory() -> int:
+    """Return the most bytes held since `peaks` began to look, or the start."""
+    if torch.cuda.is_available():
+        return int(torch.cuda.max_memory_allocated())
+    status = Path("/proc/self/status").read_text(encoding="ascii")
+    return 1024 * int(next(line for line in status.splitlines() if line.startswith("VmHWM")).split()[1])

@@ -2,36 +2,35 @@
 
 The quickstart's model and its pairs, one process, roads in turns: forward and backward over the same rows, optimizer
 aside. It begins as the library's defaults do (adapters in float32, sdpa, batches of neighbours in the file, logits at
-every position) and ends as a run trains here. The share is tokens/s times 4 FLOP for each weight (forward, and the
-gradient of what goes in; the base is frozen) of the GEMM peak measured first. Writes
-benchmarks/results/train-NAME.json; a table is printed.
+every position) and ends as a run trains here. Share of the GEMM peak that the same process measures first: tokens/s
+times 4 FLOP for each weight (forward, and the gradient of what goes in; the base is frozen), padding not counted.
+`done` counts the output layer only where there are labels, which is what is computed from the third road on. Writes
+benchmarks/results/train-NAME.json and .png.
 """
 
 from __future__ import annotations
 
-import argparse
 import importlib.util
 import json
-import sys
 import tempfile
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import torch
+from peft.tuners.lora import Linear
 from rich.console import Console
 from rich.table import Table as Shown
 
-from benchmarks.machine import best, gemm_flops, processor
+from benchmarks.machine import RESULTS, best, facts, parser, peaks
 from roundtrip import cookbook, translator
 from roundtrip.engine.batch import IGNORE, Batch, Table, by_budget, collate, pack
 from roundtrip.engine.step import loss_sum
-from roundtrip.models import base
-from roundtrip.run import versions
+from roundtrip.models import attention
+from roundtrip.models.lora import FusedLinear
 from roundtrip.text.prepare import prepare
 from roundtrip.translator import Translator
 
-RESULTS = Path("benchmarks/results")
 ROWS_PER_BATCH = 16
 
 
@@ -60,12 +59,25 @@ def packed(table: Table, budget: int) -> list[Batch]:
 
 
 def road(
-    one: Translator, batches: Sequence[Batch], attention: str, loss_of: Callable[[Any, Batch], torch.Tensor]
+    one: Translator,
+    batches: Sequence[Batch],
+    name: str,
+    loss_of: Callable[[Any, Batch], torch.Tensor],
+    *,
+    fused: bool = False,
 ) -> Callable[[], None]:
-    """Return a pass over all batches."""
+    """Return a pass over all batches.
+
+    Args:
+        name: of the attention.
+        fused: whether a layer and its adapter are one operation.
+    """
 
     def run() -> None:
-        base.set_attention(one.base.model, attention)
+        attention.choose(one.base.model, name)
+        for layer in one.learner.model.modules():
+            if isinstance(layer, FusedLinear | Linear):
+                layer.__class__ = FusedLinear if fused else Linear
         for batch in batches:
             loss_of(one.learner.model, batch).backward()
         for parameter in one.learner.parameters().values():
@@ -92,68 +104,111 @@ def ladder(
         "+ logits at labels": road(plain, by_length, "sdpa", loss_sum),
         "+ adapters as the base": road(ours, by_length, "sdpa", loss_sum),
         "+ eager attention": road(ours, by_length, "eager", loss_sum),
-        "packed, sdpa": road(ours, packed(table, budget), "sdpa", loss_sum),
+        "+ packed rows (varlen)": road(ours, packed(table, budget), "varlen", loss_sum),
+        "+ LoRA in one operation": road(ours, packed(table, budget), "varlen", loss_sum, fused=True),
+        "packed rows, sdpa with a mask": road(ours, packed(table, budget), "sdpa", loss_sum, fused=True),
     }
     if here == "cuda" and importlib.util.find_spec("flash_attn") is not None:
-        steps["packed, FlashAttention"] = road(ours, packed(table, budget), "flash_attention_2", loss_sum)
+        flash = packed(table, budget)
+        steps["packed rows, FlashAttention"] = road(ours, flash, "flash_attention_2", loss_sum, fused=True)
     if compiled:
         graph = torch.compile(ours.learner.model, dynamic=True)
-        steps["+ torch.compile"] = road(ours, by_length, "eager", lambda model, batch: loss_sum(graph, batch))
+        steps["padded, torch.compile"] = road(ours, by_length, "eager", lambda model, batch: loss_sum(graph, batch))
     return steps
+
+
+def with_liger(liger: Translator, table: Table, budget: int) -> dict[str, Callable[[], None]]:
+    """Return the roads with Liger's kernels, which change the model they are on."""
+
+    def fused(model: Any, batch: Batch) -> torch.Tensor:
+        return loss_sum(model, batch, fused=True)
+
+    more = {"packed rows, varlen, Liger": road(liger, packed(table, budget), "varlen", fused, fused=True)}
+    if importlib.util.find_spec("flash_attn") is not None:
+        flash = packed(table, budget)
+        more["packed rows, FlashAttention, Liger"] = road(liger, flash, "flash_attention_2", fused, fused=True)
+    return more
 
 
 def show(document: Mapping[str, Any], console: Console) -> None:
     table = Shown(title=f"{document['tokens']:,} tokens of {document['rows']} rows, forward and backward")
-    for column in ("road", "tokens/s", "times the first", "share of the GEMM peak"):
+    for column in ("road", "tokens/s", "times the first", "share of the GEMM peak", "done", "peak memory, GiB"):
         table.add_column(column, justify="left" if column == "road" else "right")
     first = next(iter(document["seconds"].values()))
     for name, seconds in document["seconds"].items():
-        rate = document["tokens"] / seconds
-        share = rate * 4 * document["weights"] / document["gemm_flops"]
-        table.add_row(name, f"{rate:,.0f}", f"{first / seconds:.2f}", f"{share:.0%}")
+        share, done = shares(document, seconds)
+        rate, memory = document["tokens"] / seconds, document["peak_bytes"][name] / 2**30
+        table.add_row(name, f"{rate:,.0f}", f"{first / seconds:.2f}", f"{share:.0%}", f"{done:.0%}", f"{memory:.2f}")
     console.print(table)
 
 
+def shares(document: Mapping[str, Any], seconds: float) -> tuple[float, float]:
+    """Return the share of the peak as if all weights were used for each token, and that of what is needed."""
+    per_weight = 4 / seconds / document["gemm_flops"]
+    head = document["head_weights"]
+    needed = document["tokens"] * (document["weights"] - head) + document["labels"] * head
+    return document["tokens"] * document["weights"] * per_weight, needed * per_weight
+
+
+def draw(document: Mapping[str, Any], path: Path) -> None:
+    import matplotlib
+
+    matplotlib.use("agg")
+    from matplotlib import pyplot
+
+    names = list(document["seconds"])
+    figure, panel = pyplot.subplots(figsize=(8, 0.8 + 0.4 * len(names)))
+    found = [100 * shares(document, document["seconds"][name])[0] for name in names]
+    bars = panel.barh(names, found, color="tab:blue")
+    panel.bar_label(bars, [f"{value:.0f} %" for value in found], padding=3, fontsize="small")
+    panel.invert_yaxis()
+    panel.set(xlabel="share of the GEMM peak, %", xlim=(0, 100))
+    panel.set_title(document["hardware"]["processor"], fontsize=9)
+    figure.tight_layout()
+    figure.savefig(path, dpi=120)
+    pyplot.close(figure)
+
+
+def load(device: str, *changes: str) -> tuple[Any, Translator]:
+    loaded = cookbook.load("quickstart", [f"model.device={device}", *changes])
+    return loaded, next(iter(translator.load(loaded.recipe, loaded.folder).values()))
+
+
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--name", default="cpu", help="what to call this machine in the file names")
-    parser.add_argument("--device", default="auto")
-    parser.add_argument("--rows", type=int, default=64)
-    parser.add_argument("--turns", type=int, default=3)
-    parser.add_argument("--compile", action="store_true", help="also torch.compile, which takes minutes")
-    asked = parser.parse_args()
-    both, table, recipe = {}, None, None
-    for dtype in ("float32", "base"):
-        loaded = cookbook.load("quickstart", [f"model.device={asked.device}", f"adapter.dtype={dtype}"])
-        recipe = loaded.recipe
-        one = next(iter(translator.load(recipe, loaded.folder).values()))
-        both[dtype] = one
-        if table is None:
-            with tempfile.TemporaryDirectory() as folder:
-                corpora = prepare(recipe, loaded.folder, Path(folder), lambda text: None)
-                pairs = [(row[0], row[1]) for row in corpora.train[: asked.rows]]
-            table = Table.of(one.template.rows(pairs), one.base.device)
-    assert table is not None and recipe is not None
-    one = both["base"]
-    flops = gemm_flops(one.base.device, one.base.dtype)
-    adapter = sum(parameter.numel() for parameter in one.learner.parameters().values())
-    weights = sum(parameter.numel() for parameter in one.base.model.parameters()) - 2 * adapter
-    with both["float32"].learner.training(), one.learner.training():
-        roads = ladder(both, table, recipe.train.tokens_per_forward, compiled=asked.compile)
-        seconds = best(roads, asked.turns)
-    document = {
-        "command": "python -m benchmarks.train " + " ".join(sys.argv[1:]),
-        "hardware": {"processor": processor(), "threads": torch.get_num_threads(), "device": str(one.base.device)},
-        "versions": versions(),
-        "dtype": str(one.base.dtype),
-        "gemm_flops": flops,
-        "weights": weights,
+    asking = parser(__doc__, turns=3)
+    asking.add_argument("--rows", type=int, default=128)
+    asking.add_argument("--compile", action="store_true", help="also torch.compile, which takes minutes")
+    asked = asking.parse_args()
+    loaded, ours = load(asked.device)
+    _, plain = load(asked.device, "adapter.dtype=float32")
+    recipe = loaded.recipe
+    with tempfile.TemporaryDirectory() as folder:
+        corpora = prepare(recipe, loaded.folder, Path(folder), lambda text: None)
+        pairs = [(row[0], row[1]) for row in corpora.train[: asked.rows]]
+    table = Table.of(ours.template.rows(pairs), ours.base.device)
+    budget = recipe.train.tokens_per_forward
+    document = facts("train", ours)
+    with plain.learner.training(), ours.learner.training():
+        roads = ladder({"float32": plain, "base": ours}, table, budget, compiled=asked.compile)
+        seconds, memory = best(roads, asked.turns), peaks(roads)
+    if ours.base.device.type == "cuda" and importlib.util.find_spec("liger_kernel") is not None:
+        _, liger = load(asked.device, "model.liger=true")
+        with liger.learner.training():
+            roads = with_liger(liger, table, budget)
+            seconds, memory = seconds | best(roads, asked.turns), memory | peaks(roads)
+    document |= {
         "rows": len(table),
         "tokens": sum(table.sizes),
+        "labels": sum(table.sizes) - sum(table.starts),
+        "head_weights": ours.base.model.get_output_embeddings().weight.numel(),
+        "tokens_per_forward": budget,
         "seconds": seconds,
+        "peak_bytes": memory,
     }
-    (RESULTS / f"train-{asked.name}.json").write_text(json.dumps(document, indent=1) + "\n", encoding="utf-8")
+    path = RESULTS / f"train-{asked.name}.json"
+    path.write_text(json.dumps(document, indent=1) + "\n", encoding="utf-8")
     show(document, Console())
+    draw(document, path.with_suffix(".png"))
 
 
 if __name__ == "__main__":

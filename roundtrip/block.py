@@ -12,6 +12,7 @@ from roundtrip.judge import judge
 from roundtrip.plan import Direction, Phase, num_real
 from roundtrip.recipe import Recipe
 from roundtrip.text.prepare import Corpora
+from roundtrip.text.store import Row
 from roundtrip.text.stream import Cursor, derive, take
 from roundtrip.tokens.template import Template
 from roundtrip.translator import Translator
@@ -91,10 +92,7 @@ def of_round(
         tell, reader, halved: see `Translator.write`.
     """
     direction = phase.direction
-    mono, pairs = f"mono.{direction.target}", f"train.{direction.name}"
-    seed = derive(recipe.seed, "order", mono)
-    taken, mono_cursor = take(corpora.mono[direction.target], cursors.get(mono, Cursor()), recipe.rounds.lines, seed)
-    lines = [line for (line,) in taken]
+    lines, after_lines = _lines(phase, recipe, corpora, cursors)
     lines, num_long = _short_enough(lines, recipe, writer)
     seed = derive(recipe.seed, "sources", phase.number)
     written = writer.write(lines, recipe.generate, seed, reader=reader, tell=tell, halved=halved)
@@ -104,14 +102,53 @@ def of_round(
     judged = choose(judged, written, recipe.generate, learner)
     rejected = judged.rejected | ({"target too long": num_long} if num_long else {})
     wanted = num_real(recipe, len(judged.pairs), len(corpora.train))
-    seed = derive(recipe.seed, "order", pairs)
-    real, pairs_cursor = take(corpora.train, cursors.get(pairs, Cursor()), wanted, seed)
+    real, after_pairs = _pairs(phase, recipe, corpora, cursors, wanted)
     rows = [[SYNTHETIC, source, target] for source, target in judged.pairs]
     rows += [_real(row, direction, recipe.languages[0]) for row in real]
-    after = {mono: mono_cursor, pairs: pairs_cursor}
+    after = after_lines | after_pairs
     wraps = tuple(name for name, cursor in after.items() if cursor.epoch > cursors.get(name, Cursor()).epoch)
     prompts = [written.prompts[place] for place in judged.places] if written.prompts is not None else None
     return Block(rows, after, rejected, wraps, written.hypotheses.pick(judged.places), prompts)
+
+
+def encode(
+    phase: Phase,
+    recipe: Recipe,
+    corpora: Corpora,
+    cursors: dict[str, Cursor],
+    writer: Translator,
+    learner: Translator,
+) -> None:
+    """Encode the real text that `of_round` will read, for who writes from it and for who learns it.
+
+    Args:
+        cursors: where the streams will stand.
+    """
+    lines, _ = _lines(phase, recipe, corpora, cursors)
+    pairs, _ = _pairs(phase, recipe, corpora, cursors, num_real(recipe, len(lines), len(corpora.train)))
+    rows = [_real(row, phase.direction, recipe.languages[0]) for row in pairs]
+    writer.template.expect(sources=lines)
+    learner.template.expect(targets=lines, pairs=[(source, target) for _, source, target in rows])
+
+
+def _lines(
+    phase: Phase, recipe: Recipe, corpora: Corpora, cursors: dict[str, Cursor]
+) -> tuple[list[str], dict[str, Cursor]]:
+    """Read the real lines of a round, and return where their stream stands behind them."""
+    language = phase.direction.target
+    name = f"mono.{language}"
+    seed = derive(recipe.seed, "order", name)
+    taken, after = take(corpora.mono[language], cursors.get(name, Cursor()), recipe.rounds.lines, seed)
+    return [line for (line,) in taken], {name: after}
+
+
+def _pairs(
+    phase: Phase, recipe: Recipe, corpora: Corpora, cursors: dict[str, Cursor], number: int
+) -> tuple[list[Row], dict[str, Cursor]]:
+    """Read real pairs to mix in, and return where their stream stands behind them."""
+    name = f"train.{phase.direction.name}"
+    taken, after = take(corpora.train, cursors.get(name, Cursor()), number, derive(recipe.seed, "order", name))
+    return taken, {name: after}
 
 
 def _usual_ratio(corpora: Corpora, side: int) -> float:

@@ -6,6 +6,7 @@ import argparse
 import json
 import sys
 import tempfile
+from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -39,6 +40,7 @@ def _work(arguments: argparse.Namespace) -> None:
     events = Events(Console(stderr=arguments.json))
     # Seconds of imports, for which nobody should wait to read about a typo.
     from roundtrip import roads
+    from roundtrip.forecast import forecast
     from roundtrip.models import base
     from roundtrip.plan import directions
     from roundtrip.scorer import texts
@@ -58,13 +60,16 @@ def _work(arguments: argparse.Namespace) -> None:
         templates[d.name] = Template(tokenizer, segments)
     devices = {name: base.choose_device(spec.device) for name, spec in recipe.model.items()}
     _, verdicts = roads.find(recipe, templates, samples, devices, events)
+    memory = forecast(recipe, loaded.folder, templates, {name: list(pairs) for name, pairs in samples.items()})
     if arguments.json:
-        document = {name: found.to_dict() for name, found in verdicts.items()}
+        document: dict[str, Any] = {name: found.to_dict() for name, found in verdicts.items()}
+        document["memory"] = {"peak_bytes": memory.peak} | asdict(memory)
         sys.stdout.write(json.dumps(document, ensure_ascii=False, indent=1) + "\n")
         return
     for name, found in verdicts.items():
         roads.say(events, name, found)
         roads.say_examples(events, found)
+    events.say(str(memory))
 
 
 def _tokenizer(recipe: Recipe, name: str, folder: Path, corpora: Corpora) -> tuple[Any, tuple[int, ...]]:

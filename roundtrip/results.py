@@ -29,7 +29,13 @@ ByStage = Mapping[str, Mapping[str, Mapping[str, float]]]
 
 
 def collect(
-    run: Run, recipe: Recipe, corpora: Corpora, state: State, test: ByStage, seconds: Mapping[str, float]
+    run: Run,
+    recipe: Recipe,
+    corpora: Corpora,
+    state: State,
+    test: ByStage,
+    seconds: Mapping[str, float],
+    peak: Mapping[str, int],
 ) -> dict[str, Any]:
     """Return everything worth keeping of a finished run.
 
@@ -48,6 +54,7 @@ def collect(
         "samples": {d.name: _samples(run, recipe, corpora, state.best or BASE, d) for d in directions(recipe)},
         "steps": dict(state.optimizer_steps),
         "seconds": {activity: round(value, 1) for activity, value in seconds.items()},
+        "peak_bytes": dict(peak),
         "lines": corpora.counts,
         "roads": {name: dict(counts) for name, counts in state.roads.items()},
         "seed": recipe.seed,

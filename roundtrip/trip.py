@@ -7,11 +7,14 @@ import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
+from functools import partial
 
 from roundtrip import block as blocks
 from roundtrip import checkpoint, results
+from roundtrip.ahead import Ahead
 from roundtrip.block import Block
 from roundtrip.checkpoint import State
+from roundtrip.engine import memory
 from roundtrip.engine.batch import Table, steps
 from roundtrip.engine.step import StepResult, step
 from roundtrip.errors import RunError, TrainingError
@@ -71,6 +74,7 @@ class Trip:
         self._saved_at: tuple[int, int] | None = None
         self._losses: list[float] = []
         self._packed = False
+        self._ahead = Ahead()
 
     def resume(self) -> None:
         """Go back to the newest whole checkpoint; nothing where there is none yet."""
@@ -113,6 +117,7 @@ class Trip:
         """Have the reverse direction write sources."""
         writer = phase.direction.reverse.name
         road = self.roads[phase.direction.name]
+        self._ahead.need(phase.number, self._encoding(phase, cursors))
         with self.events.task(
             "generating", f"{phase.stage}: {writer} writes sources", self.recipe.rounds.lines
         ) as task:
@@ -130,6 +135,11 @@ class Trip:
             num_rejected = sum(block.rejected.values())
             task.advance(0, note=f"{num_rejected} rejected")
         return block
+
+    def _encoding(self, phase: Phase, cursors: dict[str, Cursor]) -> Callable[[], None]:
+        """Return what encodes the real text of a round."""
+        both = self.translators[phase.direction.reverse.name], self.translators[phase.direction.name]
+        return partial(blocks.encode, phase, self.recipe, self.corpora, cursors, *both)
 
     def encode(self, block: Block, phase: Phase) -> Table:
         """Return the token rows of a block; rows over the limit are dropped and counted."""
@@ -169,6 +179,10 @@ class Trip:
                 self.events.say("  rows are padded: packed ones would see each other in this model")
             if self.state.step:
                 task.advance(self.state.step)
+            following = self.phases[phase.number + 1 : phase.number + 2]
+            for after in following:
+                if after.round:
+                    self._ahead.begin(after.number, self._encoding(after, self.state.cursors))
             yield task
 
     def step(self, phase: Phase, rows: Table, group: Sequence[int]) -> StepResult:
@@ -219,6 +233,7 @@ class Trip:
 
     def finish(self, phase: Phase, block: Block) -> None:
         """Close a phase: the next one starts at its first step."""
+        memory.release()
         self.state = replace(self.state, phase=phase.number + 1, step=0)
         self.events.log(
             "phase",
@@ -290,9 +305,11 @@ class Trip:
             if stage != "copy":
                 self._restore(stage)
                 test[stage] = self.scorer.translations("test", stage)
-        metrics = results.collect(self.run, self.recipe, self.corpora, self.state, test, self.events.seconds)
+        devices = {one.base.device for one in self.translators.values()}
+        peak = {str(device): memory.peak(device) for device in devices}
+        metrics = results.collect(self.run, self.recipe, self.corpora, self.state, test, self.events.seconds, peak)
         self.run.write_metrics(metrics)
-        self.events.log("end", seconds=metrics["seconds"], best=metrics["best"])
+        self.events.log("end", seconds=metrics["seconds"], best=metrics["best"], peak_bytes=peak)
         results.show(metrics, self.run, self.events.console)
 
     def done(self) -> bool:

@@ -36,6 +36,45 @@ def test_store_gives_back_what_was_written(
         written[len(rows)]
 
 
+@given(
+    rows=st.lists(st.tuples(st.integers(0, 9), CELLS), max_size=60),
+    sizes=st.tuples(st.integers(1, 9), st.integers(1, 9), st.integers(1, 9)),
+)
+@settings(deadline=None)
+def test_a_row_whose_key_came_before_is_not_kept(
+    tmp_path_factory: pytest.TempPathFactory, rows: list[tuple[int, str]], sizes: tuple[int, int, int]
+) -> None:
+    """Whatever is held, compared and read at once."""
+    with pytest.MonkeyPatch.context() as patch:
+        for name, size in zip(("_HELD", "_COMPARED", "_PIECE"), sizes, strict=True):
+            patch.setattr(store, name, size)
+        folder = tmp_path_factory.mktemp("store")
+        found, num_dropped = store.write_once(folder / "rows.txt", ((2**63 + key, (text,)) for key, text in rows))
+    seen: dict[int, str] = {}
+    for key, text in rows:
+        seen.setdefault(key, text)
+    assert list(found) == [(text,) for text in seen.values()]
+    assert num_dropped == len(rows) - len(seen)
+    assert list(store.Store(folder / "rows.txt")) == list(found)
+    assert sorted(path.name for path in folder.iterdir()) == ["rows.txt", "rows.txt.starts"]
+
+
+def test_a_store_that_is_cut_off_is_refused(tmp_path: Path) -> None:
+    path = tmp_path / "rows.txt"
+    store.write(path, [("one",), ("two" * 400,)])
+    whole, index = path.read_bytes(), path.with_name("rows.txt.starts").read_bytes()
+    path.write_bytes(whole[:-1])
+    with pytest.raises(ValueError, match="rows.txt is cut off"):
+        store.Store(path)
+    path.write_bytes(whole)
+    path.with_name("rows.txt.starts").write_bytes(index[:-3])
+    with pytest.raises(ValueError, match="starts is cut off"):
+        store.Store(path)
+    path.with_name("rows.txt.starts").unlink()
+    with pytest.raises(OSError):
+        store.Store(path)
+
+
 @given(size=st.integers(1, 300), seed=st.integers(0, 2**40), epoch=st.integers(0, 5))
 @settings(deadline=None)
 def test_order_is_a_permutation(size: int, seed: int, epoch: int) -> None:

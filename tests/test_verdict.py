@@ -247,7 +247,8 @@ def test_the_door_prints_the_verdict_and_its_json(
     assert run_door(monkeypatch, str(path)) == 0
     shown = capsys.readouterr().out
     assert "token road of en-es: splice, proved on the device; 12 of 12 sample lines" in shown
+    assert "memory at the peak: about" in shown
     assert run_door(monkeypatch, str(path), "--json", "--set", "tokens.guard=host") == 0
     document = json.loads(capsys.readouterr().out)
-    assert set(document) == {"en-es", "es-en"}
+    assert set(document) == {"en-es", "es-en", "memory"} and document["memory"]["peak_bytes"] > 10_000_000
     assert document["en-es"]["road"] == "splice" and document["en-es"]["guard"] == "host"

@@ -137,6 +137,7 @@ def generate(
         written.append(hypotheses)
         seen(places, hypotheses)
         tell(len(group), int((hypotheses.size_B + hypotheses.finished_B).sum()))
+    release()
     return _in_order(written, order, pad_id, device)
 
 

@@ -99,7 +99,7 @@ def config_of(recipe: Adapter) -> LoraConfig:
 
 def _refuse_unmergeable(model: PeftModel) -> None:
     """Refuse layers whose merged weight would reach other places of the model, or that are no matrix product."""
-    tied = [layer.weight.data_ptr() for layer in (model.get_input_embeddings(),) if layer is not None]
+    tied = [layer.weight for layer in (model.get_input_embeddings(),) if layer is not None]
     for path, layer in model.base_model.model.named_modules():
         if not isinstance(layer, LoraLayer):
             continue
@@ -109,7 +109,7 @@ def _refuse_unmergeable(model: PeftModel) -> None:
             raise ModelError(
                 f"'{path}' is a {type(inner).__name__}, only linear layers take an adapter", place=_TARGETS
             )
-        if inner.weight.data_ptr() in tied:
+        if any(inner.weight is weight for weight in tied):
             raise ModelError(
                 f"'{path}' shares its weight with the embedding, which an adapter would change too",
                 place=_TARGETS,

@@ -14,8 +14,9 @@ import torch
 from safetensors import SafetensorError
 from torch import nn
 
+from roundtrip.engine.memory import bound_kernels
 from roundtrip.errors import ModelError, SourceError, first_line
-from roundtrip.models import attention, packed
+from roundtrip.models import attention, fresh, packed
 from roundtrip.models.gguf import convert
 from roundtrip.recipe import Model
 from roundtrip.sources import cache_dir, resolve
@@ -96,6 +97,7 @@ def load(spec: Model, folder: Path) -> Base:
     """
     from transformers import AutoModelForCausalLM, AutoTokenizer
 
+    bound_kernels()
     location = locate(spec, folder)
     device = choose_device(spec.device)
     dtype = choose_dtype(spec.dtype, device)
@@ -191,6 +193,22 @@ def reload(spec: Model, base: Base, folder: Path | None = None) -> None:
         base.model.load_state_dict(fresh.state_dict())
     except RuntimeError as error:
         raise ModelError(f"the saved model does not fit: {first_line(error)}", place=location) from error
+
+
+def empty(spec: Model, folder: Path, dtype: torch.dtype) -> Any:
+    """Return the model of a recipe with the weights that a new one has; under `torch.device("meta")` with none at all.
+
+    Raises:
+        SourceError, ModelError: see `load`.
+    """
+    from transformers import AutoConfig, AutoModelForCausalLM
+
+    if spec.from_scratch is not None:
+        config = fresh.config_of(spec.from_scratch, spec.from_scratch.vocabulary)
+    else:
+        location = locate(spec, folder)
+        config = _read(spec, lambda: AutoConfig.from_pretrained(location, revision=spec.revision))
+    return AutoModelForCausalLM.from_config(config, dtype=dtype, attn_implementation=attention.GENERATING)
 
 
 def load_tokenizer(spec: Model, folder: Path) -> tuple[Any, tuple[int, ...]]:

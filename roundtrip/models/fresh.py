@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import io
 import shutil
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -33,23 +33,11 @@ def make(recipe: FromScratch, lines: Iterable[str], folder: Path, seed: int) -> 
     """
     if folder.is_dir():
         return
-    from transformers import LlamaConfig, LlamaForCausalLM
+    from transformers import LlamaForCausalLM
 
     tokenizer = train_tokenizer(lines, recipe.vocabulary)
-    config = LlamaConfig(
-        vocab_size=len(tokenizer),
-        hidden_size=recipe.width,
-        # Two thirds of the usual four, since there are three matrices (https://arxiv.org/abs/2002.05202).
-        intermediate_size=(8 * recipe.width // 3 + 63) // 64 * 64,
-        num_hidden_layers=recipe.layers,
-        num_attention_heads=recipe.heads,
-        num_key_value_heads=recipe.heads,
-        max_position_embeddings=recipe.positions,
-        tie_word_embeddings=True,
-        bos_token_id=tokenizer.bos_token_id,
-        eos_token_id=tokenizer.eos_token_id,
-        pad_token_id=tokenizer.pad_token_id,
-    )
+    special = {f"{name}_token_id": getattr(tokenizer, f"{name}_token_id") for name in ("bos", "eos", "pad")}
+    config = config_of(recipe, len(tokenizer), special)
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         model = LlamaForCausalLM(config)
@@ -59,6 +47,28 @@ def make(recipe: FromScratch, lines: Iterable[str], folder: Path, seed: int) -> 
     tokenizer.save_pretrained(beside)
     folder.parent.mkdir(parents=True, exist_ok=True)
     beside.rename(folder)
+
+
+def config_of(recipe: FromScratch, vocabulary: int, special: Mapping[str, int] = {}) -> Any:  # noqa: B006 (read only)
+    """Return the shape of the model.
+
+    Args:
+        special: ids of special tokens, as the library's configuration names them.
+    """
+    from transformers import LlamaConfig
+
+    return LlamaConfig(
+        vocab_size=vocabulary,
+        hidden_size=recipe.width,
+        # Two thirds of the usual four, since there are three matrices (https://arxiv.org/abs/2002.05202).
+        intermediate_size=(8 * recipe.width // 3 + 63) // 64 * 64,
+        num_hidden_layers=recipe.layers,
+        num_attention_heads=recipe.heads,
+        num_key_value_heads=recipe.heads,
+        max_position_embeddings=recipe.positions,
+        tie_word_embeddings=True,
+        **special,
+    )
 
 
 def train_sentencepiece(lines: Iterable[str], size: int) -> bytes:

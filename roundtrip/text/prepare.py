@@ -97,24 +97,35 @@ def _given(
     recipe: Recipe, folder: Path, target: Path, tell: Callable[[str], None], counts: dict[str, Counter[str]]
 ) -> dict[str, Store]:
     """Read every part from its own sources: dev and test first, so that train can be kept apart from them."""
-    data, stores = recipe.data, {}
+    data = recipe.data
+    stores: dict[str, Store] = {}
     held_out: set[tuple[int, int]] = set()
     for part in ("test", "dev", "train"):
         sources: Sources = getattr(data, part)
         count = counts[part] = Counter()
         rows = _pairs(sources, recipe.languages, folder, tell)
         if part == "train":
-            kept = _kept(rows, (0, 1), data.filter, count, None, held_out)
+            stores[part] = _write_once(
+                target / f"{part}.tsv", _fitting(rows, (0, 1), data.filter, count, held_out), count
+            )
         else:
             # A test set stays as its makers cut it, else its scores compare with nobody's.
-            kept = _as_given(rows, count, held_out)
-        stores[part] = store.write(target / f"{part}.tsv", kept)
+            stores[part] = store.write(target / f"{part}.tsv", _as_given(rows, count, held_out))
     for side, language in enumerate(recipe.languages):
         count = counts[f"mono.{language}"] = Counter()
         lines = ((line,) for line in _lines(data.mono.get(language, ()), language, folder, tell))
-        kept = _kept(lines, (side,), data.filter, count, None, held_out)
-        stores[f"mono.{language}"] = store.write(target / f"mono.{language}.txt", kept)
+        fitting = _fitting(lines, (side,), data.filter, count, held_out)
+        stores[f"mono.{language}"] = _write_once(target / f"mono.{language}.txt", fitting, count)
     return stores
+
+
+def _write_once(path: Path, rows: Iterable[tuple[int, Row]], count: Counter[str]) -> Store:
+    """Write what is left of rows once equal ones are dropped, and count both."""
+    found, num_dropped = store.write_once(path, rows)
+    if num_dropped:
+        count["duplicate"] += num_dropped
+    count["kept"] += len(found)
+    return found
 
 
 def _cut(
@@ -125,14 +136,7 @@ def _cut(
     assert cut is not None
     count = counts["corpus"] = Counter()
     # One side alone is enough to call two pairs the same here, else a half could hold the other's translation.
-    rows = _kept(
-        _pairs(cut.corpus, recipe.languages, folder, tell),
-        (0, 1),
-        recipe.data.filter,
-        count,
-        set(),
-        set(),
-    )
+    rows = _new_sides(_pairs(cut.corpus, recipe.languages, folder, tell), recipe.data.filter, count)
     corpus = store.write(target / "corpus.tsv", rows)
     needed = cut.train + cut.dev + cut.test + (2 if recipe.needs_mono else 0)
     if len(corpus) < needed:
@@ -184,38 +188,42 @@ def _as_given(rows: Iterable[Row], count: Counter[str], held_out: set[tuple[int,
             yield row
 
 
-def _kept(
+def _fitting(
     rows: Iterable[Row],
     sides: tuple[int, ...],
     limits: Filter,
     count: Counter[str],
-    seen: set[tuple[int, int]] | None,
     held_out: set[tuple[int, int]],
-) -> Iterator[Row]:
-    """Yield the rows that pass, count the others.
+) -> Iterator[tuple[int, Row]]:
+    """Yield the rows that pass, each with a number that equal ones have in common, and count the others.
 
     Args:
-        sides: which language (0 or 1) each column is; texts are remembered by language.
-        seen: gets the fingerprint (language, 64-bit hash) of every text that was kept, and a row with one of them is
-            a duplicate; with None only an equal row is.
-        held_out: fingerprints that must not be kept.
+        sides: which language (0 or 1) each column is.
+        held_out: fingerprints (language, 64 bits) of texts that must not be kept.
     """
-    known_rows: set[int] = set()
     for row in rows:
         marks = [(side, _fingerprint(text)) for side, text in zip(sides, row, strict=True)]
-        whole = hash(tuple(marks))
         reason = _unfit(row, limits)
         if reason is None and any(mark in held_out for mark in marks):
             reason = "also in dev or test"
-        known = whole in known_rows if seen is None else any(mark in seen for mark in marks)
-        if reason is None and known:
-            reason = "duplicate"
+        if reason is None:
+            yield hash(tuple(marks)) & 0xFFFFFFFFFFFFFFFF, row
+        else:
+            count[reason] += 1
+
+
+def _new_sides(rows: Iterable[Row], limits: Filter, count: Counter[str]) -> Iterator[Row]:
+    """Yield the pairs that pass and have no text in common with one that was kept, and count the others.
+
+    Two numbers a pair are held in memory.
+    """
+    seen: set[tuple[int, int]] = set()
+    for row in rows:
+        marks = [(side, _fingerprint(text)) for side, text in enumerate(row)]
+        reason = _unfit(row, limits) or ("duplicate" if any(mark in seen for mark in marks) else None)
         count[reason or "kept"] += 1
         if reason is None:
-            if seen is None:
-                known_rows.add(whole)
-            else:
-                seen.update(marks)
+            seen.update(marks)
             yield row
 
 

@@ -1,8 +1,12 @@
-"""Lines on disk that can be read in any order: a text file and the byte offset of each line."""
+"""Lines on disk that can be read in any order: a text file, and where each row of it begins.
+
+Neither writing nor reading holds more in memory for ten million rows than for a thousand.
+"""
 
 from __future__ import annotations
 
-import mmap
+import os
+from array import array
 from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import overload
@@ -10,23 +14,40 @@ from typing import overload
 import numpy as np
 
 Row = tuple[str, ...]
+# Bytes read at once; a longer row takes another read.
+_PIECE = 512
+# Numbers held before they go to disk.
+_HELD = 1 << 16
+# Keys that are compared at once.
+_COMPARED = 1 << 18
 
 
 class Store(Sequence[Row]):
     """Rows of one or two texts, read one at a time from disk; the corpus is never held in memory.
 
     A row is one line of the file, its columns parted by a tab. Cleaned text holds neither tabs nor line breaks.
+
+    Raises:
+        OSError: a file is not there.
+        ValueError: they do not belong together.
     """
 
     def __init__(self, path: Path) -> None:
         self.path = path
-        self._offsets = np.load(_index_path(path), mmap_mode="r")
-        with path.open("rb") as file:
-            # An empty file cannot be mapped.
-            self._bytes = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) if len(self) else b""
+        self._files = [os.open(path, os.O_RDONLY), os.open(_index_path(path), os.O_RDONLY)]
+        size = os.fstat(self._files[1]).st_size
+        if size % 8:
+            raise ValueError(f"{_index_path(path).name} is cut off")
+        self._size = size // 8
+        if len(self):
+            self[-1]  # the end of the file is what the index says
+
+    def __del__(self) -> None:
+        for file in getattr(self, "_files", ()):
+            os.close(file)
 
     def __len__(self) -> int:
-        return len(self._offsets) - 1
+        return self._size
 
     @overload
     def __getitem__(self, index: int) -> Row: ...
@@ -37,23 +58,93 @@ class Store(Sequence[Row]):
             return [self[i] for i in range(*index.indices(len(self)))]
         if not -len(self) <= index < len(self):
             raise IndexError(index)
-        start, end = (int(offset) for offset in self._offsets[index % len(self) :][:2])
-        return tuple(self._bytes[start : end - 1].decode("utf-8").split("\t"))
+        text, starts = self._files
+        start = int.from_bytes(os.pread(starts, 8, 8 * (index % len(self))), "little")
+        found = b""
+        while (end := found.find(b"\n")) < 0:
+            piece = os.pread(text, max(_PIECE, len(found)), start + len(found))
+            if not piece:
+                raise ValueError(f"{self.path.name} is cut off")
+            found += piece
+        return tuple(found[:end].decode("utf-8").split("\t"))
 
     def __iter__(self) -> Iterator[Row]:
         return (self[index] for index in range(len(self)))
 
 
 def write(path: Path, rows: Iterable[Row]) -> Store:
-    """Write rows to `path` (and `path`.offsets.npy) and open them."""
-    offsets = [0]
-    with path.open("wb") as file:
-        for row in rows:
-            offsets.append(offsets[-1] + file.write("\t".join(row).encode("utf-8") + b"\n"))
-    with _index_path(path).open("wb") as file:
-        np.save(file, np.asarray(offsets, dtype=np.int64), allow_pickle=False)
+    """Write rows to `path`, and where they begin to `path`.starts, and open them."""
+    return _written(path, ((0, row) for row in rows), keyed=False)
+
+
+def write_once(path: Path, rows: Iterable[tuple[int, Row]]) -> tuple[Store, int]:
+    """Write rows but for those whose key an earlier one has.
+
+    Args:
+        rows: each with its key, of 64 bits.
+
+    Returns:
+        The rows that are left, and how many are not. (The text of these stays in the file; nothing leads to it.)
+    """
+    store = _written(path, rows, keyed=True)
+    keys, starts = _keys_path(path), _index_path(path)
+    first = _first_of_each(keys, len(store))
+    kept = starts.with_name(f"{starts.name}.kept")
+    with starts.open("rb") as source, kept.open("wb") as target:
+        for at in range(0, len(first), _HELD):
+            some = np.frombuffer(source.read(8 * _HELD), dtype="<u8")
+            target.write(some[first[at : at + _HELD]].tobytes())
+    kept.replace(starts)
+    keys.unlink()
+    return Store(path), len(first) - int(first.sum())
+
+
+def _written(path: Path, rows: Iterable[tuple[int, Row]], *, keyed: bool) -> Store:
+    starts, keys, at = array("Q"), array("Q"), 0
+    with path.open("wb") as text, _index_path(path).open("wb") as index, _keys_path(path).open("wb") as marks:
+        for key, row in rows:
+            starts.append(at)
+            at += text.write("\t".join(row).encode("utf-8") + b"\n")
+            if keyed:
+                keys.append(key)
+            if len(starts) == _HELD:
+                index.write(_little(starts))
+                marks.write(_little(keys))
+                starts, keys = array("Q"), array("Q")
+        index.write(_little(starts))
+        marks.write(_little(keys))
+    if not keyed:
+        _keys_path(path).unlink()
     return Store(path)
 
 
+def _little(numbers: array[int]) -> bytes:
+    return np.asarray(numbers, dtype="<u8").tobytes()
+
+
+def _first_of_each(path: Path, size: int) -> np.ndarray:
+    """Return whether each key of a file is there for the first time; one part of the keys is compared after another."""
+    first = np.zeros(size, dtype=bool)
+    parts = max(1, -(-size // _COMPARED))
+    for part in range(parts):
+        keys, places = [], []
+        with path.open("rb") as file:
+            at = 0
+            while piece := file.read(8 * _HELD):
+                some = np.frombuffer(piece, dtype="<u8")
+                here = np.flatnonzero(some % parts == part)
+                keys.append(some[here])
+                places.append(at + here)
+                at += len(some)
+        if keys:
+            _, earliest = np.unique(np.concatenate(keys), return_index=True)
+            first[np.concatenate(places)[earliest]] = True
+    return first
+
+
 def _index_path(path: Path) -> Path:
-    return path.with_name(f"{path.name}.offsets.npy")
+    return path.with_name(f"{path.name}.starts")
+
+
+def _keys_path(path: Path) -> Path:
+    return path.with_name(f"{path.name}.keys")

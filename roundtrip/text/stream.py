@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import lru_cache
 from typing import TypeVar
 
 T = TypeVar("T")
@@ -33,7 +34,7 @@ def shuffled(index: int, size: int, seed: int, epoch: int) -> int:
     """
     half_bits = max(1, ((size - 1).bit_length() + 1) // 2)
     mask = (1 << half_bits) - 1
-    keys = [derive(seed, epoch, number) for number in range(_FEISTEL_ROUNDS)]
+    keys = _keys(seed, epoch)
     value = index
     while True:
         left, right = value >> half_bits, value & mask
@@ -42,6 +43,11 @@ def shuffled(index: int, size: int, seed: int, epoch: int) -> int:
         value = left << half_bits | right
         if value < size:
             return value
+
+
+@lru_cache(maxsize=64)
+def _keys(seed: int, epoch: int) -> tuple[int, ...]:
+    return tuple(derive(seed, epoch, number) for number in range(_FEISTEL_ROUNDS))
 
 
 def _mix(value: int) -> int:

@@ -12,12 +12,15 @@ to the first token of the target (` Hola` is one token in most vocabularies), so
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
-from typing import Any
+from collections.abc import Callable, Hashable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any, TypeVar
 
 from roundtrip.tokens.encoding import Literal, encoder
 from roundtrip.tokens.segments import Segments
+
+K = TypeVar("K", bound=Hashable)
+V = TypeVar("V")
 
 # Sources behind which a target is tried.
 _SOURCES = ("a", "?")
@@ -29,6 +32,15 @@ class Row:
 
     ids: list[int]
     start: int
+
+
+@dataclass(frozen=True)
+class _Known:
+    """What was encoded before it was asked for."""
+
+    prompts: Mapping[str, list[int]] = field(default_factory=dict)
+    targets: Mapping[str, list[int] | None] = field(default_factory=dict)
+    rows: Mapping[tuple[str, str], Row] = field(default_factory=dict)
 
 
 class Template:
@@ -48,6 +60,7 @@ class Template:
         # Some special tokens (<repo_name> and its like) have no role and stand in this table only.
         added = {token.content for token in tokenizer.added_tokens_decoder.values() if token.special}
         self.special_texts = frozenset(added | set(tokenizer.all_special_tokens))
+        self._known = _Known()
         self._literal: Literal | None = None
         self._encode_fast: Callable[[list[str]], list[list[int]]] | None = None
         # Where the middle's last special token stands; targets are tried behind it, or behind sources.
@@ -67,14 +80,34 @@ class Template:
         """Return what the model reads before it writes a target."""
         return self.segments.head + source + self._prompt_end
 
+    def expect(
+        self, sources: Sequence[str] = (), targets: Sequence[str] = (), pairs: Sequence[tuple[str, str]] = ()
+    ) -> None:
+        """Encode what will be asked for soon, and keep it until something else is expected.
+
+        Call it from a thread of its own while the device is at work. What was expected is only looked up then: a real
+        line is encoded once as a source and once as a target, however often it is asked for.
+        """
+        self._known = _Known(
+            dict(zip(sources, self._make_prompts(sources), strict=True)),
+            dict(zip(targets, self._make_targets(targets), strict=True)),
+            dict(zip(pairs, self._make_rows(pairs), strict=True)),
+        )
+
     def prompts(self, sources: Sequence[str]) -> list[list[int]]:
         """Return the prompt ids of each source."""
+        return _look_up(sources, self._known.prompts, self._make_prompts)
+
+    def _make_prompts(self, sources: Sequence[str]) -> list[list[int]]:
         texts = [self.prompt_text(source) for source in sources]
         encoded = self._encode(texts, [len(self.segments.head)] * len(texts), [len(source) for source in sources], None)
         return [ids for ids, _ in encoded]
 
     def rows(self, pairs: Sequence[tuple[str, str]]) -> list[Row]:
         """Return the training row of each (source, target)."""
+        return _look_up(pairs, self._known.rows, self._make_rows)
+
+    def _make_rows(self, pairs: Sequence[tuple[str, str]]) -> list[Row]:
         head, mid = self.segments.head, self.segments.mid
         texts = [head + source + mid + target for source, target in pairs]
         boundaries = [len(head) + len(source) + len(self._prompt_end) for source, _ in pairs]
@@ -107,6 +140,9 @@ class Template:
         None stands for a target whose beginning merges with what is in front of it, or whose ids depend on the
         source: such a row must be encoded in one piece. So must all with a Python tokenizer.
         """
+        return _look_up(targets, self._known.targets, self._make_targets)
+
+    def _make_targets(self, targets: Sequence[str]) -> list[list[int] | None]:
         if not self._has_offsets:
             return [None] * len(targets)
         if self._encode_fast is None:
@@ -198,6 +234,12 @@ class Template:
             at = match.end()
         plain(text[at:])
         return ids, []
+
+
+def _look_up(keys: Sequence[K], known: Mapping[K, V], make: Callable[[list[K]], list[V]]) -> list[V]:
+    """Return the value of each key, those that are not known yet made at once."""
+    made = iter(make([key for key in keys if key not in known]))
+    return [known[key] if key in known else next(made) for key in keys]
 
 
 def _num_common(a: Sequence[int], b: Sequence[int]) -> int:

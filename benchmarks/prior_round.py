@@ -1,0 +1,127 @@
+"""One pass of CycleFormers over monolingual lines, by an interpreter of its own, for `benchmarks.round --prior-art`.
+
+It needs transformers 4.46, so it cannot live beside ours. An environment that it runs in:
+
+    python3 -m venv elsewhere
+    elsewhere/bin/pip install torch==2.13.0 transformers==4.46.0 peft==0.13.2 accelerate==1.1.1 datasets==3.6.0
+    git clone https://github.com/wrmthorne/cycleformers elsewhere/source   # commit fad28de was measured
+    echo "$PWD/elsewhere/source/src" > elsewhere/lib/python3.11/site-packages/source.pth
+
+Its own trainer, one base with two LoRA adapters (`use_macct`), settings as the library has them. What is changed from
+here, without touching its source: how many tokens it may write (30 are fixed in it), the rotary base, which 4.46 does
+not find in a configuration written by 5.x and would take for 10,000 in silence, and dropout of the adapters, which it
+leaves on while generating. It has no real pairs: its round is the smaller one.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+LINEAR = ["q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"]
+ROADS = {"fast": [], "slow": ["--slow"]}
+
+
+def run(python: str, model: str, lines: Mapping[str, Sequence[str]], **settings: Any) -> dict[str, Any]:
+    """Run both of its roads, each in a process of its own, and return what they printed.
+
+    Args:
+        python: an interpreter as described above.
+        model: folder of the base.
+        lines: by language, the first one's first; as many of each.
+        settings: rows_per_step, max_new_tokens, rank, alpha, lr, dtype.
+    """
+    found = {}
+    with tempfile.TemporaryDirectory() as folder:
+        asked = Path(folder) / "asked.json"
+        asked.write_text(json.dumps({"lines": list(lines.values()), "model": model, **settings}), encoding="utf-8")
+        for road, flags in ROADS.items():
+            command = [python, str(Path(__file__).resolve()), str(asked), *flags]
+            done = subprocess.run(command, stdout=subprocess.PIPE, text=True, check=True)
+            found[road] = json.loads(done.stdout.splitlines()[-1])
+    return found
+
+
+def _load(folder: str, dtype: str) -> tuple[Any, Any]:
+    """Return the base and its tokenizer, whose files a newer transformers has written."""
+    import torch
+    from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedTokenizerFast
+
+    config = AutoConfig.from_pretrained(folder)
+    written = json.loads((Path(folder) / "config.json").read_text(encoding="utf-8"))
+    config.rope_theta = (written.get("rope_parameters") or {}).get("rope_theta", config.rope_theta)
+    model = AutoModelForCausalLM.from_pretrained(folder, config=config, torch_dtype=getattr(torch, dtype))
+    return model, PreTrainedTokenizerFast.from_pretrained(folder)
+
+
+def main() -> None:
+    """Of the other interpreter: train, and print one line of JSON."""
+    from cycleformers import CycleTrainer, CycleTrainingArguments
+    from cycleformers.cycles import _default_prepare_cycle_inputs
+    from datasets import Dataset
+    from peft import LoraConfig
+    from transformers import set_seed
+
+    asked = json.loads(Path(sys.argv[1]).read_text(encoding="utf-8"))
+    set_seed(0)
+    model, tokenizer = _load(asked["model"], asked["dtype"])
+    config = LoraConfig(
+        task_type="CAUSAL_LM", r=asked["rank"], lora_alpha=asked["alpha"], lora_dropout=0.0, target_modules=LINEAR
+    )
+    with tempfile.TemporaryDirectory() as folder, contextlib.redirect_stdout(sys.stderr):
+        trainer = CycleTrainer(
+            args=CycleTrainingArguments(
+                output_dir=folder,
+                use_macct=True,
+                num_train_epochs=1,
+                learning_rate=asked["lr"],
+                per_device_train_batch_size=asked["rows_per_step"],
+                gradient_accumulation_steps=1,
+                report_to=[],
+                save_strategy="no",
+                disable_tqdm=True,
+            ),
+            models=model,
+            tokenizers=tokenizer,
+            train_dataset_A=Dataset.from_dict({"text": asked["lines"][0]}),
+            train_dataset_B=Dataset.from_dict({"text": asked["lines"][1]}),
+            peft_configs=config,
+        )
+        if "--slow" in sys.argv:
+            trainer.set_cycle_inputs_fn(_default_prepare_cycle_inputs)
+        whole: Any = trainer.model_A
+        generate, counts = whole.generate, {"rows": 0, "tokens": 0, "seconds": 0.0}
+
+        def capped(**given: Any) -> Any:
+            start = time.perf_counter()
+            ids = generate(**given | {"max_new_tokens": asked["max_new_tokens"]})
+            counts["seconds"] += time.perf_counter() - start
+            new = ids[:, given["input_ids"].shape[1] :]
+            counts["rows"] += len(new)
+            counts["tokens"] += new.numel()
+            return ids
+
+        whole.generate = capped
+        start = time.perf_counter()
+        trainer.train()
+        seconds = time.perf_counter() - start
+    taken = [
+        max((int(state["step"]) for state in one.state_dict()["state"].values()), default=0)
+        for one in (trainer.optimizer_A, trainer.optimizer_B)
+    ]
+    if not all(taken):
+        sys.exit(f"no training happened: {taken} optimizer steps")
+    result = {"seconds": seconds, "generate_seconds": counts["seconds"], "optimizer_steps": taken}
+    result |= {"lines": counts["rows"], "generated_tokens": counts["tokens"]}
+    sys.stdout.write(json.dumps(result) + "\n")
+
+
+if __name__ == "__main__":
+    main()

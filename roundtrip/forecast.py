@@ -1,0 +1,226 @@
+"""How much memory a run will take at its peak, worked out from the recipe and some lines before anything is loaded.
+
+The model is made without weights (on PyTorch's meta device), and a forward pass over it tells what a backward pass
+would need to keep, layer by layer; the rest is counted.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+
+from roundtrip.engine.batch import by_budget
+from roundtrip.engine.generate import length_limit
+from roundtrip.engine.memory import KERNELS, used
+from roundtrip.models import adapters, attention, base, moving, packed
+from roundtrip.recipe import Adapter, Model, Recipe
+from roundtrip.tokens.template import Template
+
+# Of bitsandbytes, with the numbers by which blocks of weights are scaled.
+_BYTES_A_WEIGHT = {"8bit": 1.02, "4bit": 0.53}
+# Bytes of one logit when the loss is formed: as the model gives it, in float32, as log-probability, and the gradients
+# of the last and the first.
+_BYTES_A_LOGIT = {torch.float32: 4 + 4 + 4, torch.bfloat16: 2 + 4 + 4 + 4}
+# Of one prepared product of matrices on a CPU.
+_KERNEL_BYTES = 350 * 1024
+
+
+@dataclass(frozen=True)
+class Forecast:
+    """Bytes at the peak, by what holds them.
+
+    Attributes:
+        process: what Python and its libraries hold on a CPU, prepared kernels with them; 0 on a GPU.
+        base: weights of the base or both bases.
+        scratch: the copy to generate from.
+        learning: what learns, its float32 masters, and the optimizer's two averages.
+        training: activations, gradients and logits of the largest forward pass.
+        generating: cache and logits of the largest batch.
+    """
+
+    process: int
+    base: int
+    scratch: int
+    learning: int
+    training: int
+    generating: int
+
+    @property
+    def peak(self) -> int:
+        return self.process + self.base + self.scratch + self.learning + max(self.training, self.generating)
+
+    def __str__(self) -> str:
+        parts = {"libraries": self.process, "base": self.base, "copy to generate from": self.scratch}
+        parts |= {"what learns, and its optimizer": self.learning, "a training pass": self.training}
+        parts |= {"or a batch of hypotheses": self.generating}
+        return f"memory at the peak: about {_gib(self.peak)} (" + ", ".join(
+            f"{name} {_gib(size)}" for name, size in parts.items() if size
+        ) + ")"  # fmt: skip
+
+
+def _gib(size: int) -> str:
+    return f"{size / 2**30:.2f} GiB"
+
+
+def forecast(
+    recipe: Recipe,
+    folder: Path,
+    templates: Mapping[str, Template],
+    pairs: Mapping[str, Sequence[tuple[str, str]]],
+) -> Forecast:
+    """Work out the peak.
+
+    Args:
+        templates, pairs: by direction; the pairs stand for the lines of the run.
+
+    Raises:
+        SourceError, ModelError: the model cannot be had.
+    """
+    names = list(recipe.model)
+    device = base.choose_device(recipe.model[names[0]].device)
+    models = names[:1] if recipe.one_base else names
+    weights = scratch = learning = training = generating = 0
+    for name in models:
+        spec = recipe.model[name]
+        own = {one: recipe.adapter[one] for one in (names if recipe.one_base else [name])}
+        dtype = base.choose_dtype(spec.dtype, base.choose_device(spec.device))
+        model = _without_weights(spec, folder, dtype)
+        size = sum(parameter.numel() for parameter in model.parameters())
+        weights += int(size * _BYTES_A_WEIGHT.get(spec.quantize, dtype.itemsize))
+        whole = own[name].method == "full"
+        if not whole and spec.scratch and spec.quantize == "none":
+            scratch += _copied(model, device, dtype)
+        learner: Any = model if whole else adapters.add(model, own, 1)
+        for one in own:
+            parameters = list(model.parameters()) if whole else list(adapters.parameters(learner, one).values())
+            learning += sum(_learning(parameter) for parameter in parameters)
+            if own[one].method in moving.METHODS:
+                learning += sum(layer.weight.nbytes for layer in model.modules() if isinstance(layer, nn.Linear))
+        for one in own:
+            rows = templates[one].rows(pairs[one])
+            sizes = [(len(row.ids), len(row.ids) - row.start) for row in rows]
+            training = max(training, _training(recipe, learner, one, own[one], spec, device, sizes))
+            generating = max(
+                generating,
+                _generating(recipe, model, templates[one], [source for source, _ in pairs[one]], device, dtype),
+            )
+    process = 0 if device.type == "cuda" else used(device) + KERNELS * _KERNEL_BYTES
+    return Forecast(process, weights, scratch, learning, training, generating)
+
+
+def _without_weights(spec: Model, folder: Path, dtype: torch.dtype) -> Any:
+    """Return a model of the right shapes that holds nothing."""
+    with torch.device("meta"):
+        model = base.empty(spec, folder, dtype)
+    return model.requires_grad_(False).eval()
+
+
+def _copied(model: Any, device: torch.device, dtype: torch.dtype) -> int:
+    """Return the size of a scratch copy; packed, a tied output layer has a weight of its own."""
+    size = sum(int(parameter.nbytes) for parameter in model.parameters())
+    if device.type == "cpu" and packed.usable(dtype) and model.config.tie_word_embeddings:
+        size += int(model.get_output_embeddings().weight.nbytes)
+    return size
+
+
+def _learning(parameter: nn.Parameter) -> int:
+    """Return what a parameter that learns takes between steps, and its gradient."""
+    masters = 0 if parameter.dtype == torch.float32 else 4
+    # Itself and its gradient; of a whole model the first is the base.
+    return int(parameter.numel() * (masters + 4 + 4 + 2 * parameter.dtype.itemsize))
+
+
+def _training(
+    recipe: Recipe,
+    model: Any,
+    name: str,
+    adapter: Adapter,
+    spec: Model,
+    device: torch.device,
+    sizes: Sequence[tuple[int, int]],
+) -> int:
+    """Return what the largest forward pass keeps for its backward pass.
+
+    Args:
+        sizes: tokens and labels of each row.
+    """
+    limit = recipe.train.max_row_tokens
+    rows = sorted((size for size in sizes if size[0] <= limit), reverse=True)[: recipe.train.rows_per_step]
+    lengths = [size for size, _ in rows]
+    inner = model if adapter.method == "full" else model.base_model.model
+    names = attention.candidates(spec.attention, device)
+    is_packed = recipe.train.packing != "never" and names[0] in attention.READ_BOUNDS
+    # FlashAttention keeps no more than `varlen` does without its scores; it cannot be asked without a GPU.
+    attention.choose(inner, attention.VARLEN if is_packed else "eager" if names[-1] == "eager" else "sdpa")
+    groups = list(by_budget(range(len(rows)), lengths, recipe.train.tokens_per_forward, packed=is_packed))
+    if spec.gradient_checkpointing:
+        base.checkpoint_activations(inner)
+    if adapter.method == "full":
+        inner.requires_grad_(True).train()
+    else:
+        adapters.choose(model, name, train=True)
+    vocabulary = inner.get_output_embeddings().weight.shape[0]
+    dtype = next(inner.parameters()).dtype
+    largest = 0
+    for group in groups[:1]:
+        kept = _kept_by(inner, [lengths[i] for i in group], is_packed)
+        logits = sum(rows[i][1] for i in group) * vocabulary
+        largest = max(largest, kept + (0 if spec.liger else logits * _BYTES_A_LOGIT[dtype]))
+    adapters.freeze(model)
+    return largest
+
+
+def _kept_by(model: Any, lengths: Sequence[int], is_packed: bool) -> int:
+    """Return the bytes that autograd holds after the decoder has run over rows of such lengths."""
+    held: dict[int, torch.UntypedStorage] = {}
+    own = {parameter.untyped_storage()._cdata for parameter in model.parameters()}
+
+    def hold(tensor: torch.Tensor) -> torch.Tensor:
+        storage = tensor.untyped_storage()
+        if storage._cdata not in own:
+            held[storage._cdata] = storage
+        return tensor
+
+    if is_packed:
+        total = sum(lengths)
+        bounds = torch.zeros(len(lengths) + 1, dtype=torch.int32, device="meta")
+        given: dict[str, Any] = {"position_ids": torch.zeros(1, total, dtype=torch.int64, device="meta")}
+        given |= {f"cu_seq_lens_{side}": bounds for side in "qk"} | {
+            f"max_length_{side}": max(lengths) for side in "qk"
+        }
+        shape = (1, total)
+    else:
+        shape, given = (len(lengths), max(lengths)), {}
+    # A mask of this shape is taken as it is: to make one, values would have to be looked at.
+    mask = torch.zeros(1, 1, 1, shape[1], dtype=next(model.parameters()).dtype, device="meta")
+    ids = torch.zeros(shape, dtype=torch.int64, device="meta")
+    with torch.autograd.graph.saved_tensors_hooks(hold, lambda tensor: tensor):
+        model.get_decoder()(input_ids=ids, attention_mask=mask, use_cache=False, **given)
+    return sum(storage.nbytes() for storage in held.values())
+
+
+def _generating(
+    recipe: Recipe, model: Any, template: Template, sources: Sequence[str], device: torch.device, dtype: torch.dtype
+) -> int:
+    """Return cache, logits and the prompts' forward pass of the largest batch of hypotheses."""
+    config, settings = model.config, recipe.generate
+    prompts = [len(prompt) for prompt in template.prompts(sources)]
+    limits = [length_limit(max(1, prompt - template.num_fixed), settings) for prompt in prompts]
+    longest = max(range(len(prompts)), key=lambda i: prompts[i])
+    width = prompts[longest] + limits[longest] + 1
+    num_lines = max(recipe.rounds.lines if recipe.rounds.number else 0, 64)
+    rows = min(max(1, settings.tokens_per_batch // width), num_lines * settings.samples)
+    heads = getattr(config, "num_key_value_heads", None) or config.num_attention_heads
+    size = getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
+    cache = 2 * config.num_hidden_layers * rows * width * heads * size * dtype.itemsize
+    wide = getattr(config, "intermediate_size", None) or 4 * config.hidden_size
+    prompt_pass = 3 * rows * prompts[longest] * wide * dtype.itemsize
+    # As the model gives it, in float32, and twice more where it is sampled from.
+    a_logit = dtype.itemsize + 4 + (8 if settings.temperature > 0 else 0)
+    logits = rows * int(model.get_output_embeddings().weight.shape[0]) * a_logit
+    return int(cache + max(prompt_pass, logits))
