@@ -6,7 +6,7 @@ stops and limits. Roads:
 
 - through the adapter: `generate` of transformers on the PEFT model, batches as they come: the usual way;
 - transformers: `generate` on merged weights, batches by length;
-- native: our loop; continuous: the library's continuous batching, where it runs.
+- native: our loop, on a GPU also with graphs; continuous: the library's continuous batching, where it runs.
 
 Shares are of the GEMM peak that the same process measures first, at 2 FLOP for each weight: `new` counts the tokens
 written, `done` those of the prompts too, which have to go through the model as well. Writes
@@ -36,7 +36,9 @@ from roundtrip.scorer import greedy
 from roundtrip.text.prepare import prepare
 from roundtrip.translator import Translator
 
-ENGINES = ("native", "transformers", "continuous")
+# What each changes in [generate].
+ENGINES: dict[str, dict[str, Any]] = {name: {"engine": name} for name in ("native", "transformers", "continuous")}
+ENGINES["CUDA graphs"] = {"engine": "native", "cuda_graphs": True}
 
 
 def fixed(one: Translator, batch: int, length: int, engines: tuple[str, ...], turns: int) -> dict[str, float]:
@@ -55,7 +57,7 @@ def fixed(one: Translator, batch: int, length: int, engines: tuple[str, ...], tu
     def by(engine: Any) -> Callable[[], None]:
         def road() -> None:
             with one.learner.generating() as model:
-                chosen = settings.model_copy(update={"engine": engine})
+                chosen = settings.model_copy(update=ENGINES[engine])
                 generate(model, prompts, limits, chosen, pad_id=pad, stop_ids=[], seed=0)
 
         return road
@@ -81,7 +83,7 @@ def lines(one: Translator, recipe: Any, sources: list[str], engines: tuple[str, 
             one.base.tokenizer.batch_decode(by_generate(one.learner.model, work).ids_BN, skip_special_tokens=True)
 
     def by(engine: Any) -> Callable[[], Any]:
-        return lambda: one.write(sources, settings.model_copy(update={"engine": engine}), 0)
+        return lambda: one.write(sources, settings.model_copy(update=ENGINES[engine]), 0)
 
     return best({"through the adapter": through_adapter} | {engine: by(engine) for engine in engines}, turns)
 
@@ -129,7 +131,8 @@ def main() -> None:
     asking = parser(__doc__, turns=2)
     asking.add_argument("--batches", nargs="+", type=int, default=(8, 64))
     asking.add_argument("--lengths", nargs="+", type=int, default=(32, 128))
-    asking.add_argument("--engines", nargs="+", default=ENGINES)
+    here = [name for name in ENGINES if torch.cuda.is_available() or name != "CUDA graphs"]
+    asking.add_argument("--engines", nargs="+", default=here)
     asking.add_argument("--lines", type=int, default=200)
     asked = asking.parse_args()
     loaded = cookbook.load("quickstart", [f"model.device={asked.device}"])

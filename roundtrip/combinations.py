@@ -36,6 +36,8 @@ def combination_problems(recipe: Recipe) -> list[str]:
     generate = recipe.generate
     if generate.temperature == 0 and (generate.top_p < 1 or generate.top_k or generate.min_p):
         problems.append("generate: top_p, top_k and min_p do nothing at temperature 0; set generate.temperature")
+    if generate.engine != "native" and generate.cuda_graphs:
+        problems.append("generate.cuda_graphs: of our own loop only; use engine 'native'")
     if generate.samples > 1 and generate.temperature == 0:
         problems.append("generate.samples: they are all the same at temperature 0; set generate.temperature")
     if generate.samples == 1 and "choose" in generate.model_fields_set:

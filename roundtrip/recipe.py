@@ -179,6 +179,7 @@ class Generate(Section):
     """How synthetic sources are written. Temperature 0 means greedy."""
 
     engine: Literal["native", "transformers", "continuous"] = "native"
+    cuda_graphs: bool = False
     samples: Positive = 1
     choose: Literal["dual", "own", "all"] = "dual"
     temperature: Annotated[float, Field(ge=0.0)] = 0.0

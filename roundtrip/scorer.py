@@ -75,6 +75,7 @@ def greedy(recipe: Recipe) -> Generate:
     settings = recipe.generate
     return Generate(
         engine=settings.engine,
+        cuda_graphs=settings.cuda_graphs,
         length_ratio=settings.length_ratio,
         length_extra=settings.length_extra,
         tokens_per_batch=settings.tokens_per_batch,

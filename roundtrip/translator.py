@@ -169,6 +169,12 @@ def load(
                 place="model.quantize",
                 cure='set it to "none", or train on a GPU',
             )
+        if recipe.generate.cuda_graphs and choose_device(spec.device).type != "cuda":
+            raise ModelError(
+                f"{name}: graphs are a GPU's, and this model is on a {choose_device(spec.device).type}",
+                place="generate.cuda_graphs",
+                cure="set it to false",
+            )
     found = learners.load(
         recipe.model, recipe.adapter, folder, one_base=recipe.one_base, seed=recipe.seed, starts=starts
     )

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections import Counter
+from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
@@ -12,10 +13,13 @@ import torch
 from transformers import Qwen2Config, Qwen2ForCausalLM
 
 from roundtrip import cookbook
+from roundtrip.engine import decode as decoding
 from roundtrip.engine import generate as generating
+from roundtrip.engine import static
 from roundtrip.engine.generate import generate
 from roundtrip.engine.library import by_continuous_batching
 from roundtrip.engine.pick import pick
+from roundtrip.engine.static import Steps
 from roundtrip.engine.work import Work
 from roundtrip.errors import ModelError, RecipeError
 from roundtrip.recipe import Generate
@@ -164,6 +168,7 @@ def test_a_run_is_the_same_by_every_engine(
         (("generate.engine=continuous", "generate.temperature=0.7"), "depends on its timing"),
         (("generate.engine=continuous", "generate.repetition_penalty=1.2"), "continuous batching leaves it out"),
         (("generate.min_p=0.1",), "do nothing at temperature 0"),
+        (("generate.engine=transformers", "generate.cuda_graphs=true"), "of our own loop only"),
         (("generate.samples=4",), "all the same at temperature 0"),
         (("generate.choose=own",), "nothing to choose from"),
     ],
@@ -238,3 +243,61 @@ def test_greedy_samples_are_the_greedy_row() -> None:
     once = generate(model, PROMPTS, LIMITS, Generate(), **settings).lists()
     thrice = generate(model, PROMPTS, LIMITS, Generate(samples=3), **settings).lists()
     assert thrice == [row for row in once for _ in range(3)]
+
+
+# ------------------------------------------------------------------------------------------ steps of a fixed shape
+
+
+@pytest.fixture
+def fixed(monkeypatch: pytest.MonkeyPatch) -> list[int]:
+    """Let a CPU take steps of a fixed shape (no graph); the room of each cache that was made."""
+    made: list[int] = []
+
+    class Seen(Steps):
+        def __init__(self, *arguments: Any, **settings: Any) -> None:
+            super().__init__(*arguments, **settings)
+            made.append(self.room)
+
+    monkeypatch.setattr(decoding, "GRAPHS_ON", ("cpu",))
+    monkeypatch.setattr(decoding, "Steps", Seen)
+    return made
+
+
+@pytest.mark.parametrize("kind", ALL)
+@pytest.mark.parametrize("room", [1, 3, 64])
+@pytest.mark.parametrize("settings", [{}, {"temperature": 0.8, "top_k": 9, "samples": 3}, {"repetition_penalty": 1.5}])
+def test_steps_of_a_fixed_shape_write_the_same(
+    kind: str, room: int, settings: dict[str, Any], fixed: list[int], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Through growing caches and rows that leave; a sliding window keeps to the growing cache."""
+    monkeypatch.setattr(static, "ROOM", room)
+    model = model_of(kind)
+    expected = written(model, Generate(tokens_per_batch=300, **settings))
+    assert not fixed
+    found = written(model, Generate(tokens_per_batch=300, cuda_graphs=True, **settings))
+    if settings.get("temperature"):
+        # Rows leave the batch at other steps, so that other random numbers are drawn.
+        assert len(found) == len(expected)
+    else:
+        assert found == expected
+    assert bool(fixed) == ("sliding" not in kind)
+    assert set(fixed) <= {room}
+
+
+def test_a_gpu_setting_is_refused_in_training_elsewhere(write_recipe: WriteRecipe, tmp_path: Path) -> None:
+    if torch.cuda.is_available():
+        pytest.skip("this machine has a GPU")
+    with pytest.raises(ModelError, match="graphs are a GPU's"):
+        go(write_recipe(), tmp_path / "run", overrides=("generate.cuda_graphs=true",))
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("kind", ["RoPE, tied head", "learned positions", "biases, own head"])
+def test_replayed_graphs_write_what_plain_steps_write(kind: str) -> None:
+    model = model_of(kind).cuda()
+    prompts, limits = PROMPTS * 4, [limit * 9 for limit in LIMITS] * 4
+    found = [
+        generate(model, prompts, limits, Generate(cuda_graphs=graphs), pad_id=0, stop_ids=STOPS[:9], seed=1).lists()
+        for graphs in (False, True)
+    ]
+    assert found[0] == found[1]

@@ -35,6 +35,7 @@ FLOORS = [
     [
         "models.gguf",
         "engine.work",
+        "engine.static",
         "models.optimizer",
         "models.adapters",
         "models.kernels",

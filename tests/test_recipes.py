@@ -54,6 +54,7 @@ def stand_in(name: str, folder: Path, model_folder: Path) -> Path:
         model["path"] = str(model_folder)
     if model.get("attention") == "flash_attention_2":
         model |= {"attention": "auto", "liger": False}
+        data["generate"] |= {"cuda_graphs": False}
     path = folder / f"{name}.toml"
     path.write_text(toml(data), encoding="utf-8")
     return path

@@ -11,11 +11,16 @@ import torch
 
 from roundtrip.engine.batch import left_pad
 from roundtrip.engine.pick import pick
+from roundtrip.engine.static import Steps, fits
 from roundtrip.engine.work import New, Work, repeated
 from roundtrip.models import attention
+from roundtrip.recipe import Generate
 
 # Rows that ended are taken out of the batch once so large a share of it is idle.
 COMPACT_SHARE = 0.25
+FIXED_COMPACT_SHARE = 0.5
+# Elsewhere a setting that was made for training on a GPU does nothing.
+GRAPHS_ON = ("cuda",)
 # On a GPU a look at the stop flags waits for the device; on a CPU it is free.
 CUDA_LOOK_EVERY = 8
 
@@ -31,8 +36,6 @@ def decode(model: Any, work: Work) -> New:
 
 
 def _decode(model: Any, work: Work) -> New:
-    from transformers import DynamicCache
-
     device, recipe = next(model.parameters()).device, work.recipe
     random = torch.Generator(device).manual_seed(work.seed)
     ids_BT, mask_BS = (tensor.to(device) for tensor in left_pad(work.prompts, work.pad_id))
@@ -45,21 +48,12 @@ def _decode(model: Any, work: Work) -> New:
     alive_B = torch.arange(len(limits), device=device)
     done_B = torch.zeros_like(alive_B, dtype=torch.bool)
     seen_BV: torch.Tensor | None = None
-    cache = DynamicCache(config=model.config)
     position_BT = (mask_BS.cumsum(-1) - 1).clamp(min=0)
-    # By index, not by slice: of a view the output layer would copy its whole weight for each row.
-    last = torch.tensor([-1], device=device)
+    past = _Past(model, recipe)
     for number in range(num_new):
-        logits_BV = model(
-            input_ids=ids_BT,
-            attention_mask=mask_BS,
-            position_ids=position_BT,
-            cache=cache,
-            use_cache=True,
-            logits_to_keep=last,
-        ).logits[:, -1]
+        logits_BV = past.step(ids_BT, position_BT, mask_BS)
         if number == 0 and recipe.samples > 1:
-            cache.batch_repeat_interleave(recipe.samples)
+            past.repeat(recipe.samples)
             logits_BV, mask_BS, position_BT = (
                 tensor.repeat_interleave(recipe.samples, 0) for tensor in (logits_BV, mask_BS, position_BT)
             )
@@ -81,13 +75,61 @@ def _decode(model: Any, work: Work) -> New:
             num_done = int(done_B.sum())
             if num_done == len(done_B):
                 break
-            if num_done >= COMPACT_SHARE * len(done_B):
+            if num_done >= past.compact_share * len(done_B):
                 keep = (~done_B).nonzero()[:, 0]
-                cache.batch_select_indices(keep)
+                past.keep(keep)
                 alive_B, done_B, mask_BS = alive_B[keep], done_B[keep], mask_BS[keep]
                 ids_BT, position_BT = ids_BT[keep], position_BT[keep]
                 seen_BV = seen_BV[keep] if seen_BV is not None else None
     return New(new_BN, logprob_B)
+
+
+class _Past:
+    """Keys and values of all tokens so far, and the step that adds to them."""
+
+    def __init__(self, model: Any, recipe: Generate) -> None:
+        from transformers import DynamicCache
+
+        self._model = model
+        self._cache = DynamicCache(config=model.config)
+        self._steps: Steps | None = None
+        self._device = next(model.parameters()).device
+        self._fixed = recipe.cuda_graphs and self._device.type in GRAPHS_ON and fits(model)
+        # A graph is made anew for fewer rows, which a few steps of idle rows do not outweigh.
+        self.compact_share = FIXED_COMPACT_SHARE if self._fixed else COMPACT_SHARE
+        # By index, not by slice: of a view the output layer would copy its whole weight for each row.
+        self._last = torch.tensor([-1], device=self._device)
+
+    def step(self, ids_BT: torch.Tensor, position_BT: torch.Tensor, mask_BS: torch.Tensor) -> torch.Tensor:
+        """Return the logits behind new tokens, (B, V)."""
+        if self._fixed and ids_BT.shape[1] == 1 and self._cache.get_seq_length():
+            if self._steps is not None and not self._steps.room:
+                self._cache = self._steps.grown()
+                self._steps = None
+            if self._steps is None:
+                before_BS = mask_BS[:, :-1]
+                self._steps = Steps(self._model, self._cache, before_BS, replay=self._device.type == "cuda")
+            return self._steps.step(ids_BT, position_BT)
+        logits_BV: torch.Tensor = self._model(
+            input_ids=ids_BT,
+            attention_mask=mask_BS,
+            position_ids=position_BT,
+            cache=self._cache,
+            use_cache=True,
+            logits_to_keep=self._last,
+        ).logits[:, -1]
+        return logits_BV
+
+    def repeat(self, times: int) -> None:
+        self._cache.batch_repeat_interleave(times)
+
+    def keep(self, rows: torch.Tensor) -> None:
+        """Let the other rows go."""
+        if self._steps is None:
+            self._cache.batch_select_indices(rows)
+        else:
+            self._cache = self._steps.grown(rows)
+            self._steps = None
 
 
 def _logprob(logits_BV: torch.Tensor, chosen_B: torch.Tensor) -> torch.Tensor:

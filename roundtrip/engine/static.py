@@ -1,0 +1,108 @@
+"""Decoding steps of a fixed shape: a cache that is written in place, and on a GPU the step as a graph that is replayed.
+
+A step of a small model is hundreds of kernels of a few microseconds each; launched one by one they take longer than
+they run. A graph launches them at once, at fixed addresses and shapes. So the cache has room for some more tokens than
+there are, what is not written yet is masked, and a new graph is made when the room is used up or rows leave the batch.
+
+Shapes: B rows, S positions so far, C room of the cache, V vocabulary.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+
+# Positions by which the cache grows; a graph costs about three steps, and masked positions cost time too.
+ROOM = 64
+_WARM_UPS = 2
+
+
+class Steps:
+    """So many steps as the cache has room for.
+
+    Args:
+        model: in eval mode.
+        cache: what came before, of the library's growing kind.
+        mask_BS: int64, 1 where it holds a token.
+        replay: make a graph of the step; else it is computed as it is, which a CPU can do too.
+    """
+
+    def __init__(self, model: Any, cache: Any, mask_BS: torch.Tensor, *, replay: bool) -> None:
+        from transformers import StaticCache
+
+        num_rows, self._filled = mask_BS.shape
+        self.room = ROOM
+        capacity = self._filled + self.room
+        self._model, self._replay, self._graph = model, replay, None
+        self._cache = StaticCache(config=model.config, max_cache_len=capacity)
+        for layer, before in zip(self._cache.layers, cache.layers, strict=True):
+            layer.lazy_initialization(before.keys, before.values)
+            layer.keys[:, :, : self._filled], layer.values[:, :, : self._filled] = before.keys, before.values
+        self._mask_B11C = torch.zeros(num_rows, 1, 1, capacity, dtype=torch.bool, device=mask_BS.device)
+        self._mask_B11C[:, 0, 0, : self._filled] = mask_BS.bool()
+        self._ids_B1 = mask_BS.new_zeros(num_rows, 1)
+        self._position_B1 = mask_BS.new_zeros(num_rows, 1)
+        self._rewind()
+
+    def step(self, ids_B1: torch.Tensor, position_B1: torch.Tensor) -> torch.Tensor:
+        """Return logits_BV of one more token of each row; valid until the next step."""
+        assert self.room > 0, "the cache is full"
+        self.room -= 1
+        self._ids_B1.copy_(ids_B1)
+        self._position_B1.copy_(position_B1)
+        if not self._replay:
+            return self._forward()
+        if self._graph is None:
+            self._capture()
+        assert self._graph is not None
+        self._graph.replay()
+        return self._logits_BV
+
+    def grown(self, keep: torch.Tensor | None = None) -> Any:
+        """Return the cache as it stands, of some rows alone, in the library's growing kind, to begin anew from."""
+        from transformers import DynamicCache
+
+        size = self._filled + ROOM - self.room
+        cache = DynamicCache(config=self._model.config)
+        for number, layer in enumerate(self._cache.layers):
+            keys, values = layer.keys[:, :, :size], layer.values[:, :, :size]
+            cache.update(*((keys, values) if keep is None else (keys[keep], values[keep])), number)
+        return cache
+
+    def _forward(self) -> torch.Tensor:
+        self._mask_B11C.index_fill_(3, self._cache.layers[0].cumulative_length.view(1), True)
+        logits_BV: torch.Tensor = self._model(
+            input_ids=self._ids_B1,
+            attention_mask=self._mask_B11C,
+            position_ids=self._position_B1,
+            cache=self._cache,
+            use_cache=True,
+        ).logits[:, -1]
+        return logits_BV
+
+    def _capture(self) -> None:
+        """Make the graph; what the trials write is written again by the first step."""
+        stream = torch.cuda.Stream()
+        stream.wait_stream(torch.cuda.current_stream())
+        with torch.cuda.stream(stream):
+            for _ in range(_WARM_UPS):
+                self._rewind()
+                self._forward()
+        torch.cuda.current_stream().wait_stream(stream)
+        self._rewind()
+        self._graph = torch.cuda.CUDAGraph()
+        with torch.cuda.graph(self._graph):
+            self._logits_BV = self._forward()
+
+    def _rewind(self) -> None:
+        for layer in self._cache.layers:
+            layer.cumulative_length.fill_(self._filled)
+
+
+def fits(model: Any) -> bool:
+    """Return whether every layer of a model has a plain cache; windows that slide and states that run do not."""
+    from transformers import StaticCache
+    from transformers.cache_utils import StaticLayer
+
+    return all(type(layer) is StaticLayer for layer in StaticCache(config=model.config, max_cache_len=1).layers)
