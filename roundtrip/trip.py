@@ -233,7 +233,7 @@ class Trip:
 
     def finish(self, phase: Phase, block: Block) -> None:
         """Close a phase: the next one starts at its first step."""
-        memory.release()
+        memory.trim()
         self.state = replace(self.state, phase=phase.number + 1, step=0)
         self.events.log(
             "phase",

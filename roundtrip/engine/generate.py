@@ -15,7 +15,7 @@ from roundtrip.engine.batch import Table, by_budget
 from roundtrip.engine.decode import decode
 from roundtrip.engine.library import by_continuous_batching, by_generate
 from roundtrip.engine.likelihood import log_likelihood
-from roundtrip.engine.memory import is_out, release
+from roundtrip.engine.memory import is_out, release, trim
 from roundtrip.engine.work import New, Work
 from roundtrip.errors import ModelError
 from roundtrip.recipe import Generate
@@ -137,7 +137,7 @@ def generate(
         written.append(hypotheses)
         seen(places, hypotheses)
         tell(len(group), int((hypotheses.size_B + hypotheses.finished_B).sum()))
-    release()
+    trim()
     return _in_order(written, order, pad_id, device)
 
 

@@ -24,17 +24,21 @@ def is_out(error: BaseException) -> bool:
 
 
 def release() -> None:
-    """Give back to the system what is no longer used.
-
-    After a batch that failed call it outside of the `except`, which keeps its frames alive. On a CPU the C library
-    holds what it once had: without this a run that trains and generates in turns grows by half.
-    """
+    """Give back what a failed batch still holds; call it outside of the `except`, which keeps its frames alive."""
     gc.collect()
     if torch.cuda.is_available():
         torch.cuda.empty_cache()
-    trim = getattr(ctypes.CDLL(None), "malloc_trim", None) if sys.platform == "linux" else None
-    if trim is not None:
-        trim(0)
+    trim()
+
+
+def trim() -> None:
+    """Give free memory of a CPU back to the system, in some tens of milliseconds.
+
+    The C library holds what it once had: without this a run that trains and generates in turns grows by half.
+    """
+    give_back = getattr(ctypes.CDLL(None), "malloc_trim", None) if sys.platform == "linux" else None
+    if give_back is not None:
+        give_back(0)
 
 
 def bound_kernels() -> None:
