@@ -115,12 +115,12 @@ class Remembering(Template):
 
     def __init__(self, template: Template) -> None:
         super().__init__(template.tokenizer, template.segments)
-        self._known: dict[str, list[int] | None] = {}
+        self._remembered: dict[str, list[int] | None] = {}
 
     def targets(self, targets: Sequence[str]) -> list[list[int] | None]:
-        new = [target for target in dict.fromkeys(targets) if target not in self._known]
-        self._known |= dict(zip(new, super().targets(new), strict=True))
-        return [self._known[target] for target in targets]
+        new = [target for target in dict.fromkeys(targets) if target not in self._remembered]
+        self._remembered |= dict(zip(new, super().targets(new), strict=True))
+        return [self._remembered[target] for target in targets]
 
 
 def by_road(road: Road, case: Case, texts: Sequence[str] | None) -> Made:

@@ -12,7 +12,7 @@ import pytest
 import torch
 from transformers import Qwen2Config, Qwen2ForCausalLM
 
-from roundtrip import cookbook
+from roundtrip import cookbook, translator
 from roundtrip.engine import decode as decoding
 from roundtrip.engine import generate as generating
 from roundtrip.engine import static
@@ -23,6 +23,8 @@ from roundtrip.engine.static import Steps
 from roundtrip.engine.work import Work
 from roundtrip.errors import ModelError, RecipeError
 from roundtrip.recipe import Generate
+from roundtrip.scorer import greedy
+from roundtrip.text.prepare import prepare
 from tests.conftest import WriteRecipe
 from tests.test_engine import MODELS, rows
 from tests.test_run import assert_same, end_state, go
@@ -301,3 +303,18 @@ def test_replayed_graphs_write_what_plain_steps_write(kind: str) -> None:
         for graphs in (False, True)
     ]
     assert found[0] == found[1]
+
+
+@pytest.mark.slow
+def test_greedy_is_the_same_on_real_text_with_a_real_model(tmp_path: Path) -> None:
+    """SmolLM2 in float32 on dev lines of the quickstart: packed weights and all."""
+    loaded = cookbook.load("quickstart", ["model.dtype=float32"])
+    corpora = prepare(loaded.recipe, loaded.folder, tmp_path, lambda text: None)
+    lines = [source for source, _ in corpora.dev[:100]]
+    one = next(iter(translator.load(loaded.recipe, loaded.folder).values()))
+    assert one.base.dtype == torch.float32
+    settings = greedy(loaded.recipe)
+    ours = one.write(lines, settings, 0)
+    theirs = one.write(lines, settings.model_copy(update={"engine": "transformers"}), 0)
+    assert ours.hypotheses.lists() == theirs.hypotheses.lists()
+    assert ours.finished == theirs.finished and any(ours.finished)
