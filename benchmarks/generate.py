@@ -9,7 +9,7 @@ stops and limits. Roads:
 - native: our loop, on a GPU also with graphs; continuous: the library's continuous batching, where it runs.
 
 Shares are of the GEMM peak that the same process measures first, at 2 FLOP for each weight: `new` counts the tokens
-written, `done` those of the prompts too, which have to go through the model as well. Writes
+written, `done` those of the prompts too, which have to go through the model as well (but for the output layer). Writes
 benchmarks/results/generate-NAME.json and .png.
 """
 
@@ -25,7 +25,7 @@ import torch
 from rich.console import Console
 from rich.table import Table as Shown
 
-from benchmarks.machine import RESULTS, best, facts, parser
+from benchmarks.machine import RESULTS, best, done, facts, parser
 from roundtrip import cookbook, translator
 from roundtrip.engine.generate import generate
 from roundtrip.engine.library import by_generate
@@ -142,15 +142,17 @@ def main() -> None:
         sources = [source for source, _ in corpora.dev[: asked.lines]]
     one = next(iter(translator.load(recipe, loaded.folder).values()))
     document = facts("generate", one)
-    per_token = 2 * document["weights"] / document["gemm_flops"]
+    per_weight = 2 / document["gemm_flops"]
     engines = tuple(asked.engines)
     cases = []
     for length in asked.lengths:
         for batch in asked.batches:
             rates = fixed(one, batch, length, engines, asked.turns)
-            shares = {name: rate * per_token for name, rate in rates.items()}
-            case = {"batch": batch, "length": length, "tokens_per_second": rates, "new": shares}
-            cases.append(case | {"done": {name: 2 * share for name, share in shares.items()}})
+            new = {name: rate * document["weights"] * per_weight for name, rate in rates.items()}
+            # As many tokens of prompts, of which the last one's logits are wanted.
+            whole = {name: done(document, 2 * rate, rate) * per_weight for name, rate in rates.items()}
+            case = {"batch": batch, "length": length, "tokens_per_second": rates, "new": new, "done": whole}
+            cases.append(case)
     document |= {"fixed": cases, "lines": lines(one, recipe, sources, engines, asked.turns)}
     path = RESULTS / f"generate-{asked.name}.json"
     path.write_text(json.dumps(document, indent=1) + "\n", encoding="utf-8")

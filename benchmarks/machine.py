@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import argparse
-import gc
 import platform
 import sys
 import time
@@ -13,6 +12,7 @@ from typing import Any
 
 import torch
 
+from roundtrip.engine import memory
 from roundtrip.run import versions
 from roundtrip.translator import Translator
 
@@ -80,6 +80,13 @@ def num_weights(one: Translator) -> int:
     return sum(value.numel() for name, value in one.base.model.named_parameters() if ".lora_" not in name)
 
 
+def done(document: Mapping[str, Any], tokens: float, with_logits: float) -> float:
+    """Return how many weights are used for tokens in all; the output layer is for those whose logits are wanted."""
+    head = document["head_weights"]
+    used: float = tokens * (document["weights"] - head) + with_logits * head
+    return used
+
+
 def facts(name: str, one: Translator) -> dict[str, Any]:
     """Return what every result of a speed benchmark begins with: command, machine, versions, GEMM peak.
 
@@ -93,26 +100,34 @@ def facts(name: str, one: Translator) -> dict[str, Any]:
         "dtype": str(one.base.dtype),
         "gemm_flops": gemm_flops(one.base.device, one.base.dtype),
         "weights": num_weights(one),
+        "head_weights": one.base.model.get_output_embeddings().weight.numel(),
     }
 
 
 def peaks(roads: Mapping[str, Callable[[], Any]]) -> dict[str, int]:
-    """Return the most bytes held while each road was taken once: by the device, on a CPU by the process."""
+    """Return how many bytes more than before were held while each road was taken, on the device or by the process."""
     found = {}
     for name, road in roads.items():
-        gc.collect()
+        memory.release()
         if torch.cuda.is_available():
             torch.cuda.reset_peak_memory_stats()
+            before = torch.cuda.memory_allocated()
+            road()
+            found[name] = torch.cuda.max_memory_allocated() - before
         else:
-            Path("/proc/self/clear_refs").write_text("5", encoding="ascii")
-        road()
-        found[name] = peak_memory()
+            forget_peak()
+            before = memory.used(torch.device("cpu"))
+            road()
+            found[name] = process_peak() - before
     return found
 
 
-def peak_memory() -> int:
-    """Return the most bytes held since `peaks` began to look, or the start."""
-    if torch.cuda.is_available():
-        return int(torch.cuda.max_memory_allocated())
+def forget_peak() -> None:
+    """Let `process_peak` begin anew (Linux)."""
+    Path("/proc/self/clear_refs").write_text("5", encoding="ascii")
+
+
+def process_peak() -> int:
+    """Return the most bytes that the process has held since `forget_peak`, or the start (Linux)."""
     status = Path("/proc/self/status").read_text(encoding="ascii")
     return 1024 * int(next(line for line in status.splitlines() if line.startswith("VmHWM")).split()[1])

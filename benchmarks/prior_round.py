@@ -63,13 +63,19 @@ def _load(folder: str, dtype: str) -> tuple[Any, Any]:
 
 def main() -> None:
     """Of the other interpreter: train, and print one line of JSON."""
+    asked = json.loads(Path(sys.argv[1]).read_text(encoding="utf-8"))
+    # The first pass warms up; models and adapters are made anew.
+    results = [_train(asked, slow="--slow" in sys.argv) for _ in range(2)]
+    sys.stdout.write(json.dumps(results[-1]) + "\n")
+
+
+def _train(asked: Mapping[str, Any], *, slow: bool) -> dict[str, Any]:
     from cycleformers import CycleTrainer, CycleTrainingArguments
     from cycleformers.cycles import _default_prepare_cycle_inputs
     from datasets import Dataset
     from peft import LoraConfig
     from transformers import set_seed
 
-    asked = json.loads(Path(sys.argv[1]).read_text(encoding="utf-8"))
     set_seed(0)
     model, tokenizer = _load(asked["model"], asked["dtype"])
     config = LoraConfig(
@@ -94,7 +100,7 @@ def main() -> None:
             train_dataset_B=Dataset.from_dict({"text": asked["lines"][1]}),
             peft_configs=config,
         )
-        if "--slow" in sys.argv:
+        if slow:
             trainer.set_cycle_inputs_fn(_default_prepare_cycle_inputs)
         whole: Any = trainer.model_A
         generate, counts = whole.generate, {"rows": 0, "tokens": 0, "seconds": 0.0}
@@ -119,8 +125,7 @@ def main() -> None:
     if not all(taken):
         sys.exit(f"no training happened: {taken} optimizer steps")
     result = {"seconds": seconds, "generate_seconds": counts["seconds"], "optimizer_steps": taken}
-    result |= {"lines": counts["rows"], "generated_tokens": counts["tokens"]}
-    sys.stdout.write(json.dumps(result) + "\n")
+    return result | {"lines": counts["rows"], "generated_tokens": counts["tokens"]}
 
 
 if __name__ == "__main__":

@@ -2,15 +2,17 @@
 
 The quickstart's model and text. In a round each direction writes a source for every new line of its source's language
 (greedy), the other learns from these pairs and the real pairs that the recipe mixes in; nothing is judged, so that all
-roads learn from as many rows. Rounds are taken in turns, each road with adapters of its own. Roads:
+roads learn from as many rows. Rounds are taken in turns, and every one begins with the same adapters: fresh ones, with
+which hypotheses run on to their limits, or with --run those that a quickstart has warmed up on its pairs. Roads:
 
 - ours: as a run does it, with its token road;
 - plain: PEFT's defaults (adapters in float32) inside `generate` of transformers, 16 lines at a time as they come; rows
   decoded, formatted and encoded one by one; 16 random rows a step, padded, the library's own loss;
 - TRL: the same generation, then `SFTTrainer` over prompts and completions (gradient checkpointing off, which is on by
-  default and slower; all else as it comes).
+  default and slower; a constant rate; all else as it comes).
 
-With --prior-art PYTHON also CycleFormers, by an interpreter that has it installed: see `benchmarks/prior_round.py`.
+With --prior-art PYTHON also CycleFormers, by an interpreter that has it installed, see `benchmarks/prior_round.py`; it
+knows no real pairs, so ours is taken without them too, and rows a second are what compares.
 Writes benchmarks/results/round-NAME.json and .png.
 """
 
@@ -20,12 +22,13 @@ import json
 import random
 import tempfile
 import warnings
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 import torch
+from datasets import Dataset, disable_progress_bars
 from rich.console import Console
 from rich.table import Table as Shown
 
@@ -40,66 +43,99 @@ from roundtrip.engine.library import by_generate
 from roundtrip.engine.step import step
 from roundtrip.engine.work import Work
 from roundtrip.events import Events
+from roundtrip.models import adapters
 from roundtrip.models.optimizer import Optimizer
 from roundtrip.plan import Direction, directions, num_real
 from roundtrip.recipe import Recipe
 from roundtrip.rows import of_block
 from roundtrip.text.prepare import prepare
+from roundtrip.tokens.template import Row
 from roundtrip.translator import Translator
 
 PARTS = ("generate", "rows", "learn")
-Times = dict[str, float]
 
 
-@dataclass
+@dataclass(frozen=True)
 class Task:
-    """What every road has to do in a round, for each direction: the real lines, and the real pairs to mix in."""
+    """What every road has to do in a round, for each direction: the real lines, and the real pairs to mix in.
+
+    Attributes:
+        start: the adapters that every round begins with, by direction, as PEFT names their tensors.
+    """
 
     recipe: Recipe
     lines: dict[str, list[str]]
     real: dict[str, list[tuple[str, str]]]
-    losses: dict[str, list[float]] = field(default_factory=dict)
-    tokens: dict[str, int] = field(default_factory=dict)
-
-    def note(self, road: str, loss: float, tokens: int) -> None:
-        self.losses.setdefault(road, []).append(loss)
-        self.tokens[road] = self.tokens.get(road, 0) + tokens
+    start: dict[str, dict[str, torch.Tensor]]
 
 
-def ours(task: Task, both: Mapping[str, Translator]) -> Callable[[], Times]:
-    """Return a round as a run takes it."""
-    recipe = task.recipe
-    samples = {d.name: task.real[d.name] for d in directions(recipe)}
-    templates = {name: one.template for name, one in both.items()}
-    devices = {name: one.base.device for name, one in both.items()}
-    found, _ = roads.find(recipe, templates, samples, devices, Events(Console(quiet=True)))
-    optimizers = {
-        name: Optimizer(one.learner.parameters(), recipe.train, 1000, recipe.adapter[name])
-        for name, one in both.items()
-    }
+@dataclass(frozen=True)
+class Turn:
+    """What one direction, or a whole round, took and came to."""
 
-    def one_direction(direction: Direction) -> Times:
-        one, writer, road = both[direction.name], both[direction.reverse.name], found[direction.name]
-        lines = task.lines[direction.target]
+    seconds: dict[str, float]
+    losses: list[float]
+    new_tokens: int
+    rows: int
+
+    def __add__(self, other: Turn) -> Turn:
+        seconds = {part: self.seconds[part] + other.seconds[part] for part in PARTS}
+        tokens, rows = self.new_tokens + other.new_tokens, self.rows + other.rows
+        return Turn(seconds, self.losses + other.losses, tokens, rows)
+
+    def to_dict(self) -> dict[str, Any]:
+        mean = sum(self.losses) / len(self.losses)
+        rate = self.rows / sum(self.seconds.values())
+        return asdict(self) | {"mean_loss": mean, "steps": len(self.losses), "rows_per_second": rate}
+
+
+class Road(Protocol):
+    """A way to take a round."""
+
+    def begin(self) -> None:
+        """Forget what was learnt."""
+
+    def take(self, direction: Direction) -> Turn:
+        """Let one direction learn from what the other one writes for it."""
+
+
+class Ours:
+    """A round as a run takes it."""
+
+    def __init__(self, task: Task, both: Mapping[str, Translator]) -> None:
+        self.task, self.both = task, both
+        templates = {name: one.template for name, one in both.items()}
+        devices = {name: one.base.device for name, one in both.items()}
+        self.roads, _ = roads.find(task.recipe, templates, task.real, devices, Events(Console(quiet=True)))
+        self.optimizers: dict[str, Optimizer] = {}
+
+    def begin(self) -> None:
+        recipe = self.task.recipe
+        for name, one in self.both.items():
+            adapters.load(one.learner.model, name, self.task.start[name])
+            self.optimizers[name] = Optimizer(one.learner.parameters(), recipe.train, 1000, recipe.adapter[name])
+
+    def take(self, direction: Direction) -> Turn:
+        recipe, lines = self.task.recipe, self.task.lines[direction.target]
+        one, writer = self.both[direction.name], self.both[direction.reverse.name]
+        road = self.roads[direction.name]
         writing, written = clocked(lambda: writer.write(lines, recipe.generate, 0, reader=road.reader))
         pairs = [[SYNTHETIC, source, target] for source, target in zip(written.texts, lines, strict=True)]
-        pairs += [[REAL, *pair] for pair in task.real[direction.name]]
+        pairs += [[REAL, *pair] for pair in self.task.real[direction.name]]
         block = Block(pairs, {}, hypotheses=written.hypotheses, prompts=written.prompts)
         making, (table, _) = clocked(lambda: of_block(block, one.template, road, one.base.device, 0))
 
         def learn() -> list[float]:
             with one.learner.training(recipe.train.packing) as packed:
                 return [
-                    step(one.learner.model, optimizers[direction.name], table, group, one.base.pad_id,
+                    step(one.learner.model, self.optimizers[direction.name], table, group, one.base.pad_id,
                          recipe.train.tokens_per_forward, 0, packed=packed).loss
                     for group in steps(table.sizes, recipe.train.rows_per_step, 0)
                 ]  # fmt: skip
 
         learning, losses = clocked(learn)
-        task.note("ours", sum(losses) / len(losses), int(written.hypotheses.size_B.sum()))
-        return {"generate": writing, "rows": making, "learn": learning}
-
-    return lambda: _sum([one_direction(direction) for direction in directions(recipe)])
+        seconds = {"generate": writing, "rows": making, "learn": learning}
+        return Turn(seconds, losses, int(written.hypotheses.tokens_B.sum()), len(table))
 
 
 class Usual:
@@ -120,141 +156,152 @@ class Usual:
         self.model = get_peft_model(base, config, adapter_name=names[0])
         self.model.add_adapter(names[1], config)
 
-    def write(self, road: str, direction: Direction) -> list[str]:
-        """Write a source of each line, in batches as they come."""
+    def begin(self) -> None:
+        for name, tensors in self.task.start.items():
+            adapters.load(self.model, name, tensors)
+
+    def write(self, direction: Direction) -> tuple[list[str], int]:
+        """Write a source of each line, in batches as they come; return them and the number of new tokens."""
         writer, size = self.both[direction.reverse.name], self.task.recipe.train.rows_per_step
         lines = self.task.lines[direction.target]
         self.model.set_adapter(direction.reverse.name)
         self.model.eval()
         texts: list[str] = []
+        num_new = 0
         for start in range(0, len(lines), size):
             prompts = writer.template.prompts(lines[start : start + size])
             limits = [length_limit(writer.num_source_tokens(prompt), self.task.recipe.generate) for prompt in prompts]
             stops = [*writer.template.segments.stop_ids, *writer.template.segments.break_ids]
             work = Work(prompts, limits, self.task.recipe.generate, writer.base.pad_id, stops, 0)
             new_BN = by_generate(self.model, work).ids_BN
-            self.task.note(road, 0.0, int((new_BN != writer.base.pad_id).sum()))
+            num_new += int((new_BN != writer.base.pad_id).sum())
             texts += writer.base.tokenizer.batch_decode(new_BN, skip_special_tokens=True)
-        return [text.strip() for text in texts]
+        return [text.strip() for text in texts], num_new
 
     def pairs(self, direction: Direction, texts: list[str]) -> list[tuple[str, str]]:
         return [*zip(texts, self.task.lines[direction.target], strict=True), *self.task.real[direction.name]]
 
 
-def plain(task: Task, both: Mapping[str, Translator]) -> Callable[[], Times]:
-    """Return a round as a loop of one's own takes it."""
-    usual = Usual(task, both)
-    optimizers: dict[str, torch.optim.AdamW] = {}
+class Plain(Usual):
+    """A round as a loop of one's own takes it."""
 
-    def one_direction(direction: Direction) -> Times:
-        one, recipe = both[direction.name], task.recipe
-        writing, texts = clocked(lambda: usual.write("plain", direction))
-        making, rows = clocked(lambda: [one.template.rows([pair])[0] for pair in usual.pairs(direction, texts)])
+    def take(self, direction: Direction) -> Turn:
+        one, recipe = self.both[direction.name], self.task.recipe
+        writing, (texts, num_new) = clocked(lambda: self.write(direction))
+        making, rows = clocked(lambda: [one.template.rows([pair])[0] for pair in self.pairs(direction, texts)])
 
         def learn() -> list[float]:
-            usual.model.set_adapter(direction.name)
-            usual.model.train()
-            if direction.name not in optimizers:
-                optimizers[direction.name] = torch.optim.AdamW(
-                    [p for p in usual.model.parameters() if p.requires_grad], lr=recipe.train.lr
-                )
-            optimizer, losses = optimizers[direction.name], []
+            self.model.set_adapter(direction.name)
+            self.model.train()
+            learning = [parameter for parameter in self.model.parameters() if parameter.requires_grad]
+            optimizer = torch.optim.AdamW(learning, lr=recipe.train.lr, weight_decay=0.0)
+            losses = []
             order = random.Random(0).sample(range(len(rows)), len(rows))
             for start in range(0, len(order), recipe.train.rows_per_step):
                 some = [rows[i] for i in order[start : start + recipe.train.rows_per_step]]
-                width = max(len(row.ids) for row in some)
-                ids = torch.full((len(some), width), one.base.pad_id)
-                labels, mask = torch.full_like(ids, -100), torch.zeros_like(ids)
-                for number, row in enumerate(some):
-                    ids[number, : len(row.ids)] = torch.tensor(row.ids)
-                    labels[number, row.start : len(row.ids)] = torch.tensor(row.ids[row.start :])
-                    mask[number, : len(row.ids)] = 1
-                given = {"input_ids": ids, "attention_mask": mask, "labels": labels}
-                loss = usual.model(**{name: value.to(one.base.device) for name, value in given.items()}).loss
+                loss = self.model(**_padded(some, one)).loss
                 loss.backward()
-                torch.nn.utils.clip_grad_norm_(usual.model.parameters(), recipe.train.max_grad_norm)
+                torch.nn.utils.clip_grad_norm_(learning, recipe.train.max_grad_norm)
                 optimizer.step()
                 optimizer.zero_grad()
                 losses.append(float(loss.detach()))
             return losses
 
         learning, losses = clocked(learn)
-        task.note("plain", sum(losses) / len(losses), 0)
-        return {"generate": writing, "rows": making, "learn": learning}
-
-    return lambda: _sum([one_direction(direction) for direction in directions(task.recipe)])
+        return Turn({"generate": writing, "rows": making, "learn": learning}, losses, num_new, len(rows))
 
 
-def trl(task: Task, both: Mapping[str, Translator]) -> Callable[[], Times]:
-    """Return a round with TRL's trainer; what its constructor does to the text counts as making rows."""
-    from datasets import Dataset, disable_progress_bars
-    from trl import SFTConfig, SFTTrainer
+def _padded(rows: Sequence[Row], one: Translator) -> dict[str, torch.Tensor]:
+    width = max(len(row.ids) for row in rows)
+    ids = torch.full((len(rows), width), one.base.pad_id)
+    labels, mask = torch.full_like(ids, -100), torch.zeros_like(ids)
+    for number, row in enumerate(rows):
+        ids[number, : len(row.ids)] = torch.tensor(row.ids)
+        labels[number, row.start : len(row.ids)] = torch.tensor(row.ids[row.start :])
+        mask[number, : len(row.ids)] = 1
+    given = {"input_ids": ids, "attention_mask": mask, "labels": labels}
+    return {name: value.to(one.base.device) for name, value in given.items()}
 
-    disable_progress_bars()
-    usual = Usual(task, both)
 
-    def one_direction(direction: Direction) -> Times:
-        one, recipe = both[direction.name], task.recipe
-        writing, texts = clocked(lambda: usual.write("TRL", direction))
-        usual.model.set_adapter(direction.name)
-        usual.model.train()
+class Trl(Usual):
+    """A round with TRL's trainer; what its constructor does to the text counts as making rows."""
 
-        def make(folder: str) -> Any:
-            fixed = one.template
-            pairs = usual.pairs(direction, texts)
-            rows = [{"prompt": fixed.prompt_text(source), "completion": target} for source, target in pairs]
-            settings = SFTConfig(
-                output_dir=folder,
-                per_device_train_batch_size=recipe.train.rows_per_step,
-                num_train_epochs=1,
-                learning_rate=recipe.train.lr,
-                gradient_checkpointing=False,
-                save_strategy="no",
-                logging_steps=1,
-                report_to=[],
-                use_cpu=one.base.device.type == "cpu",
-                bf16=False,  # the base is in bfloat16 already
-                disable_tqdm=True,
-            )
-            return SFTTrainer(
-                usual.model, settings, train_dataset=Dataset.from_list(rows), processing_class=one.base.tokenizer
-            )
+    def take(self, direction: Direction) -> Turn:
+        from trl.trainer.sft_trainer import SFTTrainer
 
+        one = self.both[direction.name]
+        writing, (texts, num_new) = clocked(lambda: self.write(direction))
+        pairs = self.pairs(direction, texts)
+        self.model.set_adapter(direction.name)
+        self.model.train()
         with tempfile.TemporaryDirectory() as folder, warnings.catch_warnings():
             warnings.simplefilter("ignore")
-            making, trainer = clocked(lambda: make(folder))
-            learning, result = clocked(trainer.train)
-        task.note("TRL", result.training_loss, 0)
-        return {"generate": writing, "rows": making, "learn": learning}
+            making, trainer = clocked(
+                lambda: SFTTrainer(
+                    self.model,
+                    self._settings(folder, one),
+                    train_dataset=Dataset.from_list([_as_completion(one, pair) for pair in pairs]),
+                    processing_class=one.base.tokenizer,
+                )
+            )
+            kept = [row["input_ids"] for row in trainer.train_dataset]
+            same = [ids == row.ids for ids, row in zip(kept, one.template.rows(pairs), strict=True)]
+            # A seam may come out as other tokens, since it encodes prompt and completion apart.
+            assert sum(same) >= 0.9 * len(same), "TRL has to learn from the same rows"
+            learning, _ = clocked(trainer.train)
+        losses = [entry["loss"] for entry in trainer.state.log_history if "loss" in entry]
+        return Turn({"generate": writing, "rows": making, "learn": learning}, losses, num_new, len(pairs))
 
-    return lambda: _sum([one_direction(direction) for direction in directions(task.recipe)])
+    def _settings(self, folder: str, one: Translator) -> Any:
+        from trl.trainer.sft_config import SFTConfig
+
+        train = self.task.recipe.train
+        return SFTConfig(
+            output_dir=folder,
+            per_device_train_batch_size=train.rows_per_step,
+            num_train_epochs=1,
+            learning_rate=train.lr,
+            lr_scheduler_type="constant",
+            gradient_checkpointing=False,
+            save_strategy="no",
+            logging_steps=1,
+            report_to=[],
+            use_cpu=one.base.device.type == "cpu",
+            bf16=False,  # the base is in bfloat16 already
+            disable_tqdm=True,
+        )
 
 
-def _sum(times: list[Times]) -> Times:
-    return {part: sum(one[part] for one in times) for part in PARTS}
+def _as_completion(one: Translator, pair: tuple[str, str]) -> dict[str, str]:
+    """Return a row as TRL takes it; spaces in front of the target go to it, as in our prompts."""
+    source, target = pair
+    mid = one.template.segments.mid
+    return {"prompt": one.template.prompt_text(source), "completion": mid[len(mid.rstrip(" ")) :] + target}
 
 
-def in_turns(found: Mapping[str, Callable[[], Times]], turns: int) -> dict[str, Times]:
-    """Return the parts of the fastest round of each road, after one to warm up."""
-    rounds: dict[str, list[Times]] = {name: [] for name in found}
+def in_turns(task: Task, found: Mapping[str, Road], turns: int) -> dict[str, Turn]:
+    """Return the fastest round of each road; each begins with the same adapters, and one turn is to warm up."""
+    rounds: dict[str, list[Turn]] = {name: [] for name in found}
     for turn in range(turns + 1):
         for name, road in found.items():
-            times = road()
+            road.begin()
+            first, second = (road.take(direction) for direction in directions(task.recipe))
             if turn:
-                rounds[name].append(times)
-    return {name: min(times, key=lambda one: sum(one.values())) for name, times in rounds.items()}
+                rounds[name].append(first + second)
+    return {name: min(taken, key=lambda one: sum(one.seconds.values())) for name, taken in rounds.items()}
 
 
 def show(document: Mapping[str, Any], console: Console) -> None:
     table = Shown(title=f"a round: {document['lines']} lines of each language and {document['real_pairs']} real pairs")
-    for column in ("road", *PARTS, "round", "times ours", "mean loss"):
+    for column in ("road", *PARTS, "round, s", "times ours", "rows", "rows/s", "steps", "mean loss"):
         table.add_column(column, justify="left" if column == "road" else "right")
-    first = sum(document["seconds"]["ours"].values())
-    for name, times in document["seconds"].items():
-        whole = sum(times.values())
-        loss = document["mean_loss"].get(name)
-        shown = [f"{times[part]:.2f}" if part in times else "" for part in PARTS]
-        table.add_row(name, *shown, f"{whole:.1f}", f"{whole / first:.2f}", "" if loss is None else f"{loss:.2f}")
+    first = sum(document["roads"]["ours"]["seconds"].values())
+    for name, turn in document["roads"].items():
+        whole = sum(turn["seconds"].values())
+        shown = [f"{turn['seconds'][part]:.2f}" if part in turn["seconds"] else "" for part in PARTS]
+        loss = f"{turn['mean_loss']:.2f}" if "mean_loss" in turn else ""
+        rows = [str(turn["rows"]), f"{turn['rows'] / whole:.1f}", str(turn["steps"])]
+        table.add_row(name, *shown, f"{whole:.1f}", f"{whole / first:.2f}", *rows, loss)
     console.print(table)
 
 
@@ -264,10 +311,10 @@ def draw(document: Mapping[str, Any], path: Path) -> None:
     matplotlib.use("agg")
     from matplotlib import pyplot
 
-    figure, panel = pyplot.subplots(figsize=(7, 0.8 + 0.6 * len(document["seconds"])))
-    left = dict.fromkeys(document["seconds"], 0.0)
+    figure, panel = pyplot.subplots(figsize=(7, 0.8 + 0.6 * len(document["roads"])))
+    left = dict.fromkeys(document["roads"], 0.0)
     for part in PARTS:
-        widths = {name: times.get(part, 0.0) for name, times in document["seconds"].items()}
+        widths = {name: turn["seconds"].get(part, 0.0) for name, turn in document["roads"].items()}
         if any(widths.values()):
             panel.barh(list(widths), list(widths.values()), left=list(left.values()), label=part)
         left = {name: left[name] + widths[name] for name in left}
@@ -283,6 +330,9 @@ def draw(document: Mapping[str, Any], path: Path) -> None:
 def main() -> None:
     asking = parser(__doc__, turns=2)
     asking.add_argument("--lines", type=int, default=128, help="of each language in a round")
+    asking.add_argument(
+        "--run", type=Path, help="a finished run of the quickstart, whose adapters all roads begin with"
+    )
     asking.add_argument("--prior-art", help="a Python that has CycleFormers, from an environment of its own")
     asked = asking.parse_args()
     loaded = cookbook.load("quickstart", [f"model.device={asked.device}"])
@@ -291,45 +341,62 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as folder:
         corpora = prepare(recipe, loaded.folder, Path(folder), lambda text: None)
         lines = {code: [corpora.mono[code][i][0] for i in range(asked.lines)] for code in recipe.languages}
-        pairs = [tuple(corpora.train[i]) for i in range(num_real(recipe, asked.lines, len(corpora.train)))]
+        number = num_real(recipe, asked.lines, len(corpora.train))
+        pairs = [(source, target) for source, target in (corpora.train[i] for i in range(number))]
     first = directions(recipe)[0]
     real = {first.name: pairs, first.reverse.name: [(target, source) for source, target in pairs]}
-    task = Task(recipe, lines, real)  # type: ignore[arg-type]
-    seconds = in_turns({"ours": ours(task, both), "plain": plain(task, both), "TRL": trl(task, both)}, asked.turns)
-    document = facts("round", next(iter(both.values()))) | {
-        "lines": asked.lines,
-        "real_pairs": len(pairs),
-        "seconds": seconds,
-        "mean_loss": {name: next(loss for loss in losses if loss) for name, losses in task.losses.items()},
-        "generated_tokens_a_round": {name: tokens // (asked.turns + 1) for name, tokens in task.tokens.items()},
+    start = {
+        name: adapters.read(asked.run / "adapters" / "parallel" / name)
+        if asked.run
+        else {key: value.clone() for key, value in adapters.tensors(one.learner.model, name).items()}
+        for name, one in both.items()
     }
+    task = Task(recipe, lines, real, start)
+    disable_progress_bars()
+    turns = in_turns(task, {"ours": Ours(task, both), "plain": Plain(task, both), "TRL": Trl(task, both)}, asked.turns)
     if asked.prior_art:
-        one = both[first.name]
-        limits = [
-            length_limit(each.num_source_tokens(prompt), recipe.generate)
-            for each in both.values()
-            for prompt in each.template.prompts(lines[each.direction.source])
-        ]
-        settings = recipe.adapter[first.name]
-        found = prior_round.run(
-            asked.prior_art,
-            one.base.location,
-            lines,
-            rows_per_step=recipe.train.rows_per_step,
-            max_new_tokens=round(sum(limits) / len(limits)),
-            rank=settings.rank,
-            alpha=settings.alpha,
-            lr=recipe.train.lr,
-            dtype=str(one.base.dtype).removeprefix("torch."),
-        )
-        document["prior_art"] = found
-        for name, said in found.items():
-            writing = said["generate_seconds"]
-            seconds[f"CycleFormers, {name}"] = {"generate": writing, "learn": said["seconds"] - writing}
+        bare = replace(task, real={name: [] for name in real})
+        turns |= in_turns(bare, {"ours, no real pairs": Ours(bare, both)}, asked.turns)
+    document = facts("round", both[first.name]) | {"lines": asked.lines, "real_pairs": len(pairs)}
+    document["roads"] = {name: turn.to_dict() for name, turn in turns.items()}
+    if asked.prior_art:
+        document["command"] = document["command"].replace(asked.prior_art, "PYTHON")
+        document["roads"] |= _prior(asked.prior_art, task, both)
     path = RESULTS / f"round-{asked.name}.json"
     path.write_text(json.dumps(document, indent=1) + "\n", encoding="utf-8")
     show(document, Console())
     draw(document, path.with_suffix(".png"))
+
+
+def _prior(python: str, task: Task, both: Mapping[str, Translator]) -> dict[str, Any]:
+    """Return what CycleFormers takes for the same lines, without real pairs and from fresh adapters."""
+    recipe, one = task.recipe, next(iter(both.values()))
+    limits = [
+        length_limit(each.num_source_tokens(prompt), recipe.generate)
+        for each in both.values()
+        for prompt in each.template.prompts(task.lines[each.direction.source])
+    ]
+    settings = next(iter(recipe.adapter.values()))
+    found = prior_round.run(
+        python,
+        one.base.location,
+        task.lines,
+        rows_per_step=recipe.train.rows_per_step,
+        max_new_tokens=round(sum(limits) / len(limits)),
+        rank=settings.rank,
+        alpha=settings.alpha,
+        lr=recipe.train.lr,
+        dtype=str(one.base.dtype).removeprefix("torch."),
+    )
+    return {
+        f"CycleFormers, {name}": {
+            "seconds": {"generate": said["generate_seconds"], "learn": said["seconds"] - said["generate_seconds"]},
+            "new_tokens": said["generated_tokens"],
+            "rows": said["lines"],
+            "steps": sum(said["optimizer_steps"]),
+        }
+        for name, said in found.items()
+    }
 
 
 if __name__ == "__main__":

@@ -1,11 +1,12 @@
 """python -m benchmarks.scale: seconds a line and peak memory, from a thousand lines of text to ten million.
 
-Each size runs in a process of its own, whose peak is read at its end. It prepares a corpus of so many monolingual lines
+Each size runs in a process of its own. It prepares a corpus of so many monolingual lines
 of each language (the quickstart's lines, numbered so that they differ), then takes rounds of it: lines read, encoded,
 written for, judged, made into rows and put into steps. Up to --real lines SmolLM2 writes and learns; above that nobody
 does, said in the result: the source of a line is the line itself, its words in reverse, so that only our own work is
 left. Rounds end after --rounds lines, or --real-rounds where a model works, since a round costs what it costs however
-long the corpus is, which is what the figures show. Writes benchmarks/results/scale-NAME.json and .png.
+long the corpus is, which is what the figures show. Memory: what preparing adds to the process, and the peak of the
+whole process in the rounds, models and all. Writes benchmarks/results/scale-NAME.json and .png.
 """
 
 from __future__ import annotations
@@ -24,8 +25,9 @@ import torch
 from rich.console import Console
 from rich.table import Table as Shown
 
-from benchmarks.machine import RESULTS, parser, peak_memory, processor
+from benchmarks.machine import RESULTS, forget_peak, parser, process_peak, processor
 from roundtrip import block, cookbook, roads, translator
+from roundtrip.engine import memory
 from roundtrip.engine.batch import steps
 from roundtrip.engine.generate import Hypotheses
 from roundtrip.engine.step import step
@@ -76,10 +78,13 @@ def measure(number: int, *, real: bool, rounds: int) -> dict[str, Any]:
         base = prepare(shipped.recipe, shipped.folder, folder / "base", lambda text: None)
         loaded = cookbook.load(str(corpus(shipped.recipe, folder, number, base)))
         (folder / "stores").mkdir()
-        start = time.perf_counter()
+        memory.release()
+        forget_peak()
+        before, start = memory.used(torch.device("cpu")), time.perf_counter()
         corpora = prepare(loaded.recipe, folder, folder / "stores", lambda text: None)
-        preparing = time.perf_counter() - start
+        preparing, added = time.perf_counter() - start, process_peak() - before
         both = translator.load(loaded.recipe, folder)
+        forget_peak()
         seconds, lines = _rounds(loaded.recipe, corpora, both, min(number, rounds), real=real)
     return {
         "lines": number,
@@ -88,7 +93,8 @@ def measure(number: int, *, real: bool, rounds: int) -> dict[str, Any]:
         "prepare_seconds": preparing,
         "round_lines": lines,
         "round_seconds": seconds,
-        "peak_bytes": peak_memory(),
+        "prepare_bytes": added,
+        "round_bytes": process_peak(),
     }
 
 
@@ -108,7 +114,7 @@ def _rounds(
     cursors: dict[str, Cursor] = {}
     seconds = dict.fromkeys(("read, write, judge", "rows", "learn"), 0.0)
     lines = 0
-    num_rounds = max(1, -(-number // recipe.rounds.lines))
+    num_rounds = max(1, number // recipe.rounds.lines)
     for turn in range(num_rounds + 1):
         for phase in pair:
             one, writer = both[phase.direction.name], both[phase.direction.reverse.name]
@@ -129,7 +135,7 @@ def _rounds(
                              recipe.train.tokens_per_forward, 0, packed=packed)  # fmt: skip
             times.append(time.perf_counter())
             cursors = cursors | made.cursors
-            if turn or num_rounds == 1:
+            if turn:
                 lines += recipe.rounds.lines
                 for key, before, after in zip(seconds, times, times[1:], strict=False):
                     seconds[key] += after - before
@@ -147,11 +153,9 @@ class Stub:
         ids = [row.ids[row.start : -1] for row in self.template.rows([("", text) for text in texts])]
         width = max(map(len, ids))
         new_BN = torch.tensor([[*one, *(width - len(one)) * [0]] for one in ids])
-        done_B = torch.ones(len(ids), dtype=torch.bool)
+        size_B, done_B = torch.tensor([len(one) for one in ids]), torch.ones(len(ids), dtype=torch.bool)
         prompts = reader.prompts(texts) if reader is not None else None
-        return Written(
-            texts, done_B.tolist(), Hypotheses(new_BN, torch.tensor([len(one) for one in ids]), done_B), prompts
-        )
+        return Written(texts, done_B.tolist(), Hypotheses(new_BN, size_B, done_B, size_B + 1), prompts)
 
     def __getattr__(self, name: str) -> Any:
         return getattr(self.one, name)
@@ -159,7 +163,8 @@ class Stub:
 
 def show(document: Mapping[str, Any], console: Console) -> None:
     table = Shown(title="one process for each size")
-    for column in ("lines", "model", "prepare, us a line", "ours, us a line", "model, ms a line", "peak, MiB"):
+    columns = ("lines", "model", "prepare, us a line", "prepare, MiB", "round, us a line", "round, whole process, MiB")
+    for column in columns:
         table.add_column(column, justify="left" if column == "model" else "right")
     for case in document["sizes"]:
         own, learning = per_line(case)
@@ -167,9 +172,9 @@ def show(document: Mapping[str, Any], console: Console) -> None:
             f"{case['lines']:,}",
             case["model"],
             f"{1e6 * case['prepare_seconds'] / case['prepared_lines']:.1f}",
-            "" if learning else f"{1e6 * own:.0f}",
-            f"{1e3 * (own + learning):.1f}" if learning else "",
-            f"{case['peak_bytes'] / 2**20:,.0f}",
+            f"{case['prepare_bytes'] / 2**20:,.1f}",
+            f"{1e6 * (own + learning):,.0f}",
+            f"{case['round_bytes'] / 2**20:,.0f}",
         )
     console.print(table)
 
@@ -196,10 +201,12 @@ def draw(document: Mapping[str, Any], path: Path) -> None:
     left.plot([case["lines"] for case in stubs], [1e6 * per_line(case)[0] for case in stubs], "-o", label="round, stub")
     left.set(xscale="log", xlabel="lines of each language", ylabel="microseconds a line", ylim=(0, None))
     left.legend(fontsize="small")
-    for kind, marker in (("SmolLM2-135M", "-s"), ("stub", "-o")):
+    right.plot(sizes, [case["prepare_bytes"] / 2**20 for case in cases], "-o", label="added by prepare")
+    for kind, marker in (("SmolLM2-135M", "-s"), ("stub", "-^")):
         some = [case for case in cases if case["model"].startswith(kind)]
-        right.plot([case["lines"] for case in some], [case["peak_bytes"] / 2**20 for case in some], marker, label=kind)
-    right.set(xscale="log", xlabel="lines of each language", ylabel="peak memory, MiB", ylim=(0, None))
+        peaks = [case["round_bytes"] / 2**20 for case in some]
+        right.plot([case["lines"] for case in some], peaks, marker, label=f"process in rounds, {kind}")
+    right.set(xscale="log", xlabel="lines of each language", ylabel="MiB", ylim=(0, None))
     right.legend(fontsize="small")
     figure.suptitle(document["hardware"]["processor"], fontsize=9)
     figure.tight_layout()

@@ -7,7 +7,7 @@ from concurrent.futures import Future, ThreadPoolExecutor
 
 
 class Ahead:
-    """One piece of work that is begun before it is needed."""
+    """One piece of work that is begun before it is needed; close it in the end."""
 
     def __init__(self) -> None:
         self._thread = ThreadPoolExecutor(1, "ahead")
@@ -19,7 +19,15 @@ class Ahead:
             self._begun = number, self._thread.submit(work)
 
     def need(self, number: int, work: Callable[[], None]) -> None:
-        """Return when the work of a phase is done; where it was not begun before it is done now."""
+        """Return when the work of a phase is done; where it was not begun before it is begun now.
+
+        Raises:
+            Whatever the work has raised.
+        """
         self.begin(number, work)
         assert self._begun is not None
         self._begun[1].result()
+
+    def close(self) -> None:
+        """Wait for nothing: what has not begun is dropped, what is under way comes to its end unseen."""
+        self._thread.shutdown(wait=False, cancel_futures=True)

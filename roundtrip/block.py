@@ -99,7 +99,7 @@ def of_round(
     targets = repeated(lines, recipe.generate.samples)
     usual_ratio = _usual_ratio(corpora, recipe.languages.index(direction.source))
     judged = judge(written.texts, written.finished, targets, recipe.judge, usual_ratio)
-    judged = choose(judged, written, recipe.generate, learner)
+    judged = choose(judged, written, recipe, learner, tell)
     rejected = judged.rejected | ({"target too long": num_long} if num_long else {})
     wanted = num_real(recipe, len(judged.pairs), len(corpora.train))
     real, after_pairs = _pairs(phase, recipe, corpora, cursors, wanted)

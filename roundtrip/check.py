@@ -14,6 +14,7 @@ from rich.console import Console
 
 from roundtrip import cookbook
 from roundtrip.door import open_door
+from roundtrip.errors import ModelError
 from roundtrip.events import Events
 
 if TYPE_CHECKING:
@@ -60,16 +61,20 @@ def _work(arguments: argparse.Namespace) -> None:
         templates[d.name] = Template(tokenizer, segments)
     devices = {name: base.choose_device(spec.device) for name, spec in recipe.model.items()}
     _, verdicts = roads.find(recipe, templates, samples, devices, events)
-    memory = forecast(recipe, loaded.folder, templates, {name: list(pairs) for name, pairs in samples.items()})
+    memory, why = None, ""
+    try:
+        memory = forecast(recipe, loaded.folder, templates, samples)
+    except ModelError as error:
+        why = f"{error.place}: {error.problem}"
     if arguments.json:
         document: dict[str, Any] = {name: found.to_dict() for name, found in verdicts.items()}
-        document["memory"] = {"peak_bytes": memory.peak} | asdict(memory)
+        document["memory"] = {"reason": why} if memory is None else {"peak_bytes": memory.peak} | asdict(memory)
         sys.stdout.write(json.dumps(document, ensure_ascii=False, indent=1) + "\n")
         return
     for name, found in verdicts.items():
         roads.say(events, name, found)
         roads.say_examples(events, found)
-    events.say(str(memory))
+    events.say(why if memory is None else str(memory))
 
 
 def _tokenizer(recipe: Recipe, name: str, folder: Path, corpora: Corpora) -> tuple[Any, tuple[int, ...]]:

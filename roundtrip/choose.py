@@ -2,15 +2,21 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from itertools import groupby
 
 from roundtrip.judge import Judged
-from roundtrip.recipe import Generate
+from roundtrip.recipe import Recipe
 from roundtrip.translator import Translator, Written
 
 
-def choose(judged: Judged, written: Written, recipe: Generate, learner: Translator) -> Judged:
+def choose(
+    judged: Judged,
+    written: Written,
+    recipe: Recipe,
+    learner: Translator,
+    tell: Callable[[int, int], None] = lambda rows, tokens: None,
+) -> Judged:
     """Keep one source of each line, or all.
 
     `own` takes the one its writer holds the likeliest, by token, so that short ones have no advantage. `dual` takes the
@@ -20,20 +26,20 @@ def choose(judged: Judged, written: Written, recipe: Generate, learner: Translat
     Args:
         judged: accepted sources; their places count all hypotheses, those of one line next to each other.
         learner: the direction that will learn from them.
+        tell: called now and then; may raise to stop.
 
     Returns:
         The same without those that were not chosen, which are no rejections.
     """
-    if recipe.samples == 1 or recipe.choose == "all" or not judged.places:
+    samples, how = recipe.generate.samples, recipe.generate.choose
+    if samples == 1 or how == "all" or not judged.places:
         return judged
-    if recipe.choose == "dual":
-        values = learner.likelihoods(judged.pairs, recipe.tokens_per_batch)
+    if how == "dual":
+        values = learner.likelihoods(judged.pairs, recipe.train.tokens_per_forward, tell)
     else:
-        assert written.hypotheses.logprob_B is not None, "own likelihoods were asked for when writing"
-        tokens_B = (written.hypotheses.size_B + written.hypotheses.finished_B).clamp(min=1)
-        per_token = (written.hypotheses.logprob_B / tokens_B).tolist()
+        per_token = written.hypotheses.per_token()
         values = [per_token[place] for place in judged.places]
-    kept = best([place // recipe.samples for place in judged.places], values)
+    kept = best([place // samples for place in judged.places], values)
     return Judged([judged.pairs[i] for i in kept], [judged.places[i] for i in kept], judged.rejected)
 
 

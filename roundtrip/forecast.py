@@ -10,13 +10,16 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
+from unittest import mock
 
 import torch
 from torch import nn
+from transformers import masking_utils
 
 from roundtrip.engine.batch import by_budget
 from roundtrip.engine.generate import length_limit
 from roundtrip.engine.memory import KERNELS, used
+from roundtrip.errors import ModelError, RoundtripError, first_line
 from roundtrip.models import adapters, attention, base, moving, packed
 from roundtrip.recipe import Adapter, Model, Recipe
 from roundtrip.tokens.template import Template
@@ -35,7 +38,8 @@ class Forecast:
     """Bytes at the peak, by what holds them.
 
     Attributes:
-        process: what Python and its libraries hold on a CPU, prepared kernels with them; 0 on a GPU.
+        process: what Python and its libraries hold on a CPU, prepared kernels with them; 0 on a GPU, and where the
+            system does not say.
         base: weights of the base or both bases.
         scratch: the copy to generate from.
         learning: what learns, its float32 masters, and the optimizer's two averages.
@@ -75,12 +79,28 @@ def forecast(
 ) -> Forecast:
     """Work out the peak.
 
+    A model that looks at values on its way, as some mixtures of experts do, cannot be walked through without any.
+
     Args:
         templates, pairs: by direction; the pairs stand for the lines of the run.
 
     Raises:
-        SourceError, ModelError: the model cannot be had.
+        SourceError, ModelError: the model cannot be had, or cannot be walked through.
     """
+    try:
+        return _forecast(recipe, folder, templates, pairs)
+    except RoundtripError:
+        raise
+    except Exception as error:
+        raise ModelError(f"its memory cannot be forecast: {first_line(error)}", place="model") from error
+
+
+def _forecast(
+    recipe: Recipe,
+    folder: Path,
+    templates: Mapping[str, Template],
+    pairs: Mapping[str, Sequence[tuple[str, str]]],
+) -> Forecast:
     names = list(recipe.model)
     device = base.choose_device(recipe.model[names[0]].device)
     models = names[:1] if recipe.one_base else names
@@ -90,15 +110,14 @@ def forecast(
         own = {one: recipe.adapter[one] for one in (names if recipe.one_base else [name])}
         dtype = base.choose_dtype(spec.dtype, base.choose_device(spec.device))
         model = _without_weights(spec, folder, dtype)
-        size = sum(parameter.numel() for parameter in model.parameters())
-        weights += int(size * _BYTES_A_WEIGHT.get(spec.quantize, dtype.itemsize))
+        weights += _loaded(model, spec, dtype)
         whole = own[name].method == "full"
         if not whole and spec.scratch and spec.quantize == "none":
             scratch += _copied(model, device, dtype)
         learner: Any = model if whole else adapters.add(model, own, 1)
         for one in own:
             parameters = list(model.parameters()) if whole else list(adapters.parameters(learner, one).values())
-            learning += sum(_learning(parameter) for parameter in parameters)
+            learning += sum(_learning(parameter, whole=whole) for parameter in parameters)
             if own[one].method in moving.METHODS:
                 learning += sum(layer.weight.nbytes for layer in model.modules() if isinstance(layer, nn.Linear))
         for one in own:
@@ -109,7 +128,8 @@ def forecast(
                 generating,
                 _generating(recipe, model, templates[one], [source for source, _ in pairs[one]], device, dtype),
             )
-    process = 0 if device.type == "cuda" else used(device) + KERNELS * _KERNEL_BYTES
+    held = used(device)
+    process = held + KERNELS * _KERNEL_BYTES if held and device.type != "cuda" else 0
     return Forecast(process, weights, scratch, learning, training, generating)
 
 
@@ -123,16 +143,26 @@ def _without_weights(spec: Model, folder: Path, dtype: torch.dtype) -> Any:
 def _copied(model: Any, device: torch.device, dtype: torch.dtype) -> int:
     """Return the size of a scratch copy; packed, a tied output layer has a weight of its own."""
     size = sum(int(parameter.nbytes) for parameter in model.parameters())
-    if device.type == "cpu" and packed.usable(dtype) and model.config.tie_word_embeddings:
+    if device.type == "cpu" and packed.usable(dtype) and getattr(model.config, "tie_word_embeddings", False):
         size += int(model.get_output_embeddings().weight.nbytes)
     return size
 
 
-def _learning(parameter: nn.Parameter) -> int:
-    """Return what a parameter that learns takes between steps, and its gradient."""
+def _loaded(model: Any, spec: Model, dtype: torch.dtype) -> int:
+    """Return the size of the base; where it is quantized its linear layers are, but for the output layer."""
+    size = sum(int(parameter.nbytes) for parameter in model.parameters())
+    if spec.quantize == "none":
+        return size
+    head = model.get_output_embeddings()
+    linear = [layer.weight for layer in model.modules() if isinstance(layer, nn.Linear) and layer is not head]
+    return size - int(sum(weight.numel() for weight in linear) * (dtype.itemsize - _BYTES_A_WEIGHT[spec.quantize]))
+
+
+def _learning(parameter: nn.Parameter, *, whole: bool) -> int:
+    """Return what a parameter that learns takes, and its gradient; of a whole model it is in the base already."""
     masters = 0 if parameter.dtype == torch.float32 else 4
-    # Itself and its gradient; of a whole model the first is the base.
-    return int(parameter.numel() * (masters + 4 + 4 + 2 * parameter.dtype.itemsize))
+    own = 0 if whole else parameter.dtype.itemsize
+    return int(parameter.numel() * (own + masters + 4 + 4 + parameter.dtype.itemsize))
 
 
 def _training(
@@ -187,20 +217,20 @@ def _kept_by(model: Any, lengths: Sequence[int], is_packed: bool) -> int:
         return tensor
 
     if is_packed:
-        total = sum(lengths)
         bounds = torch.zeros(len(lengths) + 1, dtype=torch.int32, device="meta")
-        given: dict[str, Any] = {"position_ids": torch.zeros(1, total, dtype=torch.int64, device="meta")}
-        given |= {f"cu_seq_lens_{side}": bounds for side in "qk"} | {
-            f"max_length_{side}": max(lengths) for side in "qk"
-        }
-        shape = (1, total)
+        given: dict[str, Any] = {f"cu_seq_lens_{side}": bounds for side in "qk"}
+        given |= {f"max_length_{side}": max(lengths) for side in "qk"}
+        shape = (1, sum(lengths))
     else:
-        shape, given = (len(lengths), max(lengths)), {}
-    # A mask of this shape is taken as it is: to make one, values would have to be looked at.
-    mask = torch.zeros(1, 1, 1, shape[1], dtype=next(model.parameters()).dtype, device="meta")
+        shape = (len(lengths), max(lengths))
+        # A mask of this shape is taken as it is: to make one, values would have to be looked at.
+        mask = torch.zeros(1, 1, 1, shape[1], dtype=next(model.parameters()).dtype, device="meta")
+        given = {"attention_mask": mask}
     ids = torch.zeros(shape, dtype=torch.int64, device="meta")
-    with torch.autograd.graph.saved_tensors_hooks(hold, lambda tensor: tensor):
-        model.get_decoder()(input_ids=ids, attention_mask=mask, use_cache=False, **given)
+    # Places are looked at for rows that are packed without bounds; here there is nothing to look at.
+    unseen = mock.patch.object(masking_utils, "find_packed_sequence_indices", lambda position_ids: None)
+    with unseen, torch.autograd.graph.saved_tensors_hooks(hold, lambda tensor: tensor):
+        model.get_decoder()(input_ids=ids, use_cache=False, **given)
     return sum(storage.nbytes() for storage in held.values())
 
 
@@ -208,13 +238,13 @@ def _generating(
     recipe: Recipe, model: Any, template: Template, sources: Sequence[str], device: torch.device, dtype: torch.dtype
 ) -> int:
     """Return cache, logits and the prompts' forward pass of the largest batch of hypotheses."""
-    config, settings = model.config, recipe.generate
+    config, settings = model.config.get_text_config(decoder=True), recipe.generate
     prompts = [len(prompt) for prompt in template.prompts(sources)]
     limits = [length_limit(max(1, prompt - template.num_fixed), settings) for prompt in prompts]
     longest = max(range(len(prompts)), key=lambda i: prompts[i])
     width = prompts[longest] + limits[longest] + 1
     num_lines = max(recipe.rounds.lines if recipe.rounds.number else 0, 64)
-    rows = min(max(1, settings.tokens_per_batch // width), num_lines * settings.samples)
+    rows = min(max(settings.samples, settings.tokens_per_batch // width), num_lines * settings.samples)
     heads = getattr(config, "num_key_value_heads", None) or config.num_attention_heads
     size = getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
     cache = 2 * config.num_hidden_layers * rows * width * heads * size * dtype.itemsize

@@ -69,11 +69,17 @@ def num_real(recipe: Recipe, num_synthetic: int, num_pairs: int) -> int:
     return round(num_synthetic * share / (1.0 - share))
 
 
+def num_synthetic(recipe: Recipe) -> int:
+    """Return how many synthetic rows a round makes if none is rejected."""
+    every = recipe.generate.samples if recipe.generate.choose == "all" else 1
+    return recipe.rounds.lines * every
+
+
 def num_steps(recipe: Recipe, num_pairs: int) -> int:
     """Return how many optimizer steps one direction takes if no synthetic source is rejected."""
     per_step = recipe.train.rows_per_step
     text = math.ceil(2 * recipe.train.text_lines / per_step)
     warm_up = text + recipe.train.parallel_passes * math.ceil(num_pairs / per_step)
-    lines = recipe.rounds.lines
+    lines = num_synthetic(recipe)
     block = math.ceil((lines + num_real(recipe, lines, num_pairs)) / per_step)
     return warm_up + recipe.rounds.number * block

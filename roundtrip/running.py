@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import tempfile
 from collections.abc import Mapping
+from contextlib import ExitStack, closing
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +15,7 @@ from roundtrip.events import Events
 from roundtrip.loop import round_trip
 from roundtrip.models import fresh
 from roundtrip.models.learner import frozen_hashes
-from roundtrip.plan import TEXT, directions, num_real, num_steps, phases
+from roundtrip.plan import TEXT, directions, num_real, num_steps, num_synthetic, phases
 from roundtrip.recipe import Recipe
 from roundtrip.run import Run, create, placed, reopen
 from roundtrip.scorer import check_metrics, texts
@@ -37,11 +38,11 @@ def train(path: Path, loaded: Loaded, events: Events, *, resume: bool = False) -
     """
     run = reopen(path, loaded) if resume else create(path, loaded)
     events.path = run.events
-    with listening(events.say) as stop:
+    with listening(events.say) as stop, ExitStack() as ends:
         translators, corpora = _prepared(run, loaded, events, stop)
         found = _roads(loaded.recipe, translators, corpora, events)
         stop.leave_if_asked()
-        trip = Trip(run, loaded.recipe, corpora, translators, found, events, stop)
+        trip = ends.enter_context(closing(Trip(run, loaded.recipe, corpora, translators, found, events, stop)))
         if resume:
             trip.resume()
             if trip.done():
@@ -193,7 +194,8 @@ def _show_plan(loaded: Loaded, corpora: Corpora, translators: Mapping[str, Trans
         if phase.stage == TEXT:
             what = f"{recipe.train.text_lines} plain lines of each language"
         if phase.round:
-            lines = recipe.rounds.lines
-            what = f"{lines} new lines with synthetic sources and {num_real(recipe, lines, num_pairs)} real pairs"
+            lines = num_synthetic(recipe)
+            what = f"{recipe.rounds.lines} new lines, {lines} synthetic sources"
+            what += f" and {num_real(recipe, lines, num_pairs)} real pairs"
         events.say(f"{phase.stage}: {phase.direction.name} learns from {what}")
     events.say(f"{num_steps(recipe, num_pairs)} optimizer steps for each direction; nothing was written")

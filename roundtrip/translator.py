@@ -119,11 +119,16 @@ class Translator:
             thread.shutdown(cancel_futures=True)
         return Written(texts, hypotheses.finished_B.tolist(), hypotheses, read)
 
-    def likelihoods(self, pairs: Sequence[tuple[str, str]], tokens_per_forward: int) -> list[float]:
+    def likelihoods(
+        self,
+        pairs: Sequence[tuple[str, str]],
+        tokens_per_forward: int,
+        tell: Callable[[int, int], None] = lambda rows, tokens: None,
+    ) -> list[float]:
         """Return the log-probability of each target given its source, in nats, with the weights as they are now."""
         table = Table.of(self.template.rows(pairs), self.base.device)
         with self.learner.generating() as model:
-            found: list[float] = log_likelihood(model, table, self.base.pad_id, tokens_per_forward).tolist()
+            found: list[float] = log_likelihood(model, table, self.base.pad_id, tokens_per_forward, tell).tolist()
         return found
 
     def num_source_tokens(self, prompt: Sequence[int]) -> int:

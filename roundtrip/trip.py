@@ -19,7 +19,7 @@ from roundtrip.engine.batch import Table, steps
 from roundtrip.engine.step import StepResult, step
 from roundtrip.errors import RunError, TrainingError
 from roundtrip.events import Events, Progressing
-from roundtrip.models.attention import READ_BOUNDS
+from roundtrip.models import attention
 from roundtrip.models.optimizer import Optimizer
 from roundtrip.plan import BASE, PARALLEL, TEXT, Phase, directions, num_steps, phases
 from roundtrip.recipe import Recipe
@@ -34,6 +34,8 @@ from roundtrip.tokens.guard import Guard
 from roundtrip.tokens.road import Road
 from roundtrip.translator import Translator
 
+# Steps between two times that free memory is given back, which takes some tens of milliseconds.
+TRIM_EVERY = 8
 # Part of a checkpoint: the pairs of tokens that the guard knows.
 _PAIRS = "pairs"
 
@@ -117,10 +119,10 @@ class Trip:
         """Have the reverse direction write sources."""
         writer = phase.direction.reverse.name
         road = self.roads[phase.direction.name]
-        self._ahead.need(phase.number, self._encoding(phase, cursors))
         with self.events.task(
             "generating", f"{phase.stage}: {writer} writes sources", self.recipe.rounds.lines
         ) as task:
+            self._ahead.need(phase.number, self._encoding(phase, cursors))
             block = blocks.of_round(
                 phase,
                 self.recipe,
@@ -175,8 +177,9 @@ class Trip:
         name = f"{phase.stage}: {phase.direction.name} learns"
         packing = self.recipe.train.packing
         with learner.training(packing) as self._packed, self.events.task("training", name, total) as task:
-            if packing == "auto" and not self._packed and learner.spec.attention in READ_BOUNDS:
-                self.events.say("  rows are padded: packed ones would see each other in this model")
+            names = attention.candidates(learner.spec.attention, learner.base.device)
+            if packing == "auto" and not self._packed and names[0] in attention.READ_BOUNDS:
+                self.events.say("  rows are padded: this model does not keep packed ones apart")
             if self.state.step:
                 task.advance(self.state.step)
             following = self.phases[phase.number + 1 : phase.number + 2]
@@ -209,6 +212,8 @@ class Trip:
             self.state = replace(self.state, tokens_per_forward=result.tokens_per_forward)
             self.events.say(f"  memory ran out; forward passes have {result.tokens_per_forward} tokens from here on")
             self.events.log("memory", activity="training", tokens=result.tokens_per_forward)
+        if self.state.step % TRIM_EVERY == 0:
+            memory.trim()
         taken = self.state.optimizer_steps
         self.state = replace(
             self.state, step=self.state.step + 1, optimizer_steps=taken | {name: taken.get(name, 0) + 1}
@@ -311,6 +316,10 @@ class Trip:
         self.run.write_metrics(metrics)
         self.events.log("end", seconds=metrics["seconds"], best=metrics["best"], peak_bytes=peak)
         results.show(metrics, self.run, self.events.console)
+
+    def close(self) -> None:
+        """Let go of what runs beside the run."""
+        self._ahead.close()
 
     def done(self) -> bool:
         """Return whether the run has come to its end before."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 import threading
 from collections import Counter
 from pathlib import Path
@@ -56,9 +57,20 @@ def test_a_run_encodes_each_real_line_once_for_each_use_and_learns_the_same(
             return original(self, texts)
 
         monkeypatch.setattr(Template, name, spy)
+    begun: list[tuple[int, int]] = []
+    original_begin = Ahead.begin
+
+    def begin(self: Ahead, number: int, work: Any) -> None:
+        depth = sum(frame.function == "training" for frame in inspect.stack())
+        begun.append((number, depth))
+        original_begin(self, number, work)
+
+    monkeypatch.setattr(Ahead, "begin", begin)
     path = write_recipe(("number = 1", "number = 2"))
     settings = ("tokens.audit=0.0",)
     go(path, tmp_path / "ahead", overrides=settings)
+    # Two phases on pairs, then four of the rounds: each but the first two is begun while the one before trains.
+    assert {number for number, depth in begun if depth} == {2, 3, 4, 5}
     assert threads["ahead"] > 0
     texts = [(tmp_path / "ahead" / "data" / f"mono.{code}.txt").read_text(encoding="utf-8") for code in ("en", "es")]
     mono = {line for text in texts for line in text.splitlines()}
@@ -81,3 +93,13 @@ def test_a_run_encodes_each_real_line_once_for_each_use_and_learns_the_same(
     go(path, tmp_path / "plain", overrides=settings)
     assert not threads["ahead"]
     assert_same(end_state(tmp_path / "ahead"), end_state(tmp_path / "plain"))
+
+
+def test_closing_drops_what_has_not_begun() -> None:
+    ahead, held, ran = Ahead(), threading.Event(), []
+    ahead.begin(1, lambda: held.wait(5) and None)
+    ahead.begin(2, lambda: ran.append(2))
+    ahead.close()
+    held.set()
+    ahead._thread.shutdown(wait=True)
+    assert not ran

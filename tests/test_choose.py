@@ -5,18 +5,27 @@ from __future__ import annotations
 import json
 from collections import Counter
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
 import torch
 
 from roundtrip import choose as choosing
+from roundtrip import cookbook
 from roundtrip.choose import best, choose
+from roundtrip.engine.batch import Table
 from roundtrip.engine.generate import Hypotheses
+from roundtrip.engine.likelihood import log_likelihood
+from roundtrip.errors import ModelError
 from roundtrip.judge import Judged
-from roundtrip.recipe import Generate
+from roundtrip.plan import num_steps
+from roundtrip.recipe import Generate, Train
+from roundtrip.tokens.template import Row
 from roundtrip.translator import Translator, Written
 from tests.conftest import WriteRecipe
+from tests.test_engine import rows
+from tests.test_engines import model_of
 from tests.test_run import assert_same, end_state, go
 
 
@@ -28,7 +37,7 @@ def test_the_best_of_each_line_the_first_of_equals() -> None:
 class Reader:
     """Holds a target the likelier the longer its source is."""
 
-    def likelihoods(self, pairs: list[tuple[str, str]], tokens_per_forward: int) -> list[float]:
+    def likelihoods(self, pairs: list[tuple[str, str]], tokens: int, tell: Any) -> list[float]:
         return [float(len(source)) for source, _ in pairs]
 
 
@@ -39,11 +48,14 @@ def test_each_way_to_choose(how: Any, kept: list[int]) -> None:
     """Two lines of three hypotheses; two were rejected, and they are not to be chosen however likely they are."""
     sizes, logprobs = torch.tensor([2, 9, 3, 3, 2, 9]), torch.tensor([-1.0, -9.0, 0.0, 0.0, -2.0, -20.0])
     finished = torch.ones(6, dtype=torch.bool)
-    written = Written([""] * 6, [True] * 6, Hypotheses(torch.zeros(6, 9), sizes, finished, logprobs))
+    # The last but one ends in a token of text, which is one of the hypothesis: two tokens, not three.
+    tokens = sizes + torch.tensor([1, 1, 1, 1, 0, 1])
+    written = Written([""] * 6, [True] * 6, Hypotheses(torch.zeros(6, 9), sizes, finished, tokens, logprobs))
     pairs = [("a", "x"), ("aaaa", "x"), ("b", "y"), ("bbb", "y")]
     judged = Judged(pairs, [0, 1, 4, 5], {"empty": 2})
     reader: Any = Reader()
-    found = choose(judged, written, Generate(samples=3, temperature=1.0, choose=how), reader)
+    recipe: Any = SimpleNamespace(generate=Generate(samples=3, temperature=1.0, choose=how), train=Train())
+    found = choose(judged, written, recipe, reader)
     assert found.places == kept and found.rejected == {"empty": 2}
     assert found.pairs == [pairs[judged.places.index(place)] for place in kept]
 
@@ -55,8 +67,8 @@ def test_a_run_learns_from_what_was_chosen(
     scored: list[tuple[str, int]] = []
     original = Translator.likelihoods
 
-    def spy(self: Translator, pairs: Any, tokens: int) -> list[float]:
-        found = original(self, pairs, tokens)
+    def spy(self: Translator, pairs: Any, *rest: Any) -> list[float]:
+        found = original(self, pairs, *rest)
         scored.append((self.direction.name, len(pairs)))
         assert all(value < 0 for value in found)
         return found
@@ -72,3 +84,36 @@ def test_a_run_learns_from_what_was_chosen(
         assert times and max(times.values()) == (3 if how == "all" else 1)
     go(path, tmp_path / "again", overrides=settings)
     assert_same(end_state(tmp_path / "again"), end_state(tmp_path / "run"))
+
+
+def test_the_schedule_counts_every_source_that_is_kept(write_recipe: WriteRecipe) -> None:
+    path = write_recipe()
+    sizes = []
+    for choose_by in ("dual", "all"):
+        overrides = [
+            "generate.samples=4",
+            "generate.temperature=0.7",
+            "rounds.lines=64",
+            f"generate.choose={choose_by}",
+        ]
+        sizes.append(num_steps(cookbook.load(str(path), overrides).recipe, 0))
+    assert sizes[1] == pytest.approx(4 * sizes[0], rel=0.2)
+
+
+def test_scoring_goes_on_in_halves_where_memory_runs_out(monkeypatch: pytest.MonkeyPatch) -> None:
+    model = model_of("RoPE, tied head")
+    table = Table.of([Row(row.ids, max(1, row.start)) for row in rows(12)])
+    expected, told = log_likelihood(model, table, 0, 10_000), []
+    forward = type(model).forward
+
+    def small(self: Any, *, input_ids: torch.Tensor, **given: Any) -> Any:
+        if len(input_ids) > 4:
+            raise torch.OutOfMemoryError("CUDA out of memory")
+        return forward(self, input_ids=input_ids, **given)
+
+    monkeypatch.setattr(type(model), "forward", small)
+    found = log_likelihood(model, table, 0, 10_000, lambda rows, tokens: told.append(1))
+    assert torch.allclose(found, expected, atol=1e-4) and len(told) > 3
+    monkeypatch.setattr(type(model), "forward", lambda self, **given: small(self, input_ids=torch.zeros(9)))
+    with pytest.raises(ModelError, match="single row"):
+        log_likelihood(model, table, 0, 10_000)

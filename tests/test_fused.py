@@ -10,9 +10,10 @@ import pytest
 import torch
 from peft.tuners.lora import Linear
 from torch import nn
+from transformers import AttentionInterface
 from transformers.integrations.sdpa_attention import sdpa_attention_forward
 
-from roundtrip.engine.batch import Table, collate
+from roundtrip.engine.batch import Table, collate, pack
 from roundtrip.engine.generate import generate
 from roundtrip.engine.step import loss_sum
 from roundtrip.errors import ModelError
@@ -21,9 +22,12 @@ from roundtrip.models import base as bases
 from roundtrip.models.lora import FusedLinear
 from roundtrip.models.packed import PackedLinear
 from roundtrip.recipe import Adapter, Generate
+from roundtrip.tokens.template import Row
+from tests.conftest import WriteRecipe
 from tests.test_adapters import fresh
 from tests.test_engine import rows
 from tests.test_engines import ALL, LIMITS, PROMPTS, STOPS, model_of, written
+from tests.test_run import go
 
 
 def plain(model: nn.Module) -> None:
@@ -241,5 +245,50 @@ def test_an_attention_that_a_model_cannot_have_is_refused() -> None:
     some = torch.zeros(1, 2, 3, 4)
     with pytest.raises(ValueError, match="knows none of"):
         attention.varlen(module, some, some, some, None, softcap=30.0)
+    bounds: Any = {"cu_seq_lens_q": torch.tensor([0, 3]), "max_length_q": 3}
+    with pytest.raises(ValueError, match="masks them otherwise"):
+        attention.varlen(module, some, some, some, attention_mask=torch.zeros(1, 1, 3, 3), **bounds)
+    narrow, _ = attention.varlen(module, some, some, some, attention_mask=torch.tensor(1), **bounds)
+    assert narrow.shape == (1, 3, 2, 4)
     with pytest.raises(ModelError, match="no_such"):
         attention.choose(model, "no_such")
+
+
+def test_a_window_that_stands_in_the_mask_alone_is_kept(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Some models tell their attention nothing of it; packed rows get it all the same."""
+    model = model_of("sliding window")
+    long = [Row([5 + place % 90 for place in range(40)], 1), Row([7] * 30, 1)]
+    alone = [model(input_ids=torch.tensor([row.ids]), use_cache=False).logits[0] for row in long]
+    original = attention.varlen
+
+    def deaf(*arguments: Any, sliding_window: Any = None, **given: Any) -> Any:
+        return original(*arguments, **given)
+
+    for function in (original, deaf):
+        AttentionInterface.register(attention._REGISTERED["varlen"], function)
+        attention.choose(model, "varlen")
+        batch = pack(Table.of(long), [0, 1])
+        found = model(input_ids=batch.ids_BT, use_cache=False, **batch.inputs).logits[0]
+        assert torch.allclose(found, torch.cat(alone), atol=1e-4)
+    AttentionInterface.register(attention._REGISTERED["varlen"], original)
+
+
+def test_a_model_that_fails_on_varlen_trains_padded_and_the_run_says_so(
+    write_recipe: WriteRecipe, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def broken(*arguments: Any, **given: Any) -> Any:
+        raise TypeError("'NoneType' object is not subscriptable")
+
+    AttentionInterface.register(attention._REGISTERED["varlen"], broken)
+    try:
+        shown = go(write_recipe(), tmp_path / "run")
+        assert "this model does not keep packed ones apart" in shown
+        with pytest.raises(TypeError):
+            go(write_recipe(), tmp_path / "asked", overrides=("model.attention=varlen",))
+    finally:
+        AttentionInterface.register(attention._REGISTERED["varlen"], attention.varlen)
+    with pytest.raises(ModelError, match="does not change its attention"):
+        model = model_of("RoPE, tied head")
+        monkeypatch.setattr(type(model), "set_attn_implementation", lambda self, name: None)
+        attention.choose(model, "eager")
+    go(write_recipe(), tmp_path / "fixed")  # auto takes what the model has

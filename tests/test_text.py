@@ -202,3 +202,14 @@ def test_length_ratio_is_symmetric_and_mild_on_short_texts() -> None:
     assert length_ratio(90, 40) == length_ratio(40, 90) == 2.0
     assert length_ratio(2, 4) < 1.2
     assert length_ratio(1, 1) == 1.0
+
+
+def test_a_store_with_fewer_rows_than_were_kept_is_refused(write_recipe: WriteRecipe, tmp_path: Path) -> None:
+    """An index cut off between two rows is whole in itself."""
+    loaded = cookbook.load(str(write_recipe()))
+    corpora = prepare(loaded.recipe, loaded.folder, tmp_path, lambda text: None)
+    reopen(loaded.recipe, tmp_path, corpora.counts)
+    path = tmp_path / "mono.en.txt.starts"
+    path.write_bytes(path.read_bytes()[:-8])
+    with pytest.raises(TextError, match=r"mono.en.txt has \d+ rows of \d+"):
+        reopen(loaded.recipe, tmp_path, corpora.counts)

@@ -91,7 +91,7 @@ class _Past:
         from transformers import DynamicCache
 
         self._model = model
-        self._cache = DynamicCache(config=model.config)
+        self._cache: Any = DynamicCache(config=model.config)
         self._steps: Steps | None = None
         self._device = next(model.parameters()).device
         self._fixed = recipe.cuda_graphs and self._device.type in GRAPHS_ON and fits(model)
@@ -102,13 +102,13 @@ class _Past:
 
     def step(self, ids_BT: torch.Tensor, position_BT: torch.Tensor, mask_BS: torch.Tensor) -> torch.Tensor:
         """Return the logits behind new tokens, (B, V)."""
-        if self._fixed and ids_BT.shape[1] == 1 and self._cache.get_seq_length():
+        if self._fixed and ids_BT.shape[1] == 1 and (self._steps is not None or self._cache.get_seq_length()):
             if self._steps is not None and not self._steps.room:
-                self._cache = self._steps.grown()
-                self._steps = None
+                self._cache, self._steps = self._steps.grown(), None
             if self._steps is None:
                 before_BS = mask_BS[:, :-1]
                 self._steps = Steps(self._model, self._cache, before_BS, replay=self._device.type == "cuda")
+                self._cache = None  # it has a copy
             return self._steps.step(ids_BT, position_BT)
         logits_BV: torch.Tensor = self._model(
             input_ids=ids_BT,
@@ -128,8 +128,7 @@ class _Past:
         if self._steps is None:
             self._cache.batch_select_indices(rows)
         else:
-            self._cache = self._steps.grown(rows)
-            self._steps = None
+            self._cache, self._steps = self._steps.grown(rows), None
 
 
 def _logprob(logits_BV: torch.Tensor, chosen_B: torch.Tensor) -> torch.Tensor:

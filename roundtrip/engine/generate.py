@@ -36,14 +36,21 @@ class Hypotheses:
             the last of its row.
         size_B: int64.
         finished_B: bool, an end token came within the limit.
-        logprob_B: float32, the sum over the hypothesis and its end token, in nats, by the model itself (temperature 1,
-            no filter, no penalty); None where nobody asked.
+        tokens_B: int64, tokens with the end token, where it came and is none of the hypothesis.
+        logprob_B: float32, the sum over these, in nats, by the model itself (temperature 1, no filter, no penalty);
+            None where nobody asked.
     """
 
     ids_BN: torch.Tensor
     size_B: torch.Tensor
     finished_B: torch.Tensor
+    tokens_B: torch.Tensor
     logprob_B: torch.Tensor | None = None
+
+    def per_token(self) -> list[float]:
+        """Return the mean log-probability of a token of each row; 0 for one without tokens."""
+        assert self.logprob_B is not None, "log-probabilities are there where they were asked for"
+        return (self.logprob_B / self.tokens_B.clamp(min=1)).tolist()  # type: ignore[no-any-return]
 
     def lists(self) -> list[list[int]]:
         """Return the ids of each row; the host waits for the device."""
@@ -53,7 +60,7 @@ class Hypotheses:
         """Return some rows, in the given order."""
         at = torch.tensor(indices, dtype=torch.int64, device=self.ids_BN.device)
         logprob_B = None if self.logprob_B is None else self.logprob_B[at]
-        return Hypotheses(self.ids_BN[at], self.size_B[at], self.finished_B[at], logprob_B)
+        return Hypotheses(self.ids_BN[at], self.size_B[at], self.finished_B[at], self.tokens_B[at], logprob_B)
 
 
 def length_limit(num_source_tokens: int, recipe: Generate) -> int:
@@ -131,12 +138,12 @@ def generate(
             continue
         hypotheses = _cut(new, torch.tensor(work.one_each().limits, device=device), stops, kept)
         if scored and hypotheses.logprob_B is None:
-            hypotheses = _scored(model, hypotheses, work, kept)
+            hypotheses = _scored(model, hypotheses, work)
         places = [times * i + sample for i in group for sample in range(times)]
         order += places
         written.append(hypotheses)
         seen(places, hypotheses)
-        tell(len(group), int((hypotheses.size_B + hypotheses.finished_B).sum()))
+        tell(len(group), int(hypotheses.tokens_B.sum()))
     trim()
     return _in_order(written, order, pad_id, device)
 
@@ -192,29 +199,27 @@ def _cut(new: New, limit_B: torch.Tensor, stops: torch.Tensor, kept: torch.Tenso
     finished_B = (place_B < num) & (place_B <= limit_B)
     last_B = new_BN.gather(1, place_B.clamp(max=num - 1)[:, None])[:, 0]
     size_B = torch.where(finished_B, place_B + torch.isin(last_B, kept), torch.minimum(limit_B, place_B))
-    return Hypotheses(new_BN, size_B, finished_B, new.logprob_B)
+    tokens_B = torch.where(finished_B, place_B + 1, size_B)
+    return Hypotheses(new_BN, size_B, finished_B, tokens_B, new.logprob_B)
 
 
-def _scored(model: nn.Module, hypotheses: Hypotheses, work: Work, kept: torch.Tensor) -> Hypotheses:
+def _scored(model: nn.Module, hypotheses: Hypotheses, work: Work) -> Hypotheses:
     """Add the log-probabilities that an engine has not given, by another pass over what it wrote."""
-    prompts = work.one_each().prompts
-    # The end token is one of the row, unless it holds text and is in it already.
-    last_B = hypotheses.ids_BN.gather(1, (hypotheses.size_B - 1).clamp(min=0)[:, None])[:, 0]
-    has_end_B = hypotheses.finished_B & ~(torch.isin(last_B, kept) & (hypotheses.size_B > 0))
-    sizes = (hypotheses.size_B + has_end_B).tolist()
     rows = [
         Row([*prompt, *ids[:size]], len(prompt))
-        for prompt, ids, size in zip(prompts, hypotheses.ids_BN.tolist(), sizes, strict=True)
+        for prompt, ids, size in zip(
+            work.one_each().prompts, hypotheses.ids_BN.tolist(), hypotheses.tokens_B.tolist(), strict=True
+        )
     ]
     table = Table.of(rows, hypotheses.ids_BN.device)
-    return replace(hypotheses, logprob_B=log_likelihood(model, table, work.pad_id, work.recipe.tokens_per_batch))
+    return replace(hypotheses, logprob_B=log_likelihood(model, table, work.pad_id, work.recipe.tokens_per_batch // 4))
 
 
 def _in_order(written: Sequence[Hypotheses], order: Sequence[int], pad_id: int, device: torch.device) -> Hypotheses:
     """Join batches, and bring their rows into the order of the prompts."""
     if not written:
         empty = torch.zeros(0, dtype=torch.int64, device=device)
-        return Hypotheses(empty[:, None], empty, empty.bool())
+        return Hypotheses(empty[:, None], empty, empty.bool(), empty)
     width = max(one.ids_BN.shape[1] for one in written)
     wide = [torch.nn.functional.pad(one.ids_BN, (0, width - one.ids_BN.shape[1]), value=pad_id) for one in written]
     logprobs = [one.logprob_B for one in written if one.logprob_B is not None]
@@ -222,6 +227,7 @@ def _in_order(written: Sequence[Hypotheses], order: Sequence[int], pad_id: int, 
         torch.cat(wide),
         torch.cat([one.size_B for one in written]),
         torch.cat([one.finished_B for one in written]),
+        torch.cat([one.tokens_B for one in written]),
         torch.cat(logprobs) if logprobs else None,
     )
     places = sorted(range(len(order)), key=lambda place: order[place])

@@ -2,32 +2,71 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
 
 from roundtrip.engine.batch import IGNORE, Table, by_budget, collate
+from roundtrip.engine.memory import is_out, release
+from roundtrip.errors import ModelError
 
 
 @torch.inference_mode()
-def log_likelihood(model: Any, table: Table, pad_id: int, tokens_per_forward: int) -> torch.Tensor:
+def log_likelihood(
+    model: Any,
+    table: Table,
+    pad_id: int,
+    tokens_per_forward: int,
+    tell: Callable[[int, int], None] = lambda rows, tokens: None,
+) -> torch.Tensor:
     """Return the summed log-probability of each row's labels, in nats; float32, (R,).
+
+    Rows that do not fit into memory together go on in halves.
 
     Args:
         model: in eval mode.
         table: on the device of the model.
         tokens_per_forward: padded tokens of one forward pass.
+        tell: called after each pass with no new rows and tokens; may raise to stop.
+
+    Raises:
+        ModelError: not even a single row fits into memory.
     """
     found_R = torch.zeros(len(table), device=table.ids_X.device)
-    for group in by_budget(range(len(table)), table.sizes, tokens_per_forward):
-        batch = collate(table, group, pad_id)
-        keep_BT = torch.zeros_like(batch.labels_BT, dtype=torch.bool)
-        keep_BT[:, :-1] = batch.labels_BT[:, 1:] != IGNORE
-        targets_N = batch.labels_BT[:, 1:][keep_BT[:, :-1]]
+    waiting = list(by_budget(range(len(table)), table.sizes, tokens_per_forward))[::-1]
+    while waiting:
+        group = waiting.pop()
+        if not _pass(model, table, group, pad_id, found_R):
+            if len(group) == 1:
+                raise ModelError(
+                    f"memory ran out on a single row of {table.sizes[group[0]]} tokens",
+                    place="generate.choose",
+                    cure="lower data.filter.max_chars, or set generate.samples = 1",
+                )
+            release()
+            half = len(group) // 2
+            waiting += [group[half:], group[:half]]
+        tell(0, 0)
+    return found_R
+
+
+def _pass(model: Any, table: Table, group: Sequence[int], pad_id: int, found_R: torch.Tensor) -> bool:
+    """Write the values of some rows; return False where memory runs out."""
+    batch = collate(table, group, pad_id)
+    keep_BT = torch.zeros_like(batch.labels_BT, dtype=torch.bool)
+    keep_BT[:, :-1] = batch.labels_BT[:, 1:] != IGNORE
+    targets_N = batch.labels_BT[:, 1:][keep_BT[:, :-1]]
+    try:
         logits_NV = model(input_ids=batch.ids_BT, use_cache=False, logits_to_keep=keep_BT, **batch.inputs).logits
         loss_N = torch.nn.functional.cross_entropy(
             logits_NV.float().reshape(len(targets_N), logits_NV.shape[-1]), targets_N, reduction="none"
         )
-        at = torch.tensor(group, device=found_R.device)
-        found_R.index_add_(0, at[keep_BT.nonzero()[:, 0]], loss_N, alpha=-1)
-    return found_R
+    except (RuntimeError, MemoryError) as error:
+        if not is_out(error):
+            raise
+        return False
+    at = torch.tensor(group, device=found_R.device)
+    found_R[at] = 0.0
+    found_R.index_add_(0, at[keep_BT.nonzero()[:, 0]], loss_N, alpha=-1)
+    return True

@@ -42,12 +42,13 @@ def trim() -> None:
 
 
 def bound_kernels() -> None:
-    """Let oneDNN keep as many prepared kernels as one batch needs; it keeps 1,024, of a third of a MiB each.
+    """Let PyTorch keep as many prepared products of matrices as a few batches need.
 
-    It prepares one for each shape, and batches of sentences are of ever new shapes. Call it before the first product;
-    who has set the variable is not overruled.
+    It prepares one for each shape, and batches of sentences are of ever new shapes: a third of a MiB each, 1,024 of
+    them if it is left to itself. Call this before the first product; who has set a variable is not overruled.
     """
-    os.environ.setdefault("ONEDNN_PRIMITIVE_CACHE_CAPACITY", str(KERNELS))
+    for name in ("LRU_CACHE_CAPACITY", "ONEDNN_PRIMITIVE_CACHE_CAPACITY"):
+        os.environ.setdefault(name, str(KERNELS))
 
 
 def peak(device: torch.device) -> int:

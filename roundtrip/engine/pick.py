@@ -34,7 +34,7 @@ def pick(
         logits_BV = torch.where(seen_BV, penalized_BV, logits_BV)
     if recipe.temperature == 0:
         # On a CPU argmax of bfloat16 takes four times as long.
-        return logits_BV.float().argmax(-1)
+        return (logits_BV.float() if logits_BV.device.type == "cpu" else logits_BV).argmax(-1)
     logits_BV = logits_BV.float() / recipe.temperature
     if 0 < recipe.top_k < logits_BV.shape[-1]:
         least_B1 = logits_BV.topk(recipe.top_k).values[:, -1:]

@@ -53,10 +53,12 @@ class Steps:
         self._position_B1.copy_(position_B1)
         if not self._replay:
             return self._forward()
-        if self._graph is None:
-            self._capture()
-        assert self._graph is not None
-        self._graph.replay()
+        # A graph is of the current device, whatever the tensors are on.
+        with torch.cuda.device(self._ids_B1.device):
+            if self._graph is None:
+                self._capture()
+            assert self._graph is not None
+            self._graph.replay()
         return self._logits_BV
 
     def grown(self, keep: torch.Tensor | None = None) -> Any:

@@ -29,13 +29,16 @@ _REGISTERED = {VARLEN: "roundtrip_varlen"}
 # These know where one packed row ends and the next begins; others need a mask of all tokens by all tokens.
 READ_BOUNDS = (VARLEN, "flash_attention_2")
 # What an attention may be given beyond ours, and must not be passed over.
-_EXTRAS = ("position_bias", "softcap", "s_aux")
+_EXTRAS = ("position_bias", "softcap", "s_aux", "sinks", "indices")
 
 _CURE = "use 'auto', 'sdpa' or 'eager'"
 
 
 def candidates(name: str, device: torch.device) -> tuple[str, ...]:
-    """Return which attentions training may take in the recipe's words, the best first; the last takes padded rows."""
+    """Return which attentions training may take in the recipe's words, the best first; the last takes padded rows.
+
+    Of those that `auto` stands for a model need not have any.
+    """
     if name != "auto":
         return (name,)
     return (VARLEN, "eager") if device.type == "cpu" else ("sdpa",)
@@ -77,7 +80,7 @@ def decode(
     query_BHTD: torch.Tensor,
     key_BKSD: torch.Tensor,
     value_BKSD: torch.Tensor,
-    mask: torch.Tensor | None,
+    attention_mask: torch.Tensor | None,
     scaling: float | None = None,
     **settings: Any,
 ) -> tuple[torch.Tensor, None]:
@@ -88,23 +91,25 @@ def decode(
     num_rows, num_heads, num_new, size = query_BHTD.shape
     if num_new != 1 or any(settings.get(name) is not None for name in _EXTRAS):
         found: tuple[torch.Tensor, None] = sdpa_attention_forward(
-            module, query_BHTD, key_BKSD, value_BKSD, mask, scaling=scaling, **settings
+            module, query_BHTD, key_BKSD, value_BKSD, attention_mask, scaling=scaling, **settings
         )
         return found
     num_keys = key_BKSD.shape[1]
     query_BKGD = query_BHTD.view(num_rows, num_keys, num_heads // num_keys, size)
     score_BKGS = torch.matmul(query_BKGD, key_BKSD.transpose(2, 3)).float() * (scaling or size**-0.5)
-    if mask is not None:
-        score_BKGS = _masked(score_BKGS, mask)
+    if attention_mask is not None:
+        score_BKGS = _masked(score_BKGS, attention_mask)
     mixed_BKGD = torch.matmul(score_BKGS.softmax(-1).to(value_BKSD.dtype), value_BKSD)
     return mixed_BKGD.reshape(num_rows, 1, num_heads, -1), None
 
 
-def _masked(score_BKGS: torch.Tensor, mask_BxTS: torch.Tensor) -> torch.Tensor:
-    """Take out what a mask for all heads forbids: False in a bool one, added where it is of numbers."""
-    if mask_BxTS.dtype == torch.bool:
-        return score_BKGS.masked_fill(~mask_BxTS, torch.finfo(torch.float32).min)
-    return score_BKGS + mask_BxTS
+def _masked(score_BKGS: torch.Tensor, mask: torch.Tensor) -> torch.Tensor:
+    """Take out what a mask forbids, of one query for all heads or for each: False in a bool one, added in others."""
+    if mask.shape[1] != 1:
+        mask = mask.reshape(*score_BKGS.shape[:3], -1)
+    if mask.dtype == torch.bool:
+        return score_BKGS.masked_fill(~mask, torch.finfo(torch.float32).min)
+    return score_BKGS + mask
 
 
 def varlen(
@@ -112,7 +117,7 @@ def varlen(
     query_1HND: torch.Tensor,
     key_1KND: torch.Tensor,
     value_1KND: torch.Tensor,
-    mask: torch.Tensor | None,
+    attention_mask: torch.Tensor | None,
     dropout: float = 0.0,
     scaling: float | None = None,
     sliding_window: int | None = None,
@@ -125,7 +130,8 @@ def varlen(
     So all that is a product with weights, nine tenths of the work, is done without padding.
 
     Args:
-        mask: of padded rows, which go to the library's sdpa; None where rows are packed.
+        attention_mask: of padded rows, which go to the library's sdpa; where rows are packed None, or the window of a
+            layer that has one, of shape ().
         sliding_window: how many tokens one may look back to, itself included; None is no limit.
         cu_seq_lens_q: int32, (B + 1,), where rows begin, and the end.
         max_length_q: T.
@@ -137,9 +143,13 @@ def varlen(
         raise ValueError(f"'{VARLEN}' knows none of {', '.join(_EXTRAS)}, which this model uses")
     if cu_seq_lens_q is None or max_length_q is None:
         found: tuple[torch.Tensor, None] = sdpa_attention_forward(
-            module, query_1HND, key_1KND, value_1KND, mask, dropout=dropout, scaling=scaling, **settings
+            module, query_1HND, key_1KND, value_1KND, attention_mask, dropout=dropout, scaling=scaling, **settings
         )
         return found
+    if attention_mask is not None:
+        if attention_mask.ndim:
+            raise ValueError(f"'{VARLEN}' takes packed rows by their bounds, and this model masks them otherwise")
+        sliding_window = int(attention_mask)
     num_heads, num_tokens, size = query_1HND.shape[1:]
     num_keys, longest = key_1KND.shape[1], max_length_q
     start_B, num_rows = cu_seq_lens_q[:-1].long(), len(cu_seq_lens_q) - 1
@@ -197,9 +207,13 @@ class _Gather(torch.autograd.Function):
         return grads[0].new_zeros(context.num_places, grads[0].shape[1]).index_copy_(0, at_N, grads[0]), None
 
 
-def _mask_of_padded_rows(*arguments: Any, attention_mask: torch.Tensor | None = None, **settings: Any) -> Any:
-    """Make the mask that padded rows need; packed ones need none."""
-    return None if attention_mask is None else sdpa_mask(*arguments, attention_mask=attention_mask, **settings)
+def _mask_of_padded_rows(
+    *arguments: Any, attention_mask: torch.Tensor | None = None, local_size: int | None = None, **settings: Any
+) -> Any:
+    """Make the mask that padded rows need; packed ones need no more than the window of a layer, on the host."""
+    if attention_mask is None:
+        return None if local_size is None else torch.tensor(local_size)
+    return sdpa_mask(*arguments, attention_mask=attention_mask, local_size=local_size, **settings)
 
 
 AttentionInterface.register(_DECODE, decode)

@@ -86,16 +86,21 @@ class Learner:
         names = attention.candidates(self.spec.attention, self.base.device)
         for name in names:
             if packing == "always" or (packing == "auto" and name in attention.READ_BOUNDS):
-                attention.choose(self.base.model, name)
-                if self._keeps_apart():
-                    return True
+                try:
+                    attention.choose(self.base.model, name)
+                    if self._keeps_apart():
+                        return True
+                except Exception:
+                    # On an attention that it was not made for a model may fail in any way; another one is tried.
+                    if self.spec.attention != "auto":
+                        raise
         if packing == "always":
             raise ModelError(
                 f"{self.name}: in this model packed rows see each other",
                 place="train.packing",
                 cure='set it to "auto" or "never"',
             )
-        attention.choose(self.base.model, names[-1])
+        _choose_padded(self.base.model, self.spec)
         return False
 
     @torch.no_grad()
@@ -238,9 +243,18 @@ def load(
     return found
 
 
+def _choose_padded(model: nn.Module, spec: Model) -> None:
+    """Take the attention for padded rows; under `auto` a model that cannot change its own keeps it."""
+    try:
+        attention.choose(model, attention.candidates(spec.attention, next(model.parameters()).device)[-1])
+    except ModelError:
+        if spec.attention != "auto":
+            raise
+
+
 def _prepare(model: nn.Module, spec: Model) -> None:
     """Try what training will need, before any time is spent."""
-    attention.choose(model, attention.candidates(spec.attention, next(model.parameters()).device)[-1])
+    _choose_padded(model, spec)
     if spec.liger:
         kernels.apply_liger(model)
     if spec.gradient_checkpointing:

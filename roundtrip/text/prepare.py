@@ -215,7 +215,7 @@ def _fitting(
 def _new_sides(rows: Iterable[Row], limits: Filter, count: Counter[str]) -> Iterator[Row]:
     """Yield the pairs that pass and have no text in common with one that was kept, and count the others.
 
-    Two numbers a pair are held in memory.
+    The keys of all pairs are held in memory, some 200 bytes for each: this is for experiments.
     """
     seen: set[tuple[int, int]] = set()
     for row in rows:
@@ -266,6 +266,10 @@ def reopen(recipe: Recipe, target: Path, counts: dict[str, dict[str, int]]) -> C
 def _opened(recipe: Recipe, target: Path, counts: dict[str, dict[str, int]]) -> Corpora:
     mono = {code: Store(target / f"mono.{code}.txt") for code in recipe.languages} if recipe.needs_mono else {}
     train, dev, test = (Store(target / f"{part}.tsv") for part in ("train", "dev", "test"))
+    parts = {"train": train, "dev": dev, "test": test} | {f"mono.{code}": rows for code, rows in mono.items()}
+    for part, rows in parts.items():
+        if len(rows) != counts[part].get("kept", 0):
+            raise ValueError(f"{rows.path.name} has {len(rows)} rows of {counts[part].get('kept', 0)}")
     return Corpora(train, dev, test, mono, counts)
 
 
