@@ -227,6 +227,7 @@ class Trl(Usual):
     """A round with TRL's trainer; what its constructor does to the text counts as making rows."""
 
     def take(self, direction: Direction) -> Turn:
+        from transformers import PrinterCallback
         from trl.trainer.sft_trainer import SFTTrainer
 
         one = self.both[direction.name]
@@ -244,6 +245,7 @@ class Trl(Usual):
                     processing_class=one.base.tokenizer,
                 )
             )
+            trainer.remove_callback(PrinterCallback)
             kept = [row["input_ids"] for row in trainer.train_dataset]
             same = [ids == row.ids for ids, row in zip(kept, one.template.rows(pairs), strict=True)]
             # A seam may come out as other tokens, since it encodes prompt and completion apart.

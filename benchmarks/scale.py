@@ -227,12 +227,7 @@ def main() -> None:
         result = measure(asked.one, real=real, rounds=asked.real_rounds if real else asked.rounds)
         sys.stdout.write(json.dumps(result) + "\n")
         return
-    found = []
-    for number in asked.sizes:
-        command = [sys.executable, "-m", "benchmarks.scale", "--one", str(number)]
-        command += ["--real", str(asked.real), "--rounds", str(asked.rounds), "--real-rounds", str(asked.real_rounds)]
-        done = subprocess.run(command, stdout=subprocess.PIPE, text=True, check=True)
-        found.append(json.loads(done.stdout.splitlines()[-1]))
+    found: list[dict[str, Any]] = []
     document = {
         "command": " ".join(["python -m benchmarks.scale", *sys.argv[1:]]),
         "hardware": {"processor": processor(), "threads": torch.get_num_threads()},
@@ -240,7 +235,13 @@ def main() -> None:
         "sizes": found,
     }
     path = RESULTS / f"scale-{asked.name}.json"
-    path.write_text(json.dumps(document, indent=1) + "\n", encoding="utf-8")
+    for number in asked.sizes:
+        command = [sys.executable, "-m", "benchmarks.scale", "--one", str(number)]
+        command += ["--real", str(asked.real), "--rounds", str(asked.rounds), "--real-rounds", str(asked.real_rounds)]
+        done = subprocess.run(command, stdout=subprocess.PIPE, text=True, check=True)
+        found.append(json.loads(done.stdout.splitlines()[-1]))
+        # After each, since the largest takes long.
+        path.write_text(json.dumps(document, indent=1) + "\n", encoding="utf-8")
     show(document, Console())
     draw(document, path.with_suffix(".png"))
 

@@ -22,6 +22,10 @@ if TYPE_CHECKING:
     from roundtrip.text.prepare import Corpora
 
 
+# Real pairs whose length the memory is forecast by.
+_PAIRS = 5000
+
+
 def main() -> None:
     """The door."""
     parser = argparse.ArgumentParser(
@@ -53,6 +57,9 @@ def _work(arguments: argparse.Namespace) -> None:
     with tempfile.TemporaryDirectory() as scratch, events.task("reading", "reading text", 0):
         corpora = prepare(recipe, loaded.folder, Path(scratch), lambda text: None)
         samples = {d.name: list(zip(*texts(corpora, recipe, "dev", d), strict=True)) for d in directions(recipe)}
+        pairs = [(source, target) for source, target in corpora.train[:_PAIRS]]
+        both_ways = (pairs, [(target, source) for source, target in pairs])
+        learnt = {d.name: samples[d.name] + rows for d, rows in zip(directions(recipe), both_ways, strict=True)}
         tokenizers = {d.name: _tokenizer(recipe, d.name, loaded.folder, corpora) for d in directions(recipe)}
     templates = {}
     for d in directions(recipe):
@@ -63,7 +70,7 @@ def _work(arguments: argparse.Namespace) -> None:
     _, verdicts = roads.find(recipe, templates, samples, devices, events)
     memory, why = None, ""
     try:
-        memory = forecast(recipe, loaded.folder, templates, samples)
+        memory = forecast(recipe, loaded.folder, templates, learnt)
     except ModelError as error:
         why = f"{error.place}: {error.problem}"
     if arguments.json:

@@ -10,6 +10,7 @@ from pathlib import Path
 from roundtrip.engine.batch import Table
 from roundtrip.engine.generate import Hypotheses, generate, length_limit
 from roundtrip.engine.likelihood import log_likelihood
+from roundtrip.engine.static import fits
 from roundtrip.errors import ModelError
 from roundtrip.models import learner as learners
 from roundtrip.models.adapters import as_exported
@@ -183,6 +184,13 @@ def load(
     found = learners.load(
         recipe.model, recipe.adapter, folder, one_base=recipe.one_base, seed=recipe.seed, starts=starts
     )
+    for name, learner in found.items():
+        if recipe.generate.cuda_graphs and not fits(learner.base.model):
+            raise ModelError(
+                f"{name}: this model has windows that slide or states that run, which no graph is made for",
+                place="generate.cuda_graphs",
+                cure="set it to false",
+            )
     return {
         direction.name: _translator(recipe, direction, found[direction.name], (segments or {}).get(direction.name))
         for direction in directions(recipe)

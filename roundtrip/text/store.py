@@ -8,7 +8,7 @@ from __future__ import annotations
 import os
 import tempfile
 from array import array
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import overload
 
@@ -43,9 +43,10 @@ class Store(Sequence[Row]):
         if len(self):
             self[-1]  # the end of the file is what the index says
 
-    def __del__(self) -> None:
+    def __del__(self, close: Callable[[int], None] = os.close) -> None:
+        # `os` itself may be gone already when the interpreter ends.
         for file in getattr(self, "_files", ()):
-            os.close(file)
+            close(file)
 
     def __len__(self) -> int:
         return self._size
