@@ -270,6 +270,9 @@ def test_a_window_that_stands_in_the_mask_alone_is_kept(monkeypatch: pytest.Monk
         batch = pack(Table.of(long), [0, 1])
         found = model(input_ids=batch.ids_BT, use_cache=False, **batch.inputs).logits[0]
         assert torch.allclose(found, torch.cat(alone), atol=1e-4)
+        # Without padding and bounds, too.
+        plain_row = model(input_ids=torch.tensor([long[0].ids]), use_cache=False).logits[0]
+        assert torch.allclose(plain_row, alone[0], atol=1e-4)
     AttentionInterface.register(attention._REGISTERED["varlen"], original)
 
 

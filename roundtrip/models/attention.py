@@ -142,6 +142,9 @@ def varlen(
     if any(settings.get(name) is not None for name in _EXTRAS):
         raise ValueError(f"'{VARLEN}' knows none of {', '.join(_EXTRAS)}, which this model uses")
     if cu_seq_lens_q is None or max_length_q is None:
+        if attention_mask is not None and not attention_mask.ndim:
+            # Rows without padding and without bounds, in a layer that has a window.
+            attention_mask = ~_hidden(query_1HND.shape[2], int(attention_mask), query_1HND.device)[None, None]
         found: tuple[torch.Tensor, None] = sdpa_attention_forward(
             module, query_1HND, key_1KND, value_1KND, attention_mask, dropout=dropout, scaling=scaling, **settings
         )
@@ -164,10 +167,8 @@ def varlen(
     # Queries that share keys stand below each other, (B, K, G * T, D).
     query = query.reshape(num_rows, num_keys, -1, size)
     score = torch.matmul(query, key.transpose(2, 3)) * (scaling or size**-0.5)
-    place_T = torch.arange(longest, device=start_B.device)
-    back_TT = place_T[:, None] - place_T
     # Padding stands behind its row, so that who looks back never meets it.
-    hidden_TT = (back_TT < 0) | (back_TT >= (sliding_window or longest))
+    hidden_TT = _hidden(longest, sliding_window or longest, start_B.device)
     score = score + torch.zeros_like(hidden_TT, dtype=score.dtype).masked_fill(
         hidden_TT, torch.finfo(score.dtype).min
     ).repeat(num_heads // num_keys, 1)
@@ -176,6 +177,13 @@ def varlen(
     mixed = torch.matmul(share, value).view(num_rows, num_heads, longest, -1).transpose(1, 2)
     together = _Gather.apply(mixed.reshape(num_rows * longest, -1), at_N)
     return together.view(1, num_tokens, num_heads, -1), None
+
+
+def _hidden(size: int, window: int, device: torch.device) -> torch.Tensor:
+    """Return which of the tokens of a row, (T, T), each one may not look at: those to come and those too far back."""
+    place_T = torch.arange(size, device=device)
+    back_TT = place_T[:, None] - place_T
+    return (back_TT < 0) | (back_TT >= window)
 
 
 class _Spread(torch.autograd.Function):
