@@ -11,7 +11,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from roundtrip.engine.batch import Table, pack
+from roundtrip.engine.batch import Batch, Table, collate, pack
 from roundtrip.errors import ModelError
 from roundtrip.models import adapters, attention, kernels, moving, packed
 from roundtrip.models import base as bases
@@ -23,6 +23,8 @@ from roundtrip.tokens.template import Row
 # How far the logits of a row may be from those of the same row in another batch, as a share of the largest; bfloat16
 # has three digits.
 _ROUNDING = 0.05
+# The row that is tried behind others.
+_SECOND = Row([2, 4, 1], 1)
 
 
 @dataclass(frozen=True)
@@ -84,11 +86,15 @@ class Learner:
     def _choose_attention(self, packing: str) -> bool:
         """Take the best attention for packed rows, else that for padded ones; return whether rows go packed."""
         names = attention.candidates(self.spec.attention, self.base.device)
+        _choose_padded(self.base.model, self.spec)
+        if packing == "never":
+            return False
+        alone = self._alone()
         for name in names:
-            if packing == "always" or (packing == "auto" and name in attention.READ_BOUNDS):
+            if packing == "always" or name in attention.READ_BOUNDS:
                 try:
                     attention.choose(self.base.model, name)
-                    if self._keeps_apart():
+                    if self._keeps_apart(alone):
                         return True
                 except Exception:
                     # On an attention that it was not made for a model may fail in any way; another one is tried.
@@ -103,25 +109,29 @@ class Learner:
         _choose_padded(self.base.model, self.spec)
         return False
 
-    @torch.no_grad()
-    def _keeps_apart(self) -> bool:
+    def _alone(self) -> torch.Tensor:
+        """Return what the model says to a row by itself."""
+        return self._logits(collate(Table.of([_SECOND], self.base.device), [0], self.base.pad_id))
+
+    def _keeps_apart(self, alone: torch.Tensor) -> bool:
         """Return whether the second of two packed rows comes out as it does alone, whatever the first one is.
 
         A model may take no notice of places and bounds, and would not say so.
         """
-        training = self.model.training
-        self.model.eval()
-        second = Row([2, 4, 1], 1)
-        alone = self._logits([second])
-        found = [self._logits([Row(first, 1), second])[4:] for first in ([1, 2, 3, 4], [4, 3, 2, 1])]
-        self.model.train(training)
+        found = []
+        for first in ([1, 2, 3, 4], [4, 3, 2, 1]):
+            table = Table.of([Row(first, 1), _SECOND], self.base.device)
+            found.append(self._logits(pack(table, [0, 1]))[len(first) :])
         near = (found[0] - alone).abs().max() <= _ROUNDING * alone.abs().max()
         return bool(torch.equal(*found) and near)
 
-    def _logits(self, rows: list[Row]) -> torch.Tensor:
-        """Return what the model says to rows packed one behind the other."""
-        batch = pack(Table.of(rows, self.base.device), range(len(rows)))
+    @torch.no_grad()
+    def _logits(self, batch: Batch) -> torch.Tensor:
+        """Return what the model says to the first row of a batch, without dropout."""
+        training = self.model.training
+        self.model.eval()
         found: torch.Tensor = self.model(input_ids=batch.ids_BT, use_cache=False, **batch.inputs).logits[0]
+        self.model.train(training)
         return found
 
     @contextmanager
