@@ -89,6 +89,13 @@ class Batch:
         mask_BT: torch.Tensor = self.inputs["attention_mask"]
         return mask_BT
 
+    def predictions(self) -> tuple[torch.Tensor, torch.Tensor]:
+        """Return keep_BT, bool, the positions that predict a label, and targets_N, int64, these labels in order."""
+        targets_BT = self.labels_BT[:, 1:]
+        keep_BT = torch.zeros_like(self.labels_BT, dtype=torch.bool)
+        keep_BT[:, :-1] = targets_BT != IGNORE
+        return keep_BT, targets_BT[targets_BT != IGNORE]
+
 
 def collate(table: Table, indices: Sequence[int], pad_id: int) -> Batch:
     """Return some rows of a table, padded on the right; labels are the target and its end token."""

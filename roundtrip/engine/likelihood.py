@@ -7,7 +7,7 @@ from typing import Any
 
 import torch
 
-from roundtrip.engine.batch import IGNORE, Table, by_budget, collate
+from roundtrip.engine.batch import Table, by_budget, collate
 from roundtrip.engine.memory import is_out, release
 from roundtrip.errors import ModelError
 
@@ -54,9 +54,7 @@ def log_likelihood(
 def _pass(model: Any, table: Table, group: Sequence[int], pad_id: int, found_R: torch.Tensor) -> bool:
     """Write the values of some rows; return False where memory runs out."""
     batch = collate(table, group, pad_id)
-    keep_BT = torch.zeros_like(batch.labels_BT, dtype=torch.bool)
-    keep_BT[:, :-1] = batch.labels_BT[:, 1:] != IGNORE
-    targets_N = batch.labels_BT[:, 1:][keep_BT[:, :-1]]
+    keep_BT, targets_N = batch.predictions()
     try:
         logits_NV = model(input_ids=batch.ids_BT, use_cache=False, logits_to_keep=keep_BT, **batch.inputs).logits
         loss_N = torch.nn.functional.cross_entropy(

@@ -10,7 +10,7 @@ import torch
 from peft import PeftModel
 from torch import nn
 
-from roundtrip.engine.batch import IGNORE, Batch, Table, by_budget, collate, pack
+from roundtrip.engine.batch import Batch, Table, by_budget, collate, pack
 from roundtrip.engine.memory import is_out, release
 from roundtrip.errors import TrainingError
 from roundtrip.models.kernels import fused_loss
@@ -44,10 +44,7 @@ def loss_sum(model: nn.Module, batch: Batch, *, fused: bool = False) -> torch.Te
     Args:
         fused: by Liger's kernel, which holds no logits.
     """
-    targets_BT = batch.labels_BT[:, 1:]
-    keep_BT = torch.zeros_like(batch.labels_BT, dtype=torch.bool)
-    keep_BT[:, :-1] = targets_BT != IGNORE
-    targets_N = targets_BT[targets_BT != IGNORE]
+    keep_BT, targets_N = batch.predictions()
     # With a cache the library does not keep packed rows apart.
     inputs = {"input_ids": batch.ids_BT, "use_cache": False, **batch.inputs}
     if fused:
