@@ -2,23 +2,25 @@
 
 from __future__ import annotations
 
-import hashlib
 import json
-import os
-import shutil
 from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
 import torch
+from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 
+from roundtrip import files
 from roundtrip.errors import RunError
 from roundtrip.text.stream import Cursor
 
-FORMAT = 1
+FORMAT = 2
 STATE = "state.json"
+# Written last: names every other file with its hash. A folder without it is no checkpoint.
+MARKER = "whole.json"
+_NONE_WHOLE = "bring back what is named above, or start over with another --out"
 
 
 @dataclass(frozen=True)
@@ -37,6 +39,10 @@ class State:
         seconds: time spent, by activity.
         tokens_per_forward: what fitted, once memory has run out; 0 before that.
         roads: of the synthetic rows, how many went by the splice and how many by strings for which reason.
+        files: hashes of what else in the run folder this state stands on, by path: the rows of the phase under way,
+            the weights of each stage.
+        skipped: steps that changed nothing, since their loss or gradient was not finite, by direction.
+        skipped_here: such steps in the phase under way.
     """
 
     phase: int = 0
@@ -48,6 +54,9 @@ class State:
     seconds: dict[str, float] = field(default_factory=dict)
     roads: dict[str, dict[str, int]] = field(default_factory=dict)
     tokens_per_forward: int = 0
+    files: dict[str, str] = field(default_factory=dict)
+    skipped: dict[str, int] = field(default_factory=dict)
+    skipped_here: int = 0
 
     def total_steps(self) -> int:
         return sum(self.optimizer_steps.values())
@@ -60,28 +69,24 @@ def save(folder: Path, state: State, tensors: Mapping[str, Mapping[str, torch.Te
         tensors: by direction; each becomes one safetensors file.
         keep: how many checkpoints stay.
     """
-    name = f"{state.phase:04d}-{state.step:06d}"
-    beside = folder / f".{name}.tmp"
-    shutil.rmtree(beside, ignore_errors=True)
-    beside.mkdir(parents=True)
-    hashes = {}
-    for part, values in tensors.items():
-        path = beside / f"{part}.safetensors"
-        save_file({key: value.detach().cpu().contiguous() for key, value in values.items()}, path)
-        hashes[path.name] = _hash(path)
-        _sync(path)
-    document = {"format": FORMAT, "hashes": hashes, **asdict(state)}
-    (beside / STATE).write_text(json.dumps(document, indent=1), encoding="utf-8")
-    _sync(beside / STATE)
-    target, aside = folder / name, folder / f".{name}.old"
-    if target.exists():  # a broken one, that a resume passed over
-        target.rename(aside)
-    beside.rename(target)
-    _sync(folder)
-    shutil.rmtree(aside, ignore_errors=True)
+    target = folder / f"{state.phase:04d}-{state.step:06d}"
+    with files.whole(target) as beside:
+        beside.mkdir()
+        for part, values in tensors.items():
+            whole = {key: value.detach().cpu().contiguous() for key, value in values.items()}
+            save_file(whole, beside / f"{part}.safetensors")
+        files.write_json(beside / STATE, asdict(state))
+        for path in beside.iterdir():
+            files.sync(path)
+        files.write_json(beside / MARKER, {"format": FORMAT, "files": files.digests(beside, beside)})
     for old in names(folder)[:-keep]:
-        shutil.rmtree(folder / old)
+        files.remove(folder / old)
     return target
+
+
+def num_bytes(tensors: Mapping[str, Mapping[str, torch.Tensor]]) -> int:
+    """Return how many bytes a checkpoint of these takes, its few texts left out."""
+    return sum(value.numel() * value.element_size() for values in tensors.values() for value in values.values())
 
 
 def names(folder: Path) -> list[str]:
@@ -90,7 +95,13 @@ def names(folder: Path) -> list[str]:
 
 
 def newest(folder: Path, tell: Callable[[str], None]) -> tuple[State, dict[str, dict[str, torch.Tensor]]] | None:
-    """Load the newest whole checkpoint; broken ones are named and passed over. None where there is none.
+    """Load the newest whole checkpoint; others are named and passed over. None where there is none.
+
+    Whole is one whose files, and all that its state stands on in the folder of the run, are as they were written.
+
+    Args:
+        folder: `checkpoints` of a run.
+        tell: gets the name of each that is passed over, with the reason.
 
     Raises:
         RunError: there are checkpoints and none is whole.
@@ -98,35 +109,44 @@ def newest(folder: Path, tell: Callable[[str], None]) -> tuple[State, dict[str, 
     all_names = names(folder)
     for name in reversed(all_names):
         try:
-            return _load(folder / name)
-        except (OSError, ValueError, KeyError, TypeError) as error:
-            tell(f"checkpoint {name} is passed over: {error}")
+            state, tensors = _load(folder / name)
+            if problem := files.damaged(state.files, folder.parent):
+                raise ValueError(problem)
+            return state, tensors
+        except (OSError, ValueError, KeyError, TypeError, AttributeError, SafetensorError) as error:
+            tell(f"checkpoint {name} is passed over: {_reason(error)}")
     if all_names:
-        raise RunError("no checkpoint is whole", place=str(folder), cure="start over with another --out")
+        raise RunError("no checkpoint is whole", place=str(folder), cure=_NONE_WHOLE)
     return None
 
 
+def _reason(error: Exception) -> str:
+    match error:
+        case FileNotFoundError():
+            return f"{Path(error.filename).name} is gone"
+        case KeyError():
+            return f"{error} is missing in its text"
+        case _:
+            return str(error)
+
+
+def _read(path: Path) -> dict[str, Any]:
+    try:
+        document: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
+    except ValueError as error:
+        raise ValueError(f"{path.name} is damaged: {error}") from error
+    return document
+
+
 def _load(path: Path) -> tuple[State, dict[str, dict[str, torch.Tensor]]]:
-    document: dict[str, Any] = json.loads((path / STATE).read_text(encoding="utf-8"))
-    if document.pop("format") != FORMAT:
-        raise ValueError(f"{STATE} is of another format")
-    tensors = {}
-    for file, digest in document.pop("hashes").items():
-        if _hash(path / file) != digest:
-            raise ValueError(f"{file} is not what was written")
-        tensors[file.removesuffix(".safetensors")] = load_file(path / file)
+    marker = _read(path / MARKER)
+    if marker["format"] != FORMAT:
+        raise ValueError(f"it is of format {marker['format']}, this version reads {FORMAT}")
+    if STATE not in marker["files"]:
+        raise ValueError(f"its {MARKER} does not name {STATE}")
+    if problem := files.damaged(marker["files"], path):
+        raise ValueError(problem)
+    tensors = {file.removesuffix(".safetensors"): load_file(path / file) for file in marker["files"] if file != STATE}
+    document = _read(path / STATE)
     document["cursors"] = {key: Cursor(**value) for key, value in document["cursors"].items()}
     return State(**document), tensors
-
-
-def _hash(path: Path) -> str:
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
-
-
-def _sync(path: Path) -> None:
-    handle = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(handle)
-    finally:
-        os.close(handle)

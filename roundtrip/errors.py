@@ -64,6 +64,12 @@ class TrainingError(RoundtripError):
     exit_code = 3
 
 
+class DiskError(RoundtripError):
+    """There is no room left to write to; what was written before is whole."""
+
+    exit_code = 3
+
+
 class Interrupted(RoundtripError):
     """A signal asked us to stop; what was reached is saved.
 

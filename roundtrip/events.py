@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import errno
 import json
+import os
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 
 from rich.console import Console
@@ -19,7 +22,11 @@ from rich.progress import (
     TimeRemainingColumn,
 )
 
+from roundtrip.disk import Disk
+
 _QUIET_SECONDS = 30.0
+# More bytes than an event has.
+_LONGEST = 1 << 16
 
 
 @dataclass
@@ -51,18 +58,22 @@ class Events:
     """
 
     def __init__(self, console: Console, path: Path | None = None) -> None:
-        self.console, self.path = console, path
+        self.console, self.path, self.disk = console, path, Disk()
         self.seconds: dict[str, float] = {}
 
     def log(self, kind: str, **fields: object) -> None:
         """Append one event; numbers stay numbers, so that a run can be plotted from the file."""
         if self.path is not None:
-            with self.path.open("a", encoding="utf-8") as file:
-                file.write(json.dumps({"time": round(time.time(), 3), "event": kind, **fields}) + "\n")
+            line = json.dumps({"time": round(time.time(), 3), "event": kind, **fields}) + "\n"
+            self.disk.keep(partial(_append, self.path, line.encode()), self.path)
 
     def say(self, text: str) -> None:
-        """Show one line."""
-        self.console.print(text, highlight=False, markup=False, soft_wrap=True)
+        """Show one line; where the terminal has gone, nobody."""
+        try:
+            self.console.print(text, highlight=False, markup=False, soft_wrap=True)
+        except OSError as error:
+            if error.errno != errno.EIO:
+                raise
 
     def halved(self, rows: int) -> None:
         """Say that a batch did not fit into memory; `generate` calls it."""
@@ -107,6 +118,21 @@ class Events:
             console=self.console,
             transient=True,
         )
+
+
+def _append(path: Path, line: bytes) -> None:
+    """Add a line to a file, or nothing; a piece of one, which a process that was killed has left, goes."""
+    with path.open("ab+", buffering=0) as file:
+        size = file.seek(0, os.SEEK_END)
+        file.seek(max(0, size - 1))
+        if file.read(1) not in {b"", b"\n"}:
+            file.seek(max(0, size - _LONGEST))
+            tail = file.read()
+            size -= len(tail) - (tail.rfind(b"\n") + 1)
+            file.truncate(size)
+        if file.write(line) != len(line):
+            file.truncate(size)
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), str(path))
 
 
 class Progressing:

@@ -165,6 +165,7 @@ class Train(Section):
     max_row_tokens: Positive = 512
     text_lines: Count = 0
     parallel_passes: Count = 3
+    max_skipped: Count = 10
 
 
 class Rounds(Section):
@@ -216,10 +217,11 @@ class Score(Section):
 
 
 class Checkpoint(Section):
-    """What is kept for `--resume`."""
+    """What is kept for `--resume`, and what to do where there is no room for it."""
 
     every_steps: Positive = 50
     keep: Positive = 2
+    full_disk: Literal["end", "wait"] = "end"
 
 
 class Recipe(Section):

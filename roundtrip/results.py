@@ -53,6 +53,7 @@ def collect(
         "signatures": {d.name: score.signatures(bleu_tokenize(recipe, d)) for d in directions(recipe)},
         "samples": {d.name: _samples(run, recipe, corpora, state.best or BASE, d) for d in directions(recipe)},
         "steps": dict(state.optimizer_steps),
+        "skipped": dict(state.skipped),
         "seconds": {activity: round(value, 1) for activity, value in seconds.items()},
         "peak_bytes": dict(peak),
         "lines": corpora.counts,
@@ -127,6 +128,9 @@ def show(metrics: Mapping[str, Any], run: Run, console: Console) -> None:
             _line(console, Text(f"  reference   {sample['reference']}"))
             _line(console, Text(f"  base        {sample['base']}", style="dim"))
             _line(console, Text(f"  translation {sample['hypothesis']}", style="bold"))
+    for name, count in metrics.get("skipped", {}).items():
+        text = f"{name}: {count} of {metrics['steps'][name]} steps were skipped for a loss that was not finite"
+        _line(console, Text(f"{text}: see {run.skipped}", style="bold"))
     for name, counts in metrics["roads"].items():
         shown = ", ".join(f"{count} {reason}" for reason, count in counts.items())
         _line(console, Text(f"{name}: token road of its synthetic rows: {shown}", style="dim"))

@@ -3,6 +3,7 @@
 recipe.toml  run.json  events.jsonl  metrics.json
 data/                     clean text, as read
 blocks/                   what each phase learnt from, one row a line: kind, source, target
+skipped/                  rows of the steps that changed nothing, since their loss or gradient was not finite
 checkpoints/              for --resume
 base/                     models from scratch as they began, and what adapters took out of a base
 adapters/STAGE/DIRECTION  PEFT folders, or whole models; STAGE is parallel, round-1, ..., best
@@ -25,9 +26,11 @@ from typing import Any
 
 from pydantic import ValidationError
 
-from roundtrip import __version__
+from roundtrip import __version__, files
 from roundtrip.cookbook import Loaded
+from roundtrip.disk import Disk
 from roundtrip.errors import RunError
+from roundtrip.files import write_json
 from roundtrip.recipe import Recipe
 
 BEST = "best"
@@ -36,9 +39,14 @@ _LIBRARIES = ("torch", "transformers", "peft", "tokenizers", "sacrebleu", "numpy
 
 @dataclass(frozen=True)
 class Run:
-    """A run folder; `Run(path)` reaches its parts, `create` and `reopen` make and check it."""
+    """A run folder; `Run(path)` reaches its parts, `create` and `reopen` make and check it.
+
+    Attributes:
+        disk: how to write into it while there may be no room.
+    """
 
     path: Path
+    disk: Disk = Disk()
 
     @property
     def data(self) -> Path:
@@ -63,6 +71,10 @@ class Run:
     @property
     def translations(self) -> Path:
         return self.path / "translations"
+
+    @property
+    def skipped(self) -> Path:
+        return self.path / "skipped"
 
     @property
     def events(self) -> Path:
@@ -129,12 +141,14 @@ class Run:
                 )
 
     def keep_best(self, stage: str) -> None:
-        """Make `adapters/best` a copy of a stage's adapters; a reader never meets half of it."""
-        beside, target = self.adapters / ".best.tmp", self.adapters / BEST
-        shutil.rmtree(beside, ignore_errors=True)
-        shutil.copytree(self.adapters / stage, beside)
-        shutil.rmtree(target, ignore_errors=True)
-        beside.rename(target)
+        """Make `adapters/best` a copy of a stage's weights; a reader never meets half of it."""
+        with files.whole(self.adapters / BEST) as beside:
+            shutil.copytree(self.adapters / stage, beside)
+
+    def has_best(self, stage: str) -> bool:
+        """Return whether `adapters/best` is the copy of a stage's weights, to the last bit."""
+        kept, best = self.adapters / stage, self.adapters / BEST
+        return files.digests(kept, kept) == (files.digests(best, best) if best.is_dir() else {})
 
     def write_metrics(self, metrics: Mapping[str, Any]) -> None:
         write_json(self.metrics, metrics)
@@ -260,24 +274,3 @@ def locked(path: Path) -> Iterator[None]:
         yield
     finally:
         os.close(handle)
-
-
-def write_json(path: Path, document: object) -> None:
-    """Write a JSON file in one rename, so that a reader never sees half of it."""
-    beside = path.with_name(f".{path.name}.tmp")
-    beside.write_text(json.dumps(document, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
-    beside.replace(path)
-
-
-def write_rows(path: Path, rows: list[list[str]]) -> None:
-    """Write texts to a file in one rename: one JSON array a line."""
-    beside = path.with_name(f".{path.name}.tmp")
-    with beside.open("w", encoding="utf-8") as file:
-        file.writelines(json.dumps(row, ensure_ascii=False) + "\n" for row in rows)
-    beside.replace(path)
-
-
-def read_rows(path: Path) -> list[list[str]]:
-    """Read what `write_rows` wrote."""
-    with path.open(encoding="utf-8") as file:
-        return [json.loads(line) for line in file]

@@ -5,11 +5,13 @@ from __future__ import annotations
 import tempfile
 from collections.abc import Mapping
 from contextlib import ExitStack, closing
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from roundtrip import roads, translator
+from roundtrip import files, roads, translator
 from roundtrip.cookbook import Loaded
+from roundtrip.disk import Disk
 from roundtrip.errors import TextError, TrainingError
 from roundtrip.events import Events
 from roundtrip.loop import round_trip
@@ -39,6 +41,8 @@ def train(path: Path, loaded: Loaded, events: Events, *, resume: bool = False) -
     run = reopen(path, loaded) if resume else create(path, loaded)
     events.path = run.events
     with listening(events.say) as stop, ExitStack() as ends:
+        events.disk = Disk(loaded.recipe.checkpoint.full_disk == "wait", events.say, stop.leave_if_asked)
+        run = replace(run, disk=events.disk)
         translators, corpora = _prepared(run, loaded, events, stop)
         found = _roads(loaded.recipe, translators, corpora, events)
         stop.leave_if_asked()
@@ -63,6 +67,8 @@ def _prepared(run: Run, loaded: Loaded, events: Events, stop: Stop) -> tuple[dic
     recipe, folder = run.pinned(loaded.recipe), loaded.folder
     check_metrics(recipe)
     known = facts.get("lines")
+    if problem := files.damaged(facts.get("text", {}), run.path):
+        raise TextError(f"the text of this run is damaged: {problem}", place=str(run.path), cure="start anew")
     corpora = reopen_text(recipe, run.data, known) if known else _read(loaded, run.data, events)
     stop.leave_if_asked()
     segments = {name: Segments.from_dict(value) for name, value in facts.get("segments", {}).items()} or None
@@ -75,6 +81,7 @@ def _prepared(run: Run, loaded: Loaded, events: Events, stop: Stop) -> tuple[dic
     run.add_facts(
         dtype={name: str(one.base.dtype).removeprefix("torch.") for name, one in translators.items()},
         lines=corpora.counts,
+        text=files.digests(run.data, run.path),
         base_hash={name: one.base.digest for name, one in translators.items()},
         tokenizer=tokenizers,
         base_location={name: one.base.location for name, one in translators.items()},

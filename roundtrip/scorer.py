@@ -7,6 +7,7 @@ from pathlib import Path
 
 from roundtrip import score
 from roundtrip.events import Events, Progressing
+from roundtrip.files import write_text
 from roundtrip.plan import BASE, Direction, directions
 from roundtrip.recipe import Generate, Recipe
 from roundtrip.run import Run
@@ -65,7 +66,7 @@ class Scorer:
             )
         lines = [" ".join(text.split()) for text in written.texts]
         path = translations_path(self.run, part, stage, direction)
-        path.write_text("".join(f"{line}\n" for line in lines), encoding="utf-8")
+        self.run.disk.keep(lambda: write_text(path, "".join(f"{line}\n" for line in lines)), path)
         scores = score.corpus(lines, references, bleu_tokenize(self.recipe, direction)).to_dict()
         return scores | {"unfinished": written.finished.count(False)}
 

@@ -2,13 +2,21 @@
 
 from __future__ import annotations
 
+import os
 import signal
+import sys
+import threading
+import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from types import FrameType
 from typing import NoReturn
 
 from roundtrip.errors import Interrupted
+
+# Seconds in which further signals are the first one again: a shell, a launcher and a scheduler may all pass it on.
+SAME = 1.0
+_AT_ONCE = "\x1b[?25hstopped at once by a second signal; the last checkpoint is whole, a run goes on with --resume\n"
 
 
 class Stop:
@@ -38,22 +46,39 @@ class Stop:
 
 @contextmanager
 def listening(say: Callable[[str], None]) -> Iterator[Stop]:
-    """Catch Ctrl-C and SIGTERM for a while.
+    """Catch Ctrl-C, SIGTERM and the hangup of a terminal for a while; outside of the main thread nothing is caught.
 
     Args:
         say: shows the person that the signal was heard.
     """
     stop = Stop()
+    first = [0.0]
 
     def heard(number: int, frame: FrameType | None) -> None:
-        if stop.requested:
-            raise Interrupted(number, "stopped at once by a second signal; the last checkpoint is whole")
-        stop.signal_number = number
-        say("stopping at the next step; a second signal stops at once")
+        now = time.monotonic()
+        if not stop.requested:
+            stop.signal_number, first[0] = number, now
+            # The terminal may be gone, or in the middle of a line of its own.
+            with suppress(OSError, RuntimeError):
+                say("stopping at the next step; a second signal stops at once")
+        elif now - first[0] > SAME:
+            # Not by an exception, which whoever is at work may catch, or which may wait for a thread.
+            with suppress(OSError, RuntimeError):
+                sys.stdout.flush()
+            os.write(2, _AT_ONCE.encode() if sys.stderr.isatty() else _AT_ONCE.removeprefix("\x1b[?25h").encode())
+            os._exit(128 + number)
 
-    before = {number: signal.signal(number, heard) for number in (signal.SIGINT, signal.SIGTERM)}
+    if threading.current_thread() is not threading.main_thread():
+        yield stop
+        return
+    # Who started us with nohup does not want to hear of hangups.
+    heeded = [number for number in _SIGNALS if signal.getsignal(number) is not signal.SIG_IGN]
+    before = {number: signal.signal(number, heard) for number in heeded}
     try:
         yield stop
     finally:
         for number, handler in before.items():
             signal.signal(number, handler)
+
+
+_SIGNALS = [getattr(signal, name) for name in ("SIGINT", "SIGTERM", "SIGHUP") if hasattr(signal, name)]

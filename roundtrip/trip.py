@@ -16,15 +16,16 @@ from roundtrip.block import Block
 from roundtrip.checkpoint import State
 from roundtrip.engine import memory
 from roundtrip.engine.batch import Table, steps
-from roundtrip.engine.step import StepResult, step
-from roundtrip.errors import RunError, TrainingError
+from roundtrip.engine.step import StepResult, row_losses, step
+from roundtrip.errors import TrainingError
 from roundtrip.events import Events, Progressing
+from roundtrip.files import digests, read_rows, whole, write_json, write_rows
 from roundtrip.models import attention
 from roundtrip.models.optimizer import Optimizer
 from roundtrip.plan import BASE, PARALLEL, TEXT, Phase, directions, num_steps, phases
 from roundtrip.recipe import Recipe
 from roundtrip.rows import of_block
-from roundtrip.run import Run, read_rows, write_rows
+from roundtrip.run import BEST, Run
 from roundtrip.scorer import Scorer, mean_chrf
 from roundtrip.signals import Stop
 from roundtrip.telling import tell_block, tell_left_out, tell_roads
@@ -38,6 +39,10 @@ from roundtrip.translator import Translator
 TRIM_EVERY = 8
 # Part of a checkpoint: the pairs of tokens that the guard knows.
 _PAIRS = "pairs"
+_DIVERGED = (
+    "look at the rows in {}; the weights are those of the last sound step: lower train.lr, or set model.dtype and "
+    "adapter.dtype to 'float32', and start anew"
+)
 
 
 class Trip:
@@ -90,6 +95,9 @@ class Trip:
             if part in tensors:
                 guard.restore(tensors[part])
         self.events.seconds = dict(self.state.seconds)
+        if self.state.best not in {None, BASE} and not self.run.has_best(str(self.state.best)):
+            self.events.say(f"adapters/best is not as it was written; {self.state.best} is copied there again")
+            self.run.keep_best(str(self.state.best))
         self._last_save = self.state.total_steps()
         at = self.phases[self.state.phase].stage if self.state.phase < len(self.phases) else "the end"
         self.events.say(f"resumed at {at}, {self.state.total_steps()} steps done")
@@ -101,17 +109,16 @@ class Trip:
         if phase.stage == PARALLEL:
             return blocks.of_pairs(self.corpora, phase.direction, self.recipe.languages[0])
         if self.state.step:
-            try:
-                return Block(read_rows(path), self.state.cursors)
-            except (OSError, ValueError) as error:
-                raise RunError(
-                    f"the rows that this phase learns from are damaged: {error}", place=str(path), cure="start anew"
-                ) from error
+            return Block(read_rows(path), self.state.cursors)
         cursors = self.state.cursors
         plain = phase.stage == TEXT
         block = blocks.of_text(phase, self.recipe, self.corpora, cursors) if plain else self._round(phase, cursors)
-        write_rows(path, block.rows)
-        self.state = replace(self.state, cursors=cursors | block.cursors)
+        self.run.disk.keep(lambda: write_rows(path, block.rows), path)
+        self.state = replace(
+            self.state,
+            cursors=cursors | block.cursors,
+            files=self.state.files | digests(path, self.run.path),
+        )
         tell_block(self.events, phase, block)
         return block
 
@@ -155,7 +162,8 @@ class Trip:
             self.state = replace(self.state, roads=self.state.roads | {name: total})
             tell_roads(self.events, phase, counts, self.recipe.tokens.road == "strings")
         limit = min(self.recipe.train.max_row_tokens, learner.base.max_positions or self.recipe.train.max_row_tokens)
-        fitting = [i for i, size in enumerate(rows.sizes) if size <= limit]
+        # A row without labels, such as an empty text, teaches nothing.
+        fitting = [i for i, size in enumerate(rows.sizes) if rows.starts[i] < size <= limit]
         tell_left_out(self.events, phase, len(rows), len(fitting), limit)
         return rows.pick(fitting)
 
@@ -189,10 +197,10 @@ class Trip:
             yield task
 
     def step(self, phase: Phase, rows: Table, group: Sequence[int]) -> StepResult:
-        """Take one optimizer step, on some of the rows.
+        """Take one optimizer step, on some of the rows; one without a finite loss and gradient changes nothing.
 
         Raises:
-            TrainingError: the loss or the gradient is not finite.
+            TrainingError: there were more of those than the recipe allows.
         """
         name = phase.direction.name
         learner = self.translators[name].learner
@@ -218,7 +226,8 @@ class Trip:
         self.state = replace(
             self.state, step=self.state.step + 1, optimizer_steps=taken | {name: taken.get(name, 0) + 1}
         )
-        self._losses.append(result.loss)
+        if not result.skipped:
+            self._losses.append(result.loss)
         self.events.log(
             "step",
             direction=name,
@@ -228,18 +237,62 @@ class Trip:
             labels=result.num_labels,
             tokens=result.num_tokens,
         )
-        if not math.isfinite(result.loss) or not math.isfinite(result.grad_norm):
-            raise TrainingError(
-                f"loss {result.loss}, gradient norm {result.grad_norm} at step {self.state.optimizer_steps[name]}",
-                place=f"{phase.stage}, {name}",
-                cure="the last checkpoint is sound; lower train.lr and start anew, or use model.dtype = 'float32'",
-            )
+        if result.skipped:
+            self._skip(phase, rows, group, result)
         return result
 
+    def _skip(self, phase: Phase, rows: Table, group: Sequence[int], result: StepResult) -> None:
+        """Count a step that changed nothing, keep its rows for a look, and end the run where they are too many."""
+        name = phase.direction.name
+        learner, number = self.translators[name].learner, self.state.optimizer_steps[name]
+        counts = self.state.skipped
+        here = self.state.skipped_here + 1
+        self.state = replace(self.state, skipped=counts | {name: counts.get(name, 0) + 1}, skipped_here=here)
+        losses = row_losses(
+            learner.model, rows, group, learner.base.pad_id, fused=learner.spec.liger, packed=self._packed
+        )
+        path = self.run.skipped / f"{phase.stage}-{name}-{number:06d}.json"
+        ids = [rows.ids_X[rows.offset_R[i] :][: rows.sizes[i]].tolist() for i in group]
+        document = {
+            "loss": _number(result.loss),
+            "grad_norm": _number(result.grad_norm),
+            "rows": [
+                {"text": learner.base.tokenizer.decode(one), "loss": _number(loss)}
+                for one, loss in zip(ids, losses, strict=True)
+            ],
+        }
+        self.run.disk.keep(lambda: write_json(path, document), path)
+        what = f"loss {result.loss}, gradient norm {result.grad_norm} at step {number}"
+        self.events.say(f"  {what}: skipped; its rows are in {path}")
+        self.events.log("skipped", direction=name, step=number, phase=phase.number)
+        if here > self.recipe.train.max_skipped:
+            raise TrainingError(
+                f"{what}, the {here}. of this phase that had to be skipped",
+                place=f"{phase.stage}, {name}",
+                cure=_DIVERGED.format(self.run.skipped),
+            )
+
     def finish(self, phase: Phase, block: Block) -> None:
-        """Close a phase: the next one starts at its first step."""
+        """Close a phase: the next one starts at its first step.
+
+        Raises:
+            TrainingError: none of its steps changed anything.
+        """
         memory.trim()
-        self.state = replace(self.state, phase=phase.number + 1, step=0)
+        if self.state.skipped_here == self.state.step > 0:
+            raise TrainingError(
+                f"all {self.state.step} steps were skipped, since loss or gradient were not finite",
+                place=f"{phase.stage}, {phase.direction.name}",
+                cure=_DIVERGED.format(self.run.skipped),
+            )
+        here = self.run.blocks.relative_to(self.run.path).as_posix()
+        self.state = replace(
+            self.state,
+            phase=phase.number + 1,
+            step=0,
+            skipped_here=0,
+            files={path: value for path, value in self.state.files.items() if not path.startswith(here)},
+        )
         self.events.log(
             "phase",
             stage=phase.stage,
@@ -261,7 +314,12 @@ class Trip:
         state = replace(self.state, seconds={k: round(v, 3) for k, v in self.events.seconds.items()})
         tensors = {name: optimizer.state() for name, optimizer in self.optimizers.items()}
         tensors |= {part: guard.state() for part, guard in self._guards().items()}
-        checkpoint.save(self.run.checkpoints, state, tensors, self.recipe.checkpoint.keep)
+        keep = self.recipe.checkpoint.keep
+        self.run.disk.keep(
+            lambda: checkpoint.save(self.run.checkpoints, state, tensors, keep),
+            self.run.checkpoints,
+            checkpoint.num_bytes(tensors),
+        )
 
     def stop_if_asked(self) -> None:
         """Save and leave if a signal came.
@@ -280,8 +338,15 @@ class Trip:
 
     def keep_stage(self, stage: str) -> None:
         """Keep both directions as they are now: adapters in PEFT's own format, or whole models."""
-        for name, one in self.translators.items():
-            one.learner.export(self.run.adapters / stage / name)
+        path = self.run.adapters / stage
+
+        def write() -> None:
+            with whole(path) as beside:
+                for name, one in self.translators.items():
+                    one.learner.export(beside / name)
+
+        self.run.disk.keep(write, path)
+        self.state = replace(self.state, files=self.state.files | digests(path, self.run.path))
 
     def begin(self) -> None:
         """Score copying the source and the bare base on dev, the floor of every comparison."""
@@ -296,7 +361,7 @@ class Trip:
         best = best_stage(scores)
         self.state = replace(self.state, scores=scores, best=best)
         if best == stage != BASE:
-            self.run.keep_best(stage)
+            self.run.disk.keep(lambda: self.run.keep_best(stage), self.run.adapters / BEST)
         self.events.log("dev", stage=stage, scores=found, best=best)
         shown = ", ".join(f"{name} chrF++ {s['chrf']:.1f} BLEU {s['bleu']:.1f}" for name, s in found.items())
         self.events.say(f"  dev after {stage}: {shown}")
@@ -313,7 +378,7 @@ class Trip:
         devices = {one.base.device for one in self.translators.values()}
         peak = {str(device): memory.peak(device) for device in devices}
         metrics = results.collect(self.run, self.recipe, self.corpora, self.state, test, self.events.seconds, peak)
-        self.run.write_metrics(metrics)
+        self.run.disk.keep(lambda: self.run.write_metrics(metrics), self.run.metrics)
         self.events.log("end", seconds=metrics["seconds"], best=metrics["best"], peak_bytes=peak)
         results.show(metrics, self.run, self.events.console)
 

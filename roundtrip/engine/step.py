@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -23,7 +24,7 @@ class StepResult:
 
     Attributes:
         loss: mean cross-entropy in nats per labelled token.
-        grad_norm: before clipping; not finite where the step was skipped.
+        grad_norm: before clipping; where it or the loss is not finite the step was skipped: nothing has changed.
         num_labels, num_tokens: labelled and all real tokens.
         tokens_per_forward: that fitted; less than asked for where memory ran out.
     """
@@ -33,6 +34,10 @@ class StepResult:
     num_labels: int
     num_tokens: int
     tokens_per_forward: int
+
+    @property
+    def skipped(self) -> bool:
+        return not (math.isfinite(self.loss) and math.isfinite(self.grad_norm))
 
 
 def loss_sum(model: nn.Module, batch: Batch, *, fused: bool = False) -> torch.Tensor:
@@ -100,9 +105,22 @@ def step(
         release()
         tried = max(len(group) * max(table.sizes[i] for i in group) for group in groups)
         tokens_per_forward = max(longest, min(tokens_per_forward, tried) // 2)
-    grad_norm = optimizer.step(1.0 / num_labels)
+    loss = float(total) / num_labels
+    grad_norm = optimizer.step(1.0 / num_labels, skip=not math.isfinite(loss))
     num_tokens = sum(table.sizes[i] for i in rows)
-    return StepResult(float(total) / num_labels, grad_norm, num_labels, num_tokens, tokens_per_forward)
+    return StepResult(loss, grad_norm, num_labels, num_tokens, tokens_per_forward)
+
+
+@torch.no_grad()
+def row_losses(
+    model: nn.Module, table: Table, rows: Sequence[int], pad_id: int, *, fused: bool = False, packed: bool = False
+) -> list[float]:
+    """Return the mean loss of each row by itself, in nats per label: which of them a step was skipped for."""
+    found = []
+    for row in rows:
+        batch = pack(table, [row]) if packed else collate(table, [row], pad_id)
+        found.append(float(loss_sum(model, batch, fused=fused)) / (table.sizes[row] - table.starts[row]))
+    return found
 
 
 def _backward(

@@ -67,18 +67,21 @@ class Optimizer:
             betas=(0.9, 0.99),
         )
 
-    def step(self, scale: float) -> float:
+    def step(self, scale: float, *, skip: bool = False) -> float:
         """Take one step with the gradients as summed in the parameters, times `scale`; then clear them.
 
+        Args:
+            skip: change nothing, as where the gradient is not finite; the schedule goes on.
+
         Returns:
-            The gradient norm before clipping; where it is not finite nothing was changed.
+            The gradient norm before clipping.
         """
         for name, parameter in self._parameters.items():
             grad = parameter.grad if parameter.grad is not None else torch.zeros_like(parameter)
             self._masters[name].grad = grad.detach().float() * scale
             parameter.grad = None
         norm = float(torch.nn.utils.clip_grad_norm_(self._masters.values(), self.recipe.max_grad_norm))
-        if math.isfinite(norm):
+        if math.isfinite(norm) and not skip:
             rate = self._rate * share_of_rate(self.recipe, self.step_number, self.num_steps)
             for group in self._adam.param_groups:
                 group["lr"] = rate * group["ratio"]
