@@ -41,7 +41,7 @@ def look(pid: int) -> dict[str, float]:
     return {
         "time": time.time(),
         "resident_bytes": 1024 * int(fields["VmRSS"].split()[0]),
-        "open_files": len(os.listdir(f"/proc/{pid}/fd")),
+        "open_files": sum(1 for _ in Path(f"/proc/{pid}/fd").iterdir()),
         "threads": int(fields["Threads"]),
     }
 
@@ -180,7 +180,7 @@ def main() -> None:
     path = RESULTS / f"soak-{arguments.name}.json"
     path.write_text(json.dumps(document, indent=1) + "\n", encoding="utf-8")
     draw(document, found["looks"], path.with_suffix(".png"))
-    show(document, Console())
+    show(document, Console(width=160))
 
 
 if __name__ == "__main__":
