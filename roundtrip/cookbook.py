@@ -15,7 +15,7 @@ from pydantic import BaseModel, ValidationError
 from roundtrip.combinations import OF_ADAPTERS, combination_problems, did_you_mean
 from roundtrip.errors import RecipeError, SourceError
 from roundtrip.recipe import Recipe, TextSource
-from roundtrip.sources import parse_pypi, resolve
+from roundtrip.sources import is_hub_id, parse_pypi, resolve
 
 # Sections in which a table may stand for one direction alone: [adapter."en-es"].
 BY_DIRECTION = ("model", "adapter")
@@ -102,6 +102,14 @@ def judge(data: dict[str, Any], folder: Path) -> tuple[Recipe | None, list[str]]
         texts += combination_problems(recipe)
         texts += path_problems(recipe, folder)
     return (None if texts else recipe), texts
+
+
+def names_hub(recipe: Recipe, folder: Path) -> bool:
+    """Return whether a recipe names anything on the hub; if not, nobody has to be asked there."""
+    models = [model.path for model in recipe.model.values() if model.path is not None]
+    return any(is_hub_id(path, folder) for path in models) or any(
+        source.format == "datasets" or str(source.path).startswith("hf:") for _, source, _ in recipe.sources()
+    )
 
 
 def path_problems(recipe: Recipe, folder: Path) -> list[str]:

@@ -12,7 +12,8 @@ from typing import NoReturn
 from rich.console import Console
 from rich.text import Text
 
-from roundtrip.errors import Interrupted, RoundtripError, first_line
+from roundtrip.errors import Interrupted, RoundtripError, first_line, printable
+from roundtrip.sources import go_offline
 
 
 def open_door(work: Callable[[argparse.Namespace], None], parser: argparse.ArgumentParser) -> NoReturn:
@@ -21,8 +22,11 @@ def open_door(work: Callable[[argparse.Namespace], None], parser: argparse.Argum
     0: done. 2: something asked for cannot be done. 3: training could not go on. 130, 143: stopped by a signal.
     """
     parser.add_argument("--debug", action="store_true", help="show the traceback of an error")
+    parser.add_argument("--offline", action="store_true", help="no network at all: what is in the caches has to do")
     arguments = parser.parse_args()
     _quiet_libraries()
+    if arguments.offline:
+        go_offline()
     code = 0
     try:
         work(arguments)
@@ -30,12 +34,12 @@ def open_door(work: Callable[[argparse.Namespace], None], parser: argparse.Argum
         if arguments.debug:
             raise
         word = "stopped" if isinstance(error, Interrupted) else "error"
-        Console(stderr=True).print(Text(f"{word}: {error}", style="bold"), soft_wrap=True)
+        _tell(f"{word}: {error}")
         code = error.exit_code
     except KeyboardInterrupt:
         if arguments.debug:
             raise
-        Console(stderr=True).print(Text("stopped: nothing was under way that needs saving", style="bold"))
+        _tell("stopped: nothing was under way that needs saving")
         code = 130
     except BrokenPipeError:
         # The reader of our output has gone; point it elsewhere so that closing it raises nothing more.
@@ -45,9 +49,13 @@ def open_door(work: Callable[[argparse.Namespace], None], parser: argparse.Argum
         cure = _cure(error)
         if cure is None or arguments.debug:
             raise
-        Console(stderr=True).print(Text(f"error: {first_line(error)}\n  {cure}", style="bold"), soft_wrap=True)
+        _tell(f"error: {first_line(error)}\n  {cure}")
         code = 3
     sys.exit(code)
+
+
+def _tell(text: str) -> None:
+    Console(stderr=True).print(Text(printable(text), style="bold"), soft_wrap=True)
 
 
 def _cure(error: Exception) -> str | None:

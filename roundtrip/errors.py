@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import re
+
 
 class RoundtripError(Exception):
     """Base of everything we raise on purpose; a door prints it without a traceback.
@@ -21,6 +23,15 @@ class RoundtripError(Exception):
     def __str__(self) -> str:
         text = f"{self.place}: {self.problem}" if self.place else self.problem
         return f"{text}\n  {self.cure}" if self.cure else text
+
+
+def printable(text: str) -> str:
+    """Return text that a terminal shows and does not obey: control characters are written out, as `\\x1b`."""
+    return _CONTROLS.sub(lambda found: f"\\x{ord(found.group()):02x}", text)
+
+
+# All but the tab and the line feed; C1 too, which some terminals take for the beginning of a sequence.
+_CONTROLS = re.compile("[\x00-\x08\x0b-\x1f\x7f-\x9f]")
 
 
 def first_line(error: BaseException) -> str:

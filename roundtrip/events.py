@@ -23,6 +23,7 @@ from rich.progress import (
 )
 
 from roundtrip.disk import Disk
+from roundtrip.errors import printable
 
 _QUIET_SECONDS = 30.0
 # More bytes than an event has.
@@ -70,7 +71,7 @@ class Events:
     def say(self, text: str) -> None:
         """Show one line; where the terminal has gone, nobody."""
         try:
-            self.console.print(text, highlight=False, markup=False, soft_wrap=True)
+            self.console.print(printable(text), highlight=False, markup=False, soft_wrap=True)
         except OSError as error:
             if error.errno != errno.EIO:
                 raise
@@ -94,7 +95,7 @@ class Events:
         try:
             if live:
                 with self._bar() as bar:
-                    number = bar.add_task(text, total=total or None, rate="", note="")
+                    number = bar.add_task(printable(text), total=total or None, rate="", note="")
                     yield Progressing(
                         task,
                         lambda: bar.update(number, completed=task.done, rate=task.rate(), note=task.note),
@@ -109,12 +110,12 @@ class Events:
     def _bar(self) -> Progress:
         return Progress(
             SpinnerColumn(),
-            TextColumn("{task.description}"),
+            TextColumn("{task.description}", markup=False),
             BarColumn(bar_width=24),
             MofNCompleteColumn(),
-            TextColumn("{task.fields[rate]}"),
+            TextColumn("{task.fields[rate]}", markup=False),
             TimeRemainingColumn(),
-            TextColumn("{task.fields[note]}"),
+            TextColumn("{task.fields[note]}", markup=False),
             console=self.console,
             transient=True,
         )

@@ -10,8 +10,10 @@ from typing import TYPE_CHECKING, Any
 
 from rich.console import Console
 
+from roundtrip.cookbook import names_hub
 from roundtrip.door import open_door
 from roundtrip.errors import RunError
+from roundtrip.sources import forbid_hub
 
 # Texts that the chat template is tried on.
 _PROBES = ("Save the file", "línea — 家", "(1) <b>100 %</b>", "a")
@@ -44,13 +46,16 @@ def main() -> None:
 def _work(arguments: argparse.Namespace) -> None:
     if arguments.dtype and not arguments.merged:
         raise RunError("an adapter keeps its precision", place="--dtype", cure="add --merged, or leave --dtype out")
-    # Seconds of imports, for which nobody should wait to read about a typo.
-    from roundtrip import trained
-    from roundtrip.plan import directions
     from roundtrip.run import Run
 
     run = Run(arguments.run)
-    recipe, _ = run.recipe()
+    recipe, start = run.recipe()
+    if not names_hub(recipe, start):
+        forbid_hub()
+    # Seconds of imports, for which nobody should wait to read about a typo.
+    from roundtrip import trained
+    from roundtrip.plan import directions
+
     chosen = [trained.into(run, arguments.to)] if arguments.to else list(directions(recipe))
     folders = {direction: arguments.out / direction.name for direction in chosen}
     for folder in folders.values():

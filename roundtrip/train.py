@@ -10,6 +10,7 @@ from rich.console import Console
 from roundtrip import cookbook
 from roundtrip.door import open_door
 from roundtrip.events import Events
+from roundtrip.sources import forbid_hub
 
 
 def main() -> None:
@@ -31,6 +32,8 @@ def _work(arguments: argparse.Namespace) -> None:
     loaded = cookbook.load(arguments.recipe, arguments.set)
     events = Events(Console())
     events.say(f"recipe {loaded.path}: sound")
+    if not cookbook.names_hub(loaded.recipe, loaded.folder):
+        forbid_hub()
     # Seconds of imports, for which nobody should wait to read about a typo.
     from roundtrip import running
     from roundtrip.run import locked

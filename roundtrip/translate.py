@@ -7,19 +7,22 @@ import sys
 from collections.abc import Iterator, Sequence
 from itertools import islice
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from rich.console import Console
 from rich.text import Text
 
-from roundtrip import trained
+from roundtrip.cookbook import names_hub
 from roundtrip.door import open_door
-from roundtrip.errors import TextError
+from roundtrip.errors import TextError, printable
 from roundtrip.recipe import Generate
 from roundtrip.run import BEST, Run
-from roundtrip.scorer import greedy
+from roundtrip.sources import forbid_hub
 from roundtrip.text.clean import clean
 from roundtrip.text.codes import is_spaceless
-from roundtrip.translator import Translator
+
+if TYPE_CHECKING:
+    from roundtrip.translator import Translator
 
 # Lines are read, sorted by length and written in pieces of this size, so that output flows while input comes.
 LINES_AT_ONCE = 512
@@ -40,8 +43,15 @@ def main() -> None:
 
 def _work(arguments: argparse.Namespace) -> None:
     run = Run(arguments.run)
+    recipe, folder = run.recipe()
+    if not names_hub(recipe, folder):
+        forbid_hub()
+    # Seconds of imports, for which nobody should wait to read about a typo.
+    from roundtrip import trained
+    from roundtrip.scorer import greedy
+
     one = trained.load(run, trained.into(run, arguments.to), arguments.stage, arguments.device)
-    settings = greedy(run.recipe()[0])
+    settings = greedy(recipe)
     lines = iter(sys.stdin.buffer)
     refused: list[str] = []
     cut: list[str] = []
@@ -53,7 +63,7 @@ def _work(arguments: argparse.Namespace) -> None:
         sys.stdout.buffer.flush()
         start += len(piece)
     for problem in refused + cut:
-        Console(stderr=True).print(Text(problem), soft_wrap=True)
+        Console(stderr=True).print(Text(printable(problem)), soft_wrap=True)
     if refused:
         raise TextError(f"{len(refused)} line(s) too long to translate were written empty", place="standard input")
 

@@ -222,6 +222,12 @@ def read(folder: Path) -> dict[str, torch.Tensor]:
         ModelError: there is none, or it is broken.
     """
     path = folder / WEIGHTS
+    if not path.exists() and (pickle := path.with_suffix(".bin")).exists():
+        raise ModelError(
+            f"{pickle.name} is a pickle: to load it is to run a program of whoever made it, which is not done here",
+            place=str(folder),
+            cure="if you trust its author, load it with PEFT and save it again",
+        )
     try:
         return dict(load_file(path))
     except (OSError, SafetensorError) as error:

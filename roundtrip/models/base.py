@@ -5,13 +5,13 @@ from __future__ import annotations
 import copy
 import hashlib
 import importlib.util
+import os
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeVar
 
 import torch
-from safetensors import SafetensorError
 from torch import nn
 
 from roundtrip.engine.memory import bound_kernels
@@ -19,9 +19,18 @@ from roundtrip.errors import ModelError, SourceError, first_line
 from roundtrip.models import attention, fresh, packed
 from roundtrip.models.gguf import convert
 from roundtrip.recipe import Model
-from roundtrip.sources import cache_dir, resolve
+from roundtrip.sources import cache_dir, is_hub_id, resolve
 
 T = TypeVar("T")
+# Endings of files that hold pickles.
+_PICKLES = {".bin", ".pt", ".pth", ".ckpt", ".pkl", ".pickle"}
+_PICKLE = "a pickle: to load it is to run a program of whoever made it, which is not done here"
+_CONVERT = (
+    "take the safetensors of the same model; if you trust its author, make them: "
+    "AutoModelForCausalLM.from_pretrained(FOLDER).save_pretrained(NEW_FOLDER)"
+)
+# Without it a model of the hub that has no safetensors is taken from what a bot has proposed there.
+_NO_BOTS = "DISABLE_SAFETENSORS_CONVERSION"
 
 
 @dataclass(frozen=True)
@@ -64,7 +73,7 @@ def locate(spec: Model, folder: Path) -> str:
     """
     assert spec.path is not None, "a model from scratch is made before it is loaded"
     path = spec.path
-    if not path.startswith("pypi:") and not _names_a_file(path, folder):
+    if is_hub_id(path, folder):
         return path
     try:
         found = resolve(path, folder)
@@ -74,7 +83,10 @@ def locate(spec: Model, folder: Path) -> str:
     if len(found) > 1:
         raise ModelError(f"'{path}' matches {len(found)} files", place="model.path", cure="name one file or folder")
     if file.is_dir():
+        _refuse_pickles(file)
         return str(file)
+    if file.suffix in _PICKLES:
+        raise ModelError(f"'{path}' is {_PICKLE}", place="model.path", cure=_CONVERT)
     if file.suffix != ".gguf":
         raise ModelError(
             f"'{path}' is neither a folder nor a GGUF file",
@@ -84,9 +96,11 @@ def locate(spec: Model, folder: Path) -> str:
     return str(convert(file, cache_dir()))
 
 
-def _names_a_file(path: str, folder: Path) -> bool:
-    """Return whether a model path is meant for this disk; `org/model` is a hub id unless such a folder is here."""
-    return path.startswith((".", "/", "~")) or path.endswith(".gguf") or (folder / path).exists() or path.count("/") > 1
+def _refuse_pickles(folder: Path) -> None:
+    """Refuse weights that can only be read by running what their author wrote."""
+    pickles = sorted(path.name for path in folder.iterdir() if path.suffix in _PICKLES)
+    if pickles and not any(folder.glob("*.safetensors")):
+        raise ModelError(f"{pickles[0]} is {_PICKLE}", place=f"model.path ({folder})", cure=_CONVERT)
 
 
 def load(spec: Model, folder: Path) -> Base:
@@ -98,11 +112,14 @@ def load(spec: Model, folder: Path) -> Base:
     from transformers import AutoModelForCausalLM, AutoTokenizer
 
     bound_kernels()
+    os.environ.setdefault(_NO_BOTS, "1")
     location = locate(spec, folder)
     device = choose_device(spec.device)
     dtype = choose_dtype(spec.dtype, device)
     quantized = _quantization(spec, dtype, device)
-    tokenizer = _read(spec, lambda: AutoTokenizer.from_pretrained(location, revision=spec.revision))
+    tokenizer = _read(
+        spec, lambda: AutoTokenizer.from_pretrained(location, revision=spec.revision, trust_remote_code=False)
+    )
     model, report = _read(
         spec,
         lambda: AutoModelForCausalLM.from_pretrained(
@@ -111,6 +128,7 @@ def load(spec: Model, folder: Path) -> Base:
             dtype=dtype,
             attn_implementation=attention.GENERATING,
             use_safetensors=True,
+            trust_remote_code=False,
             output_loading_info=True,
             **quantized,
         ),
@@ -186,7 +204,7 @@ def reload(spec: Model, base: Base, folder: Path | None = None) -> None:
     fresh = _read(
         spec,
         lambda: AutoModelForCausalLM.from_pretrained(
-            location, revision=revision, dtype=base.dtype, use_safetensors=True
+            location, revision=revision, dtype=base.dtype, use_safetensors=True, trust_remote_code=False
         ),
     )
     try:
@@ -207,7 +225,9 @@ def empty(spec: Model, folder: Path, dtype: torch.dtype) -> Any:
         config = fresh.config_of(spec.from_scratch, spec.from_scratch.vocabulary)
     else:
         location = locate(spec, folder)
-        config = _read(spec, lambda: AutoConfig.from_pretrained(location, revision=spec.revision))
+        config = _read(
+            spec, lambda: AutoConfig.from_pretrained(location, revision=spec.revision, trust_remote_code=False)
+        )
     return AutoModelForCausalLM.from_config(config, dtype=dtype, attn_implementation=attention.GENERATING)
 
 
@@ -220,11 +240,15 @@ def load_tokenizer(spec: Model, folder: Path) -> tuple[Any, tuple[int, ...]]:
     from transformers import AutoConfig, AutoTokenizer, GenerationConfig
 
     location = locate(spec, folder)
-    tokenizer = _read(spec, lambda: AutoTokenizer.from_pretrained(location, revision=spec.revision))
+    tokenizer = _read(
+        spec, lambda: AutoTokenizer.from_pretrained(location, revision=spec.revision, trust_remote_code=False)
+    )
     try:
         settings = GenerationConfig.from_pretrained(location, revision=spec.revision)
     except OSError:  # a model without a file of its own for this
-        config = _read(spec, lambda: AutoConfig.from_pretrained(location, revision=spec.revision))
+        config = _read(
+            spec, lambda: AutoConfig.from_pretrained(location, revision=spec.revision, trust_remote_code=False)
+        )
         settings = GenerationConfig.from_model_config(config)
     return tokenizer, _stop_ids(settings)
 
@@ -235,12 +259,27 @@ def _read(spec: Model, load_it: Callable[[], T]) -> T:
         return load_it()
     except torch.OutOfMemoryError:
         raise
-    except (OSError, ValueError, KeyError, ImportError, RuntimeError, SafetensorError) as error:
-        raise SourceError(
-            f"'{spec.path}' cannot be loaded: {first_line(error)}",
+    except Exception as error:  # whatever stands in its files, the reader of a broken one may raise anything
+        raise _unreadable(spec, error) from error
+    except BaseException as error:
+        # The tokenizer's own library panics, which is no Exception.
+        if type(error).__name__ != "PanicException":
+            raise
+        raise _unreadable(spec, error) from error
+
+
+def _unreadable(spec: Model, error: BaseException) -> SourceError:
+    if "trust_remote_code" in str(error):
+        return SourceError(
+            f"'{spec.path}' needs a program that its author has put beside it, which is not run here",
             place="model.path",
-            cure="name a folder with config.json and *.safetensors, a .gguf file, pypi:..., or a hub id you can reach",
-        ) from error
+            cure="take a model that transformers knows by itself",
+        )
+    return SourceError(
+        f"'{spec.path}' cannot be loaded: {first_line(error)}",
+        place="model.path",
+        cure="name a folder with config.json and *.safetensors, a .gguf file, pypi:..., or a hub id you can reach",
+    )
 
 
 def _stop_ids(settings: Any) -> tuple[int, ...]:

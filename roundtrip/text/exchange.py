@@ -8,7 +8,7 @@ from __future__ import annotations
 import re
 from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 from lxml import etree
 
@@ -16,6 +16,7 @@ from roundtrip.errors import TextError
 from roundtrip.text.codes import every, locate
 from roundtrip.text.lines import opened
 
+MAX_UNIT_BYTES = 16 << 20
 _XML_LANG = "{http://www.w3.org/XML/1998/namespace}lang"
 _TMX = ("", "{http://www.lisa.org/tmx14}")
 _XLIFF_1 = ("", "{urn:oasis:names:tc:xliff:document:1.1}", "{urn:oasis:names:tc:xliff:document:1.2}")
@@ -97,8 +98,9 @@ def _is_for_translation(unit: Any) -> bool:
 def _units(path: Path, root: str, tags: Sequence[str]) -> Iterator[Any]:
     """Yield the elements with these tags, each complete, and free what comes before it in the file."""
     with opened(path) as handle:
+        counted = _Counted(handle, path)
         parser = etree.iterparse(
-            handle,
+            counted,
             tag=tags,
             resolve_entities=False,
             load_dtd=False,
@@ -109,6 +111,7 @@ def _units(path: Path, root: str, tags: Sequence[str]) -> Iterator[Any]:
         )
         try:
             for _, element in parser:
+                counted.size = 0
                 yield element
                 for node in (element, *element.iterancestors()):
                     parent = node.getparent()
@@ -122,6 +125,24 @@ def _units(path: Path, root: str, tags: Sequence[str]) -> Iterator[Any]:
             place=str(path),
             cure="Name the format in the recipe, `format = ...`, if the ending of the file misleads.",
         )
+
+
+class _Counted:
+    """A file of which no more than so much is read between two units: all that is held until the next one comes."""
+
+    def __init__(self, handle: BinaryIO, path: Path) -> None:
+        self._handle, self._path, self.size = handle, path, 0
+
+    def read(self, size: int = -1) -> bytes:
+        piece = self._handle.read(size)
+        self.size += len(piece)
+        if self.size > MAX_UNIT_BYTES:
+            raise TextError(
+                f"more than {MAX_UNIT_BYTES >> 20} MiB without the end of a translation unit",
+                place=str(self._path),
+                cure="Look whether this file is a translation memory; a unit is a sentence or a paragraph.",
+            )
+        return piece
 
 
 def _broken(path: Path, parser: Any, error: Exception) -> TextError:

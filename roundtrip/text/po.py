@@ -19,8 +19,10 @@ import polib
 from roundtrip.errors import TextError
 from roundtrip.text.clean import clean
 from roundtrip.text.codes import locate
-from roundtrip.text.lines import lines, opened
+from roundtrip.text.lines import lines, opened, raw_lines
 
+# A large application has some millions; reading takes twenty times as much memory.
+MAX_CHARS = 50_000_000
 _STRING = re.compile(r'"(?:[^"\\]|\\.)*"', re.DOTALL)
 _DEFAULT = re.compile(rf"^Default:\s*({_STRING.pattern}(?:\s*{_STRING.pattern})*)[ \t]*$", re.MULTILINE | re.DOTALL)
 _KEYWORD = r"(?:#~\s*)?(?:msg\S+\s*)?"
@@ -76,7 +78,15 @@ def _close(a: str, b: str) -> bool:
 def _parse(path: Path) -> Any:
     number = 0
     text = []
+    size = 0
     for number, line in enumerate(lines(path, _charset(path)), start=1):
+        size += len(line)
+        if size > MAX_CHARS:
+            raise TextError(
+                f"a catalogue of more than {MAX_CHARS:,} characters, and it has to be read whole",
+                place=f"{path}:{number}",
+                cure="Split it, or turn it into a tsv.",
+            )
         # Cleaned, because the parser takes a raw form feed or U+2028 inside a string for the end of its line.
         text.append(clean(line))
         # The parser takes the last character of a string for its closing quote without looking.
@@ -101,7 +111,7 @@ def _broken(path: Path, number: int, problem: str) -> TextError:
 def _charset(path: Path) -> str:
     """Return the charset that the header names; templates say CHARSET, which is none, and mean UTF-8."""
     with opened(path) as handle:
-        named = next((found for line in handle if (found := _CHARSET.search(line))), None)
+        named = next((found for line in raw_lines(handle) if (found := _CHARSET.search(line))), None)
     try:
         name = codecs.lookup(named.group(1).decode("ascii")).name if named else "utf-8"
         b"".decode(name)
