@@ -75,6 +75,12 @@ class TrainingError(RoundtripError):
     exit_code = 3
 
 
+class RanksError(RoundtripError):
+    """The processes that share a run cannot go on together."""
+
+    exit_code = 3
+
+
 class DiskError(RoundtripError):
     """There is no room left to write to; what was written before is whole."""
 

@@ -12,6 +12,7 @@ from typing import Any
 from roundtrip import files, roads, translator
 from roundtrip.cookbook import Loaded
 from roundtrip.disk import Disk
+from roundtrip.engine.ranks import ALONE, Ranks
 from roundtrip.errors import TextError, TrainingError
 from roundtrip.events import Events
 from roundtrip.loop import round_trip
@@ -32,24 +33,30 @@ from roundtrip.translator import Translator
 from roundtrip.trip import Trip
 
 
-def train(path: Path, loaded: Loaded, events: Events, *, resume: bool = False) -> Run:
+def train(path: Path, loaded: Loaded, events: Events, *, resume: bool = False, ranks: Ranks = ALONE) -> Run:
     """Run a recipe into a folder, or go on with it.
+
+    Args:
+        ranks: the processes that share the work, each of which calls this.
 
     Raises:
         RoundtripError: whatever stands in the way, in words; `Interrupted` after a signal, with all saved.
     """
-    run = reopen(path, loaded) if resume else create(path, loaded)
-    events.path = run.events
+    if ranks.first:
+        reopen(path, loaded) if resume else create(path, loaded)
+    ranks.of_first(None)
+    run = Run(path)
+    events.path = run.events if ranks.first else None
     with listening(events.say) as stop, ExitStack() as ends:
         events.disk = Disk(loaded.recipe.checkpoint.full_disk == "wait", events.say, stop.leave_if_asked)
         run = replace(run, disk=events.disk)
-        translators, corpora = _prepared(run, loaded, events, stop)
+        translators, corpora = _prepared(run, loaded, events, stop, ranks)
         found = _roads(loaded.recipe, translators, corpora, events)
         stop.leave_if_asked()
-        trip = ends.enter_context(closing(Trip(run, loaded.recipe, corpora, translators, found, events, stop)))
+        trip = ends.enter_context(closing(Trip(run, loaded.recipe, corpora, translators, found, events, stop, ranks)))
         if resume:
             trip.resume()
-            if trip.done():
+            if ranks.of_first(trip.done()):
                 trip.show()
                 return run
         events.log("start", phase=trip.state.phase, step=trip.state.step)
@@ -61,7 +68,9 @@ def train(path: Path, loaded: Loaded, events: Events, *, resume: bool = False) -
     return run
 
 
-def _prepared(run: Run, loaded: Loaded, events: Events, stop: Stop) -> tuple[dict[str, Translator], Corpora]:
+def _prepared(
+    run: Run, loaded: Loaded, events: Events, stop: Stop, ranks: Ranks
+) -> tuple[dict[str, Translator], Corpora]:
     """Load text and models; what was fixed when the run began is read back from it."""
     facts = run.facts()
     recipe, folder = run.pinned(loaded.recipe), loaded.folder
@@ -69,24 +78,28 @@ def _prepared(run: Run, loaded: Loaded, events: Events, stop: Stop) -> tuple[dic
     known = facts.get("lines")
     if problem := files.damaged(facts.get("text", {}), run.path):
         raise TextError(f"the text of this run is damaged: {problem}", place=str(run.path), cure="start anew")
-    corpora = reopen_text(recipe, run.data, known) if known else _read(loaded, run.data, events)
+    if not known:
+        known = ranks.of_first(_read(loaded, run.data, events).counts if ranks.first else {})
+    corpora = reopen_text(recipe, run.data, known)
     stop.leave_if_asked()
     segments = {name: Segments.from_dict(value) for name, value in facts.get("segments", {}).items()} or None
-    translators = _load(recipe, folder, corpora, events, segments, run.base)
+    with ranks.first_first():
+        translators = _load(recipe, folder, corpora, events, segments, run.base, ranks)
     run.check_loaded("base_hash", {name: one.base.digest for name, one in translators.items()}, "base model")
     tokenizers = {name: _fingerprint(one.base.tokenizer) for name, one in translators.items()}
     run.check_loaded("tokenizer", tokenizers, "tokenizer")
     stop.leave_if_asked()
     check_lines(translators, corpora, recipe, events)
-    run.add_facts(
-        dtype={name: str(one.base.dtype).removeprefix("torch.") for name, one in translators.items()},
-        lines=corpora.counts,
-        text=files.digests(run.data, run.path),
-        base_hash={name: one.base.digest for name, one in translators.items()},
-        tokenizer=tokenizers,
-        base_location={name: one.base.location for name, one in translators.items()},
-        segments={name: one.template.segments.to_dict() for name, one in translators.items()},
-    )
+    if ranks.first:
+        run.add_facts(
+            dtype={name: str(one.base.dtype).removeprefix("torch.") for name, one in translators.items()},
+            lines=corpora.counts,
+            text=files.digests(run.data, run.path),
+            base_hash={name: one.base.digest for name, one in translators.items()},
+            tokenizer=tokenizers,
+            base_location={name: one.base.location for name, one in translators.items()},
+            segments={name: one.template.segments.to_dict() for name, one in translators.items()},
+        )
     return translators, corpora
 
 
@@ -101,6 +114,7 @@ def _load(
     events: Events,
     segments: dict[str, Segments] | None = None,
     starts: Path | None = None,
+    ranks: Ranks = ALONE,
 ) -> dict[str, Translator]:
     """Load the models of a recipe; those from scratch are made first, where they are not there yet."""
     for name, spec in recipe.model.items():
@@ -111,7 +125,7 @@ def _load(
                 fresh.make(spec.from_scratch, corpora.all_text(), Path(spec.path), seed)
     names = " and ".join(dict.fromkeys(spec.name for spec in recipe.model.values()))
     with events.task("loading", f"loading {names}", 0):
-        return translator.load(recipe, folder, segments, starts)
+        return translator.load(recipe, folder, segments, starts, ranks)
 
 
 def _roads(recipe: Recipe, translators: Mapping[str, Translator], corpora: Corpora, events: Events) -> dict[str, Road]:

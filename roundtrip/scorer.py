@@ -66,7 +66,8 @@ class Scorer:
             )
         lines = [" ".join(text.split()) for text in written.texts]
         path = translations_path(self.run, part, stage, direction)
-        self.run.disk.keep(lambda: write_text(path, "".join(f"{line}\n" for line in lines)), path)
+        if self.translators[direction.name].ranks.first:
+            self.run.disk.keep(lambda: write_text(path, "".join(f"{line}\n" for line in lines)), path)
         scores = score.corpus(lines, references, bleu_tokenize(self.recipe, direction)).to_dict()
         return scores | {"unfinished": written.finished.count(False)}
 

@@ -29,6 +29,11 @@ class Stop:
     def requested(self) -> bool:
         return self.signal_number is not None
 
+    def ask(self, number: int = signal.SIGTERM) -> None:
+        """Ask to stop, as a signal does; the first to ask is remembered."""
+        if self.signal_number is None:
+            self.signal_number = number
+
     def leave(self) -> NoReturn:
         """End the work.
 
@@ -57,7 +62,8 @@ def listening(say: Callable[[str], None]) -> Iterator[Stop]:
     def heard(number: int, frame: FrameType | None) -> None:
         now = time.monotonic()
         if not stop.requested:
-            stop.signal_number, first[0] = number, now
+            stop.ask(number)
+            first[0] = now
             # The terminal may be gone, or in the middle of a line of its own.
             with suppress(OSError, RuntimeError):
                 say("stopping at the next step; a second signal stops at once")

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import argparse
+import os
+from contextlib import nullcontext
 from pathlib import Path
 
 from rich.console import Console
@@ -30,20 +32,24 @@ def main() -> None:
 
 def _work(arguments: argparse.Namespace) -> None:
     loaded = cookbook.load(arguments.recipe, arguments.set)
-    events = Events(Console())
+    # Of several processes the first one speaks.
+    events = Events(Console(quiet=os.environ.get("RANK", "0") != "0"))
     events.say(f"recipe {loaded.path}: sound")
     if not cookbook.names_hub(loaded.recipe, loaded.folder):
         forbid_hub()
     # Seconds of imports, for which nobody should wait to read about a typo.
     from roundtrip import running
+    from roundtrip.engine.ranks import joined
+    from roundtrip.models.base import choose_device
     from roundtrip.run import locked
 
     if arguments.check:
         running.check(loaded, events)
         return
     path = arguments.out or Path("runs") / loaded.path.stem
-    with locked(path):
-        running.train(path, loaded, events, resume=arguments.resume)
+    on_cpu = all(choose_device(model.device).type == "cpu" for model in loaded.recipe.model.values())
+    with joined(on_cpu) as ranks, locked(path) if ranks.first else nullcontext():
+        running.train(path, loaded, events, resume=arguments.resume, ranks=ranks)
 
 
 if __name__ == "__main__":

@@ -10,6 +10,7 @@ from pathlib import Path
 from roundtrip.engine.batch import Table
 from roundtrip.engine.generate import Hypotheses, generate, length_limit
 from roundtrip.engine.likelihood import log_likelihood
+from roundtrip.engine.ranks import ALONE, Ranks
 from roundtrip.engine.static import fits
 from roundtrip.errors import ModelError
 from roundtrip.models import learner as learners
@@ -41,11 +42,12 @@ class Written:
 
 @dataclass(frozen=True)
 class Translator:
-    """One direction: what it learns with, and how its prompts are made."""
+    """One direction: what it learns with, how its prompts are made, and which processes write together."""
 
     direction: Direction
     learner: Learner
     template: Template
+    ranks: Ranks = ALONE
 
     @property
     def base(self) -> Base:
@@ -104,6 +106,7 @@ class Translator:
                     text_stop_ids=template.segments.break_ids,
                     seed=seed,
                     scored=settings.samples > 1 and settings.choose == "own",
+                    ranks=self.ranks,
                     tell=tell,
                     seen=seen,
                     halved=halved,
@@ -111,8 +114,9 @@ class Translator:
             num = len(prompts) * settings.samples
             texts = [""] * num
             read: list[list[int]] | None = [[] for _ in range(num)] if reader is not None else None
-            for rows, future in reads:
-                for row, text, ids in zip(rows, *future.result(), strict=True):
+            own = [(rows, *future.result()) for rows, future in reads]
+            for rows, some, ids_of_rows in (part for parts in self.ranks.gather(own) for part in parts):
+                for row, text, ids in zip(rows, some, ids_of_rows, strict=True):
                     texts[row] = text
                     if read is not None:
                         read[row] = ids
@@ -129,8 +133,8 @@ class Translator:
         """Return the log-probability of each target given its source, in nats, with the weights as they are now."""
         table = Table.of(self.template.rows(pairs), self.base.device)
         with self.learner.generating() as model:
-            found: list[float] = log_likelihood(model, table, self.base.pad_id, tokens_per_forward, tell).tolist()
-        return found
+            found_R = log_likelihood(model, table, self.base.pad_id, tokens_per_forward, self.ranks, tell)
+        return found_R.tolist()  # type: ignore[no-any-return]
 
     def num_source_tokens(self, prompt: Sequence[int]) -> int:
         """Return how many tokens of a prompt are not the template's."""
@@ -152,7 +156,11 @@ def _read(template: Template, hypotheses: Hypotheses, reader: Template | None) -
 
 
 def load(
-    recipe: Recipe, folder: Path, segments: Mapping[str, Segments] | None = None, starts: Path | None = None
+    recipe: Recipe,
+    folder: Path,
+    segments: Mapping[str, Segments] | None = None,
+    starts: Path | None = None,
+    ranks: Ranks = ALONE,
 ) -> dict[str, Translator]:
     """Load both directions of a recipe as they begin.
 
@@ -160,6 +168,7 @@ def load(
         folder: where relative paths of the recipe start.
         segments: of an earlier run, by direction; the templates are rebuilt from the tokenizers where None.
         starts: see `learner.load`.
+        ranks: who else writes; see `generate`.
 
     Returns:
         By name of the direction.
@@ -192,7 +201,9 @@ def load(
                 cure="set it to false",
             )
     return {
-        direction.name: _translator(recipe, direction, found[direction.name], (segments or {}).get(direction.name))
+        direction.name: _translator(
+            recipe, direction, found[direction.name], (segments or {}).get(direction.name), ranks
+        )
         for direction in directions(recipe)
     }
 
@@ -215,8 +226,10 @@ def load_one(
     return _translator(recipe, direction, found[direction.name], segments.get(direction.name))
 
 
-def _translator(recipe: Recipe, direction: Direction, learner: Learner, fixed: Segments | None) -> Translator:
+def _translator(
+    recipe: Recipe, direction: Direction, learner: Learner, fixed: Segments | None, ranks: Ranks = ALONE
+) -> Translator:
     tokenizer = learner.base.tokenizer
     if fixed is None:
         fixed = build_segments(tokenizer, recipe.template, direction.source, direction.target, learner.base.stop_ids)
-    return Translator(direction, learner, Template(tokenizer, fixed))
+    return Translator(direction, learner, Template(tokenizer, fixed), ranks)

@@ -8,6 +8,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
 from functools import partial
+from pathlib import Path
 
 from roundtrip import block as blocks
 from roundtrip import checkpoint, results
@@ -16,6 +17,7 @@ from roundtrip.block import Block
 from roundtrip.checkpoint import State
 from roundtrip.engine import memory
 from roundtrip.engine.batch import Table, steps
+from roundtrip.engine.ranks import ALONE, Ranks
 from roundtrip.engine.step import StepResult, row_losses, step
 from roundtrip.errors import TrainingError
 from roundtrip.events import Events, Progressing
@@ -65,8 +67,9 @@ class Trip:
         roads: Mapping[str, Road],
         events: Events,
         stop: Stop,
+        ranks: Ranks = ALONE,
     ) -> None:
-        self.run, self.recipe, self.corpora = run, recipe, corpora
+        self.run, self.recipe, self.corpora, self.ranks = run, recipe, corpora, ranks
         self.translators, self.roads, self.events, self.stop = translators, roads, events, stop
         self.scorer = Scorer(run, recipe, corpora, translators, events, self._tell)
         self.state = State()
@@ -97,7 +100,7 @@ class Trip:
         self.events.seconds = dict(self.state.seconds)
         if self.state.best not in {None, BASE} and not self.run.has_best(str(self.state.best)):
             self.events.say(f"adapters/best is not as it was written; {self.state.best} is copied there again")
-            self.run.keep_best(str(self.state.best))
+            self._write(lambda: self.run.keep_best(str(self.state.best)), self.run.adapters / BEST)
         self._last_save = self.state.total_steps()
         at = self.phases[self.state.phase].stage if self.state.phase < len(self.phases) else "the end"
         self.events.say(f"resumed at {at}, {self.state.total_steps()} steps done")
@@ -113,12 +116,8 @@ class Trip:
         cursors = self.state.cursors
         plain = phase.stage == TEXT
         block = blocks.of_text(phase, self.recipe, self.corpora, cursors) if plain else self._round(phase, cursors)
-        self.run.disk.keep(lambda: write_rows(path, block.rows), path)
-        self.state = replace(
-            self.state,
-            cursors=cursors | block.cursors,
-            files=self.state.files | digests(path, self.run.path),
-        )
+        self._write(lambda: write_rows(path, block.rows), path)
+        self.state = replace(self.state, cursors=cursors | block.cursors, files=self.state.files | self._seen(path))
         tell_block(self.events, phase, block)
         return block
 
@@ -215,6 +214,7 @@ class Trip:
             derive(self.recipe.seed, "dropout", phase.number, self.state.step) % 2**32,
             fused=learner.spec.liger,
             packed=self._packed,
+            ranks=self.ranks,
         )
         if result.tokens_per_forward < budget:
             self.state = replace(self.state, tokens_per_forward=result.tokens_per_forward)
@@ -261,7 +261,7 @@ class Trip:
                 for one, loss in zip(ids, losses, strict=True)
             ],
         }
-        self.run.disk.keep(lambda: write_json(path, document), path)
+        self._write(lambda: write_json(path, document), path)
         what = f"loss {result.loss}, gradient norm {result.grad_norm} at step {number}"
         self.events.say(f"  {what}: skipped; its rows are in {path}")
         self.events.log("skipped", direction=name, step=number, phase=phase.number)
@@ -315,19 +315,40 @@ class Trip:
         tensors = {name: optimizer.state() for name, optimizer in self.optimizers.items()}
         tensors |= {part: guard.state() for part, guard in self._guards().items()}
         keep = self.recipe.checkpoint.keep
-        self.run.disk.keep(
+        self._refuse_drift()
+        self._write(
             lambda: checkpoint.save(self.run.checkpoints, state, tensors, keep),
             self.run.checkpoints,
             checkpoint.num_bytes(tensors),
         )
 
+    def _write(self, write: Callable[[], object], place: Path, num_bytes: int = 0) -> None:
+        """Write into the folder of the run, as one process of all."""
+        if self.ranks.first:
+            self.run.disk.keep(write, place, num_bytes)
+
+    def _seen(self, path: Path) -> dict[str, str]:
+        """Return the hashes of what was written; it is there for all processes."""
+        return self.ranks.of_first(digests(path, self.run.path) if self.ranks.first else {})
+
+    def _refuse_drift(self) -> None:
+        """Compare what was learnt with the other processes: it is summed and stepped alike, to the last bit."""
+        if self.ranks.count > 1:
+            for name, optimizer in self.optimizers.items():
+                if len(set(self.ranks.gather(optimizer.digest()))) > 1:
+                    raise TrainingError(
+                        f"the weights of {name} are not the same in all processes",
+                        cure="use machines of one kind, or one process; the last checkpoint is sound",
+                    )
+
     def stop_if_asked(self) -> None:
-        """Save and leave if a signal came.
+        """Save and leave if a signal came, to whichever process.
 
         Raises:
             Interrupted: after saving.
         """
-        if self.stop.requested:
+        if self.ranks.any(self.stop.requested):
+            self.stop.ask()
             self.save()
             self.stop.leave()
 
@@ -345,8 +366,8 @@ class Trip:
                 for name, one in self.translators.items():
                     one.learner.export(beside / name)
 
-        self.run.disk.keep(write, path)
-        self.state = replace(self.state, files=self.state.files | digests(path, self.run.path))
+        self._write(write, path)
+        self.state = replace(self.state, files=self.state.files | self._seen(path))
 
     def begin(self) -> None:
         """Score copying the source and the bare base on dev, the floor of every comparison."""
@@ -361,7 +382,7 @@ class Trip:
         best = best_stage(scores)
         self.state = replace(self.state, scores=scores, best=best)
         if best == stage != BASE:
-            self.run.disk.keep(lambda: self.run.keep_best(stage), self.run.adapters / BEST)
+            self._write(lambda: self.run.keep_best(stage), self.run.adapters / BEST)
         self.events.log("dev", stage=stage, scores=found, best=best)
         shown = ", ".join(f"{name} chrF++ {s['chrf']:.1f} BLEU {s['bleu']:.1f}" for name, s in found.items())
         self.events.say(f"  dev after {stage}: {shown}")
@@ -375,10 +396,12 @@ class Trip:
             if stage != "copy":
                 self._restore(stage)
                 test[stage] = self.scorer.translations("test", stage)
+        if not self.ranks.first:
+            return
         devices = {one.base.device for one in self.translators.values()}
         peak = {str(device): memory.peak(device) for device in devices}
         metrics = results.collect(self.run, self.recipe, self.corpora, self.state, test, self.events.seconds, peak)
-        self.run.disk.keep(lambda: self.run.write_metrics(metrics), self.run.metrics)
+        self._write(lambda: self.run.write_metrics(metrics), self.run.metrics)
         self.events.log("end", seconds=metrics["seconds"], best=metrics["best"], peak_bytes=peak)
         results.show(metrics, self.run, self.events.console)
 

@@ -31,7 +31,7 @@ FLOORS = [
     ["tokens.road"],
     ["tokens.audit"],
     ["tokens.verdict"],
-    ["models.attention", "models.packed", "models.lora"],
+    ["models.attention", "models.packed", "models.lora", "engine.ranks"],
     [
         "models.gguf",
         "engine.work",

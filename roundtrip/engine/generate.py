@@ -16,6 +16,7 @@ from roundtrip.engine.decode import decode
 from roundtrip.engine.library import by_continuous_batching, by_generate
 from roundtrip.engine.likelihood import log_likelihood
 from roundtrip.engine.memory import is_out, release, trim
+from roundtrip.engine.ranks import ALONE, Ranks
 from roundtrip.engine.work import New, Work
 from roundtrip.errors import ModelError
 from roundtrip.recipe import Generate
@@ -56,6 +57,12 @@ class Hypotheses:
         """Return the ids of each row; the host waits for the device."""
         return [ids[:size] for ids, size in zip(self.ids_BN.tolist(), self.size_B.tolist(), strict=True)]
 
+    def to(self, device: torch.device | str) -> Hypotheses:
+        """Return the same on another device."""
+        logprob_B = None if self.logprob_B is None else self.logprob_B.to(device)
+        ids_BN, size_B = self.ids_BN.to(device), self.size_B.to(device)
+        return Hypotheses(ids_BN, size_B, self.finished_B.to(device), self.tokens_B.to(device), logprob_B)
+
     def pick(self, indices: Sequence[int]) -> Hypotheses:
         """Return some rows, in the given order."""
         at = torch.tensor(indices, dtype=torch.int64, device=self.ids_BN.device)
@@ -79,6 +86,7 @@ def generate(
     text_stop_ids: Sequence[int] = (),
     seed: int,
     scored: bool = False,
+    ranks: Ranks = ALONE,
     tell: Callable[[int, int], None] = lambda rows, tokens: None,
     seen: Callable[[list[int], Hypotheses], None] = lambda rows, hypotheses: None,
     halved: Callable[[int], None] = lambda rows: None,
@@ -93,7 +101,8 @@ def generate(
         stop_ids: any of these ends a hypothesis; found by position, the first after the prompt.
         text_stop_ids: so do these, which stay in the hypothesis, being text in part (such as `.` + line break).
         seed: of sampling; each batch derives its own, so the result does not depend on what ran before.
-        tell: called after each batch with its numbers of rows and new tokens; may raise to stop.
+        ranks: who else writes; each a part of the batches, which are those of a single process.
+        tell: called after each batch of this process with its numbers of rows and new tokens; may raise to stop.
         seen: called before that with the places of the batch among all hypotheses, and these.
         halved: called with the rows of a batch that did not fit into memory and goes on in halves.
 
@@ -117,7 +126,7 @@ def generate(
         for number, group in enumerate(by_budget(range(len(prompts)), lengths, recipe.tokens_per_batch))
     ]
     # The next one stands last.
-    waiting = batches[::-1]
+    waiting = ranks.share(batches)[::-1]
     while waiting:
         place, group = waiting.pop()
         work = Work(
@@ -145,6 +154,10 @@ def generate(
         seen(places, hypotheses)
         tell(len(group), int(hypotheses.tokens_B.sum()))
     trim()
+    if ranks.count > 1:
+        parts = ranks.gather((order, [one.to("cpu") for one in written]))
+        order = [place for places, _ in parts for place in places]
+        written = [one.to(device) for _, some in parts for one in some]
     return _in_order(written, order, pad_id, device)
 
 

@@ -9,6 +9,7 @@ import torch
 
 from roundtrip.engine.batch import Table, by_budget, collate
 from roundtrip.engine.memory import is_out, release
+from roundtrip.engine.ranks import ALONE, Ranks
 from roundtrip.errors import ModelError
 
 
@@ -18,6 +19,7 @@ def log_likelihood(
     table: Table,
     pad_id: int,
     tokens_per_forward: int,
+    ranks: Ranks = ALONE,
     tell: Callable[[int, int], None] = lambda rows, tokens: None,
 ) -> torch.Tensor:
     """Return the summed log-probability of each row's labels, in nats; float32, (R,).
@@ -28,13 +30,14 @@ def log_likelihood(
         model: in eval mode.
         table: on the device of the model.
         tokens_per_forward: padded tokens of one forward pass.
+        ranks: who else takes a part of the passes.
         tell: called after each pass with no new rows and tokens; may raise to stop.
 
     Raises:
         ModelError: not even a single row fits into memory.
     """
     found_R = torch.zeros(len(table), device=table.ids_X.device)
-    waiting = list(by_budget(range(len(table)), table.sizes, tokens_per_forward))[::-1]
+    waiting = ranks.share(list(by_budget(range(len(table)), table.sizes, tokens_per_forward)))[::-1]
     while waiting:
         group = waiting.pop()
         if not _pass(model, table, group, pad_id, found_R):
@@ -48,7 +51,7 @@ def log_likelihood(
             half = len(group) // 2
             waiting += [group[half:], group[:half]]
         tell(0, 0)
-    return found_R
+    return ranks.sum(found_R)
 
 
 def _pass(model: Any, table: Table, group: Sequence[int], pad_id: int, found_R: torch.Tensor) -> bool:

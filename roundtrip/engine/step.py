@@ -13,9 +13,11 @@ from torch import nn
 
 from roundtrip.engine.batch import Batch, Table, by_budget, collate, pack
 from roundtrip.engine.memory import is_out, release
+from roundtrip.engine.ranks import ALONE, Ranks
 from roundtrip.errors import TrainingError
 from roundtrip.models.kernels import fused_loss
 from roundtrip.models.optimizer import Optimizer
+from roundtrip.text.stream import derive
 
 
 @dataclass(frozen=True)
@@ -70,6 +72,7 @@ def step(
     *,
     fused: bool = False,
     packed: bool = False,
+    ranks: Ranks = ALONE,
 ) -> StepResult:
     """Learn from rows: forward and backward in pieces of bounded size, then one optimizer step.
 
@@ -81,14 +84,18 @@ def step(
         seed: of dropout in this step, so that a resumed run drops the same units.
         fused: see `loss_sum`.
         packed: rows stand one behind the other instead of padded ones below each other.
+        ranks: who else takes a part of the rows, perhaps none of them; gradients and losses are summed.
 
     Raises:
         TrainingError: not even a single row fits into memory.
     """
     num_labels = sum(table.sizes[i] - table.starts[i] for i in rows)
-    longest = max(table.sizes[i] for i in rows)
+    own = ranks.share(sorted(rows, key=lambda i: -table.sizes[i])) if ranks.count > 1 else rows
+    longest = max((table.sizes[i] for i in own), default=0)
+    # Dropout of two processes must not fall on the same places of their rows.
+    seed = seed if ranks.first else derive(seed, ranks.number) % 2**32
     while True:
-        groups = list(by_budget(rows, table.sizes, tokens_per_forward, packed=packed))
+        groups = list(by_budget(own, table.sizes, tokens_per_forward, packed=packed))
         try:
             total = _backward(model, table, groups, pad_id, seed, fused=fused, packed=packed)
             break
@@ -105,8 +112,9 @@ def step(
         release()
         tried = max(len(group) * max(table.sizes[i] for i in group) for group in groups)
         tokens_per_forward = max(longest, min(tokens_per_forward, tried) // 2)
-    loss = float(total) / num_labels
-    grad_norm = optimizer.step(1.0 / num_labels, skip=not math.isfinite(loss))
+    loss = float(ranks.sum(total)) / num_labels
+    grad_norm = optimizer.step(1.0 / num_labels, skip=not math.isfinite(loss), ranks=ranks)
+    tokens_per_forward = min(ranks.gather(tokens_per_forward))
     num_tokens = sum(table.sizes[i] for i in rows)
     return StepResult(loss, grad_norm, num_labels, num_tokens, tokens_per_forward)
 

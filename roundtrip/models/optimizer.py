@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import hashlib
 import math
 from collections.abc import Mapping
 
 import torch
 from torch import nn
 
+from roundtrip.engine.ranks import ALONE, Ranks
 from roundtrip.recipe import Adapter, Train
 
 
@@ -67,11 +69,12 @@ class Optimizer:
             betas=(0.9, 0.99),
         )
 
-    def step(self, scale: float, *, skip: bool = False) -> float:
+    def step(self, scale: float, *, skip: bool = False, ranks: Ranks = ALONE) -> float:
         """Take one step with the gradients as summed in the parameters, times `scale`; then clear them.
 
         Args:
             skip: change nothing, as where the gradient is not finite; the schedule goes on.
+            ranks: who else has gradients; the sum over all is what counts, and all change alike.
 
         Returns:
             The gradient norm before clipping.
@@ -80,6 +83,12 @@ class Optimizer:
             grad = parameter.grad if parameter.grad is not None else torch.zeros_like(parameter)
             self._masters[name].grad = grad.detach().float() * scale
             parameter.grad = None
+        if ranks.count > 1:
+            # Adapters are many small matrices: one sum of all.
+            flat = ranks.sum(torch.cat([master.grad.flatten() for master in self._masters.values()]))
+            sizes = [master.numel() for master in self._masters.values()]
+            for master, part in zip(self._masters.values(), flat.split(sizes), strict=True):
+                master.grad = part.view_as(master)
         norm = float(torch.nn.utils.clip_grad_norm_(self._masters.values(), self.recipe.max_grad_norm))
         if math.isfinite(norm) and not skip:
             rate = self._rate * share_of_rate(self.recipe, self.step_number, self.num_steps)
@@ -93,6 +102,13 @@ class Optimizer:
             master.grad = None
         self.step_number += 1
         return norm
+
+    def digest(self) -> str:
+        """Return a hash of what was learnt."""
+        found = hashlib.blake2b(digest_size=16)
+        for master in self._masters.values():
+            found.update(master.detach().cpu().contiguous().view(torch.uint8).numpy().tobytes())
+        return found.hexdigest()
 
     def forget(self) -> None:
         """Drop all gradients, as if nothing had been learnt since the last step."""
