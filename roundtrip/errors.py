@@ -21,8 +21,18 @@ class RoundtripError(Exception):
         super().__init__(str(self))
 
     def __str__(self) -> str:
-        text = f"{self.place}: {self.problem}" if self.place else self.problem
-        return f"{text}\n  {self.cure}" if self.cure else text
+        problem = _short(self.problem)
+        text = f"{_short(self.place)}: {problem}" if self.place else problem
+        return f"{text}\n  {_short(self.cure)}" if self.cure else text
+
+
+def _short(text: str) -> str:
+    """Return text without its middle where it is longer than anybody reads, as with a value of a whole page."""
+    half = _LONGEST // 2
+    return text if len(text) <= _LONGEST else f"{text[:half]} ... {text[-half:]}"
+
+
+_LONGEST = 6000
 
 
 def printable(text: str) -> str:

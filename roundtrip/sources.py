@@ -161,7 +161,8 @@ def _resolve_local(spec: str, folder: Path) -> list[Path]:
         missing, near = _nearest(folder / wanted)
         names = [entry.name for entry in itertools.islice(near.iterdir(), 10_000)]
     except (OSError, RuntimeError, ValueError) as error:  # RuntimeError: `~nobody` has no home
-        raise SourceError(f"not a usable path: {spec!r} ({error})", cure="check its spelling") from error
+        reason = getattr(error, "strerror", None) or error
+        raise SourceError(f"not a usable path: {spec!r} ({reason})", cure="check its spelling") from error
     problem = f"nothing matches {spec!r}" if _is_wild(spec) else f"no such file: {spec!r}"
     raise SourceError(problem, place=str(near), cure=_did_you_mean(missing, names, "the folder holds"))
 

@@ -80,15 +80,13 @@ def token_tables(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
         yield
 
 
-@pytest.fixture(scope="session")
-def tokenizer() -> PreTrainedTokenizerFast:
+def small_tokenizer() -> PreTrainedTokenizerFast:
     return wrap(bpe([text for pair in toy_pairs() for text in pair]))
 
 
-@pytest.fixture(scope="session")
-def model_folder(tmp_path_factory: pytest.TempPathFactory, tokenizer: PreTrainedTokenizerFast) -> Path:
-    """A folder with the small model, float32, which has seen enough of the toy language to end its sentences."""
-    folder = tmp_path_factory.mktemp("model")
+def save_model(folder: Path) -> None:
+    """Write the small model, float32, which has seen enough of the toy language to end its sentences."""
+    tokenizer = small_tokenizer()
     torch.manual_seed(0)
     config = LlamaConfig(
         vocab_size=len(tokenizer),
@@ -107,6 +105,17 @@ def model_folder(tmp_path_factory: pytest.TempPathFactory, tokenizer: PreTrained
     pretrain(model, tokenizer)
     model.save_pretrained(folder)
     tokenizer.save_pretrained(folder)
+
+
+@pytest.fixture(scope="session")
+def tokenizer() -> PreTrainedTokenizerFast:
+    return small_tokenizer()
+
+
+@pytest.fixture(scope="session")
+def model_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("model")
+    save_model(folder)
     return folder
 
 
