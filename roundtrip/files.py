@@ -6,9 +6,13 @@ import hashlib
 import json
 import os
 import shutil
+import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
+
+# Seconds after which a temporary folder is nobody's.
+_OLD = 7 * 24 * 3600
 
 
 @contextmanager
@@ -68,6 +72,25 @@ def remove(path: Path) -> None:
         shutil.rmtree(path)
     else:
         path.unlink(missing_ok=True)
+
+
+def sweep(folder: Path) -> None:
+    """Remove what killed processes have left of files they were at; call it while nobody writes into the folder."""
+    for end in ("tmp", "old"):
+        for path in list(folder.rglob(f".*.{end}")):
+            remove(path)
+
+
+def sweep_old(folder: Path, prefix: str) -> None:
+    """Remove what killed processes have left in a folder that others may be at work in: what no one has touched lately.
+
+    Args:
+        prefix: of the names of temporary folders.
+    """
+    for path in folder.glob(f"{prefix}*"):
+        with suppress(OSError):
+            if time.time() - path.stat().st_mtime > _OLD:
+                remove(path)
 
 
 def sync(path: Path) -> None:

@@ -43,7 +43,8 @@ def train(path: Path, loaded: Loaded, events: Events, *, resume: bool = False, r
         RoundtripError: whatever stands in the way, in words; `Interrupted` after a signal, with all saved.
     """
     if ranks.first:
-        reopen(path, loaded) if resume else create(path, loaded)
+        run = reopen(path, loaded) if resume else create(path, loaded)
+        files.sweep(run.path)
     ranks.of_first(None)
     run = Run(path)
     events.path = run.events if ranks.first else None

