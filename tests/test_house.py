@@ -122,7 +122,9 @@ def test_no_asserts_on_user_input_in_doors_and_recipes() -> None:
         assert not re.search(r"^\s*assert ", modules()[name], re.M), name
 
 
-@pytest.mark.parametrize("name", ["README.md", "docs/log.md", "docs/design.md", "docs/tokens.md", "docs/speed.md"])
+@pytest.mark.parametrize(
+    "name", ["README.md", "docs/log.md", "docs/design.md", "docs/tokens.md", "docs/speed.md", "docs/reliability.md"]
+)
 def test_documents_name_only_files_that_exist(name: str) -> None:
     text = (ROOT / name).read_text(encoding="utf-8")
     for link in re.findall(r"\]\((?!https?:|#)([^)]+)\)", text):
