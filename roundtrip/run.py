@@ -34,6 +34,8 @@ from roundtrip.files import write_json
 from roundtrip.recipe import Recipe
 
 BEST = "best"
+# What may be in the folder of a run before its run.json is.
+_BEFORE = {"lock", ".run.json.tmp"}
 _LIBRARIES = ("torch", "transformers", "peft", "tokenizers", "sacrebleu", "numpy")
 
 
@@ -193,14 +195,11 @@ def create(path: Path, loaded: Loaded) -> Run:
         # A run that ended before its first checkpoint, for want of a file say, is begun again.
         if (path / "run.json").exists():
             run.facts()
-        elif any(item.name != "lock" for item in path.glob("*")):
+        elif any(item.name not in _BEFORE for item in path.glob("*")):
             raise RunError("is not empty and not a run", place=str(path), cure="name another folder with --out")
         # A model from scratch, or what an adapter took out, would be another recipe's.
         shutil.rmtree(run.base, ignore_errors=True)
-        for folder in (run.data, run.blocks, run.checkpoints, run.adapters, run.translations):
-            folder.mkdir(parents=True, exist_ok=True)
-        changes = "".join(f"# as run with --set {override}\n" for override in loaded.overrides)
-        (path / "recipe.toml").write_text(changes + loaded.text, encoding="utf-8")
+        # First of all, so that a process that is killed here leaves what is known to be a run.
         write_json(
             path / "run.json",
             {
@@ -210,6 +209,10 @@ def create(path: Path, loaded: Loaded) -> Run:
                 "versions": versions(),
             },
         )
+        for folder in (run.data, run.blocks, run.checkpoints, run.adapters, run.translations):
+            folder.mkdir(parents=True, exist_ok=True)
+        changes = "".join(f"# as run with --set {override}\n" for override in loaded.overrides)
+        files.write_text(path / "recipe.toml", changes + loaded.text)
     except OSError as error:
         raise RunError(
             f"cannot be written: {error.strerror}", place=str(path), cure="name another folder with --out"
