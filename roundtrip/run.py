@@ -186,7 +186,7 @@ def create(path: Path, loaded: Loaded) -> Run:
     """
     run = Run(path)
     try:
-        if any(run.checkpoints.glob("*")):
+        if any(run.checkpoints.glob("[!.]*")):
             raise RunError(
                 "already holds a run",
                 place=str(path),
