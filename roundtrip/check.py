@@ -16,7 +16,6 @@ from roundtrip import cookbook
 from roundtrip.door import open_door
 from roundtrip.errors import ModelError
 from roundtrip.events import Events
-from roundtrip.sources import forbid_hub
 
 if TYPE_CHECKING:
     from roundtrip.recipe import Recipe
@@ -44,8 +43,7 @@ def main() -> None:
 def _work(arguments: argparse.Namespace) -> None:
     loaded = cookbook.load(arguments.recipe, arguments.set)
     events = Events(Console(stderr=arguments.json))
-    if not cookbook.names_hub(loaded.recipe, loaded.folder):
-        forbid_hub()
+    cookbook.keep_off_hub(loaded.recipe, loaded.folder)
     # Seconds of imports, for which nobody should wait to read about a typo.
     from roundtrip import roads
     from roundtrip.forecast import forecast

@@ -69,19 +69,23 @@ def save(folder: Path, state: State, tensors: Mapping[str, Mapping[str, torch.Te
         tensors: by direction; each becomes one safetensors file.
         keep: how many checkpoints stay.
     """
-    target = folder / f"{state.phase:04d}-{state.step:06d}"
+    target = folder / name_of(state)
     with files.whole(target) as beside:
         beside.mkdir()
         for part, values in tensors.items():
             whole = {key: value.detach().cpu().contiguous() for key, value in values.items()}
             save_file(whole, beside / f"{part}.safetensors")
-        files.write_json(beside / STATE, asdict(state))
-        for path in beside.iterdir():
-            files.sync(path)
-        files.write_json(beside / MARKER, {"format": FORMAT, "files": files.digests(beside, beside)})
+        (beside / STATE).write_text(json.dumps(asdict(state), indent=1), encoding="utf-8")
+        marker = {"format": FORMAT, "files": files.digests(beside, beside)}
+        (beside / MARKER).write_text(json.dumps(marker, indent=1), encoding="utf-8")
     for old in names(folder)[:-keep]:
         files.remove(folder / old)
     return target
+
+
+def name_of(state: State) -> str:
+    """Return the name of the checkpoint of a state."""
+    return f"{state.phase:04d}-{state.step:06d}"
 
 
 def num_bytes(tensors: Mapping[str, Mapping[str, torch.Tensor]]) -> int:
@@ -109,7 +113,7 @@ def newest(folder: Path, tell: Callable[[str], None]) -> tuple[State, dict[str, 
     all_names = names(folder)
     for name in reversed(all_names):
         try:
-            state, tensors = _load(folder / name)
+            state, tensors = load(folder / name)
             if problem := files.damaged(state.files, folder.parent):
                 raise ValueError(problem)
             return state, tensors
@@ -138,7 +142,12 @@ def _read(path: Path) -> dict[str, Any]:
     return document
 
 
-def _load(path: Path) -> tuple[State, dict[str, dict[str, torch.Tensor]]]:
+def load(path: Path) -> tuple[State, dict[str, dict[str, torch.Tensor]]]:
+    """Load one checkpoint.
+
+    Raises:
+        OSError, ValueError, KeyError, TypeError, AttributeError, SafetensorError: it is not whole.
+    """
     marker = _read(path / MARKER)
     if marker["format"] != FORMAT:
         raise ValueError(f"it is of format {marker['format']}, this version reads {FORMAT}")

@@ -15,7 +15,7 @@ from pydantic import BaseModel, ValidationError
 from roundtrip.combinations import OF_ADAPTERS, combination_problems, did_you_mean
 from roundtrip.errors import RecipeError, SourceError
 from roundtrip.recipe import Recipe, TextSource
-from roundtrip.sources import is_hub_id, parse_pypi, resolve
+from roundtrip.sources import forbid_hub, is_hub_id, parse_pypi, resolve
 
 # Sections in which a table may stand for one direction alone: [adapter."en-es"].
 BY_DIRECTION = ("model", "adapter")
@@ -102,6 +102,12 @@ def judge(data: dict[str, Any], folder: Path) -> tuple[Recipe | None, list[str]]
         texts += combination_problems(recipe)
         texts += path_problems(recipe, folder)
     return (None if texts else recipe), texts
+
+
+def keep_off_hub(recipe: Recipe, folder: Path) -> None:
+    """Let nobody in this process speak to the hub where the recipe names nothing there; to be called before imports."""
+    if not names_hub(recipe, folder):
+        forbid_hub()
 
 
 def names_hub(recipe: Recipe, folder: Path) -> bool:

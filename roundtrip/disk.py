@@ -19,16 +19,19 @@ PAUSE = 10.0
 # Beside the tensors a checkpoint holds some text.
 _SLACK = 1 << 16
 _FULL = {errno.ENOSPC, errno.EDQUOT}
-_WAIT = 'make room and go on with --resume, or set checkpoint.full_disk = "wait"; the last checkpoint is whole'
+_WAIT = "make room and go on with --resume, with --set checkpoint.full_disk=wait to wait for it"
 
 
 def is_full(error: BaseException) -> bool:
     """Return whether an error says that a disk or a quota has no room left."""
-    if isinstance(error, OSError):
-        return error.errno in _FULL
-    # safetensors gives the number of the system's error in its text only.
-    found = re.search(r"\(os error (\d+)\)", str(error))
-    return found is not None and int(found.group(1)) in _FULL
+    return not _FULL.isdisjoint(numbers(error))
+
+
+def numbers(error: BaseException) -> set[int]:
+    """Return the system's numbers of an error; safetensors and the copying of folders have them in their text."""
+    if isinstance(error, OSError) and error.errno is not None:
+        return {error.errno}
+    return {int(number) for number in re.findall(r"(?:os error |\[Errno )(\d+)", str(error))}
 
 
 @dataclass(frozen=True)

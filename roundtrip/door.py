@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import errno
 import os
 import sys
 import warnings
@@ -12,20 +13,22 @@ from typing import NoReturn
 from rich.console import Console
 from rich.text import Text
 
+from roundtrip.disk import is_full, numbers
 from roundtrip.errors import Interrupted, RoundtripError, first_line, printable
-from roundtrip.sources import go_offline
+from roundtrip.sources import go_offline, is_offline
 
 
 def open_door(work: Callable[[argparse.Namespace], None], parser: argparse.ArgumentParser) -> NoReturn:
     """Parse the arguments, do the work, and leave with an exit code.
 
-    0: done. 2: something asked for cannot be done. 3: training could not go on. 130, 143: stopped by a signal.
+    0: done. 2: something asked for cannot be done. 3: training could not go on. 129, 130, 143: stopped
+    by a signal.
     """
     parser.add_argument("--debug", action="store_true", help="show the traceback of an error")
     parser.add_argument("--offline", action="store_true", help="no network at all: what is in the caches has to do")
     arguments = parser.parse_args()
     _quiet_libraries()
-    if arguments.offline:
+    if arguments.offline or is_offline():
         go_offline()
     code = 0
     try:
@@ -63,10 +66,12 @@ def _cure(error: Exception) -> str | None:
     match type(error).__name__:
         case "OutOfMemoryError":
             return "lower train.tokens_per_forward and generate.tokens_per_batch, and start anew"
-        case "SafetensorError":
-            return "a file cannot be written or read: make room, then go on with --resume"
-        case _ if isinstance(error, OSError):
-            return "make room or mend the file, then go on with --resume; the last checkpoint is whole"
+        case _ if is_full(error):
+            return "make room, and give the same command again; a run that has a checkpoint goes on with --resume"
+        case _ if errno.EIO in numbers(error):
+            return "look after the disk; a run that has a checkpoint goes on with --resume"
+        case _ if isinstance(error, PermissionError):
+            return "name another folder, or change its permissions"
     return None
 
 
@@ -79,6 +84,8 @@ def _quiet_libraries() -> None:
     os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
     os.environ.setdefault("HF_HUB_VERBOSITY", "error")
     os.environ.setdefault("TQDM_DISABLE", "1")
+    # Programs that a model's configuration may name, to be fetched and run.
+    os.environ["USE_HUB_KERNELS"] = "0"
     if "transformers" in sys.modules:
         from transformers.utils import logging
 

@@ -10,10 +10,9 @@ from typing import TYPE_CHECKING, Any
 
 from rich.console import Console
 
-from roundtrip.cookbook import names_hub
+from roundtrip.cookbook import keep_off_hub
 from roundtrip.door import open_door
-from roundtrip.errors import RunError
-from roundtrip.sources import forbid_hub
+from roundtrip.errors import RunError, printable
 
 # Texts that the chat template is tried on.
 _PROBES = ("Save the file", "línea — 家", "(1) <b>100 %</b>", "a")
@@ -50,8 +49,7 @@ def _work(arguments: argparse.Namespace) -> None:
 
     run = Run(arguments.run)
     recipe, start = run.recipe()
-    if not names_hub(recipe, start):
-        forbid_hub()
+    keep_off_hub(recipe, start)
     # Seconds of imports, for which nobody should wait to read about a typo.
     from roundtrip import trained
     from roundtrip.plan import directions
@@ -63,7 +61,8 @@ def _work(arguments: argparse.Namespace) -> None:
     console = Console()
     for direction, folder in folders.items():
         same = export(run, direction, folder, arguments.stage, merged=arguments.merged, dtype=arguments.dtype)
-        console.print(f"{folder}: {'a model' if (folder / 'config.json').exists() else 'an adapter'}", soft_wrap=True)
+        kind = "a model" if (folder / "config.json").exists() else "an adapter"
+        console.print(printable(f"{folder}: {kind}"), soft_wrap=True, markup=False)
         if not same:
             console.print(
                 "  without a chat template: through one, this tokenizer makes other prompts; see its README.md"

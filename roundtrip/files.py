@@ -30,8 +30,7 @@ def whole(path: Path) -> Iterator[Path]:
     remove(beside)
     try:
         yield beside
-        for part in [*beside.rglob("*"), beside]:
-            sync(part)
+        settle(beside)
     except BaseException:
         remove(beside)
         raise
@@ -75,10 +74,24 @@ def remove(path: Path) -> None:
 
 
 def sweep(folder: Path) -> None:
-    """Remove what killed processes have left of files they were at; call it while nobody writes into the folder."""
-    for end in ("tmp", "old"):
-        for path in list(folder.rglob(f".*.{end}")):
+    """Remove what killed processes have left of files they were at; call it while nobody writes into the folder.
+
+    What was set aside for something new that never came takes its place again.
+    """
+    for path in list(folder.rglob(".*.tmp")):
+        remove(path)
+    for path in list(folder.rglob(".*.old")):
+        place = path.with_name(path.name[1 : -len(".old")])
+        if place.exists():
             remove(path)
+        else:
+            path.rename(place)
+
+
+def settle(folder: Path) -> None:
+    """Wait until all that is in a folder is on disk."""
+    for path in [*folder.rglob("*"), folder]:
+        sync(path)
 
 
 def sweep_old(folder: Path, prefix: str) -> None:

@@ -34,6 +34,8 @@ from roundtrip.files import write_json
 from roundtrip.recipe import Recipe
 
 BEST = "best"
+# What may be another at a resume, since no figure depends on it.
+_FREE = {"checkpoint", "train.max_skipped"}
 # What may be in the folder of a run before its run.json is.
 _BEFORE = {"lock", ".run.json.tmp"}
 _LIBRARIES = ("torch", "transformers", "peft", "tokenizers", "sacrebleu", "numpy")
@@ -209,7 +211,7 @@ def create(path: Path, loaded: Loaded) -> Run:
                 "versions": versions(),
             },
         )
-        for folder in (run.data, run.blocks, run.checkpoints, run.adapters, run.translations):
+        for folder in (run.data, run.base, run.blocks, run.checkpoints, run.adapters, run.translations):
             folder.mkdir(parents=True, exist_ok=True)
         changes = "".join(f"# as run with --set {override}\n" for override in loaded.overrides)
         files.write_text(path / "recipe.toml", changes + loaded.text)
@@ -221,14 +223,15 @@ def create(path: Path, loaded: Loaded) -> Run:
 
 
 def reopen(path: Path, loaded: Loaded) -> Run:
-    """Open a run to go on with it.
+    """Open a run to go on with it; what no figure depends on, such as `[checkpoint]`, may be another.
 
     Raises:
         RunError: not a run, or of another recipe or other versions; the message names the differences.
     """
     run = Run(path)
     facts = run.facts()
-    differences = _differences(facts["recipe"], loaded.recipe.model_dump(mode="json"), "")
+    recipe = loaded.recipe.model_dump(mode="json")
+    differences = _differences(facts["recipe"], recipe, "")
     differences += _differences(facts["versions"], versions(), "version of ")
     if differences:
         raise RunError(
@@ -236,6 +239,8 @@ def reopen(path: Path, loaded: Loaded) -> Run:
             place=str(path),
             cure="go on with the recipe and versions it was made with, or start anew with --out",
         )
+    if facts["recipe"] != recipe:
+        run.add_facts(recipe=recipe, overrides=list(loaded.overrides))
     return run
 
 
@@ -243,6 +248,8 @@ def _differences(old: Mapping[str, Any], new: Mapping[str, Any], prefix: str) ->
     lines = []
     for key in sorted(old.keys() | new.keys()):
         before, after = old.get(key), new.get(key)
+        if f"{prefix}{key}" in _FREE:
+            continue
         if isinstance(before, dict) and isinstance(after, dict):
             lines += _differences(before, after, f"{prefix}{key}.")
         elif before != after:

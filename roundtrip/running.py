@@ -13,7 +13,7 @@ from roundtrip import files, roads, translator
 from roundtrip.cookbook import Loaded
 from roundtrip.disk import Disk
 from roundtrip.engine.ranks import ALONE, Ranks
-from roundtrip.errors import TextError, TrainingError
+from roundtrip.errors import RunError, TextError, TrainingError
 from roundtrip.events import Events
 from roundtrip.loop import round_trip
 from roundtrip.models import fresh
@@ -77,8 +77,8 @@ def _prepared(
     recipe, folder = run.pinned(loaded.recipe), loaded.folder
     check_metrics(recipe)
     known = facts.get("lines")
-    if problem := files.damaged(facts.get("text", {}), run.path):
-        raise TextError(f"the text of this run is damaged: {problem}", place=str(run.path), cure="start anew")
+    if ranks.first and (problem := files.damaged(facts.get("files", {}), run.path)):
+        raise RunError(f"is damaged: {problem}", place=str(run.path), cure="bring that file back, or start anew")
     if not known:
         known = ranks.of_first(_read(loaded, run.data, events).counts if ranks.first else {})
     corpora = reopen_text(recipe, run.data, known)
@@ -91,11 +91,13 @@ def _prepared(
     run.check_loaded("tokenizer", tokenizers, "tokenizer")
     stop.leave_if_asked()
     check_lines(translators, corpora, recipe, events)
-    if ranks.first:
+    if ranks.first and "files" not in facts:
+        for part in (run.data, run.base):
+            files.settle(part)
         run.add_facts(
             dtype={name: str(one.base.dtype).removeprefix("torch.") for name, one in translators.items()},
             lines=corpora.counts,
-            text=files.digests(run.data, run.path),
+            files=files.digests(run.data, run.path) | files.digests(run.base, run.path),
             base_hash={name: one.base.digest for name, one in translators.items()},
             tokenizer=tokenizers,
             base_location={name: one.base.location for name, one in translators.items()},

@@ -6,12 +6,16 @@ import os
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
+from pathlib import Path
 from typing import Any
 
 from sacrebleu.metrics import BLEU, CHRF
 from sacrebleu.significance import PairedTest
+from sacrebleu.tokenizers.tokenizer_spm import SPM_MODELS
+from sacrebleu.utils import SACREBLEU_DIR
 
 from roundtrip.errors import RecipeError
+from roundtrip.sources import is_offline
 
 
 @dataclass(frozen=True)
@@ -46,6 +50,14 @@ def signatures(bleu_tokenize: str = "13a") -> dict[str, str]:
         RecipeError: the tokenizer needs a package or a model that is not here.
     """
     named = {}
+    if bleu_tokenize in SPM_MODELS and is_offline():
+        file = Path(SACREBLEU_DIR) / "models" / Path(SPM_MODELS[bleu_tokenize]["url"]).name
+        if not file.exists():
+            raise RecipeError(
+                f"sacreBLEU would fetch its tokenizer '{bleu_tokenize}', and we are offline",
+                place="score.bleu_tokenize",
+                cure=f"run once with a network, or put the model into {file}",
+            )
     try:
         for name, metric in zip(("bleu", "chrf"), _metrics(bleu_tokenize), strict=True):
             metric.corpus_score(["a"], [["a"]])

@@ -69,10 +69,12 @@ def listening(say: Callable[[str], None]) -> Iterator[Stop]:
                 say("stopping at the next step; a second signal stops at once")
         elif now - first[0] > SAME:
             # Not by an exception, which whoever is at work may catch, or which may wait for a thread.
-            with suppress(OSError, RuntimeError):
+            try:
                 sys.stdout.flush()
-            os.write(2, _AT_ONCE.encode() if sys.stderr.isatty() else _AT_ONCE.removeprefix("\x1b[?25h").encode())
-            os._exit(128 + number)
+                text = _AT_ONCE if sys.stderr.isatty() else _AT_ONCE.removeprefix("\x1b[?25h")
+                os.write(2, text.encode())
+            finally:
+                os._exit(128 + number)
 
     if threading.current_thread() is not threading.main_thread():
         yield stop

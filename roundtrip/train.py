@@ -12,7 +12,6 @@ from rich.console import Console
 from roundtrip import cookbook
 from roundtrip.door import open_door
 from roundtrip.events import Events
-from roundtrip.sources import forbid_hub
 
 
 def main() -> None:
@@ -35,8 +34,7 @@ def _work(arguments: argparse.Namespace) -> None:
     # Of several processes the first one speaks.
     events = Events(Console(quiet=os.environ.get("RANK", "0") != "0"))
     events.say(f"recipe {loaded.path}: sound")
-    if not cookbook.names_hub(loaded.recipe, loaded.folder):
-        forbid_hub()
+    cookbook.keep_off_hub(loaded.recipe, loaded.folder)
     # Seconds of imports, for which nobody should wait to read about a typo.
     from roundtrip import running
     from roundtrip.engine.ranks import joined

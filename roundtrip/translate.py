@@ -12,12 +12,11 @@ from typing import TYPE_CHECKING
 from rich.console import Console
 from rich.text import Text
 
-from roundtrip.cookbook import names_hub
+from roundtrip.cookbook import keep_off_hub
 from roundtrip.door import open_door
 from roundtrip.errors import TextError, printable
 from roundtrip.recipe import Generate
 from roundtrip.run import BEST, Run
-from roundtrip.sources import forbid_hub
 from roundtrip.text.clean import clean
 from roundtrip.text.codes import is_spaceless
 
@@ -44,8 +43,7 @@ def main() -> None:
 def _work(arguments: argparse.Namespace) -> None:
     run = Run(arguments.run)
     recipe, folder = run.recipe()
-    if not names_hub(recipe, folder):
-        forbid_hub()
+    keep_off_hub(recipe, folder)
     # Seconds of imports, for which nobody should wait to read about a typo.
     from roundtrip import trained
     from roundtrip.scorer import greedy
@@ -120,7 +118,8 @@ def translate(
         found = [next(written) for _ in parts]
         if not all(finished for _, finished in found):
             cut.append(f"line {start + number + 1}: the translation was cut at its length limit")
-        yield joint.join(" ".join(text.split()) for text, _ in found)
+        # Clean, so that a terminal has nothing to obey.
+        yield joint.join(" ".join(clean(text).split()) for text, _ in found)
 
 
 def fits(one: Translator, text: str, settings: Generate) -> bool:

@@ -88,19 +88,23 @@ class Trip:
 
     def resume(self) -> None:
         """Go back to the newest whole checkpoint; nothing where there is none yet."""
-        found = checkpoint.newest(self.run.checkpoints, self.events.say)
-        if found is None:
+        # One looks which is whole, so that all take the same.
+        found = checkpoint.newest(self.run.checkpoints, self.events.say) if self.ranks.first else None
+        name = self.ranks.of_first(None if found is None else checkpoint.name_of(found[0]))
+        if name is None:
             return
-        self.state, tensors = found
+        self.state, tensors = found or checkpoint.load(self.run.checkpoints / name)
+        self._saved_at = (self.state.phase, self.state.step)
         for name, optimizer in self.optimizers.items():
             optimizer.restore(tensors[name], self.state.optimizer_steps.get(name, 0))
         for part, guard in self._guards().items():
             if part in tensors:
                 guard.restore(tensors[part])
         self.events.seconds = dict(self.state.seconds)
-        if self.state.best not in {None, BASE} and not self.run.has_best(str(self.state.best)):
-            self.events.say(f"adapters/best is not as it was written; {self.state.best} is copied there again")
-            self._write(lambda: self.run.keep_best(str(self.state.best)), self.run.adapters / BEST)
+        best = str(self.state.best)
+        if self.ranks.first and self.state.best not in {None, BASE} and not self.run.has_best(best):
+            self.events.say(f"adapters/best is not as it was written; {best} is copied there again")
+            self.run.disk.keep(lambda: self.run.keep_best(best), self.run.adapters / BEST)
         self._last_save = self.state.total_steps()
         at = self.phases[self.state.phase].stage if self.state.phase < len(self.phases) else "the end"
         self.events.say(f"resumed at {at}, {self.state.total_steps()} steps done")
@@ -323,9 +327,10 @@ class Trip:
         )
 
     def _write(self, write: Callable[[], object], place: Path, num_bytes: int = 0) -> None:
-        """Write into the folder of the run, as one process of all."""
+        """Write into the folder of the run, as one process of all; the others go on, or end, when it is there."""
         if self.ranks.first:
             self.run.disk.keep(write, place, num_bytes)
+        self.ranks.of_first(None)
 
     def _seen(self, path: Path) -> dict[str, str]:
         """Return the hashes of what was written; it is there for all processes."""
@@ -401,7 +406,7 @@ class Trip:
         devices = {one.base.device for one in self.translators.values()}
         peak = {str(device): memory.peak(device) for device in devices}
         metrics = results.collect(self.run, self.recipe, self.corpora, self.state, test, self.events.seconds, peak)
-        self._write(lambda: self.run.write_metrics(metrics), self.run.metrics)
+        self.run.disk.keep(lambda: self.run.write_metrics(metrics), self.run.metrics)
         self.events.log("end", seconds=metrics["seconds"], best=metrics["best"], peak_bytes=peak)
         results.show(metrics, self.run, self.events.console)
 

@@ -162,13 +162,19 @@ def near(seeds: list[bytes]) -> st.SearchStrategy[bytes]:
     return st.builds(changed, st.sampled_from(seeds), edits) | st.binary(max_size=200)
 
 
+def _hangs(number: int, frame: object) -> None:
+    raise AssertionError(f"it takes more than {LIMIT} seconds")
+
+
 def judged(work: Callable[[], object], counts: Counter[str]) -> None:
     """Do something with an input, and count what came of it.
 
     Raises:
         Exception: it was neither done nor refused in words.
     """
-    signal.alarm(LIMIT)
+    # By time of the processor: the alarm of the clock may be somebody else's.
+    signal.signal(signal.SIGPROF, _hangs)
+    signal.setitimer(signal.ITIMER_PROF, LIMIT)
     try:
         work()
         counts["taken"] += 1
@@ -176,7 +182,7 @@ def judged(work: Callable[[], object], counts: Counter[str]) -> None:
         assert str(error).strip() and len(str(error)) < 20_000
         counts["refused"] += 1
     finally:
-        signal.alarm(0)
+        signal.setitimer(signal.ITIMER_PROF, 0)
 
 
 def read_recipe(content: bytes, folder: Path, counts: Counter[str]) -> None:

@@ -17,6 +17,7 @@ from typing import Any
 
 import torch
 
+from benchmarks.machine import processor
 from roundtrip.errors import RunError
 from roundtrip.run import versions
 
@@ -31,7 +32,8 @@ def environment() -> dict[str, Any]:
     kept = {
         name: value for name, value in versions().items() if name in {"torch", "transformers", "peft", "tokenizers"}
     }
-    return kept | {"processor": torch.backends.cpu.get_cpu_capability(), "threads": 1}
+    kind = f"{processor()}, {torch.backends.cpu.get_cpu_capability()}"
+    return kept | {"processor": kind, "threads": 1}
 
 
 def losses(folder: Path) -> list[dict[str, Any]]:

@@ -22,9 +22,9 @@ from rich.console import Console
 
 from roundtrip import checkpoint, cookbook, disk, files, running, signals
 from roundtrip.engine import step as stepping
-from roundtrip.errors import DiskError, Interrupted, RunError, TextError, TrainingError
+from roundtrip.errors import DiskError, Interrupted, RunError, TrainingError
 from roundtrip.events import Events
-from roundtrip.run import locked
+from roundtrip.run import Run, locked
 from roundtrip.trip import Trip
 from tests.conftest import RECIPE, WriteRecipe, toy_pairs
 from tests.test_run import assert_same, end_state, go
@@ -45,7 +45,9 @@ def finished(tmp_path_factory: pytest.TempPathFactory, model_folder: Path) -> tu
 
 
 def test_ten_faults_each_end_as_if_there_had_been_none(finished: tuple[Path, Path], tmp_path: Path) -> None:
-    command = [sys.executable, "-m", "tests.faults", str(finished[0]), str(tmp_path / "runs"), "--faults", "10"]
+    recipe = finished[0].with_name("one.toml")
+    recipe.write_text(finished[0].read_text().replace("keep = 20", "keep = 1"))
+    command = [sys.executable, "-m", "tests.faults", str(recipe), str(tmp_path / "runs"), "--faults", "10"]
     done = subprocess.run(
         command, capture_output=True, text=True, timeout=500, env=os.environ | {"OMP_NUM_THREADS": "1"}
     )
@@ -121,7 +123,7 @@ def test_every_flipped_bit_of_the_marker_is_harmless_or_seen(inside: tuple[Path,
     folder = inside[1] / "checkpoints"
     path = folder / "0002-000002" / checkpoint.MARKER
     content = path.read_bytes()
-    right = checkpoint._load(path.parent)
+    right = checkpoint.load(path.parent)
     dice = random.Random(5)
     num_seen = 0
     for _ in range(300):
@@ -169,7 +171,7 @@ def test_damaged_text_is_refused(inside: tuple[Path, Path]) -> None:
     recipe, folder = inside
     path = folder / "data" / "mono.es.txt"
     path.write_text(path.read_text().replace("casa", "cosa", 1))
-    with pytest.raises(TextError, match=r"text of this run is damaged: data/mono\.es\.txt is not what was written"):
+    with pytest.raises(RunError, match=r"is damaged: data/mono\.es\.txt is not what was written"):
         go(recipe, folder, resume=True)
 
 
@@ -577,3 +579,105 @@ def test_a_resumed_run_is_the_same_on_a_gpu_in_deterministic_mode(finished: tupl
     command = [sys.executable, "-c", ON_A_GPU, str(finished[0]), str(tmp_path)]
     done = subprocess.run(command, capture_output=True, text=True, timeout=500, env=environment)
     assert done.returncode == 0, done.stderr[-3000:]
+
+
+@pytest.mark.parametrize("at", ["before the first rename", "between the renames"])
+def test_a_checkpoint_that_is_written_again_is_never_lost(tmp_path: Path, at: str, monkeypatch: Any) -> None:
+    """With a single checkpoint kept, the moment between two renames would be one without any."""
+    tensors = {"en-es": {"a": torch.arange(3.0)}}
+    state = checkpoint.State(phase=1, step=2)
+    folder = tmp_path / "checkpoints"
+    checkpoint.save(folder, state, tensors, 1)
+
+    class Killed(BaseException):
+        pass
+
+    rename = Path.rename if at.startswith("before") else Path.replace
+    name = rename.__name__
+
+    def killed(self: Path, other: Path) -> Path:
+        if self.parent == folder:
+            raise Killed
+        return rename(self, other)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Path, name, killed)
+        with pytest.raises(Killed):
+            checkpoint.save(folder, state, tensors, 1)
+    files.sweep(tmp_path)
+    assert checkpoint.names(folder) == ["0001-000002"] and not list(folder.glob(".*"))
+    found = checkpoint.newest(folder, pytest.fail)
+    assert found is not None and torch.equal(found[1]["en-es"]["a"], tensors["en-es"]["a"])
+
+
+def test_resuming_writes_nothing_again(inside: tuple[Path, Path], monkeypatch: pytest.MonkeyPatch) -> None:
+    recipe, folder = inside
+    saved: list[str] = []
+    save = checkpoint.save
+
+    def watching(place: Path, state: checkpoint.State, *others: Any) -> Path:
+        saved.append(checkpoint.name_of(state))
+        return save(place, state, *others)
+
+    monkeypatch.setattr(checkpoint, "save", watching)
+    go(recipe, folder, resume=True)
+    assert "0002-000002" not in saved and "0002-000003" in saved
+
+
+def test_no_room_for_the_best_is_no_room(
+    finished: tuple[Path, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Copying a folder gives the system's errors in a list of its own."""
+    copy, calls = shutil.copy2, iter(range(10**6))
+
+    def full(source: Any, target: Any, **more: Any) -> Any:
+        if ".best.tmp" in str(target) and next(calls) == 1:
+            raise OSError(28, "No space left on device", str(target))
+        return copy(source, target, **more)
+
+    monkeypatch.setattr(shutil, "copy2", full)
+    monkeypatch.setattr(shutil.copytree, "__defaults__", (False, None, full, False, False))
+    monkeypatch.setattr(disk, "PAUSE", 0.01)
+    shown = go(finished[0], tmp_path / "run", overrides=('checkpoint.full_disk="wait"',))
+    assert shown.count("; waiting for it") == 1 and "adapters/best: the disk is full" in shown
+    assert_same(end_state(tmp_path / "run"), end_state(finished[1]))
+
+
+def test_what_no_figure_depends_on_may_change_at_a_resume(
+    finished: tuple[Path, Path], inside: tuple[Path, Path]
+) -> None:
+    recipe, folder = inside
+    go_on(recipe, folder, "checkpoint.full_disk=wait", "checkpoint.every_steps=2", "train.max_skipped=3")
+    assert_same(end_state(folder), end_state(finished[1]))
+    assert Run(folder).recipe()[0].checkpoint.full_disk == "wait"
+    with pytest.raises(RunError, match=r"train\.lr: 0\.005 then"):
+        go_on(recipe, folder, "train.lr=1e-4")
+
+
+def test_a_damaged_start_of_an_adapter_is_refused(write_recipe: WriteRecipe, tmp_path: Path) -> None:
+    """What PiSSA took out of the base is part of the weights, and no checkpoint has it."""
+    recipe = write_recipe(
+        ("rank = 4", 'rank = 4\nmethod = "pissa"'), ('dtype = "float32"', 'dtype = "float32"\nshared = false')
+    )
+    go(recipe, tmp_path / "run")
+    (tmp_path / "run" / "metrics.json").unlink()
+    path = tmp_path / "run" / "base" / "en-es-start.safetensors"
+    content = bytearray(path.read_bytes())
+    content[-2] ^= 64
+    path.write_bytes(content)
+    with pytest.raises(RunError, match=r"is damaged: base/en-es-start\.safetensors is not what was written"):
+        go(recipe, tmp_path / "run", resume=True)
+
+
+def test_a_second_signal_ends_also_where_the_terminal_is_gone() -> None:
+    code = (
+        "import os, signal, time\n"
+        "from roundtrip import signals\n"
+        "with signals.listening(lambda text: None):\n"
+        "    os.kill(os.getpid(), signal.SIGHUP)\n"
+        "    time.sleep(1.1)\n"
+        "    os.close(2)\n"
+        "    os.kill(os.getpid(), signal.SIGTERM)\n"
+        "    time.sleep(5)\n"
+    )
+    assert subprocess.run([sys.executable, "-c", code], timeout=60).returncode == 143

@@ -31,6 +31,7 @@ FLOORS = [
     ["tokens.road"],
     ["tokens.audit"],
     ["tokens.verdict"],
+    ["engine.memory"],
     ["models.attention", "models.packed", "models.lora", "engine.ranks"],
     [
         "models.gguf",
@@ -40,7 +41,6 @@ FLOORS = [
         "models.adapters",
         "models.kernels",
         "engine.batch",
-        "engine.memory",
     ],
     ["models.fresh"],
     ["models.base", "engine.step", "engine.pick", "engine.library"],

@@ -8,11 +8,10 @@ import json
 import os
 import pickle
 import shutil
-import socket
 import subprocess
 import sys
 import tracemalloc
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -226,30 +225,6 @@ def test_entities_that_multiply_are_not_expanded(tmp_path: Path) -> None:
 # The network
 
 
-@pytest.fixture
-def calls(monkeypatch: pytest.MonkeyPatch) -> Iterator[list[Any]]:
-    """Every address that anybody wants to reach; nobody does."""
-    found: list[Any] = []
-
-    def refuse(self: socket.socket, address: Any) -> None:
-        found.append(address)
-        raise OSError("no network in this test")
-
-    monkeypatch.setattr(socket.socket, "connect", refuse)
-    monkeypatch.setattr(socket, "getaddrinfo", lambda *address, **more: refuse(None, address))  # type: ignore[arg-type]
-    yield found
-
-
-def test_a_recipe_of_files_reaches_for_nothing(
-    write_recipe: WriteRecipe,
-    calls: list[Any],
-    shell: Shell,  # noqa: F811
-) -> None:
-    code, _, errors = shell(train, str(write_recipe()), "--out", "run")
-    assert code == 0, errors
-    assert calls == []
-
-
 NO_HUB = """
 import socket, sys
 found = []
@@ -267,20 +242,44 @@ except SystemExit as left:
 """
 
 
-@pytest.mark.parametrize("offline", [True, False])
+def reach(recipe: Path, folder: Path, *arguments: str, **environment: str) -> tuple[str, str, int]:
+    """Train in a process without a network; return output, errors, and how many addresses somebody wanted to reach."""
+    usual = {key: value for key, value in os.environ.items() if key not in {"HF_HUB_OFFLINE", "ROUNDTRIP_OFFLINE"}}
+    done = subprocess.run(
+        [sys.executable, "-c", NO_HUB, str(recipe), "--out", str(folder / "run"), *arguments],
+        capture_output=True,
+        text=True,
+        timeout=200,
+        env=usual | {"HF_HOME": str(folder / "hub")} | environment,
+    )
+    return done.stdout, done.stderr, int(done.stdout.split()[-1])
+
+
+def test_a_recipe_of_files_reaches_for_nothing(write_recipe: WriteRecipe, tmp_path: Path) -> None:
+    output, errors, num_calls = reach(write_recipe(), tmp_path)
+    assert "code 0" in output and num_calls == 0, errors
+
+
+@pytest.mark.parametrize("offline", ["--offline", "variable", None])
 def test_a_hub_id_is_asked_for_unless_we_are_offline(
-    write_recipe: WriteRecipe, model_folder: Path, tmp_path: Path, offline: bool
+    write_recipe: WriteRecipe, model_folder: Path, tmp_path: Path, offline: str | None
 ) -> None:
     path = write_recipe((str(model_folder), "org/model"))
-    command = [sys.executable, "-c", NO_HUB, str(path), "--out", str(tmp_path / "run"), *["--offline"] * offline]
-    environment = {key: value for key, value in os.environ.items() if key != "HF_HUB_OFFLINE"}
-    done = subprocess.run(
-        command, capture_output=True, text=True, timeout=200, env=environment | {"HF_HOME": str(tmp_path / "hub")}
-    )
-    assert "'org/model' cannot be loaded" in done.stderr and "Traceback" not in done.stderr
-    num_calls = int(done.stdout.split()[-1])
-    assert (num_calls == 0) if offline else (num_calls > 0), done.stdout
-    assert "code 2" in done.stdout
+    arguments = [offline] if offline == "--offline" else []
+    variables = {"ROUNDTRIP_OFFLINE": "1"} if offline == "variable" else {}
+    output, errors, num_calls = reach(path, tmp_path, *arguments, **variables)
+    assert "'org/model' cannot be loaded" in errors and "Traceback" not in errors
+    assert (num_calls == 0) if offline else (num_calls > 0), output
+    assert "code 2" in output
+
+
+def test_offline_no_tokenizer_of_a_metric_is_fetched(
+    write_recipe: WriteRecipe, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = write_recipe(("bootstrap_samples = 50", "bleu_tokenize = {es = 'flores200'}"))
+    output, errors, num_calls = reach(path, tmp_path, "--offline", SACREBLEU=str(tmp_path / "sacrebleu"))
+    assert "code 2" in output and num_calls == 0
+    assert "sacreBLEU would fetch its tokenizer 'flores200', and we are offline" in errors
 
 
 def test_offline_takes_wheels_from_the_cache_only(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
@@ -360,3 +359,35 @@ def test_text_of_special_tokens_is_learnt_as_text(write_recipe: WriteRecipe, tmp
         for start, size in zip(table.offset_R.tolist(), table.sizes, strict=True):  # type: ignore[attr-defined]
             ids = table.ids_X[start : start + size].tolist()  # type: ignore[attr-defined]
             assert ids.count(2) == 1 and ids[-1] == 2
+
+
+def test_a_hypothesis_that_steers_a_terminal_is_translated_clean(
+    write_recipe: WriteRecipe, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from roundtrip import trained
+    from roundtrip.scorer import greedy
+    from roundtrip.tokens.template import Template
+
+    go(write_recipe(), tmp_path / "run")
+    one = trained.load(Run(tmp_path / "run"), trained.into(Run(tmp_path / "run"), "es"))
+    monkeypatch.setattr(Template, "hypothesis_text", lambda self, ids: "a\x1b[2Jb \x9b31mc")
+    settings = greedy(Run(tmp_path / "run").recipe()[0])
+    assert list(translate.translate(one, ["The moon"], settings, [], [])) == ["a[2Jb 31mc"]
+
+
+@pytest.mark.parametrize("kind", ["adapter", "nothing"])
+def test_a_folder_that_is_no_model_is_refused(
+    write_recipe: WriteRecipe,
+    tmp_path: Path,
+    shell: Shell,  # noqa: F811
+    kind: str,
+) -> None:
+    """The library would follow an adapter to a base that nobody has named."""
+    path = write_recipe()
+    folder = tmp_path / "nothing"
+    folder.mkdir()
+    if kind == "adapter":
+        go(path, tmp_path / "run")
+        folder = tmp_path / "run" / "adapters" / "best" / "en-es"
+    code, _, errors = shell(train, str(path), "--out", "other", "--set", f"model.path={folder}")
+    assert code == 2 and ("this is an adapter" if kind == "adapter" else "it has no config.json") in errors

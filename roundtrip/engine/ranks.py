@@ -6,18 +6,21 @@ CPUs, over NCCL on GPUs. No wrapper is put around a model: what is summed are th
 
 from __future__ import annotations
 
+import atexit
 import os
+import signal
 import sys
 import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from datetime import timedelta
 from typing import Any, TypeVar
 
 import torch
 
+from roundtrip.engine.memory import is_out
 from roundtrip.errors import RanksError, RoundtripError
 
 T = TypeVar("T")
@@ -70,13 +73,10 @@ class Ranks:
         return value if self.count == 1 else any(self.gather(value))
 
     def sum(self, tensor: torch.Tensor) -> torch.Tensor:
-        """Return the sum over all processes, the same to the last bit for each."""
-        if self.count == 1:
-            return tensor
-        from accelerate.utils import reduce
-
-        found: torch.Tensor = _together(lambda: reduce(tensor, reduction="sum"))
-        return found
+        """Sum a tensor over all processes, in place, the same to the last bit for each, and return it."""
+        if self.count > 1:
+            _together(lambda: torch.distributed.all_reduce(tensor))
+        return tensor
 
     @contextmanager
     def first_first(self) -> Iterator[None]:
@@ -95,6 +95,8 @@ def _together(work: Callable[[], T]) -> T:
     try:
         return work()
     except RuntimeError as error:
+        if is_out(error):
+            raise
         raise RanksError("another process of this run has ended", cure=_AGAIN) from error
 
 
@@ -130,73 +132,99 @@ def joined(on_cpu: bool) -> Iterator[Ranks]:
             f"the {count} processes do not come together: {error}",
             cure="look at RANK, WORLD_SIZE, MASTER_ADDR and MASTER_PORT, which torchrun sets",
         ) from error
-    over = threading.Event()
+    over, closing = threading.Event(), threading.Event()
     beats = [time.monotonic()]
-    watch = threading.Thread(target=_watch, args=(store, number, count, over, beats), daemon=True)
+    watch = threading.Thread(target=_watch, args=(store, number, count, over, closing, beats), daemon=True)
     watch.start()
     threading.Thread(target=_watch_the_watch, args=(over, beats), daemon=True).start()
+    ranks = Ranks(number, count)
     try:
-        yield Ranks(number, count)
-        Ranks(number, count).of_first(None)
+        yield ranks
+        ranks.of_first(None)
+        # From here on nobody needs another, and whoever keeps the store may be gone.
+        closing.set()
+        ranks.of_first(None)
     except BaseException as error:
         # From here on this process ends by itself, with its own words.
         over.set()
-        code = error.exit_code if isinstance(error, RoundtripError) else 1
         # Who was told by the others need not tell them, and they may be gone.
         if not isinstance(error, RanksError):
-            _leave(store, number, code)
+            _leave(store, number, error.exit_code if isinstance(error, RoundtripError) else 1)
         raise
-    finally:
-        over.set()
-        watch.join()
+    over.set()
+    watch.join(PULSE)
     torch.distributed.destroy_process_group()
 
 
 def _leave(store: Any, number: int, code: int) -> None:
-    try:
-        store.set(f"left/{number}", str(code))
-    except RuntimeError:
-        return
-    # So that they read it before whoever keeps the store is gone.
-    time.sleep(2 * PULSE)
+    """Tell the others that this process ends, and see to it that they hear of it before the store is gone with it.
+
+    The launcher ends a process when another has ended; until then this one has something to say to the person.
+    """
+    if threading.current_thread() is threading.main_thread():
+        signal.signal(signal.SIGTERM, signal.SIG_IGN)
+
+    def tell() -> None:
+        with suppress(RuntimeError):
+            store.set(f"left/{number}", str(code))
+
+    # The store may not answer any more.
+    telling = threading.Thread(target=tell, daemon=True)
+    telling.start()
+    telling.join(PULSE)
+    atexit.register(time.sleep, 2 * PULSE)
 
 
-def _watch(store: Any, number: int, count: int, over: threading.Event, beats: list[float]) -> None:
+def _watch(
+    store: Any, number: int, count: int, over: threading.Event, closing: threading.Event, beats: list[float]
+) -> None:
     """Give signs of life and look for those of the others; where one is dead this process ends, whatever it is at.
 
     Args:
+        closing: the work is done by all.
         beats: gets the time of each look.
     """
     seen = {other: (0, time.monotonic()) for other in range(count) if other != number}
     while not over.wait(PULSE):
         try:
             store.add(f"alive/{number}", 1)
+            now = time.monotonic()
+            # Who has slept himself, as a whole machine may, has not seen whether others were alive.
+            slept = now - beats[-1] > DEAD / 2
             for other, (counted, since) in seen.items():
                 if store.check([f"left/{other}"]):
                     code = int(store.get(f"left/{other}"))
                     _end(over, f"process {other} of this run has ended with exit code {code}", code)
-                now = store.add(f"alive/{other}", 0)
-                if now != counted:
-                    seen[other] = now, time.monotonic()
-                elif time.monotonic() - since > DEAD:
+                count_now = store.add(f"alive/{other}", 0)
+                if count_now != counted or slept:
+                    seen[other] = count_now, now
+                elif now - since > DEAD and not closing.is_set():
                     _end(over, f"process {other} of this run has given no sign of life for {DEAD:.0f} seconds", 3)
-            beats.append(time.monotonic())
-            del beats[0]
+            beats[-1] = time.monotonic()
         except RuntimeError:
+            if closing.is_set():
+                return
             _end(over, "the process that the others of this run meet at has ended", 3)
 
 
 def _watch_the_watch(over: threading.Event, beats: list[float]) -> None:
     """End this process where nobody answers any more at the place where all meet."""
+    before = time.monotonic()
     while not over.wait(PULSE):
-        if time.monotonic() - beats[-1] > DEAD:
+        now = time.monotonic()
+        if now - before > DEAD / 2:
+            beats[-1] = now
+        elif now - beats[-1] > DEAD:
             _end(over, f"the process that the others of this run meet at has not answered for {DEAD:.0f} seconds", 3)
+        before = now
 
 
 def _end(over: threading.Event, problem: str, code: int) -> None:
     if over.is_set():
         return
-    sys.stdout.flush()
-    os.write(2, f"error: {problem}\n  {_AGAIN}\n".encode())
-    # The main thread may wait for the dead for ever.
-    os._exit(code)
+    try:
+        sys.stdout.flush()
+        os.write(2, f"error: {problem}\n  {_AGAIN}\n".encode())
+    finally:
+        # The main thread may wait for the dead for ever.
+        os._exit(code)

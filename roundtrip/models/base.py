@@ -83,6 +83,7 @@ def locate(spec: Model, folder: Path) -> str:
     if len(found) > 1:
         raise ModelError(f"'{path}' matches {len(found)} files", place="model.path", cure="name one file or folder")
     if file.is_dir():
+        _refuse_adapter(file)
         _refuse_pickles(file)
         return str(file)
     if file.suffix in _PICKLES:
@@ -94,6 +95,20 @@ def locate(spec: Model, folder: Path) -> str:
             cure="name the folder that holds config.json, a .gguf file, or a hub id such as 'org/model'",
         )
     return str(convert(file, cache_dir()))
+
+
+def _refuse_adapter(folder: Path) -> None:
+    """Refuse a folder that is no model: the library would follow an adapter to a base that nobody has named."""
+    if (folder / "adapter_config.json").exists():
+        raise ModelError(
+            "this is an adapter, not a model",
+            place=f"model.path ({folder})",
+            cure="name its base here, and the folder in adapter.init",
+        )
+    if not (folder / "config.json").exists():
+        raise ModelError(
+            "it has no config.json", place=f"model.path ({folder})", cure="name the folder of a model, or a .gguf file"
+        )
 
 
 def _refuse_pickles(folder: Path) -> None:
@@ -133,6 +148,12 @@ def load(spec: Model, folder: Path) -> Base:
             **quantized,
         ),
     )
+    if getattr(model, "_hf_peft_config_loaded", False):
+        raise ModelError(
+            f"'{spec.path}' is an adapter, not a model",
+            place="model.path",
+            cure="name its base here; adapter.init takes the folder of an adapter",
+        )
     _refuse_incomplete(spec, model, tokenizer, report)
     model.requires_grad_(False).eval()
     if not quantized:
@@ -204,7 +225,12 @@ def reload(spec: Model, base: Base, folder: Path | None = None) -> None:
     fresh = _read(
         spec,
         lambda: AutoModelForCausalLM.from_pretrained(
-            location, revision=revision, dtype=base.dtype, use_safetensors=True, trust_remote_code=False
+            location,
+            revision=revision,
+            dtype=base.dtype,
+            attn_implementation=attention.GENERATING,
+            use_safetensors=True,
+            trust_remote_code=False,
         ),
     )
     try:

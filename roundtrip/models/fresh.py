@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import io
-import shutil
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
@@ -12,6 +11,7 @@ import torch
 from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers
 
 from roundtrip.errors import ModelError
+from roundtrip.files import whole
 from roundtrip.recipe import FromScratch
 
 _SPACE = "▁"
@@ -41,12 +41,9 @@ def make(recipe: FromScratch, lines: Iterable[str], folder: Path, seed: int) -> 
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         model = LlamaForCausalLM(config)
-    beside = folder.with_name(f".{folder.name}.tmp")
-    shutil.rmtree(beside, ignore_errors=True)
-    model.save_pretrained(beside)
-    tokenizer.save_pretrained(beside)
-    folder.parent.mkdir(parents=True, exist_ok=True)
-    beside.rename(folder)
+    with whole(folder) as beside:
+        model.save_pretrained(beside)
+        tokenizer.save_pretrained(beside)
 
 
 def config_of(recipe: FromScratch, vocabulary: int, special: Mapping[str, int] = {}) -> Any:  # noqa: B006 (read only)

@@ -20,6 +20,7 @@ from torch import nn
 from transformers.pytorch_utils import Conv1D
 
 from roundtrip.errors import ModelError
+from roundtrip.files import whole
 from roundtrip.models import adapters, packed
 
 METHODS = ("pissa", "olora")
@@ -63,10 +64,8 @@ def take_out(model: PeftModel, name: str, before: Mapping[str, torch.Tensor], ke
             raise ModelError(f"the start of {name} cannot be read: {error}", place=str(kept)) from error
     began = {key: value.to("cpu", copy=True) for key, value in adapters.tensors(model, name).items()}
     if kept is not None and not kept.exists():
-        kept.parent.mkdir(parents=True, exist_ok=True)
-        beside = kept.with_name(f".{kept.name}.tmp")
-        save_file({key: value.contiguous() for key, value in began.items()}, beside)
-        beside.rename(kept)
+        with whole(kept) as beside:
+            save_file({key: value.contiguous() for key, value in began.items()}, beside)
     published = {}
     for path, layer in _layers(model, name):
         published[path] = before[path]

@@ -107,7 +107,7 @@ class Optimizer:
         """Return a hash of what was learnt."""
         found = hashlib.blake2b(digest_size=16)
         for master in self._masters.values():
-            found.update(master.detach().cpu().contiguous().view(torch.uint8).numpy().tobytes())
+            found.update(master.detach().cpu().contiguous().view(torch.uint8).numpy())
         return found.hexdigest()
 
     def forget(self) -> None:

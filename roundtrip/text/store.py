@@ -131,7 +131,7 @@ def _first_of_each(path: Path, size: int) -> np.ndarray:
     """
     first = np.zeros(size, dtype=bool)
     num_parts = max(1, -(-size // _COMPARED))
-    with tempfile.TemporaryDirectory(dir=path.parent) as folder:
+    with tempfile.TemporaryDirectory(dir=path.parent, prefix=".keys-", suffix=".tmp") as folder:
         parts = [Path(folder) / str(number) for number in range(num_parts)]
         with path.open("rb") as file:
             at = 0
