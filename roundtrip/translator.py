@@ -133,7 +133,7 @@ class Translator:
         """Return the log-probability of each target given its source, in nats, with the weights as they are now."""
         table = Table.of(self.template.rows(pairs), self.base.device)
         with self.learner.generating() as model:
-            found_R = log_likelihood(model, table, self.base.pad_id, tokens_per_forward, self.ranks, tell)
+            found_R = log_likelihood(model, table, self.base.pad_id, tokens_per_forward, tell, self.ranks)
         return found_R.tolist()  # type: ignore[no-any-return]
 
     def num_source_tokens(self, prompt: Sequence[int]) -> int:

@@ -254,13 +254,14 @@ def test_a_signal_passed_on_twice_is_one() -> None:
 
 
 def test_a_hangup_stops_in_good_order_and_handlers_are_put_back() -> None:
-    before = signal.getsignal(signal.SIGHUP)
+    # Whoever runs the tests may have asked to ignore it.
+    usual = signal.signal(signal.SIGHUP, signal.SIG_DFL)
     with signals.listening(lambda text: None) as stop:
         os.kill(os.getpid(), signal.SIGHUP)
         with pytest.raises(Interrupted) as caught:
             stop.leave_if_asked()
     assert caught.value.exit_code == 129
-    assert signal.getsignal(signal.SIGHUP) is before
+    assert signal.signal(signal.SIGHUP, usual) is signal.SIG_DFL
 
 
 def test_a_library_call_from_a_thread_catches_nothing() -> None:
@@ -673,6 +674,7 @@ def test_a_second_signal_ends_also_where_the_terminal_is_gone() -> None:
     code = (
         "import os, signal, time\n"
         "from roundtrip import signals\n"
+        "signal.signal(signal.SIGHUP, signal.SIG_DFL)\n"
         "with signals.listening(lambda text: None):\n"
         "    os.kill(os.getpid(), signal.SIGHUP)\n"
         "    time.sleep(1.1)\n"
@@ -681,3 +683,11 @@ def test_a_second_signal_ends_also_where_the_terminal_is_gone() -> None:
         "    time.sleep(5)\n"
     )
     assert subprocess.run([sys.executable, "-c", code], timeout=60).returncode == 143
+
+
+def test_a_run_under_nohup_does_not_hear_of_hangups() -> None:
+    usual = signal.signal(signal.SIGHUP, signal.SIG_IGN)
+    with signals.listening(lambda text: None) as stop:
+        os.kill(os.getpid(), signal.SIGHUP)
+        assert not stop.requested
+    signal.signal(signal.SIGHUP, usual)

@@ -19,8 +19,8 @@ def log_likelihood(
     table: Table,
     pad_id: int,
     tokens_per_forward: int,
-    ranks: Ranks = ALONE,
     tell: Callable[[int, int], None] = lambda rows, tokens: None,
+    ranks: Ranks = ALONE,
 ) -> torch.Tensor:
     """Return the summed log-probability of each row's labels, in nats; float32, (R,).
 
@@ -30,8 +30,8 @@ def log_likelihood(
         model: in eval mode.
         table: on the device of the model.
         tokens_per_forward: padded tokens of one forward pass.
-        ranks: who else takes a part of the passes.
         tell: called after each pass with no new rows and tokens; may raise to stop.
+        ranks: who else takes a part of the passes.
 
     Raises:
         ModelError: not even a single row fits into memory.
