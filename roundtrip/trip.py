@@ -8,43 +8,35 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
 from functools import partial
-from pathlib import Path
 
 from roundtrip import block as blocks
-from roundtrip import checkpoint, results
+from roundtrip import results, skipped
 from roundtrip.ahead import Ahead
 from roundtrip.block import Block
 from roundtrip.checkpoint import State
 from roundtrip.engine import memory
 from roundtrip.engine.batch import Table, steps
 from roundtrip.engine.ranks import ALONE, Ranks
-from roundtrip.engine.step import StepResult, row_losses, step
-from roundtrip.errors import TrainingError
+from roundtrip.engine.step import StepResult, step
 from roundtrip.events import Events, Progressing
-from roundtrip.files import digests, read_rows, whole, write_json, write_rows
+from roundtrip.files import read_rows, write_json, write_rows
+from roundtrip.keeping import Keeping
 from roundtrip.models import attention
 from roundtrip.models.optimizer import Optimizer
 from roundtrip.plan import BASE, PARALLEL, TEXT, Phase, directions, num_steps, phases
 from roundtrip.recipe import Recipe
 from roundtrip.rows import of_block
-from roundtrip.run import BEST, Run
+from roundtrip.run import Run
 from roundtrip.scorer import Scorer, mean_chrf
 from roundtrip.signals import Stop
 from roundtrip.telling import tell_block, tell_left_out, tell_roads
 from roundtrip.text.prepare import Corpora
 from roundtrip.text.stream import Cursor, derive
-from roundtrip.tokens.guard import Guard
 from roundtrip.tokens.road import Road
 from roundtrip.translator import Translator
 
 # Steps between two times that free memory is given back, which takes some tens of milliseconds.
 TRIM_EVERY = 8
-# Part of a checkpoint: the pairs of tokens that the guard knows.
-_PAIRS = "pairs"
-_DIVERGED = (
-    "look at the rows in {}; the weights are those of the last sound step: lower train.lr, or set model.dtype and "
-    "adapter.dtype to 'float32', and start anew"
-)
 
 
 class Trip:
@@ -80,32 +72,18 @@ class Trip:
             name: Optimizer(one.learner.parameters(), recipe.train, total, recipe.adapter[name])
             for name, one in translators.items()
         }
-        self._last_save = 0
-        self._saved_at: tuple[int, int] | None = None
+        self.keeping = Keeping(run, self.optimizers, roads, recipe.checkpoint.keep, ranks)
         self._losses: list[float] = []
         self._packed = False
         self._ahead = Ahead()
 
     def resume(self) -> None:
         """Go back to the newest whole checkpoint; nothing where there is none yet."""
-        # One looks which is whole, so that all take the same.
-        found = checkpoint.newest(self.run.checkpoints, self.events.say) if self.ranks.first else None
-        name = self.ranks.of_first(None if found is None else checkpoint.name_of(found[0]))
-        if name is None:
+        found = self.keeping.resume(self.events.say)
+        if found is None:
             return
-        self.state, tensors = found or checkpoint.load(self.run.checkpoints / name)
-        self._saved_at = (self.state.phase, self.state.step)
-        for name, optimizer in self.optimizers.items():
-            optimizer.restore(tensors[name], self.state.optimizer_steps.get(name, 0))
-        for part, guard in self._guards().items():
-            if part in tensors:
-                guard.restore(tensors[part])
-        self.events.seconds = dict(self.state.seconds)
-        best = str(self.state.best)
-        if self.ranks.first and self.state.best not in {None, BASE} and not self.run.has_best(best):
-            self.events.say(f"adapters/best is not as it was written; {best} is copied there again")
-            self.run.disk.keep(lambda: self.run.keep_best(best), self.run.adapters / BEST)
-        self._last_save = self.state.total_steps()
+        self.state = found
+        self.events.seconds = dict(found.seconds)
         at = self.phases[self.state.phase].stage if self.state.phase < len(self.phases) else "the end"
         self.events.say(f"resumed at {at}, {self.state.total_steps()} steps done")
         self.events.log("resume", phase=self.state.phase, step=self.state.step)
@@ -120,8 +98,9 @@ class Trip:
         cursors = self.state.cursors
         plain = phase.stage == TEXT
         block = blocks.of_text(phase, self.recipe, self.corpora, cursors) if plain else self._round(phase, cursors)
-        self._write(lambda: write_rows(path, block.rows), path)
-        self.state = replace(self.state, cursors=cursors | block.cursors, files=self.state.files | self._seen(path))
+        self.keeping.write(lambda: write_rows(path, block.rows), path)
+        seen = self.keeping.seen(path)
+        self.state = replace(self.state, cursors=cursors | block.cursors, files=self.state.files | seen)
         tell_block(self.events, phase, block)
         return block
 
@@ -236,8 +215,8 @@ class Trip:
             "step",
             direction=name,
             step=self.state.optimizer_steps[name],
-            loss=_number(result.loss),
-            grad_norm=_number(result.grad_norm),
+            loss=skipped.number(result.loss),
+            grad_norm=skipped.number(result.grad_norm),
             labels=result.num_labels,
             tokens=result.num_tokens,
         )
@@ -248,33 +227,16 @@ class Trip:
     def _skip(self, phase: Phase, rows: Table, group: Sequence[int], result: StepResult) -> None:
         """Count a step that changed nothing, keep its rows for a look, and end the run where they are too many."""
         name = phase.direction.name
-        learner, number = self.translators[name].learner, self.state.optimizer_steps[name]
-        counts = self.state.skipped
+        number, counts = self.state.optimizer_steps[name], self.state.skipped
         here = self.state.skipped_here + 1
         self.state = replace(self.state, skipped=counts | {name: counts.get(name, 0) + 1}, skipped_here=here)
-        losses = row_losses(
-            learner.model, rows, group, learner.base.pad_id, fused=learner.spec.liger, packed=self._packed
-        )
+        document = skipped.document(result, self.translators[name], rows, group, packed=self._packed)
         path = self.run.skipped / f"{phase.stage}-{name}-{number:06d}.json"
-        ids = [rows.ids_X[rows.offset_R[i] :][: rows.sizes[i]].tolist() for i in group]
-        document = {
-            "loss": _number(result.loss),
-            "grad_norm": _number(result.grad_norm),
-            "rows": [
-                {"text": learner.base.tokenizer.decode(one), "loss": _number(loss)}
-                for one, loss in zip(ids, losses, strict=True)
-            ],
-        }
-        self._write(lambda: write_json(path, document), path)
+        self.keeping.write(lambda: write_json(path, document), path)
         what = f"loss {result.loss}, gradient norm {result.grad_norm} at step {number}"
         self.events.say(f"  {what}: skipped; its rows are in {path}")
         self.events.log("skipped", direction=name, step=number, phase=phase.number)
-        if here > self.recipe.train.max_skipped:
-            raise TrainingError(
-                f"{what}, the {here}. of this phase that had to be skipped",
-                place=f"{phase.stage}, {name}",
-                cure=_DIVERGED.format(self.run.skipped),
-            )
+        skipped.refuse_more(here, self.recipe.train.max_skipped, what, phase, self.run.skipped)
 
     def finish(self, phase: Phase, block: Block) -> None:
         """Close a phase: the next one starts at its first step.
@@ -283,12 +245,7 @@ class Trip:
             TrainingError: none of its steps changed anything.
         """
         memory.trim()
-        if self.state.skipped_here == self.state.step > 0:
-            raise TrainingError(
-                f"all {self.state.step} steps were skipped, since loss or gradient were not finite",
-                place=f"{phase.stage}, {phase.direction.name}",
-                cure=_DIVERGED.format(self.run.skipped),
-            )
+        skipped.refuse_all(self.state.skipped_here, self.state.step, phase, self.run.skipped)
         here = self.run.blocks.relative_to(self.run.path).as_posix()
         self.state = replace(
             self.state,
@@ -306,45 +263,12 @@ class Trip:
         )
 
     def save_due(self) -> bool:
-        return self.state.total_steps() - self._last_save >= self.recipe.checkpoint.every_steps
+        return self.keeping.steps_since(self.state) >= self.recipe.checkpoint.every_steps
 
     def save(self) -> None:
         """Write a checkpoint, unless the last one stands at this very place."""
-        place = (self.state.phase, self.state.step)
-        if place == self._saved_at:
-            return
-        self._saved_at = place
-        self._last_save = self.state.total_steps()
-        state = replace(self.state, seconds={k: round(v, 3) for k, v in self.events.seconds.items()})
-        tensors = {name: optimizer.state() for name, optimizer in self.optimizers.items()}
-        tensors |= {part: guard.state() for part, guard in self._guards().items()}
-        keep = self.recipe.checkpoint.keep
-        self._refuse_drift()
-        self._write(
-            lambda: checkpoint.save(self.run.checkpoints, state, tensors, keep),
-            self.run.checkpoints,
-            checkpoint.num_bytes(tensors),
-        )
-
-    def _write(self, write: Callable[[], object], place: Path, num_bytes: int = 0) -> None:
-        """Write into the folder of the run, as one process of all; the others go on, or end, when it is there."""
-        if self.ranks.first:
-            self.run.disk.keep(write, place, num_bytes)
-        self.ranks.of_first(None)
-
-    def _seen(self, path: Path) -> dict[str, str]:
-        """Return the hashes of what was written; it is there for all processes."""
-        return self.ranks.of_first(digests(path, self.run.path) if self.ranks.first else {})
-
-    def _refuse_drift(self) -> None:
-        """Compare what was learnt with the other processes: it is summed and stepped alike, to the last bit."""
-        if self.ranks.count > 1:
-            for name, optimizer in self.optimizers.items():
-                if len(set(self.ranks.gather(optimizer.digest()))) > 1:
-                    raise TrainingError(
-                        f"the weights of {name} are not the same in all processes",
-                        cure="use machines of one kind, or one process; the last checkpoint is sound",
-                    )
+        seconds = {activity: round(value, 3) for activity, value in self.events.seconds.items()}
+        self.keeping.save(replace(self.state, seconds=seconds))
 
     def stop_if_asked(self) -> None:
         """Save and leave if a signal came, to whichever process.
@@ -357,22 +281,10 @@ class Trip:
             self.save()
             self.stop.leave()
 
-    def _guards(self) -> dict[str, Guard]:
-        """Return the guards of the roads by their part of a checkpoint: one, where both make rows on one device."""
-        guards = {id(road.guard): road.guard for road in self.roads.values() if road.guard is not None}
-        return {f"{_PAIRS}-{number}" if number else _PAIRS: guard for number, guard in enumerate(guards.values())}
-
     def keep_stage(self, stage: str) -> None:
-        """Keep both directions as they are now: adapters in PEFT's own format, or whole models."""
-        path = self.run.adapters / stage
-
-        def write() -> None:
-            with whole(path) as beside:
-                for name, one in self.translators.items():
-                    one.learner.export(beside / name)
-
-        self._write(write, path)
-        self.state = replace(self.state, files=self.state.files | self._seen(path))
+        """Keep both directions as they are now."""
+        seen = self.keeping.stage(stage, self.translators)
+        self.state = replace(self.state, files=self.state.files | seen)
 
     def begin(self) -> None:
         """Score copying the source and the bare base on dev, the floor of every comparison."""
@@ -387,7 +299,7 @@ class Trip:
         best = best_stage(scores)
         self.state = replace(self.state, scores=scores, best=best)
         if best == stage != BASE:
-            self._write(lambda: self.run.keep_best(stage), self.run.adapters / BEST)
+            self.keeping.best(stage)
         self.events.log("dev", stage=stage, scores=found, best=best)
         shown = ", ".join(f"{name} chrF++ {s['chrf']:.1f} BLEU {s['bleu']:.1f}" for name, s in found.items())
         self.events.say(f"  dev after {stage}: {shown}")
@@ -434,11 +346,6 @@ class Trip:
             self.stop.leave_if_asked()
 
         return tell
-
-
-def _number(value: float) -> float | str:
-    """Return a number as JSON can hold it."""
-    return value if math.isfinite(value) else str(value)
 
 
 def best_stage(scores: Mapping[str, Mapping[str, Mapping[str, float]]]) -> str:
