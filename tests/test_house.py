@@ -150,3 +150,18 @@ def test_ci_runs_the_test_command_of_the_readme() -> None:
     assert "pip install -c constraints.txt '.[test]'" in readme
     assert "install --quiet --disable-pip-version-check -c constraints.txt '.[test]'" in script
     assert "python -m pytest" in readme and '/python" -m pytest' in script
+
+
+def test_the_tests_that_the_documents_name_are_there() -> None:
+    """A promise that names its test must not outlive it; `...` stands for what is between the ends of a name."""
+    defined = {
+        name
+        for path in (ROOT / "tests").glob("test_*.py")
+        for name in re.findall(r"^def (test_\w+)", path.read_text(encoding="utf-8"), re.M)
+    }
+    text = (ROOT / "docs" / "reliability.md").read_text(encoding="utf-8")
+    named = re.findall(r"`(?:test_\w+\.)?((?:test_|\.\.\.)[\w.]*?)`", text)
+    assert len(named) > 30
+    for name in named:
+        pattern = re.compile(r"\w*".join(re.escape(part) for part in name.split("...")))
+        assert any(pattern.fullmatch(one) for one in defined) or (ROOT / "tests" / f"{name}.py").exists(), name
