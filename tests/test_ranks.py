@@ -166,9 +166,8 @@ def test_one_that_dies_takes_the_others_along_and_the_run_goes_on_with_another_n
     assert_close(end_state(out), end_state(whole))
 
 
-@pytest.mark.parametrize(
-    "asked", [[1], pytest.param([0], marks=pytest.mark.slow), pytest.param([0, 1], marks=pytest.mark.slow)]
-)
+@pytest.mark.slow
+@pytest.mark.parametrize("asked", [[0], [1], [0, 1]])
 def test_a_signal_to_any_stops_all_at_one_step_with_a_checkpoint(
     alone: tuple[Path, Path], tmp_path: Path, asked: list[int]
 ) -> None:
