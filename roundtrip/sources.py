@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import difflib
 import errno
-import hashlib
 import itertools
 import logging
 import lzma
@@ -203,15 +202,10 @@ def _did_you_mean(wanted: str, names: Iterable[str], otherwise: str) -> str:
     return f"{otherwise}: {shown}{', ...' if len(known) > 5 else ''}"
 
 
-def _sha256_of(path: Path) -> str:
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
-
-
 def _cached_wheel(wanted: PypiSpec, *, offline: bool) -> Path | None:
     folder = cache_dir() / "wheels" / wanted.sha256
     for wheel in sorted(folder.glob("*.whl")):
-        if _sha256_of(wheel) == wanted.sha256:
+        if files.digest(wheel) == wanted.sha256:
             return wheel
         logger.warning("%s: damaged since it was fetched; not used", wheel)
     if offline:
@@ -237,7 +231,7 @@ def _fetch_wheel(wanted: PypiSpec) -> Path:
             names = ", ".join(wheel.name for wheel in wheels) or "none"
             problem = f"pip should have brought one wheel, it brought {names}"
             raise SourceError(problem, place=requirement, cure="look for download options in: pip config list")
-        found = _sha256_of(wheels[0])
+        found = files.digest(wheels[0])
         if found != wanted.sha256:
             raise SourceError(
                 f"the wheel has the wrong sha256: expected {wanted.sha256}, found {found}",

@@ -7,7 +7,6 @@ know in a GGUF it leaves out, or makes up, without a word; we refuse, mend or na
 
 from __future__ import annotations
 
-import hashlib
 import json
 import logging
 import shutil
@@ -38,8 +37,7 @@ def convert(path: Path, cache: Path) -> Path:
         A folder with safetensors in bf16, configuration, tokenizer and chat template.
     """
     try:
-        with path.open("rb") as file:
-            digest = hashlib.file_digest(file, "sha256").hexdigest()
+        digest = files.digest(path)
     except OSError as error:
         problem = f"the file cannot be read: {error.strerror}"
         raise ModelError(problem, place=str(path), cure="check the path and its permissions") from error
