@@ -221,7 +221,7 @@ def _read(spec: Model, load_it: Callable[[], T]) -> T:
     """Read something of a model, and put into words what a library says when it cannot."""
     try:
         return load_it()
-    except torch.OutOfMemoryError:
+    except (torch.OutOfMemoryError, MemoryError):
         raise
     except Exception as error:  # whatever stands in its files, the reader of a broken one may raise anything
         raise _unreadable(spec, error) from error
