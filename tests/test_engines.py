@@ -284,6 +284,17 @@ def test_steps_of_a_fixed_shape_write_the_same(
     assert set(fixed) <= {room}
 
 
+@pytest.mark.parametrize("graphs", [False, True])
+def test_a_row_at_its_limit_stays_within_the_positions_of_the_model(graphs: bool, fixed: list[int]) -> None:
+    """It waits in the batch for shorter prompts with more to write, and learned positions are a table with an end."""
+    model = model_of("learned positions")
+    prompts, limits = [list(range(20, 80)), *([5, 6, 7 + number] for number in range(7))], [30] + [80] * 7
+    settings = Generate(cuda_graphs=graphs)
+    together = generate(model, prompts, limits, settings, pad_id=0, stop_ids=[], seed=1).lists()
+    assert list(map(len, together)) == limits and bool(fixed) == graphs
+    assert generate(model, prompts[:1], limits[:1], settings, pad_id=0, stop_ids=[], seed=1).lists() == together[:1]
+
+
 def test_a_gpu_setting_is_refused_in_training_elsewhere(write_recipe: WriteRecipe, tmp_path: Path) -> None:
     if torch.cuda.is_available():
         pytest.skip("this machine has a GPU")
@@ -295,7 +306,11 @@ def test_a_gpu_setting_is_refused_in_training_elsewhere(write_recipe: WriteRecip
 @pytest.mark.parametrize("kind", ["RoPE, tied head", "learned positions", "biases, own head"])
 def test_replayed_graphs_write_what_plain_steps_write(kind: str) -> None:
     model = model_of(kind).cuda()
-    prompts, limits = PROMPTS * 4, [limit * 9 for limit in LIMITS] * 4
+    # Through more than one graph, and within the positions of the smallest of these models.
+    prompts, limits = (
+        PROMPTS * 4,
+        [min(9 * limit, 94 - len(prompt)) for prompt, limit in zip(PROMPTS, LIMITS, strict=True)] * 4,
+    )
     found = [
         generate(model, prompts, limits, Generate(cuda_graphs=graphs), pad_id=0, stop_ids=STOPS[:9], seed=1).lists()
         for graphs in (False, True)

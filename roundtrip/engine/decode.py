@@ -69,7 +69,8 @@ def _decode(model: Any, work: Work) -> New:
             counts_B = ~done_B & (stops_B | ~over_B)
             logprob_B[alive_B] += torch.where(counts_B, _logprob(logits_BV, next_B), 0.0)
         done_B = done_B | stops_B | over_B
-        ids_BT, position_BT = next_B[:, None], position_BT[:, -1:] + 1
+        # Rows that wait for others to end stand still: at their own limit the model may have no more positions.
+        ids_BT, position_BT = next_B[:, None], position_BT[:, -1:] + ~done_B[:, None]
         mask_BS = torch.cat([mask_BS, mask_BS.new_ones(len(mask_BS), 1)], dim=1)
         if number % look_every == 0:
             num_done = int(done_B.sum())
