@@ -106,7 +106,7 @@ class Ours:
         self.task, self.both = task, both
         templates = {name: one.template for name, one in both.items()}
         devices = {name: one.base.device for name, one in both.items()}
-        self.roads, _ = roads.find(task.recipe, templates, task.real, devices, Events(Console(quiet=True)))
+        self.roads, _ = roads.find(task.recipe, templates, templates, task.real, devices, Events(Console(quiet=True)))
         self.optimizers: dict[str, Optimizer] = {}
 
     def begin(self) -> None:
@@ -123,7 +123,7 @@ class Ours:
         pairs = [[SYNTHETIC, source, target] for source, target in zip(written.texts, lines, strict=True)]
         pairs += [[REAL, *pair] for pair in self.task.real[direction.name]]
         block = Block(pairs, {}, hypotheses=written.hypotheses, prompts=written.prompts)
-        making, (table, _) = clocked(lambda: of_block(block, one.template, road, one.base.device, 0))
+        making, (table, _) = clocked(lambda: of_block(block, one.templates, road, one.base.device, 0))
 
         def learn() -> list[float]:
             with one.learner.training(recipe.train.packing) as packed:

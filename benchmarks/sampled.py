@@ -72,7 +72,7 @@ def main() -> None:
     samples = {d.name: list(zip(*texts(corpora, recipe, "dev", d), strict=True)) for d in directions(recipe)}
     templates = {name: one.template for name, one in both.items()}
     devices = {name: one.base.device for name, one in both.items()}
-    found, _ = roads.find(recipe, templates, samples, devices, Events(roads_console()))
+    found, _ = roads.find(recipe, templates, templates, samples, devices, Events(roads_console()))
     tally: dict[str, Counter[str]] = {}
     asked: list[int] = []
     total = 0

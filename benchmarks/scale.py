@@ -105,7 +105,7 @@ def _rounds(
     samples = {d.name: [tuple(row) for row in corpora.dev] for d in directions(recipe)}
     templates = {name: one.template for name, one in both.items()}
     devices = {name: one.base.device for name, one in both.items()}
-    found, _ = roads.find(recipe, templates, samples, devices, Events(Console(quiet=True)))  # type: ignore[arg-type]
+    found, _ = roads.find(recipe, templates, templates, samples, devices, Events(Console(quiet=True)))  # type: ignore[arg-type]
     optimizers = {
         name: Optimizer(one.learner.parameters(), recipe.train, 10**6, recipe.adapter[name])
         for name, one in both.items()
@@ -121,11 +121,11 @@ def _rounds(
             times = [time.perf_counter()]
             hand = writer if real else Stub(writer)
             made = block.of_round(
-                phase, recipe, corpora, cursors, hand, one, lambda rows, tokens: None,  # type: ignore[arg-type]
+                phase, recipe, corpora, cursors, hand, one, recipe.generate, lambda rows, tokens: None,  # type: ignore[arg-type]
                 reader=found[phase.direction.name].reader,
             )  # fmt: skip
             times.append(time.perf_counter())
-            table, _ = of_block(made, one.template, found[phase.direction.name], one.base.device, turn)
+            table, _ = of_block(made, one.templates, found[phase.direction.name], one.base.device, turn)
             times.append(time.perf_counter())
             groups = steps(table.sizes, recipe.train.rows_per_step, turn)
             if real:

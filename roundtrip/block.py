@@ -1,23 +1,29 @@
-"""What a phase learns from: real pairs, or new lines with synthetic sources and real pairs among them."""
+"""What a phase learns from: real pairs, or new lines with synthetic sources, and other rows among them."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 
 from roundtrip.choose import choose
+from roundtrip.echo import echo
 from roundtrip.engine.generate import Hypotheses
 from roundtrip.engine.work import repeated
+from roundtrip.identify import Identifier
 from roundtrip.judge import judge
-from roundtrip.plan import Direction, Phase, num_real
-from roundtrip.recipe import Recipe
+from roundtrip.noise import noise
+from roundtrip.plan import Direction, Phase, num_noised, num_real
+from roundtrip.recipe import Generate, Recipe
 from roundtrip.text.prepare import Corpora
 from roundtrip.text.store import Row
 from roundtrip.text.stream import Cursor, derive, take
 from roundtrip.tokens.template import Template
 from roundtrip.translator import Translator
 
-REAL, SYNTHETIC, PLAIN = "real", "synthetic", "plain"
+REAL, SYNTHETIC, EARLIER, NOISED, PLAIN = "real", "synthetic", "earlier", "noised", "plain"
+# Rejected sources that are shown where nothing is left.
+NUM_SHOWN = 5
 
 
 @dataclass(frozen=True)
@@ -25,14 +31,16 @@ class Block:
     """The rows of one phase.
 
     Attributes:
-        rows: (kind, source, target); kind is REAL, SYNTHETIC or PLAIN (no source: text as it is), the target is always
-            real text.
+        rows: (kind, source, target); the target is always real text. SYNTHETIC sources were written for this block,
+            EARLIER ones for a block before, a NOISED one is the target itself with its words disturbed, and PLAIN text
+            has none.
         cursors: where the streams stand behind this block.
         rejected: how many synthetic sources were thrown away, by reason.
         wraps: names of the streams that started over.
         hypotheses: the synthetic sources as written, which are the sources of the first rows; None where none were
             written, or the block was read back.
         prompts: of these sources, where the guard on the host asked for them.
+        thrown: some (source, target) that were rejected, where all were.
     """
 
     rows: list[list[str]]
@@ -41,6 +49,7 @@ class Block:
     wraps: tuple[str, ...] = ()
     hypotheses: Hypotheses | None = None
     prompts: list[list[int]] | None = None
+    thrown: Sequence[tuple[str, str]] = ()
 
 
 def of_pairs(corpora: Corpora, direction: Direction, first: str) -> Block:
@@ -78,37 +87,62 @@ def of_round(
     cursors: dict[str, Cursor],
     writer: Translator,
     learner: Translator,
+    settings: Generate,
     tell: Callable[[int, int], None],
     *,
+    earlier: Sequence[list[str]] = (),
+    identifier: Identifier | None = None,
     reader: Template | None = None,
     halved: Callable[[int], None] = lambda rows: None,
 ) -> Block:
-    """Read new target lines, let the reverse direction write their sources, judge these and mix in real pairs.
+    """Read new target lines, let the reverse direction write their sources, judge these and mix other rows in.
 
     Args:
         cursors: where the streams stand; unchanged here.
         writer: the reverse direction.
         learner: the direction itself.
+        settings: how the writer writes; see `schedule`.
+        earlier: synthetic rows of rounds before, which are learnt from again.
+        identifier: tells the languages apart; None judges nothing by it.
         tell, reader, halved: see `Translator.write`.
     """
-    direction = phase.direction
-    lines, after_lines = _lines(phase, recipe, corpora, cursors)
-    lines, num_long = _short_enough(lines, recipe, writer)
+    direction, budget = phase.direction, recipe.train.tokens_per_forward
+    lines, after = _lines(phase, recipe, corpora, cursors)
+    lines, num_long = _short_enough(lines, recipe, settings, writer)
     seed = derive(recipe.seed, "sources", phase.number)
-    written = writer.write(lines, recipe.generate, seed, reader=reader, tell=tell, halved=halved)
-    targets = repeated(lines, recipe.generate.samples)
+    written = writer.write(lines, settings, seed, reader=reader, tell=tell, halved=halved)
+    targets = repeated(lines, settings.samples)
     usual_ratio = _usual_ratio(corpora, recipe.languages.index(direction.source))
-    judged = judge(written.texts, written.finished, targets, recipe.judge, usual_ratio)
-    judged = choose(judged, written, recipe, learner, tell)
+    judged = judge(
+        written.texts,
+        written.finished,
+        targets,
+        recipe.judge,
+        usual_ratio,
+        (lambda text: False) if identifier is None else partial(identifier.is_other, language=direction.source),
+    )
+    judged = choose(judged, written, settings, budget, learner, tell)
+    if recipe.judge.min_round_trip and judged.pairs:
+        echoes = echo(learner, judged.pairs, settings, tell)
+        judged = judged.without([value < recipe.judge.min_round_trip for value in echoes], "lost on the way back")
     rejected = judged.rejected | ({"target too long": num_long} if num_long else {})
-    wanted = num_real(recipe, len(judged.pairs), len(corpora.train))
-    real, after_pairs = _pairs(phase, recipe, corpora, cursors, wanted)
+    synthetic = len(judged.pairs) + len(earlier)
+    real, after_pairs = _pairs(phase, recipe, corpora, cursors, num_real(recipe, synthetic, len(corpora.train)))
+    noised, after_noised = _noised(phase, recipe, corpora, cursors, num_noised(recipe, synthetic + len(real)))
     rows = [[SYNTHETIC, source, target] for source, target in judged.pairs]
-    rows += [_real(row, direction, recipe.languages[0]) for row in real]
-    after = after_lines | after_pairs
+    rows += [[EARLIER, source, target] for _, source, target in earlier]
+    rows += [_real(row, direction, recipe.languages[0]) for row in real] + noised
+    after |= after_pairs | after_noised
     wraps = tuple(name for name, cursor in after.items() if cursor.epoch > cursors.get(name, Cursor()).epoch)
     prompts = [written.prompts[place] for place in judged.places] if written.prompts is not None else None
-    return Block(rows, after, rejected, wraps, written.hypotheses.pick(judged.places), prompts)
+    thrown = samples_of(written.texts, targets, judged.places) if not judged.pairs else []
+    return Block(rows, after, rejected, wraps, written.hypotheses.pick(judged.places), prompts, thrown)
+
+
+def samples_of(texts: Sequence[str], targets: Sequence[str], kept: Sequence[int]) -> list[tuple[str, str]]:
+    """Return some synthetic sources that were not kept, with their targets, for a look."""
+    left = sorted(set(range(len(texts))) - set(kept))
+    return [(texts[place], targets[place]) for place in left[:: max(1, len(left) // NUM_SHOWN)][:NUM_SHOWN]]
 
 
 def encode(
@@ -128,7 +162,13 @@ def encode(
     pairs, _ = _pairs(phase, recipe, corpora, cursors, num_real(recipe, len(lines), len(corpora.train)))
     rows = [_real(row, phase.direction, recipe.languages[0]) for row in pairs]
     writer.template.expect(sources=lines)
-    learner.template.expect(targets=lines, pairs=[(source, target) for _, source, target in rows])
+    real, synthetic = learner.templates.real, learner.templates.synthetic
+    pairs_of_rows = [(source, target) for _, source, target in rows]
+    if real is synthetic:
+        real.expect(targets=lines, pairs=pairs_of_rows)
+    else:
+        real.expect(pairs=pairs_of_rows)
+        synthetic.expect(targets=lines)
 
 
 def _lines(
@@ -151,6 +191,20 @@ def _pairs(
     return taken, {name: after}
 
 
+def _noised(
+    phase: Phase, recipe: Recipe, corpora: Corpora, cursors: dict[str, Cursor], number: int
+) -> tuple[list[list[str]], dict[str, Cursor]]:
+    """Read lines of the target language and disturb them: the rows of a denoising autoencoder."""
+    if not number:
+        return [], {}
+    language = phase.direction.target
+    name = f"noised.{language}"
+    taken, after = take(corpora.mono[language], cursors.get(name, Cursor()), number, derive(recipe.seed, "order", name))
+    lines = [line for (line,) in taken]
+    seeds = [derive(recipe.seed, "noise", phase.number, place) for place in range(len(lines))]
+    return [[NOISED, noise(line, seed), line] for line, seed in zip(lines, seeds, strict=True)], {name: after}
+
+
 def _usual_ratio(corpora: Corpora, side: int) -> float:
     """Return how many characters of one language the dev pairs have for each of the other."""
     sizes = [sum(len(row[place]) for row in corpora.dev) for place in (side, 1 - side)]
@@ -162,13 +216,13 @@ def _real(row: Sequence[str], direction: Direction, first: str) -> list[str]:
     return [REAL, source, target]
 
 
-def _short_enough(lines: list[str], recipe: Recipe, writer: Translator) -> tuple[list[str], int]:
+def _short_enough(lines: list[str], recipe: Recipe, settings: Generate, writer: Translator) -> tuple[list[str], int]:
     """Drop lines that would fill a whole training row by themselves."""
     prompts = writer.template.prompts(lines)
     kept = [
         line
         for line, prompt in zip(lines, prompts, strict=True)
         if 2 * writer.num_source_tokens(prompt) <= recipe.train.max_row_tokens
-        and writer.fits(writer.num_needed(prompt, recipe.generate))
+        and writer.fits(writer.num_needed(prompt, settings))
     ]
     return kept, len(lines) - len(kept)

@@ -51,8 +51,7 @@ def _work(arguments: argparse.Namespace) -> None:
     from roundtrip.plan import directions
     from roundtrip.scorer import texts
     from roundtrip.text.prepare import prepare
-    from roundtrip.tokens.segments import build_segments
-    from roundtrip.tokens.template import Template
+    from roundtrip.translator import templates as templates_of
 
     recipe = loaded.recipe
     with tempfile.TemporaryDirectory() as scratch, events.task("reading", "reading text", 0):
@@ -62,13 +61,11 @@ def _work(arguments: argparse.Namespace) -> None:
         both_ways = (pairs, [(target, source) for source, target in pairs])
         learnt = {d.name: samples[d.name] + rows for d, rows in zip(directions(recipe), both_ways, strict=True)}
         tokenizers = {d.name: _tokenizer(recipe, d.name, loaded.folder, corpora) for d in directions(recipe)}
-    templates = {}
-    for d in directions(recipe):
-        tokenizer, stop_ids = tokenizers[d.name]
-        segments = build_segments(tokenizer, recipe.template, d.source, d.target, stop_ids)
-        templates[d.name] = Template(tokenizer, segments)
+    both = {d.name: templates_of(recipe, d, *tokenizers[d.name]) for d in directions(recipe)}
+    templates = {name: one.real for name, one in both.items()}
+    learners = {name: one.synthetic for name, one in both.items()}
     devices = {name: base.choose_device(spec.device) for name, spec in recipe.model.items()}
-    _, verdicts = roads.find(recipe, templates, samples, devices, events)
+    _, verdicts = roads.find(recipe, templates, learners, samples, devices, events)
     memory, why = None, ""
     try:
         memory = forecast(recipe, loaded.folder, templates, learnt)

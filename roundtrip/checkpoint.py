@@ -43,6 +43,7 @@ class State:
             the weights of each stage.
         skipped: steps that changed nothing, since their loss or gradient was not finite, by direction.
         skipped_here: such steps in the phase under way.
+        losses: by direction, what dev cost after each pass over pairs of the stage under way, in nats per label.
     """
 
     phase: int = 0
@@ -57,6 +58,7 @@ class State:
     files: dict[str, str] = field(default_factory=dict)
     skipped: dict[str, int] = field(default_factory=dict)
     skipped_here: int = 0
+    losses: dict[str, list[float]] = field(default_factory=dict)
 
     def total_steps(self) -> int:
         return sum(self.optimizer_steps.values())

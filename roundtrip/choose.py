@@ -6,14 +6,15 @@ from collections.abc import Callable, Sequence
 from itertools import groupby
 
 from roundtrip.judge import Judged
-from roundtrip.recipe import Recipe
+from roundtrip.recipe import Generate
 from roundtrip.translator import Translator, Written
 
 
 def choose(
     judged: Judged,
     written: Written,
-    recipe: Recipe,
+    settings: Generate,
+    tokens_per_forward: int,
     learner: Translator,
     tell: Callable[[int, int], None] = lambda rows, tokens: None,
 ) -> Judged:
@@ -25,17 +26,19 @@ def choose(
 
     Args:
         judged: accepted sources; their places count all hypotheses, those of one line next to each other.
+        settings: by which they were written.
+        tokens_per_forward: padded tokens of one forward pass of the learner.
         learner: the direction that will learn from them.
         tell: called now and then; may raise to stop.
 
     Returns:
         The same without those that were not chosen, which are no rejections.
     """
-    samples, how = recipe.generate.samples, recipe.generate.choose
+    samples, how = settings.samples, settings.choose
     if samples == 1 or how == "all" or not judged.places:
         return judged
     if how == "dual":
-        values = learner.likelihoods(judged.pairs, recipe.train.tokens_per_forward, tell)
+        values = learner.likelihoods(judged.pairs, tokens_per_forward, tell)
     else:
         per_token = written.hypotheses.per_token()
         values = [per_token[place] for place in judged.places]

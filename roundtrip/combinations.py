@@ -8,6 +8,7 @@ from collections.abc import Sequence
 
 import langcodes
 
+from roundtrip.plan import directions
 from roundtrip.recipe import Adapter, Model, Recipe, TemplateText, TextSource, Tokens
 
 # What an adapter is made by; where all weights learn it has no meaning.
@@ -20,7 +21,8 @@ OF_ADAPTERS = (
 def combination_problems(recipe: Recipe) -> list[str]:
     """Name the keys that are sound by themselves and impossible together."""
     problems = [*_languages(recipe), *_data(recipe), *_template(recipe.template), *_tokens(recipe.tokens)]
-    if not recipe.rounds.number and not recipe.train.parallel_passes:
+    passes = recipe.train.parallel_passes + recipe.train.final_passes
+    if not (recipe.rounds.number or passes or recipe.train.text_lines):
         problems.append("rounds.number: 0 rounds and 0 train.parallel_passes train nothing")
     if recipe.train.text_lines and recipe.data.cut is None:
         problems += [
@@ -34,21 +36,38 @@ def combination_problems(recipe: Recipe) -> list[str]:
             f"train.tokens_per_forward {recipe.train.tokens_per_forward}"
         )
     generate = recipe.generate
-    if generate.temperature == 0 and (generate.top_p < 1 or generate.top_k or generate.min_p):
+    hot = any(temperature for temperature in (generate.temperature, *(one.temperature for one in generate.change)))
+    if not hot and (generate.top_p < 1 or generate.top_k or generate.min_p):
         problems.append("generate: top_p, top_k and min_p do nothing at temperature 0; set generate.temperature")
     if generate.engine != "native" and generate.cuda_graphs:
         problems.append("generate.cuda_graphs: of our own loop only; use engine 'native'")
-    if generate.samples > 1 and generate.temperature == 0:
+    if generate.samples > 1 and not hot:
         problems.append("generate.samples: they are all the same at temperature 0; set generate.temperature")
-    if generate.samples == 1 and "choose" in generate.model_fields_set:
+    if max([generate.samples, *(one.samples or 1 for one in generate.change)]) == 1 and (
+        "choose" in generate.model_fields_set
+    ):
         problems.append("generate.choose: there is nothing to choose from; set generate.samples")
     if generate.engine == "continuous" and generate.repetition_penalty != 1:
         problems.append("generate.repetition_penalty: continuous batching leaves it out; use engine 'native'")
-    if generate.engine == "continuous" and generate.temperature > 0:
+    if generate.temperature != "auto":
+        unused = sorted({"warm_chrf", "warm_temperature"} & generate.model_fields_set)
+        if not any(one.temperature == "auto" for one in generate.change):
+            problems += [f"generate.{key}: only temperature = 'auto' asks how warm a direction is" for key in unused]
+    names = [direction.name for direction in directions(recipe)]
+    for number, change in enumerate(generate.change):
+        place = f"generate.change.{number}"
+        if change.direction not in {None, *names}:
+            problems.append(f"{place}.direction: '{change.direction}' is not one of {', '.join(names)}")
+        if change.round > recipe.rounds.number:
+            problems.append(f"{place}.round: {change.round}, and there are rounds.number = {recipe.rounds.number}")
+        if change.model_fields_set <= {"round", "direction"}:
+            problems.append(f"{place}: changes nothing; set temperature, samples, choose, top_p, top_k or min_p")
+    if generate.engine == "continuous" and hot:
         problems.append(
             "generate.engine: what continuous batching samples depends on its timing, and no run could be repeated; "
             "use 'native', or temperature 0"
         )
+    problems += _rounds(recipe)
     for language in recipe.score.bleu_tokenize:
         if language not in recipe.languages:
             first, second = recipe.languages
@@ -58,6 +77,29 @@ def combination_problems(recipe: Recipe) -> list[str]:
     )
     # What both have is said once.
     return problems + one + [problem for problem in other if problem not in one]
+
+
+def _rounds(recipe: Recipe) -> list[str]:
+    """Name what is said of rounds where there are none, or too few of them."""
+    problems = []
+    rounds, train = recipe.rounds, recipe.train
+    if not rounds.number:
+        keys = {"reservoir", "noised_share", "patience"} & rounds.model_fields_set
+        said = [f"rounds.{key}" for key in sorted(keys) if getattr(rounds, key)]
+        said += ["train.synthetic_weight"] if train.synthetic_weight != 1 else []
+        said += ["template.synthetic_tag"] if recipe.template.synthetic_tag else []
+        said += ["judge.language"] if recipe.judge.language else []
+        problems += [f"{key}: does nothing where rounds.number is 0" for key in said]
+    elif rounds.reservoir and rounds.number == 1:
+        problems.append("rounds.reservoir: there are no earlier rounds to keep rows of; set rounds.number")
+    elif rounds.patience >= rounds.number:
+        problems.append(f"rounds.patience: {rounds.patience} of {rounds.number} rounds can never be waited for")
+    if train.stall and max(train.parallel_passes, train.final_passes) <= train.stall:
+        problems.append(
+            f"train.stall: {train.stall} passes without a gain cannot be seen in {train.parallel_passes} "
+            f"parallel_passes and {train.final_passes} final_passes"
+        )
+    return problems
 
 
 def _model(model: Model) -> list[str]:
@@ -139,10 +181,18 @@ def _data(recipe: Recipe) -> list[str]:
     problems: list[str] = []
     codes, data = recipe.languages, recipe.data
     named = [key for key in ("train", "dev", "test", "mono") if getattr(data, key)]
-    if data.cut is not None and named:
+    cut = [*("train", "mono"), *(key for key in ("dev", "test") if data.cut is not None and getattr(data.cut, key))]
+    twice = [key for key in named if key in cut]
+    if data.cut is not None and twice:
         problems.append(
-            f"data.cut: excludes {', '.join(f'data.{k}' for k in named)}; the cut makes all parts from one corpus"
+            f"data.cut: excludes {', '.join(f'data.{k}' for k in twice)}; the cut makes these parts from one corpus"
         )
+    if data.cut is not None:
+        problems += [
+            f"data.cut.{key}: 0, and there is no data.{key}; needed for scores"
+            for key in ("dev", "test")
+            if key not in named and not getattr(data.cut, key)
+        ]
     if data.cut is not None and not recipe.rounds.number and not data.cut.train:
         problems.append("data.cut.train: 0 pairs and 0 rounds train nothing")
     if data.cut is not None and not data.cut.corpus:

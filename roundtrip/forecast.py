@@ -254,6 +254,6 @@ def _generating(
     wide = getattr(config, "intermediate_size", None) or 4 * config.hidden_size
     prompt_pass = 3 * rows * prompts[longest] * wide * dtype.itemsize
     # As the model gives it, in float32, and twice more where it is sampled from.
-    a_logit = dtype.itemsize + 4 + (8 if settings.temperature > 0 else 0)
+    a_logit = dtype.itemsize + 4 + (8 if settings.heat > 0 else 0)
     logits = rows * int(model.get_output_embeddings().weight.shape[0]) * a_logit
     return int(cache + max(prompt_pass, logits))

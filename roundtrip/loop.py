@@ -14,7 +14,7 @@ def round_trip(trip: Trip) -> None:
     """
     if trip.state.best is None:
         trip.begin()
-    for phase in trip.phases[trip.state.phase :]:
+    while (phase := trip.phase()) is not None:
         block = trip.block(phase)
         rows = trip.encode(block, phase)
         with trip.training(phase, rows) as progress:
@@ -27,10 +27,8 @@ def round_trip(trip: Trip) -> None:
                     trip.save()
                 trip.stop_if_asked()
         trip.save()
-        trip.finish(phase, block)
-        if phase.ends_stage:
-            trip.keep_stage(phase.stage)
-            trip.score_dev(phase.stage)
+        if trip.finish(phase, block):
+            trip.end_stage(phase)
         trip.save()
         trip.stop_if_asked()
     trip.score_test()

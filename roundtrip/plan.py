@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 from roundtrip.recipe import Recipe
 
-BASE, TEXT, PARALLEL = "base", "text", "parallel"
+BASE, TEXT, PARALLEL, FINAL = "base", "text", "parallel", "final"
 
 
 @dataclass(frozen=True)
@@ -32,9 +33,10 @@ class Phase:
 
     Attributes:
         number: from 0.
-        stage: `text`, `parallel` or `round-K`; both directions of a stage are scored together after it.
-        round: 0 before the rounds.
+        stage: `text`, `parallel`, `round-K` or `final`; both directions of a stage are scored together after it.
+        round: 0 outside the rounds.
         ends_stage: this is the stage's last phase.
+        passes: over the rows of its block.
     """
 
     number: int
@@ -42,6 +44,12 @@ class Phase:
     round: int
     direction: Direction
     ends_stage: bool
+    passes: int = 1
+
+    @property
+    def real(self) -> bool:
+        """Whether it learns from real pairs alone."""
+        return self.stage in {PARALLEL, FINAL}
 
 
 def directions(recipe: Recipe) -> tuple[Direction, Direction]:
@@ -51,22 +59,54 @@ def directions(recipe: Recipe) -> tuple[Direction, Direction]:
 
 
 def phases(recipe: Recipe, num_pairs: int) -> list[Phase]:
-    """Return all phases of a run, in order: plain text, parallel pairs, the rounds; each in both directions."""
-    stages = [(TEXT, 0)] if recipe.train.text_lines else []
-    stages += [(PARALLEL, 0)] if num_pairs and recipe.train.parallel_passes else []
-    stages += [(f"round-{number}", number) for number in range(1, recipe.rounds.number + 1)]
-    both = directions(recipe)
-    return [
-        Phase(2 * place + side, stage, number, direction, side == 1)
-        for place, (stage, number) in enumerate(stages)
-        for side, direction in enumerate(both)
-    ]
+    """Return all phases of a run, in order: plain text, parallel pairs, the rounds, pairs again; in both directions.
+
+    Where a stage of pairs may end at a stall, each pass is a phase of its own.
+    """
+    train, both = recipe.train, directions(recipe)
+    stages: list[tuple[str, int, int, int]] = [(TEXT, 0, 1, 1)] if train.text_lines else []
+    stages += _of_pairs(PARALLEL, train.parallel_passes, num_pairs, train.stall)
+    stages += [(f"round-{number}", number, 1, 1) for number in range(1, recipe.rounds.number + 1)]
+    stages += _of_pairs(FINAL, train.final_passes, num_pairs, train.stall)
+    found: list[Phase] = []
+    for stage, number, turns, passes in stages:
+        who = both[:1] if stage == TEXT and recipe.one_start else both
+        for turn in range(turns):
+            for direction in who:
+                ends = turn == turns - 1 and direction == who[-1]
+                found.append(Phase(len(found), stage, number, direction, ends, passes))
+    return found
+
+
+def behind(phases: Sequence[Phase], phase: Phase, *, enough: bool) -> int:
+    """Return the number of the next phase.
+
+    Args:
+        enough: the passes or rounds that would come next are left out, since nothing gets better any more.
+    """
+    for after in phases[phase.number + 1 :]:
+        if not enough or (not after.round if phase.round else after.stage != phase.stage):
+            return after.number
+    return len(phases)
+
+
+def _of_pairs(stage: str, passes: int, num_pairs: int, stall: int) -> list[tuple[str, int, int, int]]:
+    """Return the stage, its round, how often both directions take turns, and the passes of each turn."""
+    if not num_pairs or not passes:
+        return []
+    return [(stage, 0, passes, 1) if stall else (stage, 0, 1, passes)]
 
 
 def num_real(recipe: Recipe, num_synthetic: int, num_pairs: int) -> int:
-    """Return how many real pairs go with so many synthetic ones: `real_share` of the whole."""
+    """Return how many real pairs go with so many synthetic ones: `real_share` of both; they come again and again."""
     share = recipe.rounds.real_share if num_pairs else 0.0
     return round(num_synthetic * share / (1.0 - share))
+
+
+def num_noised(recipe: Recipe, num_others: int) -> int:
+    """Return how many noised lines go with so many other rows: `noised_share` of all."""
+    share = recipe.rounds.noised_share
+    return round(num_others * share / (1.0 - share))
 
 
 def num_synthetic(recipe: Recipe) -> int:
@@ -75,11 +115,19 @@ def num_synthetic(recipe: Recipe) -> int:
     return recipe.rounds.lines * every
 
 
+def num_rows(recipe: Recipe, number: int, num_pairs: int) -> int:
+    """Return how many rows round `number` has if no source is rejected: new ones, earlier ones, real and noised."""
+    new = num_synthetic(recipe)
+    synthetic = new + min(recipe.rounds.reservoir, (number - 1) * new)
+    others = synthetic + num_real(recipe, synthetic, num_pairs)
+    return others + num_noised(recipe, others)
+
+
 def num_steps(recipe: Recipe, num_pairs: int) -> int:
     """Return how many optimizer steps one direction takes if no synthetic source is rejected."""
     per_step = recipe.train.rows_per_step
     text = math.ceil(2 * recipe.train.text_lines / per_step)
-    warm_up = text + recipe.train.parallel_passes * math.ceil(num_pairs / per_step)
-    lines = num_synthetic(recipe)
-    block = math.ceil((lines + num_real(recipe, lines, num_pairs)) / per_step)
-    return warm_up + recipe.rounds.number * block
+    passes = recipe.train.parallel_passes + recipe.train.final_passes
+    rounds = range(1, recipe.rounds.number + 1)
+    blocks = sum(math.ceil(num_rows(recipe, number, num_pairs) / per_step) for number in rounds)
+    return text + passes * math.ceil(num_pairs / per_step) + blocks

@@ -67,7 +67,10 @@ Sources = Annotated[
 
 
 class FromScratch(Section):
-    """A Llama with random weights and a tokenizer trained on the recipe's own text, where there is no base."""
+    """A Llama with random weights and a tokenizer trained on the recipe's own text, where there is no base.
+
+    With `model.shared` both directions begin with the same weights, and plain text is learnt once for both.
+    """
 
     vocabulary: Annotated[int, Field(ge=300)] = 8000
     layers: Positive = 6
@@ -101,18 +104,25 @@ class TemplateText(Section):
     """How a source and a target become one text."""
 
     kind: Literal["plain", "chat"] = "chat"
+    synthetic_tag: str = ""
     text: str = "{source_language}: {source}\n{target_language}: {target}"
     instruction: str = "Translate from {source_language} to {target_language}.\n{source}"
     system: str | None = None
 
 
 class Cut(Section):
-    """One parallel corpus cut into disjoint parts, for experiments; what is left becomes monolingual."""
+    """One parallel corpus cut into disjoint parts, for experiments; what is left becomes monolingual.
+
+    Attributes:
+        dev, test: 0 where `data.dev` or `data.test` names a file.
+        seed: of the cut; the recipe's where None. Seeds are compared on one cut.
+    """
 
     corpus: Sources
     train: Count
-    dev: Positive
-    test: Positive
+    dev: Count
+    test: Count
+    seed: Count | None = None
 
 
 class Filter(Section):
@@ -125,7 +135,7 @@ class Filter(Section):
 
 
 class Data(Section):
-    """Where the text comes from: either `cut`, or `train`, `dev`, `test` and `mono`."""
+    """Where the text comes from: either `cut`, or `train`, `dev`, `test` and `mono`; dev and test go with both."""
 
     cut: Cut | None = None
     train: Sources = ()
@@ -165,6 +175,11 @@ class Train(Section):
     max_row_tokens: Positive = 512
     text_lines: Count = 0
     parallel_passes: Count = 3
+    final_passes: Count = 0
+    stall: Count = 0
+    synthetic_weight: Annotated[float, Field(gt=0.0, le=1.0)] = 1.0
+    label_smoothing: Annotated[float, Field(ge=0.0, lt=1.0)] = 0.0
+    ema_decay: Annotated[float, Field(ge=0.0, lt=1.0)] = 0.0
     max_skipped: Count = 10
 
 
@@ -174,16 +189,39 @@ class Rounds(Section):
     number: Count = 2
     lines: Positive = 1000
     real_share: Annotated[float, Field(ge=0.0, lt=1.0)] = 0.4
+    reservoir: Count = 0
+    noised_share: Annotated[float, Field(ge=0.0, lt=1.0)] = 0.0
+    patience: Count = 0
+    warm_start: bool = True
+
+
+class Change(Section):
+    """What is other in `[generate]` from a round on, for both directions or one; None stays as it is."""
+
+    round: Positive = 1
+    direction: str | None = None
+    samples: Positive | None = None
+    choose: Literal["dual", "own", "all"] | None = None
+    temperature: Annotated[float, Field(ge=0.0)] | Literal["auto"] | None = None
+    top_p: Annotated[float, Field(gt=0.0, le=1.0)] | None = None
+    top_k: Count | None = None
+    min_p: Annotated[float, Field(ge=0.0, lt=1.0)] | None = None
 
 
 class Generate(Section):
-    """How synthetic sources are written. Temperature 0 means greedy."""
+    """How synthetic sources are written.
+
+    Temperature 0 means greedy. `auto` is greedy as long as the dev chrF++ of who writes is below `warm_chrf`, then
+    `warm_temperature`; see `schedule.py`.
+    """
 
     engine: Literal["native", "transformers", "continuous"] = "native"
     cuda_graphs: bool = False
     samples: Positive = 1
     choose: Literal["dual", "own", "all"] = "dual"
-    temperature: Annotated[float, Field(ge=0.0)] = 0.0
+    temperature: Annotated[float, Field(ge=0.0)] | Literal["auto"] = "auto"
+    warm_chrf: Annotated[float, Field(ge=0.0, le=100.0)] = 40.0
+    warm_temperature: Annotated[float, Field(gt=0.0)] = 0.7
     top_p: Annotated[float, Field(gt=0.0, le=1.0)] = 1.0
     top_k: Count = 0
     min_p: Annotated[float, Field(ge=0.0, lt=1.0)] = 0.0
@@ -191,6 +229,12 @@ class Generate(Section):
     length_ratio: Annotated[float, Field(gt=0)] = 1.5
     length_extra: Count = 10
     tokens_per_batch: Positive = 8192
+    change: tuple[Change, ...] = ()
+
+    @property
+    def heat(self) -> float:
+        """The temperature; what nobody has told to be warm is greedy."""
+        return 0.0 if self.temperature == "auto" else self.temperature
 
 
 class Tokens(Section):
@@ -207,6 +251,9 @@ class Judge(Section):
 
     max_ratio: Annotated[float, Field(ge=1.0)] = 1.5
     max_copy: Annotated[float, Field(gt=0, le=100.0)] = 80.0
+    max_repeats: Annotated[int, Field(ge=2)] = 4
+    language: bool = False
+    min_round_trip: Annotated[float, Field(ge=0.0, le=100.0)] = 0.0
 
 
 class Score(Section):
@@ -252,6 +299,12 @@ class Recipe(Section):
         scratch = any(model.from_scratch is not None for model in self.model.values())
         given = self.data.cut is not None or all(self.data.mono.get(code) for code in self.languages)
         return bool(self.rounds.number or self.train.text_lines) or (scratch and given)
+
+    @property
+    def one_start(self) -> bool:
+        """Whether both directions are models of their own that begin with the same weights, made from nothing."""
+        first, second = (model.model_copy(update={"path": None}) for model in self.model.values())
+        return first.from_scratch is not None and first.shared and first == second
 
     @property
     def one_base(self) -> bool:

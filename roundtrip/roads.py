@@ -26,7 +26,8 @@ NUM_SAMPLES = 500
 
 def find(
     recipe: Recipe,
-    templates: Mapping[str, Template],
+    writers: Mapping[str, Template],
+    learners: Mapping[str, Template],
     samples: Mapping[str, Sequence[tuple[str, str]]],
     devices: Mapping[str, torch.device],
     events: Events,
@@ -34,7 +35,8 @@ def find(
     """Find the road of each direction.
 
     Args:
-        templates: by direction.
+        writers: by direction, what its prompts are made by.
+        learners: by direction, what its synthetic rows are made by.
         samples: (source, target) lines by direction, such as the dev pairs.
         devices: by direction, where its rows are made.
 
@@ -50,7 +52,7 @@ def find(
     known: dict[torch.device, Guard] = {}
     for direction in directions(recipe):
         device = devices[direction.name]
-        learner, writer = templates[direction.name], templates[direction.reverse.name]
+        learner, writer = learners[direction.name], writers[direction.reverse.name]
         if settings.road == "strings":
             roads[direction.name] = Road(learner, writer, None)
             verdicts[direction.name] = Verdict("strings", None, ('asked for by tokens.road = "strings"',), None, {}, {})

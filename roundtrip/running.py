@@ -15,10 +15,11 @@ from roundtrip.disk import Disk
 from roundtrip.engine.ranks import ALONE, Ranks
 from roundtrip.errors import RunError, TextError, TrainingError
 from roundtrip.events import Events
+from roundtrip.identify import MIN_CHARS, MIN_LINES, MIN_RIGHT, Identifier
 from roundtrip.loop import round_trip
 from roundtrip.models import fresh
 from roundtrip.models.learner import frozen_hashes
-from roundtrip.plan import TEXT, directions, num_real, num_steps, num_synthetic, phases
+from roundtrip.plan import TEXT, directions, num_noised, num_real, num_steps, num_synthetic, phases
 from roundtrip.recipe import Recipe
 from roundtrip.run import Run, create, placed, reopen
 from roundtrip.scorer import check_metrics, texts
@@ -54,7 +55,10 @@ def train(path: Path, loaded: Loaded, events: Events, *, resume: bool = False, r
         translators, corpora = _prepared(run, loaded, events, stop, ranks)
         found = _roads(loaded.recipe, translators, corpora, events)
         stop.leave_if_asked()
-        trip = ends.enter_context(closing(Trip(run, loaded.recipe, corpora, translators, found, events, stop, ranks)))
+        told = _identifier(loaded.recipe, corpora, events)
+        trip = ends.enter_context(
+            closing(Trip(run, loaded.recipe, corpora, translators, found, events, stop, ranks, told))
+        )
         if resume:
             trip.resume()
             if ranks.of_first(trip.done()):
@@ -124,7 +128,7 @@ def _load(
         if spec.from_scratch is not None:
             assert spec.path is not None
             with events.task("loading", f"making a model from scratch for {name}", 0):
-                seed = derive(recipe.seed, "scratch", name)
+                seed = derive(recipe.seed, "scratch", "" if recipe.one_start else name)
                 fresh.make(spec.from_scratch, corpora.all_text(), Path(spec.path), seed)
     names = " and ".join(dict.fromkeys(spec.name for spec in recipe.model.values()))
     with events.task("loading", f"loading {names}", 0):
@@ -136,12 +140,29 @@ def _roads(recipe: Recipe, translators: Mapping[str, Translator], corpora: Corpo
     if not recipe.rounds.number:
         return {}
     samples = {d.name: list(zip(*texts(corpora, recipe, "dev", d), strict=True)) for d in directions(recipe)}
-    templates = {name: one.template for name, one in translators.items()}
+    writers = {name: one.templates.real for name, one in translators.items()}
+    learners = {name: one.templates.synthetic for name, one in translators.items()}
     devices = {name: one.base.device for name, one in translators.items()}
-    found, verdicts = roads.find(recipe, templates, samples, devices, events)
+    found, verdicts = roads.find(recipe, writers, learners, samples, devices, events)
     for name, verdict in verdicts.items():
         roads.say(events, name, verdict)
         events.log("verdict", direction=name, **verdict.to_dict())
+    return found
+
+
+def _identifier(recipe: Recipe, corpora: Corpora, events: Events) -> Identifier | None:
+    """Return what tells the languages apart, where the recipe asks for it and it does so on the dev text."""
+    if not (recipe.judge.language and recipe.rounds.number):
+        return None
+    found = Identifier(recipe.languages)
+    for side, language in enumerate(recipe.languages):
+        right, number = found.share_right([row[side] for row in corpora.dev], language)
+        if number < MIN_LINES or right < MIN_RIGHT:
+            events.say(
+                f"  judge.language: not used, since it is right on {right:.0%} of {number} dev lines of {language} "
+                f"with {MIN_CHARS} characters or more ({MIN_RIGHT:.0%} of {MIN_LINES} are wanted)"
+            )
+            return None
     return found
 
 
@@ -214,12 +235,17 @@ def _show_plan(loaded: Loaded, corpora: Corpora, translators: Mapping[str, Trans
         events.say(f"{direction.name}: prompt {prompt!r}, end token {template.segments.end_id}")
     num_pairs = len(corpora.train)
     for phase in phases(recipe, num_pairs):
-        what = f"{num_pairs} pairs, {recipe.train.parallel_passes} passes"
+        what = f"{num_pairs} pairs, {phase.passes} passes"
         if phase.stage == TEXT:
             what = f"{recipe.train.text_lines} plain lines of each language"
         if phase.round:
-            lines = num_synthetic(recipe)
-            what = f"{recipe.rounds.lines} new lines, {lines} synthetic sources"
-            what += f" and {num_real(recipe, lines, num_pairs)} real pairs"
+            new = num_synthetic(recipe)
+            old = min(recipe.rounds.reservoir, (phase.round - 1) * new)
+            real = num_real(recipe, new + old, num_pairs)
+            what = f"{recipe.rounds.lines} new lines, {new} synthetic sources"
+            what += f", {old} earlier ones" if old else ""
+            what += f" and {real} real pairs"
+            noised = num_noised(recipe, new + old + real)
+            what += f", and {noised} noised lines" if noised else ""
         events.say(f"{phase.stage}: {phase.direction.name} learns from {what}")
     events.say(f"{num_steps(recipe, num_pairs)} optimizer steps for each direction; nothing was written")

@@ -53,6 +53,15 @@ class Scorer:
         """
         return {direction.name: self._one(part, stage, direction) for direction in directions(self.recipe)}
 
+    def dev_loss(self, direction: Direction) -> float:
+        """Return what the dev references cost a direction given their sources, in nats per token."""
+        one = self.translators[direction.name]
+        pairs = list(zip(*texts(self.corpora, self.recipe, "dev", direction), strict=True))
+        with self.events.task("scoring", f"{direction.name} reads dev", len(pairs)) as task:
+            values = one.likelihoods(pairs, self.recipe.train.tokens_per_forward, self.tell_of(task))
+        num_labels = sum(len(row.ids) - row.start for row in one.template.rows(pairs))
+        return -sum(values) / num_labels
+
     def _one(self, part: str, stage: str, direction: Direction) -> dict[str, float]:
         sources, references = texts(self.corpora, self.recipe, part, direction)
         with self.events.task("scoring", f"{stage}: {direction.name} translates {part}", len(sources)) as task:

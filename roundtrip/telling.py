@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
-from roundtrip.block import REAL, SYNTHETIC, Block
+from roundtrip.block import EARLIER, NOISED, REAL, SYNTHETIC, Block
 from roundtrip.errors import TrainingError
 from roundtrip.events import Events
 from roundtrip.plan import Phase
@@ -18,30 +18,47 @@ def tell_block(events: Events, phase: Phase, block: Block) -> None:
         TrainingError: it is empty.
     """
     num_rejected = sum(block.rejected.values())
-    num_synthetic, num_real = (sum(row[0] == kind for row in block.rows) for kind in (SYNTHETIC, REAL))
+    counts = {kind: sum(row[0] == kind for row in block.rows) for kind in (SYNTHETIC, EARLIER, REAL, NOISED)}
+    num_synthetic = counts[SYNTHETIC]
     events.log(
         "block",
         stage=phase.stage,
         direction=phase.direction.name,
-        synthetic=num_synthetic,
-        real=num_real,
-        plain=len(block.rows) - num_synthetic - num_real,
+        **counts,
+        plain=len(block.rows) - sum(counts.values()),
         rejected=block.rejected,
         started_over=list(block.wraps),
     )
     for name in block.wraps:
         events.say(f"  {name} is read through and starts over, reshuffled")
-    if not block.rows:
+    if phase.round and not num_synthetic:
+        samples = "".join(f"\n    {source!r} for {target!r}" for source, target in block.thrown)
         raise TrainingError(
-            f"all {num_rejected} synthetic sources were rejected: {block.rejected}",
+            f"all {num_rejected} synthetic sources were rejected: {block.rejected}{samples}",
             place=f"{phase.stage}, {phase.direction.name}",
-            cure="start anew with more train.parallel_passes, or with a [judge] that allows more",
+            cure=f"start anew with {what_to_try(block.rejected)}",
         )
     if num_rejected > num_synthetic:
         events.say(
-            f"  more than half of the synthetic sources were rejected {block.rejected}: "
-            f"{phase.direction.reverse.name} is still weak; more train.parallel_passes may help"
+            f"  more than half of the synthetic sources were rejected {block.rejected}: try "
+            f"{what_to_try(block.rejected)}"
         )
+
+
+def what_to_try(rejected: Mapping[str, int]) -> str:
+    """Return what helps against the commonest reason of rejections."""
+    most = max(rejected, key=lambda reason: rejected[reason], default="")
+    warmer = "more train.parallel_passes, since the writing direction is still weak"
+    return {
+        "unfinished": f"{warmer}, or a larger generate.length_ratio",
+        "length ratio": f"{warmer}, or a larger judge.max_ratio",
+        "copy": f"{warmer}, or a larger judge.max_copy where the languages are alike",
+        "repeats itself": f"{warmer}, or generate.repetition_penalty = 1.1",
+        "wrong language": f"{warmer}; the prompt may not name the languages clearly",
+        "lost on the way back": f"{warmer}, or a smaller judge.min_round_trip",
+        "target too long": "a larger train.max_row_tokens, or a smaller data.filter.max_chars",
+        "several lines": "a template whose end token the model knows, such as kind = 'chat'",
+    }.get(most, warmer)
 
 
 def tell_roads(events: Events, phase: Phase, counts: Mapping[str, int], asked_for: bool) -> None:

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any
 
 from roundtrip.engine.batch import Table
 from roundtrip.engine.generate import Hypotheses, generate, length_limit
@@ -41,13 +42,33 @@ class Written:
 
 
 @dataclass(frozen=True)
+class Templates:
+    """How rows of different kinds become one text.
+
+    Attributes:
+        real: what the direction is asked with, in training and ever after.
+        synthetic: with the tag in front of the source, so that the model can tell a source that a model wrote
+            (https://arxiv.org/abs/1906.06442); the same as `real` where the recipe has none.
+        noised: from the target language into itself.
+    """
+
+    real: Template
+    synthetic: Template
+    noised: Template
+
+
+@dataclass(frozen=True)
 class Translator:
     """One direction: what it learns with, how its prompts are made, and which processes write together."""
 
     direction: Direction
     learner: Learner
-    template: Template
+    templates: Templates
     ranks: Ranks = ALONE
+
+    @property
+    def template(self) -> Template:
+        return self.templates.real
 
     @property
     def base(self) -> Base:
@@ -229,7 +250,29 @@ def load_one(
 def _translator(
     recipe: Recipe, direction: Direction, learner: Learner, fixed: Segments | None, ranks: Ranks = ALONE
 ) -> Translator:
-    tokenizer = learner.base.tokenizer
+    base = learner.base
+    return Translator(direction, learner, templates(recipe, direction, base.tokenizer, base.stop_ids, fixed), ranks)
+
+
+def templates(
+    recipe: Recipe, direction: Direction, tokenizer: Any, stop_ids: Sequence[int], fixed: Segments | None = None
+) -> Templates:
+    """Return the templates of a direction.
+
+    Args:
+        stop_ids: what ends a text in this model.
+        fixed: of an earlier run; built from the tokenizer where None.
+
+    Raises:
+        TemplateError: see `build_segments`.
+    """
     if fixed is None:
-        fixed = build_segments(tokenizer, recipe.template, direction.source, direction.target, learner.base.stop_ids)
-    return Translator(direction, learner, Template(tokenizer, fixed), ranks)
+        fixed = build_segments(tokenizer, recipe.template, direction.source, direction.target, stop_ids)
+    real, tag = Template(tokenizer, fixed), recipe.template.synthetic_tag
+    tagged = Template(tokenizer, replace(fixed, head=fixed.head + tag)) if tag else real
+    noised = real
+    if recipe.rounds.noised_share:
+        # From the language into itself, so that the model knows that this is no translation.
+        own = build_segments(tokenizer, recipe.template, direction.target, direction.target, stop_ids)
+        noised = Template(tokenizer, own)
+    return Templates(real, tagged, noised)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -10,7 +9,7 @@ from dataclasses import replace
 from functools import partial
 
 from roundtrip import block as blocks
-from roundtrip import results, skipped
+from roundtrip import schedule, skipped
 from roundtrip.ahead import Ahead
 from roundtrip.block import Block
 from roundtrip.checkpoint import State
@@ -20,15 +19,19 @@ from roundtrip.engine.ranks import ALONE, Ranks
 from roundtrip.engine.step import StepResult, step
 from roundtrip.events import Events, Progressing
 from roundtrip.files import read_rows, write_json, write_rows
+from roundtrip.identify import Identifier
 from roundtrip.keeping import Keeping
 from roundtrip.models import attention
 from roundtrip.models.optimizer import Optimizer
-from roundtrip.plan import BASE, PARALLEL, TEXT, Phase, directions, num_steps, phases
+from roundtrip.plan import TEXT, Phase, behind, directions, num_steps, phases
 from roundtrip.recipe import Recipe
+from roundtrip.reservoir import earlier_rows, path_of
 from roundtrip.rows import of_block
 from roundtrip.run import Run
-from roundtrip.scorer import Scorer, mean_chrf
+from roundtrip.scorer import Scorer
 from roundtrip.signals import Stop
+from roundtrip.stages import Stages
+from roundtrip.stall import has_stalled, refuse_cold
 from roundtrip.telling import tell_block, tell_left_out, tell_roads
 from roundtrip.text.prepare import Corpora
 from roundtrip.text.stream import Cursor, derive
@@ -44,6 +47,7 @@ class Trip:
 
     Args:
         roads: by direction, how its synthetic rows are made.
+        identifier: tells the languages apart, where sources are judged by it.
 
     Attributes:
         state: how far it is; replaced, never changed in place.
@@ -60,10 +64,11 @@ class Trip:
         events: Events,
         stop: Stop,
         ranks: Ranks = ALONE,
+        identifier: Identifier | None = None,
     ) -> None:
+        self.identifier = identifier
         self.run, self.recipe, self.corpora, self.ranks = run, recipe, corpora, ranks
         self.translators, self.roads, self.events, self.stop = translators, roads, events, stop
-        self.scorer = Scorer(run, recipe, corpora, translators, events, self._tell)
         self.state = State()
         self.directions = directions(recipe)
         self.phases = phases(recipe, len(corpora.train))
@@ -73,6 +78,8 @@ class Trip:
             for name, one in translators.items()
         }
         self.keeping = Keeping(run, self.optimizers, roads, recipe.checkpoint.keep, ranks)
+        scorer = Scorer(run, recipe, corpora, translators, events, self._tell)
+        self.stages = Stages(run, recipe, corpora, translators, self.optimizers, scorer, self.keeping, events, ranks)
         self._losses: list[float] = []
         self._packed = False
         self._ahead = Ahead()
@@ -90,11 +97,13 @@ class Trip:
 
     def block(self, phase: Phase) -> Block:
         """Return what a phase learns from; one that was begun before is read back, not written again."""
-        path = self.run.blocks / f"{phase.number:04d}-{phase.stage}-{phase.direction.name}.jsonl"
-        if phase.stage == PARALLEL:
+        path = path_of(self.run.blocks, phase)
+        if phase.real:
             return blocks.of_pairs(self.corpora, phase.direction, self.recipe.languages[0])
         if self.state.step:
             return Block(read_rows(path), self.state.cursors)
+        if phase.round == 1:
+            refuse_cold(self.recipe, self.state.scores)
         cursors = self.state.cursors
         plain = phase.stage == TEXT
         block = blocks.of_text(phase, self.recipe, self.corpora, cursors) if plain else self._round(phase, cursors)
@@ -108,9 +117,13 @@ class Trip:
         """Have the reverse direction write sources."""
         writer = phase.direction.reverse.name
         road = self.roads[phase.direction.name]
-        with self.events.task(
-            "generating", f"{phase.stage}: {writer} writes sources", self.recipe.rounds.lines
-        ) as task:
+        chrf = list(self.state.scores.values())[-1][writer]["chrf"]
+        settings = schedule.settings(self.recipe.generate, writer, phase.round, chrf)
+        self.events.say(f"  {schedule.describe(self.recipe.generate, settings, writer, chrf)}")
+        with (
+            self.stages.averaged(),
+            self.events.task("generating", f"{phase.stage}: {writer} writes sources", self.recipe.rounds.lines) as task,
+        ):
             self._ahead.need(phase.number, self._encoding(phase, cursors))
             block = blocks.of_round(
                 phase,
@@ -119,7 +132,10 @@ class Trip:
                 cursors,
                 self.translators[writer],
                 self.translators[phase.direction.name],
+                settings,
                 self._tell(task),
+                earlier=earlier_rows(self.run.blocks, self.phases, phase, self.recipe.rounds.reservoir),
+                identifier=self.identifier,
                 reader=road.reader,
                 halved=self.events.halved,
             )
@@ -137,7 +153,8 @@ class Trip:
         name = phase.direction.name
         seed = derive(self.recipe.seed, "audit", phase.number)
         learner = self.translators[name]
-        rows, counts = of_block(block, learner.template, self.roads.get(name), learner.base.device, seed)
+        weight = self.recipe.train.synthetic_weight
+        rows, counts = of_block(block, learner.templates, self.roads.get(name), learner.base.device, seed, weight)
         if counts:
             before = self.state.roads.get(name, {})
             total = {reason: before.get(reason, 0) + counts.get(reason, 0) for reason in {*before, *counts}}
@@ -151,17 +168,14 @@ class Trip:
 
     def steps(self, rows: Table, phase: Phase) -> Iterator[list[int]]:
         """Yield the rows of each optimizer step of a phase, the same whenever it is asked."""
-        for number in range(self._passes(phase)):
+        for number in range(phase.passes):
             seed = derive(self.recipe.seed, "steps", phase.number, number)
             yield from steps(rows.sizes, self.recipe.train.rows_per_step, seed)
-
-    def _passes(self, phase: Phase) -> int:
-        return self.recipe.train.parallel_passes if phase.stage == PARALLEL else 1
 
     @contextmanager
     def training(self, phase: Phase, rows: Table) -> Iterator[Progressing]:
         """Let the direction learn for the time of a phase, and show progress."""
-        total = self._passes(phase) * math.ceil(len(rows) / self.recipe.train.rows_per_step)
+        total = phase.passes * math.ceil(len(rows) / self.recipe.train.rows_per_step)
         self._losses = []
         learner = self.translators[phase.direction.name].learner
         name = f"{phase.stage}: {phase.direction.name} learns"
@@ -197,6 +211,7 @@ class Trip:
             derive(self.recipe.seed, "dropout", phase.number, self.state.step) % 2**32,
             fused=learner.spec.liger,
             packed=self._packed,
+            smoothing=self.recipe.train.label_smoothing,
             ranks=self.ranks,
         )
         if result.tokens_per_forward < budget:
@@ -238,21 +253,36 @@ class Trip:
         self.events.log("skipped", direction=name, step=number, phase=phase.number)
         skipped.refuse_more(here, self.recipe.train.max_skipped, what, phase, self.run.skipped)
 
-    def finish(self, phase: Phase, block: Block) -> None:
+    def phase(self) -> Phase | None:
+        """Return the phase that is next or under way; None behind the last one."""
+        return self.phases[self.state.phase] if self.state.phase < len(self.phases) else None
+
+    def finish(self, phase: Phase, block: Block) -> bool:
         """Close a phase: the next one starts at its first step.
+
+        Returns:
+            Whether its stage ends here.
 
         Raises:
             TrainingError: none of its steps changed anything.
         """
         memory.trim()
         skipped.refuse_all(self.state.skipped_here, self.state.step, phase, self.run.skipped)
-        here = self.run.blocks.relative_to(self.run.path).as_posix()
+        if phase.stage == TEXT and self.recipe.one_start:
+            self._share_start(phase.direction.name)
+        enough = self._enough_passes(phase)
+        # The rows of a round are read again where a later one may learn from them.
+        old = (
+            ""
+            if phase.round and self.recipe.rounds.reservoir
+            else self.run.blocks.relative_to(self.run.path).as_posix()
+        )
         self.state = replace(
             self.state,
-            phase=phase.number + 1,
+            phase=behind(self.phases, phase, enough=enough),
             step=0,
             skipped_here=0,
-            files={path: value for path, value in self.state.files.items() if not path.startswith(here)},
+            files={path: value for path, value in self.state.files.items() if not old or not path.startswith(old)},
         )
         self.events.log(
             "phase",
@@ -261,6 +291,31 @@ class Trip:
             rows=len(block.rows),
             mean_loss=sum(self._losses) / len(self._losses) if self._losses else None,
         )
+        ends = enough or phase.ends_stage
+        if ends:
+            self.state = replace(self.state, losses={})
+        return ends
+
+    def _share_start(self, name: str) -> None:
+        """Let the other direction begin with what one has learnt from plain text."""
+        for other in self.optimizers.keys() - {name}:
+            self.optimizers[other].adopt(self.optimizers[name])
+            taken = self.state.optimizer_steps
+            self.state = replace(self.state, optimizer_steps=taken | {other: taken[name]})
+
+    def _enough_passes(self, phase: Phase) -> bool:
+        """Look at dev after a pass over pairs, where passes end at a stall; return whether both directions have."""
+        if not (phase.real and self.recipe.train.stall):
+            return False
+        self.state = self.stages.dev_loss(self.state, phase)
+        if phase.direction != self.directions[-1]:
+            return False
+        enough = all(has_stalled(values, self.recipe.train.stall, lower=True) for values in self.state.losses.values())
+        if enough and not phase.ends_stage:
+            self.events.say(
+                f"  {phase.stage}: no pass has made dev cheaper for {self.recipe.train.stall}; it ends here"
+            )
+        return enough
 
     def save_due(self) -> bool:
         return self.keeping.steps_since(self.state) >= self.recipe.checkpoint.every_steps
@@ -281,46 +336,18 @@ class Trip:
             self.save()
             self.stop.leave()
 
-    def keep_stage(self, stage: str) -> None:
-        """Keep both directions as they are now."""
-        seen = self.keeping.stage(stage, self.translators)
-        self.state = replace(self.state, files=self.state.files | seen)
-
     def begin(self) -> None:
         """Score copying the source and the bare base on dev, the floor of every comparison."""
-        self.state = replace(self.state, scores={"copy": self.scorer.copies("dev")})
-        self.score_dev(BASE)
+        self.state = self.stages.begin(self.state)
         self.save()
 
-    def score_dev(self, stage: str) -> None:
-        """Score a stage on dev; the best by the mean chrF++ of both directions is kept as `best`."""
-        found = self.scorer.translations("dev", stage)
-        scores = self.state.scores | {stage: found}
-        best = best_stage(scores)
-        self.state = replace(self.state, scores=scores, best=best)
-        if best == stage != BASE:
-            self.keeping.best(stage)
-        self.events.log("dev", stage=stage, scores=found, best=best)
-        shown = ", ".join(f"{name} chrF++ {s['chrf']:.1f} BLEU {s['bleu']:.1f}" for name, s in found.items())
-        self.events.say(f"  dev after {stage}: {shown}")
+    def end_stage(self, phase: Phase) -> None:
+        """Keep and score what the stage of a phase has come to; rounds that bring nothing any more may end here."""
+        self.state = self.stages.end(self.state, self.phases, phase)
 
     def score_test(self) -> None:
         """Score every kept stage on test, then write `metrics.json` and show the table."""
-        if mean_chrf(self.state.scores[BASE]) >= mean_chrf(self.state.scores[best_stage(self.state.scores)]):
-            self.events.say("  warning: no stage is better than the bare base on dev; what is kept as best is worse")
-        test = {"copy": self.scorer.copies("test")}
-        for stage in self.state.scores:
-            if stage != "copy":
-                self._restore(stage)
-                test[stage] = self.scorer.translations("test", stage)
-        if not self.ranks.first:
-            return
-        devices = {one.base.device for one in self.translators.values()}
-        peak = {str(device): memory.peak(device) for device in devices}
-        metrics = results.collect(self.run, self.recipe, self.corpora, self.state, test, self.events.seconds, peak)
-        self.run.disk.keep(lambda: self.run.write_metrics(metrics), self.run.metrics)
-        self.events.log("end", seconds=metrics["seconds"], best=metrics["best"], peak_bytes=peak)
-        results.show(metrics, self.run, self.events.console)
+        self.stages.test(self.state)
 
     def close(self) -> None:
         """Let go of what runs beside the run."""
@@ -332,12 +359,7 @@ class Trip:
 
     def show(self) -> None:
         """Print the table of a finished run."""
-        self.events.say("this run is complete")
-        results.show(json.loads(self.run.metrics.read_text(encoding="utf-8")), self.run, self.events.console)
-
-    def _restore(self, stage: str) -> None:
-        for name, one in self.translators.items():
-            one.learner.restore(None if stage == BASE else self.run.adapters / stage / name)
+        self.stages.show()
 
     def _tell(self, task: Progressing) -> Callable[[int, int], None]:
         def tell(rows: int, tokens: int) -> None:
@@ -346,9 +368,3 @@ class Trip:
             self.stop.leave_if_asked()
 
         return tell
-
-
-def best_stage(scores: Mapping[str, Mapping[str, Mapping[str, float]]]) -> str:
-    """Return the trained stage with the best mean chrF++ of both directions, the first of equals; else the base."""
-    trained = [stage for stage in scores if stage not in {"copy", BASE}]
-    return max(trained, key=lambda stage: mean_chrf(scores[stage]), default=BASE)

@@ -168,6 +168,7 @@ parallel_passes = 1
 [rounds]
 number = 1
 lines = 24
+warm_start = false
 
 [judge]
 max_ratio = 100.0

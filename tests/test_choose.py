@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 from collections import Counter
 from pathlib import Path
-from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -54,8 +53,9 @@ def test_each_way_to_choose(how: Any, kept: list[int]) -> None:
     pairs = [("a", "x"), ("aaaa", "x"), ("b", "y"), ("bbb", "y")]
     judged = Judged(pairs, [0, 1, 4, 5], {"empty": 2})
     reader: Any = Reader()
-    recipe: Any = SimpleNamespace(generate=Generate(samples=3, temperature=1.0, choose=how), train=Train())
-    found = choose(judged, written, recipe, reader)
+    found = choose(
+        judged, written, Generate(samples=3, temperature=1.0, choose=how), Train().tokens_per_forward, reader
+    )
     assert found.places == kept and found.rejected == {"empty": 2}
     assert found.pairs == [pairs[judged.places.index(place)] for place in kept]
 

@@ -157,9 +157,9 @@ def test_a_run_is_the_same_by_every_engine(
     write_recipe: WriteRecipe, tmp_path: Any, engine: str, taken: list[str]
 ) -> None:
     path = write_recipe()
-    go(path, tmp_path / "native")
+    go(path, tmp_path / "native", overrides=("generate.temperature=0.0",))
     taken.clear()
-    go(path, tmp_path / "library", overrides=(f"generate.engine={engine}",))
+    go(path, tmp_path / "library", overrides=("generate.temperature=0.0", f"generate.engine={engine}"))
     assert "decode" not in taken and taken
     assert_same(end_state(tmp_path / "library"), end_state(tmp_path / "native"))
 
@@ -168,10 +168,14 @@ def test_a_run_is_the_same_by_every_engine(
     ("settings", "message"),
     [
         (("generate.engine=continuous", "generate.temperature=0.7"), "depends on its timing"),
-        (("generate.engine=continuous", "generate.repetition_penalty=1.2"), "continuous batching leaves it out"),
-        (("generate.min_p=0.1",), "do nothing at temperature 0"),
+        (("generate.engine=continuous",), "depends on its timing"),
+        (
+            ("generate.engine=continuous", "generate.temperature=0.0", "generate.repetition_penalty=1.2"),
+            "continuous batching leaves it out",
+        ),
+        (("generate.temperature=0.0", "generate.min_p=0.1"), "do nothing at temperature 0"),
         (("generate.engine=transformers", "generate.cuda_graphs=true"), "of our own loop only"),
-        (("generate.samples=4",), "all the same at temperature 0"),
+        (("generate.temperature=0.0", "generate.samples=4"), "all the same at temperature 0"),
         (("generate.choose=own",), "nothing to choose from"),
     ],
 )

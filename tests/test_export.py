@@ -25,6 +25,7 @@ from roundtrip.run import Run
 from roundtrip.scorer import greedy
 from roundtrip.tokens.segments import build_segments
 from roundtrip.tokens.template import Template
+from roundtrip.translator import Templates
 from tests.conftest import RECIPE, WriteRecipe, toy_pairs
 from tests.test_run import NAMES, door, go
 from tests.test_template import LINES
@@ -173,7 +174,11 @@ def test_a_tokenizer_that_would_make_other_prompts_has_no_chat_template(run: Run
     tokenizer = PreTrainedTokenizerFast(tokenizer_object=_framed(tokenizer, framed), bos_token="<s>", eos_token="</s>")
     template = Template(tokenizer, build_segments(tokenizer, TemplateText(kind="plain"), "en", "es", ()))
     assert template.segments.bos_id is not None
-    odd = replace(one, learner=replace(one.learner, base=replace(one.base, tokenizer=tokenizer)), template=template)
+    odd = replace(
+        one,
+        learner=replace(one.learner, base=replace(one.base, tokenizer=tokenizer)),
+        templates=Templates(template, template, template),
+    )
     assert export._write_tokenizer(odd, tmp_path) is False
     assert AutoTokenizer.from_pretrained(tmp_path).chat_template is None
     assert "so it has none" in card.text(run, odd, {}, "parallel", True, has_template=False)

@@ -205,7 +205,8 @@ def _flat(found: Any) -> list[torch.Tensor]:
 def test_the_hot_path_never_waits_on_a_gpu() -> None:
     new, target_BM, target_size_B, _, _ = batch(road("pad apart from end", "chat"))
     used = road("pad apart from end", "chat")
-    there, _ = verdict.build(used.writer, used.template, PAIRS[::20], device=torch.device("cuda"))
+    # As many attacks as on the CPU: what they find out about pairs of tokens is remembered.
+    there, _ = verdict.build(used.writer, used.template, PAIRS[::20], device=torch.device("cuda"), num_attacks=300)
     arguments = (new.cuda(), target_BM.cuda(), target_size_B.cuda(), there.into, there.guard)
     hot(*arguments)
     torch.cuda.synchronize()

@@ -26,42 +26,46 @@ class Table:
         ids_X: int32, the tokens of all rows.
         offset_R: int64, where each row begins.
         sizes, starts: tokens of each row, and the place of its first label.
+        weights: what the loss of each row counts.
     """
 
     ids_X: torch.Tensor
     offset_R: torch.Tensor
     sizes: list[int]
     starts: list[int]
+    weights: list[float]
 
     def __len__(self) -> int:
         return len(self.sizes)
 
     @classmethod
-    def of(cls, rows: Sequence[Row], device: torch.device | str = "cpu") -> Table:
+    def of(cls, rows: Sequence[Row], device: torch.device | str = "cpu", weight: float = 1.0) -> Table:
         """Make a table of rows of the string road."""
         sizes = [len(row.ids) for row in rows]
         flat = torch.tensor([token for row in rows for token in row.ids], dtype=torch.int32)
-        return cls(flat.to(device), _offsets(sizes, device), sizes, [row.start for row in rows])
+        return cls(flat.to(device), _offsets(sizes, device), sizes, [row.start for row in rows], [weight] * len(rows))
 
     @classmethod
-    def of_spliced(cls, rows: Rows) -> Table:
+    def of_spliced(cls, rows: Rows, weight: float = 1.0) -> Table:
         """Make a table of spliced rows; one look at the device for their sizes."""
         sizes, starts = torch.stack([rows.size_B, rows.start_B]).tolist()
         live_BT = torch.arange(rows.ids_BT.shape[1], device=rows.ids_BT.device) < rows.size_B[:, None]
         device = rows.ids_BT.device
-        return cls(rows.ids_BT[live_BT].to(torch.int32), _offsets(sizes, device), sizes, starts)
+        return cls(rows.ids_BT[live_BT].to(torch.int32), _offsets(sizes, device), sizes, starts, [weight] * len(sizes))
 
     def plus(self, other: Table) -> Table:
         """Return both tables as one, the other's rows behind these."""
         offset_R = torch.cat([self.offset_R, other.offset_R + len(self.ids_X)])
         ids_X = torch.cat([self.ids_X, other.ids_X])
-        return Table(ids_X, offset_R, self.sizes + other.sizes, self.starts + other.starts)
+        weights = self.weights + other.weights
+        return Table(ids_X, offset_R, self.sizes + other.sizes, self.starts + other.starts, weights)
 
     def pick(self, indices: Sequence[int]) -> Table:
         """Return a table of some rows, in the given order."""
         at = torch.tensor(indices, dtype=torch.int64, device=self.offset_R.device)
-        sizes, starts = [self.sizes[i] for i in indices], [self.starts[i] for i in indices]
-        return Table(self.ids_X, self.offset_R[at], sizes, starts)
+        sizes, starts = ([of[i] for i in indices] for of in (self.sizes, self.starts))
+        weights = [self.weights[i] for i in indices]
+        return Table(self.ids_X, self.offset_R[at], sizes, starts, weights)
 
 
 def _offsets(sizes: Sequence[int], device: torch.device | str) -> torch.Tensor:

@@ -97,8 +97,8 @@ def _settings(work: Work) -> Any:
 
     recipe = work.recipe
     sampling: dict[str, Any] = {}
-    if recipe.temperature > 0:
-        sampling = {"temperature": recipe.temperature, "top_k": recipe.top_k, "top_p": recipe.top_p}
+    if recipe.heat > 0:
+        sampling = {"temperature": recipe.heat, "top_k": recipe.top_k, "top_p": recipe.top_p}
         sampling |= {"min_p": recipe.min_p} if recipe.min_p else {}
     return GenerationConfig(
         max_new_tokens=max(work.limits) + 1,

@@ -32,10 +32,10 @@ def pick(
             logits_BV < 0, logits_BV * recipe.repetition_penalty, logits_BV / recipe.repetition_penalty
         )
         logits_BV = torch.where(seen_BV, penalized_BV, logits_BV)
-    if recipe.temperature == 0:
+    if recipe.heat == 0:
         # On a CPU argmax of bfloat16 takes four times as long.
         return (logits_BV.float() if logits_BV.device.type == "cpu" else logits_BV).argmax(-1)
-    logits_BV = logits_BV.float() / recipe.temperature
+    logits_BV = logits_BV.float() / recipe.heat
     if 0 < recipe.top_k < logits_BV.shape[-1]:
         least_B1 = logits_BV.topk(recipe.top_k).values[:, -1:]
         logits_BV = logits_BV.masked_fill(logits_BV < least_B1, -torch.inf)

@@ -25,7 +25,7 @@ class StepResult:
     """What one step did.
 
     Attributes:
-        loss: mean cross-entropy in nats per labelled token.
+        loss: mean cross-entropy in nats per labelled token, each counted by the weight of its row.
         grad_norm: before clipping; where it or the loss is not finite the step was skipped: nothing has changed.
         num_labels, num_tokens: labelled and all real tokens.
         tokens_per_forward: that fitted; less than asked for where memory ran out.
@@ -42,7 +42,7 @@ class StepResult:
         return not (math.isfinite(self.loss) and math.isfinite(self.grad_norm))
 
 
-def loss_sum(model: nn.Module, batch: Batch, *, fused: bool = False) -> torch.Tensor:
+def loss_sum(model: nn.Module, batch: Batch, *, fused: bool = False, smoothing: float = 0.0) -> torch.Tensor:
     """Return the summed cross-entropy of a batch, float32, shape ().
 
     The output layer is computed at the positions that predict a label and nowhere else; with a vocabulary of
@@ -50,15 +50,19 @@ def loss_sum(model: nn.Module, batch: Batch, *, fused: bool = False) -> torch.Te
 
     Args:
         fused: by Liger's kernel, which holds no logits.
+        smoothing: share of each label that goes to all tokens alike (https://arxiv.org/abs/1512.00567, section 7).
     """
     keep_BT, targets_N = batch.predictions()
     # With a cache the library does not keep packed rows apart.
     inputs = {"input_ids": batch.ids_BT, "use_cache": False, **batch.inputs}
     if fused:
         plain: Any = model.get_base_model() if isinstance(model, PeftModel) else model
-        return fused_loss(plain, plain.get_decoder()(**inputs).last_hidden_state[keep_BT], targets_N)
+        hidden_ND = plain.get_decoder()(**inputs).last_hidden_state[keep_BT]
+        return fused_loss(plain, hidden_ND, targets_N, smoothing)
     logits_NV = model(**inputs, logits_to_keep=keep_BT).logits
-    return torch.nn.functional.cross_entropy(logits_NV.float().view(len(targets_N), -1), targets_N, reduction="sum")
+    return torch.nn.functional.cross_entropy(
+        logits_NV.float().view(len(targets_N), -1), targets_N, reduction="sum", label_smoothing=smoothing
+    )
 
 
 def step(
@@ -72,6 +76,7 @@ def step(
     *,
     fused: bool = False,
     packed: bool = False,
+    smoothing: float = 0.0,
     ranks: Ranks = ALONE,
 ) -> StepResult:
     """Learn from rows: forward and backward in pieces of bounded size, then one optimizer step.
@@ -82,7 +87,7 @@ def step(
         table, rows: which rows of which table; on the device of the model.
         model: with the adapter to train active, in train mode.
         seed: of dropout in this step, so that a resumed run drops the same units.
-        fused: see `loss_sum`.
+        fused, smoothing: see `loss_sum`.
         packed: rows stand one behind the other instead of padded ones below each other.
         ranks: who else takes a part of the rows, perhaps none of them; gradients and losses are summed.
 
@@ -90,14 +95,22 @@ def step(
         TrainingError: not even a single row fits into memory.
     """
     num_labels = sum(table.sizes[i] - table.starts[i] for i in rows)
+    num_counted = sum(table.weights[i] * (table.sizes[i] - table.starts[i]) for i in rows)
     own = ranks.share(sorted(rows, key=lambda i: -table.sizes[i])) if ranks.count > 1 else rows
     longest = max((table.sizes[i] for i in own), default=0)
     # Dropout of two processes must not fall on the same places of their rows.
     seed = seed if ranks.first else derive(seed, ranks.number) % 2**32
     while True:
-        groups = list(by_budget(own, table.sizes, tokens_per_forward, packed=packed))
+        # A forward pass has rows of one weight, so that its loss is weighted as a whole, by whatever kernel.
+        groups = [
+            group
+            for weight in sorted({table.weights[i] for i in own})
+            for group in by_budget(
+                [i for i in own if table.weights[i] == weight], table.sizes, tokens_per_forward, packed=packed
+            )
+        ]
         try:
-            total = _backward(model, table, groups, pad_id, seed, fused=fused, packed=packed)
+            total = _backward(model, table, groups, pad_id, seed, fused=fused, packed=packed, smoothing=smoothing)
             break
         except (RuntimeError, MemoryError) as error:
             if not is_out(error):
@@ -112,8 +125,8 @@ def step(
         release()
         tried = max(len(group) * max(table.sizes[i] for i in group) for group in groups)
         tokens_per_forward = max(longest, min(tokens_per_forward, tried) // 2)
-    loss = float(ranks.sum(total)) / num_labels
-    grad_norm = optimizer.step(1.0 / num_labels, skip=not math.isfinite(loss), ranks=ranks)
+    loss = float(ranks.sum(total)) / num_counted
+    grad_norm = optimizer.step(1.0 / num_counted, skip=not math.isfinite(loss), ranks=ranks)
     tokens_per_forward = min(ranks.gather(tokens_per_forward))
     num_tokens = sum(table.sizes[i] for i in rows)
     return StepResult(loss, grad_norm, num_labels, num_tokens, tokens_per_forward)
@@ -140,6 +153,7 @@ def _backward(
     *,
     fused: bool,
     packed: bool,
+    smoothing: float,
 ) -> torch.Tensor:
     """Add the gradients of all rows, and return their summed loss, float64, shape ().
 
@@ -149,7 +163,10 @@ def _backward(
     total = torch.zeros((), dtype=torch.float64, device=table.ids_X.device)
     for group in groups:
         batch = pack(table, group) if packed else collate(table, group, pad_id)
-        loss = loss_sum(model, batch, fused=fused)
+        weight = table.weights[group[0]]
+        loss = loss_sum(model, batch, fused=fused, smoothing=smoothing)
+        if weight != 1:
+            loss = loss * weight
         loss.backward()
         total += loss.detach()
     return total

@@ -52,7 +52,9 @@ def apply_liger(model: nn.Module) -> None:
         module[name] = value
 
 
-def fused_loss(model: nn.Module, hidden_ND: torch.Tensor, targets_N: torch.Tensor) -> torch.Tensor:
+def fused_loss(
+    model: nn.Module, hidden_ND: torch.Tensor, targets_N: torch.Tensor, smoothing: float = 0.0
+) -> torch.Tensor:
     """Return the summed cross-entropy of targets, without logits of the whole vocabulary in memory; float32, shape ().
 
     The weight of the output layer is read as it is: an adapter on it would be passed over, so such a recipe is refused.
@@ -61,12 +63,19 @@ def fused_loss(model: nn.Module, hidden_ND: torch.Tensor, targets_N: torch.Tenso
         model: a causal LM without adapters on its output layer.
         hidden_ND: what its decoder gives at the positions that predict.
         targets_N: int64.
+        smoothing: share of each label that goes to all tokens alike.
     """
     from liger_kernel.transformers.functional import liger_fused_linear_cross_entropy
 
     head: Any = model.get_output_embeddings()
     softcap = getattr(model.config, "final_logit_softcapping", None)
     loss: torch.Tensor = liger_fused_linear_cross_entropy(
-        hidden_ND, head.weight, targets_N, bias=getattr(head, "bias", None), reduction="sum", softcap=softcap
+        hidden_ND,
+        head.weight,
+        targets_N,
+        bias=getattr(head, "bias", None),
+        reduction="sum",
+        softcap=softcap,
+        label_smoothing=smoothing,
     )
     return loss.float()

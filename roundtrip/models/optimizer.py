@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import hashlib
 import math
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 
 import torch
 from torch import nn
@@ -56,6 +57,10 @@ class Optimizer:
         self._parameters = dict(parameters)
         # A float32 parameter is its own master: `float` returns it as it is, over the same memory.
         self._masters = {name: p.detach().float() for name, p in self._parameters.items()}
+        # Of an adapter the two factors are averaged apart; their product is near the average of the products, since
+        # the factors of neighbouring steps are near each other.
+        averaged = recipe.ema_decay > 0
+        self._averages = {name: master.clone() for name, master in self._masters.items()} if averaged else {}
         groups: dict[tuple[float, float], list[torch.Tensor]] = {}
         for name, master in self._masters.items():
             ratio = adapter.loraplus_ratio if ".lora_B." in name else 1.0
@@ -98,10 +103,43 @@ class Optimizer:
             with torch.no_grad():
                 for name, parameter in self._parameters.items():
                     parameter.copy_(self._masters[name])
+            self._average()
         for master in self._masters.values():
             master.grad = None
         self.step_number += 1
         return norm
+
+    @torch.no_grad()
+    def _average(self) -> None:
+        """Move the averages; early ones follow fast, so that what they began with is forgotten."""
+        if self._averages:
+            decay = min(self.recipe.ema_decay, (1 + self.step_number) / (10 + self.step_number))
+            masters = [self._masters[name] for name in self._averages]
+            torch._foreach_lerp_(list(self._averages.values()), masters, 1.0 - decay)
+
+    @contextmanager
+    def averaged(self) -> Iterator[None]:
+        """Give the parameters the average of their past for a while, where the recipe asks for one.
+
+        Averages of iterates are nearer to the optimum than the last one (Polyak and Juditsky, 1992).
+        """
+        # A float32 parameter is its own master, so what it is now has to be kept aside.
+        kept = {name: self._masters[name].clone() for name in self._averages}
+        self._set(self._averages)
+        try:
+            yield
+        finally:
+            self._set(kept)
+
+    @torch.no_grad()
+    def _set(self, values: Mapping[str, torch.Tensor]) -> None:
+        for name, value in values.items():
+            self._parameters[name].copy_(value)
+
+    @torch.no_grad()
+    def adopt(self, other: Optimizer) -> None:
+        """Become what another one of a model of the same shape is, weights and moments and all."""
+        self.restore(other.state(), other.step_number)
 
     def digest(self) -> str:
         """Return a hash of what was learnt."""
@@ -118,6 +156,7 @@ class Optimizer:
     def state(self) -> dict[str, torch.Tensor]:
         """Return all tensors that a resume needs, masters included, by parameter name."""
         tensors = {f"master/{name}": master for name, master in self._masters.items()}
+        tensors |= {f"average/{name}": value for name, value in self._averages.items()}
         for name, master in self._masters.items():
             tensors |= {f"{key}/{name}": value for key, value in self._adam.state.get(master, {}).items()}
         return tensors
@@ -129,6 +168,8 @@ class Optimizer:
         for name, master in self._masters.items():
             master.copy_(tensors[f"master/{name}"])
             self._parameters[name].copy_(master)
+            if name in self._averages:
+                self._averages[name].copy_(tensors[f"average/{name}"])
             saved = {
                 key: tensors[f"{key}/{name}"] for key in ("step", "exp_avg", "exp_avg_sq") if f"{key}/{name}" in tensors
             }

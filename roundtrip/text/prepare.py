@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
@@ -98,24 +98,36 @@ def _given(
 ) -> dict[str, Store]:
     """Read every part from its own sources: dev and test first, so that train can be kept apart from them."""
     data = recipe.data
-    stores: dict[str, Store] = {}
     held_out: set[tuple[int, int]] = set()
-    for part in ("test", "dev", "train"):
-        sources: Sources = getattr(data, part)
-        count = counts[part] = Counter()
-        rows = _pairs(sources, recipe.languages, folder, tell)
-        if part == "train":
-            stores[part] = _write_once(
-                target / f"{part}.tsv", _fitting(rows, (0, 1), data.filter, count, held_out), count
-            )
-        else:
-            # A test set stays as its makers cut it, else its scores compare with nobody's.
-            stores[part] = store.write(target / f"{part}.tsv", _as_given(rows, count, held_out))
+    stores = _held_out(("test", "dev"), recipe, folder, target, tell, counts, held_out)
+    count = counts["train"] = Counter()
+    rows = _pairs(data.train, recipe.languages, folder, tell)
+    stores["train"] = _write_once(target / "train.tsv", _fitting(rows, (0, 1), data.filter, count, held_out), count)
     for side, language in enumerate(recipe.languages):
         count = counts[f"mono.{language}"] = Counter()
         lines = ((line,) for line in _lines(data.mono.get(language, ()), language, folder, tell))
         fitting = _fitting(lines, (side,), data.filter, count, held_out)
         stores[f"mono.{language}"] = _write_once(target / f"mono.{language}.txt", fitting, count)
+    return stores
+
+
+def _held_out(
+    parts: Sequence[str],
+    recipe: Recipe,
+    folder: Path,
+    target: Path,
+    tell: Callable[[str], None],
+    counts: dict[str, Counter[str]],
+    held_out: set[tuple[int, int]],
+) -> dict[str, Store]:
+    """Read dev and test as they are given, and remember their texts in `held_out`."""
+    stores = {}
+    for part in parts:
+        sources: Sources = getattr(recipe.data, part)
+        count = counts[part] = Counter()
+        rows = _pairs(sources, recipe.languages, folder, tell)
+        # A test set stays as its makers cut it, else its scores compare with nobody's.
+        stores[part] = store.write(target / f"{part}.tsv", _as_given(rows, count, held_out))
     return stores
 
 
@@ -134,9 +146,12 @@ def _cut(
     """Cut one corpus into test, dev, train and two monolingual halves; no text of a language is in two parts."""
     cut = recipe.data.cut
     assert cut is not None
+    held_out: set[tuple[int, int]] = set()
+    named = [part for part in ("test", "dev") if getattr(recipe.data, part)]
+    given = _held_out(named, recipe, folder, target, tell, counts, held_out)
     count = counts["corpus"] = Counter()
     # One side alone is enough to call two pairs the same here, else a half could hold the other's translation.
-    rows = _new_sides(_pairs(cut.corpus, recipe.languages, folder, tell), recipe.data.filter, count)
+    rows = _new_sides(_pairs(cut.corpus, recipe.languages, folder, tell), recipe.data.filter, count, held_out)
     corpus = store.write(target / "corpus.tsv", rows)
     needed = cut.train + cut.dev + cut.test + (2 if recipe.needs_mono else 0)
     if len(corpus) < needed:
@@ -145,9 +160,10 @@ def _cut(
             place="data.cut",
             cure="ask for fewer, or add to data.cut.corpus",
         )
-    seed = derive(recipe.seed, "cut")
+    seed = derive(recipe.seed if cut.seed is None else cut.seed, "cut")
     order = iter(corpus[shuffled(index, len(corpus), seed, 0)] for index in range(len(corpus)))
-    sizes = {"test": cut.test, "dev": cut.dev, "train": cut.train}
+    sizes = {part: size for part, size in (("test", cut.test), ("dev", cut.dev)) if part not in given}
+    sizes["train"] = cut.train
     stores = {part: store.write(target / f"{part}.tsv", islice(order, size)) for part, size in sizes.items()}
     half = (len(corpus) - sum(sizes.values())) // 2
     for side, language in enumerate(recipe.languages):
@@ -155,7 +171,7 @@ def _cut(
         stores[f"mono.{language}"] = store.write(target / f"mono.{language}.txt", lines)
     for part, rows_of_part in stores.items():
         counts[part] = Counter(kept=len(rows_of_part))
-    return stores
+    return given | stores
 
 
 def _pairs(
@@ -212,7 +228,9 @@ def _fitting(
             count[reason] += 1
 
 
-def _new_sides(rows: Iterable[Row], limits: Filter, count: Counter[str]) -> Iterator[Row]:
+def _new_sides(
+    rows: Iterable[Row], limits: Filter, count: Counter[str], held_out: set[tuple[int, int]]
+) -> Iterator[Row]:
     """Yield the pairs that pass and have no text in common with one that was kept, and count the others.
 
     The keys of all pairs are held in memory, some 200 bytes for each: this is for experiments.
@@ -221,6 +239,8 @@ def _new_sides(rows: Iterable[Row], limits: Filter, count: Counter[str]) -> Iter
     for row in rows:
         marks = [(side, _fingerprint(text)) for side, text in enumerate(row)]
         reason = _unfit(row, limits) or ("duplicate" if any(mark in seen for mark in marks) else None)
+        if reason is None and any(mark in held_out for mark in marks):
+            reason = "also in dev or test"
         count[reason or "kept"] += 1
         if reason is None:
             seen.update(marks)

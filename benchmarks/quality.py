@@ -1,0 +1,324 @@
+"""python -m benchmarks.quality EXPERIMENT: runs with and without the round trip, and the table that compares them.
+
+    python -m benchmarks.quality multi30k --work runs/quality --jobs 1
+
+An experiment is a shipped recipe and some arms, each of which changes keys of it, with several seeds. Each run is a
+process of its own, in its own folder under --work; one that is there and whole is not run again, one that was cut off
+goes on. `pairs only` learns from the pairs for at least as many optimizer steps as the round trip may take. Of every
+run the stage that its dev set chose is what counts; `at the end` is the last one. Comparisons are paired bootstraps on
+the test lines, by seed. Writes benchmarks/results/quality-EXPERIMENT.json, and the table as Markdown to the terminal.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import math
+import os
+import statistics
+import subprocess
+import sys
+import time
+from collections.abc import Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from sacrebleu.metrics import BLEU
+
+from benchmarks.machine import RESULTS, processor
+from roundtrip import cookbook, score
+from roundtrip.plan import PARALLEL, Direction, directions, num_steps
+from roundtrip.recipe import Recipe
+from roundtrip.run import versions
+from roundtrip.text import store
+
+ROUND_TRIP, PAIRS_ONLY = "round trip", "pairs only"
+# Keys of the rounds that mean nothing without them.
+NO_ROUNDS = ("rounds.number=0", "rounds.reservoir=0", "rounds.noised_share=0", "rounds.patience=0",
+             "train.synthetic_weight=1.0", "template.synthetic_tag=''", "judge.language=false",
+             "train.final_passes=0")  # fmt: skip
+
+
+@dataclass(frozen=True)
+class Experiment:
+    """A recipe, what it is changed by throughout, and the arms by name.
+
+    Attributes:
+        baseline: the arm that others are compared with.
+        start: what the recipe is changed by in a run of its own, with whose pairs learnt all arms begin; None: from
+            where the recipe begins.
+    """
+
+    recipe: str
+    arms: Mapping[str, Sequence[str]]
+    common: Sequence[str] = ()
+    seeds: Sequence[int] = (1,)
+    baseline: str = PAIRS_ONLY
+    start: Sequence[str] | None = None
+
+
+def _multi30k(pairs: int) -> Experiment:
+    return Experiment(
+        "multi30k",
+        {PAIRS_ONLY: (), ROUND_TRIP: ()},
+        (f"data.cut.train={pairs}", f"train.parallel_passes={12 if pairs < 1000 else 8 if pairs < 5000 else 5}"),
+        (1, 2, 3),
+    )
+
+
+# What each arm of the ablation changes, by what it is about. Two rounds, so that there is time for all.
+ABLATION: dict[str, Sequence[str]] = {
+    "default": (),
+    "sampling, 0.7": ("generate.temperature=0.7",),
+    "sampling, 1.0": ("generate.temperature=1.0",),
+    "best of 4 by dual": ("generate.temperature=0.7", "generate.samples=4", "generate.choose=dual"),
+    "filters off": ("judge.max_ratio=100.0", "judge.max_copy=100.0", "judge.max_repeats=1000"),
+    "wrong language": ("judge.language=true",),
+    "round-trip score": ("judge.min_round_trip=25.0",),
+    "tag": ("template.synthetic_tag='(draft) '",),
+    "weight 0.5": ("train.synthetic_weight=0.5",),
+    "no real pairs": ("rounds.real_share=0.0",),
+    "half real pairs": ("rounds.real_share=0.5",),
+    "blocks of 1,000": ("rounds.number=6", "rounds.lines=1000"),
+    "one block of 6,000": ("rounds.number=1", "rounds.lines=6000"),
+    "accumulate": ("rounds.reservoir=6000",),
+    "last stage real": ("train.final_passes=4",),
+    "denoising": ("rounds.noised_share=0.2",),
+    "label smoothing": ("train.label_smoothing=0.1",),
+    "EMA": ("train.ema_decay=0.995",),
+}
+
+EXPERIMENTS: dict[str, Experiment] = {
+    "multi30k": _multi30k(1000),
+    "multi30k-500": _multi30k(500),
+    "multi30k-5000": _multi30k(5000),
+    "ablation": Experiment(
+        "multi30k",
+        ABLATION,
+        ("rounds.number=2", "rounds.lines=3000", "train.parallel_passes=0", "score.bootstrap_samples=10"),
+        baseline="default",
+        start=("rounds.number=0",),
+    ),
+    "software-es": Experiment("software-strings", {PAIRS_ONLY: (), ROUND_TRIP: ()}, (), (1, 2, 3)),
+    "software-fr": Experiment("software-strings-fr", {PAIRS_ONLY: (), ROUND_TRIP: ()}),
+    "software-de": Experiment("software-strings-de", {PAIRS_ONLY: (), ROUND_TRIP: ()}),
+    "multi30k-smollm2": Experiment("multi30k-smollm2", {PAIRS_ONLY: (), ROUND_TRIP: ()}),
+}
+
+
+@dataclass(frozen=True)
+class Arm:
+    """One run of one arm."""
+
+    name: str
+    seed: int
+    recipe: str
+    overrides: tuple[str, ...]
+    folder: Path
+
+    @property
+    def metrics(self) -> Path:
+        return self.folder / "metrics.json"
+
+
+def arms(name: str, experiment: Experiment, work: Path, extra: Sequence[str], only: Sequence[str]) -> Iterator[Arm]:
+    """Yield every run of an experiment, one seed after the other."""
+    for seed in experiment.seeds:
+        for arm, changes in experiment.arms.items():
+            if only and arm not in only:
+                continue
+            overrides = (*experiment.common, *changes, *extra, f"seed={seed}")
+            if experiment.start is not None:
+                begun = start_of(name, experiment, work, extra, seed).folder.resolve() / "adapters" / PARALLEL
+                overrides = (
+                    *overrides,
+                    *(f"model.{one.name}.path={begun / one.name}" for one in _directions(experiment)),
+                )
+            if arm == PAIRS_ONLY:
+                overrides = (*overrides, *equal_steps(cookbook.load(experiment.recipe, overrides).recipe))
+            place = work / name / f"{arm.replace(' ', '-').replace(',', '')}-{seed}"
+            yield Arm(arm, seed, experiment.recipe, overrides, place)
+
+
+def start_of(name: str, experiment: Experiment, work: Path, extra: Sequence[str], seed: int) -> Arm:
+    """Return the run with which all arms begin."""
+    overrides = (*(experiment.start or ()), *extra, f"seed={seed}")
+    return Arm("start", seed, experiment.recipe, overrides, work / name / f"start-{seed}")
+
+
+def _directions(experiment: Experiment) -> tuple[Direction, Direction]:
+    return directions(cookbook.load(experiment.recipe).recipe)
+
+
+def equal_steps(recipe: Recipe) -> tuple[str, ...]:
+    """Return what makes a recipe learn from pairs alone, for at least as many steps as it plans."""
+    assert recipe.data.cut is not None
+    pairs = recipe.data.cut.train
+    passes = math.ceil(num_steps(recipe, pairs) / math.ceil(pairs / recipe.train.rows_per_step))
+    return (*NO_ROUNDS, f"train.parallel_passes={passes}")
+
+
+def run(arm: Arm) -> float:
+    """Run an arm to its end, unless it has come there before; return the seconds that it took now."""
+    if arm.metrics.exists():
+        return 0.0
+    command = [sys.executable, "-m", "roundtrip.train", arm.recipe, "--out", str(arm.folder)]
+    command += [part for override in arm.overrides for part in ("--set", override)]
+    if (arm.folder / "run.json").exists():
+        command.append("--resume")
+    arm.folder.parent.mkdir(parents=True, exist_ok=True)
+    start = time.perf_counter()
+    with arm.folder.with_suffix(".log").open("ab") as log:
+        done = subprocess.run(command, stdout=log, stderr=log, env=os.environ)
+    sys.stderr.write(f"{arm.name}, seed {arm.seed}: exit {done.returncode}, {time.perf_counter() - start:.0f} s\n")
+    return time.perf_counter() - start
+
+
+@dataclass
+class Found:
+    """What one run came to: scores by row and direction, and its test translations."""
+
+    scores: dict[str, dict[str, dict[str, float]]] = field(default_factory=dict)
+    texts: dict[str, list[str]] = field(default_factory=dict)
+    references: dict[str, list[str]] = field(default_factory=dict)
+    facts: dict[str, Any] = field(default_factory=dict)
+
+
+def read(arm: Arm) -> Found:
+    """Read what a run has left behind."""
+    metrics = json.loads(arm.metrics.read_text(encoding="utf-8"))
+    found = Found(facts={key: metrics[key] for key in ("best", "steps", "seconds", "roads")})
+    found.facts["rejected"] = rejections(arm.folder / "events.jsonl")
+    pairs = store.Store(arm.folder / "data" / "test.tsv")
+    stages = [stage for stage in metrics["test"] if stage != "copy"]
+    rows = {"copy": "copy", "zero-shot": stages[0], "after the pairs": PARALLEL, "chosen by dev": metrics["best"]}
+    rows |= {"at the end": stages[-1]}
+    first, second = metrics["languages"]
+    for name, side in ((f"{first}-{second}", 0), (f"{second}-{first}", 1)):
+        found.references[name] = [row[1 - side] for row in pairs]
+        texts = {"copy": [row[side] for row in pairs]}
+        for stage in stages:
+            path = arm.folder / "translations" / f"test.{stage}.{name}.txt"
+            texts[stage] = path.read_text(encoding="utf-8").split("\n")[:-1]
+        found.texts[name] = texts[metrics["best"]]
+        found.scores[name] = {
+            row: scores(texts[stage], found.references[name]) for row, stage in rows.items() if stage in texts
+        }
+    return found
+
+
+def scores(hypotheses: Sequence[str], references: Sequence[str]) -> dict[str, float]:
+    """Return BLEU, BLEU of lowercased text as older papers have it, and chrF++."""
+    lowercased = BLEU(lowercase=True).corpus_score(list(hypotheses), [list(references)]).score
+    return score.corpus(hypotheses, references).to_dict() | {"bleu_lowercased": lowercased}
+
+
+def rejections(path: Path) -> dict[str, int]:
+    """Return how many sources were rejected in all rounds, by reason, and how many were not."""
+    counts: dict[str, int] = {}
+    for line in path.read_text(encoding="utf-8").splitlines():
+        event = json.loads(line)
+        if event["event"] == "block" and event["stage"].startswith("round"):
+            for reason, number in (*event["rejected"].items(), ("kept", event["synthetic"])):
+                counts[reason] = counts.get(reason, 0) + number
+    return counts
+
+
+def collect(name: str, experiment: Experiment, found: Mapping[tuple[str, int], Found], samples: int) -> dict[str, Any]:
+    """Return the document of an experiment: every score of every seed, and the comparisons with the baseline."""
+    comparisons = []
+    for (arm, seed), one in found.items():
+        other = found.get((experiment.baseline, seed))
+        if arm == experiment.baseline or other is None:
+            continue
+        for direction, texts in one.texts.items():
+            pair = score.compare(other.texts[direction], texts, one.references[direction], samples=samples)
+            comparisons += [{"arm": arm, "seed": seed, "direction": direction} | each.to_dict() for each in pair]
+    return {
+        "experiment": name,
+        "recipe": experiment.recipe,
+        "command": " ".join(["python -m benchmarks.quality", *sys.argv[1:]]),
+        "hardware": processor(),
+        "versions": versions(),
+        "signatures": score.signatures() | {"bleu_lowercased": str(_lowercased_signature())},
+        "baseline": experiment.baseline,
+        "runs": [{"arm": arm, "seed": seed, "scores": one.scores, **one.facts} for (arm, seed), one in found.items()],
+        "comparisons": comparisons,
+    }
+
+
+def _lowercased_signature() -> Any:
+    metric = BLEU(lowercase=True)
+    metric.corpus_score(["a"], [["a"]])
+    return metric.get_signature()
+
+
+def markdown(document: Mapping[str, Any]) -> str:
+    """Return the table of an experiment: means over the seeds, chrF++ / BLEU / lowercased BLEU."""
+    runs: list[dict[str, Any]] = document["runs"]
+    names = list(runs[0]["scores"])
+    lines = [f"| {' | '.join(['run', *names])} |", f"|{'---|' * (1 + len(names))}"]
+    for row in ("copy", "zero-shot", "after the pairs"):
+        lines.append(_line(row, [one for one in runs if row in one["scores"][names[0]]], row, names))
+    for arm in dict.fromkeys(one["arm"] for one in runs):
+        own = [one for one in runs if one["arm"] == arm]
+        lines.append(_line(f"{arm}, {len(own)} seed{'s' * (len(own) > 1)}", own, "chosen by dev", names))
+    for one in document["comparisons"]:
+        if one["metric"] == "chrF++":
+            lines.append(
+                f"| {one['arm']} against {document['baseline']}, seed {one['seed']} | {one['direction']} "
+                f"{one['baseline']:.1f} -> {one['system']:.1f} ({one['system'] - one['baseline']:+.1f}), "
+                f"p = {one['p_value']:.4f} | |"
+            )
+    return "\n".join(lines)
+
+
+def _line(label: str, runs: Sequence[Mapping[str, Any]], row: str, names: Sequence[str]) -> str:
+    cells = []
+    for name in names:
+        parts = []
+        for metric in ("chrf", "bleu", "bleu_lowercased"):
+            values = [one["scores"][name][row][metric] for one in runs]
+            spread = f" ± {statistics.stdev(values):.1f}" if len(values) > 1 and metric == "chrf" else ""
+            parts.append(f"{statistics.fmean(values):.1f}{spread}" if values else "-")
+        cells.append(" / ".join(parts))
+    return f"| {' | '.join([label, *cells])} |"
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("experiment", choices=EXPERIMENTS)
+    parser.add_argument("--work", type=Path, default=Path("runs/quality"), help="where the runs go")
+    parser.add_argument("--jobs", type=int, default=1, help="runs at a time")
+    parser.add_argument("--arms", nargs="+", default=(), help="only these")
+    parser.add_argument("--seeds", nargs="+", type=int, help="in place of the experiment's own")
+    parser.add_argument("--set", action="append", default=[], help="change a key of all runs")
+    parser.add_argument("--samples", type=int, default=1000, help="of the bootstrap")
+    parser.add_argument("--only-collect", action="store_true", help="run nothing; take what is there")
+    parser.add_argument("--name", help="of the result, where it is not the experiment's")
+    asked = parser.parse_args()
+    experiment = EXPERIMENTS[asked.experiment]
+    if asked.seeds:
+        experiment = Experiment(**(vars(experiment) | {"seeds": asked.seeds}))
+    every = list(arms(asked.experiment, experiment, asked.work, asked.set, asked.arms))
+    if not asked.only_collect and experiment.start is not None:
+        for seed in experiment.seeds:
+            run(start_of(asked.experiment, experiment, asked.work, asked.set, seed))
+    if not asked.only_collect:
+        with ThreadPoolExecutor(asked.jobs) as pool:
+            list(pool.map(run, every))
+    found = {(arm.name, arm.seed): read(arm) for arm in every if arm.metrics.exists()}
+    if not found:
+        sys.exit(f"no run of {asked.experiment} has come to its end in {asked.work}")
+    document = collect(asked.experiment, experiment, found, asked.samples)
+    path = RESULTS / f"quality-{asked.name or asked.experiment}.json"
+    path.write_text(json.dumps(document, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
+    sys.stdout.write(f"{markdown(document)}\n")
+    for one in directions(cookbook.load(experiment.recipe, experiment.common).recipe):
+        sys.stdout.write(f"{one.name}: {document['signatures']['chrf']}; {document['signatures']['bleu']}\n")
+
+
+if __name__ == "__main__":
+    main()

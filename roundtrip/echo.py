@@ -1,0 +1,27 @@
+"""What becomes of a text that goes there and back: synthetic sources are translated and held against their targets."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+
+from roundtrip.recipe import Generate
+from roundtrip.score import similarity
+from roundtrip.translator import Translator
+
+
+def echo(
+    learner: Translator,
+    pairs: Sequence[tuple[str, str]],
+    settings: Generate,
+    tell: Callable[[int, int], None] = lambda rows, tokens: None,
+) -> list[float]:
+    """Return the chrF of each target against what the learner makes of its synthetic source, greedily; 0 to 100.
+
+    Args:
+        pairs: (synthetic source, real target).
+        settings: engine and batch size; how the sources were written does not matter here.
+        tell: called now and then; may raise to stop.
+    """
+    greedy = settings.model_copy(update={"temperature": 0.0, "samples": 1})
+    written = learner.write([source for source, _ in pairs], greedy, 0, tell=lambda rows, tokens: tell(0, tokens))
+    return [similarity(text, target) for text, (_, target) in zip(written.texts, pairs, strict=True)]

@@ -1,0 +1,39 @@
+"""Synthetic rows of earlier rounds, which later ones learn from again: they accumulate, up to a bound."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+
+from roundtrip.block import SYNTHETIC
+from roundtrip.files import read_rows
+from roundtrip.plan import Phase
+
+
+def path_of(folder: Path, phase: Phase) -> Path:
+    """Return where the rows of a phase are kept."""
+    return folder / f"{phase.number:04d}-{phase.stage}-{phase.direction.name}.jsonl"
+
+
+def earlier_rows(folder: Path, phases: Sequence[Phase], phase: Phase, limit: int) -> list[list[str]]:
+    """Return synthetic rows of the rounds before, the newest first; of a target that came twice the newest alone.
+
+    Newer sources were written by a better direction, so that these stay where there is no room for all.
+
+    Args:
+        folder: `blocks` of the run.
+        phases, phase: of the run, and the one that will learn.
+        limit: at most so many.
+    """
+    found: dict[tuple[int, str], list[str]] = {}
+    targets: dict[str, int] = {}
+    before = [one for one in phases[: phase.number] if one.round and one.direction == phase.direction]
+    for one in reversed(before if limit else []):
+        rows = [row for row in read_rows(path_of(folder, one)) if row[0] == SYNTHETIC]
+        for place, row in enumerate(rows):
+            # Several samples of one line, of one round, stay together.
+            if targets.setdefault(row[2], one.number) == one.number and len(found) < limit:
+                found[one.number * len(rows) + place, row[1]] = row
+        if len(found) == limit:
+            break
+    return list(found.values())

@@ -1,0 +1,728 @@
+"""How sources are written, judged and mixed, when stages end, and what each extra of the objective does to a step."""
+
+from __future__ import annotations
+
+import json
+import os
+import random
+import signal
+from collections import Counter
+from dataclasses import replace
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+from safetensors.torch import load_file
+
+from roundtrip import block as blocks
+from roundtrip import cookbook, identify, telling
+from roundtrip.block import EARLIER, NOISED, REAL, SYNTHETIC
+from roundtrip.engine.batch import Table, collate
+from roundtrip.engine.step import loss_sum, step
+from roundtrip.errors import Interrupted, RecipeError, RunError, TrainingError
+from roundtrip.events import Events
+from roundtrip.files import write_rows
+from roundtrip.identify import Identifier
+from roundtrip.judge import Judged, fault, judge, repeats
+from roundtrip.models.optimizer import Optimizer
+from roundtrip.noise import MOVED, noise
+from roundtrip.plan import FINAL, PARALLEL, TEXT, Direction, Phase, behind, num_rows, num_steps, phases
+from roundtrip.recipe import Change, Generate, Judge, Recipe, Train
+from roundtrip.reservoir import earlier_rows, path_of
+from roundtrip.schedule import describe, settings
+from roundtrip.stall import has_stalled, refuse_cold
+from roundtrip.tokens.template import Row
+from roundtrip.trip import Trip
+from tests.conftest import WriteRecipe, toy_pairs
+from tests.test_engine import rows
+from tests.test_run import assert_same, end_state, go
+
+EN_ES = Direction("en", "es")
+
+
+def recipe_with(path: Path, *overrides: str) -> Recipe:
+    return cookbook.load(str(path), overrides).recipe
+
+
+# ------------------------------------------------------------------------------------------------ writing sources
+
+
+def test_auto_is_greedy_while_the_writer_is_weak_and_samples_once_it_is_warm() -> None:
+    generate = Generate(samples=4)
+    assert generate.temperature == "auto" and generate.heat == 0.0
+    cold, warm = (settings(generate, "en-es", 1, chrf) for chrf in (39.9, 40.0))
+    assert (cold.temperature, cold.samples) == (0.0, 1)
+    assert (warm.temperature, warm.samples) == (0.7, 4)
+    assert describe(generate, cold, "en-es", 39.9) == (
+        "en-es writes greedily: its dev chrF++ 39.9 is below generate.warm_chrf 40"
+    )
+    assert describe(generate, warm, "en-es", 40.0).startswith("en-es samples at temperature 0.7, 4 of each line: its")
+    asked = Generate(temperature=0.3)
+    assert describe(asked, settings(asked, "en-es", 1, 1.0), "en-es", 1.0) == "en-es samples at temperature 0.3"
+
+
+def test_a_schedule_changes_settings_from_a_round_on_for_whom_it_names() -> None:
+    generate = Generate(
+        temperature=0.0,
+        top_k=5,
+        change=(
+            Change(round=3, temperature=1.0, samples=2),
+            Change(round=2, temperature=0.5),
+            Change(round=2, direction="es-en", top_k=0, choose="all"),
+        ),
+    )
+    found = {
+        (name, number): settings(generate, name, number, 0.0) for name in ("en-es", "es-en") for number in (1, 2, 3)
+    }
+    assert [found["en-es", number].temperature for number in (1, 2, 3)] == [0.0, 0.5, 1.0]
+    assert [found["en-es", number].samples for number in (1, 2, 3)] == [1, 1, 2]
+    assert [found["es-en", number].top_k for number in (1, 2, 3)] == [5, 0, 0]
+    assert found["en-es", 3].choose == "dual" and found["es-en", 2].choose == "all"
+    assert all(one.change == () for one in found.values())
+    assert settings(generate, "en-es", 1, 0.0) == generate.model_copy(update={"change": ()})
+
+
+def test_who_writes_how_is_said_and_takes_effect(write_recipe: WriteRecipe, tmp_path: Path) -> None:
+    change = ("[rounds]", '[[generate.change]]\nround = 2\ndirection = "es-en"\ntemperature = 3.0\n\n[rounds]')
+    shown = go(
+        write_recipe(change, ("number = 1", "number = 2")), tmp_path / "run", overrides=("generate.warm_chrf=90.0",)
+    )
+    assert "es-en writes greedily: its dev chrF++" in shown and "is below generate.warm_chrf 90" in shown
+    assert "es-en samples at temperature 3" in shown
+    assert "en-es samples" not in shown
+
+
+# --------------------------------------------------------------------------------------------------------- judging
+
+
+@pytest.mark.parametrize(
+    ("text", "times"),
+    [
+        ("", 1), ("a", 1), ("a a", 2), ("the cat sat on the mat", 1), ("no no no no", 4), ("go on, go on, go on", 2),
+        ("a man and a woman and a man and a woman", 1), ("我我我我", 4), ("ab" * 5, 5), ("a b c d e f g h " * 3, 3),
+    ],
+)  # fmt: skip
+def test_repeats_count_a_phrase_that_follows_itself(text: str, times: int) -> None:
+    assert repeats(text) == times
+
+
+@given(phrase=st.lists(st.sampled_from("abcdefgh"), min_size=1, max_size=8, unique=True), times=st.integers(1, 6))
+def test_a_phrase_that_is_said_so_many_times_is_found(phrase: list[str], times: int) -> None:
+    assert repeats(" ".join(["x", *phrase * times, "y"])) == times
+
+
+def test_sources_that_repeat_themselves_are_rejected_unless_their_target_does() -> None:
+    recipe = Judge(max_ratio=100.0, max_repeats=3)
+    assert fault("no no no no", "eso no", True, recipe) == "repeats itself"
+    assert fault("no no no", "eso no", True, recipe) is None
+    assert fault("no no no no", "nunca nunca nunca nunca", True, recipe) is None
+
+
+def test_a_line_in_the_other_language_is_known_and_a_short_one_is_not_judged() -> None:
+    identifier = Identifier(("en", "fr"))
+    french = "Deux hommes sont assis sur un banc dans le parc, près d'un arbre."
+    english = "Two men are sitting on a bench in the park, next to a tree."
+    assert identifier.is_other(french, "en") and not identifier.is_other(french, "fr")
+    assert identifier.is_other(english, "fr") and not identifier.is_other(english, "en")
+    assert not identifier.is_other("Bonjour", "en")
+    assert identifier.share_right([english, french, "short"], "en") == (0.5, 2)
+    assert judge([french], [True], [english], Judge(), 1.0, lambda text: identifier.is_other(text, "en")).rejected == {
+        "wrong language": 1
+    }
+
+
+@pytest.mark.parametrize(("languages", "match"), [(("en", "en-GB"), "one language"), (("en", "tlh"), "know 'tlh'")])
+def test_languages_that_cannot_be_told_apart_are_refused(languages: tuple[str, str], match: str) -> None:
+    with pytest.raises(RecipeError, match=match):
+        Identifier(languages)
+
+
+def test_a_missing_identifier_says_how_to_get_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(identify.importlib.util, "find_spec", lambda name: None)
+    with pytest.raises(RecipeError, match=r"pip install 'roundtrip-mt\[langid\]'"):
+        Identifier(("en", "es"))
+
+
+def test_languages_are_not_judged_where_real_lines_are_told_wrong(write_recipe: WriteRecipe, tmp_path: Path) -> None:
+    """The toy sentences are too short: there is nothing to be sure by."""
+    shown = go(write_recipe(), tmp_path / "run", overrides=("judge.language=true",))
+    assert "judge.language: not used" in shown
+
+
+def test_languages_are_judged_in_a_run(
+    write_recipe: WriteRecipe, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(identify.Identifier, "share_right", lambda *_: (1.0, 100))
+    seen: Counter[str] = Counter()
+
+    def is_other(self: Identifier, text: str, language: str) -> bool:
+        seen[language] += 1
+        return seen[language] % 2 == 0
+
+    monkeypatch.setattr(identify.Identifier, "is_other", is_other)
+    go(write_recipe(), tmp_path / "run", overrides=("judge.language=true",))
+    assert set(seen) == {"en", "es"}
+    rejected = [event["rejected"] for event in events(tmp_path / "run", "block")]
+    assert all(one["wrong language"] > 0 for one in rejected)
+
+
+def test_sources_that_do_not_lead_back_are_rejected(write_recipe: WriteRecipe, tmp_path: Path) -> None:
+    path = write_recipe(("lines = 24", "lines = 8"))
+    with pytest.raises(TrainingError, match="lost on the way back.*: 8|were rejected") as error:
+        go(path, tmp_path / "run", overrides=("judge.min_round_trip=100.0",))
+    assert "' for '" in error.value.problem, "samples are shown"
+    assert "judge.min_round_trip" in str(error.value.cure)
+    go(path, tmp_path / "low", overrides=("judge.min_round_trip=0.1",))
+
+
+def test_judged_without_counts_what_it_drops() -> None:
+    judged = Judged([("a", "x"), ("b", "y"), ("c", "z")], [0, 2, 5], {"empty": 1})
+    assert judged.without([False, True, True], "why") == Judged([("a", "x")], [0], {"empty": 1, "why": 2})
+    assert judged.without([False] * 3, "why") == judged
+
+
+@pytest.mark.parametrize("reason", ["unfinished", "length ratio", "copy", "repeats itself", "wrong language",
+                                    "lost on the way back", "target too long", "several lines", "empty"])  # fmt: skip
+def test_more_than_half_rejected_says_what_to_try(reason: str) -> None:
+    said: list[str] = []
+    events: Any = SimpleNamespace(log=lambda *a, **k: None, say=said.append)
+    phase = Phase(0, "round-1", 1, EN_ES, False)
+    block = blocks.Block([[SYNTHETIC, "a", "b"]], {}, {reason: 3, "other": 1})
+    telling.tell_block(events, phase, block)
+    assert "more than half" in said[0] and telling.what_to_try({reason: 1}) in said[0]
+    with pytest.raises(TrainingError, match="all 4 synthetic sources.*\n    'bad' for 'good'"):
+        telling.tell_block(events, phase, replace(block, rows=[[REAL, "a", "b"]], thrown=[("bad", "good")]))
+
+
+# ---------------------------------------------------------------------------------------------------------- mixing
+
+
+@given(
+    text=st.text(st.sampled_from("ab cd"), min_size=1).filter(lambda text: len(text.split()) > 1),
+    seed=st.integers(0, 999),
+)
+def test_noise_keeps_words_and_moves_them_only_so_far(text: str, seed: int) -> None:
+    text = " ".join(text.split())
+    words = [f"{number}-{word}" for number, word in enumerate(text.split())]
+    found = noise(" ".join(words), seed).split(" ")
+    assert found and not Counter(found) - Counter(words)
+    left = sorted(words.index(word) for word in found)
+    before = [left.index(words.index(word)) for word in found]
+    assert all(earlier - later <= MOVED for place, earlier in enumerate(before) for later in before[place:])
+    assert found == noise(" ".join(words), seed).split(" ")
+
+
+def test_noise_disturbs_most_sentences_and_text_without_spaces() -> None:
+    sentences = [en for en, _ in toy_pairs()]
+    assert sum(noise(text, seed) != text for seed, text in enumerate(sentences)) > 0.9 * len(sentences)
+    assert noise("我们今天去公园玩得很开心", 1) != "我们今天去公园玩得很开心"
+
+
+def test_the_reservoir_holds_the_newest_rows_and_each_target_once(tmp_path: Path) -> None:
+    made = [
+        Phase(n, f"round-{1 + n // 2}", 1 + n // 2, EN_ES if n % 2 == 0 else EN_ES.reverse, n % 2 == 1)
+        for n in range(8)
+    ]
+    for phase in made:
+        own = [
+            [SYNTHETIC, f"source {phase.round}.{i}", f"target {phase.direction.name} {phase.round + i}"]
+            for i in range(3)
+        ]
+        others = [[REAL, "r", "s"], [EARLIER, "old", "old"], [NOISED, "n", "m"]]
+        write_rows(path_of(tmp_path, phase), own + others)
+    assert earlier_rows(tmp_path, made, made[6], 0) == []
+    assert earlier_rows(tmp_path, made, made[0], 9) == []
+    # Round 3 wrote for targets 3, 4 and 5; of round 2 (2, 3, 4) and 1 (1, 2, 3) one each is left.
+    found = earlier_rows(tmp_path, made, made[6], 9)
+    assert [row[1] for row in found] == ["source 3.0", "source 3.1", "source 3.2", "source 2.0", "source 1.0"]
+    assert earlier_rows(tmp_path, made, made[6], 4) == found[:4]
+    assert all("en-es" in row[2] for row in found)
+
+
+def test_samples_of_one_line_stay_together_in_the_reservoir(tmp_path: Path) -> None:
+    first, second = Phase(0, "round-1", 1, EN_ES, False), Phase(1, "round-2", 2, EN_ES, False)
+    write_rows(path_of(tmp_path, first), [[SYNTHETIC, "a", "x"], [SYNTHETIC, "b", "x"], [SYNTHETIC, "c", "y"]])
+    assert [row[1] for row in earlier_rows(tmp_path, [first, second], second, 9)] == ["a", "b", "c"]
+
+
+def events(folder: Path, kind: str) -> list[dict[str, Any]]:
+    found = map(json.loads, (folder / "events.jsonl").read_text().splitlines())
+    return [event for event in found if event["event"] == kind]
+
+
+EVERYTHING = (
+    "rounds.number=3", "rounds.lines=8", "rounds.reservoir=12", "rounds.noised_share=0.2", "train.final_passes=3",
+    "train.parallel_passes=3", "train.stall=1", "train.synthetic_weight=0.5", "train.label_smoothing=0.1",
+    "train.ema_decay=0.9", "template.synthetic_tag='(draft) '", "generate.temperature=0.8",
+    "judge.min_round_trip=1.0",
+)  # fmt: skip
+
+
+@pytest.fixture(scope="module")
+def everything(tmp_path_factory: pytest.TempPathFactory, model_folder: Path) -> tuple[Path, Path, str]:
+    """A finished run with everything in this file at once."""
+    from tests.conftest import RECIPE
+
+    folder = tmp_path_factory.mktemp("everything")
+    (folder / "toy.tsv").write_text("".join(f"{en}\t{es}\n" for en, es in toy_pairs()), encoding="utf-8")
+    (folder / "small.toml").write_text(RECIPE.format(model=model_folder), encoding="utf-8")
+    return folder / "small.toml", folder / "run", go(folder / "small.toml", folder / "run", overrides=EVERYTHING)
+
+
+def test_everything_at_once_is_mixed_as_asked(everything: tuple[Path, Path, str]) -> None:
+    _, run, _ = everything
+    found = [event for event in events(run, "block") if event["stage"].startswith("round")]
+    for number, event in enumerate(found):
+        before = [one["synthetic"] for one in found[number % 2 : number : 2]]
+        assert event["earlier"] == min(12, sum(before))
+        synthetic = event["synthetic"] + event["earlier"]
+        assert event["real"] == round(synthetic * 0.4 / 0.6)
+        assert event["noised"] == round((synthetic + event["real"]) * 0.2 / 0.8)
+    assert found[-1]["earlier"] == 12
+    stages = list(json.loads((run / "metrics.json").read_text())["test"])
+    assert stages[:3] == ["copy", "base", PARALLEL] and stages[-1] == FINAL
+
+
+def test_everything_at_once_goes_on_as_if_it_had_not_been_stopped(
+    everything: tuple[Path, Path, str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    recipe, whole, _ = everything
+    plain = Trip.step
+    chosen = random.Random(1).sample(
+        range(1, sum(json.loads((whole / "metrics.json").read_text())["steps"].values())), 6
+    )
+    stops = sorted(chosen)
+
+    def stopping(self: Trip, *arguments: Any) -> Any:
+        if stops and self.state.total_steps() == stops[0]:
+            stops.pop(0)
+            os.kill(os.getpid(), signal.SIGTERM)
+        return plain(self, *arguments)
+
+    monkeypatch.setattr(Trip, "step", stopping)
+    resume = False
+    while stops:
+        with pytest.raises(Interrupted):
+            go(recipe, tmp_path / "run", resume=resume, overrides=EVERYTHING)
+        resume = True
+    go(recipe, tmp_path / "run", resume=True, overrides=EVERYTHING)
+    assert_same(end_state(tmp_path / "run"), end_state(whole))
+
+
+def test_a_row_of_the_reservoir_that_is_damaged_is_named(
+    write_recipe: WriteRecipe, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A round learns from files of rounds before it, so its checkpoints stand on these."""
+    plain = Trip.step
+
+    def stopping(self: Trip, phase: Phase, *arguments: Any) -> Any:
+        if phase.round == 2:
+            os.kill(os.getpid(), signal.SIGTERM)
+        return plain(self, phase, *arguments)
+
+    path, overrides = write_recipe(), ("rounds.number=2", "rounds.reservoir=9", "checkpoint.keep=1")
+    with monkeypatch.context() as patch:
+        patch.setattr(Trip, "step", stopping)
+        with pytest.raises(Interrupted):
+            go(path, tmp_path / "run", overrides=overrides)
+    block = next((tmp_path / "run" / "blocks").glob("*round-1-es-en.jsonl"))
+    text = block.read_text()
+    block.write_text(text.replace("a", "b", 1))
+    with pytest.raises(RunError, match="no checkpoint is whole"):
+        go(path, tmp_path / "run", resume=True, overrides=overrides)
+    block.write_text(text)
+    go(path, tmp_path / "run", resume=True, overrides=overrides)
+
+
+def test_the_tag_is_in_training_rows_of_models_only(
+    write_recipe: WriteRecipe, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Spliced or by strings, a synthetic row is tagged; a real one, and what is asked at inference, is not."""
+    made: dict[str, list[tuple[str, str]]] = {}
+
+    for name in ("splice", "strings"):
+        own: list[tuple[str, str]] = []
+        encode = Trip.encode
+
+        def seeing(self: Trip, block: Any, phase: Phase, own: list[tuple[str, str]] = own, encode: Any = encode) -> Any:
+            table = encode(self, block, phase)
+            tokenizer = self.translators[phase.direction.name].base.tokenizer
+            starts = table.offset_R.tolist()
+            texts = [
+                tokenizer.decode(table.ids_X[start : start + size].tolist())
+                for start, size in zip(starts, table.sizes, strict=True)
+            ]
+            own += zip([row[0] for row in block.rows], texts, strict=True)
+            for one in self.translators.values():
+                assert "draft" not in one.template.prompt_text("x")
+            return table
+
+        with monkeypatch.context() as patch:
+            patch.setattr(Trip, "encode", seeing)
+            overrides = ("template.synthetic_tag='(draft) '", f"tokens.road={name}")
+            go(write_recipe(), tmp_path / name, overrides=overrides)
+        made[name] = own
+    assert made["splice"] == made["strings"]
+    tagged = {(kind, "(draft) " in text) for kind, text in made["splice"]}
+    assert tagged == {(REAL, False), (SYNTHETIC, True)}
+    counts = json.loads((tmp_path / "splice" / "metrics.json").read_text())["roads"]
+    assert all(count["splice"] > 0 for count in counts.values())
+
+
+def test_noised_rows_go_from_a_language_into_itself(
+    everything: tuple[Path, Path, str], write_recipe: WriteRecipe, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    seen: list[str] = []
+    encode = Trip.encode
+
+    def seeing(self: Trip, block: Any, phase: Phase) -> Any:
+        table = encode(self, block, phase)
+        tokenizer = self.translators[phase.direction.name].base.tokenizer
+        for (kind, _, _), start, size in zip(block.rows, table.offset_R.tolist(), table.sizes, strict=True):
+            if kind == NOISED:
+                seen.append(tokenizer.decode(table.ids_X[start : start + size].tolist()))
+        return table
+
+    monkeypatch.setattr(Trip, "encode", seeing)
+    go(write_recipe(), tmp_path / "run", overrides=("rounds.noised_share=0.3",))
+    languages = {(text.count("Spanish: "), text.count("English: ")) for text in seen}
+    assert languages == {(2, 0), (0, 2)}
+
+
+# --------------------------------------------------------------------------------------------------- when stages end
+
+
+def test_phases_of_all_stages(write_recipe: WriteRecipe) -> None:
+    path = write_recipe()
+    plain = phases(recipe_with(path, "train.parallel_passes=3", "train.final_passes=2", "rounds.number=2"), 32)
+    assert [(p.stage, p.passes, p.ends_stage) for p in plain[::2]] == [
+        (PARALLEL, 3, False), ("round-1", 1, False), ("round-2", 1, False), (FINAL, 2, False)
+    ]  # fmt: skip
+    assert [p.number for p in plain] == list(range(8)) and all(p.ends_stage for p in plain[1::2])
+    stalling = phases(recipe_with(path, "train.parallel_passes=3", "train.stall=1"), 32)
+    assert [(p.stage, p.passes) for p in stalling] == [(PARALLEL, 1)] * 6 + [("round-1", 1)] * 2
+    assert [p.number for p in stalling if p.ends_stage] == [5, 7]
+    # Enough passes lead to the first round, enough rounds to what is behind them.
+    assert behind(stalling, stalling[1], enough=True) == 6 and behind(stalling, stalling[1], enough=False) == 2
+    assert behind(plain, plain[3], enough=True) == 6 and behind(plain[:6], plain[3], enough=True) == 6
+
+
+def test_the_plan_counts_every_row(write_recipe: WriteRecipe) -> None:
+    path = write_recipe()
+    recipe = recipe_with(
+        path, "rounds.number=3", "rounds.reservoir=30", "rounds.noised_share=0.5", "train.final_passes=2"
+    )
+    assert [num_rows(recipe, number, 32) for number in (1, 2, 3)] == [2 * 40, 2 * 80, 2 * 90]
+    assert num_steps(recipe, 32) == 3 * 2 + 5 + 10 + 12
+
+
+@given(values=st.lists(st.integers(0, 9), max_size=12), patience=st.integers(1, 4))
+def test_a_stall_is_so_many_values_that_are_no_better_than_the_best_before(values: list[int], patience: int) -> None:
+    expected = len(values) > patience and all(value <= max(values[:-patience]) for value in values[-patience:])
+    assert has_stalled(values, patience) == expected
+    assert has_stalled([-value for value in values], patience, lower=True) == expected
+
+
+def test_passes_end_at_a_stall(write_recipe: WriteRecipe, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Dev gets cheaper in the first direction for three passes, in the other one for two."""
+    losses = {"en-es": [3.0, 2.0, 1.0, 1.5, 1.6, 0.1], "es-en": [3.0, 2.0, 2.0, 2.5, 2.0, 0.1]}
+    monkeypatch.setattr("roundtrip.scorer.Scorer.dev_loss", lambda self, direction: losses[direction.name].pop(0))
+    shown = go(write_recipe(), tmp_path / "run", overrides=("train.parallel_passes=6", "train.stall=2"))
+    assert "parallel: no pass has made dev cheaper for 2; it ends here" in shown
+    assert losses == {"en-es": [0.1], "es-en": [0.1]}
+    metrics = json.loads((tmp_path / "run" / "metrics.json").read_text())
+    assert metrics["steps"]["en-es"] == 5 * 2 + 3 and list(metrics["test"]) == ["copy", "base", PARALLEL, "round-1"]
+
+
+def test_what_dev_costs_is_what_the_step_would_say(write_recipe: WriteRecipe, tmp_path: Path) -> None:
+    """The look after a pass goes by likelihoods, training by the loss: one number by two roads."""
+    seen: list[tuple[float, float]] = []
+    from roundtrip.scorer import Scorer, texts
+
+    plain = Scorer.dev_loss
+
+    def both(self: Scorer, direction: Direction) -> float:
+        one = self.translators[direction.name]
+        pairs = list(zip(*texts(self.corpora, self.recipe, "dev", direction), strict=True))
+        table = Table.of(one.template.rows(pairs))
+        batch = collate(table, range(len(table)), one.base.pad_id)
+        with torch.no_grad(), one.learner.generating() as model:
+            expected = float(loss_sum(model, batch)) / int((batch.labels_BT != -100).sum())
+        seen.append((plain(self, direction), expected))
+        return seen[-1][0]
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(Scorer, "dev_loss", both)
+        go(write_recipe(), tmp_path / "run", overrides=("train.parallel_passes=2", "train.stall=1"))
+    assert len(seen) == 4
+    for found, expected in seen:
+        assert found == pytest.approx(expected, rel=1e-4)
+
+
+def test_rounds_end_when_patience_does(
+    write_recipe: WriteRecipe, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    scores = {"base": 1.0, PARALLEL: 5.0, "round-1": 9.0, "round-2": 9.0, "round-3": 8.0, "round-4": 99.0, FINAL: 9.5}
+
+    def translations(self: Any, part: str, stage: str) -> dict[str, dict[str, float]]:
+        for direction in ("en-es", "es-en"):  # the table shows samples of what was translated
+            path = self.run.translations / f"{part}.{stage}.{direction}.txt"
+            path.parent.mkdir(exist_ok=True)
+            path.write_text("a\n" * 12)
+        return {name: {"chrf": scores[stage], "bleu": 0.0, "unfinished": 0} for name in ("en-es", "es-en")}
+
+    monkeypatch.setattr("roundtrip.scorer.Scorer.translations", translations)
+    overrides = ("rounds.number=5", "rounds.lines=4", "rounds.patience=2", "train.final_passes=1")
+    shown = go(write_recipe(), tmp_path / "run", overrides=overrides)
+    assert "no better round for 2: no further one begins" in shown
+    metrics = json.loads((tmp_path / "run" / "metrics.json").read_text())
+    assert list(metrics["dev"]) == ["copy", "base", PARALLEL, "round-1", "round-2", "round-3", FINAL]
+    assert metrics["best"] == FINAL
+
+
+def test_a_cold_start_is_refused_with_the_figures(
+    write_recipe: WriteRecipe, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = write_recipe(("warm_start = false", "warm_start = true"))
+    both = {name: {"chrf": 99.0, "bleu": 99.0} for name in ("en-es", "es-en")}
+    monkeypatch.setattr("roundtrip.scorer.Scorer.copies", lambda self, part: both)
+    with pytest.raises(TrainingError, match="no better than copying the source does: .* chrF.. .*, copying") as error:
+        go(path, tmp_path / "run")
+    assert "rounds.warm_start = false" in str(error.value.cure)
+    assert not list((tmp_path / "run" / "blocks").glob("*round*")), "nothing was written"
+
+
+@pytest.mark.parametrize(("now", "cold"), [(10.0, True), (10.1, False)])
+def test_cold_is_who_is_not_above_copying(now: float, cold: bool, write_recipe: WriteRecipe) -> None:
+    recipe = recipe_with(write_recipe(("warm_start = false", "warm_start = true")))
+    both = {"en-es": {"chrf": 10.0}, "es-en": {"chrf": 10.0}}
+    scores = {"copy": both, PARALLEL: {"en-es": {"chrf": 50.0}, "es-en": {"chrf": now}}}
+    if cold:
+        with pytest.raises(TrainingError, match="es-en"):
+            refuse_cold(recipe, scores)
+    else:
+        refuse_cold(recipe, scores)
+
+
+# -------------------------------------------------------------------------------------------------- from scratch
+
+
+def test_both_directions_begin_with_one_start_and_read_plain_text_once(
+    write_recipe: WriteRecipe, tmp_path: Path
+) -> None:
+    scratch = "[model.from_scratch]\nvocabulary = 420\nlayers = 2\nwidth = 48\nheads = 4\npositions = 128\n[model]"
+    text = write_recipe().read_text()
+    model = next(line for line in text.splitlines() if line.startswith("path = "))
+    path = write_recipe(
+        (model, ""), ("[model]", scratch), ("rank = 4\ndropout = 0.1", 'method = "full"'), ("number = 1", "number = 0")
+    )
+    settings = ("train.text_lines=40", "train.parallel_passes=1")
+    go(path, tmp_path / "run", overrides=settings)
+    steps = json.loads((tmp_path / "run" / "metrics.json").read_text())["steps"]
+    assert steps["en-es"] == steps["es-en"] == 5 + 2
+    assert len([event for event in events(tmp_path / "run", "step") if event["direction"] == "en-es"]) == 7
+    assert len([event for event in events(tmp_path / "run", "step") if event["direction"] == "es-en"]) == 2
+    own = [load_file(tmp_path / "run" / "adapters" / TEXT / name / "model.safetensors") for name in ("en-es", "es-en")]
+    assert all(torch.equal(own[0][key], own[1][key]) for key in own[0])
+    apart = go(path, tmp_path / "apart", overrides=(*settings, "model.shared=false"))
+    assert apart.count("text: ") and len(events(tmp_path / "apart", "step")) == 14
+
+
+def test_plain_text_alone_is_a_run(write_recipe: WriteRecipe, tmp_path: Path) -> None:
+    path = write_recipe(("number = 1", "number = 0"))
+    go(path, tmp_path / "run", overrides=("train.text_lines=16", "train.parallel_passes=0"))
+    assert (tmp_path / "run" / "adapters" / TEXT / "en-es").is_dir()
+
+
+# ------------------------------------------------------------------------------------------------------ the objective
+
+
+def stepped(two: Any, table: Table, budget: int = 100, **settings: Any) -> tuple[float, dict[str, torch.Tensor]]:
+    """Return loss and gradients of one step, which is not taken."""
+    from roundtrip.models import adapters
+
+    adapters.choose(two, "en-es", train=True)
+    two.eval()
+    learnt = adapters.parameters(two, "en-es")
+    found: dict[str, torch.Tensor] = {}
+
+    class Seen(Optimizer):
+        def step(self, scale: float, **others: Any) -> float:
+            found.update({name: p.grad.clone() * scale for name, p in learnt.items()})
+            self.forget()
+            return 1.0
+
+    result = step(two, Seen(learnt, Train(), 9), table, range(len(table)), 0, budget, 1, **settings)
+    return result.loss, found
+
+
+@pytest.fixture
+def two(model_folder: Path) -> Any:
+    from transformers import AutoModelForCausalLM
+
+    from roundtrip.models import adapters
+    from roundtrip.recipe import Adapter
+
+    made = adapters.add(
+        AutoModelForCausalLM.from_pretrained(model_folder).requires_grad_(False),
+        dict.fromkeys(["en-es", "es-en"], Adapter(rank=4)),
+        1,
+    )
+    for parameter in adapters.parameters(made, "en-es").values():
+        torch.nn.init.normal_(parameter, std=0.1, generator=torch.Generator().manual_seed(2))
+    return made
+
+
+def weighted(made: list[Row], weights: list[float]) -> Table:
+    tables = [Table.of([row], weight=weight) for row, weight in zip(made, weights, strict=True)]
+    whole = tables[0]
+    for table in tables[1:]:
+        whole = whole.plus(table)
+    return whole
+
+
+def test_a_weighted_step_is_the_weighted_mean_of_its_rows(two: Any) -> None:
+    made, weights = rows(6, seed=5), [1.0, 0.25, 0.25, 1.0, 0.5, 1.0]
+    loss, grads = stepped(two, weighted(made, weights))
+    labels = [len(row.ids) - row.start for row in made]
+    counted = sum(weight * number for weight, number in zip(weights, labels, strict=True))
+    alone = [stepped(two, Table.of([row])) for row in made]
+    shares = [weight * number / counted for weight, number in zip(weights, labels, strict=True)]
+    assert loss == pytest.approx(sum(share * one for share, (one, _) in zip(shares, alone, strict=True)), rel=1e-5)
+    for name, grad in grads.items():
+        expected = sum(share * own[name] for share, (_, own) in zip(shares, alone, strict=True))
+        torch.testing.assert_close(grad, expected, rtol=1e-3, atol=1e-6)
+
+
+def test_weights_of_one_change_nothing_and_a_common_factor_cancels(two: Any) -> None:
+    made = rows(6, seed=6)
+    plain, half = stepped(two, Table.of(made)), stepped(two, Table.of(made, weight=0.5))
+    assert half[0] == pytest.approx(plain[0], rel=1e-6)
+    for name, grad in plain[1].items():
+        torch.testing.assert_close(half[1][name], grad, rtol=1e-4, atol=1e-7)
+
+
+def test_weights_follow_their_rows_through_picking() -> None:
+    table = weighted(rows(4), [1.0, 0.5, 0.25, 0.125]).pick([3, 0, 2])
+    assert table.weights == [0.125, 1.0, 0.25]
+    assert Table.of(rows(2)).plus(table).weights == [1.0, 1.0, 0.125, 1.0, 0.25]
+
+
+def test_smoothed_labels_cost_what_torch_says(two: Any) -> None:
+    table = Table.of(rows(4, seed=7))
+    batch = collate(table, range(4), 0)
+    keep_BT, targets_N = batch.predictions()
+    with torch.no_grad():
+        logits_NV = two(input_ids=batch.ids_BT, **batch.inputs).logits[keep_BT].float()
+        log_NV = logits_NV.log_softmax(-1)
+        plain = -log_NV.gather(1, targets_N[:, None])[:, 0]
+        expected = (0.8 * plain + 0.2 * -log_NV.mean(-1)).sum()
+        torch.testing.assert_close(loss_sum(two, batch, smoothing=0.2), expected, rtol=1e-4, atol=1e-3)
+        torch.testing.assert_close(loss_sum(two, batch), plain.sum(), rtol=1e-4, atol=1e-3)
+    assert stepped(two, table, smoothing=0.2)[0] > stepped(two, table)[0] or float(expected) != float(plain.sum())
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_the_average_is_that_of_the_past_and_is_put_back(dtype: torch.dtype) -> None:
+    """Also where a parameter is its own master, over the same memory."""
+    parameter = torch.nn.Parameter(torch.linspace(-1, 1, 12, dtype=dtype).view(3, 4))
+    optimizer = Optimizer({"w": parameter}, Train(lr=0.1, schedule="constant", ema_decay=0.6, lr_warmup_steps=0), 9)
+    expected = parameter.detach().float().clone()
+    for number in range(5):
+        parameter.grad = torch.full_like(parameter, 0.1 * (number + 1))
+        optimizer.step(1.0)
+        decay = min(0.6, (1 + number) / (10 + number))
+        expected += (1 - decay) * (optimizer.state()["master/w"] - expected)
+    now = parameter.detach().clone()
+    torch.testing.assert_close(optimizer.state()["average/w"], expected)
+    with optimizer.averaged():
+        torch.testing.assert_close(parameter.detach().float(), expected.to(dtype).float())
+        assert not torch.equal(parameter.detach(), now)
+    assert torch.equal(parameter.detach(), now)
+    saved = {name: value.clone() for name, value in optimizer.state().items()}
+    other = Optimizer({"w": torch.nn.Parameter(torch.zeros(3, 4, dtype=dtype))}, optimizer.recipe, 9)
+    other.adopt(optimizer)
+    assert all(torch.equal(value, other.state()[name]) for name, value in saved.items())
+    assert other.step_number == 5 and other.digest() == optimizer.digest()
+
+
+def test_without_a_decay_nothing_is_averaged() -> None:
+    parameter = torch.nn.Parameter(torch.ones(2, 2))
+    optimizer = Optimizer({"w": parameter}, Train(), 9)
+    assert set(optimizer.state()) == {"master/w"}
+    with optimizer.averaged():
+        assert torch.equal(parameter, torch.ones(2, 2))
+
+
+# ------------------------------------------------------------------------------------------------- what makes no sense
+
+
+@pytest.mark.parametrize(
+    ("overrides", "problem"),
+    [
+        (("rounds.number=0", "train.synthetic_weight=0.5"), "train.synthetic_weight: does nothing"),
+        (("rounds.number=0", "template.synthetic_tag='t '"), "template.synthetic_tag: does nothing"),
+        (("rounds.number=0", "judge.language=true"), "judge.language: does nothing"),
+        (("rounds.number=0", "rounds.reservoir=5"), "rounds.reservoir: does nothing"),
+        (("rounds.reservoir=5",), "rounds.reservoir: there are no earlier rounds"),
+        (("rounds.number=2", "rounds.patience=2"), "rounds.patience: 2 of 2 rounds"),
+        (("train.stall=1",), "train.stall: 1 passes without a gain cannot be seen in 1"),
+        (("generate.temperature=0.5", "generate.warm_chrf=5.0"), "generate.warm_chrf: only temperature = 'auto'"),
+        (
+            ("generate.change=[{round=9, temperature=0.5}]",),
+            "generate.change.0.round: 9, and there are rounds.number = 1",
+        ),
+        (
+            ("generate.change=[{direction='en-fr', samples=2}]",),
+            "generate.change.0.direction: 'en-fr' is not one of en-es",
+        ),
+        (("generate.change=[{round=1}]",), "generate.change.0: changes nothing"),
+        (("generate.temperature=0.0", "generate.samples=3"), "generate.samples: they are all the same"),
+        (("data.cut.dev=0",), "data.cut.dev: 0, and there is no data.dev"),
+        (("data.dev='toy.tsv'",), "data.cut: excludes data.dev"),
+    ],
+)
+def test_settings_that_make_no_sense_are_named(
+    overrides: tuple[str, ...], problem: str, write_recipe: WriteRecipe
+) -> None:
+    with pytest.raises(RecipeError) as error:
+        cookbook.load(str(write_recipe()), overrides)
+    assert problem in str(error.value)
+
+
+def test_a_cut_keeps_given_dev_and_test_out_of_training(write_recipe: WriteRecipe, tmp_path: Path) -> None:
+    from roundtrip.text.prepare import prepare
+
+    pairs = toy_pairs()
+    path = write_recipe()
+    (tmp_path / "dev.tsv").write_text("".join(f"{en}\t{es}\n" for en, es in pairs[:9]), encoding="utf-8")
+    settings = ("data.cut.dev=0", "data.dev='dev.tsv'")
+    loaded = cookbook.load(str(path), settings)
+    folders = []
+    for number, more in enumerate([(), ("seed=99",), ("data.cut.seed=3", "seed=99"), ("data.cut.seed=4",)]):
+        folder = tmp_path / str(number)
+        folder.mkdir()
+        found = prepare(cookbook.load(str(path), (*settings, *more)).recipe, loaded.folder, folder, lambda text: None)
+        assert list(found.dev) == pairs[:9] and len(found.test) == 12 and len(found.train) == 32
+        sides = [{row[side] for row in found.dev} for side in (0, 1)]
+        assert not any(row[side] in sides[side] for row in (*found.train, *found.test) for side in (0, 1))
+        assert found.counts["corpus"]["also in dev or test"] == 9
+        folders.append(list(found.train))
+    assert folders[0] != folders[1] and folders[0] == folders[2] and folders[2] != folders[3]
+
+
+def test_settings_of_generation_reach_who_writes(write_recipe: WriteRecipe, tmp_path: Path) -> None:
+    """`check` shows what a recipe with everything would do."""
+    import io
+
+    from rich.console import Console
+
+    from roundtrip.running import check
+
+    shown = io.StringIO()
+    check(cookbook.load(str(write_recipe()), EVERYTHING), Events(Console(file=shown, width=200)))
+    assert "8 new lines, 8 synthetic sources, 12 earlier ones and 13 real pairs, and 8 noised lines" in shown.getvalue()
