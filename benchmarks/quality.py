@@ -327,6 +327,7 @@ def main() -> None:
     parser.add_argument("--seeds", nargs="+", type=int, help="in place of the experiment's own")
     parser.add_argument("--set", action="append", default=[], help="change a key of all runs")
     parser.add_argument("--samples", type=int, default=1000, help="of the bootstrap")
+    parser.add_argument("--only-run", action="store_true", help="collect nothing: that is done on another machine")
     parser.add_argument("--only-collect", action="store_true", help="run nothing; take what is there")
     parser.add_argument("--name", help="of the result, where it is not the experiment's")
     asked = parser.parse_args()
@@ -340,6 +341,8 @@ def main() -> None:
     if not asked.only_collect:
         with ThreadPoolExecutor(asked.jobs) as pool:
             list(pool.map(run, every))
+    if asked.only_run:
+        return
     found = {(arm.name, arm.seed): read(arm) for arm in every if arm.metrics.exists()}
     if not found:
         sys.exit(f"no run of {asked.experiment} has come to its end in {asked.work}")
