@@ -149,16 +149,22 @@ class Arm:
         return self.folder / "metrics.json"
 
 
-def arms(name: str, experiment: Experiment, work: Path, extra: Sequence[str], only: Sequence[str]) -> Iterator[Arm]:
-    """Yield every run of an experiment, one seed after the other."""
+def arms(
+    name: str, experiment: Experiment, work: Path, extra: Sequence[str], only: Sequence[str], *, to_run: bool = True
+) -> Iterator[Arm]:
+    """Yield every run of an experiment, one seed after the other.
+
+    Args:
+        to_run: False where they are looked at only; what they begin with need not be there.
+    """
     for seed in experiment.seeds:
         for arm, changes in experiment.arms.items():
             if only and arm not in only:
                 continue
             overrides = (*experiment.common, *changes, *extra, f"seed={seed}")
-            if experiment.start is not None:
+            if experiment.start is not None and to_run:
                 overrides = (*overrides, *_begun(name, experiment.start, work, seed))
-            if arm == PAIRS_ONLY:
+            if arm == PAIRS_ONLY and to_run:
                 overrides = (*overrides, *equal_steps(cookbook.load(experiment.recipe, overrides).recipe))
             place = work / name / f"{arm.replace(' ', '-').replace(',', '')}-{seed}"
             yield Arm(arm, seed, experiment.recipe, overrides, place)
@@ -271,7 +277,6 @@ def collect(name: str, experiment: Experiment, found: Mapping[tuple[str, int], F
         "experiment": name,
         "recipe": experiment.recipe,
         "command": " ".join(["python -m benchmarks.quality", *sys.argv[1:]]),
-        "hardware": processor(),
         "versions": versions(),
         "signatures": score.signatures() | {"bleu_lowercased": str(_lowercased_signature())},
         "baseline": experiment.baseline,
@@ -329,6 +334,7 @@ def main() -> None:
     parser.add_argument("--samples", type=int, default=1000, help="of the bootstrap")
     parser.add_argument("--only-run", action="store_true", help="collect nothing: that is done on another machine")
     parser.add_argument("--only-collect", action="store_true", help="run nothing; take what is there")
+    parser.add_argument("--hardware", help="what they ran on, where that was another machine")
     parser.add_argument("--name", help="of the result, where it is not the experiment's")
     asked = parser.parse_args()
     experiment = EXPERIMENTS[asked.experiment]
@@ -337,7 +343,7 @@ def main() -> None:
     if not asked.only_collect and experiment.start is not None:
         for seed in experiment.seeds:
             run(start_of(asked.experiment, experiment.start, asked.work, asked.set, seed))
-    every = list(arms(asked.experiment, experiment, asked.work, asked.set, asked.arms))
+    every = list(arms(asked.experiment, experiment, asked.work, asked.set, asked.arms, to_run=not asked.only_collect))
     if not asked.only_collect:
         with ThreadPoolExecutor(asked.jobs) as pool:
             list(pool.map(run, every))
@@ -346,7 +352,10 @@ def main() -> None:
     found = {(arm.name, arm.seed): read(arm) for arm in every if arm.metrics.exists()}
     if not found:
         sys.exit(f"no run of {asked.experiment} has come to its end in {asked.work}")
-    document = collect(asked.experiment, experiment, found, asked.samples)
+    document = collect(asked.experiment, experiment, found, asked.samples) | {
+        "hardware": asked.hardware or processor(),
+        "set": [*experiment.common, *asked.set],
+    }
     path = RESULTS / f"quality-{asked.name or asked.experiment}.json"
     path.write_text(json.dumps(document, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
     sys.stdout.write(f"{markdown(document)}\n")
