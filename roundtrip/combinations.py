@@ -94,6 +94,10 @@ def _rounds(recipe: Recipe) -> list[str]:
         problems.append("rounds.reservoir: there are no earlier rounds to keep rows of; set rounds.number")
     elif rounds.patience >= rounds.number:
         problems.append(f"rounds.patience: {rounds.patience} of {rounds.number} rounds can never be waited for")
+    if recipe.blind and train.stall:
+        problems.append("train.stall: is seen on parallel dev pairs, and there is no data.dev")
+    if not recipe.blind and "round_trip_lines" in recipe.score.model_fields_set:
+        problems.append("score.round_trip_lines: does nothing where there are parallel dev pairs")
     if train.stall and max(train.parallel_passes, train.final_passes) <= train.stall:
         problems.append(
             f"train.stall: {train.stall} passes without a gain cannot be seen in {train.parallel_passes} "
@@ -198,7 +202,10 @@ def _data(recipe: Recipe) -> list[str]:
     if data.cut is not None and not data.cut.corpus:
         problems.append("data.cut.corpus: no source given")
     if data.cut is None:
-        problems += [f"data.{key}: nothing given; needed for scores" for key in ("dev", "test") if key not in named]
+        if "test" not in named:
+            problems.append("data.test: nothing given; needed for scores")
+        if "dev" not in named and not (recipe.rounds.number and all(data.mono.get(code) for code in codes)):
+            problems.append("data.dev: nothing given; needed for scores (or data.mono of both languages, and rounds)")
         if not data.train and not recipe.rounds.number:
             problems.append("data.train: nothing to train on, and rounds.number is 0")
         for code in codes:

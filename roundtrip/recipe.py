@@ -260,6 +260,7 @@ class Score(Section):
     """How translations are scored; sacreBLEU tokenizers by target language, `13a` where none is named."""
 
     bleu_tokenize: dict[str, BleuTokenizer] = Field(default_factory=dict)
+    round_trip_lines: Positive = 200
     bootstrap_samples: Positive = 1000
 
 
@@ -299,6 +300,11 @@ class Recipe(Section):
         scratch = any(model.from_scratch is not None for model in self.model.values())
         given = self.data.cut is not None or all(self.data.mono.get(code) for code in self.languages)
         return bool(self.rounds.number or self.train.text_lines) or (scratch and given)
+
+    @property
+    def blind(self) -> bool:
+        """Whether there are no parallel dev pairs: stages are chosen by how monolingual lines come back."""
+        return self.data.cut is None and not self.data.dev
 
     @property
     def one_start(self) -> bool:

@@ -106,7 +106,8 @@ def show(metrics: Mapping[str, Any], run: Run, console: Console) -> None:
     table.add_column("after")
     for name in names:
         table.add_column(name, justify="right")
-    table.add_column("dev mean chrF++", justify="right")
+    blind = any("copied" in one for scores in metrics["dev"].values() for one in scores.values())
+    table.add_column("mean chrF++ there and back" if blind else "dev mean chrF++", justify="right")
     for stage, scores in metrics["test"].items():
         dev = metrics["dev"].get(stage)
         mean = f"{mean_chrf(dev):.1f}" if dev else "-"
@@ -115,6 +116,9 @@ def show(metrics: Mapping[str, Any], run: Run, console: Console) -> None:
         cells = [f"{scores[name]['chrf']:.1f} / {scores[name]['bleu']:.1f}" for name in names]
         table.add_row(marked, *cells, mean, style="bold" if stage == metrics["best"] else None)
     console.print(table)
+    if blind:
+        shares = ", ".join(f"{metrics['dev'][metrics['best']][name]['copied']:.0%} of {name}" for name in names)
+        _line(console, Text(f"Chosen without dev pairs, by lines that went there and back; copies: {shares}", "bold"))
     for stage, scores in metrics["test"].items():
         cut = {name: scores[name].get("unfinished", 0) for name in names}
         if any(cut.values()):

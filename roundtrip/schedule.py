@@ -6,7 +6,7 @@ from __future__ import annotations
 from roundtrip.recipe import Generate
 
 
-def settings(generate: Generate, writer: str, number: int, dev_chrf: float) -> Generate:
+def settings(generate: Generate, writer: str, number: int, dev_chrf: float | None) -> Generate:
     """Return how a direction writes in a round.
 
     Sampled sources are more varied and teach more once the writer is good; those of a weak one are noise, and greedy
@@ -16,7 +16,7 @@ def settings(generate: Generate, writer: str, number: int, dev_chrf: float) -> G
         generate: of the recipe.
         writer: name of the direction that writes.
         number: of the round, from 1.
-        dev_chrf: chrF++ of the writer on dev as it is now.
+        dev_chrf: chrF++ of the writer on dev as it is now; None where there are no dev pairs.
 
     Returns:
         Settings with a temperature that is a number, and without changes.
@@ -27,18 +27,20 @@ def settings(generate: Generate, writer: str, number: int, dev_chrf: float) -> G
             values = change.model_dump(exclude={"round", "direction"}, exclude_none=True)
             found = found.model_copy(update=values)
     heat = found.heat
-    if found.temperature == "auto" and dev_chrf >= found.warm_chrf:
+    if found.temperature == "auto" and dev_chrf is not None and dev_chrf >= found.warm_chrf:
         heat = found.warm_temperature
     # Greedy ones of one line are all the same.
     samples = found.samples if heat else 1
     return found.model_copy(update={"temperature": heat, "samples": samples, "change": ()})
 
 
-def describe(asked: Generate, taken: Generate, writer: str, dev_chrf: float) -> str:
+def describe(asked: Generate, taken: Generate, writer: str, dev_chrf: float | None) -> str:
     """Return what was taken and why, in a few words."""
     how = f"samples at temperature {taken.heat:g}" if taken.heat else "writes greedily"
     if taken.samples > 1:
         how += f", {taken.samples} of each line"
+    if dev_chrf is None:
+        return f"{writer} {how}" + (": no dev pairs tell how warm it is" if asked.temperature == "auto" else "")
     warm = "below" if dev_chrf < asked.warm_chrf else "at or above"
     why = f": its dev chrF++ {dev_chrf:.1f} is {warm} generate.warm_chrf {asked.warm_chrf:g}"
     return f"{writer} {how}{why if asked.temperature == 'auto' else ''}"

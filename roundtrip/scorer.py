@@ -39,6 +39,9 @@ class Scorer:
 
     def copies(self, part: str) -> dict[str, dict[str, float]]:
         """Score the sources themselves as translations, by direction."""
+        if part == "dev" and self.recipe.blind:
+            # What is copied comes back whole.
+            return {d.name: {"bleu": 100.0, "chrf": 100.0, "copied": 1.0} for d in directions(self.recipe)}
         found = {}
         for direction in directions(self.recipe):
             sources, references = texts(self.corpora, self.recipe, part, direction)
@@ -49,8 +52,12 @@ class Scorer:
         """Translate `dev` or `test` greedily with both directions, keep the text, and score it.
 
         Returns:
-            By direction: `bleu`, `chrf`, and `unfinished`, the number of hypotheses cut at their length limit.
+            By direction: `bleu`, `chrf`, and `unfinished`, the number of hypotheses cut at their length limit. Of dev
+            without pairs the scores are those of lines that went there and back, which begins with the direction, and
+            `copied` is the share of hypotheses that are copies of their sources.
         """
+        if part == "dev" and self.recipe.blind:
+            return {d.name: self._there_and_back(stage, d) for d in directions(self.recipe)}
         return {direction.name: self._one(part, stage, direction) for direction in directions(self.recipe)}
 
     def dev_loss(self, direction: Direction) -> float:
@@ -64,7 +71,36 @@ class Scorer:
 
     def _one(self, part: str, stage: str, direction: Direction) -> dict[str, float]:
         sources, references = texts(self.corpora, self.recipe, part, direction)
-        with self.events.task("scoring", f"{stage}: {direction.name} translates {part}", len(sources)) as task:
+        lines, unfinished = self._translate(sources, stage, direction, f"translates {part}")
+        self._keep(lines, part, stage, direction)
+        scores = score.corpus(lines, references, bleu_tokenize(self.recipe, direction)).to_dict()
+        return scores | {"unfinished": unfinished}
+
+    def _there_and_back(self, stage: str, direction: Direction) -> dict[str, float]:
+        """Translate lines, translate the translations back, and score these against the lines.
+
+        The only measure without pairs; how well it goes with quality is another question (round-trip evaluation,
+        https://aclanthology.org/U05-1019). Copying is perfect by it, so the share of copies stands beside it.
+        """
+        lines, _ = texts(self.corpora, self.recipe, "dev", direction)
+        there, unfinished = self._translate(lines, stage, direction, "translates lines")
+        self._keep(there, "dev", stage, direction)
+        reverse = self.translators[direction.reverse.name]
+        settings, prompts = greedy(self.recipe), reverse.template.prompts(there)
+        # What has grown over the limit of the model does not come back.
+        fitting = [
+            text if reverse.fits(reverse.num_needed(prompt, settings)) else ""
+            for text, prompt in zip(there, prompts, strict=True)
+        ]
+        back, _ = self._translate(fitting, stage, direction.reverse, "translates them back")
+        limit = self.recipe.judge.max_copy
+        copied = sum(score.similarity(text, line) >= limit for text, line in zip(there, lines, strict=True))
+        scores = score.corpus(back, lines, bleu_tokenize(self.recipe, direction.reverse)).to_dict()
+        return scores | {"unfinished": unfinished, "copied": copied / len(lines)}
+
+    def _translate(self, sources: list[str], stage: str, direction: Direction, what: str) -> tuple[list[str], int]:
+        """Translate greedily; return one line each, and how many were cut at their length limit."""
+        with self.events.task("scoring", f"{stage}: {direction.name} {what}", len(sources)) as task:
             written = self.translators[direction.name].write(
                 sources,
                 greedy(self.recipe),
@@ -73,12 +109,12 @@ class Scorer:
                 tell=self.tell_of(task),
                 halved=self.events.halved,
             )
-        lines = [" ".join(text.split()) for text in written.texts]
+        return [" ".join(text.split()) for text in written.texts], written.finished.count(False)
+
+    def _keep(self, lines: list[str], part: str, stage: str, direction: Direction) -> None:
         path = translations_path(self.run, part, stage, direction)
         if self.translators[direction.name].ranks.first:
             self.run.disk.keep(lambda: write_text(path, "".join(f"{line}\n" for line in lines)), path)
-        scores = score.corpus(lines, references, bleu_tokenize(self.recipe, direction)).to_dict()
-        return scores | {"unfinished": written.finished.count(False)}
 
 
 def greedy(recipe: Recipe) -> Generate:

@@ -48,6 +48,12 @@ class Stages:
 
     def begin(self, state: State) -> State:
         """Score copying the source and the bare base on dev, the floor of every comparison."""
+        if self.recipe.blind:
+            number = len(self.corpora.dev)
+            self.events.say(
+                f"  warning: there are no dev pairs; stages are chosen by the chrF++ of {number} lines that go there "
+                "and back. Copying is perfect by it: watch the copies, and prefer a few dozen real pairs"
+            )
         return self._score(replace(state, scores={"copy": self.scorer.copies("dev")}), BASE)
 
     def end(self, state: State, phases: list[Phase], phase: Phase) -> State:
@@ -111,9 +117,14 @@ class Stages:
         if best == stage != BASE:
             self.keeping.best(stage)
         self.events.log("dev", stage=stage, scores=found, best=best)
-        shown = ", ".join(f"{name} chrF++ {s['chrf']:.1f} BLEU {s['bleu']:.1f}" for name, s in found.items())
-        self.events.say(f"  dev after {stage}: {shown}")
+        shown = ", ".join(f"{name} {_shown(one)}" for name, one in found.items())
+        self.events.say(f"  {'there and back' if self.recipe.blind else 'dev'} after {stage}: {shown}")
         return replace(state, scores=scores, best=best)
+
+
+def _shown(scores: Mapping[str, float]) -> str:
+    copies = f" copies {scores['copied']:.0%}" if "copied" in scores else ""
+    return f"chrF++ {scores['chrf']:.1f} BLEU {scores['bleu']:.1f}{copies}"
 
 
 def best_stage(scores: Mapping[str, Mapping[str, Mapping[str, float]]]) -> str:

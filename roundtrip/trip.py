@@ -117,7 +117,7 @@ class Trip:
         """Have the reverse direction write sources."""
         writer = phase.direction.reverse.name
         road = self.roads[phase.direction.name]
-        chrf = list(self.state.scores.values())[-1][writer]["chrf"]
+        chrf = None if self.recipe.blind else list(self.state.scores.values())[-1][writer]["chrf"]
         settings = schedule.settings(self.recipe.generate, writer, phase.round, chrf)
         self.events.say(f"  {schedule.describe(self.recipe.generate, settings, writer, chrf)}")
         with (

@@ -508,6 +508,111 @@ def test_cold_is_who_is_not_above_copying(now: float, cold: bool, write_recipe: 
         refuse_cold(recipe, scores)
 
 
+# ------------------------------------------------------------------------------------------------- without dev pairs
+
+
+@pytest.fixture
+def without_dev(write_recipe: WriteRecipe, tmp_path: Path) -> Path:
+    """A recipe with a few pairs, a test set and monolingual text, and no dev pairs."""
+    cut = '[data.cut]\ncorpus = { path = "toy.tsv" }\ntrain = 32\ndev = 12\ntest = 12\n'
+    given = '[data]\ntrain = "train.tsv"\ntest = "test.tsv"\nmono = { en = "en.txt", es = "es.txt" }\n'
+    path = write_recipe((cut, given))
+    pairs = toy_pairs()
+    parts = {"test.tsv": pairs[:9], "train.tsv": pairs[20:60]}
+    for name, rows_of_part in parts.items():
+        (tmp_path / name).write_text("".join(f"{en}\t{es}\n" for en, es in rows_of_part), encoding="utf-8")
+    (tmp_path / "en.txt").write_text("".join(f"{en}\n" for en, _ in pairs[100:200]), encoding="utf-8")
+    (tmp_path / "es.txt").write_text("".join(f"{es}\n" for _, es in pairs[300:400]), encoding="utf-8")
+    return path
+
+
+def test_without_dev_pairs_lines_that_come_back_choose(without_dev: Path, tmp_path: Path) -> None:
+    shown = go(without_dev, tmp_path / "run", overrides=("score.round_trip_lines=11", "rounds.warm_start=true"))
+    assert "warning: there are no dev pairs; stages are chosen by the chrF++ of 11 lines" in shown
+    assert "no dev pairs tell how warm it is" in shown
+    assert "Chosen without dev pairs" in shown and "copies: " in shown
+    metrics = json.loads((tmp_path / "run" / "metrics.json").read_text())
+    assert metrics["dev"]["copy"]["en-es"] == {"bleu": 100.0, "chrf": 100.0, "copied": 1.0}
+    # By hand: what the stage writes, and what the other direction makes of it.
+    from roundtrip import score, trained
+    from roundtrip.run import Run
+    from roundtrip.scorer import greedy
+
+    run = Run(tmp_path / "run")
+    held = [line.split("\t") for line in (run.data / "dev.tsv").read_text().splitlines()]
+    assert len(held) == 11
+    for name, side in (("en-es", 0), ("es-en", 1)):
+        lines = [row[side] for row in held]
+        one, back = (trained.load(run, trained.into(run, code), stage="round-1") for code in (name[3:], name[:2]))
+        settings = greedy(run.recipe()[0])
+        there = [" ".join(text.split()) for text in one.write(lines, settings, 0).texts]
+        assert there == (run.translations / f"dev.round-1.{name}.txt").read_text().splitlines()
+        again = [" ".join(text.split()) for text in back.write(there, settings, 0).texts]
+        assert metrics["dev"]["round-1"][name]["chrf"] == pytest.approx(score.corpus(again, lines).chrf)
+    # What is held out is learnt from nowhere.
+    for side, language in enumerate(("en", "es")):
+        text = (run.data / f"mono.{language}.txt").read_text().splitlines()
+        assert not {row[side] for row in held} & set(text) and len(text) == 89
+    trained_on = [row for path in run.blocks.glob("*.jsonl") for row in map(json.loads, path.read_text().splitlines())]
+    targets = {row[2] for row in trained_on if row[0] == SYNTHETIC}
+    assert targets and not targets & {text for row in held for text in row}
+
+
+def test_a_pair_of_copiers_is_seen(without_dev: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    from roundtrip.translator import Translator
+
+    write = Translator.write
+
+    def copying(self: Translator, sources: Any, *arguments: Any, **settings: Any) -> Any:
+        return replace(write(self, sources, *arguments, **settings), texts=list(sources))
+
+    monkeypatch.setattr(Translator, "write", copying)
+    from roundtrip.scorer import Scorer
+
+    seen: list[dict[str, float]] = []
+    plain = Scorer._there_and_back
+    monkeypatch.setattr(Scorer, "_there_and_back", lambda *a: seen.append(plain(*a)) or seen[-1])
+    with pytest.raises(TrainingError, match="'copy'"):
+        go(without_dev, tmp_path / "run", overrides=("score.round_trip_lines=5",))
+    assert seen and all(one["chrf"] == pytest.approx(100.0) and one["copied"] == 1.0 for one in seen)
+
+
+def test_a_translation_that_is_too_long_for_the_way_back_counts_as_lost(
+    without_dev: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from roundtrip.scorer import Scorer
+
+    plain, read = Scorer._translate, list[str]()
+
+    def growing(self: Scorer, sources: list[str], stage: str, direction: Direction, what: str) -> Any:
+        if what == "translates them back":
+            read.extend(sources)
+        lines, unfinished = plain(self, sources, stage, direction, what)
+        return ([f"{x} {'very ' * 200}" for x in lines] if what == "translates lines" else lines), unfinished
+
+    monkeypatch.setattr(Scorer, "_translate", growing)
+    go(without_dev, tmp_path / "run", overrides=("score.round_trip_lines=5",))
+    assert len(read) == 3 * 2 * 5 and not any(read)
+
+
+@pytest.mark.parametrize(
+    ("overrides", "problem"),
+    [
+        (("train.parallel_passes=3", "train.stall=1"), "train.stall: is seen on parallel dev pairs"),
+        (("rounds.number=0",), "data.dev: nothing given"),
+    ],
+)
+def test_what_needs_dev_pairs_is_refused_without(overrides: tuple[str, ...], problem: str, without_dev: Path) -> None:
+    with pytest.raises(RecipeError) as error:
+        cookbook.load(str(without_dev), overrides)
+    assert problem in str(error.value)
+
+
+def test_lines_for_the_way_back_mean_nothing_beside_dev_pairs(write_recipe: WriteRecipe) -> None:
+    with pytest.raises(RecipeError, match="score.round_trip_lines: does nothing"):
+        cookbook.load(str(write_recipe()), ("score.round_trip_lines=5",))
+
+
 # -------------------------------------------------------------------------------------------------- from scratch
 
 

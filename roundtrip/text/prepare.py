@@ -99,7 +99,9 @@ def _given(
     """Read every part from its own sources: dev and test first, so that train can be kept apart from them."""
     data = recipe.data
     held_out: set[tuple[int, int]] = set()
-    stores = _held_out(("test", "dev"), recipe, folder, target, tell, counts, held_out)
+    stores = _held_out(("test",) if recipe.blind else ("test", "dev"), recipe, folder, target, tell, counts, held_out)
+    if recipe.blind:
+        stores["dev"] = _lines_for_dev(recipe, folder, target, tell, counts, held_out)
     count = counts["train"] = Counter()
     rows = _pairs(data.train, recipe.languages, folder, tell)
     stores["train"] = _write_once(target / "train.tsv", _fitting(rows, (0, 1), data.filter, count, held_out), count)
@@ -109,6 +111,26 @@ def _given(
         fitting = _fitting(lines, (side,), data.filter, count, held_out)
         stores[f"mono.{language}"] = _write_once(target / f"mono.{language}.txt", fitting, count)
     return stores
+
+
+def _lines_for_dev(
+    recipe: Recipe,
+    folder: Path,
+    target: Path,
+    tell: Callable[[str], None],
+    counts: dict[str, Counter[str]],
+    held_out: set[tuple[int, int]],
+) -> Store:
+    """Hold out the first monolingual lines in place of dev pairs; those of a row are no translations of each other."""
+    sides = []
+    for side, language in enumerate(recipe.languages):
+        lines = ((line,) for line in _lines(recipe.data.mono[language], language, folder, tell))
+        fitting = (row[0] for _, row in _fitting(lines, (side,), recipe.data.filter, Counter(), held_out))
+        sides.append(list(islice(dict.fromkeys(fitting), recipe.score.round_trip_lines)))
+    rows = list(zip(*sides, strict=False))
+    held_out.update((side, _fingerprint(text)) for row in rows for side, text in enumerate(row))
+    counts["dev"] = Counter(kept=len(rows))
+    return store.write(target / "dev.tsv", rows)
 
 
 def _held_out(
