@@ -127,6 +127,8 @@ def _model(model: Model) -> list[str]:
 def _adapter(recipe: Recipe, adapter: Adapter, model: Model) -> list[str]:
     problems = []
     method = f"adapter.method: '{adapter.method}'"
+    if recipe.train.kl_weight and adapter.method in {"full", "pissa", "olora"}:
+        problems.append(f"train.kl_weight: {method} leaves no base to be near to; use 'lora', 'rslora' or 'dora'")
     if adapter.method == "full":
         if not model.scratch:
             problems.append(f"model.scratch: does nothing where all weights learn ({method})")

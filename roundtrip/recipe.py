@@ -180,6 +180,7 @@ class Train(Section):
     synthetic_weight: Annotated[float, Field(gt=0.0, le=1.0)] = 1.0
     label_smoothing: Annotated[float, Field(ge=0.0, lt=1.0)] = 0.0
     ema_decay: Annotated[float, Field(ge=0.0, lt=1.0)] = 0.0
+    kl_weight: Annotated[float, Field(ge=0.0)] = 0.0
     max_skipped: Count = 10
 
 

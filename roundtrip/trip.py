@@ -16,7 +16,7 @@ from roundtrip.checkpoint import State
 from roundtrip.engine import memory
 from roundtrip.engine.batch import Table, steps
 from roundtrip.engine.ranks import ALONE, Ranks
-from roundtrip.engine.step import StepResult, step
+from roundtrip.engine.step import Near, StepResult, step
 from roundtrip.events import Events, Progressing
 from roundtrip.files import read_rows, write_json, write_rows
 from roundtrip.identify import Identifier
@@ -82,6 +82,7 @@ class Trip:
         self.stages = Stages(run, recipe, corpora, translators, self.optimizers, scorer, self.keeping, events, ranks)
         self._losses: list[float] = []
         self._packed = False
+        self._near: Near | None = None
         self._ahead = Ahead()
 
     def resume(self) -> None:
@@ -164,6 +165,9 @@ class Trip:
         # A row without labels, such as an empty text, teaches nothing.
         fitting = [i for i, size in enumerate(rows.sizes) if rows.starts[i] < size <= limit]
         tell_left_out(self.events, phase, len(rows), len(fitting), limit)
+        weight = self.recipe.train.kl_weight
+        plain = learner.template.plain_rows([target for _, _, target in block.rows]) if weight else []
+        self._near = Near(Table.of(plain, learner.base.device).pick(fitting), weight) if weight else None
         return rows.pick(fitting)
 
     def steps(self, rows: Table, phase: Phase) -> Iterator[list[int]]:
@@ -212,6 +216,7 @@ class Trip:
             fused=learner.spec.liger,
             packed=self._packed,
             smoothing=self.recipe.train.label_smoothing,
+            near=self._near,
             ranks=self.ranks,
         )
         if result.tokens_per_forward < budget:

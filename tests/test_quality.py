@@ -22,7 +22,7 @@ from roundtrip import block as blocks
 from roundtrip import cookbook, identify, telling
 from roundtrip.block import EARLIER, NOISED, REAL, SYNTHETIC
 from roundtrip.engine.batch import Table, collate
-from roundtrip.engine.step import loss_sum, step
+from roundtrip.engine.step import Near, loss_sum, step
 from roundtrip.errors import Interrupted, RecipeError, RunError, TrainingError
 from roundtrip.events import Events
 from roundtrip.files import write_rows
@@ -258,7 +258,7 @@ EVERYTHING = (
     "rounds.number=3", "rounds.lines=8", "rounds.reservoir=12", "rounds.noised_share=0.2", "train.final_passes=3",
     "train.parallel_passes=3", "train.stall=1", "train.synthetic_weight=0.5", "train.label_smoothing=0.1",
     "train.ema_decay=0.9", "template.synthetic_tag='(draft) '", "generate.temperature=0.8",
-    "judge.min_round_trip=1.0",
+    "judge.min_round_trip=1.0", "train.kl_weight=0.1",
 )  # fmt: skip
 
 
@@ -731,6 +731,59 @@ def test_smoothed_labels_cost_what_torch_says(two: Any) -> None:
     assert stepped(two, table, smoothing=0.2)[0] > stepped(two, table)[0] or float(expected) != float(plain.sum())
 
 
+@pytest.mark.parametrize("packed", [False, True])
+def test_the_distance_to_the_base_is_part_of_the_step(two: Any, packed: bool) -> None:
+    """Against the whole thing by hand: both models, all logits, and autograd."""
+    from roundtrip.models import adapters, attention
+
+    made, plain = rows(5, seed=8), [Row(row.ids[2:], 0) for row in rows(5, seed=9)]
+    attention.choose(two, "varlen" if packed else "eager")
+    table, near = Table.of(made), Near(Table.of(plain), 0.7)
+    loss, grads = stepped(two, table, near=near, packed=packed)
+    attention.choose(two, "eager")
+    adapters.choose(two, "en-es", train=True)
+    two.eval()
+    batch, whole = collate(table, range(5), 0), collate(near.table, range(5), 0)
+    labels = int((batch.labels_BT != -100).sum())
+    keep_BT, _ = whole.predictions()
+    own = two(input_ids=whole.ids_BT, **whole.inputs).logits[keep_BT].float().log_softmax(-1)
+    with torch.no_grad(), two.disable_adapter():
+        base = two(input_ids=whole.ids_BT, **whole.inputs).logits[keep_BT].float().log_softmax(-1)
+    distance = (base.exp() * (base - own)).sum()
+    assert distance.item() > 1.0
+    expected = (loss_sum(two, batch) + 0.7 * distance) / labels
+    assert loss == pytest.approx(expected.item(), rel=1e-4)
+    learnt = adapters.parameters(two, "en-es")
+    for parameter in learnt.values():
+        parameter.grad = None
+    expected.backward()
+    for name, grad in grads.items():
+        torch.testing.assert_close(grad, learnt[name].grad, rtol=1e-3, atol=1e-5)
+
+
+def test_an_adapter_that_has_learnt_nothing_is_at_its_base(two: Any) -> None:
+    from roundtrip.models import adapters
+
+    for name, parameter in adapters.parameters(two, "en-es").items():
+        if ".lora_B." in name:
+            torch.nn.init.zeros_(parameter)
+    table = Table.of(rows(4, seed=3))
+    plain, near = (
+        stepped(two, table),
+        stepped(two, table, near=Near(Table.of([Row(row.ids, 0) for row in rows(4)]), 5.0)),
+    )
+    assert near[0] == pytest.approx(plain[0], rel=1e-5)
+
+
+def test_a_run_that_keeps_near_its_base_moves_less(write_recipe: WriteRecipe, tmp_path: Path) -> None:
+    moved = {}
+    for weight in (0.0, 20.0):
+        go(write_recipe(), tmp_path / str(weight), overrides=(f"train.kl_weight={weight}", "generate.temperature=0.0"))
+        tensors = load_file(tmp_path / str(weight) / "adapters" / "round-1" / "en-es" / "adapter_model.safetensors")
+        moved[weight] = sum(float(value.square().sum()) for name, value in tensors.items() if "lora_B" in name)
+    assert moved[20.0] < 0.7 * moved[0.0]
+
+
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 def test_the_average_is_that_of_the_past_and_is_put_back(dtype: torch.dtype) -> None:
     """Also where a parameter is its own master, over the same memory."""
@@ -787,6 +840,10 @@ def test_without_a_decay_nothing_is_averaged() -> None:
         ),
         (("generate.change=[{round=1}]",), "generate.change.0: changes nothing"),
         (("generate.temperature=0.0", "generate.samples=3"), "generate.samples: they are all the same"),
+        (
+            ("train.kl_weight=0.1", "adapter.method=pissa", "model.shared=false"),
+            "train.kl_weight: adapter.method: 'pissa'",
+        ),
         (("data.cut.dev=0",), "data.cut.dev: 0, and there is no data.dev"),
         (("data.dev='toy.tsv'",), "data.cut: excludes data.dev"),
     ],

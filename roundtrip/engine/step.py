@@ -65,6 +65,33 @@ def loss_sum(model: nn.Module, batch: Batch, *, fused: bool = False, smoothing: 
     )
 
 
+@dataclass(frozen=True)
+class Near:
+    """What keeps an adapter near to its base: plain text on which the two should say the same.
+
+    Attributes:
+        table: rows of the target text by itself, in the order of the rows that are learnt.
+        weight: of the distance, in nats, beside the loss.
+    """
+
+    table: Table
+    weight: float
+
+
+def distance_sum(model: nn.Module, batch: Batch) -> torch.Tensor:
+    """Return the summed KL divergence of the adapted model from its base over the predicted tokens of a batch.
+
+    KL(base || adapted), as in learning without forgetting (https://arxiv.org/abs/1606.09282); float32, shape ().
+    """
+    assert isinstance(model, PeftModel)
+    keep_BT, targets_N = batch.predictions()
+    inputs = {"input_ids": batch.ids_BT, "use_cache": False, "logits_to_keep": keep_BT, **batch.inputs}
+    with torch.no_grad(), model.disable_adapter():
+        base_NV = model(**inputs).logits.float().view(len(targets_N), -1).log_softmax(-1)
+    own_NV = model(**inputs).logits.float().view(len(targets_N), -1).log_softmax(-1)
+    return torch.nn.functional.kl_div(own_NV, base_NV, log_target=True, reduction="sum")
+
+
 def step(
     model: nn.Module,
     optimizer: Optimizer,
@@ -77,6 +104,7 @@ def step(
     fused: bool = False,
     packed: bool = False,
     smoothing: float = 0.0,
+    near: Near | None = None,
     ranks: Ranks = ALONE,
 ) -> StepResult:
     """Learn from rows: forward and backward in pieces of bounded size, then one optimizer step.
@@ -89,6 +117,7 @@ def step(
         seed: of dropout in this step, so that a resumed run drops the same units.
         fused, smoothing: see `loss_sum`.
         packed: rows stand one behind the other instead of padded ones below each other.
+        near: adds the distance to the base to the loss; of adapters alone.
         ranks: who else takes a part of the rows, perhaps none of them; gradients and losses are summed.
 
     Raises:
@@ -110,7 +139,9 @@ def step(
             )
         ]
         try:
-            total = _backward(model, table, groups, pad_id, seed, fused=fused, packed=packed, smoothing=smoothing)
+            total = _backward(
+                model, table, groups, pad_id, seed, fused=fused, packed=packed, smoothing=smoothing, near=near
+            )
             break
         except (RuntimeError, MemoryError) as error:
             if not is_out(error):
@@ -154,6 +185,7 @@ def _backward(
     fused: bool,
     packed: bool,
     smoothing: float,
+    near: Near | None,
 ) -> torch.Tensor:
     """Add the gradients of all rows, and return their summed loss, float64, shape ().
 
@@ -169,4 +201,9 @@ def _backward(
             loss = loss * weight
         loss.backward()
         total += loss.detach()
+        if near is not None:
+            plain = pack(near.table, group) if packed else collate(near.table, group, pad_id)
+            distance = near.weight * distance_sum(model, plain)
+            distance.backward()
+            total += distance.detach()
     return total
