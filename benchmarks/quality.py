@@ -296,8 +296,10 @@ def markdown(document: Mapping[str, Any]) -> str:
     runs: list[dict[str, Any]] = document["runs"]
     names = list(runs[0]["scores"])
     lines = [f"| {' | '.join(['run', *names])} |", f"|{'---|' * (1 + len(names))}"]
+    trips = [one for one in runs if one["arm"] != PAIRS_ONLY] or runs
     for row in ("copy", "zero-shot", "after the pairs"):
-        lines.append(_line(row, [one for one in runs if row in one["scores"][names[0]]], row, names))
+        shown = [one for one in trips if row in one["scores"][names[0]]]
+        lines += [_line(row, shown, row, names)] if shown else []
     for arm in dict.fromkeys(one["arm"] for one in runs):
         own = [one for one in runs if one["arm"] == arm]
         lines.append(_line(f"{arm}, {len(own)} seed{'s' * (len(own) > 1)}", own, "chosen by dev", names))
