@@ -35,6 +35,8 @@ from roundtrip.run import versions
 from roundtrip.text import store
 
 ROUND_TRIP, PAIRS_ONLY = "round trip", "pairs only"
+# Of arms that begin with a run of their own it is what that run has left.
+ZERO_SHOT = "zero-shot, or as it began"
 # Keys of the rounds that mean nothing without them.
 NO_ROUNDS = ("rounds.number=0", "rounds.reservoir=0", "rounds.noised_share=0", "rounds.patience=0",
              "train.synthetic_weight=1.0", "template.synthetic_tag=''", "judge.language=false",
@@ -226,7 +228,7 @@ def read(arm: Arm) -> Found:
     found.facts["rejected"] = rejections(arm.folder / "events.jsonl")
     pairs = store.Store(arm.folder / "data" / "test.tsv")
     stages = [stage for stage in metrics["test"] if stage != "copy"]
-    rows = {"copy": "copy", "zero-shot": stages[0], "after the pairs": PARALLEL, "chosen by dev": metrics["best"]}
+    rows = {"copy": "copy", ZERO_SHOT: stages[0], "after the pairs": PARALLEL, "chosen by dev": metrics["best"]}
     rows |= {"at the end": stages[-1]}
     first, second = metrics["languages"]
     for name, side in ((f"{first}-{second}", 0), (f"{second}-{first}", 1)):
@@ -297,7 +299,7 @@ def markdown(document: Mapping[str, Any]) -> str:
     names = list(runs[0]["scores"])
     lines = [f"| {' | '.join(['run', *names])} |", f"|{'---|' * (1 + len(names))}"]
     trips = [one for one in runs if one["arm"] != PAIRS_ONLY] or runs
-    for row in ("copy", "zero-shot", "after the pairs"):
+    for row in ("copy", ZERO_SHOT, "after the pairs"):
         shown = [one for one in trips if row in one["scores"][names[0]]]
         lines += [_line(row, shown, row, names)] if shown else []
     for arm in dict.fromkeys(one["arm"] for one in runs):

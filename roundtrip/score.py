@@ -9,7 +9,8 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from sacrebleu.metrics import BLEU, CHRF
+import numpy as np
+from sacrebleu.metrics import BLEU, CHRF, TER
 from sacrebleu.significance import PairedTest
 from sacrebleu.tokenizers.tokenizer_spm import SPM_MODELS
 from sacrebleu.utils import SACREBLEU_DIR
@@ -30,8 +31,29 @@ class Scores:
 
 
 def _metrics(bleu_tokenize: str) -> tuple[Any, Any]:
-    # chrF++ is chrF with word bigrams (Popović 2017).
-    return BLEU(tokenize=bleu_tokenize), CHRF(word_order=2)
+    found = metrics(bleu_tokenize)
+    return found["BLEU"], found["chrF++"]
+
+
+def metrics(
+    bleu_tokenize: str = "13a",
+    *,
+    lowercase: bool = False,
+    ter: bool = False,
+    references: list[list[str]] | None = None,
+) -> dict[str, Any]:
+    """Return sacreBLEU's metrics by their usual names; chrF++ is chrF with word bigrams (Popović 2017).
+
+    Args:
+        lowercase: text is lowercased first, as many older papers have it; the signature says so.
+        ter: also the translation edit rate, of which less is better.
+        references: cached in the metrics.
+    """
+    found = {
+        "BLEU": BLEU(tokenize=bleu_tokenize, lowercase=lowercase, references=references),
+        "chrF++": CHRF(word_order=2, lowercase=lowercase, references=references),
+    }
+    return found | ({"TER": TER(references=references, case_sensitive=not lowercase)} if ter else {})
 
 
 def corpus(hypotheses: Sequence[str], references: Sequence[str], bleu_tokenize: str = "13a") -> Scores:
@@ -106,19 +128,17 @@ def compare(
     references: Sequence[str],
     *,
     bleu_tokenize: str = "13a",
+    lowercase: bool = False,
+    ter: bool = False,
     samples: int = 1000,
     seed: int = 12345,
 ) -> list[Comparison]:
-    """Compare two systems on the same lines, in BLEU and chrF++."""
-    cached = [list(references)]
-    metrics = {
-        "BLEU": BLEU(tokenize=bleu_tokenize, references=cached),
-        "chrF++": CHRF(word_order=2, references=cached),
-    }
+    """Compare two systems on the same lines, in the metrics of `metrics`."""
+    every = metrics(bleu_tokenize, lowercase=lowercase, ter=ter, references=[list(references)])
     with _bootstrap_seed(seed):
         _, results = PairedTest(
             [("baseline", list(baseline)), ("system", list(system))],
-            metrics,
+            every,
             None,
             test_type="bs",
             n_samples=samples,
@@ -126,10 +146,27 @@ def compare(
     found = []
     # Results stand under sacreBLEU's own names (chrF2++ is chrF++), in the order of the metrics.
     pairs = [value for key, value in results.items() if key != "System"]
-    for name, (first, second) in zip(metrics, pairs, strict=True):
-        numbers = (first.score, first.ci, second.score, second.ci, second.p_value)
+    for name, (first, second) in zip(every, pairs, strict=True):
+        # Of no difference at all sacreBLEU would say that it is significant.
+        p_value = 1.0 if list(baseline) == list(system) else second.p_value
+        numbers = (first.score, first.ci, second.score, second.ci, p_value)
         found.append(Comparison(name, *map(float, numbers)))
     return found
+
+
+def compare_means(
+    baseline: Sequence[float], system: Sequence[float], *, samples: int = 1000, seed: int = 12345
+) -> float:
+    """Return the p-value of a difference of means of line scores, by paired bootstrap resampling (Koehn 2004).
+
+    The share of resampled differences, shifted to a mean of zero, that are at least as far from it: two-sided, and a
+    little more careful than sacreBLEU's rule, which is that of `compare`.
+    """
+    differences = np.asarray(system) - np.asarray(baseline)
+    found = abs(differences.mean())
+    chosen = np.random.default_rng(seed).integers(len(differences), size=(samples, len(differences)))
+    resampled = differences[chosen].mean(axis=1)
+    return float((np.sum(np.abs(resampled - resampled.mean()) >= found) + 1) / (samples + 1))
 
 
 @contextmanager

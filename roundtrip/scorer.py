@@ -11,7 +11,7 @@ from roundtrip.files import write_text
 from roundtrip.plan import BASE, Direction, directions
 from roundtrip.recipe import Generate, Recipe
 from roundtrip.run import Run
-from roundtrip.text.codes import is_chinese, is_spaceless
+from roundtrip.text.codes import bleu_tokenizer
 from roundtrip.text.prepare import Corpora
 from roundtrip.translator import Translator
 
@@ -148,10 +148,7 @@ def check_metrics(recipe: Recipe) -> None:
 
 def bleu_tokenize(recipe: Recipe, direction: Direction) -> str:
     """Return the sacreBLEU tokenizer of a direction: the recipe's, else one that fits its target language."""
-    # sacreBLEU's 13a would take a sentence without spaces for one word.
-    spaceless = "zh" if is_chinese(direction.target) else "char"
-    usual = spaceless if is_spaceless(direction.target) else "13a"
-    return recipe.score.bleu_tokenize.get(direction.target, usual)
+    return recipe.score.bleu_tokenize.get(direction.target, bleu_tokenizer(direction.target))
 
 
 def translations_path(run: Run, part: str, stage: str, direction: Direction) -> Path:

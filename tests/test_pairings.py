@@ -15,7 +15,7 @@ import sentencepiece
 import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
-from roundtrip import cookbook, trained, translate, translator
+from roundtrip import cookbook, longer, trained, translator
 from roundtrip.engine.batch import Table, collate
 from roundtrip.engine.step import loss_sum, step
 from roundtrip.errors import Interrupted, ModelError, RecipeError, TextError
@@ -242,7 +242,7 @@ def test_whole_runs_resume_and_translate(
         sources = (tmp_path / "whole" / "data" / "test.tsv").read_text().splitlines()
         side = 0 if name == "en-es" else 1
         lines = [line.split("\t")[side] for line in sources]
-        written = list(translate.translate(one, lines, settings, [], []))
+        written = list(longer.translate(one, lines, settings, [], []))
         kept = (tmp_path / "whole" / "translations" / f"test.round-1.{name}.txt").read_text().split("\n")[:-1]
         assert written == kept, "what is saved translates as it did in the run"
 

@@ -21,10 +21,11 @@ from rich.console import Console
 from safetensors.torch import load_file, save_file
 from transformers import AutoModelForCausalLM
 
-from roundtrip import checkpoint, cookbook, running, train, trained, translate
+from roundtrip import checkpoint, cookbook, longer, running, train, trained, translate
 from roundtrip.engine.batch import Table, collate
 from roundtrip.errors import Interrupted, RunError, TextError, TrainingError
 from roundtrip.events import Events
+from roundtrip.plan import Phase
 from roundtrip.run import Run, locked, reopen
 from roundtrip.scorer import greedy
 from roundtrip.trip import Trip
@@ -491,9 +492,9 @@ def test_translation_keeps_lines_and_refuses_by_number(
     # Sentence by sentence: twelve equal sentences give twelve equal translations.
     one = trained.load(Run(folder), trained.into(Run(folder), "es"))
     settings = greedy(Run(folder).recipe()[0])
-    (alone,) = translate.translate(one, ["I see the red house here."], settings, [], [])
+    (alone,) = longer.translate(one, ["I see the red house here."], settings, [], [])
     assert written[3] == " ".join([alone] * 12)
-    assert written[0] == next(translate.translate(one, ["I see the moon."], settings, [], []))
+    assert written[0] == next(longer.translate(one, ["I see the moon."], settings, [], []))
 
 
 @pytest.mark.parametrize(
@@ -569,14 +570,14 @@ def test_stopped_while_scoring_keeps_the_last_step(
     finished: tuple[Path, Path, str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     recipe, whole, _ = finished
-    score_dev = Trip.score_dev
+    end_stage = Trip.end_stage
 
-    def stopping(self: Trip, stage: str) -> None:
-        if stage == "parallel":
+    def stopping(self: Trip, phase: Phase) -> None:
+        if phase.stage == "parallel":
             os.kill(os.getpid(), signal.SIGTERM)
-        score_dev(self, stage)
+        end_stage(self, phase)
 
-    monkeypatch.setattr(Trip, "score_dev", stopping)
+    monkeypatch.setattr(Trip, "end_stage", stopping)
     # The recipe's own interval is too long to save anything by then.
     overrides = ("checkpoint.every_steps=1000",)
     with pytest.raises(Interrupted, match="--resume"):

@@ -19,7 +19,7 @@ import pytest
 import torch
 from rich.console import Console
 
-from roundtrip import cookbook, results, sources, train, translate
+from roundtrip import cookbook, longer, results, sources, train, translate
 from roundtrip.errors import SourceError, TextError, printable
 from roundtrip.events import Events
 from roundtrip.recipe import TextSource
@@ -380,7 +380,7 @@ def test_a_hypothesis_that_steers_a_terminal_is_translated_clean(
     one = trained.load(Run(tmp_path / "run"), trained.into(Run(tmp_path / "run"), "es"))
     monkeypatch.setattr(Template, "hypothesis_text", lambda self, ids: "a\x1b[2Jb \x9b31mc")
     settings = greedy(Run(tmp_path / "run").recipe()[0])
-    assert list(translate.translate(one, ["The moon"], settings, [], [])) == ["a[2Jb 31mc"]
+    assert list(longer.translate(one, ["The moon"], settings, [], [])) == ["a[2Jb 31mc"]
 
 
 @pytest.mark.parametrize("kind", ["adapter", "nothing"])

@@ -47,3 +47,10 @@ def _related(wanted: str, found: Sequence[str]) -> list[int]:
 
 def _normal(code: str) -> str:
     return code.strip().replace("_", "-").lower()
+
+
+def bleu_tokenizer(code: str) -> str:
+    """Return the sacreBLEU tokenizer that fits a language."""
+    # sacreBLEU's 13a would take a sentence without spaces for one word.
+    spaceless = "zh" if is_chinese(code) else "char"
+    return spaceless if is_spaceless(code) else "13a"

@@ -1,0 +1,357 @@
+"""Scoring any systems on any test file: figures against sacreBLEU, each option, and each likely mistake."""
+
+from __future__ import annotations
+
+import gzip
+import json
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from sacrebleu.metrics import BLEU, CHRF, TER
+
+from roundtrip import evaluate, score
+from roundtrip.evaluate import changed
+from roundtrip.systems import HeldOut
+from tests.test_run import finished  # noqa: F401 (a fixture)
+
+SOURCES = [f"Las {n} casas pequeñas están en una fila cerca del río." for n in range(60)]
+REFERENCES = [f"The {n} small houses stand in a row near the River." for n in range(60)]
+GOOD = [text.replace("near", "by") for text in REFERENCES]
+POOR = [text.replace("small houses stand", "house stands small") for text in REFERENCES]
+
+
+@pytest.fixture
+def files(tmp_path: Path) -> Path:
+    """A test set, two systems and labels."""
+    labels = ["news"] * 52 + ["web"] * 8
+    for name, lines in {"src": SOURCES, "ref": REFERENCES, "good": GOOD, "poor": POOR, "labels": labels}.items():
+        (tmp_path / name).write_text("".join(f"{line}\n" for line in lines), encoding="utf-8")
+    pairs = "".join(f"{source}\t{reference}\n" for source, reference in zip(SOURCES, REFERENCES, strict=True))
+    (tmp_path / "test.tsv").write_text(pairs, encoding="utf-8")
+    return tmp_path
+
+
+def ask(capsys: pytest.CaptureFixture[str], *arguments: str | Path) -> tuple[int, str, str]:
+    """Go through the door in this process; return exit code and what was said."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(sys, "argv", ["evaluate", *map(str, arguments)])
+        patch.setenv("COLUMNS", "200")
+        with pytest.raises(SystemExit) as left:
+            evaluate.main()
+    said = capsys.readouterr()
+    return int(left.value.code or 0), said.out, said.err
+
+
+def document(capsys: pytest.CaptureFixture[str], files: Path, *more: str | Path) -> dict[str, Any]:
+    code, _, error = ask(capsys, "--test", files / "test.tsv", "--json", files / "out.json", *more)
+    assert code == 0, error
+    found: dict[str, Any] = json.loads((files / "out.json").read_text(encoding="utf-8"))
+    return found
+
+
+def test_one_system_has_the_figures_of_sacrebleu(files: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    found = document(capsys, files, "--system", files / "poor", "--ter")
+    for name, metric in (("BLEU", BLEU()), ("chrF++", CHRF(word_order=2)), ("TER", TER(case_sensitive=True))):
+        assert found["scores"]["system"][name] == metric.corpus_score(POOR, [REFERENCES]).score
+        assert found["scores"]["copy"][name] == metric.corpus_score(SOURCES, [REFERENCES]).score
+        assert found["signatures"][name] == str(metric.get_signature())
+    assert "comparison" not in found and "changed" not in found and found["lines"] == 60
+
+
+def test_lowercase_is_in_figures_and_signature(files: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    lowered = files / "lowered"
+    lowered.write_text("".join(f"{line.lower()}\n" for line in REFERENCES), encoding="utf-8")
+    cased = document(capsys, files, "--system", lowered)
+    same = document(capsys, files, "--system", lowered, "--lowercase", "--ter")
+    assert cased["scores"]["system"]["BLEU"] < 100 and same["scores"]["system"]["BLEU"] == pytest.approx(100.0)
+    assert same["scores"]["system"]["chrF++"] == pytest.approx(100.0) and same["scores"]["system"]["TER"] == 0.0
+    assert "case:lc" in same["signatures"]["BLEU"] and "case:lc" in same["signatures"]["chrF++"]
+
+
+@pytest.mark.parametrize(
+    ("arguments", "tokenizer"),
+    [
+        ((), "13a"),
+        (("--to", "zh"), "zh"),
+        (("--to", "ja"), "char"),
+        (("--to", "zh", "--bleu-tokenize", "intl"), "intl"),
+    ],
+)
+def test_the_tokenizer_fits_the_language(
+    arguments: tuple[str, ...], tokenizer: str, files: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    found = document(capsys, files, "--system", files / "good", *arguments)
+    assert f"tok:{tokenizer}" in found["signatures"]["BLEU"]
+
+
+def test_two_systems_are_compared_and_the_lines_that_changed_are_shown(
+    files: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    mixed = files / "mixed"
+    mixed.write_text("".join(f"{a if n % 4 else b}\n" for n, (a, b) in enumerate(zip(GOOD, POOR, strict=True))))
+    poor = files / "other"
+    poor.write_text("".join(f"{a if n == 8 else b}\n" for n, (a, b) in enumerate(zip(GOOD, POOR, strict=True))))
+    arguments = ("--source", files / "src", "--reference", files / "ref", "--system", mixed, "--baseline", poor)
+    code, shown, _ = ask(capsys, *arguments, "--samples", "200", "--seed", "7", "--changed", "3", "--json", files / "o")
+    assert code == 0
+    found = json.loads((files / "o").read_text())
+    expected = score.compare(
+        poor.read_text().splitlines(), mixed.read_text().splitlines(), REFERENCES, samples=200, seed=7
+    )
+    assert found["comparison"] == [one.to_dict() for one in expected]
+    assert found["settings"]["samples"] == 200 and found["settings"]["seed"] == 7
+    assert len(found["changed"]["gained"]) == 3 and [one["line"] for one in found["changed"]["lost"]] == [9]
+    lost = found["changed"]["lost"][0]
+    assert (lost["source"], lost["baseline"], lost["system"]) == (SOURCES[8], GOOD[8], POOR[8])
+    metric = CHRF(word_order=2)
+    assert lost["scores"] == [metric.sentence_score(text, [REFERENCES[8]]).score for text in (GOOD[8], POOR[8])]
+    assert "paired bootstrap, 200 samples" in shown and "significant" in shown
+    assert f"lost {-lost['change']:.0f} chrF++, line 9: {SOURCES[8]}" in shown and GOOD[8] in shown
+
+
+@given(
+    texts=st.lists(
+        st.tuples(*[st.text("ab ", max_size=6)] * 3, st.text("ab", min_size=1, max_size=6)), min_size=1, max_size=9
+    ),
+    number=st.integers(0, 5),
+)
+def test_swapped_systems_mirror_gains_and_losses(texts: list[tuple[str, str, str, str]], number: int) -> None:
+    sources, one, other, references = (list(side) for side in zip(*texts, strict=True))
+    there, back = (changed(HeldOut(sources, references), *pair, number) for pair in ((one, other), (other, one)))
+    assert [line["line"] for line in there["gained"]] == [line["line"] for line in back["lost"]]
+    assert [line["change"] for line in there["lost"]] == [-line["change"] for line in back["gained"]]
+    assert all(len(lines) <= number for lines in there.values())
+
+
+def test_slices_are_scored_apart_and_small_ones_are_not_tested(files: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    arguments = ("--system", files / "good", "--baseline", files / "poor", "--slices", files / "labels")
+    found = document(capsys, files, *arguments, "--samples", "50")["slices"]
+    assert {label: one["lines"] for label, one in found.items()} == {"news": 52, "web": 8}
+    assert found["web"]["scores"]["system"]["BLEU"] == BLEU().corpus_score(GOOD[52:], [REFERENCES[52:]]).score
+    assert "comparison" in found["news"] and "comparison" not in found["web"]
+    _, shown, _ = ask(capsys, "--test", files / "test.tsv", *arguments, "--samples", "50")
+    assert "web, 8 lines" in shown and "too few lines for a test" in shown
+
+
+def test_empty_lines_and_copies_are_counted(files: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    odd = files / "odd"
+    odd.write_text("".join(f"{line}\n" for line in [SOURCES[0], SOURCES[1], "", "  ", *GOOD[4:]]), encoding="utf-8")
+    found = document(capsys, files, "--system", odd)
+    assert found["empty"] == {"system": 2} and found["copies"] == {"system": 2}
+
+
+def test_a_copy_that_is_right_is_none(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (tmp_path / "test.tsv").write_text("OK\tOK\nRoma\tRome\n")
+    (tmp_path / "out").write_text("OK\nRoma\n")
+    assert document(capsys, tmp_path, "--system", tmp_path / "out")["copies"] == {"system": 1}
+
+
+def test_a_slice_on_which_both_are_the_same_is_no_difference(files: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    half = files / "half[b]"
+    half.write_text("".join(f"{line}\n" for line in [*GOOD[:52], *POOR[52:]]), encoding="utf-8")
+    arguments = ("--system", half, "--baseline", files / "good", "--slices", files / "labels", "--samples", "50")
+    found = document(capsys, files, *arguments)["slices"]["news"]["comparison"]
+    assert [one["p_value"] for one in found] == [1.0, 1.0]
+    _, shown, _ = ask(capsys, "--test", files / "test.tsv", *arguments)
+    assert "half[b]" in shown, "a name is no markup"
+
+
+def test_lines_that_differ_in_case_alone_have_not_changed_in_lowercase(
+    files: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    upper = files / "upper"
+    upper.write_text("".join(f"{line.upper()}\n" for line in GOOD), encoding="utf-8")
+    arguments = ("--system", upper, "--baseline", files / "good", "--samples", "20")
+    assert document(capsys, files, *arguments)["changed"]["lost"]
+    assert document(capsys, files, *arguments, "--lowercase")["changed"] == {"gained": [], "lost": []}
+
+
+def test_gzipped_files_are_read(files: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    with gzip.open(files / "good.gz", "wb") as file:
+        file.write((files / "good").read_bytes())
+    plain, packed = (document(capsys, files, "--system", files / name)["scores"] for name in ("good", "good.gz"))
+    assert plain == packed
+
+
+def test_what_a_terminal_would_obey_is_written_out(files: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    bad = files / "bad"
+    bad.write_text("".join(f"\x1b[2J{line}\n" for line in GOOD), encoding="utf-8")
+    code, shown, _ = ask(capsys, "--test", files / "test.tsv", "--system", bad, "--baseline", files / "poor")
+    assert code == 0 and "\x1b" not in shown and "[2J" in shown
+
+
+MISTAKES: list[tuple[list[str], str]] = [
+    (["--test", "{}/test.tsv", "--system", "{}/none"], "none: cannot be read: No such file"),
+    (["--test", "{}/test.tsv", "--system", "{}/short"], "59 lines, and the test set has 60"),
+    (["--source", "{}/src", "--system", "{}/good"], "a test set is wanted, once"),
+    (["--system", "{}/good"], "a test set is wanted, once"),
+    (["--test", "{}/test.tsv", "--source", "{}/src", "--reference", "{}/ref", "--system", "{}/good"], "wanted, once"),
+    (["--source", "{}/short", "--reference", "{}/ref", "--system", "{}/good"], "60 lines, and {}/short has 59"),
+    (["--test", "{}/src", "--system", "{}/good"], "{}/src:1: 1 columns where source and reference are wanted"),
+    (["--test", "{}/nothing", "--system", "{}/good"], "no line in it"),
+    (["--test", "{}/test.tsv", "--system", "{}/good", "--baseline", "{}/good"], "are the same, line by line"),
+    (["--test", "{}/test.tsv", "--system", "{}/good", "--slices", "{}/short"], "59 lines, and the test set has 60"),
+    (["--test", "{}/test.tsv", "--system", "{}"], "a run translates, into which language?"),
+    (["--test", "{}/test.tsv", "--system", "{}", "--to", "en"], "not a run"),
+    (["--test", "{}/test.tsv", "--system", "{}/good", "--samples", "3"], "--samples: 3: at least 10 is wanted"),
+    (["--test", "{}/test.tsv", "--system", "{}/good", "--json", "{}"], "is a folder"),
+    (["--test", "{}/test.tsv", "--system", "{}/good", "--changed", "-1"], "--changed: -1: at least 0"),
+    (["--test", "{}/test.tsv", "--system", "{}/good", "--bleu-tokenize", "ko-mecab"], "'ko-mecab' cannot be used"),
+    (["--test", "{}/test.tsv", "--system", "{}/good", "--comet", "{}/model"], "give both or neither"),
+    (["--test", "{}/test.tsv", "--system", "{}/good", "--comet", "{}/no.ckpt", "--comet-python", "x"], "no such file"),
+    (["--test", "{}/test.tsv", "--system", "{}/good", "--comet", "{}/good", "--comet-python", "no-python"], "No such"),
+]
+
+
+@pytest.mark.parametrize(("arguments", "problem"), MISTAKES)
+def test_each_mistake_is_named_with_its_cure(
+    arguments: list[str], problem: str, files: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (files / "short").write_text("".join(f"{line}\n" for line in GOOD[1:]), encoding="utf-8")
+    (files / "nothing").write_text("")
+    code, shown, error = ask(capsys, *[part.replace("{}", str(files)) for part in arguments])
+    assert code == 2 and not shown and (files / "good").is_file()
+    assert problem.replace("{}", str(files)) in error and "Traceback" not in error
+
+
+def test_a_run_is_asked_and_is_as_good_as_its_own_table_says(
+    finished: tuple[Path, Path, str],  # noqa: F811
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    _, run, _ = finished
+    metrics = json.loads((run / "metrics.json").read_text())
+    kept = (run / "translations" / "test.round-1.en-es.txt").read_text()
+    (tmp_path / "kept").write_text(kept)
+    arguments = ["--test", run / "data" / "test.tsv", "--to", "es", "--samples", "20", "--json", tmp_path / "o"]
+    code, _, error = ask(capsys, *arguments, "--system", run, "--stage", "round-1", "--baseline", run,
+                         "--baseline-stage", "parallel", "--device", "cpu")  # fmt: skip
+    assert code == 0, error
+    found = json.loads((tmp_path / "o").read_text())["scores"]
+    for name, stage in (("system", "round-1"), ("baseline", "parallel")):
+        assert found[name]["chrF++"] == pytest.approx(metrics["test"][stage]["en-es"]["chrf"])
+        assert found[name]["BLEU"] == pytest.approx(metrics["test"][stage]["en-es"]["bleu"])
+    code, _, error = ask(capsys, *arguments, "--system", run, "--stage", "round-1", "--baseline", tmp_path / "kept")
+    assert code == 2 and "the same, line by line" in error
+    # An empty source stays empty, and one that is too long goes by sentences.
+    (tmp_path / "odd.tsv").write_text("\tnada\n" + "I see the red door here. " * 20 + "\tVeo la puerta.\n")
+    odd = ["--test", tmp_path / "odd.tsv", "--to", "es", "--system", run, "--json", tmp_path / "o", "--device", "cpu"]
+    code, _, error = ask(capsys, *odd)
+    assert code == 0 and json.loads((tmp_path / "o").read_text())["empty"]["system"] == 1, error
+    (tmp_path / "odd.tsv").write_text("word " * 400 + "\tVeo la puerta.\n")
+    code, _, error = ask(capsys, *odd)
+    assert code == 2 and "1 sources are too long: line 1: a sentence of 400 words" in error
+    code, _, error = ask(capsys, "--test", run / "data" / "test.tsv", "--to", "fr", "--system", run)
+    assert code == 2 and "not into 'fr'" in error
+
+
+def test_through_the_real_door(files: Path) -> None:
+    command = [
+        sys.executable,
+        "-m",
+        "roundtrip.evaluate",
+        "--test",
+        "test.tsv",
+        "--system",
+        "good",
+        "--baseline",
+        "poor",
+    ]
+    done = subprocess.run([*command, "--samples", "20"], cwd=files, capture_output=True, text=True, timeout=120)
+    assert done.returncode == 0 and done.stderr == "", done.stderr
+    assert "copying the source" in done.stdout and "system against baseline" in done.stdout
+
+
+# ----------------------------------------------------------------------------------------------------------- COMET
+
+FAKE = """
+class Found:
+    def __init__(self, scores):
+        self.scores, self.system_score = scores, sum(scores) / len(scores)
+
+
+class Model:
+    def predict(self, rows, batch_size, gpus):
+        import os
+        assert os.environ["HF_HUB_OFFLINE"] == "1" and gpus in (0, 1)
+        scores = [len(set(row["mt"].split()) & set(row["ref"].split())) / 10 for row in rows]
+        return Found(scores SHORT)
+
+
+def load_from_checkpoint(path, local_files_only):
+    assert local_files_only
+    FAIL
+    return Model()
+"""
+
+
+@pytest.fixture
+def environment(files: Path) -> Any:
+    """An interpreter with something that behaves as COMET does, and a checkpoint."""
+
+    def make(fail: str = "", short: str = "") -> list[str | Path]:
+        (files / "site").mkdir(exist_ok=True)
+        (files / "site" / "comet.py").write_text(FAKE.replace("FAIL", fail).replace("SHORT", short))
+        python = files / "python"
+        code = (
+            f"import sys; sys.path.insert(0, {str(files / 'site')!r}); sys.argv = sys.argv[2:]; "
+            "import runpy; runpy.run_path(sys.argv[0], run_name='__main__')"
+        )
+        python.write_text(f'#!/bin/sh\nexec {sys.executable} -c "{code}" "$@"\n')
+        python.chmod(0o755)
+        (files / "wmt" / "checkpoints").mkdir(parents=True, exist_ok=True)
+        (files / "wmt" / "checkpoints" / "model.ckpt").write_text("weights")
+        return ["--comet", files / "wmt" / "checkpoints" / "model.ckpt", "--comet-python", python]
+
+    return make
+
+
+def test_comet_runs_in_its_own_environment(files: Path, environment: Any, capsys: pytest.CaptureFixture[str]) -> None:
+    arguments = ["--system", files / "good", "--baseline", files / "poor", "--samples", "100", *environment()]
+    found = document(capsys, files, *arguments)["comet"]
+    expected = {
+        name: [len(set(a.split()) & set(b.split())) / 10 for a, b in zip(texts, REFERENCES, strict=True)]
+        for name, texts in (("system", GOOD), ("baseline", POOR))
+    }
+    assert found["scores"] == expected
+    assert found["means"]["system"] == pytest.approx(np.mean(expected["system"]))
+    assert found["signature"].startswith("model:wmt|version:")
+    assert found["p_value"] == score.compare_means(expected["baseline"], expected["system"], samples=100)
+    _, shown, _ = ask(capsys, "--test", files / "test.tsv", *arguments)
+    assert "COMET: p = " in shown and "model:wmt" in shown
+
+
+@pytest.mark.parametrize(
+    ("settings", "problem"),
+    [
+        ({"fail": "raise ModuleNotFoundError(\"No module named 'transformers'\")"}, "unbabel-comet"),
+        ({"fail": "raise RuntimeError('the weights are broken')"}, "RuntimeError: the weights are broken"),
+        ({"short": "[:-1]"}, "59 scores for 60 lines"),
+    ],
+)
+def test_what_comet_does_wrong_is_told(
+    settings: dict[str, str], problem: str, files: Path, environment: Any, capsys: pytest.CaptureFixture[str]
+) -> None:
+    arguments = ["--test", files / "test.tsv", "--system", files / "good", *environment(**settings)]
+    code, _, error = ask(capsys, *arguments)
+    assert code == 2 and problem in error
+
+
+def test_an_environment_without_comet_is_told_how_to_be_one(files: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    arguments = ["--system", files / "good", "--comet", files / "good", "--comet-python", sys.executable]
+    code, _, error = ask(capsys, "--test", files / "test.tsv", *arguments)
+    assert code == 2 and "No module named 'comet'" in error and "pip install unbabel-comet" in error
+
+
+def test_means_that_differ_are_significant_and_equal_ones_are_not() -> None:
+    random = np.random.default_rng(1)
+    one = random.normal(0.5, 0.1, 300)
+    assert score.compare_means(one.tolist(), (one + random.normal(0.02, 0.05, 300)).tolist()) < 0.01
+    assert score.compare_means(one.tolist(), (one + random.normal(0.0, 0.05, 300) - 0.0).tolist()) > 0.05
+    assert score.compare_means([0.1, 0.2], [0.2, 0.1], seed=1) == score.compare_means([0.1, 0.2], [0.2, 0.1], seed=1)
