@@ -4,9 +4,13 @@
 
 An experiment is a shipped recipe and some arms, each of which changes keys of it, with several seeds. Each run is a
 process of its own, in its own folder under --work; one that is there and whole is not run again, one that was cut off
-goes on. `pairs only` learns from the pairs for at least as many optimizer steps as the round trip may take. Of every
-run the stage that its dev set chose is what counts; `at the end` is the last one. Comparisons are paired bootstraps on
-the test lines, by seed. Writes benchmarks/results/quality-EXPERIMENT.json, and the table as Markdown to the terminal.
+goes on, one of other settings is refused. Seeds have the cut of the corpus in common, and the plain text read first, so
+that the spread over them is that of the rounds alone.
+
+`pairs only` learns from the pairs for at least as many optimizer steps as the round trip may take. Of every run the
+stage that its dev set chose is what counts; `at the end` is the last one, whatever dev says. Comparisons are paired
+bootstraps on the test lines, by seed. Writes benchmarks/results/quality-EXPERIMENT.json, and the table as Markdown to
+the terminal.
 """
 
 from __future__ import annotations
@@ -29,7 +33,7 @@ from sacrebleu.metrics import BLEU
 
 from benchmarks.machine import RESULTS, processor
 from roundtrip import cookbook, score
-from roundtrip.plan import PARALLEL, TEXT, num_steps
+from roundtrip.plan import PARALLEL, TEXT, directions, num_steps
 from roundtrip.recipe import Recipe
 from roundtrip.run import versions
 from roundtrip.text import store
@@ -181,7 +185,10 @@ def start_of(name: str, start: Start, work: Path, extra: Sequence[str], seed: in
 
 def _begun(name: str, start: Start, work: Path, seed: int) -> Iterator[str]:
     """Yield what makes each direction begin with its weights of the start, which has come to its end."""
-    folder = start_of(name, start, work, (), seed).folder.resolve() / "adapters" / start.stage
+    begun = start_of(name, start, work, (), seed)
+    if not begun.metrics.exists():
+        sys.exit(f"{begun.folder} has not come to its end, and the arms begin with it")
+    folder = begun.folder.resolve() / "adapters" / start.stage
     for one in sorted(folder.iterdir()):
         yield f"model.{one.name}.path={one}"
 
@@ -190,12 +197,14 @@ def equal_steps(recipe: Recipe) -> tuple[str, ...]:
     """Return what makes a recipe learn from pairs alone, for at least as many steps as it plans."""
     assert recipe.data.cut is not None
     pairs = recipe.data.cut.train
-    passes = math.ceil(num_steps(recipe, pairs) / math.ceil(pairs / recipe.train.rows_per_step))
+    steps = max(num_steps(recipe, pairs, direction) for direction in directions(recipe))
+    passes = math.ceil(steps / math.ceil(pairs / recipe.train.rows_per_step))
     return (*NO_ROUNDS, f"train.parallel_passes={passes}")
 
 
 def run(arm: Arm) -> float:
     """Run an arm to its end, unless it has come there before; return the seconds that it took now."""
+    refuse_stale(arm)
     if arm.metrics.exists():
         return 0.0
     command = [sys.executable, "-m", "roundtrip.train", arm.recipe, "--out", str(arm.folder)]
@@ -207,7 +216,18 @@ def run(arm: Arm) -> float:
     with arm.folder.with_suffix(".log").open("ab") as log:
         done = subprocess.run(command, stdout=log, stderr=log, env=os.environ)
     sys.stderr.write(f"{arm.name}, seed {arm.seed}: exit {done.returncode}, {time.perf_counter() - start:.0f} s\n")
+    if done.returncode:
+        sys.exit(f"{arm.name}, seed {arm.seed} failed: see {arm.folder.with_suffix('.log')}")
     return time.perf_counter() - start
+
+
+def refuse_stale(arm: Arm) -> None:
+    """End where a folder holds a run of other settings, which would pass for this one."""
+    facts = arm.folder / "run.json"
+    if facts.exists():
+        found = json.loads(facts.read_text(encoding="utf-8"))["overrides"]
+        if found != list(arm.overrides):
+            sys.exit(f"{arm.folder} holds a run of other settings ({found}); take another --work, or remove it")
 
 
 @dataclass
@@ -304,7 +324,11 @@ def markdown(document: Mapping[str, Any]) -> str:
         lines += [_line(row, shown, row, names)] if shown else []
     for arm in dict.fromkeys(one["arm"] for one in runs):
         own = [one for one in runs if one["arm"] == arm]
-        lines.append(_line(f"{arm}, {len(own)} seed{'s' * (len(own) > 1)}", own, "chosen by dev", names))
+        label = f"{arm}, {len(own)} seed{'s' * (len(own) > 1)}"
+        steps = statistics.fmean(sum(one["steps"].values()) / 2 for one in own)
+        lines.append(_line(f"{label}, {steps:.0f} steps", own, "chosen by dev", names))
+        if arm == ROUND_TRIP:
+            lines.append(_line(f"{label}, at the end whatever dev says", own, "at the end", names))
     for one in document["comparisons"]:
         if one["metric"] == "chrF++":
             lines.append(

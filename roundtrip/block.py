@@ -41,6 +41,7 @@ class Block:
             written, or the block was read back.
         prompts: of these sources, where the guard on the host asked for them.
         thrown: some (source, target) that were rejected, where all were.
+        num_written: synthetic sources before any was rejected, chosen or not; 0 where the block was read back.
     """
 
     rows: list[list[str]]
@@ -50,6 +51,7 @@ class Block:
     hypotheses: Hypotheses | None = None
     prompts: list[list[int]] | None = None
     thrown: Sequence[tuple[str, str]] = ()
+    num_written: int = 0
 
 
 def of_pairs(corpora: Corpora, direction: Direction, first: str) -> Block:
@@ -102,7 +104,7 @@ def of_round(
         writer: the reverse direction.
         learner: the direction itself.
         settings: how the writer writes; see `schedule`.
-        earlier: synthetic rows of rounds before, which are learnt from again.
+        earlier: synthetic rows of rounds before, which are learnt from again unless their target has a new source.
         identifier: tells the languages apart; None judges nothing by it.
         tell, reader, halved: see `Translator.write`.
     """
@@ -112,7 +114,7 @@ def of_round(
     seed = derive(recipe.seed, "sources", phase.number)
     written = writer.write(lines, settings, seed, reader=reader, tell=tell, halved=halved)
     targets = repeated(lines, settings.samples)
-    usual_ratio = _usual_ratio(corpora, recipe.languages.index(direction.source))
+    usual_ratio = _usual_ratio(corpora.train if recipe.blind else corpora.dev, recipe, direction)
     judged = judge(
         written.texts,
         written.finished,
@@ -126,6 +128,8 @@ def of_round(
         echoes = echo(learner, judged.pairs, settings, tell)
         judged = judged.without([value < recipe.judge.min_round_trip for value in echoes], "lost on the way back")
     rejected = judged.rejected | ({"target too long": num_long} if num_long else {})
+    new = {target for _, target in judged.pairs}
+    earlier = [row for row in earlier if row[2] not in new]
     synthetic = len(judged.pairs) + len(earlier)
     real, after_pairs = _pairs(phase, recipe, corpora, cursors, num_real(recipe, synthetic, len(corpora.train)))
     noised, after_noised = _noised(phase, recipe, corpora, cursors, num_noised(recipe, synthetic + len(real)))
@@ -136,7 +140,8 @@ def of_round(
     wraps = tuple(name for name, cursor in after.items() if cursor.epoch > cursors.get(name, Cursor()).epoch)
     prompts = [written.prompts[place] for place in judged.places] if written.prompts is not None else None
     thrown = samples_of(written.texts, targets, judged.places) if not judged.pairs else []
-    return Block(rows, after, rejected, wraps, written.hypotheses.pick(judged.places), prompts, thrown)
+    num_written = len(targets) + num_long
+    return Block(rows, after, rejected, wraps, written.hypotheses.pick(judged.places), prompts, thrown, num_written)
 
 
 def samples_of(texts: Sequence[str], targets: Sequence[str], kept: Sequence[int]) -> list[tuple[str, str]]:
@@ -205,10 +210,11 @@ def _noised(
     return [[NOISED, noise(line, seed), line] for line, seed in zip(lines, seeds, strict=True)], {name: after}
 
 
-def _usual_ratio(corpora: Corpora, side: int) -> float:
-    """Return how many characters of one language the dev pairs have for each of the other."""
-    sizes = [sum(len(row[place]) for row in corpora.dev) for place in (side, 1 - side)]
-    return sizes[0] / sizes[1]
+def _usual_ratio(pairs: Sequence[Row], recipe: Recipe, direction: Direction) -> float:
+    """Return how many characters of the source language real pairs have for each of the target's; 1 without pairs."""
+    side = recipe.languages.index(direction.source)
+    sizes = [sum(len(row[place]) for row in pairs) for place in (side, 1 - side)]
+    return sizes[0] / sizes[1] if all(sizes) else 1.0
 
 
 def _real(row: Sequence[str], direction: Direction, first: str) -> list[str]:

@@ -10,7 +10,7 @@ from typing import Any
 from huggingface_hub import EvalResult, ModelCardData
 
 from roundtrip import __version__
-from roundtrip.plan import PARALLEL, TEXT
+from roundtrip.plan import FINAL, PARALLEL, TEXT
 from roundtrip.run import BEST, Run
 from roundtrip.tokens.segments import language_name
 from roundtrip.translator import Translator
@@ -72,7 +72,7 @@ def text(
     parts = [
         f"---\n{data.to_yaml()}\n---",
         f"# {_plain(source)} to {_plain(target)}",
-        f"{_what(run, one, is_model)} {_how(one, stage, target)}",
+        f"{_what(run, one, is_model)} {_how(one, stage, target, has_rounds=bool(run.recipe()[0].rounds.number))}",
         _usage(one, is_model) if has_template else _usage_without(one),
         _scores(one, metrics, stage),
         _samples(metrics, direction.name, stage),
@@ -100,11 +100,11 @@ def _what(run: Run, one: Translator, is_model: bool) -> str:
     return f"{base} with an adapter ({kind}) merged in." if is_model else f"An adapter ({kind}) for {base}.{note}"
 
 
-def _how(one: Translator, stage: str, target: str) -> str:
+def _how(one: Translator, stage: str, target: str, *, has_rounds: bool) -> str:
     by = f"It was trained with roundtrip {__version__}"
     if stage == TEXT:
         return f"{by} on plain text."
-    if stage == PARALLEL:
+    if stage == PARALLEL or (stage == FINAL and not has_rounds):
         return f"{by} on translated lines."
     return f"{by} on real {_plain(target)} text, for which the other direction wrote the sources (back-translation)."
 

@@ -10,6 +10,7 @@ import langcodes
 
 from roundtrip.plan import directions
 from roundtrip.recipe import Adapter, Model, Recipe, TemplateText, TextSource, Tokens
+from roundtrip.schedule import asked
 
 # What an adapter is made by; where all weights learn it has no meaning.
 OF_ADAPTERS = (
@@ -35,38 +36,7 @@ def combination_problems(recipe: Recipe) -> list[str]:
             f"train.max_row_tokens: {recipe.train.max_row_tokens} does not fit into "
             f"train.tokens_per_forward {recipe.train.tokens_per_forward}"
         )
-    generate = recipe.generate
-    hot = any(temperature for temperature in (generate.temperature, *(one.temperature for one in generate.change)))
-    if not hot and (generate.top_p < 1 or generate.top_k or generate.min_p):
-        problems.append("generate: top_p, top_k and min_p do nothing at temperature 0; set generate.temperature")
-    if generate.engine != "native" and generate.cuda_graphs:
-        problems.append("generate.cuda_graphs: of our own loop only; use engine 'native'")
-    if generate.samples > 1 and not hot:
-        problems.append("generate.samples: they are all the same at temperature 0; set generate.temperature")
-    if max([generate.samples, *(one.samples or 1 for one in generate.change)]) == 1 and (
-        "choose" in generate.model_fields_set
-    ):
-        problems.append("generate.choose: there is nothing to choose from; set generate.samples")
-    if generate.engine == "continuous" and generate.repetition_penalty != 1:
-        problems.append("generate.repetition_penalty: continuous batching leaves it out; use engine 'native'")
-    if generate.temperature != "auto":
-        unused = sorted({"warm_chrf", "warm_temperature"} & generate.model_fields_set)
-        if not any(one.temperature == "auto" for one in generate.change):
-            problems += [f"generate.{key}: only temperature = 'auto' asks how warm a direction is" for key in unused]
-    names = [direction.name for direction in directions(recipe)]
-    for number, change in enumerate(generate.change):
-        place = f"generate.change.{number}"
-        if change.direction not in {None, *names}:
-            problems.append(f"{place}.direction: '{change.direction}' is not one of {', '.join(names)}")
-        if change.round > recipe.rounds.number:
-            problems.append(f"{place}.round: {change.round}, and there are rounds.number = {recipe.rounds.number}")
-        if change.model_fields_set <= {"round", "direction"}:
-            problems.append(f"{place}: changes nothing; set temperature, samples, choose, top_p, top_k or min_p")
-    if generate.engine == "continuous" and hot:
-        problems.append(
-            "generate.engine: what continuous batching samples depends on its timing, and no run could be repeated; "
-            "use 'native', or temperature 0"
-        )
+    problems += _generate(recipe)
     problems += _rounds(recipe)
     for language in recipe.score.bleu_tokenize:
         if language not in recipe.languages:
@@ -79,6 +49,48 @@ def combination_problems(recipe: Recipe) -> list[str]:
     return problems + one + [problem for problem in other if problem not in one]
 
 
+def _generate(recipe: Recipe) -> list[str]:
+    """Name what is said of writing and can take no effect, for any direction in any round."""
+    generate, names = recipe.generate, [direction.name for direction in directions(recipe)]
+    problems = []
+    said = [asked(generate, name, number) for name in names for number in range(1, max(2, recipe.rounds.number + 1))]
+    # Without dev pairs nobody knows who is warm.
+    hot = [one for one in said if (one.temperature != "auto" or not recipe.blind) and one.temperature]
+    why = "without dev pairs, where 'auto' is greedy" if generate.temperature == "auto" else "at temperature 0"
+    if any(one.top_p < 1 or one.top_k or one.min_p for one in said) and not any(
+        one.top_p < 1 or one.top_k or one.min_p for one in hot
+    ):
+        problems.append(f"generate: top_p, top_k and min_p do nothing {why}; set generate.temperature")
+    if any(one.samples > 1 for one in said) and not any(one.samples > 1 for one in hot):
+        problems.append(f"generate.samples: they are all the same {why}; set generate.temperature")
+    chosen = "choose" in generate.model_fields_set or any(one.choose for one in generate.change)
+    if chosen and all(one.samples == 1 for one in said):
+        problems.append("generate.choose: there is nothing to choose from; set generate.samples")
+    if recipe.blind or not any(one.temperature == "auto" for one in said):
+        unused = sorted({"warm_chrf", "warm_temperature"} & generate.model_fields_set)
+        problems += [
+            f"generate.{key}: only temperature = 'auto' asks how warm a direction is, by dev pairs" for key in unused
+        ]
+    for number, change in enumerate(generate.change):
+        place = f"generate.change.{number}"
+        if change.direction not in {None, *names}:
+            problems.append(f"{place}.direction: '{change.direction}' is not one of {', '.join(names)}")
+        if change.round > recipe.rounds.number:
+            problems.append(f"{place}.round: {change.round}, and there are rounds.number = {recipe.rounds.number}")
+        if change.model_fields_set <= {"round", "direction"}:
+            problems.append(f"{place}: changes nothing; set temperature, samples, choose, top_p, top_k or min_p")
+    if generate.engine != "native" and generate.cuda_graphs:
+        problems.append("generate.cuda_graphs: of our own loop only; use engine 'native'")
+    if generate.engine == "continuous" and generate.repetition_penalty != 1:
+        problems.append("generate.repetition_penalty: continuous batching leaves it out; use engine 'native'")
+    if generate.engine == "continuous" and hot:
+        problems.append(
+            "generate.engine: what continuous batching samples depends on its timing, and no run could be repeated; "
+            "use 'native', or temperature 0"
+        )
+    return problems
+
+
 def _rounds(recipe: Recipe) -> list[str]:
     """Name what is said of rounds where there are none, or too few of them."""
     problems = []
@@ -89,11 +101,21 @@ def _rounds(recipe: Recipe) -> list[str]:
         said += ["train.synthetic_weight"] if train.synthetic_weight != 1 else []
         said += ["template.synthetic_tag"] if recipe.template.synthetic_tag else []
         said += ["judge.language"] if recipe.judge.language else []
+        said += ["judge.min_round_trip"] if recipe.judge.min_round_trip else []
         problems += [f"{key}: does nothing where rounds.number is 0" for key in said]
     elif rounds.reservoir and rounds.number == 1:
         problems.append("rounds.reservoir: there are no earlier rounds to keep rows of; set rounds.number")
     elif rounds.patience >= rounds.number:
         problems.append(f"rounds.patience: {rounds.patience} of {rounds.number} rounds can never be waited for")
+    pairs = recipe.data.cut.train if recipe.data.cut is not None else len(recipe.data.train)
+    if not pairs:
+        problems += [
+            f"train.{key}: is of parallel pairs, and there are none"
+            for key in ("final_passes", "stall")
+            if getattr(train, key)
+        ]
+    if train.synthetic_weight != 1 and not rounds.noised_share and not (rounds.real_share and pairs):
+        problems.append("train.synthetic_weight: all rows of a round are synthetic; nothing is weighed against another")
     if recipe.blind and train.stall:
         problems.append("train.stall: is seen on parallel dev pairs, and there is no data.dev")
     if not recipe.blind and "round_trip_lines" in recipe.score.model_fields_set:

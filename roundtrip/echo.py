@@ -21,7 +21,16 @@ def echo(
         pairs: (synthetic source, real target).
         settings: engine and batch size; how the sources were written does not matter here.
         tell: called now and then; may raise to stop.
+
+    Returns:
+        One value a pair, 0 where a source is too long for the model: it cannot be learnt from either.
     """
     greedy = settings.model_copy(update={"temperature": 0.0, "samples": 1})
-    written = learner.write([source for source, _ in pairs], greedy, 0, tell=lambda rows, tokens: tell(0, tokens))
-    return [similarity(text, target) for text, (_, target) in zip(written.texts, pairs, strict=True)]
+    sources = [source for source, _ in pairs]
+    prompts = learner.template.prompts(sources)
+    fitting = [place for place, prompt in enumerate(prompts) if learner.fits(learner.num_needed(prompt, greedy))]
+    written = learner.write([sources[i] for i in fitting], greedy, 0, tell=lambda rows, tokens: tell(0, tokens))
+    found = [0.0] * len(pairs)
+    for place, text in zip(fitting, written.texts, strict=True):
+        found[place] = similarity(text, pairs[place][1])
+    return found

@@ -16,11 +16,13 @@ import torch
 from torch import nn
 from transformers import masking_utils
 
+from roundtrip import schedule
 from roundtrip.engine.batch import by_budget
 from roundtrip.engine.generate import length_limit
 from roundtrip.engine.memory import KERNELS, used
 from roundtrip.errors import ModelError, RoundtripError, first_line
 from roundtrip.models import adapters, attention, base, moving, packed
+from roundtrip.plan import directions
 from roundtrip.recipe import Adapter, Model, Recipe
 from roundtrip.tokens.template import Template
 
@@ -29,6 +31,10 @@ _BYTES_A_WEIGHT = {"8bit": 1.02, "4bit": 0.53}
 # Bytes of one logit when the loss is formed: as the model gives it, in float32, as log-probability, and the gradients
 # of the last and the first.
 _BYTES_A_LOGIT = {torch.float32: 4 + 4 + 4, torch.bfloat16: 2 + 4 + 4 + 4}
+# The base's logit beside it, for the distance between the two.
+_BYTES_OF_BASE_LOGIT = 4 + 4
+# Of generation, where no round writes.
+_LEAST = {"samples": 1, "heat": 0.0}
 # On a CPU, what the C library takes for tensors of ever new sizes by what they hold, until it is trimmed. Measured.
 _HOLES = 1.3
 # Of one prepared product of matrices on a CPU.
@@ -120,7 +126,8 @@ def _forecast(
         learner: Any = model if whole else adapters.add(model, own, 1)
         for one in own:
             parameters = list(model.parameters()) if whole else list(adapters.parameters(learner, one).values())
-            learning += sum(_learning(parameter, whole=whole) for parameter in parameters)
+            averaged = recipe.train.ema_decay > 0
+            learning += sum(_learning(parameter, whole=whole, averaged=averaged) for parameter in parameters)
             if own[one].method in moving.METHODS:
                 learning += sum(layer.weight.nbytes for layer in model.modules() if isinstance(layer, nn.Linear))
         for one in own:
@@ -161,11 +168,15 @@ def _loaded(model: Any, spec: Model, dtype: torch.dtype) -> int:
     return size - int(sum(weight.numel() for weight in linear) * (dtype.itemsize - _BYTES_A_WEIGHT[spec.quantize]))
 
 
-def _learning(parameter: nn.Parameter, *, whole: bool) -> int:
-    """Return what a parameter that learns takes, and its gradient; of a whole model it is in the base already."""
+def _learning(parameter: nn.Parameter, *, whole: bool, averaged: bool) -> int:
+    """Return what a parameter that learns takes, and its gradient; of a whole model it is in the base already.
+
+    Args:
+        averaged: its past is averaged, which takes a float32 number, and one more while the average stands in for it.
+    """
     masters = 0 if parameter.dtype == torch.float32 else 4
     own = 0 if whole else parameter.dtype.itemsize
-    return int(parameter.numel() * (own + masters + 4 + 4 + parameter.dtype.itemsize))
+    return int(parameter.numel() * (own + masters + 4 + 4 + parameter.dtype.itemsize + (8 if averaged else 0)))
 
 
 def _training(
@@ -204,6 +215,9 @@ def _training(
         kept = _kept_by(inner, [lengths[i] for i in group], is_packed)
         logits = sum(rows[i][1] for i in group) * vocabulary
         largest = max(largest, kept + (0 if spec.liger else logits * _BYTES_A_LOGIT[dtype]))
+        if recipe.train.kl_weight:
+            # Two passes over the target text, whose logits are compared in float32, by whatever kernel the loss goes.
+            largest = max(largest, kept + logits * (_BYTES_A_LOGIT[dtype] + _BYTES_OF_BASE_LOGIT))
     adapters.freeze(model)
     return largest
 
@@ -242,18 +256,24 @@ def _generating(
 ) -> int:
     """Return cache, logits and the prompts' forward pass of the largest batch of hypotheses."""
     config, settings = model.config.get_text_config(decoder=True), recipe.generate
+    # The most that is asked for in any round, once the writers are warm.
+    chrf = None if recipe.blind else 100.0
+    writers = [direction.name for direction in directions(recipe)]
+    rounds = range(1, recipe.rounds.number + 1)
+    asked = [schedule.settings(settings, name, number, chrf) for name in writers for number in rounds]
+    samples, heat = (max((getattr(one, key) for one in asked), default=least) for key, least in _LEAST.items())
     prompts = [len(prompt) for prompt in template.prompts(sources)]
     limits = [length_limit(max(1, prompt - template.num_fixed), settings) for prompt in prompts]
     longest = max(range(len(prompts)), key=lambda i: prompts[i])
     width = prompts[longest] + limits[longest] + 1
     num_lines = max(recipe.rounds.lines if recipe.rounds.number else 0, 64)
-    rows = min(max(settings.samples, settings.tokens_per_batch // width), num_lines * settings.samples)
+    rows = min(max(samples, settings.tokens_per_batch // width), num_lines * samples)
     heads = getattr(config, "num_key_value_heads", None) or config.num_attention_heads
     size = getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
     cache = 2 * config.num_hidden_layers * rows * width * heads * size * dtype.itemsize
     wide = getattr(config, "intermediate_size", None) or 4 * config.hidden_size
     prompt_pass = 3 * rows * prompts[longest] * wide * dtype.itemsize
     # As the model gives it, in float32, and twice more where it is sampled from.
-    a_logit = dtype.itemsize + 4 + (8 if settings.heat > 0 else 0)
+    a_logit = dtype.itemsize + 4 + (8 if heat > 0 else 0)
     logits = rows * int(model.get_output_embeddings().weight.shape[0]) * a_logit
     return int(cache + max(prompt_pass, logits))

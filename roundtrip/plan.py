@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from roundtrip.recipe import Recipe
+from roundtrip.schedule import settings
 
 BASE, TEXT, PARALLEL, FINAL = "base", "text", "parallel", "final"
 
@@ -109,25 +110,34 @@ def num_noised(recipe: Recipe, num_others: int) -> int:
     return round(num_others * share / (1.0 - share))
 
 
-def num_synthetic(recipe: Recipe) -> int:
-    """Return how many synthetic rows a round makes if none is rejected."""
-    every = recipe.generate.samples if recipe.generate.choose == "all" else 1
-    return recipe.rounds.lines * every
+def num_synthetic(recipe: Recipe, number: int, direction: Direction) -> int:
+    """Return how many synthetic rows a direction gets in round `number` if none is rejected.
+
+    Under `temperature = "auto"` the writer is taken for cold: once it is warm, and all of several samples are learnt
+    from, there are more.
+    """
+    found = settings(recipe.generate, direction.reverse.name, number, None)
+    return recipe.rounds.lines * (found.samples if found.choose == "all" else 1)
 
 
-def num_rows(recipe: Recipe, number: int, num_pairs: int) -> int:
+def num_earlier(recipe: Recipe, number: int, direction: Direction) -> int:
+    """Return how many synthetic rows of rounds before are learnt from again in round `number`, at the most."""
+    before = sum(num_synthetic(recipe, earlier, direction) for earlier in range(1, number))
+    return min(recipe.rounds.reservoir, before)
+
+
+def num_rows(recipe: Recipe, number: int, num_pairs: int, direction: Direction) -> int:
     """Return how many rows round `number` has if no source is rejected: new ones, earlier ones, real and noised."""
-    new = num_synthetic(recipe)
-    synthetic = new + min(recipe.rounds.reservoir, (number - 1) * new)
+    synthetic = num_synthetic(recipe, number, direction) + num_earlier(recipe, number, direction)
     others = synthetic + num_real(recipe, synthetic, num_pairs)
     return others + num_noised(recipe, others)
 
 
-def num_steps(recipe: Recipe, num_pairs: int) -> int:
-    """Return how many optimizer steps one direction takes if no synthetic source is rejected."""
+def num_steps(recipe: Recipe, num_pairs: int, direction: Direction) -> int:
+    """Return how many optimizer steps a direction takes if no synthetic source is rejected."""
     per_step = recipe.train.rows_per_step
     text = math.ceil(2 * recipe.train.text_lines / per_step)
     passes = recipe.train.parallel_passes + recipe.train.final_passes
     rounds = range(1, recipe.rounds.number + 1)
-    blocks = sum(math.ceil(num_rows(recipe, number, num_pairs) / per_step) for number in rounds)
+    blocks = sum(math.ceil(num_rows(recipe, number, num_pairs, direction) / per_step) for number in rounds)
     return text + passes * math.ceil(num_pairs / per_step) + blocks

@@ -25,15 +25,13 @@ def earlier_rows(folder: Path, phases: Sequence[Phase], phase: Phase, limit: int
         phases, phase: of the run, and the one that will learn.
         limit: at most so many.
     """
-    found: dict[tuple[int, str], list[str]] = {}
+    found: list[list[str]] = []
     targets: dict[str, int] = {}
     before = [one for one in phases[: phase.number] if one.round and one.direction == phase.direction]
     for one in reversed(before if limit else []):
         rows = [row for row in read_rows(path_of(folder, one)) if row[0] == SYNTHETIC]
-        for place, row in enumerate(rows):
-            # Several samples of one line, of one round, stay together.
-            if targets.setdefault(row[2], one.number) == one.number and len(found) < limit:
-                found[one.number * len(rows) + place, row[1]] = row
-        if len(found) == limit:
+        # Several samples of one line, of one round, stay together.
+        found += [row for row in rows if targets.setdefault(row[2], one.number) == one.number]
+        if len(found) >= limit:
             break
-    return list(found.values())
+    return found[:limit]

@@ -12,7 +12,7 @@ from rich.text import Text
 from roundtrip import score
 from roundtrip.checkpoint import State
 from roundtrip.errors import printable
-from roundtrip.plan import BASE, PARALLEL, TEXT, Direction, directions
+from roundtrip.plan import BASE, FINAL, PARALLEL, TEXT, Direction, directions
 from roundtrip.recipe import Recipe
 from roundtrip.run import BEST, Run, versions
 from roundtrip.scorer import bleu_tokenize, mean_chrf, texts, translations_path
@@ -25,6 +25,7 @@ _LABELS = {
     BASE: "base model, zero-shot",
     TEXT: "plain text",
     PARALLEL: "parallel pairs",
+    FINAL: "parallel pairs again",
 }
 ByStage = Mapping[str, Mapping[str, Mapping[str, float]]]
 

@@ -6,7 +6,7 @@ blocks/                   what each phase learnt from, one row a line: kind, sou
 skipped/                  rows of the steps that changed nothing, since their loss or gradient was not finite
 checkpoints/              for --resume
 base/                     models from scratch as they began, and what adapters took out of a base
-adapters/STAGE/DIRECTION  PEFT folders, or whole models; STAGE is parallel, round-1, ..., best
+adapters/STAGE/DIRECTION  PEFT folders, or whole models; STAGE is text, parallel, round-1, ..., final, best
 translations/             of dev and test, one file per stage and direction
 """
 
@@ -35,7 +35,7 @@ from roundtrip.recipe import Recipe
 
 BEST = "best"
 # What may be another at a resume, since no figure depends on it.
-_FREE = {"checkpoint", "train.max_skipped"}
+_FREE = {"checkpoint", "train.max_skipped", "rounds.warm_start"}
 # What may be in the folder of a run before its run.json is.
 _BEFORE = {"lock", ".run.json.tmp"}
 _LIBRARIES = ("torch", "transformers", "peft", "tokenizers", "sacrebleu", "numpy")

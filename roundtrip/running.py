@@ -19,7 +19,7 @@ from roundtrip.identify import MIN_CHARS, MIN_LINES, MIN_RIGHT, Identifier
 from roundtrip.loop import round_trip
 from roundtrip.models import fresh
 from roundtrip.models.learner import frozen_hashes
-from roundtrip.plan import TEXT, directions, num_noised, num_real, num_steps, num_synthetic, phases
+from roundtrip.plan import TEXT, directions, num_earlier, num_noised, num_real, num_steps, num_synthetic, phases
 from roundtrip.recipe import Recipe
 from roundtrip.run import Run, create, placed, reopen
 from roundtrip.scorer import check_metrics, texts
@@ -30,7 +30,7 @@ from roundtrip.text.stream import derive
 from roundtrip.tokens.road import Road
 from roundtrip.tokens.segments import Segments
 from roundtrip.tokens.surface import fingerprint
-from roundtrip.translator import Translator
+from roundtrip.translator import Translator, noised_name
 from roundtrip.trip import Trip
 
 
@@ -80,6 +80,7 @@ def _prepared(
     facts = run.facts()
     recipe, folder = run.pinned(loaded.recipe), loaded.folder
     check_metrics(recipe)
+    identifier_of(recipe)
     known = facts.get("lines")
     if ranks.first and (problem := files.damaged(facts.get("files", {}), run.path)):
         raise RunError(f"is damaged: {problem}", place=str(run.path), cure="bring that file back, or start anew")
@@ -105,9 +106,18 @@ def _prepared(
             base_hash={name: one.base.digest for name, one in translators.items()},
             tokenizer=tokenizers,
             base_location={name: one.base.location for name, one in translators.items()},
-            segments={name: one.template.segments.to_dict() for name, one in translators.items()},
+            segments=_segments(translators),
         )
     return translators, corpora
+
+
+def _segments(translators: Mapping[str, Translator]) -> dict[str, Any]:
+    """Return the parts of all prompts, so that a resumed run has the same whatever the day is."""
+    real = {name: one.template.segments.to_dict() for name, one in translators.items()}
+    others = {
+        name: one.templates.noised for name, one in translators.items() if one.templates.noised is not one.template
+    }
+    return real | {noised_name(name): template.segments.to_dict() for name, template in others.items()}
 
 
 def _fingerprint(tokenizer: Any) -> str | None:
@@ -150,11 +160,20 @@ def _roads(recipe: Recipe, translators: Mapping[str, Translator], corpora: Corpo
     return found
 
 
+def identifier_of(recipe: Recipe) -> Identifier | None:
+    """Return what tells the languages apart, where the recipe asks for it.
+
+    Raises:
+        RecipeError: see `Identifier`.
+    """
+    return Identifier(recipe.languages) if recipe.judge.language else None
+
+
 def _identifier(recipe: Recipe, corpora: Corpora, events: Events) -> Identifier | None:
     """Return what tells the languages apart, where the recipe asks for it and it does so on the dev text."""
-    if not (recipe.judge.language and recipe.rounds.number):
+    found = identifier_of(recipe)
+    if found is None:
         return None
-    found = Identifier(recipe.languages)
     for side, language in enumerate(recipe.languages):
         right, number = found.share_right([row[side] for row in corpora.dev], language)
         if number < MIN_LINES or right < MIN_RIGHT:
@@ -208,6 +227,7 @@ def check(loaded: Loaded, events: Events) -> None:
     """Load text and models of a recipe, show what would run, and keep nothing."""
     recipe = loaded.recipe
     check_metrics(recipe)
+    identifier_of(recipe)
     for line in describe(recipe.data):
         events.say(f"  {line}")
     with tempfile.TemporaryDirectory() as scratch:
@@ -239,8 +259,8 @@ def _show_plan(loaded: Loaded, corpora: Corpora, translators: Mapping[str, Trans
         if phase.stage == TEXT:
             what = f"{recipe.train.text_lines} plain lines of each language"
         if phase.round:
-            new = num_synthetic(recipe)
-            old = min(recipe.rounds.reservoir, (phase.round - 1) * new)
+            new = num_synthetic(recipe, phase.round, phase.direction)
+            old = num_earlier(recipe, phase.round, phase.direction)
             real = num_real(recipe, new + old, num_pairs)
             what = f"{recipe.rounds.lines} new lines, {new} synthetic sources"
             what += f", {old} earlier ones" if old else ""
@@ -248,4 +268,5 @@ def _show_plan(loaded: Loaded, corpora: Corpora, translators: Mapping[str, Trans
             noised = num_noised(recipe, new + old + real)
             what += f", and {noised} noised lines" if noised else ""
         events.say(f"{phase.stage}: {phase.direction.name} learns from {what}")
-    events.say(f"{num_steps(recipe, num_pairs)} optimizer steps for each direction; nothing was written")
+    totals = ", ".join(f"{num_steps(recipe, num_pairs, one)} for {one.name}" for one in directions(recipe))
+    events.say(f"optimizer steps: {totals}; nothing was written")

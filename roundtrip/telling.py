@@ -38,7 +38,7 @@ def tell_block(events: Events, phase: Phase, block: Block) -> None:
             place=f"{phase.stage}, {phase.direction.name}",
             cure=f"start anew with {what_to_try(block.rejected)}",
         )
-    if num_rejected > num_synthetic:
+    if 2 * num_rejected > block.num_written:
         events.say(
             f"  more than half of the synthetic sources were rejected {block.rejected}: try "
             f"{what_to_try(block.rejected)}"

@@ -222,9 +222,7 @@ def load(
                 cure="set it to false",
             )
     return {
-        direction.name: _translator(
-            recipe, direction, found[direction.name], (segments or {}).get(direction.name), ranks
-        )
+        direction.name: _translator(recipe, direction, found[direction.name], segments or {}, ranks)
         for direction in directions(recipe)
     }
 
@@ -244,35 +242,47 @@ def load_one(
     spec = recipe.model[direction.name].model_copy(update=dict(changes))
     only = {direction.name: as_exported(recipe.adapter[direction.name])}
     found = learners.load({direction.name: spec}, only, folder, one_base=False, seed=recipe.seed)
-    return _translator(recipe, direction, found[direction.name], segments.get(direction.name))
+    return _translator(recipe, direction, found[direction.name], segments)
 
 
 def _translator(
-    recipe: Recipe, direction: Direction, learner: Learner, fixed: Segments | None, ranks: Ranks = ALONE
+    recipe: Recipe, direction: Direction, learner: Learner, fixed: Mapping[str, Segments], ranks: Ranks = ALONE
 ) -> Translator:
     base = learner.base
     return Translator(direction, learner, templates(recipe, direction, base.tokenizer, base.stop_ids, fixed), ranks)
 
 
+def noised_name(name: str) -> str:
+    """Return the key of the segments by which a direction learns from noised lines."""
+    return f"{name} noised"
+
+
 def templates(
-    recipe: Recipe, direction: Direction, tokenizer: Any, stop_ids: Sequence[int], fixed: Segments | None = None
+    recipe: Recipe,
+    direction: Direction,
+    tokenizer: Any,
+    stop_ids: Sequence[int],
+    fixed: Mapping[str, Segments] = {},  # noqa: B006 (read only)
 ) -> Templates:
     """Return the templates of a direction.
 
     Args:
         stop_ids: what ends a text in this model.
-        fixed: of an earlier run; built from the tokenizer where None.
+        fixed: of an earlier run, by direction and `noised_name`; what is not there is built from the tokenizer.
 
     Raises:
         TemplateError: see `build_segments`.
     """
-    if fixed is None:
-        fixed = build_segments(tokenizer, recipe.template, direction.source, direction.target, stop_ids)
-    real, tag = Template(tokenizer, fixed), recipe.template.synthetic_tag
-    tagged = Template(tokenizer, replace(fixed, head=fixed.head + tag)) if tag else real
+    own = fixed.get(direction.name) or build_segments(
+        tokenizer, recipe.template, direction.source, direction.target, stop_ids
+    )
+    real, tag = Template(tokenizer, own), recipe.template.synthetic_tag
+    tagged = Template(tokenizer, replace(own, head=own.head + tag)) if tag else real
     noised = real
     if recipe.rounds.noised_share:
         # From the language into itself, so that the model knows that this is no translation.
-        own = build_segments(tokenizer, recipe.template, direction.target, direction.target, stop_ids)
-        noised = Template(tokenizer, own)
+        into_itself = fixed.get(noised_name(direction.name)) or build_segments(
+            tokenizer, recipe.template, direction.target, direction.target, stop_ids
+        )
+        noised = Template(tokenizer, into_itself)
     return Templates(real, tagged, noised)

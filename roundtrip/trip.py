@@ -72,9 +72,10 @@ class Trip:
         self.state = State()
         self.directions = directions(recipe)
         self.phases = phases(recipe, len(corpora.train))
-        total = num_steps(recipe, len(corpora.train))
+        pairs = len(corpora.train)
+        total = {direction.name: num_steps(recipe, pairs, direction) for direction in self.directions}
         self.optimizers = {
-            name: Optimizer(one.learner.parameters(), recipe.train, total, recipe.adapter[name])
+            name: Optimizer(one.learner.parameters(), recipe.train, total[name], recipe.adapter[name])
             for name, one in translators.items()
         }
         self.keeping = Keeping(run, self.optimizers, roads, recipe.checkpoint.keep, ranks)
@@ -120,7 +121,8 @@ class Trip:
         road = self.roads[phase.direction.name]
         chrf = None if self.recipe.blind else list(self.state.scores.values())[-1][writer]["chrf"]
         settings = schedule.settings(self.recipe.generate, writer, phase.round, chrf)
-        self.events.say(f"  {schedule.describe(self.recipe.generate, settings, writer, chrf)}")
+        said = schedule.asked(self.recipe.generate, writer, phase.round)
+        self.events.say(f"  {schedule.describe(said, settings, writer, chrf)}")
         with (
             self.stages.averaged(),
             self.events.task("generating", f"{phase.stage}: {writer} writes sources", self.recipe.rounds.lines) as task,

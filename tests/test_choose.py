@@ -18,7 +18,7 @@ from roundtrip.engine.generate import Hypotheses
 from roundtrip.engine.likelihood import log_likelihood
 from roundtrip.errors import ModelError
 from roundtrip.judge import Judged
-from roundtrip.plan import num_steps
+from roundtrip.plan import Direction, num_steps
 from roundtrip.recipe import Generate, Train
 from roundtrip.tokens.template import Row
 from roundtrip.translator import Translator, Written
@@ -96,7 +96,7 @@ def test_the_schedule_counts_every_source_that_is_kept(write_recipe: WriteRecipe
             "rounds.lines=64",
             f"generate.choose={choose_by}",
         ]
-        sizes.append(num_steps(cookbook.load(str(path), overrides).recipe, 0))
+        sizes.append(num_steps(cookbook.load(str(path), overrides).recipe, 0, Direction("en", "es")))
     assert sizes[1] == pytest.approx(4 * sizes[0], rel=0.2)
 
 

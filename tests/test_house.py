@@ -18,7 +18,8 @@ PACKAGE = ROOT / "roundtrip"
 FLOORS = [
     ["errors", "files", "__init__", "comet_worker"],
     ["recipe", "sources", "disk", "identify", "noise"],
-    ["plan", "schedule", "stall"],
+    ["schedule", "stall"],
+    ["plan"],
     ["combinations"],
     ["cookbook", "events", "signals", "ahead"],
     ["text.clean", "text.codes", "text.stream", "text.store"],

@@ -44,8 +44,8 @@ def log_likelihood(
             if len(group) == 1:
                 raise ModelError(
                     f"memory ran out on a single row of {table.sizes[group[0]]} tokens",
-                    place="generate.choose",
-                    cure="lower data.filter.max_chars, or set generate.samples = 1",
+                    place="train.tokens_per_forward",
+                    cure="lower data.filter.max_chars, or leave out generate.samples and train.stall",
                 )
             release()
             half = len(group) // 2

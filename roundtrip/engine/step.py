@@ -25,7 +25,8 @@ class StepResult:
     """What one step did.
 
     Attributes:
-        loss: mean cross-entropy in nats per labelled token, each counted by the weight of its row.
+        loss: mean cross-entropy in nats per labelled token, each counted by the weight of its row, labels smoothed as
+            asked; the distance to the base is no part of it.
         grad_norm: before clipping; where it or the loss is not finite the step was skipped: nothing has changed.
         num_labels, num_tokens: labelled and all real tokens.
         tokens_per_forward: that fitted; less than asked for where memory ran out.
@@ -71,7 +72,7 @@ class Near:
 
     Attributes:
         table: rows of the target text by itself, in the order of the rows that are learnt.
-        weight: of the distance, in nats, beside the loss.
+        weight: of the mean distance of a token, in nats, beside the mean loss of a label.
     """
 
     table: Table
@@ -125,6 +126,8 @@ def step(
     """
     num_labels = sum(table.sizes[i] - table.starts[i] for i in rows)
     num_counted = sum(table.weights[i] * (table.sizes[i] - table.starts[i]) for i in rows)
+    # The distance is a mean over its own tokens, and all is divided by the number of labels in the end.
+    share = num_labels / sum(near.table.sizes[i] - near.table.starts[i] for i in rows) if near is not None else 0.0
     own = ranks.share(sorted(rows, key=lambda i: -table.sizes[i])) if ranks.count > 1 else rows
     longest = max((table.sizes[i] for i in own), default=0)
     # Dropout of two processes must not fall on the same places of their rows.
@@ -140,8 +143,9 @@ def step(
         ]
         try:
             total = _backward(
-                model, table, groups, pad_id, seed, fused=fused, packed=packed, smoothing=smoothing, near=near
-            )
+                model, table, groups, pad_id, seed, fused=fused, packed=packed, smoothing=smoothing, near=near,
+                share=share,
+            )  # fmt: skip
             break
         except (RuntimeError, MemoryError) as error:
             if not is_out(error):
@@ -157,7 +161,8 @@ def step(
         tried = max(len(group) * max(table.sizes[i] for i in group) for group in groups)
         tokens_per_forward = max(longest, min(tokens_per_forward, tried) // 2)
     loss = float(ranks.sum(total)) / num_counted
-    grad_norm = optimizer.step(1.0 / num_counted, skip=not math.isfinite(loss), ranks=ranks)
+    # By all labels, so that a step of light rows alone is a light one.
+    grad_norm = optimizer.step(1.0 / num_labels, skip=not math.isfinite(loss), ranks=ranks)
     tokens_per_forward = min(ranks.gather(tokens_per_forward))
     num_tokens = sum(table.sizes[i] for i in rows)
     return StepResult(loss, grad_norm, num_labels, num_tokens, tokens_per_forward)
@@ -186,6 +191,7 @@ def _backward(
     packed: bool,
     smoothing: float,
     near: Near | None,
+    share: float,
 ) -> torch.Tensor:
     """Add the gradients of all rows, and return their summed loss, float64, shape ().
 
@@ -203,7 +209,5 @@ def _backward(
         total += loss.detach()
         if near is not None:
             plain = pack(near.table, group) if packed else collate(near.table, group, pad_id)
-            distance = near.weight * distance_sum(model, plain)
-            distance.backward()
-            total += distance.detach()
+            (near.weight * share * distance_sum(model, plain)).backward()
     return total

@@ -324,5 +324,5 @@ def describe(data: Data) -> list[str]:
         **{f"mono.{c}": s for c, s in data.mono.items()},
     }
     if data.cut is not None:
-        tables = {"cut.corpus": data.cut.corpus}
+        tables = {"cut.corpus": data.cut.corpus, "dev": data.dev, "test": data.test}
     return [f"{part}: {source.path}" for part, sources in tables.items() for source in sources]
