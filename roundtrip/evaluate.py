@@ -9,21 +9,18 @@ from pathlib import Path
 from typing import Any, get_args
 
 from rich.console import Console
-from rich.table import Table
-from rich.text import Text
 
-from roundtrip import score
-from roundtrip.comet import comet
+from roundtrip import comet, score
+from roundtrip.comet import Comet
 from roundtrip.door import open_door
-from roundtrip.errors import RecipeError, TextError, printable
+from roundtrip.errors import RecipeError, TextError
 from roundtrip.files import write_text
 from roundtrip.recipe import BleuTokenizer
-from roundtrip.run import BEST
-from roundtrip.systems import HeldOut, read, read_test, same_length, translations
+from roundtrip.run import BEST, versions
+from roundtrip.scoreboard import MIN_SLICE, show
+from roundtrip.systems import HeldOut, language, own_tokenizer, read, read_test, same_length, translations
 from roundtrip.text.codes import bleu_tokenizer
 
-# A slice with fewer lines is shown without a test.
-MIN_SLICE = 50
 # chrF of a hypothesis against its source from which it counts as a copy.
 COPY = 80.0
 
@@ -33,7 +30,8 @@ def main() -> None:
     parser = argparse.ArgumentParser(
         prog="python -m roundtrip.evaluate",
         description="Score translations on any test file: BLEU and chrF++ with signatures, paired bootstrap against a "
-        "baseline, the lines that changed most, domains. A system is a file of translations or the folder of a run.",
+        "baseline, the lines that changed most, domains. A system is a file of translations, or the folder of a run or "
+        "of an exported direction, which is asked.",
     )
     add = parser.add_argument
     add("--source", type=Path, metavar="FILE", help="one source a line")
@@ -59,6 +57,55 @@ def main() -> None:
 
 
 def _work(arguments: argparse.Namespace) -> None:
+    _check(arguments)
+    test = read_test(arguments.source, arguments.reference, arguments.test)
+    labels = read(arguments.slices) if arguments.slices else []
+    if arguments.slices:
+        same_length(labels, test.sources, arguments.slices, "the test set has")
+        if "" in labels:
+            raise TextError(
+                "a line without a label", place=f"{arguments.slices}:{labels.index('') + 1}", cure="give each line one"
+            )
+    stages = {"system": arguments.stage, "baseline": arguments.baseline_stage or arguments.stage}
+    given = {"baseline": arguments.baseline, "system": arguments.system}
+    places: dict[str, Path] = {name: place for name, place in given.items() if place is not None}
+    to = language(places.values(), arguments.to)
+    tokenizer = _tokenizer(arguments.bleu_tokenize or own_tokenizer(places.values(), to), to)
+    if arguments.comet:
+        comet.check(arguments.comet, arguments.comet_python)
+    systems: dict[str, list[str]] = {}
+    cut: dict[str, list[str]] = {name: [] for name in places}
+    for name, place in places.items():
+        systems[name] = translations(place, test, to, stages[name], arguments.device, cut[name])
+    if len(systems) == 2 and systems["baseline"] == systems["system"]:
+        raise TextError(
+            "system and baseline are the same, line by line", place="--baseline", cure="name two systems that differ"
+        )
+    settings = {"bleu_tokenize": tokenizer, "lowercase": arguments.lowercase, "ter": arguments.ter}
+    document = evaluate(test, systems, labels, settings, arguments.samples, arguments.seed, arguments.changed)
+    document["places"] = {name: str(place) for name, place in places.items()}
+    document["cut"] = {name: len(lines) for name, lines in cut.items()}
+    if arguments.comet:
+        found = comet.comet(
+            test.sources,
+            {"copy": test.sources, **systems},
+            test.references,
+            arguments.comet,
+            arguments.comet_python,
+            arguments.device,
+        )
+        add_comet(document, found, labels, arguments.samples, arguments.seed)
+    document["command"] = {
+        name: str(value) if isinstance(value, Path) else value for name, value in vars(arguments).items()
+    }
+    document["versions"] = versions()
+    if arguments.json:
+        write_text(arguments.json, json.dumps(document, ensure_ascii=False, indent=1) + "\n")
+    show(document, Console())
+
+
+def _check(arguments: argparse.Namespace) -> None:
+    """Refuse what cannot be, before any time is spent."""
     for name, least in (("samples", 10), ("changed", 0)):
         if getattr(arguments, name) < least:
             raise RecipeError(
@@ -66,35 +113,23 @@ def _work(arguments: argparse.Namespace) -> None:
             )
     if (arguments.comet is None) != (arguments.comet_python is None):
         raise RecipeError("one goes with the other", place="--comet, --comet-python", cure="give both or neither")
-    if arguments.json and arguments.json.is_dir():
-        raise RecipeError("is a folder", place=f"--json {arguments.json}", cure="name a file")
-    test = read_test(arguments.source, arguments.reference, arguments.test)
-    labels = read(arguments.slices) if arguments.slices else []
-    if arguments.slices:
-        same_length(labels, test.sources, arguments.slices, "the test set has")
-    tokenizer = arguments.bleu_tokenize or (bleu_tokenizer(arguments.to) if arguments.to else "13a")
-    score.signatures(tokenizer)
-    stages = {"system": arguments.stage, "baseline": arguments.baseline_stage or arguments.stage}
-    places = {"baseline": arguments.baseline, "system": arguments.system}
-    systems = {
-        name: translations(place, test, arguments.to, stages[name], arguments.device)
-        for name, place in places.items()
-        if place is not None
-    }
-    if len(systems) == 2 and systems["baseline"] == systems["system"]:
-        raise TextError(
-            "system and baseline are the same, line by line", place="--baseline", cure="name two systems that differ"
-        )
-    settings = {"bleu_tokenize": tokenizer, "lowercase": arguments.lowercase, "ter": arguments.ter}
-    document = evaluate(test, systems, labels, settings, arguments.samples, arguments.seed, arguments.changed)
-    document["places"] = {name: str(place) for name, place in places.items() if place is not None}
-    if arguments.comet:
-        document["comet"] = by_comet(
-            test, systems, arguments.comet, arguments.comet_python, arguments.samples, arguments.seed
-        )
-    if arguments.json:
-        write_text(arguments.json, json.dumps(document, ensure_ascii=False, indent=1) + "\n")
-    show(document, Console())
+    target = arguments.json
+    if target and target.is_dir():
+        raise RecipeError("is a folder", place=f"--json {target}", cure="name a file")
+    read_from = ("source", "reference", "test", "system", "baseline", "slices", "comet")
+    given = [place for place in (getattr(arguments, name) for name in read_from) if place is not None]
+    if target and target.exists() and any(place.exists() and place.samefile(target) for place in given):
+        raise RecipeError("would be written over, and is read", place=f"--json {target}", cure="name another file")
+
+
+def _tokenizer(named: str | None, to: str | None) -> str:
+    """Return BLEU's tokenizer, tried once."""
+    tokenizer = named or (bleu_tokenizer(to) if to else "13a")
+    try:
+        score.signatures(tokenizer)
+    except RecipeError as error:
+        raise RecipeError(error.problem, place="--bleu-tokenize", cure=error.cure) from error
+    return tokenizer
 
 
 def evaluate(
@@ -200,77 +235,26 @@ def changed(
     return {"gained": gained[:number], "lost": lost[:number]}
 
 
-def by_comet(
-    test: HeldOut, systems: Mapping[str, Sequence[str]], checkpoint: Path, python: str, samples: int, seed: int
-) -> dict[str, Any]:
-    """Return COMET's scores, and the p-value of the difference where there are two systems."""
-    found = {name: comet(test.sources, texts, test.references, checkpoint, python) for name, texts in systems.items()}
-    document: dict[str, Any] = {
+def add_comet(
+    document: dict[str, Any], found: Mapping[str, Comet], labels: Sequence[str], samples: int, seed: int
+) -> None:
+    """Put COMET's scores into the document, of the slices too; p-values where there are two systems."""
+    every = {name: one.scores for name, one in found.items()}
+    document["comet"] = {
         "signature": found["system"].signature,
         "means": {name: one.mean for name, one in found.items()},
-        "scores": {name: one.scores for name, one in found.items()},
+        "scores": every,
     }
-    if len(found) == 2:
-        both = found["baseline"].scores, found["system"].scores
-        document["p_value"] = score.compare_means(*both, samples=samples, seed=seed)
-    return document
-
-
-def show(document: Mapping[str, Any], console: Console) -> None:
-    """Print the tables and the lines for a person."""
-    names = list(document["signatures"])
-    table = Table(title=f"{document['lines']} lines", title_justify="left")
-    for column in ("", *names, *(["COMET"] if "comet" in document else []), "empty", "copies"):
-        table.add_column(column, justify="left" if not column else "right")
-    for row, scores in document["scores"].items():
-        cells = [f"{scores[name]:.1f}" for name in names]
-        if "comet" in document:
-            mean = document["comet"]["means"].get(row)
-            cells.append("-" if mean is None else f"{mean:.4f}")
-        counts = [str(document[kind][row]) if row in document[kind] else "-" for kind in ("empty", "copies")]
-        label = "copying the source" if row == "copy" else f"{row}: {document.get('places', {}).get(row, '')}"
-        table.add_row(Text(printable(label)), *cells, *counts)
-    console.print(table)
-    if "comparison" in document:
-        settings = document["settings"]
-        _say(console, f"system against baseline, paired bootstrap, {settings['samples']} samples:")
-        _show_comparison(document["comparison"], console)
-        if "p_value" in document.get("comet", {}):
-            _say(console, f"  COMET: p = {document['comet']['p_value']:.3f}")
-    for label, found in document.get("slices", {}).items():
-        shown = "; ".join(
-            f"{row} " + " / ".join(f"{scores[name]:.1f}" for name in names) for row, scores in found["scores"].items()
-        )
-        _say(console, f"{label}, {found['lines']} lines ({' / '.join(names)}): {shown}")
-        if "comparison" in found:
-            _show_comparison(found["comparison"], console)
-        elif "comparison" in document:
-            _say(console, f"  too few lines for a test ({MIN_SLICE} are wanted)")
-    for kind, lines in document.get("changed", {}).items():
-        for one in lines:
-            _say(console, f"\n{kind} {abs(one['change']):.0f} chrF++, line {one['line']}: {one['source']}")
-            before, after = one["scores"]
-            _say(console, f"  reference  {one['reference']}")
-            _say(console, f"  baseline   {one['baseline']}  ({before:.0f})")
-            _say(console, f"  system     {one['system']}  ({after:.0f})")
-    for name, signature in document["signatures"].items():
-        _say(console, f"{name}: {signature}")
-    if "comet" in document:
-        _say(console, f"COMET: {document['comet']['signature']}")
-
-
-def _show_comparison(comparison: Sequence[Mapping[str, Any]], console: Console) -> None:
-    for one in comparison:
-        sure = "significant" if one["p_value"] < 0.05 else "not significant"
-        _say(
-            console,
-            f"  {one['metric']}: {one['baseline']:.1f} → {one['system']:.1f} "
-            f"({one['system'] - one['baseline']:+.1f}), ± {one['system_ci']:.1f}, p = {one['p_value']:.3f}, {sure}",
-        )
-
-
-def _say(console: Console, text: str) -> None:
-    console.print(Text("\n".join(printable(line) for line in text.split("\n"))), soft_wrap=True)
+    if "baseline" in every:
+        p_value = score.compare_means(every["baseline"], every["system"], samples=samples, seed=seed)
+        document["comet"]["p_value"] = p_value
+    for label, part in document.get("slices", {}).items():
+        at = [place for place, one in enumerate(labels) if one == label]
+        own = {name: [scores[place] for place in at] for name, scores in every.items()}
+        part["comet"] = {"means": {name: sum(scores) / len(scores) for name, scores in own.items()}}
+        if "comparison" in part:
+            p_value = score.compare_means(own["baseline"], own["system"], samples=samples, seed=seed)
+            part["comet"]["p_value"] = p_value
 
 
 if __name__ == "__main__":

@@ -147,8 +147,9 @@ def compare(
     # Results stand under sacreBLEU's own names (chrF2++ is chrF++), in the order of the metrics.
     pairs = [value for key, value in results.items() if key != "System"]
     for name, (first, second) in zip(every, pairs, strict=True):
-        # Of no difference at all sacreBLEU would say that it is significant.
-        p_value = 1.0 if list(baseline) == list(system) else second.p_value
+        # Of no difference at all sacreBLEU would say that it is significant, also of lines that differ in what a metric
+        # does not see (case where it is lowercased, spaces).
+        p_value = 1.0 if first.score == second.score else second.p_value
         numbers = (first.score, first.ci, second.score, second.ci, p_value)
         found.append(Comparison(name, *map(float, numbers)))
     return found

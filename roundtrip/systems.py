@@ -2,13 +2,21 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import json
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING
 
-from roundtrip.errors import TextError
+from roundtrip.errors import RunError, TextError
+from roundtrip.plan import Direction
+from roundtrip.recipe import Generate
+from roundtrip.sources import forbid_hub, is_hub_id
 from roundtrip.text.clean import clean
 from roundtrip.text.lines import lines
+
+if TYPE_CHECKING:
+    from roundtrip.translator import Translator
 
 
 @dataclass(frozen=True)
@@ -70,17 +78,70 @@ def same_length(found: Sequence[str], wanted: Sequence[str], place: Path, whose:
         raise TextError(
             f"{len(found)} lines, and {whose} {len(wanted)}",
             place=str(place),
-            cure="one translation a line, an empty one where there is none",
+            cure="line N of each file belongs to line N of the others; where there is nothing, an empty line",
         )
 
 
-def translations(place: Path, test: HeldOut, to: str | None, stage: str, device: str) -> list[str]:
+def language(places: Iterable[Path], to: str | None) -> str | None:
+    """Return the language that systems translate into: the one asked for, else what exported directions say.
+
+    Raises:
+        RunError: an exported direction is into another.
+    """
+    for place in places:
+        if is_exported(place):
+            to = exported_direction(place, to).target
+    return to
+
+
+def own_tokenizer(places: Iterable[Path], to: str | None) -> str | None:
+    """Return the BLEU tokenizer that the recipe of a run among the systems names for a language.
+
+    Raises:
+        RunError: a folder is not a run.
+    """
+    from roundtrip.run import Run
+
+    if to is None:
+        return None
+    runs = [Run(place).recipe()[0] for place in places if place.is_dir() and not is_exported(place)]
+    named = [one for recipe in runs if (one := recipe.score.bleu_tokenize.get(to)) is not None]
+    return named[0] if named else None
+
+
+def is_exported(place: Path) -> bool:
+    """Return whether a folder is what `roundtrip.export` wrote for one direction."""
+    return (place / "template.json").is_file()
+
+
+def exported_direction(place: Path, to: str | None) -> Direction:
+    """Return the direction of an exported folder.
+
+    Raises:
+        RunError: it is into another language than the one asked for, or does not say.
+    """
+    try:
+        name = str(json.loads((place / "template.json").read_text(encoding="utf-8"))["direction"])
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise RunError(f"its template.json names no direction ({error})", place=str(place)) from error
+    if to is None and name.count("-") == 1:
+        to = name.partition("-")[2]
+    if to is None or not name.endswith(f"-{to}"):
+        asked = f"not into '{to}'" if to else "which can be read in two ways"
+        raise RunError(f"translates {name}, {asked}", place=str(place), cure="say --to with the code of its target")
+    return Direction(name.removesuffix(f"-{to}"), to)
+
+
+def translations(
+    place: Path, test: HeldOut, to: str | None, stage: str, device: str, cut: list[str] | None = None
+) -> list[str]:
     """Return what a system makes of the sources.
 
     Args:
-        place: a file of translations, or the folder of a run, which is asked.
+        place: a file of translations, or the folder of a run or of an exported direction, which is asked.
         to: the language to translate into, where a run is asked.
         stage, device: see `trained.load`.
+        cut: gets a message for each line whose translation reached its length limit.
 
     Raises:
         TextError, RunError: there is no such system, or it is of another test set.
@@ -89,13 +150,31 @@ def translations(place: Path, test: HeldOut, to: str | None, stage: str, device:
         found = read(place)
         same_length(found, test.sources, place, "the test set has")
         return found
+    one, settings = _load(place, to, stage, device)
+    from roundtrip.longer import translate
+
+    refused: list[str] = []
+    found = list(translate(one, [clean(text) for text in test.sources], settings, refused, [] if cut is None else cut))
+    if refused:
+        raise TextError(f"{len(refused)} sources are too long: {refused[0]}", place=str(place), cure="leave them out")
+    return found
+
+
+def _load(place: Path, to: str | None, stage: str, device: str) -> tuple[Translator, Generate]:
+    if is_exported(place):
+        direction = exported_direction(place, to)
+        config = place / "adapter_config.json"
+        if not config.exists() or not is_hub_id(_base_of(config), place):
+            forbid_hub()
+        from roundtrip import exported
+
+        return exported.load(place, direction, device), Generate()
     if to is None:
         raise TextError(
             f"{place} is a folder: a run translates, into which language?", place="--to", cure="give its code, --to fr"
         )
     from roundtrip import trained
     from roundtrip.cookbook import keep_off_hub
-    from roundtrip.longer import translate
     from roundtrip.run import Run
     from roundtrip.scorer import greedy
 
@@ -103,9 +182,12 @@ def translations(place: Path, test: HeldOut, to: str | None, stage: str, device:
     direction = trained.into(run, to)
     recipe, folder = run.recipe()
     keep_off_hub(recipe, folder)
-    one = trained.load(run, direction, stage, device)
-    refused: list[str] = []
-    found = list(translate(one, [clean(text) for text in test.sources], greedy(recipe), refused, []))
-    if refused:
-        raise TextError(f"{len(refused)} sources are too long: {refused[0]}", place=str(place), cure="leave them out")
-    return found
+    return trained.load(run, direction, stage, device), greedy(recipe)
+
+
+def _base_of(config: Path) -> str:
+    """Return the base that an exported adapter names; nothing where it cannot be read, which loading will tell."""
+    try:
+        return str(json.loads(config.read_text(encoding="utf-8"))["base_model_name_or_path"])
+    except (OSError, ValueError, KeyError, TypeError):
+        return ""

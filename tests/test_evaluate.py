@@ -6,6 +6,7 @@ import gzip
 import json
 import subprocess
 import sys
+import venv
 from pathlib import Path
 from typing import Any
 
@@ -15,9 +16,11 @@ from hypothesis import given
 from hypothesis import strategies as st
 from sacrebleu.metrics import BLEU, CHRF, TER
 
-from roundtrip import evaluate, score
+from roundtrip import comet_worker, evaluate, export, longer, score, trained
+from roundtrip.errors import RunError
 from roundtrip.evaluate import changed
-from roundtrip.systems import HeldOut
+from roundtrip.run import Run
+from roundtrip.systems import HeldOut, exported_direction
 from tests.test_run import finished  # noqa: F401 (a fixture)
 
 SOURCES = [f"Las {n} casas pequeñas están en una fila cerca del río." for n in range(60)]
@@ -169,7 +172,15 @@ def test_lines_that_differ_in_case_alone_have_not_changed_in_lowercase(
     upper.write_text("".join(f"{line.upper()}\n" for line in GOOD), encoding="utf-8")
     arguments = ("--system", upper, "--baseline", files / "good", "--samples", "20")
     assert document(capsys, files, *arguments)["changed"]["lost"]
-    assert document(capsys, files, *arguments, "--lowercase")["changed"] == {"gained": [], "lost": []}
+    found = document(capsys, files, *arguments, "--lowercase")
+    assert found["changed"] == {"gained": [], "lost": []}
+    assert [one["p_value"] for one in found["comparison"]] == [1.0, 1.0], "and no difference is significant"
+
+
+def test_the_document_says_how_it_was_made(files: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    found = document(capsys, files, "--system", files / "good", "--to", "en", "--ter")
+    assert found["command"]["system"] == str(files / "good") and found["command"]["to"] == "en"
+    assert {"roundtrip", "sacrebleu", "numpy"} <= set(found["versions"])
 
 
 def test_gzipped_files_are_read(files: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -205,7 +216,11 @@ MISTAKES: list[tuple[list[str], str]] = [
     (["--test", "{}/test.tsv", "--system", "{}/good", "--bleu-tokenize", "ko-mecab"], "'ko-mecab' cannot be used"),
     (["--test", "{}/test.tsv", "--system", "{}/good", "--comet", "{}/model"], "give both or neither"),
     (["--test", "{}/test.tsv", "--system", "{}/good", "--comet", "{}/no.ckpt", "--comet-python", "x"], "no such file"),
-    (["--test", "{}/test.tsv", "--system", "{}/good", "--comet", "{}/good", "--comet-python", "no-python"], "No such"),
+    (["--test", "{}/test.tsv", "--system", "{}/good", "--comet", "{}/good", "--comet-python", "x"], "there is no"),
+    (["--test", "{}/test.tsv", "--system", "{}/good", "--comet", "{}/m/c/k", "--comet-python", "no-python"], "No such"),
+    (["--test", "{}/test.tsv", "--system", "{}/good", "--json", "{}/good"], "would be written over"),
+    (["--test", "{}/test.tsv", "--system", "{}/good", "--slices", "{}/gaps"], "{}/gaps:2: a line without a label"),
+    (["--test", "{}/test.tsv", "--system", "{}/good", "--bleu-tokenize", "ko-mecab"], "error: --bleu-tokenize"),
 ]
 
 
@@ -215,8 +230,13 @@ def test_each_mistake_is_named_with_its_cure(
 ) -> None:
     (files / "short").write_text("".join(f"{line}\n" for line in GOOD[1:]), encoding="utf-8")
     (files / "nothing").write_text("")
+    (files / "gaps").write_text("a\n\n" + "a\n" * 58)
+    (files / "m" / "c").mkdir(parents=True)
+    for name in ("m/c/k", "m/hparams.yaml"):
+        (files / name).write_text("")
+    before = (files / "good").read_text()
     code, shown, error = ask(capsys, *[part.replace("{}", str(files)) for part in arguments])
-    assert code == 2 and not shown and (files / "good").is_file()
+    assert code == 2 and not shown and (files / "good").read_text() == before
     assert problem.replace("{}", str(files)) in error and "Traceback" not in error
 
 
@@ -251,6 +271,80 @@ def test_a_run_is_asked_and_is_as_good_as_its_own_table_says(
     assert code == 2 and "not into 'fr'" in error
 
 
+def test_an_exported_direction_is_asked_and_says_what_its_run_says(
+    finished: tuple[Path, Path, str],  # noqa: F811
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    run = Run(finished[1])
+    for merged in (False, True):
+        export.export(run, trained.into(run, "es"), tmp_path / str(merged), "best", merged=merged)
+    test = ["--test", run.data / "test.tsv", "--device", "cpu"]
+    figures = []
+    for place in (run.path, tmp_path / "False", tmp_path / "True"):
+        more = ["--to", "es"] if place == run.path else []
+        code, _, error = ask(capsys, *test, *more, "--system", place, "--json", tmp_path / "o")
+        assert code == 0, error
+        figures.append(json.loads((tmp_path / "o").read_text())["scores"]["system"])
+    assert figures[0] == figures[1] == figures[2]
+    code, _, error = ask(capsys, *test, "--to", "fr", "--system", tmp_path / "True")
+    assert code == 2 and "translates en-es, not into 'fr'" in error
+    config = json.loads((tmp_path / "False" / "adapter_config.json").read_text())
+    for change, problem in (({"base_model_name_or_path": "/no/where"}, "--merged"), ({"r": None}, "export it again")):
+        (tmp_path / "False" / "adapter_config.json").write_text(json.dumps(config | change))
+        code, _, error = ask(capsys, *test, "--system", tmp_path / "False")
+        assert code == 2 and problem in error and "Traceback" not in error
+    (tmp_path / "False" / "adapter_config.json").write_text("{")
+    code, _, error = ask(capsys, *test, "--system", tmp_path / "False")
+    assert code == 2 and "export it again" in error
+    (tmp_path / "True" / "template.json").write_text("{")
+    code, _, error = ask(capsys, *test, "--system", tmp_path / "True")
+    assert code == 2 and "template.json names no direction" in error
+
+
+@pytest.mark.parametrize(
+    ("name", "to", "expected"),
+    [
+        ("en-es", None, "es"),
+        ("en-es", "es", "es"),
+        ("en-pt-BR", "pt-BR", "pt-BR"),
+        ("en-pt-BR", None, "can be read in two ways"),
+        ("en-es", "e", "not into 'e'"),
+    ],
+)
+def test_the_direction_of_an_exported_folder(tmp_path: Path, name: str, to: str | None, expected: str) -> None:
+    (tmp_path / "template.json").write_text(json.dumps({"direction": name}))
+    try:
+        assert exported_direction(tmp_path, to).target == expected
+    except RunError as error:
+        assert expected in str(error)
+
+
+def test_a_run_brings_its_tokenizer_and_what_was_cut_is_said(
+    finished: tuple[Path, Path, str],  # noqa: F811
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    facts = json.loads((finished[1] / "run.json").read_text())
+    facts["recipe"]["score"]["bleu_tokenize"] = {"es": "intl"}
+    (tmp_path / "run").mkdir()
+    (tmp_path / "run" / "run.json").write_text(json.dumps(facts))
+
+    def written(one: Any, texts: list[str], settings: Any, refused: list[str], cut: list[str]) -> list[str]:
+        cut.append("line 2: the translation was cut at its length limit")
+        return ["una casa"] * len(texts)
+
+    monkeypatch.setattr(trained, "load", lambda *arguments: None)
+    monkeypatch.setattr(longer, "translate", written)
+    arguments = ["--test", finished[1] / "data" / "test.tsv", "--to", "es", "--system", tmp_path / "run"]
+    code, shown, error = ask(capsys, *arguments, "--json", tmp_path / "o")
+    assert code == 0, error
+    found = json.loads((tmp_path / "o").read_text())
+    assert found["cut"] == {"system": 1} and "tok:intl" in found["signatures"]["BLEU"]
+    assert "system: 1 translations were cut at their length limit" in shown
+
+
 def test_through_the_real_door(files: Path) -> None:
     command = [
         sys.executable,
@@ -277,15 +371,17 @@ class Found:
 
 
 class Model:
-    def predict(self, rows, batch_size, gpus):
+    def predict(self, rows, batch_size, gpus, progress_bar):
         import os
-        assert os.environ["HF_HUB_OFFLINE"] == "1" and gpus in (0, 1)
+        assert os.environ["HF_HUB_OFFLINE"] == "1" and gpus in (0, 1) and not progress_bar
         scores = [len(set(row["mt"].split()) & set(row["ref"].split())) / 10 for row in rows]
         return Found(scores SHORT)
 
 
 def load_from_checkpoint(path, local_files_only):
     assert local_files_only
+    with open(PLACE, "a") as file:
+        file.write(path + "\\n")
     FAIL
     return Model()
 """
@@ -293,38 +389,55 @@ def load_from_checkpoint(path, local_files_only):
 
 @pytest.fixture
 def environment(files: Path) -> Any:
-    """An interpreter with something that behaves as COMET does, and a checkpoint."""
+    """An environment of its own with something that behaves as COMET does, and a checkpoint."""
 
-    def make(fail: str = "", short: str = "") -> list[str | Path]:
-        (files / "site").mkdir(exist_ok=True)
-        (files / "site" / "comet.py").write_text(FAKE.replace("FAIL", fail).replace("SHORT", short))
-        python = files / "python"
-        code = (
-            f"import sys; sys.path.insert(0, {str(files / 'site')!r}); sys.argv = sys.argv[2:]; "
-            "import runpy; runpy.run_path(sys.argv[0], run_name='__main__')"
-        )
-        python.write_text(f'#!/bin/sh\nexec {sys.executable} -c "{code}" "$@"\n')
-        python.chmod(0o755)
-        (files / "wmt" / "checkpoints").mkdir(parents=True, exist_ok=True)
-        (files / "wmt" / "checkpoints" / "model.ckpt").write_text("weights")
-        return ["--comet", files / "wmt" / "checkpoints" / "model.ckpt", "--comet-python", python]
+    def make(fail: str = "", short: str = "", top: str = "", folder: str = "wmt") -> list[str | Path]:
+        venv.create(files / "env", symlinks=True)
+        (site,) = (files / "env" / "lib").glob("python*/site-packages")
+        fake = FAKE.replace("FAIL", fail).replace("SHORT", short).replace("PLACE", repr(str(files / "loads")))
+        (site / "comet.py").write_text(f"{top}\n{fake}")
+        (site / "torch.py").write_text("class cuda:\n    is_available = staticmethod(lambda: False)\n")
+        info = site / "unbabel_comet-2.2.7.dist-info"
+        info.mkdir()
+        (info / "METADATA").write_text("Metadata-Version: 2.1\nName: unbabel-comet\nVersion: 2.2.7\n")
+        model = files / folder / "checkpoints" / "model.ckpt"
+        model.parent.mkdir(parents=True)
+        model.write_text("weights")
+        (files / folder / "hparams.yaml").write_text("")
+        return ["--comet", model, "--comet-python", files / "env" / "bin" / "python"]
 
     return make
 
 
+def overlaps(texts: list[str]) -> list[float]:
+    return [len(set(a.split()) & set(b.split())) / 10 for a, b in zip(texts, REFERENCES, strict=True)]
+
+
 def test_comet_runs_in_its_own_environment(files: Path, environment: Any, capsys: pytest.CaptureFixture[str]) -> None:
     arguments = ["--system", files / "good", "--baseline", files / "poor", "--samples", "100", *environment()]
-    found = document(capsys, files, *arguments)["comet"]
-    expected = {
-        name: [len(set(a.split()) & set(b.split())) / 10 for a, b in zip(texts, REFERENCES, strict=True)]
-        for name, texts in (("system", GOOD), ("baseline", POOR))
-    }
+    arguments += ["--slices", files / "labels", "--device", "cpu"]
+    everything = document(capsys, files, *arguments)
+    found = everything["comet"]
+    expected = {"copy": overlaps(SOURCES), "system": overlaps(GOOD), "baseline": overlaps(POOR)}
     assert found["scores"] == expected
     assert found["means"]["system"] == pytest.approx(np.mean(expected["system"]))
-    assert found["signature"].startswith("model:wmt|version:")
+    assert found["signature"] == "model:wmt|version:2.2.7"
     assert found["p_value"] == score.compare_means(expected["baseline"], expected["system"], samples=100)
+    assert (files / "loads").read_text().count("\n") == 1, "one load for all systems"
+    news, web = everything["slices"]["news"]["comet"], everything["slices"]["web"]["comet"]
+    assert web["means"]["copy"] == pytest.approx(np.mean(expected["copy"][52:])) and "p_value" not in web
+    both = expected["baseline"][:52], expected["system"][:52]
+    assert news["p_value"] == score.compare_means(*both, samples=100)
     _, shown, _ = ask(capsys, "--test", files / "test.tsv", *arguments)
-    assert "COMET: p = " in shown and "model:wmt" in shown
+    assert shown.count("  COMET: ") == 3 and "model:wmt" in shown
+
+
+def test_a_model_in_the_cache_of_the_hub_has_its_name(
+    files: Path, environment: Any, capsys: pytest.CaptureFixture[str]
+) -> None:
+    arguments = environment(folder="models--Unbabel--wmt22-comet-da/snapshots/abc")
+    found = document(capsys, files, "--system", files / "good", *arguments)
+    assert found["comet"]["signature"].startswith("model:Unbabel/wmt22-comet-da|")
 
 
 @pytest.mark.parametrize(
@@ -332,7 +445,9 @@ def test_comet_runs_in_its_own_environment(files: Path, environment: Any, capsys
     [
         ({"fail": "raise ModuleNotFoundError(\"No module named 'transformers'\")"}, "unbabel-comet"),
         ({"fail": "raise RuntimeError('the weights are broken')"}, "RuntimeError: the weights are broken"),
-        ({"short": "[:-1]"}, "59 scores for 60 lines"),
+        ({"fail": "raise RuntimeError('broken')"}, "the encoder that hparams.yaml names"),
+        ({"short": "[:-1]"}, "59 scores for 60 lines of copy"),
+        ({"short": "[:-1] + [float('nan')]"}, "ValueError: Out of range float values"),
     ],
 )
 def test_what_comet_does_wrong_is_told(
@@ -343,10 +458,33 @@ def test_what_comet_does_wrong_is_told(
     assert code == 2 and problem in error
 
 
-def test_an_environment_without_comet_is_told_how_to_be_one(files: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    arguments = ["--system", files / "good", "--comet", files / "good", "--comet-python", sys.executable]
-    code, _, error = ask(capsys, "--test", files / "test.tsv", *arguments)
+def test_an_environment_without_comet_is_known_before_anything_is_translated(
+    files: Path, environment: Any, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(evaluate, "translations", lambda *arguments: pytest.fail("translated"))
+    given = environment(top="import pkg_resources")
+    code, _, error = ask(capsys, "--test", files / "test.tsv", "--system", files / "good", *given)
+    assert code == 2 and "No module named 'pkg_resources'" in error and "'setuptools<81'" in error
+    code, _, error = ask(capsys, "--test", files / "test.tsv", "--system", files / "good", *given[:3], sys.executable)
     assert code == 2 and "No module named 'comet'" in error and "pip install unbabel-comet" in error
+    (files / "wmt" / "hparams.yaml").unlink()
+    code, _, error = ask(capsys, "--test", files / "test.tsv", "--system", files / "good", *given)
+    assert code == 2 and "wmt/hparams.yaml" in error
+
+
+def test_the_worker_by_itself(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """In this process too, where it can be seen which of its lines ran."""
+    (tmp_path / "comet.py").write_text(FAKE.replace("FAIL", "").replace("SHORT", "").replace("PLACE", "'/dev/null'"))
+    monkeypatch.syspath_prepend(tmp_path)
+    monkeypatch.setenv("HF_HUB_OFFLINE", "1")
+    rows = {"src": ["a"], "ref": ["b c"], "systems": {"system": ["c d"]}}
+    (tmp_path / "in").write_text(json.dumps(rows))
+    monkeypatch.setattr(sys, "argv", ["worker", str(tmp_path / "in"), str(tmp_path / "out"), "model.ckpt"])
+    comet_worker.main()
+    found = json.loads((tmp_path / "out").read_text())
+    assert found == {"version": "unknown", "systems": {"system": {"scores": [0.1], "mean": 0.1}}}
+    monkeypatch.setattr(sys, "argv", ["worker"])
+    comet_worker.main()
 
 
 def test_means_that_differ_are_significant_and_equal_ones_are_not() -> None:
