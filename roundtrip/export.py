@@ -129,7 +129,8 @@ def _write_tokenizer(one: Translator, folder: Path) -> bool:
         eos_token_id=sorted({segments.end_id, *segments.stop_ids, *segments.break_ids}),
         pad_token_id=one.base.pad_id,
     ).save_pretrained(folder)
-    text = json.dumps({"direction": one.direction.name, **segments.to_dict()}, ensure_ascii=False, indent=2)
+    about = {"direction": one.direction.name, "expansion": one.expansion, **segments.to_dict()}
+    text = json.dumps(about, ensure_ascii=False, indent=2)
     (folder / "template.json").write_text(text + "\n", encoding="utf-8")
     return same
 

@@ -34,7 +34,8 @@ def load(folder: Path, direction: Direction, device: str) -> Translator:
     """
     try:
         facts = json.loads((folder / "template.json").read_text(encoding="utf-8"))
-        segments = Segments.from_dict({key: value for key, value in facts.items() if key != "direction"})
+        expansion = float(facts.get("expansion", 1.0))
+        segments = Segments.from_dict({k: value for k, value in facts.items() if k not in {"direction", "expansion"}})
         spec, adapter = _adapter(folder, device) if (folder / adapters.CONFIG).exists() else _model(folder, device)
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise RunError(
@@ -54,7 +55,7 @@ def load(folder: Path, direction: Direction, device: str) -> Translator:
     if not one.whole:
         one.restore(folder)
     template = Template(one.base.tokenizer, segments)
-    return Translator(direction, one, Templates(template, template, template))
+    return Translator(direction, one, Templates(template, template, template), expansion=expansion)
 
 
 def _adapter(folder: Path, device: str) -> tuple[Model, Adapter]:

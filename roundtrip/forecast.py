@@ -6,6 +6,7 @@ would need to keep, layer by layer; the rest is counted.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -25,6 +26,7 @@ from roundtrip.models import adapters, attention, base, moving, packed
 from roundtrip.plan import directions
 from roundtrip.recipe import Adapter, Model, Recipe
 from roundtrip.tokens.template import Template
+from roundtrip.translator import expansion_of
 
 # Of bitsandbytes, with the numbers by which blocks of weights are scaled.
 _BYTES_A_WEIGHT = {"8bit": 1.02, "4bit": 0.53}
@@ -136,7 +138,7 @@ def _forecast(
             training = max(training, _training(recipe, learner, one, own[one], spec, device, sizes))
             generating = max(
                 generating,
-                _generating(recipe, model, templates[one], [source for source, _ in pairs[one]], device, dtype),
+                _generating(recipe, model, templates[one], pairs[one], device, dtype),
             )
     held = used(device)
     process = held + KERNELS * _KERNEL_BYTES if held and device.type != "cuda" else 0
@@ -252,7 +254,12 @@ def _kept_by(model: Any, lengths: Sequence[int], is_packed: bool) -> int:
 
 
 def _generating(
-    recipe: Recipe, model: Any, template: Template, sources: Sequence[str], device: torch.device, dtype: torch.dtype
+    recipe: Recipe,
+    model: Any,
+    template: Template,
+    pairs: Sequence[tuple[str, str]],
+    device: torch.device,
+    dtype: torch.dtype,
 ) -> int:
     """Return cache, logits and the prompts' forward pass of the largest batch of hypotheses."""
     config, settings = model.config.get_text_config(decoder=True), recipe.generate
@@ -262,8 +269,9 @@ def _generating(
     rounds = range(1, recipe.rounds.number + 1)
     asked = [schedule.settings(settings, name, number, chrf) for name in writers for number in rounds]
     samples, heat = (max((getattr(one, key) for one in asked), default=least) for key, least in _LEAST.items())
-    prompts = [len(prompt) for prompt in template.prompts(sources)]
-    limits = [length_limit(max(1, prompt - template.num_fixed), settings) for prompt in prompts]
+    prompts = [len(prompt) for prompt in template.prompts([source for source, _ in pairs])]
+    grown = expansion_of(template, pairs)
+    limits = [length_limit(math.ceil(grown * max(1, prompt - template.num_fixed)), settings) for prompt in prompts]
     longest = max(range(len(prompts)), key=lambda i: prompts[i])
     width = prompts[longest] + limits[longest] + 1
     num_lines = max(recipe.rounds.lines if recipe.rounds.number else 0, 64)

@@ -21,6 +21,7 @@ from roundtrip.models import fresh
 from roundtrip.models.learner import frozen_hashes
 from roundtrip.plan import TEXT, directions, num_earlier, num_noised, num_real, num_steps, num_synthetic, phases
 from roundtrip.recipe import Recipe
+from roundtrip.roads import NUM_SAMPLES
 from roundtrip.run import Run, create, placed, reopen
 from roundtrip.scorer import check_metrics, texts
 from roundtrip.signals import Stop, listening
@@ -30,7 +31,7 @@ from roundtrip.text.stream import derive
 from roundtrip.tokens.road import Road
 from roundtrip.tokens.segments import Segments
 from roundtrip.tokens.surface import fingerprint
-from roundtrip.translator import Translator, noised_name
+from roundtrip.translator import Translator, expansion_of, noised_name
 from roundtrip.trip import Trip
 
 
@@ -95,8 +96,11 @@ def _prepared(
     tokenizers = {name: _fingerprint(one.base.tokenizer) for name, one in translators.items()}
     run.check_loaded("tokenizer", tokenizers, "tokenizer")
     stop.leave_if_asked()
+    begun = "files" in facts
+    expansions = facts.get("expansion", {}) if begun else _expansions(translators, corpora, recipe)
+    translators = _expanded(translators, expansions)
     check_lines(translators, corpora, recipe, events)
-    if ranks.first and "files" not in facts:
+    if ranks.first and not begun:
         for part in (run.data, run.base):
             files.settle(part)
         run.add_facts(
@@ -107,8 +111,23 @@ def _prepared(
             tokenizer=tokenizers,
             base_location={name: one.base.location for name, one in translators.items()},
             segments=_segments(translators),
+            expansion=expansions,
         )
     return translators, corpora
+
+
+def _expansions(translators: Mapping[str, Translator], corpora: Corpora, recipe: Recipe) -> dict[str, float]:
+    """Return by how much the length limit of each direction grows."""
+    found = {}
+    for side, direction in enumerate(directions(recipe)):
+        rows = [corpora.train[i] for i in range(min(NUM_SAMPLES, len(corpora.train)))] if recipe.blind else corpora.dev
+        pairs = [(row[side], row[1 - side]) for row in rows]
+        found[direction.name] = expansion_of(translators[direction.name].template, pairs)
+    return found
+
+
+def _expanded(translators: Mapping[str, Translator], expansions: Mapping[str, float]) -> dict[str, Translator]:
+    return {name: replace(one, expansion=expansions.get(name, 1.0)) for name, one in translators.items()}
 
 
 def _segments(translators: Mapping[str, Translator]) -> dict[str, Any]:
@@ -233,6 +252,7 @@ def check(loaded: Loaded, events: Events) -> None:
     with tempfile.TemporaryDirectory() as scratch:
         corpora = _read(loaded, Path(scratch), events)
         translators = _load(placed(recipe, Path(scratch) / "base"), loaded.folder, corpora, events)
+        translators = _expanded(translators, _expansions(translators, corpora, recipe))
         check_lines(translators, corpora, recipe, events)
         _roads(recipe, translators, corpora, events)
         _show_plan(loaded, corpora, translators, events)

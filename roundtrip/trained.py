@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import replace
 
 from roundtrip import translator
 from roundtrip.errors import RunError
@@ -54,16 +55,12 @@ def load(
     here = {"device": device, "attention": "auto", "liger": False, "gradient_checkpointing": False} | dict(
         changes or {}
     )
+    expansion = run.facts().get("expansion", {}).get(direction.name, 1.0)
     if recipe.adapter[direction.name].method == "full":
         # A whole model has no need of the one it began as.
-        return translator.load_one(
-            recipe,
-            direction,
-            folder,
-            segments,
-            here | {"path": str(path.resolve()), "from_scratch": None, "revision": None},
-        )
-    one = translator.load_one(recipe, direction, folder, segments, here)
+        here |= {"path": str(path.resolve()), "from_scratch": None, "revision": None}
+        return replace(translator.load_one(recipe, direction, folder, segments, here), expansion=expansion)
+    one = replace(translator.load_one(recipe, direction, folder, segments, here), expansion=expansion)
     run.check_loaded("base_hash", {direction.name: one.base.digest}, "base model")
     one.learner.restore(path)
     return one

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, replace
@@ -59,12 +60,17 @@ class Templates:
 
 @dataclass(frozen=True)
 class Translator:
-    """One direction: what it learns with, how its prompts are made, and which processes write together."""
+    """One direction: what it learns with, how its prompts are made, and which processes write together.
+
+    Attributes:
+        expansion: tokens of a target for each of its source, see `expansion_of`; the length limit grows with it.
+    """
 
     direction: Direction
     learner: Learner
     templates: Templates
     ranks: Ranks = ALONE
+    expansion: float = 1.0
 
     @property
     def template(self) -> Template:
@@ -163,7 +169,7 @@ class Translator:
 
     def num_needed(self, prompt: Sequence[int], settings: Generate) -> int:
         """Return how many tokens a prompt and its longest translation take."""
-        return len(prompt) + length_limit(self.num_source_tokens(prompt), settings)
+        return len(prompt) + length_limit(math.ceil(self.expansion * self.num_source_tokens(prompt)), settings)
 
     def fits(self, num_tokens: int) -> bool:
         """Return whether so many tokens fit into the model."""
@@ -250,6 +256,21 @@ def _translator(
 ) -> Translator:
     base = learner.base
     return Translator(direction, learner, templates(recipe, direction, base.tokenizer, base.stop_ids, fixed), ranks)
+
+
+def expansion_of(template: Template, pairs: Sequence[tuple[str, str]]) -> float:
+    """Return how many tokens the targets of real pairs have for each of their sources; at least 1, and 1 without pairs.
+
+    A vocabulary that was made for one language spells another in two or three times as many tokens, and a limit that
+    does not know it cuts good translations.
+
+    Args:
+        template: of the direction.
+        pairs: (source, target).
+    """
+    rows, prompts = template.rows(pairs), template.prompts([source for source, _ in pairs])
+    sources = sum(max(1, len(prompt) - template.num_fixed) for prompt in prompts)
+    return max(1.0, round(sum(len(row.ids) - row.start for row in rows) / sources, 3)) if pairs else 1.0
 
 
 def noised_name(name: str) -> str:

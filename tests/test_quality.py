@@ -101,6 +101,29 @@ def test_who_writes_how_is_said_and_takes_effect(write_recipe: WriteRecipe, tmp_
     assert "en-es samples" not in shown
 
 
+def test_the_length_limit_grows_with_what_a_language_takes(write_recipe: WriteRecipe, tmp_path: Path) -> None:
+    """Targets of three times the tokens are not cut, in the run or by who translates after it."""
+    from roundtrip import trained, translator
+    from roundtrip.run import Run
+    from roundtrip.translator import expansion_of
+
+    path = write_recipe()
+    rows_of = "".join(f"{en}\t{es} {es} {es}\n" for en, es in toy_pairs())
+    (tmp_path / "toy.tsv").write_text(rows_of, encoding="utf-8")
+    go(path, tmp_path / "run", overrides=("train.max_row_tokens=120", "rounds.lines=4"))
+    facts = json.loads((tmp_path / "run" / "run.json").read_text())["expansion"]
+    assert facts["en-es"] > 2.5 and facts["es-en"] == 1.0
+    run = Run(tmp_path / "run")
+    one = trained.load(run, trained.into(run, "es"), device="cpu")
+    dev = [line.split("\t") for line in (run.data / "dev.tsv").read_text().splitlines()]
+    assert one.expansion == facts["en-es"] == expansion_of(one.template, [(en, es) for en, es in dev])
+    settings, (prompt,) = Generate(length_ratio=1.5, length_extra=0), one.template.prompts([dev[0][0]])
+    assert one.num_needed(prompt, settings) - len(prompt) >= 1.5 * 2.5 * one.num_source_tokens(prompt)
+    plain = translator.load(cookbook.load(str(path)).recipe, path.parent)["en-es"]
+    assert plain.num_needed(prompt, settings) < one.num_needed(prompt, settings)
+    assert expansion_of(one.template, []) == 1.0
+
+
 # --------------------------------------------------------------------------------------------------------- judging
 
 
