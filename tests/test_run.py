@@ -447,7 +447,7 @@ def test_check_shows_the_plan_and_writes_nothing(
     before = sorted(tmp_path.rglob("*"))
     code, output, errors = shell(train, str(path), "--check")
     assert code == 0 and errors == ""
-    for part in ("sound", "end token 2", "round-1: en-es learns from 24 new lines", "5 optimizer steps"):
+    for part in ("sound", "end token 2", "round-1: en-es learns from 24 new lines", "optimizer steps: 5 for en-es, 5"):
         assert part in output
     assert sorted(tmp_path.rglob("*")) == before
 
