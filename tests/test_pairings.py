@@ -7,6 +7,7 @@ import io
 import json
 import os
 import signal
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -228,8 +229,9 @@ def test_whole_runs_resume_and_translate(
     assert metrics["test"]["base"] != metrics["test"]["round-1"]
     # The base is scored on test at the end, from the weights it began with.
     bare = load(recipe, tmp_path / "again")
-    for name, one in bare.items():
-        side = 0 if name == "en-es" else 1
+    expansions = Run(tmp_path / "whole").facts()["expansion"]
+    for name, alone in bare.items():
+        one, side = replace(alone, expansion=expansions[name]), 0 if name == "en-es" else 1
         lines = [line.split("\t")[side] for line in (tmp_path / "whole/data/test.tsv").read_text().splitlines()]
         texts = one.write(lines, greedy(cookbook.load(str(recipe)).recipe), 0, adapted=False).texts
         kept = (tmp_path / "whole" / "translations" / f"test.base.{name}.txt").read_text().split("\n")[:-1]

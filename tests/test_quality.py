@@ -221,7 +221,7 @@ def test_a_source_that_is_too_long_to_come_back_is_lost(write_recipe: WriteRecip
 def test_lengths_are_judged_by_pairs_and_not_by_held_out_lines(
     without_dev: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    long = [f"{es} {es} {es} {es}" for _, es in toy_pairs()[300:400]]
+    long = [f"{es} {es}" for _, es in toy_pairs()[300:400]]
     (without_dev.parent / "es.txt").write_text("".join(f"{line}\n" for line in long), encoding="utf-8")
     seen: list[float] = []
     plain = blocks.judge
