@@ -176,24 +176,28 @@ def encode(
         synthetic.expect(targets=lines)
 
 
+def _read(
+    rows: Sequence[Row], name: str, recipe: Recipe, cursors: dict[str, Cursor], number: int
+) -> tuple[list[Row], dict[str, Cursor]]:
+    """Read the next rows of a stream, and return where it stands behind them."""
+    taken, after = take(rows, cursors.get(name, Cursor()), number, derive(recipe.seed, "order", name))
+    return taken, {name: after}
+
+
 def _lines(
     phase: Phase, recipe: Recipe, corpora: Corpora, cursors: dict[str, Cursor]
 ) -> tuple[list[str], dict[str, Cursor]]:
     """Read the real lines of a round, and return where their stream stands behind them."""
     language = phase.direction.target
-    name = f"mono.{language}"
-    seed = derive(recipe.seed, "order", name)
-    taken, after = take(corpora.mono[language], cursors.get(name, Cursor()), recipe.rounds.lines, seed)
-    return [line for (line,) in taken], {name: after}
+    taken, after = _read(corpora.mono[language], f"mono.{language}", recipe, cursors, recipe.rounds.lines)
+    return [line for (line,) in taken], after
 
 
 def _pairs(
     phase: Phase, recipe: Recipe, corpora: Corpora, cursors: dict[str, Cursor], number: int
 ) -> tuple[list[Row], dict[str, Cursor]]:
     """Read real pairs to mix in, and return where their stream stands behind them."""
-    name = f"train.{phase.direction.name}"
-    taken, after = take(corpora.train, cursors.get(name, Cursor()), number, derive(recipe.seed, "order", name))
-    return taken, {name: after}
+    return _read(corpora.train, f"train.{phase.direction.name}", recipe, cursors, number)
 
 
 def _noised(
@@ -203,11 +207,10 @@ def _noised(
     if not number:
         return [], {}
     language = phase.direction.target
-    name = f"noised.{language}"
-    taken, after = take(corpora.mono[language], cursors.get(name, Cursor()), number, derive(recipe.seed, "order", name))
+    taken, after = _read(corpora.mono[language], f"noised.{language}", recipe, cursors, number)
     lines = [line for (line,) in taken]
     seeds = [derive(recipe.seed, "noise", phase.number, place) for place in range(len(lines))]
-    return [[NOISED, noise(line, seed), line] for line, seed in zip(lines, seeds, strict=True)], {name: after}
+    return [[NOISED, noise(line, seed), line] for line, seed in zip(lines, seeds, strict=True)], after
 
 
 def _usual_ratio(pairs: Sequence[Row], recipe: Recipe, direction: Direction) -> float:

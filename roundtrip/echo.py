@@ -27,8 +27,7 @@ def echo(
     """
     greedy = settings.model_copy(update={"temperature": 0.0, "samples": 1})
     sources = [source for source, _ in pairs]
-    prompts = learner.template.prompts(sources)
-    fitting = [place for place, prompt in enumerate(prompts) if learner.fits(learner.num_needed(prompt, greedy))]
+    fitting = [place for place, fits in enumerate(learner.can_translate(sources, greedy)) if fits]
     written = learner.write([sources[i] for i in fitting], greedy, 0, tell=lambda rows, tokens: tell(0, tokens))
     found = [0.0] * len(pairs)
     for place, text in zip(fitting, written.texts, strict=True):

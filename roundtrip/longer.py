@@ -52,7 +52,7 @@ def translate(
 
 def fits(one: Translator, text: str, settings: Generate) -> bool:
     """Return whether a text and its translation fit into the model."""
-    return one.fits(one.num_needed(one.template.prompts([text])[0], settings))
+    return one.can_translate([text], settings)[0]
 
 
 def sentences(text: str, language: str) -> list[str]:

@@ -86,12 +86,9 @@ class Scorer:
         there, unfinished = self._translate(lines, stage, direction, "translates lines")
         self._keep(there, "dev", stage, direction)
         reverse = self.translators[direction.reverse.name]
-        settings, prompts = greedy(self.recipe), reverse.template.prompts(there)
         # What has grown over the limit of the model does not come back.
-        fitting = [
-            text if reverse.fits(reverse.num_needed(prompt, settings)) else ""
-            for text, prompt in zip(there, prompts, strict=True)
-        ]
+        fits = reverse.can_translate(there, greedy(self.recipe))
+        fitting = [text if can else "" for text, can in zip(there, fits, strict=True)]
         back, _ = self._translate(fitting, stage, direction.reverse, "translates them back")
         limit = self.recipe.judge.max_copy
         copied = sum(score.similarity(text, line) >= limit for text, line in zip(there, lines, strict=True))

@@ -171,6 +171,10 @@ class Translator:
         """Return how many tokens a prompt and its longest translation take."""
         return len(prompt) + length_limit(math.ceil(self.expansion * self.num_source_tokens(prompt)), settings)
 
+    def can_translate(self, texts: Sequence[str], settings: Generate) -> list[bool]:
+        """Return whether each text and its longest translation fit into the model."""
+        return [self.fits(self.num_needed(prompt, settings)) for prompt in self.template.prompts(texts)]
+
     def fits(self, num_tokens: int) -> bool:
         """Return whether so many tokens fit into the model."""
         return self.base.max_positions is None or num_tokens < self.base.max_positions
