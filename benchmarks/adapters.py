@@ -31,17 +31,19 @@ from rich.console import Console
 from rich.table import Table as Shown
 
 from benchmarks.machine import best, processor
-from roundtrip import cookbook, score, translator
-from roundtrip.engine.batch import Table, by_budget, collate, steps
-from roundtrip.engine.step import loss_sum, step
-from roundtrip.models import moving
+from roundtrip.backtranslation.run_folder import versions
+from roundtrip.backtranslation.validation import greedy
+from roundtrip.data.corpora import Corpora, prepare
+from roundtrip.engine import translator
+from roundtrip.engine.train_step import loss_sum, step
+from roundtrip.engine.translator import Translator
+from roundtrip.evaluation import metrics
+from roundtrip.models import residual_init
 from roundtrip.models.optimizer import Optimizer
-from roundtrip.plan import directions
-from roundtrip.recipe import Adapter, Recipe
-from roundtrip.run import versions
-from roundtrip.scorer import greedy
-from roundtrip.text.prepare import Corpora, prepare
-from roundtrip.translator import Translator
+from roundtrip.recipe import loader
+from roundtrip.recipe.plan import directions
+from roundtrip.recipe.schema import Adapter, Recipe
+from roundtrip.tokens.batching import Table, by_budget, collate, steps
 
 RESULTS = Path("benchmarks/results")
 RANKS = (8, 64)
@@ -78,10 +80,10 @@ def configurations(asked: argparse.Namespace) -> dict[str, tuple[dict[str, Any],
 
 def recipe_of(adapter: Mapping[str, Any], model: Mapping[str, Any], device: str, seed: int) -> tuple[Recipe, Path]:
     """Return the quickstart with another adapter, on one base where the method allows it; and its folder."""
-    own = adapter.get("method") in {"full", *moving.METHODS}
+    own = adapter.get("method") in {"full", *residual_init.METHODS}
     changes = {"seed": seed, "model.device": device, "model.shared": not own}
     changes |= {f"model.{key}": value for key, value in model.items()}
-    loaded = cookbook.load("quickstart", [f"{key}={json.dumps(value)}" for key, value in changes.items()])
+    loaded = loader.load("quickstart", [f"{key}={json.dumps(value)}" for key, value in changes.items()])
     adapters = dict.fromkeys(loaded.recipe.adapter, Adapter(**adapter))
     return loaded.recipe.model_copy(update={"adapter": adapters}), loaded.folder
 
@@ -160,7 +162,7 @@ def _learn(one: Translator, recipe: Recipe, corpora: Corpora, asked: argparse.Na
 def _look(one: Translator, recipe: Recipe, dev: Sequence[tuple[str, str]], table: Table) -> dict[str, float]:
     written = one.write([source for source, _ in dev], greedy(recipe), 0)
     lines = [" ".join(line.split()) for line in written.texts]
-    return {"loss": _loss(one, table), "chrf": score.corpus(lines, [target for _, target in dev]).to_dict()["chrf"]}
+    return {"loss": _loss(one, table), "chrf": metrics.corpus(lines, [target for _, target in dev]).to_dict()["chrf"]}
 
 
 def _loss(one: Translator, table: Table) -> float:

@@ -13,12 +13,12 @@ from typing import Any
 import torch
 
 from benchmarks import prior_art, zoo
-from roundtrip.recipe import TemplateText
-from roundtrip.text.stream import shuffled
-from roundtrip.tokens import verdict
-from roundtrip.tokens.road import Road, padded
-from roundtrip.tokens.segments import build_segments
-from roundtrip.tokens.template import Row, Template
+from roundtrip.recipe.schema import TemplateText
+from roundtrip.runtime.seeding import shuffled
+from roundtrip.tokens import compatibility
+from roundtrip.tokens.prompt_segments import build_segments
+from roundtrip.tokens.prompt_template import Row, Template
+from roundtrip.tokens.row_builder import Road, padded
 
 CHAT = TemplateText(kind="chat")
 LANGUAGES = ("en", "es")
@@ -76,13 +76,15 @@ def kit(tokenizer: Any, pairs: Sequence[tuple[str, str]], device: torch.device) 
     dressed = tokenizer if tokenizer.chat_template else zoo.dress(tokenizer, "chatml")[0]
     writer, learner = templates(dressed, CHAT)
     start = time.perf_counter()
-    road, _ = verdict.build(writer, learner, pairs[:64], device=device, num_attacks=0)
+    road, _ = compatibility.build(writer, learner, pairs[:64], device=device, num_attacks=0)
     both = time.perf_counter()
     plain_writer, plain_learner = templates(tokenizer, prior_art.PLAIN)
     known = road.guard if dressed is tokenizer else None
-    plain_road, _ = verdict.build(plain_writer, plain_learner, pairs[:64], device=device, known=known, num_attacks=0)
+    plain_road, _ = compatibility.build(
+        plain_writer, plain_learner, pairs[:64], device=device, known=known, num_attacks=0
+    )
     seconds = {"chat template": both - start, "plain template": time.perf_counter() - both}
-    host = verdict.host_road(writer, learner, device)
+    host = compatibility.host_road(writer, learner, device)
     return Kit(writer, learner, road, host, plain_writer, plain_learner, plain_road, seconds)
 
 

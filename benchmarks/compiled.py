@@ -27,9 +27,9 @@ from rich.table import Table as Shown
 from transformers import LlamaConfig, LlamaForCausalLM
 
 from benchmarks.machine import best, processor
-from roundtrip.models import adapters, base
-from roundtrip.recipe import Adapter
-from roundtrip.run import versions
+from roundtrip.backtranslation.run_folder import versions
+from roundtrip.models import adapters, base_model
+from roundtrip.recipe.schema import Adapter
 
 RESULTS = Path("benchmarks/results")
 NAMES = ("en-es", "es-en")
@@ -43,7 +43,7 @@ def made(layers: int, device: torch.device) -> tuple[Any, Any]:
         vocab_size=2000, hidden_size=256, intermediate_size=512, num_hidden_layers=layers, num_attention_heads=4
     )
     model = LlamaForCausalLM(config).to(device).requires_grad_(False)
-    scratch = base.scratch_copy(model)
+    scratch = base_model.scratch_copy(model)
     two = adapters.add(model, dict.fromkeys(NAMES, Adapter(rank=8)), 1)
     for name in NAMES:
         for parameter in adapters.parameters(two, name).values():

@@ -1,8 +1,8 @@
 """python -m benchmarks.exact: is every spliced row the row that strings would make? Counted over many rows.
 
 For each tokenizer and template: lines of ten languages and hand-made nasty ones, as the writer would write them and
-under attack (see `roundtrip.tokens.attack`), finished, unfinished and padded in several ways. Each row is made by both
-roads. What counts:
+under attack (see `roundtrip.tokens.adversarial`), finished, unfinished and padded in several ways. Each row is made
+by both roads. What counts:
 
 - wrong: rows that the road took by the splice and that differ from strings in any id or label. Must be 0.
 - refused: canonical rows with text in them that it sent by strings all the same, with the reasons. Costs time,
@@ -25,15 +25,15 @@ from pathlib import Path
 from typing import Any
 
 from benchmarks import zoo
-from roundtrip.errors import TemplateError
-from roundtrip.run import versions
-from roundtrip.tokens import verdict
-from roundtrip.tokens.attack import Attacks
+from roundtrip.backtranslation.run_folder import versions
+from roundtrip.runtime.errors import TemplateError
+from roundtrip.tokens import compatibility
+from roundtrip.tokens.adversarial import Attacks
 from roundtrip.tokens.audit import compare, written
-from roundtrip.tokens.guard import EMPTY, REASONS
-from roundtrip.tokens.road import SPLICED, Road
-from roundtrip.tokens.segments import build_segments
-from roundtrip.tokens.template import Template
+from roundtrip.tokens.prompt_segments import build_segments
+from roundtrip.tokens.prompt_template import Template
+from roundtrip.tokens.row_builder import SPLICED, Road
+from roundtrip.tokens.splice.canonicality import EMPTY, REASONS
 
 LANGUAGES = ("es", "de", "ru", "ar", "he", "hi", "th", "ja", "zh", "ko")
 ROWS_AT_ONCE = 256
@@ -145,7 +145,7 @@ def one(tokenizer: Any, text: Any, pairs: Sequence[tuple[str, str]], arguments: 
         writer = Template(tokenizer, build_segments(tokenizer, text, "en", "es", ()))
     except TemplateError as error:
         return {"road": "none", "reasons": [error.problem]}
-    road, judged = verdict.build(writer, learner, pairs[::7], guard=arguments.guard, num_attacks=200)
+    road, judged = compatibility.build(writer, learner, pairs[::7], guard=arguments.guard, num_attacks=200)
     found = judged.to_dict()
     if road.into is not None:
         tally = run(road, pairs, arguments.rows, arguments.seed)

@@ -26,15 +26,16 @@ from rich.console import Console
 from rich.table import Table as Shown
 
 from benchmarks.machine import RESULTS, best, done, facts, parser
-from roundtrip import cookbook, translator
+from roundtrip.backtranslation.validation import greedy
+from roundtrip.data.corpora import prepare
+from roundtrip.engine import translator
 from roundtrip.engine.generate import generate
-from roundtrip.engine.library import by_generate
-from roundtrip.engine.work import Work
+from roundtrip.engine.hf_backends import by_generate
+from roundtrip.engine.request import Work
+from roundtrip.engine.translator import Translator
 from roundtrip.models import adapters, attention
-from roundtrip.recipe import Generate
-from roundtrip.scorer import greedy
-from roundtrip.text.prepare import prepare
-from roundtrip.translator import Translator
+from roundtrip.recipe import loader
+from roundtrip.recipe.schema import Generate
 
 # What each changes in [generate].
 ENGINES: dict[str, dict[str, Any]] = {name: {"engine": name} for name in ("native", "transformers", "continuous")}
@@ -135,7 +136,7 @@ def main() -> None:
     asking.add_argument("--engines", nargs="+", default=here)
     asking.add_argument("--lines", type=int, default=200)
     asked = asking.parse_args()
-    loaded = cookbook.load("quickstart", [f"model.device={asked.device}"])
+    loaded = loader.load("quickstart", [f"model.device={asked.device}"])
     recipe = loaded.recipe
     with tempfile.TemporaryDirectory() as folder:
         corpora = prepare(recipe, loaded.folder, Path(folder), lambda text: None)

@@ -12,9 +12,9 @@ from typing import Any
 
 import torch
 
-from roundtrip.engine import memory
-from roundtrip.run import versions
-from roundtrip.translator import Translator
+from roundtrip.backtranslation.run_folder import versions
+from roundtrip.engine.translator import Translator
+from roundtrip.runtime import memory
 
 RESULTS = Path("benchmarks/results")
 TURNS = 3

@@ -18,9 +18,9 @@ from typing import Any
 import torch
 from torch.nn.utils.rnn import pad_sequence
 
-from roundtrip.recipe import TemplateText
-from roundtrip.tokens.splice import IGNORE
-from roundtrip.tokens.template import Row, Template
+from roundtrip.recipe.schema import TemplateText
+from roundtrip.tokens.prompt_template import Row, Template
+from roundtrip.tokens.splice.splicing import IGNORE
 
 SEPARATOR = "\n\n"
 # The separator as a template of ours, whose string road is the truth here too.

@@ -32,11 +32,12 @@ from typing import Any
 from sacrebleu.metrics import BLEU
 
 from benchmarks.machine import RESULTS, processor
-from roundtrip import cookbook, score
-from roundtrip.plan import PARALLEL, TEXT, directions, num_steps
-from roundtrip.recipe import Recipe
-from roundtrip.run import versions
-from roundtrip.text import store
+from roundtrip.backtranslation.run_folder import versions
+from roundtrip.data import row_store
+from roundtrip.evaluation import metrics
+from roundtrip.recipe import loader
+from roundtrip.recipe.plan import PARALLEL, TEXT, directions, num_steps
+from roundtrip.recipe.schema import Recipe
 
 ROUND_TRIP, PAIRS_ONLY = "round trip", "pairs only"
 # Of arms that begin with a run of their own it is what that run has left.
@@ -171,7 +172,7 @@ def arms(
             if experiment.start is not None and to_run:
                 overrides = (*overrides, *_begun(name, experiment.start, work, seed))
             if arm == PAIRS_ONLY and to_run:
-                overrides = (*overrides, *equal_steps(cookbook.load(experiment.recipe, overrides).recipe))
+                overrides = (*overrides, *equal_steps(loader.load(experiment.recipe, overrides).recipe))
             place = work / name / f"{arm.replace(' ', '-').replace(',', '')}-{seed}"
             yield Arm(arm, seed, experiment.recipe, overrides, place)
 
@@ -246,7 +247,7 @@ def read(arm: Arm) -> Found:
     metrics = json.loads(arm.metrics.read_text(encoding="utf-8"))
     found = Found(facts={key: metrics[key] for key in ("best", "steps", "seconds", "roads")})
     found.facts["rejected"] = rejections(arm.folder / "events.jsonl")
-    pairs = store.Store(arm.folder / "data" / "test.tsv")
+    pairs = row_store.Store(arm.folder / "data" / "test.tsv")
     stages = [stage for stage in metrics["test"] if stage != "copy"]
     rows = {"copy": "copy", ZERO_SHOT: stages[0], "after the pairs": PARALLEL, "chosen by dev": metrics["best"]}
     rows |= {"at the end": stages[-1]}
@@ -268,7 +269,7 @@ def read(arm: Arm) -> Found:
 def scores(hypotheses: Sequence[str], references: Sequence[str]) -> dict[str, float]:
     """Return BLEU, BLEU of lowercased text as older papers have it, and chrF++."""
     lowercased = BLEU(lowercase=True).corpus_score(list(hypotheses), [list(references)]).score
-    return score.corpus(hypotheses, references).to_dict() | {"bleu_lowercased": lowercased}
+    return metrics.corpus(hypotheses, references).to_dict() | {"bleu_lowercased": lowercased}
 
 
 def rejections(path: Path) -> dict[str, int]:
@@ -292,7 +293,7 @@ def collect(name: str, experiment: Experiment, found: Mapping[tuple[str, int], F
             continue
         for baseline, theirs in (against | {"after the pairs": one.after_pairs}).items():
             for direction, texts in one.texts.items():
-                pair = score.compare(theirs[direction], texts, one.references[direction], samples=samples)
+                pair = metrics.compare(theirs[direction], texts, one.references[direction], samples=samples)
                 about = {"arm": arm, "against": baseline, "seed": seed, "direction": direction}
                 comparisons += [about | each.to_dict() for each in pair]
     return {
@@ -300,7 +301,7 @@ def collect(name: str, experiment: Experiment, found: Mapping[tuple[str, int], F
         "recipe": experiment.recipe,
         "command": " ".join(["python -m benchmarks.quality", *sys.argv[1:]]),
         "versions": versions(),
-        "signatures": score.signatures() | {"bleu_lowercased": str(_lowercased_signature())},
+        "signatures": metrics.signatures() | {"bleu_lowercased": str(_lowercased_signature())},
         "baseline": experiment.baseline,
         "runs": [{"arm": arm, "seed": seed, "scores": one.scores, **one.facts} for (arm, seed), one in found.items()],
         "comparisons": comparisons,

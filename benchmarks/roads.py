@@ -15,13 +15,13 @@ import torch
 from benchmarks import prior_art
 from benchmarks.batches import CHAT, LANGUAGES, Case, Kit
 from benchmarks.prior_art import Padded
-from roundtrip.tokens import splice as splices
-from roundtrip.tokens.guard import PROVED, Guard
-from roundtrip.tokens.lookup import quick
-from roundtrip.tokens.road import Road, padded
-from roundtrip.tokens.segments import language_name
-from roundtrip.tokens.splice import Frame, Source
-from roundtrip.tokens.template import Row, Template
+from roundtrip.tokens.prompt_segments import language_name
+from roundtrip.tokens.prompt_template import Row, Template
+from roundtrip.tokens.row_builder import Road, padded
+from roundtrip.tokens.splice import splicing as splices
+from roundtrip.tokens.splice.canonicality import PROVED, Guard
+from roundtrip.tokens.splice.pair_lookup import quick
+from roundtrip.tokens.splice.splicing import Frame, Source
 
 
 @dataclass(frozen=True)

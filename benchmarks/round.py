@@ -35,22 +35,24 @@ from rich.table import Table as Shown
 from benchmarks import prior_round
 from benchmarks.machine import RESULTS, facts, parser, processor
 from benchmarks.round_share import clocked
-from roundtrip import cookbook, roads, translator
-from roundtrip.block import REAL, SYNTHETIC, Block
-from roundtrip.engine.batch import steps
+from roundtrip.backtranslation import roads
+from roundtrip.backtranslation.examples import REAL, SYNTHETIC, Block
+from roundtrip.backtranslation.token_rows import of_block
+from roundtrip.data.corpora import prepare
+from roundtrip.engine import translator
 from roundtrip.engine.generate import length_limit
-from roundtrip.engine.library import by_generate
-from roundtrip.engine.step import step
-from roundtrip.engine.work import Work
-from roundtrip.events import Events
+from roundtrip.engine.hf_backends import by_generate
+from roundtrip.engine.request import Work
+from roundtrip.engine.train_step import step
+from roundtrip.engine.translator import Translator
 from roundtrip.models import adapters
 from roundtrip.models.optimizer import Optimizer
-from roundtrip.plan import Direction, directions, num_real
-from roundtrip.recipe import Recipe
-from roundtrip.rows import of_block
-from roundtrip.text.prepare import prepare
-from roundtrip.tokens.template import Row
-from roundtrip.translator import Translator
+from roundtrip.recipe import loader
+from roundtrip.recipe.plan import Direction, directions, num_real
+from roundtrip.recipe.schema import Recipe
+from roundtrip.runtime.event_log import Events
+from roundtrip.tokens.batching import steps
+from roundtrip.tokens.prompt_template import Row
 
 PARTS = ("generate", "rows", "learn")
 
@@ -337,7 +339,7 @@ def main() -> None:
     )
     asking.add_argument("--prior-art", help="a Python that has CycleFormers, from an environment of its own")
     asked = asking.parse_args()
-    loaded = cookbook.load("quickstart", [f"model.device={asked.device}"])
+    loaded = loader.load("quickstart", [f"model.device={asked.device}"])
     recipe = loaded.recipe
     both = translator.load(recipe, loaded.folder)
     with tempfile.TemporaryDirectory() as folder:

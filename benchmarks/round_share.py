@@ -10,14 +10,15 @@ from typing import Any, TypeVar
 
 import torch
 
-from roundtrip import cookbook, translator
-from roundtrip.engine.batch import Table, steps
-from roundtrip.engine.step import step
+from roundtrip.data.corpora import Corpora, prepare
+from roundtrip.engine import translator
+from roundtrip.engine.train_step import step
+from roundtrip.engine.translator import Translator
 from roundtrip.models.optimizer import Optimizer
-from roundtrip.plan import directions, num_real
-from roundtrip.text.prepare import Corpora, prepare
-from roundtrip.tokens import verdict
-from roundtrip.translator import Translator
+from roundtrip.recipe import loader
+from roundtrip.recipe.plan import directions, num_real
+from roundtrip.tokens import compatibility
+from roundtrip.tokens.batching import Table, steps
 
 T = TypeVar("T")
 FACTORS = (1, 10, 100)
@@ -30,7 +31,7 @@ def measure(device: str, num_lines: int) -> dict[str, Any]:
     the recipe mixes in. Decoding stands apart: both roads need texts for the judge, and in the loop a thread decodes
     while the device writes. A generator that is N times as fast is a projection: its seconds are divided by N.
     """
-    loaded = cookbook.load("quickstart")
+    loaded = loader.load("quickstart")
     models = {name: spec.model_copy(update={"device": device}) for name, spec in loaded.recipe.model.items()}
     recipe = loaded.recipe.model_copy(update={"model": models})
     with tempfile.TemporaryDirectory() as folder:
@@ -44,7 +45,7 @@ def _measured(recipe: Any, both: dict[str, Translator], corpora: Corpora, num_li
     writer, learner = other.template, one.template
     targets = [corpora.mono[direction.target][i][0] for i in range(num_lines)]
     dev = [(source, target) for source, target in (corpora.dev[i] for i in range(len(corpora.dev)))]
-    road, found = verdict.build(writer, learner, dev, device=one.base.device)
+    road, found = compatibility.build(writer, learner, dev, device=one.base.device)
     other.write(targets[:2], recipe.generate, 0)  # the first call pays for what the library loads
     generation, written = clocked(lambda: other.write(targets, recipe.generate, 0))
     ids_BN, size_B = written.hypotheses.ids_BN, written.hypotheses.size_B

@@ -17,18 +17,19 @@ from collections import Counter
 from pathlib import Path
 from typing import Any
 
-from roundtrip import roads, translator
-from roundtrip.events import Events
-from roundtrip.plan import directions
-from roundtrip.recipe import Generate
-from roundtrip.run import BEST, Run, versions
-from roundtrip.scorer import texts
-from roundtrip.text.prepare import reopen
-from roundtrip.text.stream import Cursor, take
-from roundtrip.tokens import splice as splices
+from roundtrip.backtranslation import roads
+from roundtrip.backtranslation.run_folder import BEST, Run, versions
+from roundtrip.backtranslation.validation import texts
+from roundtrip.data.corpora import reopen
+from roundtrip.data.sampler import Cursor, take
+from roundtrip.engine import translator
+from roundtrip.recipe.plan import directions
+from roundtrip.recipe.schema import Generate
+from roundtrip.runtime.event_log import Events
 from roundtrip.tokens.audit import compare
-from roundtrip.tokens.road import SPLICED, Road
-from roundtrip.tokens.segments import Segments
+from roundtrip.tokens.prompt_segments import Segments
+from roundtrip.tokens.row_builder import SPLICED, Road
+from roundtrip.tokens.splice import splicing as splices
 
 WARM_UP = 2000
 ROWS_AT_ONCE = 100

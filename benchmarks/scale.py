@@ -26,21 +26,23 @@ from rich.console import Console
 from rich.table import Table as Shown
 
 from benchmarks.machine import RESULTS, forget_peak, parser, process_peak, processor
-from roundtrip import block, cookbook, roads, translator
-from roundtrip.engine import memory
-from roundtrip.engine.batch import steps
+from roundtrip.backtranslation import examples, roads
+from roundtrip.backtranslation.run_folder import versions
+from roundtrip.backtranslation.token_rows import of_block
+from roundtrip.data.corpora import Corpora, prepare
+from roundtrip.data.sampler import Cursor
+from roundtrip.engine import translator
 from roundtrip.engine.generate import Hypotheses
-from roundtrip.engine.step import step
-from roundtrip.events import Events
+from roundtrip.engine.train_step import step
+from roundtrip.engine.translator import Translator, Written
 from roundtrip.models.optimizer import Optimizer
-from roundtrip.plan import directions, phases
-from roundtrip.recipe import Recipe
-from roundtrip.rows import of_block
-from roundtrip.run import versions
-from roundtrip.text.prepare import Corpora, prepare
-from roundtrip.text.stream import Cursor
-from roundtrip.tokens.template import Template
-from roundtrip.translator import Translator, Written
+from roundtrip.recipe import loader
+from roundtrip.recipe.plan import directions, phases
+from roundtrip.recipe.schema import Recipe
+from roundtrip.runtime import memory
+from roundtrip.runtime.event_log import Events
+from roundtrip.tokens.batching import steps
+from roundtrip.tokens.prompt_template import Template
 
 LINES_PER_ROUND = 500
 
@@ -71,12 +73,12 @@ def corpus(recipe: Recipe, folder: Path, number: int, base: Corpora) -> Path:
 
 def measure(number: int, *, real: bool, rounds: int) -> dict[str, Any]:
     """Return seconds of each part and the peak of this process."""
-    shipped = cookbook.load("quickstart")
+    shipped = loader.load("quickstart")
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
         (folder / "base").mkdir()
         base = prepare(shipped.recipe, shipped.folder, folder / "base", lambda text: None)
-        loaded = cookbook.load(str(corpus(shipped.recipe, folder, number, base)))
+        loaded = loader.load(str(corpus(shipped.recipe, folder, number, base)))
         (folder / "stores").mkdir()
         memory.release()
         forget_peak()
@@ -120,7 +122,7 @@ def _rounds(
             one, writer = both[phase.direction.name], both[phase.direction.reverse.name]
             times = [time.perf_counter()]
             hand = writer if real else Stub(writer)
-            made = block.of_round(
+            made = examples.of_round(
                 phase, recipe, corpora, cursors, hand, one, recipe.generate, lambda rows, tokens: None,  # type: ignore[arg-type]
                 reader=found[phase.direction.name].reader,
             )  # fmt: skip

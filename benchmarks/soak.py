@@ -27,7 +27,7 @@ from rich.console import Console
 from rich.table import Table
 
 from benchmarks.machine import RESULTS, processor
-from roundtrip.run import versions
+from roundtrip.backtranslation.run_folder import versions
 
 NUM_PARTS = 10
 # Share by which flat may differ.

@@ -16,14 +16,14 @@ import torch
 from transformers import LlamaConfig, LlamaForCausalLM
 
 from benchmarks.machine import RESULTS, best, parser, processor
-from roundtrip.engine.batch import Table
+from roundtrip.backtranslation.run_folder import versions
 from roundtrip.engine.generate import generate
-from roundtrip.engine.step import step
+from roundtrip.engine.train_step import step
 from roundtrip.models import attention
 from roundtrip.models.optimizer import Optimizer
-from roundtrip.recipe import Generate, Train
-from roundtrip.run import versions
-from roundtrip.tokens.template import Row
+from roundtrip.recipe.schema import Generate, Train
+from roundtrip.tokens.batching import Table
+from roundtrip.tokens.prompt_template import Row
 
 # Layers, width, heads, vocabulary, precision.
 SHAPES = {"small": (6, 256, 4, 6000, torch.float32), "smollm2": (30, 576, 9, 49152, torch.bfloat16)}

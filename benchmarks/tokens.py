@@ -39,9 +39,9 @@ from benchmarks.batches import LANGUAGES, Case, Kit, case, joined, kit
 from benchmarks.machine import processor
 from benchmarks.prior_art import Padded
 from benchmarks.roads import Made, Timed
-from roundtrip.run import versions
-from roundtrip.tokens.road import SPLICED, padded
-from roundtrip.tokens.template import Row
+from roundtrip.backtranslation.run_folder import versions
+from roundtrip.tokens.prompt_template import Row
+from roundtrip.tokens.row_builder import SPLICED, padded
 
 # As the training arguments of transformers have it; how the prior art ends a row depends on its neighbours.
 SENTENCES_PER_BATCH = 8

@@ -23,13 +23,14 @@ from rich.console import Console
 from rich.table import Table as Shown
 
 from benchmarks.machine import RESULTS, best, done, facts, parser, peaks
-from roundtrip import cookbook, translator
-from roundtrip.engine.batch import IGNORE, Batch, Table, by_budget, collate, pack
-from roundtrip.engine.step import loss_sum
+from roundtrip.data.corpora import prepare
+from roundtrip.engine import translator
+from roundtrip.engine.train_step import loss_sum
+from roundtrip.engine.translator import Translator
 from roundtrip.models import attention
-from roundtrip.models.lora import FusedLinear
-from roundtrip.text.prepare import prepare
-from roundtrip.translator import Translator
+from roundtrip.models.fused_lora import FusedLinear
+from roundtrip.recipe import loader
+from roundtrip.tokens.batching import IGNORE, Batch, Table, by_budget, collate, pack
 
 ROWS_PER_BATCH = 16
 
@@ -172,7 +173,7 @@ def draw(document: Mapping[str, Any], path: Path) -> None:
 
 
 def load(device: str, *changes: str) -> tuple[Any, Translator]:
-    loaded = cookbook.load("quickstart", [f"model.device={device}", *changes])
+    loaded = loader.load("quickstart", [f"model.device={device}", *changes])
     return loaded, next(iter(translator.load(loaded.recipe, loaded.folder).values()))
 
 

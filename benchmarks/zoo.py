@@ -28,8 +28,8 @@ from transformers.convert_slow_tokenizer import TikTokenConverter
 from benchmarks.zoo_lines import LANGUAGES, NASTY, lines
 from benchmarks.zoo_small import CHATML, QWEN, small
 from benchmarks.zoo_templates import OWN, TEMPLATES, dress
-from roundtrip.errors import SourceError
-from roundtrip.sources import cache_dir, resolve
+from roundtrip.runtime.downloads import cache_dir, resolve
+from roundtrip.runtime.errors import SourceError
 
 __all__ = ["LANGUAGES", "NASTY", "NPM", "OWN", "REAL", "TEMPLATES", "dress", "fetch_npm", "lines", "load", "small"]
 

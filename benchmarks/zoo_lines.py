@@ -6,9 +6,9 @@ import functools
 import random
 from pathlib import Path
 
-from roundtrip.recipe import TextSource
-from roundtrip.sources import resolve
-from roundtrip.text.readers import read_lines
+from roundtrip.data.readers import read_lines
+from roundtrip.recipe.schema import TextSource
+from roundtrip.runtime.downloads import resolve
 
 LANGUAGES = ("en", "es", "de", "ru", "ar", "he", "hi", "th", "ja", "zh", "ko")
 DJANGO = (
@@ -32,7 +32,7 @@ def _shuffled(language: str) -> tuple[str, ...]:
     return tuple(random.Random(language).sample([*found], len(found)))
 
 
-# Not cleaned: what `roundtrip.text.clean` would change is here on purpose.
+# Not cleaned: what `roundtrip.data.normalize` would change is here on purpose.
 NASTY: tuple[str, ...] = (
     # Nearly nothing.
     "",

@@ -9,7 +9,7 @@ from tokenizers import AddedToken
 from transformers import PreTrainedTokenizerFast
 
 from benchmarks.zoo_small import CHATML
-from roundtrip.recipe import TemplateText
+from roundtrip.recipe.schema import TemplateText
 
 # For a tokenizer that has a chat template of its own.
 OWN = TemplateText(kind="chat")

@@ -1,54 +1,8 @@
 """python -m roundtrip.train RECIPE: trains both directions of a recipe."""
 
-from __future__ import annotations
+from roundtrip.cli.train import main
 
-import argparse
-import os
-from contextlib import nullcontext
-from pathlib import Path
-
-from rich.console import Console
-
-from roundtrip import cookbook
-from roundtrip.door import open_door
-from roundtrip.events import Events
-
-
-def main() -> None:
-    """The door."""
-    parser = argparse.ArgumentParser(
-        prog="python -m roundtrip.train", description="Train two translation directions that teach each other."
-    )
-    parser.add_argument("recipe", help="a recipe file, or the name of a shipped recipe such as 'quickstart'")
-    parser.add_argument("--out", metavar="RUN", type=Path, help="folder of the run (default: runs/NAME-OF-RECIPE)")
-    parser.add_argument(
-        "--set", metavar="KEY=VALUE", action="append", default=[], help="change a key, e.g. train.lr=1e-4"
-    )
-    parser.add_argument("--resume", action="store_true", help="go on with a run that was stopped")
-    parser.add_argument("--check", action="store_true", help="validate everything, show what would run, and stop")
-    open_door(_work, parser)
-
-
-def _work(arguments: argparse.Namespace) -> None:
-    loaded = cookbook.load(arguments.recipe, arguments.set)
-    # Of several processes the first one speaks.
-    events = Events(Console(quiet=os.environ.get("RANK", "0") != "0"))
-    events.say(f"recipe {loaded.path}: sound")
-    cookbook.keep_off_hub(loaded.recipe, loaded.folder)
-    # Seconds of imports, for which nobody should wait to read about a typo.
-    from roundtrip import running
-    from roundtrip.engine.ranks import joined
-    from roundtrip.models.base import choose_device
-    from roundtrip.run import locked
-
-    if arguments.check:
-        running.check(loaded, events)
-        return
-    path = arguments.out or Path("runs") / loaded.path.stem
-    on_cpu = all(choose_device(model.device).type == "cpu" for model in loaded.recipe.model.values())
-    with joined(on_cpu) as ranks, locked(path) if ranks.first else nullcontext():
-        running.train(path, loaded, events, resume=arguments.resume, ranks=ranks)
-
+__all__ = ["main"]
 
 if __name__ == "__main__":
     main()

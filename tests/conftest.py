@@ -11,11 +11,11 @@ import torch
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
-from roundtrip.engine.batch import Table, collate, steps
-from roundtrip.engine.step import loss_sum
-from roundtrip.recipe import TemplateText
-from roundtrip.tokens.segments import build_segments
-from roundtrip.tokens.template import Row, Template
+from roundtrip.engine.train_step import loss_sum
+from roundtrip.recipe.schema import TemplateText
+from roundtrip.tokens.batching import Table, collate, steps
+from roundtrip.tokens.prompt_segments import build_segments
+from roundtrip.tokens.prompt_template import Row, Template
 
 CHATML = (
     "{% for m in messages %}{{ '<|im_start|>' + m['role'] + '\n' + m['content'] + '<|im_end|>' + '\n' }}{% endfor %}"
@@ -76,7 +76,7 @@ def token_tables(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
     """Keep the tables of test tokenizers out of the user's cache."""
     folder = tmp_path_factory.mktemp("cache")
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("roundtrip.roads.cache_dir", lambda: folder)
+        patch.setattr("roundtrip.backtranslation.roads.cache_dir", lambda: folder)
         yield
 
 

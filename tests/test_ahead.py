@@ -10,9 +10,9 @@ from typing import Any
 
 import pytest
 
-from roundtrip import trip
-from roundtrip.ahead import Ahead
-from roundtrip.tokens.template import Template
+from roundtrip.backtranslation import trainer
+from roundtrip.runtime.prefetch import Ahead
+from roundtrip.tokens.prompt_template import Template
 from tests.conftest import WriteRecipe
 from tests.test_run import assert_same, end_state, go
 
@@ -88,7 +88,7 @@ def test_a_run_encodes_each_real_line_once_for_each_use_and_learns_the_same(
         def need(self, number: int, work: Any) -> None:
             pass
 
-    monkeypatch.setattr(trip, "Ahead", Never)
+    monkeypatch.setattr(trainer, "Ahead", Never)
     threads.clear()
     go(path, tmp_path / "plain", overrides=settings)
     assert not threads["ahead"]

@@ -10,18 +10,18 @@ from typing import Any
 import pytest
 import torch
 
-from roundtrip import choose as choosing
-from roundtrip import cookbook
-from roundtrip.choose import best, choose
-from roundtrip.engine.batch import Table
+from roundtrip.backtranslation import candidate_selection as choosing
+from roundtrip.backtranslation.candidate_selection import best, choose
+from roundtrip.backtranslation.filtering import Judged
 from roundtrip.engine.generate import Hypotheses
 from roundtrip.engine.likelihood import log_likelihood
-from roundtrip.errors import ModelError
-from roundtrip.judge import Judged
-from roundtrip.plan import Direction, num_steps
-from roundtrip.recipe import Generate, Train
-from roundtrip.tokens.template import Row
-from roundtrip.translator import Translator, Written
+from roundtrip.engine.translator import Translator, Written
+from roundtrip.recipe import loader
+from roundtrip.recipe.plan import Direction, num_steps
+from roundtrip.recipe.schema import Generate, Train
+from roundtrip.runtime.errors import ModelError
+from roundtrip.tokens.batching import Table
+from roundtrip.tokens.prompt_template import Row
 from tests.conftest import WriteRecipe
 from tests.test_engine import rows
 from tests.test_engines import model_of
@@ -96,7 +96,7 @@ def test_the_schedule_counts_every_source_that_is_kept(write_recipe: WriteRecipe
             "rounds.lines=64",
             f"generate.choose={choose_by}",
         ]
-        sizes.append(num_steps(cookbook.load(str(path), overrides).recipe, 0, Direction("en", "es")))
+        sizes.append(num_steps(loader.load(str(path), overrides).recipe, 0, Direction("en", "es")))
     assert sizes[1] == pytest.approx(4 * sizes[0], rel=0.2)
 
 

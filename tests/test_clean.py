@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from roundtrip.text.clean import clean
+from roundtrip.data.normalize import clean
 
 # Any code point, surrogates too, with the delicate ones often enough to meet each other.
 DELICATE = st.sampled_from(list("\ufeff\x00\x1c\x85\u2028\t\n\r\v\f \u00a0\u2000e\u0301\ud83d\ude00\x9f\u200d"))

@@ -12,9 +12,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from pydantic import BaseModel, ValidationError
 
-from roundtrip import cookbook
-from roundtrip.errors import RecipeError, RoundtripError
-from roundtrip.recipe import Recipe
+from roundtrip.recipe import loader
+from roundtrip.recipe.schema import Recipe
+from roundtrip.runtime.errors import RecipeError, RoundtripError
 from tests.conftest import WriteRecipe
 
 ROOT = Path(__file__).parents[1]
@@ -25,11 +25,11 @@ SHIPPED = sorted(path.stem for path in (ROOT / "recipes").glob("*.toml"))
 def test_every_shipped_recipe_is_sound_or_lacks_only_its_text(name: str) -> None:
     if name in {"own-data", "gpu"} or name.startswith("multi30k"):
         with pytest.raises(RecipeError) as caught:
-            cookbook.load(name)
+            loader.load(name)
         problems = [line for line in str(caught.value).splitlines() if line.startswith("  - ")]
         assert problems and all("no such file" in line or "nothing matches" in line for line in problems)
     else:
-        loaded = cookbook.load(name)
+        loaded = loader.load(name)
         assert loaded.recipe.languages == ("en", name[-2:] if name[-3:] in {"-fr", "-de"} else "es")
         assert loaded.path == ROOT / "recipes" / f"{name}.toml"
 
@@ -40,7 +40,7 @@ def test_the_quickstart_shows_every_key_with_a_comment() -> None:
     def keys(section: type[BaseModel]) -> set[str]:
         found = set()
         for name, field in section.model_fields.items():
-            inner = cookbook._model_in(field.annotation)
+            inner = loader._model_in(field.annotation)
             found |= keys(inner) if inner is not None and inner.__name__ not in {"TextSource", "Data"} else {name}
         return found
 
@@ -54,7 +54,7 @@ def test_the_quickstart_shows_every_key_with_a_comment() -> None:
 
 
 def test_a_recipe_cannot_be_changed(write_recipe: WriteRecipe) -> None:
-    recipe = cookbook.load(str(write_recipe())).recipe
+    recipe = loader.load(str(write_recipe())).recipe
     with pytest.raises(ValidationError, match="frozen"):
         recipe.train.lr = 1.0  # type: ignore[misc]
 
@@ -67,7 +67,7 @@ def test_all_problems_come_at_once(write_recipe: WriteRecipe) -> None:
         ('languages = ["en", "es"]', 'languages = ["en", "en"]'),
     )
     with pytest.raises(RecipeError) as caught:
-        cookbook.load(str(path))
+        loader.load(str(path))
     text = str(caught.value)
     assert text.startswith(f"{path}: 5 problems")
     for part in (
@@ -135,14 +135,14 @@ def test_all_problems_come_at_once(write_recipe: WriteRecipe) -> None:
 )
 def test_each_problem_names_key_value_and_cure(write_recipe: WriteRecipe, old: str, new: str, problem: str) -> None:
     with pytest.raises(RecipeError) as caught:
-        cookbook.load(str(write_recipe((old, new))))
+        loader.load(str(write_recipe((old, new))))
     assert problem in str(caught.value)
 
 
 def test_parts_of_own_data_that_are_missing(write_recipe: WriteRecipe) -> None:
     cut = '[data.cut]\ncorpus = { path = "toy.tsv" }\ntrain = 32\ndev = 12\ntest = 12'
     with pytest.raises(RecipeError) as caught:
-        cookbook.load(str(write_recipe((cut, "[data.mono]\nfr = 'toy.tsv'"))))
+        loader.load(str(write_recipe((cut, "[data.mono]\nfr = 'toy.tsv'"))))
     for part in ("data.dev: nothing", "data.test: nothing", "no 'en'", "no 'es'", "data.mono.fr: not one of"):
         assert part in str(caught.value)
 
@@ -151,15 +151,15 @@ def test_a_moses_pair_is_no_monolingual_text(write_recipe: WriteRecipe) -> None:
     cut = '[data.cut]\ncorpus = { path = "toy.tsv" }\ntrain = 32\ndev = 12\ntest = 12'
     own = "[data]\ndev='toy.tsv'\ntest='toy.tsv'\nmono={en={path=['toy.tsv','toy.tsv']},es='toy.tsv'}"
     with pytest.raises(RecipeError, match="two files .* where one language is wanted"):
-        cookbook.load(str(write_recipe((cut, own))))
+        loader.load(str(write_recipe((cut, own))))
 
 
 def test_no_such_recipe_names_the_nearest(tmp_path: Path) -> None:
     with pytest.raises(RecipeError, match="did you mean 'quickstart'"):
-        cookbook.find("quikstart")
+        loader.find("quikstart")
     (tmp_path / "mine.toml").write_text("")
     with pytest.raises(RecipeError, match=r"did you mean '.*mine\.toml'"):
-        cookbook.find(str(tmp_path / "mime.toml"))
+        loader.find(str(tmp_path / "mime.toml"))
 
 
 @pytest.mark.parametrize("content", [b"languages = [", b"\xff\xfe"])
@@ -167,7 +167,7 @@ def test_a_file_that_is_no_toml(tmp_path: Path, content: bytes) -> None:
     path = tmp_path / "a.toml"
     path.write_bytes(content)
     with pytest.raises(RecipeError, match="not a readable TOML file"):
-        cookbook.load(str(path))
+        loader.load(str(path))
 
 
 def test_overrides_are_toml_values_and_are_kept(write_recipe: WriteRecipe) -> None:
@@ -177,7 +177,7 @@ def test_overrides_are_toml_values_and_are_kept(write_recipe: WriteRecipe) -> No
         'adapter.targets=["q_proj"]',
         "data.filter.min_words=2",
     ]
-    loaded = cookbook.load(str(write_recipe()), overrides)
+    loaded = loader.load(str(write_recipe()), overrides)
     assert loaded.recipe.train.lr == 1e-4
     assert loaded.recipe.model["en-es"].dtype == "bfloat16"
     assert loaded.recipe.adapter["es-en"].targets == ("q_proj",)
@@ -188,11 +188,11 @@ def test_overrides_are_toml_values_and_are_kept(write_recipe: WriteRecipe) -> No
 @pytest.mark.parametrize("override", ["train.lr", "=3", "seed.x=1", "train..lr=1"])
 def test_bad_overrides(write_recipe: WriteRecipe, override: str) -> None:
     with pytest.raises(RecipeError, match="--set"):
-        cookbook.load(str(write_recipe()), [override])
+        loader.load(str(write_recipe()), [override])
 
 
 def test_the_shipped_recipe_survives_its_own_dump() -> None:
-    recipe = cookbook.load("quickstart").recipe
+    recipe = loader.load("quickstart").recipe
     assert Recipe.model_validate_json(recipe.model_dump_json()) == recipe
 
 
@@ -229,7 +229,7 @@ def test_any_value_anywhere_gives_a_recipe_or_problems(changes: list[tuple[str, 
             holder = holder[part]
         holder[last] = value
     try:
-        recipe, problems = cookbook.judge(data, ROOT)
+        recipe, problems = loader.judge(data, ROOT)
     except RoundtripError as error:  # pragma: no cover
         pytest.fail(f"judge raised {error}")
     assert (recipe is None) == bool(problems)

@@ -20,15 +20,15 @@ from transformers import (
     LlamaForCausalLM,
 )
 
-from roundtrip.engine.batch import IGNORE, Batch, Table, by_budget, collate, left_pad, steps
 from roundtrip.engine.generate import generate, length_limit
-from roundtrip.engine.pick import pick
-from roundtrip.engine.step import loss_sum, step
-from roundtrip.errors import ModelError
-from roundtrip.models import adapters, base
+from roundtrip.engine.sampling import pick
+from roundtrip.engine.train_step import loss_sum, step
+from roundtrip.models import adapters, base_model
 from roundtrip.models.optimizer import Optimizer, share_of_rate
-from roundtrip.recipe import Adapter, Generate, Train
-from roundtrip.tokens.template import Row
+from roundtrip.recipe.schema import Adapter, Generate, Train
+from roundtrip.runtime.errors import ModelError
+from roundtrip.tokens.batching import IGNORE, Batch, Table, by_budget, collate, left_pad, steps
+from roundtrip.tokens.prompt_template import Row
 
 NAMES = ["en-es", "es-en"]
 LENGTHS = st.lists(st.integers(1, 60), min_size=1, max_size=40)
@@ -142,7 +142,7 @@ def snapshot(two: Any, part: str) -> dict[str, torch.Tensor]:
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 def test_a_step_moves_one_adapter_and_nothing_else(model_folder: Path, name: str, dtype: torch.dtype) -> None:
     model = AutoModelForCausalLM.from_pretrained(model_folder, dtype=dtype)
-    before_hash = base.weights_hash(model)
+    before_hash = base_model.weights_hash(model)
     two = adapters.add(model.requires_grad_(False), dict.fromkeys(NAMES, Adapter(rank=4)), 1)
     (other,) = set(NAMES) - {name}
     optimizer = Optimizer(adapters.parameters(two, name), Train(lr=1e-2), 10)
@@ -153,17 +153,17 @@ def test_a_step_moves_one_adapter_and_nothing_else(model_folder: Path, name: str
         adapters.freeze(two)
         assert any(not torch.equal(value, own[key]) for key, value in snapshot(two, f".{name}.").items())
         assert all(torch.equal(value, foreign[key]) for key, value in snapshot(two, f".{other}.").items())
-    assert base.weights_hash(two) == before_hash
+    assert base_model.weights_hash(two) == before_hash
     moved = snapshot(two, f".{name}.")
     assert {str(value.dtype) for value in moved.values()} == {str(dtype)}
 
 
 def test_the_hash_sees_one_changed_bit(two: Any) -> None:
-    before = base.weights_hash(two)
+    before = base_model.weights_hash(two)
     weight = next(p for n, p in two.named_parameters() if ".lora_" not in n)
     with torch.no_grad():
         weight.view(-1)[7] = torch.nextafter(weight.view(-1)[7], torch.tensor(9.0))
-    assert base.weights_hash(two) != before
+    assert base_model.weights_hash(two) != before
 
 
 def test_first_layer_learns_under_gradient_checkpointing(model_folder: Path) -> None:
@@ -174,7 +174,7 @@ def test_first_layer_learns_under_gradient_checkpointing(model_folder: Path) -> 
         for parameter in adapters.parameters(two, "en-es").values():
             torch.nn.init.normal_(parameter, std=0.1, generator=torch.Generator().manual_seed(1))
         if checkpointing:
-            base.checkpoint_activations(two)
+            base_model.checkpoint_activations(two)
         _, found = gradients(two, "en-es", rows(6), 1000)
         first = {key: value for key, value in found.items() if "layers.0." in key}
         assert first and all(value.abs().max() > 0 for value in first.values())
@@ -244,7 +244,7 @@ def test_schedules(schedule: Any, middle: float, end: float) -> None:
 
 @pytest.mark.parametrize("name", NAMES)
 def test_merged_scratch_is_the_adapter(two: Any, model_folder: Path, name: str) -> None:
-    scratch = base.scratch_copy(AutoModelForCausalLM.from_pretrained(model_folder))
+    scratch = base_model.scratch_copy(AutoModelForCausalLM.from_pretrained(model_folder))
     batch = batch_of(rows(5), pad_id=3)
     with torch.no_grad():
         for chosen in (name, NAMES[0], name):
@@ -330,7 +330,7 @@ def test_layers_that_cannot_be_merged_are_refused() -> None:
 
 def test_gpt2_layers_are_merged_transposed() -> None:
     model = _gpt2().eval()
-    scratch = base.scratch_copy(model)
+    scratch = base_model.scratch_copy(model)
     two = adapters.add(model, dict.fromkeys(NAMES, Adapter(rank=2, targets=("c_attn",))), 1)
     for parameter in adapters.parameters(two, "en-es").values():
         torch.nn.init.normal_(parameter, std=0.1)

@@ -12,19 +12,19 @@ import pytest
 import torch
 from transformers import Qwen2Config, Qwen2ForCausalLM
 
-from roundtrip import cookbook, translator
-from roundtrip.engine import decode as decoding
+from roundtrip.backtranslation.validation import greedy
+from roundtrip.data.corpora import prepare
+from roundtrip.engine import cuda_graphs, translator
+from roundtrip.engine import decoding as decoding
 from roundtrip.engine import generate as generating
-from roundtrip.engine import static
+from roundtrip.engine.cuda_graphs import Steps
 from roundtrip.engine.generate import generate
-from roundtrip.engine.library import by_continuous_batching
-from roundtrip.engine.pick import pick
-from roundtrip.engine.static import Steps
-from roundtrip.engine.work import Work
-from roundtrip.errors import ModelError, RecipeError
-from roundtrip.recipe import Generate
-from roundtrip.scorer import greedy
-from roundtrip.text.prepare import prepare
+from roundtrip.engine.hf_backends import by_continuous_batching
+from roundtrip.engine.request import Work
+from roundtrip.engine.sampling import pick
+from roundtrip.recipe import loader
+from roundtrip.recipe.schema import Generate
+from roundtrip.runtime.errors import ModelError, RecipeError
 from tests.conftest import WriteRecipe
 from tests.test_engine import MODELS, rows
 from tests.test_run import assert_same, end_state, go
@@ -183,7 +183,7 @@ def test_what_an_engine_cannot_do_is_refused(
     write_recipe: WriteRecipe, settings: tuple[str, ...], message: str
 ) -> None:
     with pytest.raises(RecipeError, match=message):
-        cookbook.load(str(write_recipe()), settings)
+        loader.load(str(write_recipe()), settings)
 
 
 # ---------------------------------------------------------------------------- several hypotheses, and how likely
@@ -276,7 +276,7 @@ def test_steps_of_a_fixed_shape_write_the_same(
     kind: str, room: int, settings: dict[str, Any], fixed: list[int], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Through growing caches and rows that leave; a sliding window keeps to the growing cache."""
-    monkeypatch.setattr(static, "ROOM", room)
+    monkeypatch.setattr(cuda_graphs, "ROOM", room)
     # Rows leave the batch at the same steps, so that the same random numbers are drawn.
     monkeypatch.setattr(decoding, "FIXED_COMPACT_SHARE", decoding.COMPACT_SHARE)
     model = model_of(kind)
@@ -325,7 +325,7 @@ def test_replayed_graphs_write_what_plain_steps_write(kind: str) -> None:
 @pytest.mark.slow
 def test_greedy_is_the_same_on_real_text_with_a_real_model(tmp_path: Path) -> None:
     """SmolLM2 in float32 on dev lines of the quickstart: packed weights and all."""
-    loaded = cookbook.load("quickstart", ["model.dtype=float32"])
+    loaded = loader.load("quickstart", ["model.dtype=float32"])
     corpora = prepare(loaded.recipe, loaded.folder, tmp_path, lambda text: None)
     lines = [source for source, _ in corpora.dev[:100]]
     one = next(iter(translator.load(loaded.recipe, loaded.folder).values()))

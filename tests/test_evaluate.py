@@ -16,11 +16,14 @@ from hypothesis import given
 from hypothesis import strategies as st
 from sacrebleu.metrics import BLEU, CHRF, TER
 
-from roundtrip import comet_worker, evaluate, export, longer, score, trained
-from roundtrip.errors import RunError
-from roundtrip.evaluate import changed
-from roundtrip.run import Run
-from roundtrip.systems import HeldOut, exported_direction
+from roundtrip.backtranslation import trained_models
+from roundtrip.backtranslation.run_folder import Run
+from roundtrip.cli import evaluate, export
+from roundtrip.cli.evaluate import changed
+from roundtrip.cli.systems import HeldOut, exported_direction
+from roundtrip.engine import long_inputs
+from roundtrip.evaluation import comet_worker, metrics
+from roundtrip.runtime.errors import RunError
 from tests.test_run import finished  # noqa: F401 (a fixture)
 
 SOURCES = [f"Las {n} casas pequeñas están en una fila cerca del río." for n in range(60)]
@@ -104,7 +107,7 @@ def test_two_systems_are_compared_and_the_lines_that_changed_are_shown(
     code, shown, _ = ask(capsys, *arguments, "--samples", "200", "--seed", "7", "--changed", "3", "--json", files / "o")
     assert code == 0
     found = json.loads((files / "o").read_text())
-    expected = score.compare(
+    expected = metrics.compare(
         poor.read_text().splitlines(), mixed.read_text().splitlines(), REFERENCES, samples=200, seed=7
     )
     assert found["comparison"] == [one.to_dict() for one in expected]
@@ -278,7 +281,7 @@ def test_an_exported_direction_is_asked_and_says_what_its_run_says(
 ) -> None:
     run = Run(finished[1])
     for merged in (False, True):
-        export.export(run, trained.into(run, "es"), tmp_path / str(merged), "best", merged=merged)
+        export.export(run, trained_models.into(run, "es"), tmp_path / str(merged), "best", merged=merged)
     test = ["--test", run.data / "test.tsv", "--device", "cpu"]
     figures = []
     for place in (run.path, tmp_path / "False", tmp_path / "True"):
@@ -335,8 +338,8 @@ def test_a_run_brings_its_tokenizer_and_what_was_cut_is_said(
         cut.append("line 2: the translation was cut at its length limit")
         return ["una casa"] * len(texts)
 
-    monkeypatch.setattr(trained, "load", lambda *arguments: None)
-    monkeypatch.setattr(longer, "translate", written)
+    monkeypatch.setattr(trained_models, "load", lambda *arguments: None)
+    monkeypatch.setattr(long_inputs, "translate", written)
     arguments = ["--test", finished[1] / "data" / "test.tsv", "--to", "es", "--system", tmp_path / "run"]
     code, shown, error = ask(capsys, *arguments, "--json", tmp_path / "o")
     assert code == 0, error
@@ -349,7 +352,8 @@ def test_through_the_real_door(files: Path) -> None:
     command = [
         sys.executable,
         "-m",
-        "roundtrip.evaluate",
+        "roundtrip",
+        "evaluate",
         "--test",
         "test.tsv",
         "--system",
@@ -422,12 +426,12 @@ def test_comet_runs_in_its_own_environment(files: Path, environment: Any, capsys
     assert found["scores"] == expected
     assert found["means"]["system"] == pytest.approx(np.mean(expected["system"]))
     assert found["signature"] == "model:wmt|version:2.2.7"
-    assert found["p_value"] == score.compare_means(expected["baseline"], expected["system"], samples=100)
+    assert found["p_value"] == metrics.compare_means(expected["baseline"], expected["system"], samples=100)
     assert (files / "loads").read_text().count("\n") == 1, "one load for all systems"
     news, web = everything["slices"]["news"]["comet"], everything["slices"]["web"]["comet"]
     assert web["means"]["copy"] == pytest.approx(np.mean(expected["copy"][52:])) and "p_value" not in web
     both = expected["baseline"][:52], expected["system"][:52]
-    assert news["p_value"] == score.compare_means(*both, samples=100)
+    assert news["p_value"] == metrics.compare_means(*both, samples=100)
     _, shown, _ = ask(capsys, "--test", files / "test.tsv", *arguments)
     assert shown.count("  COMET: ") == 3 and "model:wmt" in shown
 
@@ -490,6 +494,8 @@ def test_the_worker_by_itself(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -
 def test_means_that_differ_are_significant_and_equal_ones_are_not() -> None:
     random = np.random.default_rng(1)
     one = random.normal(0.5, 0.1, 300)
-    assert score.compare_means(one.tolist(), (one + random.normal(0.02, 0.05, 300)).tolist()) < 0.01
-    assert score.compare_means(one.tolist(), (one + random.normal(0.0, 0.05, 300) - 0.0).tolist()) > 0.05
-    assert score.compare_means([0.1, 0.2], [0.2, 0.1], seed=1) == score.compare_means([0.1, 0.2], [0.2, 0.1], seed=1)
+    assert metrics.compare_means(one.tolist(), (one + random.normal(0.02, 0.05, 300)).tolist()) < 0.01
+    assert metrics.compare_means(one.tolist(), (one + random.normal(0.0, 0.05, 300) - 0.0).tolist()) > 0.05
+    assert metrics.compare_means([0.1, 0.2], [0.2, 0.1], seed=1) == metrics.compare_means(
+        [0.1, 0.2], [0.2, 0.1], seed=1
+    )

@@ -17,15 +17,16 @@ from tokenizers import processors
 from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedTokenizerFast
 
 from benchmarks import zoo
-from roundtrip import card, export, trained
-from roundtrip.errors import RunError
-from roundtrip.models.fresh import train_tokenizer
-from roundtrip.recipe import TemplateText
-from roundtrip.run import Run
-from roundtrip.scorer import greedy
-from roundtrip.tokens.segments import build_segments
-from roundtrip.tokens.template import Template
-from roundtrip.translator import Templates
+from roundtrip.backtranslation import trained_models
+from roundtrip.backtranslation.run_folder import Run
+from roundtrip.backtranslation.validation import greedy
+from roundtrip.cli import export, model_card
+from roundtrip.engine.translator import Templates
+from roundtrip.models.from_scratch import train_tokenizer
+from roundtrip.recipe.schema import TemplateText
+from roundtrip.runtime.errors import RunError
+from roundtrip.tokens.prompt_segments import build_segments
+from roundtrip.tokens.prompt_template import Template
 from tests.conftest import RECIPE, WriteRecipe, toy_pairs
 from tests.test_run import NAMES, door, go
 from tests.test_template import LINES
@@ -46,7 +47,7 @@ def run(tmp_path_factory: pytest.TempPathFactory, model_folder: Path) -> Run:
 
 
 def ours(run: Run, target: str) -> list[str]:
-    one = trained.load(run, trained.into(run, target), device="cpu")
+    one = trained_models.load(run, trained_models.into(run, target), device="cpu")
     return one.write(SOURCES, greedy(run.recipe()[0]), 0).texts
 
 
@@ -63,7 +64,7 @@ def theirs(model: Any, tokenizer: Any) -> list[str]:
 
 def test_an_adapter_is_used_by_peft_and_transformers_as_it_is(run: Run, tmp_path: Path) -> None:
     for target in ("es", "en"):
-        direction = trained.into(run, target)
+        direction = trained_models.into(run, target)
         folder = tmp_path / direction.name
         export.export(run, direction, folder, "best")
         tokenizer = AutoTokenizer.from_pretrained(folder)
@@ -77,7 +78,7 @@ def test_an_adapter_is_used_by_peft_and_transformers_as_it_is(run: Run, tmp_path
 @pytest.mark.parametrize("dtype", [None, "float32", "bfloat16"])
 def test_a_merged_model_stands_alone(run: Run, tmp_path: Path, dtype: str | None) -> None:
     for target in ("es", "en"):
-        direction = trained.into(run, target)
+        direction = trained_models.into(run, target)
         folder = tmp_path / direction.name
         export.export(run, direction, folder, "best", merged=True, dtype=dtype)
         assert not (folder / "adapter_config.json").exists()
@@ -87,7 +88,7 @@ def test_a_merged_model_stands_alone(run: Run, tmp_path: Path, dtype: str | None
             assert theirs(model, AutoTokenizer.from_pretrained(folder)) == ours(run, target)
         else:
             # The sum is rounded once, not the base first and the sum again.
-            one = trained.load(run, direction, device="cpu")
+            one = trained_models.load(run, direction, device="cpu")
             with one.learner.generating() as exact:
                 for name, value in exact.named_parameters():
                     assert torch.equal(model.get_parameter(name), value.to(torch.bfloat16)), name
@@ -115,7 +116,7 @@ def test_the_exported_chat_template_makes_our_prompts_and_rows(name: str, kind: 
 
 
 def test_the_card_tells_scores_and_recipe_and_reads_as_one(run: Run, tmp_path: Path) -> None:
-    export.export(run, trained.into(run, "es"), tmp_path / "out", "best")
+    export.export(run, trained_models.into(run, "es"), tmp_path / "out", "best")
     text = (tmp_path / "out" / "README.md").read_text(encoding="utf-8")
     metrics = json.loads(run.metrics.read_text())
     data = ModelCard(text).data
@@ -132,15 +133,15 @@ def test_text_in_the_card_stays_text(run: Run, tmp_path: Path) -> None:
     evil = "<script>alert(1)</script> | `x` [a](http://b) **c**"
     metrics = json.loads(run.metrics.read_text())
     metrics["samples"]["en-es"][0] |= {"source": evil, "hypothesis": evil, "reference": "a\nb"}
-    one = trained.load(run, trained.into(run, "es"), device="cpu")
-    text = card.text(run, one, metrics, metrics["best"], False)
+    one = trained_models.load(run, trained_models.into(run, "es"), device="cpu")
+    text = model_card.text(run, one, metrics, metrics["best"], False)
     row = next(line for line in text.splitlines() if "alert(1)" in line)
     assert "<script>" not in text and row.count("|") == 4 and not set("`*[]") & set(row)
     assert row.endswith("| a b |")
 
 
 def test_the_door_writes_both_directions(run: Run, tmp_path: Path) -> None:
-    done = door("roundtrip.export", str(run.path), str(tmp_path / "out"), "--stage", "parallel")
+    done = door("roundtrip", "export", str(run.path), str(tmp_path / "out"), "--stage", "parallel")
     assert done.returncode == 0 and done.stderr == "", done.stderr
     assert [line.rsplit(": ", 1)[1] for line in done.stdout.splitlines()] == ["an adapter", "an adapter"]
     assert sorted(path.name for path in (tmp_path / "out").iterdir()) == NAMES
@@ -168,7 +169,7 @@ def test_mistakes_are_told(
 
 def test_a_tokenizer_that_would_make_other_prompts_has_no_chat_template(run: Run, tmp_path: Path) -> None:
     """Behind a BOS that is spelt out, Metaspace puts no mark in front of the first word."""
-    one = trained.load(run, trained.into(run, "es"), device="cpu")
+    one = trained_models.load(run, trained_models.into(run, "es"), device="cpu")
     tokenizer = train_tokenizer([text for pair in toy_pairs() for text in pair], 420)
     framed = processors.TemplateProcessing(single="<s> $A", special_tokens=[("<s>", tokenizer.bos_token_id)])
     tokenizer = PreTrainedTokenizerFast(tokenizer_object=_framed(tokenizer, framed), bos_token="<s>", eos_token="</s>")
@@ -181,7 +182,7 @@ def test_a_tokenizer_that_would_make_other_prompts_has_no_chat_template(run: Run
     )
     assert export._write_tokenizer(odd, tmp_path) is False
     assert AutoTokenizer.from_pretrained(tmp_path).chat_template is None
-    assert "so it has none" in card.text(run, odd, {}, "parallel", True, has_template=False)
+    assert "so it has none" in model_card.text(run, odd, {}, "parallel", True, has_template=False)
 
 
 def _framed(tokenizer: Any, processor: Any) -> Any:
@@ -193,7 +194,7 @@ def _framed(tokenizer: Any, processor: Any) -> Any:
 def test_a_folder_in_use_is_left_alone(run: Run, tmp_path: Path) -> None:
     (tmp_path / "notes.txt").write_text("mine")
     with pytest.raises(RunError, match="is not empty"):
-        export.export(run, trained.into(run, "es"), tmp_path, "best")
+        export.export(run, trained_models.into(run, "es"), tmp_path, "best")
     assert [path.name for path in tmp_path.iterdir()] == ["notes.txt"]
 
 
@@ -201,7 +202,7 @@ def test_a_whole_model_is_exported_as_one(write_recipe: WriteRecipe, tmp_path: P
     path = write_recipe(("rank = 4\ndropout = 0.1", 'method = "full"'), ("number = 1", "number = 0"))
     go(path, tmp_path / "run")
     run = Run(tmp_path / "run")
-    export.export(run, trained.into(run, "es"), tmp_path / "out", "best")
+    export.export(run, trained_models.into(run, "es"), tmp_path / "out", "best")
     model = AutoModelForCausalLM.from_pretrained(tmp_path / "out")
     assert theirs(model, AutoTokenizer.from_pretrained(tmp_path / "out")) == ours(run, "es")
     assert "all weights of which were trained" in (tmp_path / "out" / "README.md").read_text()

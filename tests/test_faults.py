@@ -20,12 +20,14 @@ import pytest
 import torch
 from rich.console import Console
 
-from roundtrip import checkpoint, cookbook, disk, files, running, signals
-from roundtrip.engine import step as stepping
-from roundtrip.errors import DiskError, Interrupted, RunError, TrainingError
-from roundtrip.events import Events
-from roundtrip.run import Run, locked
-from roundtrip.trip import Trip
+from roundtrip.backtranslation import checkpoint, session
+from roundtrip.backtranslation.run_folder import Run, locked
+from roundtrip.backtranslation.trainer import Trip
+from roundtrip.engine import train_step as stepping
+from roundtrip.recipe import loader
+from roundtrip.runtime import atomic_io, disk_space, interrupts
+from roundtrip.runtime.errors import DiskError, Interrupted, RunError, TrainingError
+from roundtrip.runtime.event_log import Events
 from tests.conftest import RECIPE, WriteRecipe, toy_pairs
 from tests.test_run import assert_same, end_state, go
 
@@ -146,9 +148,9 @@ def test_where_none_is_whole_all_are_named(inside: tuple[Path, Path]) -> None:
     for path in folder.glob("checkpoints/*/state.json"):
         path.write_text("{}")
     shown = io.StringIO()
-    loaded = cookbook.load(str(recipe))
+    loaded = loader.load(str(recipe))
     with pytest.raises(RunError, match=r"no checkpoint is whole\n  bring back what is named above"):
-        running.train(folder, loaded, Events(Console(file=shown, width=160)), resume=True)
+        session.train(folder, loaded, Events(Console(file=shown, width=160)), resume=True)
     assert shown.getvalue().count("is passed over: state.json is not what was written") == len(
         checkpoint.names(folder / "checkpoints")
     )
@@ -203,21 +205,21 @@ def test_a_moved_run_goes_on(finished: tuple[Path, Path], inside: tuple[Path, Pa
 
 def test_files_are_whole_or_as_they_were(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     path = tmp_path / "a.json"
-    files.write_json(path, {"a": 1})
+    atomic_io.write_json(path, {"a": 1})
     before = path.read_bytes()
     order: list[str] = []
     sync, replace = os.fsync, Path.replace
     monkeypatch.setattr(os, "fsync", lambda handle: (order.append("fsync"), sync(handle))[1])
     monkeypatch.setattr(Path, "replace", lambda self, other: (order.append("rename"), replace(self, other))[1])
     with pytest.raises(TypeError):
-        files.write_json(path, {"a": object()})
-    with pytest.raises(ValueError), files.whole(tmp_path / "folder") as beside:
+        atomic_io.write_json(path, {"a": object()})
+    with pytest.raises(ValueError), atomic_io.whole(tmp_path / "folder") as beside:
         beside.mkdir()
         (beside / "half").write_text("x")
         raise ValueError
     assert path.read_bytes() == before and [one.name for one in tmp_path.iterdir()] == ["a.json"]
     assert order == []
-    files.write_json(path, {"a": 2})
+    atomic_io.write_json(path, {"a": 2})
     assert order == ["fsync", "rename", "fsync"], "on disk before the rename, and the rename itself after it"
     assert json.loads(path.read_text()) == {"a": 2}
 
@@ -256,7 +258,7 @@ def test_a_signal_passed_on_twice_is_one() -> None:
 def test_a_hangup_stops_in_good_order_and_handlers_are_put_back() -> None:
     # Whoever runs the tests may have asked to ignore it.
     usual = signal.signal(signal.SIGHUP, signal.SIG_DFL)
-    with signals.listening(lambda text: None) as stop:
+    with interrupts.listening(lambda text: None) as stop:
         os.kill(os.getpid(), signal.SIGHUP)
         with pytest.raises(Interrupted) as caught:
             stop.leave_if_asked()
@@ -268,7 +270,7 @@ def test_a_library_call_from_a_thread_catches_nothing() -> None:
     found = []
 
     def work() -> None:
-        with signals.listening(lambda text: None) as stop:
+        with interrupts.listening(lambda text: None) as stop:
             found.append(stop.requested)
 
     thread = threading.Thread(target=work)
@@ -392,16 +394,16 @@ def test_one_line_of_everything_is_enough(write_recipe: WriteRecipe, tmp_path: P
 
 
 def test_rows_without_labels_are_left_out(write_recipe: WriteRecipe, tmp_path: Path, monkeypatch: Any) -> None:
-    from roundtrip import rows
-    from roundtrip.tokens.template import Row
+    from roundtrip.backtranslation import token_rows
+    from roundtrip.tokens.prompt_template import Row
 
-    of_block = rows.of_block
+    of_block = token_rows.of_block
 
     def with_an_empty_one(block: Any, template: Any, *others: Any) -> Any:
         table, counts = of_block(block, template, *others)
         return table.plus(type(table).of([Row([5], 1)])), counts
 
-    monkeypatch.setattr("roundtrip.trip.of_block", with_an_empty_one)
+    monkeypatch.setattr("roundtrip.backtranslation.trainer.of_block", with_an_empty_one)
     assert "1 rows" in go(write_recipe(), tmp_path / "run")
 
 
@@ -454,21 +456,21 @@ def test_a_full_file_system_keeps_the_checkpoint_and_says_how_much_is_missing(
 
 def go_on(recipe: Path, folder: Path, *overrides: str) -> str:
     shown = io.StringIO()
-    running.train(folder, cookbook.load(str(recipe), overrides), Events(Console(file=shown, width=160)), resume=True)
+    session.train(folder, loader.load(str(recipe), overrides), Events(Console(file=shown, width=160)), resume=True)
     return shown.getvalue()
 
 
 def test_a_run_can_wait_for_room(finished: tuple[Path, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     recipe, whole = finished
-    sync, calls = files.sync, iter(range(10**6))
+    sync, calls = atomic_io.sync, iter(range(10**6))
 
     def full(path: Path) -> None:
         if next(calls) in {30, 31, 60}:
             raise OSError(28, "No space left on device", str(path))
         sync(path)
 
-    monkeypatch.setattr(files, "sync", full)
-    monkeypatch.setattr(disk, "PAUSE", 0.01)
+    monkeypatch.setattr(atomic_io, "sync", full)
+    monkeypatch.setattr(disk_space, "PAUSE", 0.01)
     shown = go(recipe, tmp_path / "run", overrides=('checkpoint.full_disk="wait"',))
     assert shown.count("; waiting for it") == 2
     assert_same(end_state(tmp_path / "run"), end_state(whole))
@@ -482,7 +484,7 @@ def test_waiting_for_room_can_be_stopped(
             os.kill(os.getpid(), signal.SIGTERM)
             raise OSError(28, "No space left on device", str(path))
 
-    monkeypatch.setattr(files, "sync", full)
+    monkeypatch.setattr(atomic_io, "sync", full)
     with pytest.raises(Interrupted):
         go(finished[0], tmp_path / "run", overrides=('checkpoint.full_disk="wait"',))
 
@@ -492,9 +494,9 @@ def test_a_quota_is_called_one(tmp_path: Path) -> None:
         raise OSError(122, "Disk quota exceeded")
 
     with pytest.raises(DiskError, match="a quota, or a limit of the file system"):
-        disk.Disk().keep(write, tmp_path / "a", 10)
+        disk_space.Disk().keep(write, tmp_path / "a", 10)
     with pytest.raises(OSError, match="Input/output"):
-        disk.Disk().keep(lambda: (_ for _ in ()).throw(OSError(5, "Input/output error")), tmp_path / "a", 10)
+        disk_space.Disk().keep(lambda: (_ for _ in ()).throw(OSError(5, "Input/output error")), tmp_path / "a", 10)
 
 
 def test_half_an_event_is_dropped(tmp_path: Path) -> None:
@@ -544,7 +546,7 @@ def test_what_a_killed_process_has_left_is_swept(finished: tuple[Path, Path], tm
     for folder in (old, new):
         folder.mkdir()
     os.utime(old, (0, 0))
-    files.sweep_old(tmp_path, ".fetch-")
+    atomic_io.sweep_old(tmp_path, ".fetch-")
     assert new.exists() and not old.exists()
 
 
@@ -605,7 +607,7 @@ def test_a_checkpoint_that_is_written_again_is_never_lost(tmp_path: Path, at: st
         patch.setattr(Path, name, killed)
         with pytest.raises(Killed):
             checkpoint.save(folder, state, tensors, 1)
-    files.sweep(tmp_path)
+    atomic_io.sweep(tmp_path)
     assert checkpoint.names(folder) == ["0001-000002"] and not list(folder.glob(".*"))
     found = checkpoint.newest(folder, pytest.fail)
     assert found is not None and torch.equal(found[1]["en-es"]["a"], tensors["en-es"]["a"])
@@ -638,7 +640,7 @@ def test_no_room_for_the_best_is_no_room(
 
     monkeypatch.setattr(shutil, "copy2", full)
     monkeypatch.setattr(shutil.copytree, "__defaults__", (False, None, full, False, False))
-    monkeypatch.setattr(disk, "PAUSE", 0.01)
+    monkeypatch.setattr(disk_space, "PAUSE", 0.01)
     shown = go(finished[0], tmp_path / "run", overrides=('checkpoint.full_disk="wait"',))
     assert shown.count("; waiting for it") == 1 and "adapters/best: the disk is full" in shown
     assert_same(end_state(tmp_path / "run"), end_state(finished[1]))
@@ -687,7 +689,7 @@ def test_a_second_signal_ends_also_where_the_terminal_is_gone() -> None:
 
 def test_a_run_under_nohup_does_not_hear_of_hangups() -> None:
     usual = signal.signal(signal.SIGHUP, signal.SIG_IGN)
-    with signals.listening(lambda text: None) as stop:
+    with interrupts.listening(lambda text: None) as stop:
         os.kill(os.getpid(), signal.SIGHUP)
         assert not stop.requested
     signal.signal(signal.SIGHUP, usual)

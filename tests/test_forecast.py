@@ -9,12 +9,14 @@ from typing import Any
 import pytest
 import torch
 
-from roundtrip import cookbook, forecast, translator
-from roundtrip.engine import memory
-from roundtrip.engine.batch import Table, collate, pack
-from roundtrip.models import adapters, attention, base
+from roundtrip.backtranslation import forecast
+from roundtrip.engine import translator
+from roundtrip.models import adapters, attention, base_model
 from roundtrip.models.optimizer import Optimizer
-from roundtrip.recipe import Adapter, Train
+from roundtrip.recipe import loader
+from roundtrip.recipe.schema import Adapter, Train
+from roundtrip.runtime import memory
+from roundtrip.tokens.batching import Table, collate, pack
 from tests.conftest import WriteRecipe
 from tests.test_adapters import fresh
 from tests.test_engine import rows
@@ -50,7 +52,7 @@ def test_activations_are_those_of_a_real_pass(
     for device in ("cpu", "meta"):
         model: Any = fresh(model_folder).to(device)
         if checkpointing:
-            base.checkpoint_activations(model)
+            base_model.checkpoint_activations(model)
         attention.choose(model, "varlen" if packing else "eager")
         if method == "full":
             model.requires_grad_(True).train()
@@ -66,7 +68,7 @@ def test_activations_are_those_of_a_real_pass(
 
 
 def test_weights_copies_and_optimizers_are_counted_right(write_recipe: WriteRecipe) -> None:
-    loaded = cookbook.load(str(write_recipe()))
+    loaded = loader.load(str(write_recipe()))
     both = translator.load(loaded.recipe, loaded.folder)
     pairs = {name: [("one two", "uno dos"), ("three", "tres")] for name in both}
     found = forecast.forecast(loaded.recipe, loaded.folder, {name: one.template for name, one in both.items()}, pairs)
@@ -112,7 +114,7 @@ def test_what_a_recipe_changes_shows(
     path = write_recipe()
     sizes = []
     for overrides in ((), settings):
-        loaded = cookbook.load(str(path), overrides)
+        loaded = loader.load(str(path), overrides)
         both = translator.load(loaded.recipe, loaded.folder)
         pairs = {name: [("one two three", "uno dos tres")] * 64 for name in both}
         templates = {name: one.template for name, one in both.items()}

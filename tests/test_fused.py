@@ -13,16 +13,16 @@ from torch import nn
 from transformers import AttentionInterface
 from transformers.integrations.sdpa_attention import sdpa_attention_forward
 
-from roundtrip.engine.batch import Table, collate, pack
 from roundtrip.engine.generate import generate
-from roundtrip.engine.step import loss_sum
-from roundtrip.errors import ModelError
-from roundtrip.models import adapters, attention, lora, packed
-from roundtrip.models import base as bases
-from roundtrip.models.lora import FusedLinear
-from roundtrip.models.packed import PackedLinear
-from roundtrip.recipe import Adapter, Generate
-from roundtrip.tokens.template import Row
+from roundtrip.engine.train_step import loss_sum
+from roundtrip.models import adapters, attention, fused_lora, prepacked_linear
+from roundtrip.models import base_model as bases
+from roundtrip.models.fused_lora import FusedLinear
+from roundtrip.models.prepacked_linear import PackedLinear
+from roundtrip.recipe.schema import Adapter, Generate
+from roundtrip.runtime.errors import ModelError
+from roundtrip.tokens.batching import Table, collate, pack
+from roundtrip.tokens.prompt_template import Row
 from tests.conftest import WriteRecipe
 from tests.test_adapters import fresh
 from tests.test_engine import rows
@@ -50,13 +50,13 @@ def of(folder: Path, **settings: Any) -> Any:
 def taken(monkeypatch: pytest.MonkeyPatch) -> list[int]:
     """One entry for each fused product."""
     found: list[int] = []
-    original = lora._Product.apply
+    original = fused_lora._Product.apply
 
     def spy(*arguments: Any) -> Any:
         found.append(1)
         return original(*arguments)
 
-    monkeypatch.setattr(lora._Product, "apply", spy)
+    monkeypatch.setattr(fused_lora._Product, "apply", spy)
     return found
 
 
@@ -137,7 +137,7 @@ def test_fused_lora_in_bfloat16_is_as_near_to_the_truth_as_pefts(model_folder: P
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 def test_a_packed_layer_is_the_layer_and_gives_its_weight_back(dtype: torch.dtype) -> None:
-    if not packed.usable(dtype):
+    if not prepacked_linear.usable(dtype):
         pytest.skip("this machine has no such operation")
     torch.manual_seed(1)
     layer = nn.Linear(64, 96).to(dtype).requires_grad_(False)
@@ -146,8 +146,8 @@ def test_a_packed_layer_is_the_layer_and_gives_its_weight_back(dtype: torch.dtyp
     assert torch.equal(one.weight, layer.weight)
     assert torch.allclose(one(inputs), layer(inputs), rtol=1e-2 if dtype == torch.bfloat16 else 1e-5, atol=1e-3)
     new = torch.randn(96, 64)
-    packed.write(one, new)
-    packed.write(layer, new)
+    prepacked_linear.write(one, new)
+    prepacked_linear.write(layer, new)
     assert torch.equal(one.weight, layer.weight) and torch.equal(layer.weight, new.to(dtype))
     assert torch.allclose(one(inputs).float(), layer(inputs).float(), rtol=2e-2, atol=1e-1)
 
@@ -157,11 +157,11 @@ def test_a_packed_model_writes_the_same_and_comes_back_whole(kind: str) -> None:
     model = model_of(kind)
     expected = written(model, Generate(tokens_per_batch=80))
     other = copy.deepcopy(model)
-    packed.pack(other)
-    assert any(isinstance(layer, PackedLinear) for layer in other.modules()) == packed.usable(torch.float32)
+    prepacked_linear.pack(other)
+    assert any(isinstance(layer, PackedLinear) for layer in other.modules()) == prepacked_linear.usable(torch.float32)
     assert written(other, Generate(tokens_per_batch=80)) == expected
     assert written(other, Generate(tokens_per_batch=80, engine="transformers")) == expected
-    packed.unpack(other)
+    prepacked_linear.unpack(other)
     assert not any(isinstance(layer, PackedLinear) for layer in other.modules())
     before, after = model.state_dict(), other.state_dict()
     assert before.keys() == after.keys() and all(torch.equal(after[key], value) for key, value in before.items())
@@ -173,12 +173,12 @@ def test_a_machine_without_the_operation_keeps_plain_layers(monkeypatch: pytest.
     def missing(self: Any, weight: torch.Tensor) -> None:
         raise RuntimeError("mkldnn is not built in")
 
-    packed.usable.cache_clear()
+    prepacked_linear.usable.cache_clear()
     monkeypatch.setattr(PackedLinear, "write", missing)
     model = model_of("RoPE, tied head")
-    packed.pack(model)
+    prepacked_linear.pack(model)
     assert not any(isinstance(layer, PackedLinear) for layer in model.modules())
-    packed.usable.cache_clear()
+    prepacked_linear.usable.cache_clear()
 
 
 def test_the_scratch_copy_is_packed_and_what_is_merged_is_plain(model_folder: Path) -> None:
@@ -193,7 +193,7 @@ def test_the_scratch_copy_is_packed_and_what_is_merged_is_plain(model_folder: Pa
     with torch.no_grad():
         expected = one(input_ids=ids).logits
         assert torch.allclose(scratch(input_ids=ids).logits, expected, atol=1e-3)
-        packed.unpack(scratch)
+        prepacked_linear.unpack(scratch)
         assert torch.allclose(scratch(input_ids=ids).logits, expected, atol=1e-3)
 
 

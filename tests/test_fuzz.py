@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from roundtrip.errors import TextError
+from roundtrip.runtime.errors import TextError
 from tests import fuzz
 
 

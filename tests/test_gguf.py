@@ -15,9 +15,9 @@ from hypothesis import strategies as st
 from tokenizers.pre_tokenizers import ByteLevel
 from transformers import AutoModelForCausalLM, AutoTokenizer, GgufConfig, LlamaConfig, LlamaForCausalLM
 
-from roundtrip import sources
-from roundtrip.errors import Interrupted, ModelError
 from roundtrip.models import gguf as subject
+from roundtrip.runtime import downloads
+from roundtrip.runtime.errors import Interrupted, ModelError
 
 gguf = pytest.importorskip("gguf")
 
@@ -313,8 +313,8 @@ def test_a_signal_is_not_a_broken_file(tiny: Path, tmp_path: Path, monkeypatch: 
 @pytest.mark.timeout(600)
 def test_smollm2() -> None:
     """The model of the quickstart, fetched and converted into the real cache."""
-    [path] = sources.resolve(SMOLLM2, Path())
-    folder = subject.convert(path, sources.cache_dir())
+    [path] = downloads.resolve(SMOLLM2, Path())
+    folder = subject.convert(path, downloads.cache_dir())
     original = AutoTokenizer.from_pretrained(path.parent, gguf_file=path.name)
     tokenizer = AutoTokenizer.from_pretrained(folder)
     assert tokenizer.backend_tokenizer.to_str() == original.backend_tokenizer.to_str()

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from roundtrip.errors import RunError
+from roundtrip.runtime.errors import RunError
 from tests.golden import PATH, TOLERANCE, environment, losses, refuse_dirty
 
 

@@ -11,16 +11,17 @@ import torch
 from tokenizers import AddedToken, Tokenizer, normalizers
 
 from benchmarks import zoo
-from roundtrip.recipe import TemplateText
-from roundtrip.tokens import pairs as rules
-from roundtrip.tokens import surface, verdict
+from roundtrip.recipe.schema import TemplateText
+from roundtrip.tokens import compatibility
 from roundtrip.tokens.audit import audit
-from roundtrip.tokens.encoding import encoder
-from roundtrip.tokens.guard import PAIR, PROVED, SPECIAL, Guard
-from roundtrip.tokens.pairs import Pairs
-from roundtrip.tokens.road import SPLICED
-from roundtrip.tokens.segments import build_segments
-from roundtrip.tokens.template import Template
+from roundtrip.tokens.literal_encoding import encoder
+from roundtrip.tokens.prompt_segments import build_segments
+from roundtrip.tokens.prompt_template import Template
+from roundtrip.tokens.row_builder import SPLICED
+from roundtrip.tokens.splice import pair_rules as rules
+from roundtrip.tokens.splice import vocabulary
+from roundtrip.tokens.splice.canonicality import PAIR, PROVED, SPECIAL, Guard
+from roundtrip.tokens.splice.pair_rules import Pairs
 from tests.conftest import wrap
 from tests.test_template import LINES
 
@@ -104,8 +105,8 @@ def test_characters_that_unicode_composes_are_judged_together(monkeypatch: pytes
     row = [token for part in ("1", "α", "\u0316", "\u0314", "1") for token in encode([part])[0]]
     assert not canonical(tokenizer, row)
     assert judge(fresh(tokenizer), [row]) == [PAIR]
-    monkeypatch.setattr(surface, "_composing", frozenset)
-    monkeypatch.setattr(surface, "_beginnings", frozenset)
+    monkeypatch.setattr(vocabulary, "_composing", frozenset)
+    monkeypatch.setattr(vocabulary, "_beginnings", frozenset)
     assert judge(fresh(tokenizer), [row]) == [PROVED], "without the rule the row comes through"
 
 
@@ -153,11 +154,11 @@ def test_what_may_form_across_a_seam_sends_the_guard_to_the_host() -> None:
     gemma = zoo.small()["gemma"]
     tag = TemplateText(kind="plain", text="<{source}\n{target_language}: {target}")
     lines = [("The house is red", "La casa es roja")]
-    found = verdict.check(gemma, gemma, tag, ("en", "es"), lines, num_attacks=100)
+    found = compatibility.check(gemma, gemma, tag, ("en", "es"), lines, num_attacks=100)
     assert found.guard != "device" and any("may form out of the template's '<'" in reason for reason in found.reasons)
-    assert verdict.check(gemma, gemma, PLAIN, ("en", "es"), lines, num_attacks=100).guard == "device"
+    assert compatibility.check(gemma, gemma, PLAIN, ("en", "es"), lines, num_attacks=100).guard == "device"
     word = _word_that_wins("qqxqq")
-    found = verdict.check(
+    found = compatibility.check(
         word, word, TemplateText(kind="plain", text="q{source}\n{target}"), ("en", "es"), lines, num_attacks=100
     )
     assert found.guard != "device" and any("win over its merges" in reason for reason in found.reasons)
@@ -173,7 +174,7 @@ def test_special_unreachable_and_unknown_tokens_are_refused() -> None:
     number = document["model"]["vocab"]["aĠb"] = 1 + max(token["id"] for token in document["added_tokens"]) + 5000
     odd = wrap(Tokenizer.from_str(json.dumps(document)), eos_token="<|endoftext|>", pad_token=None)
     guard = fresh(odd)
-    assert guard.pairs.surface.flags_V[number] & surface.BAD and len(guard.pairs.surface.flags_V) == number + 1
+    assert guard.pairs.surface.flags_V[number] & vocabulary.BAD and len(guard.pairs.surface.flags_V) == number + 1
     assert judge(guard, [word, [*word, number]]) == [PROVED, SPECIAL]
 
 
@@ -190,13 +191,13 @@ def test_added_tokens_that_decode_as_something_else_are_refused(content: str) ->
 def test_normalizers_that_replace_text_are_beyond_the_rules() -> None:
     tokenizer = copy.deepcopy(zoo.small()["gpt2"])
     tokenizer.backend_tokenizer.normalizer = normalizers.Replace("=c=", "©")
-    assert "replaces text" in str(surface.why_not(tokenizer))
-    assert surface.why_not(zoo.small()["sentencepiece"]) is None
+    assert "replaces text" in str(vocabulary.why_not(tokenizer))
+    assert vocabulary.why_not(zoo.small()["sentencepiece"]) is None
 
 
 def test_without_sample_lines_nothing_is_trusted() -> None:
     tokenizer = zoo.small()["gpt2"]
-    found = verdict.check(tokenizer, tokenizer, PLAIN, ("en", "es"), [])
+    found = compatibility.check(tokenizer, tokenizer, PLAIN, ("en", "es"), [])
     assert found.guard != "device" and any("no sample lines" in reason for reason in found.reasons)
 
 
@@ -208,9 +209,9 @@ def test_ids_beyond_the_vocabulary_go_by_strings(guard: Any) -> None:
         Template(tokenizer, build_segments(tokenizer, PLAIN, *codes, ())) for codes in (("en", "es"), ("es", "en"))
     )
     lines = [("The house is red", "La casa es roja"), ("A new door", "Una puerta")] * 4
-    road, _ = verdict.build(writer, learner, lines, guard=guard, num_attacks=50)
+    road, _ = compatibility.build(writer, learner, lines, guard=guard, num_attacks=50)
     ids, size = _tensors(tokenizer, lines[:2])
-    ids[0, 2] = surface.num_ids(tokenizer) + 40
+    ids[0, 2] = vocabulary.num_ids(tokenizer) + 40
     rows, counts = road.rows(ids, size, [target for _, target in lines[:2]])
     assert counts[SPLICED] == 1 and counts.total() == 2
     text = writer.hypothesis_text(ids[0, : size[0]].tolist())
@@ -231,7 +232,7 @@ def test_half_a_character_is_never_proved() -> None:
 
 def judge_with_seams(guard: Guard, tokenizer: Any, rows: list[list[int]]) -> list[int]:
     learner = Template(tokenizer, build_segments(tokenizer, PLAIN, "en", "es", ()))
-    seams = verdict.Seams(learner, guard.pairs.surface, True)
+    seams = compatibility.Seams(learner, guard.pairs.surface, True)
     size = max(map(len, rows))
     ids_BN = torch.tensor([[*row, *(size - len(row)) * [0]] for row in rows])
     size_B = torch.tensor([len(row) for row in rows])
@@ -254,7 +255,7 @@ def test_attacks_find_no_false_accept(name: str) -> None:
         (" ".join(line.split()) or "x", english[i % 150])
         for i, line in enumerate((*zoo.lines("es", 100), *zoo.lines("hi", 50), *zoo.NASTY))
     ]
-    road, found = verdict.build(writer, learner, lines, num_attacks=400)
+    road, found = compatibility.build(writer, learner, lines, num_attacks=400)
     assert found.guard == "device", found.reasons
     counts, fault = audit(road, lines, 600, 99)
     assert fault is None and counts["false accepts"] == 0
@@ -270,7 +271,7 @@ def test_the_audit_finds_a_guard_that_lets_everything_through(monkeypatch: pytes
     )
     lines = [("The house is red.", "La casa es roja."), ("A new door", "Una puerta nueva")]
     monkeypatch.setattr(Pairs, "settle", lambda self, pairs: [True] * len(pairs))
-    road, found = verdict.build(writer, learner, lines, num_attacks=300)
+    road, found = compatibility.build(writer, learner, lines, num_attacks=300)
     assert found.guard == "host" and road.guard is None
     assert "the audit found a row that the rules let through" in found.reasons[0]
     assert found.attacks["false accepts"] > 0
@@ -293,9 +294,9 @@ def test_tokenizers_beyond_the_rules_are_guarded_by_the_host(name: str) -> None:
     )
     english = zoo.lines("en", 60)
     lines = [(line, english[i]) for i, line in enumerate(zoo.lines("es", 60))]
-    road, found = verdict.build(writer, learner, lines)
+    road, found = compatibility.build(writer, learner, lines)
     assert found.guard == "host" and road.into is not None
-    assert any(str(surface.why_not(tokenizer)) in reason for reason in found.reasons)
+    assert any(str(vocabulary.why_not(tokenizer)) in reason for reason in found.reasons)
     assert 0 < found.counts[SPLICED] <= 60
 
 

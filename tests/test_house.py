@@ -2,114 +2,53 @@
 
 from __future__ import annotations
 
-import ast
+import os
 import re
+import shutil
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
 
-from roundtrip import errors
-from roundtrip.errors import Interrupted, RoundtripError
+from roundtrip.runtime import errors
+from roundtrip.runtime.errors import Interrupted, RoundtripError
 
 ROOT = Path(__file__).parents[1]
 PACKAGE = ROOT / "roundtrip"
 
-# From the ground up; a module imports only from lines above its own.
-FLOORS = [
-    ["errors", "files", "__init__", "comet_worker"],
-    ["recipe", "sources", "disk", "identify", "noise"],
-    ["schedule", "stall"],
-    ["plan"],
-    ["combinations"],
-    ["cookbook", "events", "signals", "ahead"],
-    ["text.clean", "text.codes", "text.stream", "text.store"],
-    ["text.lines"],
-    ["text.po", "text.tables", "text.exchange"],
-    ["text.readers"],
-    ["text.prepare", "tokens.segments", "tokens.encoding", "score"],
-    ["tokens.template", "tokens.surface"],
-    ["tokens.pairs", "tokens.same", "tokens.attack", "tokens.slots", "tokens.lookup"],
-    ["tokens.guard", "tokens.splice"],
-    ["tokens.road"],
-    ["tokens.audit"],
-    ["tokens.verdict"],
-    ["engine.memory"],
-    ["models.attention", "models.packed", "models.lora", "engine.ranks"],
-    [
-        "models.gguf",
-        "engine.work",
-        "engine.static",
-        "models.optimizer",
-        "models.adapters",
-        "models.kernels",
-        "engine.batch",
-    ],
-    ["models.fresh", "models.place"],
-    ["models.base", "engine.step", "engine.pick", "engine.library"],
-    ["engine.decode", "engine.likelihood"],
-    ["engine.generate"],
-    ["models.moving"],
-    ["models.learner"],
-    ["judge", "translator", "run", "checkpoint"],
-    ["choose", "echo", "longer"],
-    ["block", "scorer", "roads", "forecast"],
-    ["results", "rows", "reservoir", "telling", "trained", "exported", "card", "keeping", "skipped"],
-    ["stages", "systems", "comet", "scoreboard"],
-    ["trip"],
-    ["loop", "door"],
-    ["running"],
-    ["train", "translate", "check", "export", "evaluate"],
-]
+# A line of the layer contract: what stands higher in the list may import what stands lower.
+UPWARD = ("recipe/plan.py", "from roundtrip.engine import request")
 
 
-def imports(source: str) -> set[str]:
-    """Return the modules of ours that a source imports."""
-    found = set()
-    for node in ast.walk(ast.parse(source)):
-        if isinstance(node, ast.Import):
-            found |= {alias.name for alias in node.names}
-        elif isinstance(node, ast.ImportFrom) and node.module:
-            inside = {f"{node.module}.{alias.name}" for alias in node.names}
-            found |= {name for name in inside if _is_module(name)} or {node.module}
-    return {name.removeprefix("roundtrip.") for name in found if name.startswith("roundtrip.") and _is_module(name)}
-
-
-def _is_module(name: str) -> bool:
-    return (ROOT / Path(*name.split("."))).with_suffix(".py").is_file()
-
-
-def upward(modules: dict[str, str]) -> list[str]:
-    """Return every import that does not point downward."""
-    floor = {name: number for number, names in enumerate(FLOORS) for name in names}
-    return [
-        f"{name} imports {other}"
-        for name, source in modules.items()
-        for other in sorted(imports(source))
-        if floor[other] >= floor[name]
-    ]
-
-
-def modules() -> dict[str, str]:
-    return {
-        ".".join(path.relative_to(PACKAGE).with_suffix("").parts): path.read_text(encoding="utf-8")
-        for path in sorted(PACKAGE.rglob("*.py"))
-        if path.read_text(encoding="utf-8")
-    }
+def lint_imports(folder: Path) -> subprocess.CompletedProcess[str]:
+    """Check the contracts of `pyproject.toml` against the package in a folder."""
+    command = [sys.executable, "-c", "from importlinter.cli import lint_imports_command as run; run()"]
+    return subprocess.run(
+        [*command, "--config", str(ROOT / "pyproject.toml"), "--no-cache"],
+        cwd=folder,
+        env={**os.environ, "PYTHONPATH": str(folder)},
+        capture_output=True,
+        text=True,
+    )
 
 
 def test_imports_point_downward() -> None:
-    assert upward(modules()) == []
+    done = lint_imports(ROOT)
+    assert done.returncode == 0, done.stdout + done.stderr
 
 
-def test_the_test_of_imports_can_fail() -> None:
-    assert upward({"recipe": "from roundtrip.loop import round_trip"}) == ["recipe imports loop"]
-    assert upward({"score": "from roundtrip import judge"}) == ["score imports judge"]
-    assert upward({"block": "def f():\n    import roundtrip.trip"}) == ["block imports trip"]
+def test_an_upward_import_is_found(tmp_path: Path) -> None:
+    shutil.copytree(PACKAGE, tmp_path / "roundtrip", ignore=shutil.ignore_patterns("__pycache__"))
+    path = tmp_path / "roundtrip" / UPWARD[0]
+    path.write_text(path.read_text(encoding="utf-8") + f"\n{UPWARD[1]}\n", encoding="utf-8")
+    done = lint_imports(tmp_path)
+    assert done.returncode == 1
+    assert "roundtrip.recipe is not allowed to import roundtrip.engine" in done.stdout
 
 
-def test_every_module_has_a_floor_and_the_loop_fits_a_screen() -> None:
-    assert set(modules()) == {name for names in FLOORS for name in names}
-    assert len((PACKAGE / "loop.py").read_text(encoding="utf-8").splitlines()) <= 60
+def test_the_loop_fits_a_screen() -> None:
+    assert len((PACKAGE / "backtranslation" / "loop.py").read_text(encoding="utf-8").splitlines()) <= 60
 
 
 def test_errors_say_place_problem_and_cure() -> None:
@@ -120,9 +59,11 @@ def test_errors_say_place_problem_and_cure() -> None:
     assert all(issubclass(kind, RoundtripError) for kind in kinds)
 
 
-def test_no_asserts_on_user_input_in_doors_and_recipes() -> None:
-    for name in ("cookbook", "sources", "train", "translate", "check", "roads", "text.tables", "text.readers"):
-        assert not re.search(r"^\s*assert ", modules()[name], re.M), name
+def test_no_asserts_on_user_input_in_commands_and_recipes() -> None:
+    files = ("recipe/loader", "runtime/downloads", "cli/train", "cli/translate", "cli/check", "data/tabular")
+    for name in (*files, "data/readers"):
+        text = (PACKAGE / f"{name}.py").read_text(encoding="utf-8")
+        assert not re.search(r"^\s*assert ", text, re.M), name
 
 
 @pytest.mark.parametrize(
@@ -148,12 +89,12 @@ def test_the_readme_shows_own_data_as_shipped() -> None:
     """The example in the README is a sound recipe: every key in it is known."""
     import tomllib
 
-    from roundtrip import cookbook
+    from roundtrip.recipe import loader
 
     text = (ROOT / "README.md").read_text(encoding="utf-8")
     (block,) = re.findall(r"```toml\n(.*?)```", text, re.S)
     assert len(block.strip().splitlines()) <= 14
-    _, problems = cookbook.judge(tomllib.loads(block), ROOT)
+    _, problems = loader.judge(tomllib.loads(block), ROOT)
     assert problems and all("no such file" in problem for problem in problems)
 
 

@@ -11,12 +11,12 @@ import pytest
 import torch
 from transformers import AutoModelForCausalLM
 
-from roundtrip.engine.batch import Table, collate
-from roundtrip.engine.step import loss_sum
-from roundtrip.errors import ModelError
-from roundtrip.models import adapters, kernels
-from roundtrip.recipe import Adapter
-from roundtrip.tokens.template import Row
+from roundtrip.engine.train_step import loss_sum
+from roundtrip.models import adapters, liger
+from roundtrip.recipe.schema import Adapter
+from roundtrip.runtime.errors import ModelError
+from roundtrip.tokens.batching import Table, collate
+from roundtrip.tokens.prompt_template import Row
 from tests.conftest import WriteRecipe
 from tests.test_run import go
 
@@ -41,21 +41,21 @@ def test_liger_gives_the_same_loss_and_gradients(model_folder: Path, method: Any
     rows = [Row(torch.randint(5, 250, (size,), generator=random).tolist(), size // 2) for size in (7, 12, 19, 30)]
     batch = collate(Table.of(rows, device), range(4), 3)
     found = []
-    for liger in (False, True):
+    for fused in (False, True):
         model = AutoModelForCausalLM.from_pretrained(model_folder, attn_implementation="eager").to(device)
         model = adapters.add(model.requires_grad_(False), {"en-es": Adapter(method=method, rank=4)}, 1)
         own = adapters.parameters(model, "en-es")
         for number, parameter in enumerate(own.values()):
             seeded = torch.Generator().manual_seed(number)
             parameter.data += 0.05 * torch.randn(parameter.shape, generator=seeded).to(device)
-        if liger:
+        if fused:
             library = vars(sys.modules[type(model.get_base_model()).__module__])
             before = dict(library)
-            kernels.apply_liger(model.get_base_model())
+            liger.apply_liger(model.get_base_model())
             assert all(library[name] is value for name, value in before.items()), "the library itself is left alone"
             assert "liger" in model.get_base_model().model.layers[0].mlp.forward.__module__
         adapters.choose(model, "en-es", train=True)
-        loss = loss_sum(model, batch, fused=liger)
+        loss = loss_sum(model, batch, fused=fused)
         loss.backward()
         found.append((float(loss.detach()), [parameter.grad for parameter in own.values()]))
     (plain, grads), (fused, others) = found

@@ -8,8 +8,8 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from roundtrip.tokens import lookup
-from roundtrip.tokens.lookup import NOTHING, among, table
+from roundtrip.tokens.splice import pair_lookup
+from roundtrip.tokens.splice.pair_lookup import NOTHING, among, table
 
 CPU = torch.device("cpu")
 CODES = st.integers(torch.iinfo(torch.int64).min, NOTHING - 1)
@@ -40,9 +40,11 @@ def test_a_table_grows_where_codes_want_the_same_places() -> None:
     while max(map(len, by_place.values()), default=0) < 3:
         code = random.getrandbits(60)
         one = torch.tensor([code])
-        at = tuple(sorted(int(lookup._place(one, factor, lookup._SMALLEST)) for factor in lookup._FACTORS))
+        at = tuple(
+            sorted(int(pair_lookup._place(one, factor, pair_lookup._SMALLEST)) for factor in pair_lookup._FACTORS)
+        )
         by_place.setdefault(at, []).append(code)
     crowd = max(by_place.values(), key=len)
     made = table(crowd, CPU)
-    assert made.numel() > lookup._SMALLEST
+    assert made.numel() > pair_lookup._SMALLEST
     assert among(torch.tensor(crowd), made).all()

@@ -11,16 +11,16 @@ import pytest
 import torch
 
 from roundtrip.engine import generate as generating
-from roundtrip.engine import step as stepping
-from roundtrip.engine.batch import Table
+from roundtrip.engine import train_step as stepping
 from roundtrip.engine.generate import generate
-from roundtrip.engine.memory import is_out
-from roundtrip.engine.step import step
-from roundtrip.engine.work import New, Work
-from roundtrip.errors import ModelError, TrainingError
+from roundtrip.engine.request import New, Work
+from roundtrip.engine.train_step import step
 from roundtrip.models import adapters
 from roundtrip.models.optimizer import Optimizer
-from roundtrip.recipe import Adapter, Generate, Train
+from roundtrip.recipe.schema import Adapter, Generate, Train
+from roundtrip.runtime.errors import ModelError, TrainingError
+from roundtrip.runtime.memory import is_out
+from roundtrip.tokens.batching import Table
 from tests.conftest import WriteRecipe
 from tests.test_adapters import fresh
 from tests.test_engine import MODELS, rows

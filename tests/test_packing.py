@@ -10,13 +10,13 @@ import pytest
 import torch
 from transformers import LlamaForCausalLM
 
-from roundtrip.engine import step as stepping
-from roundtrip.engine.batch import IGNORE, Table, by_budget, collate, pack
-from roundtrip.engine.step import loss_sum
-from roundtrip.errors import ModelError
+from roundtrip.engine import train_step as stepping
+from roundtrip.engine.train_step import loss_sum
 from roundtrip.models import adapters, attention
-from roundtrip.recipe import Adapter
-from roundtrip.tokens.template import Row
+from roundtrip.recipe.schema import Adapter
+from roundtrip.runtime.errors import ModelError
+from roundtrip.tokens.batching import IGNORE, Table, by_budget, collate, pack
+from roundtrip.tokens.prompt_template import Row
 from tests.conftest import WriteRecipe
 from tests.test_adapters import fresh
 from tests.test_engine import rows

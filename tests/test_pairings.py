@@ -16,17 +16,19 @@ import sentencepiece
 import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
-from roundtrip import cookbook, longer, trained, translator
-from roundtrip.engine.batch import Table, collate
-from roundtrip.engine.step import loss_sum, step
-from roundtrip.errors import Interrupted, ModelError, RecipeError, TextError
-from roundtrip.models import fresh, learner
-from roundtrip.models.learner import frozen_hashes
+from roundtrip.backtranslation import trained_models
+from roundtrip.backtranslation.run_folder import Run
+from roundtrip.backtranslation.trainer import Trip
+from roundtrip.backtranslation.validation import greedy
+from roundtrip.engine import long_inputs, translator
+from roundtrip.engine.train_step import loss_sum, step
+from roundtrip.models import direction_model, from_scratch
+from roundtrip.models.direction_model import frozen_hashes
 from roundtrip.models.optimizer import Optimizer
-from roundtrip.recipe import Adapter, Model
-from roundtrip.run import Run
-from roundtrip.scorer import greedy
-from roundtrip.trip import Trip
+from roundtrip.recipe import loader
+from roundtrip.recipe.schema import Adapter, Model
+from roundtrip.runtime.errors import Interrupted, ModelError, RecipeError, TextError
+from roundtrip.tokens.batching import Table, collate
 from tests.conftest import WriteRecipe, bpe, pretrain, toy_pairs, wrap
 from tests.test_run import NAMES, assert_same, end_state, go
 
@@ -118,16 +120,16 @@ def logits(one: translator.Translator, *, adapted: bool = True) -> torch.Tensor:
 def load(path: Path, tmp_path: Path) -> dict[str, translator.Translator]:
     from rich.console import Console
 
-    from roundtrip import running
-    from roundtrip.events import Events
-    from roundtrip.run import placed
-    from roundtrip.text.prepare import prepare
+    from roundtrip.backtranslation import session
+    from roundtrip.backtranslation.run_folder import placed
+    from roundtrip.data.corpora import prepare
+    from roundtrip.runtime.event_log import Events
 
-    loaded = cookbook.load(str(path))
+    loaded = loader.load(str(path))
     (tmp_path / "text").mkdir(exist_ok=True, parents=True)
     corpora = prepare(loaded.recipe, loaded.folder, tmp_path / "text", lambda text: None)
     recipe = placed(loaded.recipe, tmp_path / "base")
-    return running._load(recipe, loaded.folder, corpora, Events(Console(file=io.StringIO())))
+    return session._load(recipe, loaded.folder, corpora, Events(Console(file=io.StringIO())))
 
 
 @pytest.mark.parametrize("pairing", PAIRINGS)
@@ -135,7 +137,7 @@ def test_both_learn_and_neither_touches_the_other(paired: Any, tmp_path: Path, p
     both = load(paired(pairing), tmp_path)
     learners = {name: one.learner for name, one in both.items()}
     frozen = frozen_hashes(learners)
-    train = cookbook.load(str(paired(pairing))).recipe.train
+    train = loader.load(str(paired(pairing))).recipe.train
     optimizers = {name: Optimizer(one.parameters(), train, 10, one.adapter) for name, one in learners.items()}
     for number in range(3):
         for name, one in both.items():
@@ -233,18 +235,18 @@ def test_whole_runs_resume_and_translate(
     for name, alone in bare.items():
         one, side = replace(alone, expansion=expansions[name]), 0 if name == "en-es" else 1
         lines = [line.split("\t")[side] for line in (tmp_path / "whole/data/test.tsv").read_text().splitlines()]
-        texts = one.write(lines, greedy(cookbook.load(str(recipe)).recipe), 0, adapted=False).texts
+        texts = one.write(lines, greedy(loader.load(str(recipe)).recipe), 0, adapted=False).texts
         kept = (tmp_path / "whole" / "translations" / f"test.base.{name}.txt").read_text().split("\n")[:-1]
         assert [" ".join(text.split()) for text in texts] == kept
     assert ("all rows" in shown or "strings" in shown) == (pairing == "another model"), shown
     for name in NAMES:
         run = Run(tmp_path / "whole")
-        one = trained.load(run, trained.into(run, name[-2:]), stage="round-1")
+        one = trained_models.load(run, trained_models.into(run, name[-2:]), stage="round-1")
         settings = greedy(run.recipe()[0])
         sources = (tmp_path / "whole" / "data" / "test.tsv").read_text().splitlines()
         side = 0 if name == "en-es" else 1
         lines = [line.split("\t")[side] for line in sources]
-        written = list(longer.translate(one, lines, settings, [], []))
+        written = list(long_inputs.translate(one, lines, settings, [], []))
         kept = (tmp_path / "whole" / "translations" / f"test.round-1.{name}.txt").read_text().split("\n")[:-1]
         assert written == kept, "what is saved translates as it did in the run"
 
@@ -265,7 +267,7 @@ def test_a_whole_model_loads_with_transformers_alone(paired: Any, tmp_path: Path
 
 def test_a_tokenizer_from_scratch_loses_nothing_and_joins_as_sentencepiece_does() -> None:
     lines = [text for pair in toy_pairs() for text in pair]
-    tokenizer, trained_model = fresh.train_tokenizer(lines, 420), fresh.train_sentencepiece(lines, 420)
+    tokenizer, trained_model = from_scratch.train_tokenizer(lines, 420), from_scratch.train_sentencepiece(lines, 420)
     processor = sentencepiece.SentencePieceProcessor(model_proto=trained_model)
     assert len(tokenizer) == 420
     for text in (*lines, "Ωmega, 家 and 🙂: 12 345", "two  spaces", "tab\there", "ends "):
@@ -279,7 +281,7 @@ def test_a_tokenizer_from_scratch_loses_nothing_and_joins_as_sentencepiece_does(
 def test_a_vocabulary_that_does_not_come_out_says_which_way(size: int, cure: str) -> None:
     texts = [text for pair in toy_pairs() for text in pair]
     with pytest.raises(ModelError, match=cure):
-        fresh.train_tokenizer([*texts, "".join(map(chr, range(0x4E00, 0x4E60)))], size)
+        from_scratch.train_tokenizer([*texts, "".join(map(chr, range(0x4E00, 0x4E60)))], size)
 
 
 def test_a_model_from_scratch_is_found_from_anywhere_and_made_anew_for_another_recipe(
@@ -296,7 +298,7 @@ def test_a_model_from_scratch_is_found_from_anywhere_and_made_anew_for_another_r
         go(recipe, Path("runs/small"))
     recipe.write_text(text)
     go(recipe, Path("runs/small"))
-    one = trained.load(Run(Path("runs/small")), trained.into(Run(Path("runs/small")), "es"))
+    one = trained_models.load(Run(Path("runs/small")), trained_models.into(Run(Path("runs/small")), "es"))
     assert one.base.max_positions == 128
 
 
@@ -312,7 +314,7 @@ def test_plain_text_is_read_without_rounds(paired: Any, tmp_path: Path) -> None:
 def test_tables_in_a_directions_table_go_over_those_of_both(paired: Any) -> None:
     path = paired("from scratch")
     path.write_text(path.read_text() + '\n[model."es-en".from_scratch]\nlayers = 3\n')
-    recipe = cookbook.load(str(path), ['adapter."es-en".lr=0.5']).recipe
+    recipe = loader.load(str(path), ['adapter."es-en".lr=0.5']).recipe
     one, other = (recipe.model[name].from_scratch for name in NAMES)
     assert one is not None and other is not None
     assert (one.layers, other.layers) == (2, 3) and one.vocabulary == other.vocabulary == 420
@@ -328,7 +330,9 @@ def test_a_quantized_base_does_not_train_on_a_cpu(write_recipe: WriteRecipe, tmp
 @pytest.mark.skipif(importlib.util.find_spec("bitsandbytes") is not None, reason="bitsandbytes is here")
 def test_a_quantized_base_without_its_library_is_refused(model_folder: Path) -> None:
     with pytest.raises(ModelError, match=r"needs bitsandbytes.*\n.*roundtrip\[quantize\]"):
-        learner.load({"en-es": Model(path=str(model_folder), quantize="4bit")}, LORA, ROOT, one_base=False, seed=1)
+        direction_model.load(
+            {"en-es": Model(path=str(model_folder), quantize="4bit")}, LORA, ROOT, one_base=False, seed=1
+        )
 
 
 @pytest.mark.parametrize("bits", ["8bit", "4bit"])
@@ -339,7 +343,7 @@ def test_a_quantized_base_generates_through_its_adapter(wide_folder: Path, bits:
     found = []
     for quantize in ("none", bits):
         here = spec.model_copy(update={"quantize": quantize})
-        one = learner.load({"en-es": here}, LORA, ROOT, one_base=False, seed=1)["en-es"]
+        one = direction_model.load({"en-es": here}, LORA, ROOT, one_base=False, seed=1)["en-es"]
         assert (one.scratch is None) == (quantize != "none")
         for parameter in one.parameters().values():
             parameter.data += 0.02
@@ -358,7 +362,9 @@ def test_a_quantized_base_generates_through_its_adapter(wide_folder: Path, bits:
 def test_a_quantized_base_trains(wide_folder: Path, bits: Any, method: Any) -> None:
     pytest.importorskip("bitsandbytes")
     spec = Model(path=str(wide_folder), quantize=bits, dtype="bfloat16")
-    one = learner.load({"en-es": spec}, {"en-es": Adapter(method=method)}, ROOT, one_base=False, seed=1)["en-es"]
+    one = direction_model.load({"en-es": spec}, {"en-es": Adapter(method=method)}, ROOT, one_base=False, seed=1)[
+        "en-es"
+    ]
     ids = torch.randint(5, 200, (1, 9), generator=torch.Generator().manual_seed(1)).to(one.base.device)
     with one.training():
         one.model(ids, labels=ids).loss.backward()
@@ -435,7 +441,7 @@ def test_what_cannot_work_is_refused_when_the_recipe_is_read(
         )
     )
     with pytest.raises(RecipeError) as caught:
-        cookbook.load(str(path))
+        loader.load(str(path))
     assert message in str(caught.value)
     assert "first direction" not in str(caught.value)
     assert str(caught.value).count("adapter.rank: 0") <= 1, "said once for both directions"

@@ -18,25 +18,27 @@ from hypothesis import given
 from hypothesis import strategies as st
 from safetensors.torch import load_file
 
-from roundtrip import block as blocks
-from roundtrip import cookbook, identify, schedule, telling
-from roundtrip.block import EARLIER, NOISED, REAL, SYNTHETIC
-from roundtrip.engine.batch import Table, collate
-from roundtrip.engine.step import Near, loss_sum, step
-from roundtrip.errors import Interrupted, RecipeError, RunError, TrainingError
-from roundtrip.events import Events
-from roundtrip.files import write_rows
-from roundtrip.identify import Identifier
-from roundtrip.judge import Judged, fault, judge, repeats
+from roundtrip.backtranslation import examples as blocks
+from roundtrip.backtranslation import telling
+from roundtrip.backtranslation.examples import EARLIER, NOISED, REAL, SYNTHETIC
+from roundtrip.backtranslation.filtering import Judged, fault, judge, repeats
+from roundtrip.backtranslation.reservoir import earlier_rows, path_of
+from roundtrip.backtranslation.stopping import has_stalled, refuse_cold
+from roundtrip.backtranslation.trainer import Trip
+from roundtrip.data import language_id
+from roundtrip.data.denoising import MOVED, noise
+from roundtrip.data.language_id import Identifier
+from roundtrip.engine.train_step import Near, loss_sum, step
 from roundtrip.models.optimizer import Optimizer
-from roundtrip.noise import MOVED, noise
-from roundtrip.plan import FINAL, PARALLEL, TEXT, Direction, Phase, behind, num_rows, num_steps, phases
-from roundtrip.recipe import Change, Generate, Judge, Recipe, Train
-from roundtrip.reservoir import earlier_rows, path_of
-from roundtrip.schedule import describe, settings
-from roundtrip.stall import has_stalled, refuse_cold
-from roundtrip.tokens.template import Row
-from roundtrip.trip import Trip
+from roundtrip.recipe import loader, sampling_schedule
+from roundtrip.recipe.plan import FINAL, PARALLEL, TEXT, Direction, Phase, behind, num_rows, num_steps, phases
+from roundtrip.recipe.sampling_schedule import describe, settings
+from roundtrip.recipe.schema import Change, Generate, Judge, Recipe, Train
+from roundtrip.runtime.atomic_io import write_rows
+from roundtrip.runtime.errors import Interrupted, RecipeError, RunError, TrainingError
+from roundtrip.runtime.event_log import Events
+from roundtrip.tokens.batching import Table, collate
+from roundtrip.tokens.prompt_template import Row
 from tests.conftest import WriteRecipe, toy_pairs
 from tests.test_engine import rows
 from tests.test_run import assert_same, end_state, go
@@ -45,7 +47,7 @@ EN_ES = Direction("en", "es")
 
 
 def recipe_with(path: Path, *overrides: str) -> Recipe:
-    return cookbook.load(str(path), overrides).recipe
+    return loader.load(str(path), overrides).recipe
 
 
 # ------------------------------------------------------------------------------------------------ writing sources
@@ -66,7 +68,7 @@ def test_auto_is_greedy_while_the_writer_is_weak_and_samples_once_it_is_warm() -
     assert describe(generate, cold, "en-es", None) == "en-es writes greedily: no dev pairs tell how warm it is"
     changing = Generate(change=(Change(round=1, temperature=0.7),))
     taken = settings(changing, "en-es", 1, 30.0)
-    said = schedule.asked(changing, "en-es", 1)
+    said = sampling_schedule.asked(changing, "en-es", 1)
     assert describe(said, taken, "en-es", 30.0) == "en-es samples at temperature 0.7", "it was not auto that chose"
 
 
@@ -103,9 +105,10 @@ def test_who_writes_how_is_said_and_takes_effect(write_recipe: WriteRecipe, tmp_
 
 def test_the_length_limit_grows_with_what_a_language_takes(write_recipe: WriteRecipe, tmp_path: Path) -> None:
     """Targets of three times the tokens are not cut, in the run or by who translates after it."""
-    from roundtrip import trained, translator
-    from roundtrip.run import Run
-    from roundtrip.translator import expansion_of
+    from roundtrip.backtranslation import trained_models
+    from roundtrip.backtranslation.run_folder import Run
+    from roundtrip.engine import translator
+    from roundtrip.engine.translator import expansion_of
 
     path = write_recipe()
     rows_of = "".join(f"{en}\t{es} {es} {es}\n" for en, es in toy_pairs())
@@ -114,12 +117,12 @@ def test_the_length_limit_grows_with_what_a_language_takes(write_recipe: WriteRe
     facts = json.loads((tmp_path / "run" / "run.json").read_text())["expansion"]
     assert facts["en-es"] > 2.5 and facts["es-en"] == 1.0
     run = Run(tmp_path / "run")
-    one = trained.load(run, trained.into(run, "es"), device="cpu")
+    one = trained_models.load(run, trained_models.into(run, "es"), device="cpu")
     dev = [line.split("\t") for line in (run.data / "dev.tsv").read_text().splitlines()]
     assert one.expansion == facts["en-es"] == expansion_of(one.template, [(en, es) for en, es in dev])
     settings, (prompt,) = Generate(length_ratio=1.5, length_extra=0), one.template.prompts([dev[0][0]])
     assert one.num_needed(prompt, settings) - len(prompt) >= 1.5 * 2.5 * one.num_source_tokens(prompt)
-    plain = translator.load(cookbook.load(str(path)).recipe, path.parent)["en-es"]
+    plain = translator.load(loader.load(str(path)).recipe, path.parent)["en-es"]
     assert plain.num_needed(prompt, settings) < one.num_needed(prompt, settings)
     assert expansion_of(one.template, []) == 1.0
 
@@ -170,7 +173,7 @@ def test_languages_that_cannot_be_told_apart_are_refused(languages: tuple[str, s
 
 
 def test_a_missing_identifier_says_how_to_get_it(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(identify.importlib.util, "find_spec", lambda name: None)
+    monkeypatch.setattr(language_id.importlib.util, "find_spec", lambda name: None)
     with pytest.raises(RecipeError, match=r"pip install 'roundtrip-mt\[langid\]'"):
         Identifier(("en", "es"))
 
@@ -184,14 +187,14 @@ def test_languages_are_not_judged_where_real_lines_are_told_wrong(write_recipe: 
 def test_languages_are_judged_in_a_run(
     write_recipe: WriteRecipe, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(identify.Identifier, "share_right", lambda *_: (1.0, 100))
+    monkeypatch.setattr(language_id.Identifier, "share_right", lambda *_: (1.0, 100))
     seen: Counter[str] = Counter()
 
     def is_other(self: Identifier, text: str, language: str) -> bool:
         seen[language] += 1
         return seen[language] % 2 == 0
 
-    monkeypatch.setattr(identify.Identifier, "is_other", is_other)
+    monkeypatch.setattr(language_id.Identifier, "is_other", is_other)
     go(write_recipe(), tmp_path / "run", overrides=("judge.language=true",))
     assert set(seen) == {"en", "es"}
     rejected = [event["rejected"] for event in events(tmp_path / "run", "block")]
@@ -209,10 +212,10 @@ def test_sources_that_do_not_lead_back_are_rejected(write_recipe: WriteRecipe, t
 
 def test_a_source_that_is_too_long_to_come_back_is_lost(write_recipe: WriteRecipe, tmp_path: Path) -> None:
     """The model has 128 positions; such a row could not be learnt from either."""
-    from roundtrip import translator
-    from roundtrip.echo import echo
+    from roundtrip.backtranslation.echo import echo
+    from roundtrip.engine import translator
 
-    loaded = cookbook.load(str(write_recipe()))
+    loaded = loader.load(str(write_recipe()))
     one = translator.load(loaded.recipe, loaded.folder)["en-es"]
     found = echo(one, [("word " * 200, "la casa"), ("I see the house", "Veo la casa")], Generate())
     assert found[0] == 0.0 and found[1] > 0.0
@@ -443,14 +446,14 @@ def test_noised_rows_keep_their_prompt_whatever_the_day(
     write_recipe: WriteRecipe, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """A chat template may print the date."""
-    from roundtrip import translator
-    from roundtrip.tokens.segments import Segments
+    from roundtrip.engine import translator
+    from roundtrip.tokens.prompt_segments import Segments
 
     path = write_recipe()
     go(path, tmp_path / "run", overrides=("rounds.noised_share=0.3",))
     facts = json.loads((tmp_path / "run" / "run.json").read_text())["segments"]
     assert set(facts) == {"en-es", "es-en", "en-es noised", "es-en noised"}
-    loaded = cookbook.load(str(path), ("rounds.noised_share=0.3",))
+    loaded = loader.load(str(path), ("rounds.noised_share=0.3",))
     fixed = {name: Segments.from_dict(value) for name, value in facts.items()}
     monkeypatch.setattr(translator, "build_segments", lambda *_: pytest.fail("built anew"))
     both = translator.load(loaded.recipe, loaded.folder, fixed)
@@ -526,7 +529,9 @@ def test_a_stall_is_so_many_values_that_are_no_better_than_the_best_before(value
 def test_passes_end_at_a_stall(write_recipe: WriteRecipe, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Dev gets cheaper in the first direction for three passes, in the other one for two."""
     losses = {"en-es": [3.0, 2.0, 1.0, 1.5, 1.6, 0.1], "es-en": [3.0, 2.0, 2.0, 2.5, 2.0, 0.1]}
-    monkeypatch.setattr("roundtrip.scorer.Scorer.dev_loss", lambda self, direction: losses[direction.name].pop(0))
+    monkeypatch.setattr(
+        "roundtrip.backtranslation.validation.Scorer.dev_loss", lambda self, direction: losses[direction.name].pop(0)
+    )
     shown = go(write_recipe(), tmp_path / "run", overrides=("train.parallel_passes=6", "train.stall=2"))
     assert "parallel: no pass has made dev cheaper for 2; it ends here" in shown
     assert losses == {"en-es": [0.1], "es-en": [0.1]}
@@ -537,7 +542,7 @@ def test_passes_end_at_a_stall(write_recipe: WriteRecipe, tmp_path: Path, monkey
 def test_what_dev_costs_is_what_the_step_would_say(write_recipe: WriteRecipe, tmp_path: Path) -> None:
     """The look after a pass goes by likelihoods, training by the loss: one number by two roads."""
     seen: list[tuple[float, float]] = []
-    from roundtrip.scorer import Scorer, texts
+    from roundtrip.backtranslation.validation import Scorer, texts
 
     plain = Scorer.dev_loss
 
@@ -571,7 +576,7 @@ def test_rounds_end_when_patience_does(
             path.write_text("a\n" * 12)
         return {name: {"chrf": scores[stage], "bleu": 0.0, "unfinished": 0} for name in ("en-es", "es-en")}
 
-    monkeypatch.setattr("roundtrip.scorer.Scorer.translations", translations)
+    monkeypatch.setattr("roundtrip.backtranslation.validation.Scorer.translations", translations)
     overrides = ("rounds.number=5", "rounds.lines=4", "rounds.patience=2", "train.final_passes=1")
     shown = go(write_recipe(), tmp_path / "run", overrides=overrides)
     assert "no better round for 2: no further one begins" in shown
@@ -586,7 +591,7 @@ def test_a_cold_run_goes_on_when_it_may(
     """Its passes over the pairs are not lost: no figure depends on the key."""
     path = write_recipe(("warm_start = false", "warm_start = true"))
     both = {name: {"chrf": 99.0, "bleu": 99.0} for name in ("en-es", "es-en")}
-    monkeypatch.setattr("roundtrip.scorer.Scorer.copies", lambda self, part: both)
+    monkeypatch.setattr("roundtrip.backtranslation.validation.Scorer.copies", lambda self, part: both)
     with pytest.raises(TrainingError, match="no better than copying"):
         go(path, tmp_path / "run")
     shown = go(path, tmp_path / "run", resume=True, overrides=("rounds.warm_start=false",))
@@ -598,7 +603,7 @@ def test_a_cold_start_is_refused_with_the_figures(
 ) -> None:
     path = write_recipe(("warm_start = false", "warm_start = true"))
     both = {name: {"chrf": 99.0, "bleu": 99.0} for name in ("en-es", "es-en")}
-    monkeypatch.setattr("roundtrip.scorer.Scorer.copies", lambda self, part: both)
+    monkeypatch.setattr("roundtrip.backtranslation.validation.Scorer.copies", lambda self, part: both)
     with pytest.raises(TrainingError, match="no better than copying the source does: .* chrF.. .*, copying") as error:
         go(path, tmp_path / "run")
     assert "rounds.warm_start = false" in str(error.value.cure)
@@ -643,21 +648,24 @@ def test_without_dev_pairs_lines_that_come_back_choose(without_dev: Path, tmp_pa
     metrics = json.loads((tmp_path / "run" / "metrics.json").read_text())
     assert metrics["dev"]["copy"]["en-es"] == {"bleu": 100.0, "chrf": 100.0, "copied": 1.0}
     # By hand: what the stage writes, and what the other direction makes of it.
-    from roundtrip import score, trained
-    from roundtrip.run import Run
-    from roundtrip.scorer import greedy
+    from roundtrip.backtranslation import trained_models
+    from roundtrip.backtranslation.run_folder import Run
+    from roundtrip.backtranslation.validation import greedy
+    from roundtrip.evaluation import metrics as scoring
 
     run = Run(tmp_path / "run")
     held = [line.split("\t") for line in (run.data / "dev.tsv").read_text().splitlines()]
     assert len(held) == 11
     for name, side in (("en-es", 0), ("es-en", 1)):
         lines = [row[side] for row in held]
-        one, back = (trained.load(run, trained.into(run, code), stage="round-1") for code in (name[3:], name[:2]))
+        one, back = (
+            trained_models.load(run, trained_models.into(run, code), stage="round-1") for code in (name[3:], name[:2])
+        )
         settings = greedy(run.recipe()[0])
         there = [" ".join(text.split()) for text in one.write(lines, settings, 0).texts]
         assert there == (run.translations / f"dev.round-1.{name}.txt").read_text().splitlines()
         again = [" ".join(text.split()) for text in back.write(there, settings, 0).texts]
-        assert metrics["dev"]["round-1"][name]["chrf"] == pytest.approx(score.corpus(again, lines).chrf)
+        assert metrics["dev"]["round-1"][name]["chrf"] == pytest.approx(scoring.corpus(again, lines).chrf)
     # What is held out is learnt from nowhere.
     for side, language in enumerate(("en", "es")):
         text = (run.data / f"mono.{language}.txt").read_text().splitlines()
@@ -668,7 +676,7 @@ def test_without_dev_pairs_lines_that_come_back_choose(without_dev: Path, tmp_pa
 
 
 def test_a_pair_of_copiers_is_seen(without_dev: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    from roundtrip.translator import Translator
+    from roundtrip.engine.translator import Translator
 
     write = Translator.write
 
@@ -676,7 +684,7 @@ def test_a_pair_of_copiers_is_seen(without_dev: Path, tmp_path: Path, monkeypatc
         return replace(write(self, sources, *arguments, **settings), texts=list(sources))
 
     monkeypatch.setattr(Translator, "write", copying)
-    from roundtrip.scorer import Scorer
+    from roundtrip.backtranslation.validation import Scorer
 
     seen: list[dict[str, float]] = []
     plain = Scorer._there_and_back
@@ -689,7 +697,7 @@ def test_a_pair_of_copiers_is_seen(without_dev: Path, tmp_path: Path, monkeypatc
 def test_a_translation_that_is_too_long_for_the_way_back_counts_as_lost(
     without_dev: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from roundtrip.scorer import Scorer
+    from roundtrip.backtranslation.validation import Scorer
 
     plain, read = Scorer._translate, list[str]()
 
@@ -715,13 +723,13 @@ def test_a_translation_that_is_too_long_for_the_way_back_counts_as_lost(
 )
 def test_what_needs_dev_pairs_is_refused_without(overrides: tuple[str, ...], problem: str, without_dev: Path) -> None:
     with pytest.raises(RecipeError) as error:
-        cookbook.load(str(without_dev), overrides)
+        loader.load(str(without_dev), overrides)
     assert problem in str(error.value)
 
 
 def test_lines_for_the_way_back_mean_nothing_beside_dev_pairs(write_recipe: WriteRecipe) -> None:
     with pytest.raises(RecipeError, match="score.round_trip_lines: does nothing"):
-        cookbook.load(str(write_recipe()), ("score.round_trip_lines=5",))
+        loader.load(str(write_recipe()), ("score.round_trip_lines=5",))
 
 
 # -------------------------------------------------------------------------------------------------- from scratch
@@ -781,7 +789,7 @@ def two(model_folder: Path) -> Any:
     from transformers import AutoModelForCausalLM
 
     from roundtrip.models import adapters
-    from roundtrip.recipe import Adapter
+    from roundtrip.recipe.schema import Adapter
 
     made = adapters.add(
         AutoModelForCausalLM.from_pretrained(model_folder).requires_grad_(False),
@@ -971,23 +979,23 @@ def test_settings_that_make_no_sense_are_named(
     overrides: tuple[str, ...], problem: str, write_recipe: WriteRecipe
 ) -> None:
     with pytest.raises(RecipeError) as error:
-        cookbook.load(str(write_recipe()), overrides)
+        loader.load(str(write_recipe()), overrides)
     assert problem in str(error.value)
 
 
 def test_a_cut_keeps_given_dev_and_test_out_of_training(write_recipe: WriteRecipe, tmp_path: Path) -> None:
-    from roundtrip.text.prepare import prepare
+    from roundtrip.data.corpora import prepare
 
     pairs = toy_pairs()
     path = write_recipe()
     (tmp_path / "dev.tsv").write_text("".join(f"{en}\t{es}\n" for en, es in pairs[:9]), encoding="utf-8")
     settings = ("data.cut.dev=0", "data.dev='dev.tsv'")
-    loaded = cookbook.load(str(path), settings)
+    loaded = loader.load(str(path), settings)
     folders = []
     for number, more in enumerate([(), ("seed=99",), ("data.cut.seed=3", "seed=99"), ("data.cut.seed=4",)]):
         folder = tmp_path / str(number)
         folder.mkdir()
-        found = prepare(cookbook.load(str(path), (*settings, *more)).recipe, loaded.folder, folder, lambda text: None)
+        found = prepare(loader.load(str(path), (*settings, *more)).recipe, loaded.folder, folder, lambda text: None)
         assert list(found.dev) == pairs[:9] and len(found.test) == 12 and len(found.train) == 32
         sides = [{row[side] for row in found.dev} for side in (0, 1)]
         assert not any(row[side] in sides[side] for row in (*found.train, *found.test) for side in (0, 1))
@@ -1002,8 +1010,8 @@ def test_settings_of_generation_reach_who_writes(write_recipe: WriteRecipe, tmp_
 
     from rich.console import Console
 
-    from roundtrip.running import check
+    from roundtrip.backtranslation.session import check
 
     shown = io.StringIO()
-    check(cookbook.load(str(write_recipe()), EVERYTHING), Events(Console(file=shown, width=200)))
+    check(loader.load(str(write_recipe()), EVERYTHING), Events(Console(file=shown, width=200)))
     assert "8 new lines, 8 synthetic sources, 12 earlier ones and 13 real pairs, and 8 noised lines" in shown.getvalue()

@@ -17,9 +17,9 @@ from typing import Any
 import pytest
 import torch
 
-from roundtrip import checkpoint
-from roundtrip.engine.ranks import ALONE, Ranks, joined
-from roundtrip.errors import RanksError
+from roundtrip.backtranslation import checkpoint
+from roundtrip.runtime.distributed import ALONE, Ranks, joined
+from roundtrip.runtime.errors import RanksError
 from tests.conftest import WriteRecipe
 from tests.test_run import end_state, go
 

@@ -19,11 +19,11 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from pyarrow import parquet
 
-from roundtrip.errors import Interrupted, TextError
-from roundtrip.recipe import TextSource
-from roundtrip.text import exchange
-from roundtrip.text.clean import clean
-from roundtrip.text.readers import read_lines, read_pairs
+from roundtrip.data import tmx_xliff
+from roundtrip.data.normalize import clean
+from roundtrip.data.readers import read_lines, read_pairs
+from roundtrip.recipe.schema import TextSource
+from roundtrip.runtime.errors import Interrupted, TextError
 
 LANGUAGES = ("en", "es")
 PAIRS = [("Hello", "Hola"), ("Good  bye", "Adiós")]
@@ -776,13 +776,13 @@ XLIFF_UNIT = f"<trans-unit><source>{TEXT}</source><target>b</target></trans-unit
 )
 def test_what_was_read_is_freed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str, content: str) -> None:
     held: list[int] = []
-    flat = exchange._flat
+    flat = tmx_xliff._flat
 
     def watched(element: Any, path: Path) -> str:
         held.append(sum(1 for _ in element.getroottree().iter()))
         return flat(element, path)
 
-    monkeypatch.setattr(exchange, "_flat", watched)
+    monkeypatch.setattr(tmx_xliff, "_flat", watched)
     assert pairs(write(tmp_path / name, content)) == [(TEXT, "b")] * 1000
     # The parser is some 32 kB ahead of the reader, no more.
     assert max(held) < 500

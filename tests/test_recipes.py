@@ -10,8 +10,8 @@ from typing import Any
 
 import pytest
 
-from roundtrip import cookbook
-from roundtrip.errors import ModelError
+from roundtrip.recipe import loader
+from roundtrip.runtime.errors import ModelError
 from tests.conftest import toy_pairs
 from tests.test_cookbook import SHIPPED
 from tests.test_run import go
@@ -43,7 +43,7 @@ def toml(table: dict[str, Any], path: tuple[str, ...] = ()) -> str:
 
 
 def stand_in(name: str, folder: Path, model_folder: Path) -> Path:
-    data: dict[str, Any] = tomllib.loads(cookbook.find(name).read_text(encoding="utf-8"))
+    data: dict[str, Any] = tomllib.loads(loader.find(name).read_text(encoding="utf-8"))
     rows = "".join(f"{en}\t{es}\n" for en, es in toy_pairs())
     (folder / "toy.tsv").write_text(rows, encoding="utf-8")
     data["languages"] = ["en", "es"]

@@ -21,14 +21,17 @@ from rich.console import Console
 from safetensors.torch import load_file, save_file
 from transformers import AutoModelForCausalLM
 
-from roundtrip import checkpoint, cookbook, longer, running, train, trained, translate
-from roundtrip.engine.batch import Table, collate
-from roundtrip.errors import Interrupted, RunError, TextError, TrainingError
-from roundtrip.events import Events
-from roundtrip.plan import Phase
-from roundtrip.run import Run, locked, reopen
-from roundtrip.scorer import greedy
-from roundtrip.trip import Trip
+from roundtrip.backtranslation import checkpoint, session, trained_models
+from roundtrip.backtranslation.run_folder import Run, locked, reopen
+from roundtrip.backtranslation.trainer import Trip
+from roundtrip.backtranslation.validation import greedy
+from roundtrip.cli import train, translate
+from roundtrip.engine import long_inputs
+from roundtrip.recipe import loader
+from roundtrip.recipe.plan import Phase
+from roundtrip.runtime.errors import Interrupted, RunError, TextError, TrainingError
+from roundtrip.runtime.event_log import Events
+from roundtrip.tokens.batching import Table, collate
 from tests.conftest import WriteRecipe
 
 NAMES = ["en-es", "es-en"]
@@ -37,9 +40,9 @@ NAMES = ["en-es", "es-en"]
 def go(path: Path, out: Path, *, resume: bool = False, overrides: tuple[str, ...] = ()) -> str:
     """Run a recipe in this process and return what was shown."""
     shown = io.StringIO()
-    loaded = cookbook.load(str(path), overrides)
+    loaded = loader.load(str(path), overrides)
     with locked(out):
-        running.train(out, loaded, Events(Console(file=shown, width=160)), resume=resume)
+        session.train(out, loaded, Events(Console(file=shown, width=160)), resume=resume)
     return shown.getvalue()
 
 
@@ -72,7 +75,7 @@ def test_two_step_recipe_through_the_real_door(write_recipe: WriteRecipe, tmp_pa
     assert "Test scores: chrF++ / BLEU" in done.stdout
     assert "\x1b" not in done.stdout, "no escape codes where nobody watches"
     translated = door(
-        "roundtrip.translate", str(tmp_path / "run"), "--to", "es", stdin="I see the house.\n\nThe moon\n"
+        "roundtrip", "translate", str(tmp_path / "run"), "--to", "es", stdin="I see the house.\n\nThe moon\n"
     )
     assert translated.returncode == 0, translated.stderr
     assert len(translated.stdout.splitlines()) == 3
@@ -131,7 +134,7 @@ def test_adapters_load_with_peft_alone_and_give_the_same_logits(
     finished: tuple[Path, Path, str], model_folder: Path
 ) -> None:
     recipe, folder, _ = finished
-    one = trained.load(Run(folder), trained.into(Run(folder), "es"))
+    one = trained_models.load(Run(folder), trained_models.into(Run(folder), "es"))
     batch = collate(Table.of(one.template.rows([("I see the moon.", "Veo la luna.")])), [0], 3)
     alone = PeftModel.from_pretrained(
         AutoModelForCausalLM.from_pretrained(model_folder, attn_implementation="eager"), folder / "adapters/best/en-es"
@@ -216,7 +219,7 @@ def test_every_road_trains_the_same_adapters(
 def test_rows_that_fall_back_are_counted_and_said(
     finished: tuple[Path, Path, str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from roundtrip.tokens.guard import PAIR, Guard
+    from roundtrip.tokens.splice.canonicality import PAIR, Guard
 
     recipe, whole, _ = finished
     prove = Guard.prove
@@ -277,10 +280,10 @@ def test_stopped_while_generating_loses_nothing(
         os.kill(os.getpid(), signal.SIGINT)
         return original(*arguments, **settings)
 
-    from roundtrip import block
+    from roundtrip.backtranslation import examples
 
-    original = block.of_round
-    monkeypatch.setattr(block, "of_round", stopping)
+    original = examples.of_round
+    monkeypatch.setattr(examples, "of_round", stopping)
     with pytest.raises(Interrupted) as caught:
         go(recipe, tmp_path / "run")
     assert caught.value.exit_code == 130
@@ -312,10 +315,10 @@ def test_resume_refuses_another_recipe_or_version(
 ) -> None:
     recipe, folder, _ = finished
     with pytest.raises(RunError, match=r"train\.lr: 0\.005 then, 0\.1 now"):
-        reopen(folder, cookbook.load(str(recipe), ["train.lr=0.1"]))
-    monkeypatch.setattr("roundtrip.run.versions", lambda: {"torch": "9.9"})
+        reopen(folder, loader.load(str(recipe), ["train.lr=0.1"]))
+    monkeypatch.setattr("roundtrip.backtranslation.run_folder.versions", lambda: {"torch": "9.9"})
     with pytest.raises(RunError, match=r"version of torch: '2\.\S+' then, '9\.9' now"):
-        reopen(folder, cookbook.load(str(recipe)))
+        reopen(folder, loader.load(str(recipe)))
 
 
 def test_unpaired_sides_start_over_and_say_so(write_recipe: WriteRecipe, tmp_path: Path) -> None:
@@ -490,11 +493,11 @@ def test_translation_keeps_lines_and_refuses_by_number(
     assert written[1] == written[2] == written[4] == ""
     assert "line 3: a sentence of 5000 words is too long" in captured.err.decode()
     # Sentence by sentence: twelve equal sentences give twelve equal translations.
-    one = trained.load(Run(folder), trained.into(Run(folder), "es"))
+    one = trained_models.load(Run(folder), trained_models.into(Run(folder), "es"))
     settings = greedy(Run(folder).recipe()[0])
-    (alone,) = longer.translate(one, ["I see the red house here."], settings, [], [])
+    (alone,) = long_inputs.translate(one, ["I see the red house here."], settings, [], [])
     assert written[3] == " ".join([alone] * 12)
-    assert written[0] == next(longer.translate(one, ["I see the moon."], settings, [], []))
+    assert written[0] == next(long_inputs.translate(one, ["I see the moon."], settings, [], []))
 
 
 @pytest.mark.parametrize(
@@ -585,7 +588,7 @@ def test_stopped_while_scoring_keeps_the_last_step(
     monkeypatch.undo()
     shown = io.StringIO()
     with locked(tmp_path / "run"):
-        loaded = cookbook.load(str(recipe), overrides)
-        running.train(tmp_path / "run", loaded, Events(Console(file=shown, width=160)), resume=True)
+        loaded = loader.load(str(recipe), overrides)
+        session.train(tmp_path / "run", loaded, Events(Console(file=shown, width=160)), resume=True)
     assert "4 steps done" in shown.getvalue()
     assert_same(end_state(tmp_path / "run"), end_state(whole))

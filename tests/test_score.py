@@ -8,10 +8,10 @@ import os
 import pytest
 import sacrebleu
 
-from roundtrip.errors import RecipeError
-from roundtrip.judge import fault, judge
-from roundtrip.recipe import Judge
-from roundtrip.score import compare, corpus, signatures, similarity
+from roundtrip.backtranslation.filtering import fault, judge
+from roundtrip.evaluation.metrics import compare, corpus, signatures, similarity
+from roundtrip.recipe.schema import Judge
+from roundtrip.runtime.errors import RecipeError
 
 REFERENCES = [f"The {n} small houses stand in a row near the river ." for n in range(40)]
 GOOD = [text.replace("near", "by") for text in REFERENCES]

@@ -18,8 +18,8 @@ import pytest
 from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
 
-from roundtrip import sources
-from roundtrip.errors import SourceError
+from roundtrip.runtime import downloads
+from roundtrip.runtime.errors import SourceError
 
 ZEROS = "0" * 64
 MEMBERS = {
@@ -72,7 +72,7 @@ class Shelf:
 @pytest.fixture(autouse=True)
 def shelf(monkeypatch: pytest.MonkeyPatch) -> Shelf:
     shelf = Shelf()
-    monkeypatch.setattr(sources, "_pip_download", shelf.download)
+    monkeypatch.setattr(downloads, "_pip_download", shelf.download)
     return shelf
 
 
@@ -90,7 +90,7 @@ def spec_of(wheel: Path, path: str) -> str:
 
 def fetch(shelf: Shelf, wheel: Path, path: str) -> list[Path]:
     shelf.wheel = wheel
-    return sources.resolve(spec_of(wheel, path), Path())
+    return downloads.resolve(spec_of(wheel, path), Path())
 
 
 def files_below(folder: Path) -> set[Path]:
@@ -102,15 +102,15 @@ def files_below(folder: Path) -> set[Path]:
 
 def test_relative_paths_start_at_the_folder_of_the_recipe(tmp_path: Path) -> None:
     (tmp_path / "a.txt").touch()
-    assert sources.resolve("a.txt", tmp_path) == [tmp_path / "a.txt"]
-    assert sources.resolve(str(tmp_path / "a.txt"), Path("/elsewhere")) == [tmp_path / "a.txt"]
+    assert downloads.resolve("a.txt", tmp_path) == [tmp_path / "a.txt"]
+    assert downloads.resolve(str(tmp_path / "a.txt"), Path("/elsewhere")) == [tmp_path / "a.txt"]
 
 
 def test_home_is_expanded(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("HOME", str(tmp_path))
     monkeypatch.setenv("USERPROFILE", str(tmp_path))
     (tmp_path / "a.txt").touch()
-    assert sources.resolve("~/a.txt", Path("/elsewhere")) == [tmp_path / "a.txt"]
+    assert downloads.resolve("~/a.txt", Path("/elsewhere")) == [tmp_path / "a.txt"]
 
 
 def test_globs_are_sorted_and_see_files_only(tmp_path: Path) -> None:
@@ -118,12 +118,12 @@ def test_globs_are_sorted_and_see_files_only(tmp_path: Path) -> None:
         (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
         (tmp_path / name).touch()
     (tmp_path / "folder.txt").mkdir()
-    assert sources.resolve("*.txt", tmp_path) == [tmp_path / "a.txt", tmp_path / "b.txt"]
+    assert downloads.resolve("*.txt", tmp_path) == [tmp_path / "a.txt", tmp_path / "b.txt"]
     everything = [tmp_path / "a.txt", tmp_path / "b.txt", tmp_path / "sub/c.txt"]
-    assert sources.resolve("**/*.txt", tmp_path) == everything
-    assert sources.resolve("**", tmp_path) == everything
-    assert sources.resolve(str(tmp_path / "**/*.txt"), Path("/elsewhere")) == everything
-    assert sources.resolve(".*.txt", tmp_path) == [tmp_path / ".hidden.txt"]
+    assert downloads.resolve("**/*.txt", tmp_path) == everything
+    assert downloads.resolve("**", tmp_path) == everything
+    assert downloads.resolve(str(tmp_path / "**/*.txt"), Path("/elsewhere")) == everything
+    assert downloads.resolve(".*.txt", tmp_path) == [tmp_path / ".hidden.txt"]
 
 
 def test_names_with_brackets_are_names_first(tmp_path: Path) -> None:
@@ -131,53 +131,53 @@ def test_names_with_brackets_are_names_first(tmp_path: Path) -> None:
     folder.mkdir()
     for name in ("a[1].txt", "a1.txt"):
         (folder / name).touch()
-    assert sources.resolve("a[1].txt", folder) == [folder / "a[1].txt"]
-    assert sources.resolve("a*.txt", folder) == [folder / "a1.txt", folder / "a[1].txt"]
+    assert downloads.resolve("a[1].txt", folder) == [folder / "a[1].txt"]
+    assert downloads.resolve("a*.txt", folder) == [folder / "a1.txt", folder / "a[1].txt"]
 
 
 def test_a_folder_is_returned_as_it_is(tmp_path: Path) -> None:
     (tmp_path / "model").mkdir()
-    assert sources.resolve("model", tmp_path) == [tmp_path / "model"]
+    assert downloads.resolve("model", tmp_path) == [tmp_path / "model"]
 
 
 def test_missing_file_names_what_is_near(tmp_path: Path) -> None:
     (tmp_path / "data").mkdir()
     (tmp_path / "data" / "train.en-es.tsv").touch()
     with pytest.raises(SourceError) as caught:
-        sources.resolve("data/train.en-se.tsv", tmp_path)
+        downloads.resolve("data/train.en-se.tsv", tmp_path)
     assert caught.value.place == str(tmp_path / "data")
     assert "'data/train.en-se.tsv'" in caught.value.problem
     assert caught.value.cure == "did you mean train.en-es.tsv?"
     with pytest.raises(SourceError, match="did you mean data[?]"):
-        sources.resolve("dat/deep/down/train.tsv", tmp_path)
+        downloads.resolve("dat/deep/down/train.tsv", tmp_path)
     with pytest.raises(SourceError, match="nothing matches") as caught:
-        sources.resolve("data/*.xyz", tmp_path)
+        downloads.resolve("data/*.xyz", tmp_path)
     assert caught.value.cure == "the folder holds: train.en-es.tsv"
 
 
 @pytest.mark.parametrize("spec", ["", "a\0b", "~no-such-user-here/a", "x" * 5000])
 def test_unusable_paths(spec: str, tmp_path: Path) -> None:
     with pytest.raises(SourceError):
-        sources.resolve(spec, tmp_path)
+        downloads.resolve(spec, tmp_path)
 
 
 def test_hub_ids_are_not_ours(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match="hf:some/data"):
-        sources.resolve("hf:some/data", tmp_path)
+        downloads.resolve("hf:some/data", tmp_path)
 
 
 def test_cache_folder(cache: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    assert sources.cache_dir() == cache
+    assert downloads.cache_dir() == cache
     monkeypatch.delenv("ROUNDTRIP_CACHE")
-    assert sources.cache_dir().name.lower() == "roundtrip"
+    assert downloads.cache_dir().name.lower() == "roundtrip"
 
 
 # The form of a pypi spec
 
 
 def test_parse_pypi() -> None:
-    spec = sources.parse_pypi(f"pypi:my_Words.es==1!2.0.post1+cpu/a/**/*.po#sha256={'AB' * 32}")
-    assert spec == sources.PypiSpec("my_Words.es", "1!2.0.post1+cpu", "a/**/*.po", "ab" * 32)
+    spec = downloads.parse_pypi(f"pypi:my_Words.es==1!2.0.post1+cpu/a/**/*.po#sha256={'AB' * 32}")
+    assert spec == downloads.PypiSpec("my_Words.es", "1!2.0.post1+cpu", "a/**/*.po", "ab" * 32)
 
 
 @pytest.mark.parametrize(
@@ -200,10 +200,10 @@ def test_parse_pypi() -> None:
 )
 def test_bad_pypi_specs_show_the_form(spec: str, words: str) -> None:
     with pytest.raises(SourceError) as caught:
-        sources.parse_pypi(spec)
+        downloads.parse_pypi(spec)
     assert caught.value.place == spec
     assert words in caught.value.problem
-    assert sources.PYPI_FORM in str(caught.value.cure)
+    assert downloads.PYPI_FORM in str(caught.value.cure)
 
 
 @many
@@ -212,7 +212,7 @@ def test_bad_pypi_specs_show_the_form(spec: str, words: str) -> None:
 @example("-r", "1", "a")
 def test_what_is_parsed_is_harmless(name: str, version: str, path: str) -> None:
     try:
-        spec = sources.parse_pypi(f"pypi:{name}=={version}/{path}#sha256={ZEROS}")
+        spec = downloads.parse_pypi(f"pypi:{name}=={version}/{path}#sha256={ZEROS}")
     except SourceError:
         return
     for word in (spec.name, spec.version):
@@ -240,14 +240,14 @@ def test_a_cached_wheel_is_not_fetched_again(shelf: Shelf, wheel: Path) -> None:
     before = first.stat()
     assert fetch(shelf, wheel, "words/data/es.po") == [first]
     assert first.stat().st_mtime_ns == before.st_mtime_ns
-    [other] = sources.resolve(spec_of(wheel, "words/data/de.po"), Path(), offline=True)
+    [other] = downloads.resolve(spec_of(wheel, "words/data/de.po"), Path(), offline=True)
     assert other.read_text() == "hallo\n"
     assert shelf.asked == ["words==1.0"]
 
 
 def test_offline_without_the_wheel(shelf: Shelf, wheel: Path) -> None:
     with pytest.raises(SourceError, match="not in the cache, and we are offline"):
-        sources.resolve(spec_of(wheel, "words/data/es.po"), Path(), offline=True)
+        downloads.resolve(spec_of(wheel, "words/data/es.po"), Path(), offline=True)
     assert shelf.asked == []
 
 
@@ -259,7 +259,7 @@ def test_a_damaged_cached_wheel_is_named_and_fetched_again(
     [cached] = cache.glob("wheels/*/*.whl")
     cached.write_bytes(b"damaged")
     with pytest.raises(SourceError, match="offline"):
-        sources.resolve(spec_of(wheel, "words/data/es.po"), Path(), offline=True)
+        downloads.resolve(spec_of(wheel, "words/data/es.po"), Path(), offline=True)
     assert fetch(shelf, wheel, "words/data/es.po") == [path]
     assert str(cached) in caplog.text
     assert cached.read_bytes() == wheel.read_bytes()
@@ -279,7 +279,7 @@ def test_wrong_hash_is_found_before_the_archive_is_opened(shelf: Shelf, tmp_path
     shelf.wheel = wheel
     found = hashlib.sha256(wheel.read_bytes()).hexdigest()
     with pytest.raises(SourceError) as caught:
-        sources.resolve(f"pypi:words==1.0/a.po#sha256={ZEROS}", Path())
+        downloads.resolve(f"pypi:words==1.0/a.po#sha256={ZEROS}", Path())
     assert ZEROS in caught.value.problem
     assert found in caught.value.problem
     assert not files_below(cache)
@@ -294,7 +294,7 @@ def test_right_hash_of_a_broken_archive(shelf: Shelf, tmp_path: Path) -> None:
 
 def test_pip_that_brings_nothing(shelf: Shelf, wheel: Path) -> None:
     with pytest.raises(SourceError, match="brought none"):
-        sources.resolve(spec_of(wheel, "words/data/es.po"), Path())
+        downloads.resolve(spec_of(wheel, "words/data/es.po"), Path())
     assert shelf.asked == ["words==1.0"]
 
 
@@ -350,7 +350,7 @@ def test_pip_says_why(monkeypatch: pytest.MonkeyPatch, tmp_path: Path, real_pip:
     (tmp_path / "pip.py").write_text("raise SystemExit('a stray file was run')")
     monkeypatch.chdir(tmp_path)
     with pytest.raises(SourceError) as caught:
-        sources._pip_download("no-such-words", "1.0", tmp_path)
+        downloads._pip_download("no-such-words", "1.0", tmp_path)
     assert caught.value.place == "no-such-words==1.0"
     assert "ERROR: No matching distribution found" in caught.value.problem
 
@@ -383,7 +383,7 @@ def test_cure_fits_what_pip_says(
 
     monkeypatch.setattr(subprocess, "run", run)
     with pytest.raises(SourceError) as caught:
-        sources._pip_download("words", "1.0", Path())
+        downloads._pip_download("words", "1.0", Path())
     assert caught.value.problem.endswith(problem)
     assert cure in str(caught.value.cure)
 
@@ -499,7 +499,7 @@ def test_links_and_devices_are_refused(kind: int, tmp_path: Path, shelf: Shelf, 
 def test_a_member_with_a_bomb_ratio(tmp_path: Path, shelf: Shelf, monkeypatch: pytest.MonkeyPatch) -> None:
     wheel = make_wheel(tmp_path, {"zeros.txt": "\0" * 10**6, "lines.txt": "a line of text\n" * 10**5})
     assert fetch(shelf, wheel, "zeros.txt"), "too small to matter"
-    monkeypatch.setattr(sources, "RATIO_FREE_BYTES", 10**5)
+    monkeypatch.setattr(downloads, "RATIO_FREE_BYTES", 10**5)
     assert fetch(shelf, wheel, "lines.txt"), "as repetitive as text gets"
     with pytest.raises(SourceError, match="grows more than 1000 times: 'zeros.txt'"):
         fetch(shelf, wheel, "*.txt")
@@ -507,7 +507,7 @@ def test_a_member_with_a_bomb_ratio(tmp_path: Path, shelf: Shelf, monkeypatch: p
 
 def test_members_that_would_fill_the_disk(tmp_path: Path, shelf: Shelf, monkeypatch: pytest.MonkeyPatch) -> None:
     wheel = make_wheel(tmp_path, {"a.txt": "12345", "b.txt": "12345"})
-    monkeypatch.setattr(sources, "MAX_EXTRACTED_BYTES", 9)
+    monkeypatch.setattr(downloads, "MAX_EXTRACTED_BYTES", 9)
     with pytest.raises(SourceError, match="10 bytes, our limit is 9"):
         fetch(shelf, wheel, "*.txt")
     assert fetch(shelf, wheel, "a.txt")
@@ -524,15 +524,15 @@ def test_a_lying_header(declared: int, tmp_path: Path, shelf: Shelf, cache: Path
 
 def test_writing_stops_at_the_declared_size(tmp_path: Path) -> None:
     """A reader that does not keep to the declared size, as Python's own does today."""
-    wheel = make_wheel(tmp_path, {"a.txt": "x" * 3 * sources.BLOCK_BYTES})
+    wheel = make_wheel(tmp_path, {"a.txt": "x" * 3 * downloads.BLOCK_BYTES})
     with zipfile.ZipFile(wheel) as archive:
         info = archive.getinfo("a.txt")
         honest = archive.open("a.txt")
-        info.file_size = sources.BLOCK_BYTES
+        info.file_size = downloads.BLOCK_BYTES
         archive.open = lambda *_: honest  # type: ignore[method-assign,assignment,misc]
         with pytest.raises(zipfile.BadZipFile, match="declares"):
-            sources._write_member(archive, info, tmp_path / "target", tmp_path)
-    assert (tmp_path / "member").stat().st_size == sources.BLOCK_BYTES
+            downloads._write_member(archive, info, tmp_path / "target", tmp_path)
+    assert (tmp_path / "member").stat().st_size == downloads.BLOCK_BYTES
     assert not (tmp_path / "target").exists()
 
 
@@ -552,15 +552,15 @@ def test_an_encrypted_member(tmp_path: Path, shelf: Shelf) -> None:
 @pytest.mark.slow
 def test_a_real_wheel(tmp_path: Path, real_pip: None, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("ROUNDTRIP_CACHE", str(tmp_path / "cache"))
-    sources._pip_download("langcodes", "3.5.1", tmp_path)
+    downloads._pip_download("langcodes", "3.5.1", tmp_path)
     [wheel] = tmp_path.glob("*.whl")
     digest = hashlib.sha256(wheel.read_bytes()).hexdigest()
     spec = f"pypi:langcodes==3.5.1/langcodes/**/*.py#sha256={digest}"
-    found = sources.resolve(spec, tmp_path)
+    found = downloads.resolve(spec, tmp_path)
     assert found == sorted(found)
     assert "__init__.py" in {path.name for path in found}
-    assert sources.resolve(spec, tmp_path, offline=True) == found
+    assert downloads.resolve(spec, tmp_path, offline=True) == found
     with pytest.raises(SourceError, match="wrong sha256"):
-        sources.resolve(f"pypi:langcodes==3.5.1/langcodes/__init__.py#sha256={ZEROS}", tmp_path)
+        downloads.resolve(f"pypi:langcodes==3.5.1/langcodes/__init__.py#sha256={ZEROS}", tmp_path)
     with pytest.raises(SourceError, match="No matching distribution"):
-        sources.resolve(f"pypi:langcodes==0.0.0.1/langcodes/__init__.py#sha256={ZEROS}", tmp_path)
+        downloads.resolve(f"pypi:langcodes==0.0.0.1/langcodes/__init__.py#sha256={ZEROS}", tmp_path)

@@ -11,14 +11,14 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from roundtrip.recipe import TemplateText
-from roundtrip.tokens import splice as splices
-from roundtrip.tokens import verdict
-from roundtrip.tokens.guard import Guard
-from roundtrip.tokens.road import SPLICED, Road
-from roundtrip.tokens.segments import build_segments
-from roundtrip.tokens.splice import IGNORE
-from roundtrip.tokens.template import Row, Template
+from roundtrip.recipe.schema import TemplateText
+from roundtrip.tokens import compatibility
+from roundtrip.tokens.prompt_segments import build_segments
+from roundtrip.tokens.prompt_template import Row, Template
+from roundtrip.tokens.row_builder import SPLICED, Road
+from roundtrip.tokens.splice import splicing as splices
+from roundtrip.tokens.splice.canonicality import Guard
+from roundtrip.tokens.splice.splicing import IGNORE
 from tests.conftest import toy_pairs
 from tests.test_template import CHAT, PLAIN, TEXTS, TOKENIZERS
 
@@ -34,7 +34,7 @@ def road(name: str, kind: str) -> Road:
         tokenizer = TOKENIZERS[name]
         learner = Template(tokenizer, build_segments(tokenizer, TEMPLATES[kind], "en", "es", ()))
         writer = Template(tokenizer, build_segments(tokenizer, TEMPLATES[kind], "es", "en", ()))
-        ROADS[name, kind] = verdict.build(writer, learner, PAIRS[::20], num_attacks=300)[0]
+        ROADS[name, kind] = compatibility.build(writer, learner, PAIRS[::20], num_attacks=300)[0]
     return ROADS[name, kind]
 
 
@@ -128,7 +128,7 @@ def test_user_text_that_spells_special_tokens_stays_text(kind: str) -> None:
 
 def test_a_pair_whose_every_line_merges_goes_by_strings_with_a_cure() -> None:
     tokenizer = TOKENIZERS["full stop merges with line break"]
-    found = verdict.check(tokenizer, tokenizer, BARE, ("en", "es"), PAIRS[::20], num_attacks=100)
+    found = compatibility.check(tokenizer, tokenizer, BARE, ("en", "es"), PAIRS[::20], num_attacks=100)
     assert found.road == "strings" and found.guard is None and found.share == 0
     assert found.counts == {"merges at a seam": len(PAIRS[::20])}
     assert found.cure is not None and "use the chat template" in found.cure and "100 % of your lines" in found.cure
@@ -206,7 +206,9 @@ def test_the_hot_path_never_waits_on_a_gpu() -> None:
     new, target_BM, target_size_B, _, _ = batch(road("pad apart from end", "chat"))
     used = road("pad apart from end", "chat")
     # As many attacks as on the CPU: what they find out about pairs of tokens is remembered.
-    there, _ = verdict.build(used.writer, used.template, PAIRS[::20], device=torch.device("cuda"), num_attacks=300)
+    there, _ = compatibility.build(
+        used.writer, used.template, PAIRS[::20], device=torch.device("cuda"), num_attacks=300
+    )
     arguments = (new.cuda(), target_BM.cuda(), target_size_B.cuda(), there.into, there.guard)
     hot(*arguments)
     torch.cuda.synchronize()

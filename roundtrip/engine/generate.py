@@ -11,17 +11,17 @@ from dataclasses import dataclass, replace
 import torch
 from torch import nn
 
-from roundtrip.engine.batch import Table, by_budget
-from roundtrip.engine.decode import decode
-from roundtrip.engine.library import by_continuous_batching, by_generate
+from roundtrip.engine.decoding import decode
+from roundtrip.engine.hf_backends import by_continuous_batching, by_generate
 from roundtrip.engine.likelihood import log_likelihood
-from roundtrip.engine.memory import is_out, release, trim
-from roundtrip.engine.ranks import ALONE, Ranks
-from roundtrip.engine.work import New, Work
-from roundtrip.errors import ModelError
-from roundtrip.recipe import Generate
-from roundtrip.text.stream import derive
-from roundtrip.tokens.template import Row
+from roundtrip.engine.request import New, Work
+from roundtrip.recipe.schema import Generate
+from roundtrip.runtime.distributed import ALONE, Ranks
+from roundtrip.runtime.errors import ModelError
+from roundtrip.runtime.memory import is_out, release, trim
+from roundtrip.runtime.seeding import derive
+from roundtrip.tokens.batching import Table, by_budget
+from roundtrip.tokens.prompt_template import Row
 
 # A batch that waits: its place, of which its seed is derived, and which prompts it holds.
 _Entry = tuple[tuple[int, ...], list[int]]

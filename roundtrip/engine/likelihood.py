@@ -7,10 +7,10 @@ from typing import Any
 
 import torch
 
-from roundtrip.engine.batch import Table, by_budget, collate
-from roundtrip.engine.memory import is_out, release
-from roundtrip.engine.ranks import ALONE, Ranks
-from roundtrip.errors import ModelError
+from roundtrip.runtime.distributed import ALONE, Ranks
+from roundtrip.runtime.errors import ModelError
+from roundtrip.runtime.memory import is_out, release
+from roundtrip.tokens.batching import Table, by_budget, collate
 
 
 @torch.inference_mode()

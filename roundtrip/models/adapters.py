@@ -16,10 +16,10 @@ from safetensors.torch import load_file, save_file
 from torch import nn
 from transformers.pytorch_utils import Conv1D
 
-from roundtrip.errors import ModelError, first_line
-from roundtrip.models import lora, packed
-from roundtrip.recipe import Adapter
-from roundtrip.text.stream import derive
+from roundtrip.models import fused_lora, prepacked_linear
+from roundtrip.recipe.schema import Adapter
+from roundtrip.runtime.errors import ModelError, first_line
+from roundtrip.runtime.seeding import derive
 
 _TARGETS = "adapter.targets"
 WEIGHTS, CONFIG = "adapter_model.safetensors", "adapter_config.json"
@@ -70,7 +70,7 @@ def add(model: nn.Module, recipe: Mapping[str, Adapter], seed: int) -> PeftModel
             # PEFT makes adapters in float32 and casts only up; a bf16 base trains fastest with bf16 adapters.
             if settings.dtype == "base":
                 parameter.data = parameter.data.to(_base_dtype(peft_model))
-    lora.fuse(peft_model)
+    fused_lora.fuse(peft_model)
     freeze(peft_model)
     return peft_model
 
@@ -149,7 +149,9 @@ def write_merged(scratch: nn.Module, model: PeftModel, name: str | None) -> None
     targets = dict(scratch.named_modules())
     for path, layer in model.base_model.model.named_modules():
         if isinstance(layer, LoraLayer):
-            packed.write(targets[path], layer.get_base_layer().weight if name is None else merged(layer, name))
+            prepacked_linear.write(
+                targets[path], layer.get_base_layer().weight if name is None else merged(layer, name)
+            )
 
 
 def merged(layer: LoraLayer, name: str) -> torch.Tensor:

@@ -18,7 +18,7 @@ from transformers import AttentionInterface, AttentionMaskInterface
 from transformers.integrations.sdpa_attention import sdpa_attention_forward
 from transformers.masking_utils import sdpa_mask
 
-from roundtrip.errors import ModelError, first_line
+from roundtrip.runtime.errors import ModelError, first_line
 
 # What a model is loaded with, and generates with.
 GENERATING = "sdpa"

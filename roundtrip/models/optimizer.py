@@ -10,8 +10,8 @@ from contextlib import contextmanager
 import torch
 from torch import nn
 
-from roundtrip.engine.ranks import ALONE, Ranks
-from roundtrip.recipe import Adapter, Train
+from roundtrip.recipe.schema import Adapter, Train
+from roundtrip.runtime.distributed import ALONE, Ranks
 
 
 def share_of_rate(recipe: Train, step: int, num_steps: int) -> float:

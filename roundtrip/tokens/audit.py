@@ -6,10 +6,10 @@ from collections.abc import Callable, Sequence
 
 import torch
 
-from roundtrip.tokens import splice as splices
-from roundtrip.tokens.attack import Attacks
-from roundtrip.tokens.road import SPLICED, Road, first_difference
-from roundtrip.tokens.template import Template
+from roundtrip.tokens.adversarial import Attacks
+from roundtrip.tokens.prompt_template import Template
+from roundtrip.tokens.row_builder import SPLICED, Road, first_difference
+from roundtrip.tokens.splice import splicing as splices
 
 # Called with what is being done, how far it is, and how far it goes.
 Tell = Callable[[str, int, int], None]

@@ -1,0 +1,165 @@
+"""python -m roundtrip export RUN OUT: a direction as others use it, with tokenizer, prompt and model card."""
+
+from __future__ import annotations
+
+import argparse
+import copy
+import json
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from rich.console import Console
+
+from roundtrip.cli.app import open_door
+from roundtrip.recipe.loader import keep_off_hub
+from roundtrip.runtime.errors import RunError, printable
+
+# Texts that the chat template is tried on.
+_PROBES = ("Save the file", "línea — 家", "(1) <b>100 %</b>", "a")
+
+if TYPE_CHECKING:
+    from roundtrip.backtranslation.run_folder import Run
+    from roundtrip.engine.translator import Translator
+    from roundtrip.recipe.plan import Direction
+    from roundtrip.tokens.prompt_segments import Segments
+    from roundtrip.tokens.prompt_template import Template
+
+
+def main() -> None:
+    """The door."""
+    parser = argparse.ArgumentParser(
+        prog="python -m roundtrip export",
+        description="Write folders that transformers, PEFT and vLLM read: OUT/en-es and OUT/es-en.",
+    )
+    parser.add_argument("run", type=Path, metavar="RUN", help="folder of a run")
+    parser.add_argument("out", type=Path, metavar="OUT", help="folder to write, not there yet or empty")
+    parser.add_argument("--to", metavar="LANGUAGE", help="only the direction into this language (default: both)")
+    parser.add_argument("--stage", default="best", help="which weights: best (default), parallel, round-1, ...")
+    parser.add_argument("--merged", action="store_true", help="one plain model instead of an adapter for the base")
+    parser.add_argument(
+        "--dtype", choices=("float32", "bfloat16", "float16"), help="of a merged model (default: as the base)"
+    )
+    open_door(_work, parser)
+
+
+def _work(arguments: argparse.Namespace) -> None:
+    if arguments.dtype and not arguments.merged:
+        raise RunError("an adapter keeps its precision", place="--dtype", cure="add --merged, or leave --dtype out")
+    from roundtrip.backtranslation.run_folder import Run
+
+    run = Run(arguments.run)
+    recipe, start = run.recipe()
+    keep_off_hub(recipe, start)
+    # Seconds of imports, for which nobody should wait to read about a typo.
+    from roundtrip.backtranslation import trained_models
+    from roundtrip.recipe.plan import directions
+
+    chosen = [trained_models.into(run, arguments.to)] if arguments.to else list(directions(recipe))
+    folders = {direction: arguments.out / direction.name for direction in chosen}
+    for folder in folders.values():
+        _refuse_used(folder)
+    console = Console()
+    for direction, folder in folders.items():
+        same = export(run, direction, folder, arguments.stage, merged=arguments.merged, dtype=arguments.dtype)
+        kind = "a model" if (folder / "config.json").exists() else "an adapter"
+        console.print(printable(f"{folder}: {kind}"), soft_wrap=True, markup=False)
+        if not same:
+            console.print(
+                "  without a chat template: through one, this tokenizer makes other prompts; see its README.md"
+            )
+
+
+def _refuse_used(folder: Path) -> None:
+    """Refuse a folder that cannot be written, or holds something."""
+    inside = next((part for part in (folder, *folder.parents) if part.exists()), folder)
+    if inside.exists() and not inside.is_dir():
+        raise RunError("is a file", place=str(inside), cure="name a folder")
+    if folder.is_dir() and any(folder.iterdir()):
+        raise RunError("is not empty", place=str(folder), cure="name another folder")
+
+
+def export(
+    run: Run, direction: Direction, folder: Path, stage: str, *, merged: bool = False, dtype: str | None = None
+) -> bool:
+    """Write one direction of a run into a folder.
+
+    The tokenizer there carries a chat template that makes our prompt of a user message which is the source text and
+    nothing else, so that `apply_chat_template`, pipelines and vLLM's chat ask the model as it was trained. Where that
+    cannot be (some tokenizers take text behind a spelt BOS for no beginning) it has none.
+
+    Args:
+        folder: not there yet, or empty.
+        merged: a plain model; where all weights learnt it is one anyway.
+        dtype: `float32`, `bfloat16` or `float16`, of a merged model; the base's where None.
+
+    Returns:
+        Whether there is a chat template.
+
+    Raises:
+        RunError: not a run, no such stage, or the folder is in use.
+    """
+    from roundtrip.backtranslation import trained_models
+    from roundtrip.cli import model_card
+
+    _refuse_used(folder)
+    # A sum with weights of 4 or 8 bits would be rounded to them again.
+    one = trained_models.load(run, direction, stage, "cpu", {"quantize": "none", "scratch": True})
+    folder.mkdir(parents=True, exist_ok=True)
+    if merged or one.learner.whole:
+        one.learner.merged(dtype).save_pretrained(folder)
+    else:
+        one.learner.export(folder)
+    same = _write_tokenizer(one, folder)
+    model_card.write(run, one, folder, stage, has_template=same)
+    return same
+
+
+def _write_tokenizer(one: Translator, folder: Path) -> bool:
+    """Write tokenizer, generation settings and template; return whether the chat template makes our prompts."""
+    from transformers import GenerationConfig
+
+    segments, tokenizer = one.template.segments, copy.deepcopy(one.base.tokenizer)
+    tokenizer.chat_template = chat_template(segments, tokenizer)
+    same = _makes_our_prompts(tokenizer, one.template)
+    if not same:
+        tokenizer.chat_template = None
+    tokenizer.save_pretrained(folder)
+    GenerationConfig(
+        do_sample=False,
+        bos_token_id=segments.bos_id,
+        eos_token_id=sorted({segments.end_id, *segments.stop_ids, *segments.break_ids}),
+        pad_token_id=one.base.pad_id,
+    ).save_pretrained(folder)
+    about = {"direction": one.direction.name, "expansion": one.expansion, **segments.to_dict()}
+    text = json.dumps(about, ensure_ascii=False, indent=2)
+    (folder / "template.json").write_text(text + "\n", encoding="utf-8")
+    return same
+
+
+def _makes_our_prompts(tokenizer: Any, template: Template) -> bool:
+    asked = [
+        tokenizer.apply_chat_template(
+            [{"role": "user", "content": text}], add_generation_prompt=True, return_dict=False
+        )
+        for text in _PROBES
+    ]
+    return bool(asked == template.prompts(_PROBES))
+
+
+def chat_template(segments: Segments, tokenizer: Any) -> str:
+    """Return a Jinja template that makes the prompt of a source, and the row of a source and a target."""
+    bos = "" if segments.bos_id is None else tokenizer.convert_ids_to_tokens(segments.bos_id)
+    end = tokenizer.convert_ids_to_tokens(segments.end_id)
+    head, mid, prompt_end = (
+        json.dumps(text, ensure_ascii=False) for text in (bos + segments.head, segments.mid, segments.mid.rstrip(" "))
+    )
+    return (
+        "{%- for message in messages %}"
+        "{%- if message['role'] == 'user' %}"
+        f"{{{{- {head} + message['content'] }}}}"
+        "{%- elif message['role'] == 'assistant' %}"
+        f"{{{{- {mid} + message['content'] + {json.dumps(end, ensure_ascii=False)} }}}}"
+        "{%- else %}{{- raise_exception('The user message is the text to translate; there is no other.') }}{%- endif %}"
+        "{%- endfor %}"
+        f"{{%- if add_generation_prompt %}}{{{{- {prompt_end} }}}}{{%- endif %}}"
+    )

@@ -1,0 +1,135 @@
+"""Gettext catalogues: each message and its translation.
+
+A catalogue names one language, that of its translations, in the `Language` header (Plone's older ones: in
+`Language-Code`). The messages are taken to be in the first language of the recipe, unless the header names
+that one: then they are in the second.
+"""
+
+from __future__ import annotations
+
+import codecs
+import re
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import langcodes
+import polib
+
+from roundtrip.data.language_codes import locate
+from roundtrip.data.normalize import clean
+from roundtrip.data.text_files import lines, opened, raw_lines
+from roundtrip.runtime.errors import TextError
+
+# A large application has some millions; reading takes twenty times as much memory.
+MAX_CHARS = 50_000_000
+_STRING = re.compile(r'"(?:[^"\\]|\\.)*"', re.DOTALL)
+_DEFAULT = re.compile(rf"^Default:\s*({_STRING.pattern}(?:\s*{_STRING.pattern})*)[ \t]*$", re.MULTILINE | re.DOTALL)
+_KEYWORD = r"(?:#~\s*)?(?:msg\S+\s*)?"
+_OPENS_STRING = re.compile(f'{_KEYWORD}"')
+_WHOLE_STRING = re.compile(_KEYWORD + _STRING.pattern)
+_CHARSET = re.compile(rb"Content-Type:.*charset=([\w.:-]+)")
+
+
+def read_po(path: Path, languages: tuple[str, ...]) -> Iterator[tuple[str, ...]]:
+    """Yield the pairs of a catalogue, or one side of it if one language is asked for.
+
+    Obsolete entries are skipped, and so are fuzzy and untranslated ones, except where only the messages
+    themselves are asked for. A plural entry gives its singular with form 0 and its plural with the last form.
+    The file is read whole.
+
+    Raises:
+        TextError: not a catalogue, not in the charset that it names, in neither language, or, for one language,
+            without a `Language` header to tell which side that is.
+    """
+    catalogue = _parse(path)
+    entries = [entry for entry in catalogue if not entry.obsolete]
+    header = catalogue.metadata.get("Language") or catalogue.metadata.get("Language-Code") or ""
+    if len(languages) == 2:
+        if header and not any(_close(header, language) for language in languages):
+            raise TextError(
+                f"its translations are in {header!r}, the recipe wants {' and '.join(languages)}",
+                place=str(path),
+                cure="Name the catalogue of the other language, or mend its Language header.",
+            )
+        step = -1 if locate(languages, [header])[0] is not None else 1
+        yield from (pair[::step] for entry in entries if entry.translated() for pair in _pairs(entry))
+        return
+    if not header and any(entry.translated() for entry in entries):
+        raise TextError(
+            f"no Language header, so which side is {languages[0]!r} is not known",
+            place=str(path),
+            cure='Add the language of the translations to the header entry: "Language: es\\n".',
+        )
+    if locate(languages, [header])[0] is not None:
+        yield from ((target,) for entry in entries if entry.translated() for _, target in _pairs(entry))
+    else:
+        yield from ((source,) for entry in entries for source in _messages(entry))
+
+
+def _close(a: str, b: str) -> bool:
+    """Return whether two codes are near enough to be one language under two names, as `nb` and `no`."""
+    try:
+        return locate([b], [a])[0] is not None or langcodes.tag_distance(a.replace("_", "-"), b) < 10
+    except ValueError:  # a header that is no code says nothing against the file
+        return True
+
+
+def _parse(path: Path) -> Any:
+    number = 0
+    text = []
+    size = 0
+    for number, line in enumerate(lines(path, _charset(path)), start=1):
+        size += len(line)
+        if size > MAX_CHARS:
+            raise TextError(
+                f"a catalogue of more than {MAX_CHARS:,} characters, and it has to be read whole",
+                place=f"{path}:{number}",
+                cure="Split it, or turn it into a tsv.",
+            )
+        # Cleaned, because the parser takes a raw form feed or U+2028 inside a string for the end of its line.
+        text.append(clean(line))
+        # The parser takes the last character of a string for its closing quote without looking.
+        if _OPENS_STRING.match(text[-1]) and not _WHOLE_STRING.fullmatch(text[-1]):
+            raise _broken(path, number, "a string does not end with the line")
+    try:
+        # The line break keeps a one-line text from being taken for the name of a file.
+        return polib.pofile("\n".join(text) + "\n")
+    except (OSError, ValueError, LookupError, TypeError, AttributeError) as error:
+        at = re.search(r"line (\d+)", str(error))
+        raise _broken(path, int(at.group(1)) if at else number, str(error)) from error
+
+
+def _broken(path: Path, number: int, problem: str) -> TextError:
+    return TextError(
+        f"not a gettext catalogue: {problem}",
+        place=f"{path}:{number}",
+        cure="`msgfmt --check-format -o /dev/null FILE` lists all that is wrong with it.",
+    )
+
+
+def _charset(path: Path) -> str:
+    """Return the charset that the header names; templates say CHARSET, which is none, and mean UTF-8."""
+    with opened(path) as handle:
+        named = next((found for line in raw_lines(handle) if (found := _CHARSET.search(line))), None)
+    try:
+        name = codecs.lookup(named.group(1).decode("ascii")).name if named else "utf-8"
+        b"".decode(name)
+    except LookupError:
+        return "utf-8"
+    return name
+
+
+def _pairs(entry: Any) -> Iterator[tuple[str, str]]:
+    forms = entry.msgstr_plural
+    targets = [forms[min(forms)], forms[max(forms)]] if forms else [entry.msgstr]
+    yield from zip(_messages(entry), targets, strict=False)
+
+
+def _messages(entry: Any) -> list[str]:
+    """Return the message and its plural; where the message is only a key, its `Default:` comment says it."""
+    default = _DEFAULT.search(entry.comment)
+    # Adjacent strings are one text, as in C; a line break inside a string is left for `clean`.
+    strings = _STRING.findall(default.group(1)) if default else []
+    message = polib.unescape("".join(string[1:-1] for string in strings)) or entry.msgid
+    return [message, entry.msgid_plural] if entry.msgid_plural else [message]

@@ -1,0 +1,133 @@
+"""From a text source to clean lines or pairs, one at a time, whatever the format of its files.
+
+Only gettext catalogues are read whole; everything else streams. An empty side is an empty text here: whoever
+reads counts and drops it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from itertools import islice, zip_longest
+from pathlib import Path
+
+from roundtrip.data.gettext_po import read_po
+from roundtrip.data.normalize import clean
+from roundtrip.data.tabular import read_csv, read_dataset, read_jsonl, read_parquet, read_tsv
+from roundtrip.data.text_files import lines
+from roundtrip.data.tmx_xliff import read_tmx, read_xliff
+from roundtrip.recipe.schema import TextFormat, TextSource
+from roundtrip.runtime.errors import TextError
+
+_ENDINGS: dict[str, TextFormat] = {
+    ".tsv": "tsv",
+    ".tab": "tsv",
+    ".csv": "csv",
+    ".jsonl": "jsonl",
+    ".ndjson": "jsonl",
+    ".parquet": "parquet",
+    ".po": "po",
+    ".pot": "po",
+    ".tmx": "tmx",
+    ".xlf": "xliff",
+    ".xliff": "xliff",
+}
+
+
+def read_lines(source: TextSource, paths: Sequence[Path], language: str) -> Iterator[str]:
+    """Yield the clean texts of one language, at most `source.limit`.
+
+    A po, tmx or xliff file gives its side in that language.
+
+    Args:
+        source: what the recipe says about the text.
+        paths: its files, resolved and local; none for a data set of the hub.
+        language: the code to look for where a format holds several.
+
+    Raises:
+        TextError: the text is broken or not there; see the reader of each format.
+    """
+    yield from islice((clean(text) for (text,) in _rows(source, paths, (language,))), source.limit)
+
+
+def read_pairs(source: TextSource, paths: Sequence[Path], languages: tuple[str, str]) -> Iterator[tuple[str, str]]:
+    """Yield the clean pairs of a parallel text in the order of `languages`, at most `source.limit`.
+
+    Args:
+        source: what the recipe says about the text.
+        paths: its files, resolved and local; two for a Moses pair, none for a data set of the hub.
+        languages: the two languages of the recipe.
+
+    Raises:
+        TextError: the text is broken or holds no pairs; see the reader of each format.
+    """
+    rows = _rows(source, paths, languages)
+    yield from islice(((clean(first), clean(second)) for first, second in rows), source.limit)
+
+
+def _rows(source: TextSource, paths: Sequence[Path], languages: tuple[str, ...]) -> Iterator[tuple[str, ...]]:
+    if source.format == "datasets" or (source.format == "auto" and str(source.path).startswith("hf:")):
+        yield from read_dataset(source, languages)
+    elif source.format == "moses" or not isinstance(source.path, str):
+        yield from _moses(source, paths, languages)
+    else:
+        for path in paths:
+            yield from _file_rows(source, path, languages)
+
+
+def _file_rows(source: TextSource, path: Path, languages: tuple[str, ...]) -> Iterator[tuple[str, ...]]:
+    match _format(source, path):
+        case "tsv":
+            return read_tsv(source, path, languages)
+        case "csv":
+            return read_csv(source, path, languages)
+        case "jsonl":
+            return read_jsonl(source, path, languages)
+        case "parquet":
+            return read_parquet(source, path, languages)
+        case "po":
+            return read_po(path, languages)
+        case "tmx":
+            return read_tmx(path, languages)
+        case "xliff":
+            return read_xliff(path, languages)
+        case _:
+            return _single(path, languages)
+
+
+def _format(source: TextSource, path: Path) -> TextFormat:
+    if source.format != "auto":
+        return source.format
+    ending = path.with_suffix("").suffix if path.suffix.lower() == ".gz" else path.suffix
+    return _ENDINGS.get(ending.lower(), "lines")
+
+
+def _single(path: Path, languages: tuple[str, ...]) -> Iterator[tuple[str, ...]]:
+    if len(languages) > 1:
+        raise TextError(
+            f"a file of plain lines holds one language, pairs of {' and '.join(languages)} are asked for",
+            place=str(path),
+            cure=f"Name two files, or set `format`, or name a file that ends in {', '.join(_ENDINGS)}.",
+        )
+    return ((line,) for line in lines(path))
+
+
+def _moses(source: TextSource, paths: Sequence[Path], languages: tuple[str, ...]) -> Iterator[tuple[str, ...]]:
+    if len(languages) != 2 or len(paths) != 2 or source.format not in ("auto", "moses"):
+        raise TextError(
+            f"a Moses pair is two files of plain lines in two languages; here are {len(paths)} file(s), "
+            f'{len(languages)} language(s), and `format = "{source.format}"`',
+            place=", ".join(map(str, paths)) or str(source.path),
+            cure="Name one file for each language, in the order of `languages`; for one language, one file.",
+        )
+    first, second = paths
+    rows = zip_longest(lines(first), lines(second))
+    for number, (one, other) in enumerate(rows, start=1):
+        if one is None or other is None:
+            longer, shorter = (second, first) if one is None else (first, second)
+            raise TextError(
+                f"a Moses pair has as many lines in both files: {number + sum(1 for _ in rows)} here, "
+                f"{number - 1} in {shorter}",
+                place=f"{longer}:{number}",
+                cure="Line N of the one translates line N of the other; this one is the first alone.",
+            )
+        yield one, other

@@ -1,0 +1,117 @@
+"""Files on disk, plain or gzip, as lines of text; a byte that does not belong is met with file and line."""
+
+from __future__ import annotations
+
+import codecs
+import gzip
+import io
+import zlib
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any, BinaryIO, cast
+
+from roundtrip.runtime.errors import TextError
+
+# A longer line is no sentence, and would have to be held whole.
+MAX_LINE_BYTES = 8 << 20
+# Text shrinks ten times or so; what grows further when it is unpacked, past so many bytes, was made to fill a machine.
+MAX_GROWTH = 300
+FREE_BYTES = 100 * 10**6
+_BROKEN_GZIP = (EOFError, gzip.BadGzipFile, zlib.error)
+
+
+@contextmanager
+def opened(path: Path) -> Iterator[BinaryIO]:
+    """Open a file for reading bytes, through gzip if its name ends in `.gz`.
+
+    Raises:
+        TextError: the file cannot be read, or its gzip stream is broken (also while the caller reads).
+    """
+    try:
+        if path.suffix.lower() != ".gz":
+            with path.open("rb") as handle:
+                yield handle
+            return
+        with gzip.open(path) as unpacked, io.BufferedReader(_Unpacked(path, unpacked)) as reader:
+            yield cast(BinaryIO, reader)
+    except _BROKEN_GZIP as error:
+        raise _broken_gzip(str(path), error) from error
+    except OSError as error:
+        raise TextError(f"cannot be read: {error.strerror or error}", place=str(path)) from error
+
+
+class _Unpacked(io.RawIOBase):
+    """What is in a gzip file, as long as it does not grow as text never does."""
+
+    def __init__(self, path: Path, source: gzip.GzipFile) -> None:
+        self._path, self._source = path, source
+        self._most = max(FREE_BYTES, MAX_GROWTH * path.stat().st_size)
+
+    def readable(self) -> bool:
+        return True
+
+    def seekable(self) -> bool:
+        return True
+
+    def seek(self, place: int, whence: int = io.SEEK_SET) -> int:
+        return self._source.seek(place, whence)
+
+    def readinto(self, buffer: Any) -> int:
+        piece = self._source.read1(len(buffer))
+        if self._source.tell() > self._most:
+            raise TextError(
+                f"it grows more than {MAX_GROWTH} times when it is unpacked",
+                place=str(self._path),
+                cure="Unpack it yourself if you trust it.",
+            )
+        buffer[: len(piece)] = piece
+        return len(piece)
+
+
+def raw_lines(handle: BinaryIO) -> Iterator[bytes]:
+    """Yield the lines of a file as they are, in pieces where one is over the limit."""
+    return iter(lambda: handle.readline(MAX_LINE_BYTES + 1), b"")
+
+
+def lines(path: Path, encoding: str = "utf-8") -> Iterator[str]:
+    """Yield the lines of a file, line ends kept; only a line feed ends a line, as in `wc -l`.
+
+    Raises:
+        TextError: a line is not in this encoding, or the file is unreadable; the place is FILE:LINE.
+    """
+    number = 0
+    with opened(path) as handle:
+        try:
+            for number, raw in enumerate(raw_lines(handle), start=1):
+                if len(raw) > MAX_LINE_BYTES:
+                    raise TextError(
+                        f"a line of more than {MAX_LINE_BYTES >> 20} MiB",
+                        place=f"{path}:{number}",
+                        cure="Text is one sentence or paragraph a line; look whether this file is text.",
+                    )
+                text = _decode(raw, encoding, path, number)
+                # A byte order mark would hide the opening quote of a csv and the first name of a header.
+                yield text.removeprefix("\ufeff") if number == 1 else text
+        except _BROKEN_GZIP as error:
+            raise _broken_gzip(f"{path}:{number + 1}", error) from error
+
+
+def _decode(raw: bytes, encoding: str, path: Path, number: int) -> str:
+    try:
+        return raw.decode(encoding)
+    except UnicodeDecodeError as error:
+        name = codecs.lookup(encoding).name.upper()
+        raise TextError(
+            f"not {name} (byte 0x{raw[error.start]:02x})",
+            place=f"{path}:{number}",
+            cure=f"Convert the file: iconv -f ISO-8859-1 -t {name} (-f: what it really is in).",
+        ) from error
+
+
+def _broken_gzip(place: str, error: Exception) -> TextError:
+    return TextError(
+        f"the gzip stream is broken ({error})",
+        place=place,
+        cure="Fetch the file again; `gzip -t` says whether a copy is whole.",
+    )

@@ -1,0 +1,182 @@
+"""The exchange formats of translation tools, TMX 1.4 and XLIFF 1.2 and 2, whichever way round a file is.
+
+Files come from anywhere, so nothing that a document type declares is loaded, fetched or expanded.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any, BinaryIO
+
+from lxml import etree
+
+from roundtrip.data.language_codes import every, locate
+from roundtrip.data.text_files import opened
+from roundtrip.runtime.errors import TextError
+
+MAX_UNIT_BYTES = 16 << 20
+_XML_LANG = "{http://www.w3.org/XML/1998/namespace}lang"
+_TMX = ("", "{http://www.lisa.org/tmx14}")
+_XLIFF_1 = ("", "{urn:oasis:names:tc:xliff:document:1.1}", "{urn:oasis:names:tc:xliff:document:1.2}")
+_XLIFF_2 = ("{urn:oasis:names:tc:xliff:document:2.0}", "{urn:oasis:names:tc:xliff:document:2.2}")
+_STILL_TO_COME = ("new", "needs-translation")
+
+
+def read_tmx(path: Path, languages: tuple[str, ...]) -> Iterator[tuple[str, ...]]:
+    """Yield the pairs of a translation memory, or for one language each text in it.
+
+    Units without all languages are skipped. Inline tags leave their text.
+
+    Raises:
+        TextError: broken XML, not a TMX file, an entity, or a language that is nowhere in the file.
+    """
+    seen: dict[str, None] = {}
+    missing = set(languages)
+    for unit in _units(path, "tmx", [f"{namespace}tu" for namespace in _TMX]):
+        variants = unit.findall("{*}tuv")
+        codes = [variant.get(_XML_LANG) or variant.get("lang") or "" for variant in variants]
+        seen.update(dict.fromkeys(codes))
+        places = locate(languages, codes)
+        missing -= _found(languages, places)
+        rows = [places] if len(languages) > 1 else [(at,) for at in every(languages[0], codes)]
+        for row in rows:
+            chosen = [variants[at] for at in row if at is not None]
+            if len(chosen) == len(languages):
+                yield tuple(_flat(variant.find("{*}seg"), path) for variant in chosen)
+    _refuse_missing(missing, seen, path)
+
+
+def read_xliff(path: Path, languages: tuple[str, ...]) -> Iterator[tuple[str, ...]]:
+    """Yield source and target of each unit (XLIFF 1) or segment (XLIFF 2), or one side for one language.
+
+    Skipped are what is marked `translate="no"` and, where the target is asked for, units without one or with
+    one whose state says that it is still to come. Approval is not asked for. Inline tags leave their text.
+
+    Raises:
+        TextError: broken XML, not an XLIFF file, an entity, or a language that is nowhere in the file.
+    """
+    seen: dict[str, None] = {}
+    missing = set(languages)
+    tags = [f"{name}trans-unit" for name in _XLIFF_1] + [f"{name}unit" for name in _XLIFF_2]
+    for unit in _units(path, "xliff", tags):
+        for codes, sides in _sides(unit):
+            seen.update(dict.fromkeys(codes))
+            places = locate(languages, codes)
+            missing -= _found(languages, places)
+            chosen = [sides[at] for at in places if at is not None and sides[at] is not None]
+            if len(chosen) == len(languages) and _is_for_translation(unit):
+                yield tuple(_flat(side, path) for side in chosen)
+    _refuse_missing(missing, seen, path)
+
+
+def _sides(unit: Any) -> Iterator[tuple[list[str], list[Any]]]:
+    """Yield the codes and the elements of source and target; None for a target that is still to come."""
+    namespace = unit.tag[: unit.tag.find("}") + 1]
+    if namespace in _XLIFF_1:
+        file = next(unit.iterancestors(f"{namespace}file"), unit)
+        source, target = unit.find(f"{namespace}source"), unit.find(f"{namespace}target")
+        target_language = file.get("target-language") or (target is not None and target.get(_XML_LANG)) or ""
+        if target is not None and target.get("state") in _STILL_TO_COME:
+            target = None
+        yield [file.get("source-language", ""), target_language], [source, target]
+        return
+    root = unit.getroottree().getroot()
+    codes = [root.get("srcLang", ""), root.get("trgLang", "")]
+    for segment in unit.iterfind(f"{namespace}segment"):
+        # Without a state a segment is "initial" by the book, but most tools write no states at all.
+        target = segment.find(f"{namespace}target") if segment.get("state") != "initial" else None
+        yield codes, [segment.find(f"{namespace}source"), target]
+
+
+def _is_for_translation(unit: Any) -> bool:
+    marks = (node.get("translate") for node in (unit, *unit.iterancestors()))
+    return next((mark for mark in marks if mark is not None), "yes") != "no"
+
+
+def _units(path: Path, root: str, tags: Sequence[str]) -> Iterator[Any]:
+    """Yield the elements with these tags, each complete, and free what comes before it in the file."""
+    with opened(path) as handle:
+        counted = _Counted(handle, path)
+        parser = etree.iterparse(
+            counted,
+            tag=tags,
+            resolve_entities=False,
+            load_dtd=False,
+            dtd_validation=False,
+            attribute_defaults=False,
+            no_network=True,
+            huge_tree=False,
+        )
+        try:
+            for _, element in parser:
+                counted.size = 0
+                yield element
+                for node in (element, *element.iterancestors()):
+                    parent = node.getparent()
+                    while parent is not None and (before := node.getprevious()) is not None:
+                        parent.remove(before)
+        except etree.LxmlError as error:
+            raise _broken(path, parser, error) from error
+    if parser.root.tag not in {tag[: tag.find("}") + 1] + root for tag in tags}:
+        raise TextError(
+            f"not {root.upper()}: the root is <{parser.root.tag}>",
+            place=str(path),
+            cure="Name the format in the recipe, `format = ...`, if the ending of the file misleads.",
+        )
+
+
+class _Counted:
+    """A file of which no more than so much is read between two units: all that is held until the next one comes."""
+
+    def __init__(self, handle: BinaryIO, path: Path) -> None:
+        self._handle, self._path, self.size = handle, path, 0
+
+    def read(self, size: int = -1) -> bytes:
+        piece = self._handle.read(size)
+        self.size += len(piece)
+        if self.size > MAX_UNIT_BYTES:
+            raise TextError(
+                f"more than {MAX_UNIT_BYTES >> 20} MiB without the end of a translation unit",
+                place=str(self._path),
+                cure="Look whether this file is a translation memory; a unit is a sentence or a paragraph.",
+            )
+        return piece
+
+
+def _broken(path: Path, parser: Any, error: Exception) -> TextError:
+    # The first entry is the cause; the exception often carries only what came of it.
+    first = next(iter(parser.error_log), None)
+    line = getattr(first, "line", 0) or getattr(error, "lineno", 0)
+    problem = re.sub(r", line \d+, column \d+.*", "", first.message if first is not None else str(error))
+    return TextError(
+        f"broken XML ({problem})",
+        place=f"{path}:{line}" if line else str(path),
+        cure="Write it again with the tool it came from; `xmllint --noout FILE` lists what is wrong.",
+    )
+
+
+def _flat(element: Any, path: Path) -> str:
+    if element is None:
+        return ""
+    if (entity := next(element.iter(etree.Entity), None)) is not None:
+        raise TextError(
+            f"the entity &{entity.name}; is not expanded",
+            place=f"{path}:{element.sourceline}",
+            cure="Write out its text instead; a translation file needs no entities of its own.",
+        )
+    return "".join(element.itertext())
+
+
+def _found(languages: tuple[str, ...], places: tuple[int | None, ...]) -> set[str]:
+    return {language for language, at in zip(languages, places, strict=True) if at is not None}
+
+
+def _refuse_missing(missing: set[str], seen: dict[str, None], path: Path) -> None:
+    if missing:
+        raise TextError(
+            f"no text in {', '.join(map(repr, sorted(missing)))}",
+            place=str(path),
+            cure=f"Languages found: {', '.join(filter(None, seen)) or 'none'}. Name those, or another file.",
+        )

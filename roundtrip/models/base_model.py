@@ -1,0 +1,340 @@
+"""Loading the frozen base and its tokenizer, from a hub id, a folder or a GGUF file."""
+
+from __future__ import annotations
+
+import copy
+import hashlib
+import importlib.util
+import os
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, TypeVar
+
+import torch
+from torch import nn
+
+from roundtrip.models import attention, from_scratch, prepacked_linear
+from roundtrip.models.model_files import locate
+from roundtrip.recipe.schema import Model
+from roundtrip.runtime.errors import ModelError, SourceError, first_line
+from roundtrip.runtime.memory import bound_kernels
+
+T = TypeVar("T")
+# Without it a model of the hub that has no safetensors is taken from what a bot has proposed there.
+_NO_BOTS = "DISABLE_SAFETENSORS_CONVERSION"
+
+
+@dataclass(frozen=True)
+class Base:
+    """A base model as loaded.
+
+    Attributes:
+        model: a causal LM in eval mode, nothing in it requires a gradient.
+        tokenizer: its tokenizer.
+        location: folder or hub id that `from_pretrained` took.
+        pad_id: id to fill up batches with; its positions are always masked, so any id with an embedding does.
+        stop_ids: what the generation config ends at.
+        max_positions: longest text in tokens, None where the model names no limit.
+        digest: hash of the files that its weights came from, whatever precision they were loaded in.
+    """
+
+    model: nn.Module
+    tokenizer: Any
+    location: str
+    pad_id: int
+    stop_ids: tuple[int, ...]
+    max_positions: int | None
+    digest: str
+
+    @property
+    def dtype(self) -> torch.dtype:
+        return next(self.model.parameters()).dtype
+
+    @property
+    def device(self) -> torch.device:
+        return next(self.model.parameters()).device
+
+
+def load(spec: Model, folder: Path) -> Base:
+    """Load the base of a recipe.
+
+    Raises:
+        SourceError, ModelError: it is not there, cannot be read, or does not fit this machine.
+    """
+    from transformers import AutoModelForCausalLM, AutoTokenizer
+
+    bound_kernels()
+    os.environ.setdefault(_NO_BOTS, "1")
+    location = locate(spec, folder)
+    device = choose_device(spec.device)
+    dtype = choose_dtype(spec.dtype, device)
+    quantized = _quantization(spec, dtype, device)
+    tokenizer = _read(
+        spec, lambda: AutoTokenizer.from_pretrained(location, revision=spec.revision, trust_remote_code=False)
+    )
+    model, report = _read(
+        spec,
+        lambda: AutoModelForCausalLM.from_pretrained(
+            location,
+            revision=spec.revision,
+            dtype=dtype,
+            attn_implementation=attention.GENERATING,
+            use_safetensors=True,
+            trust_remote_code=False,
+            output_loading_info=True,
+            **quantized,
+        ),
+    )
+    if getattr(model, "_hf_peft_config_loaded", False):
+        raise ModelError(
+            f"'{spec.path}' is an adapter, not a model",
+            place="model.path",
+            cure="name its base here; adapter.init takes the folder of an adapter",
+        )
+    _refuse_incomplete(spec, model, tokenizer, report)
+    model.requires_grad_(False).eval()
+    if not quantized:
+        model.to(device)
+    stop_ids = _stop_ids(model.generation_config)
+    known = (i for i in (tokenizer.pad_token_id, tokenizer.eos_token_id) if i is not None)
+    pad_id = next((i for i in known if i < _num_embeddings(model)), 0)
+    return Base(
+        model,
+        tokenizer,
+        location,
+        int(pad_id),
+        stop_ids,
+        getattr(model.config, "max_position_embeddings", None),
+        files_hash(location, spec.revision),
+    )
+
+
+def files_hash(location: str, revision: str | None) -> str:
+    """Return a hash of the weights of a model folder or hub id, as they lie on disk."""
+    from transformers.utils import cached_file
+
+    folder = Path(str(cached_file(location, "config.json", revision=revision))).parent
+    digest = hashlib.sha256()
+    for path in sorted(folder.glob("*.safetensors")):
+        digest.update(path.name.encode())
+        with path.open("rb") as file:
+            digest.update(hashlib.file_digest(file, "sha256").digest())
+    return digest.hexdigest()[:32]
+
+
+def _quantization(spec: Model, dtype: torch.dtype, device: torch.device) -> dict[str, Any]:
+    """Return what `from_pretrained` needs for a base of 4 or 8 bits a weight (https://arxiv.org/abs/2305.14314).
+
+    Raises:
+        ModelError: bitsandbytes is not installed.
+    """
+    if spec.quantize == "none":
+        return {}
+    if importlib.util.find_spec("bitsandbytes") is None:
+        raise ModelError(
+            f"a base in {spec.quantize} needs bitsandbytes, which is not installed",
+            place="model.quantize",
+            cure="pip install 'roundtrip[quantize]', or set model.quantize = \"none\"",
+        )
+    from transformers import BitsAndBytesConfig
+
+    four = spec.quantize == "4bit"
+    settings: Any = {"bnb_4bit_quant_type": "nf4", "bnb_4bit_compute_dtype": dtype} if four else {}
+    return {
+        "quantization_config": BitsAndBytesConfig(load_in_4bit=four, load_in_8bit=not four, **settings),
+        "device_map": {"": device},
+    }
+
+
+def reload(spec: Model, base: Base, folder: Path | None = None) -> None:
+    """Give a base whose weights have learnt others: those it was loaded with, or those that were saved in a folder.
+
+    Raises:
+        SourceError, ModelError: they cannot be read, are not what they were, or are another model's.
+    """
+    from transformers import AutoModelForCausalLM
+
+    location = base.location if folder is None else str(folder)
+    if folder is None and files_hash(location, spec.revision) != base.digest:
+        raise ModelError("its weights are not those that the run began with", place=location)
+    # Not by reading the tensors: some models have other names, and other shapes, on disk.
+    revision = spec.revision if folder is None else None
+    fresh = _read(
+        spec,
+        lambda: AutoModelForCausalLM.from_pretrained(
+            location,
+            revision=revision,
+            dtype=base.dtype,
+            attn_implementation=attention.GENERATING,
+            use_safetensors=True,
+            trust_remote_code=False,
+        ),
+    )
+    try:
+        base.model.load_state_dict(fresh.state_dict())
+    except RuntimeError as error:
+        raise ModelError(f"the saved model does not fit: {first_line(error)}", place=location) from error
+
+
+def empty(spec: Model, folder: Path, dtype: torch.dtype) -> Any:
+    """Return the model of a recipe with the weights that a new one has; under `torch.device("meta")` with none at all.
+
+    Raises:
+        SourceError, ModelError: see `load`.
+    """
+    from transformers import AutoConfig, AutoModelForCausalLM
+
+    if spec.from_scratch is not None:
+        config = from_scratch.config_of(spec.from_scratch, spec.from_scratch.vocabulary)
+    else:
+        location = locate(spec, folder)
+        config = _read(
+            spec, lambda: AutoConfig.from_pretrained(location, revision=spec.revision, trust_remote_code=False)
+        )
+    return AutoModelForCausalLM.from_config(config, dtype=dtype, attn_implementation=attention.GENERATING)
+
+
+def load_tokenizer(spec: Model, folder: Path) -> tuple[Any, tuple[int, ...]]:
+    """Load the tokenizer of a recipe's base and the ids that generation ends at, without the model.
+
+    Raises:
+        SourceError, ModelError: see `load`.
+    """
+    from transformers import AutoConfig, AutoTokenizer, GenerationConfig
+
+    location = locate(spec, folder)
+    tokenizer = _read(
+        spec, lambda: AutoTokenizer.from_pretrained(location, revision=spec.revision, trust_remote_code=False)
+    )
+    try:
+        settings = GenerationConfig.from_pretrained(location, revision=spec.revision)
+    except OSError:  # a model without a file of its own for this
+        config = _read(
+            spec, lambda: AutoConfig.from_pretrained(location, revision=spec.revision, trust_remote_code=False)
+        )
+        settings = GenerationConfig.from_model_config(config)
+    return tokenizer, _stop_ids(settings)
+
+
+def _read(spec: Model, load_it: Callable[[], T]) -> T:
+    """Read something of a model, and put into words what a library says when it cannot."""
+    try:
+        return load_it()
+    except (torch.OutOfMemoryError, MemoryError):
+        raise
+    except Exception as error:  # whatever stands in its files, the reader of a broken one may raise anything
+        raise _unreadable(spec, error) from error
+    except BaseException as error:
+        # The tokenizer's own library panics, which is no Exception.
+        if type(error).__name__ != "PanicException":
+            raise
+        raise _unreadable(spec, error) from error
+
+
+def _unreadable(spec: Model, error: BaseException) -> SourceError:
+    if "trust_remote_code" in str(error):
+        return SourceError(
+            f"'{spec.path}' needs a program that its author has put beside it, which is not run here",
+            place="model.path",
+            cure="take a model that transformers knows by itself",
+        )
+    return SourceError(
+        f"'{spec.path}' cannot be loaded: {first_line(error)}",
+        place="model.path",
+        cure="name a folder with config.json and *.safetensors, a .gguf file, pypi:..., or a hub id you can reach",
+    )
+
+
+def _stop_ids(settings: Any) -> tuple[int, ...]:
+    eos = settings.eos_token_id
+    return tuple(eos) if isinstance(eos, list) else () if eos is None else (int(eos),)
+
+
+def _num_embeddings(model: nn.Module) -> int:
+    return int(model.get_input_embeddings().weight.shape[0])
+
+
+def _refuse_incomplete(spec: Model, model: nn.Module, tokenizer: Any, report: Any) -> None:
+    """Refuse weights that the library would fill with random numbers, and tokens that have no embedding."""
+    missing = sorted(report["missing_keys"]) + sorted(str(key) for key in report["mismatched_keys"])
+    if missing:
+        raise ModelError(
+            f"'{spec.path}' lacks {len(missing)} of the model's weights, {missing[0]} among them",
+            place="model.path",
+            cure="take a complete model; an encoder or a classifier is none",
+        )
+    highest = max((i for i in tokenizer.get_vocab().values()), default=0)
+    if highest >= _num_embeddings(model):
+        raise ModelError(
+            f"the tokenizer knows token {highest}, the model has {_num_embeddings(model)} embeddings",
+            place="model.path",
+            cure="take the tokenizer that belongs to this model",
+        )
+
+
+def choose_device(name: str) -> torch.device:
+    """Return the device of a recipe; `auto` takes CUDA where there is one.
+
+    Raises:
+        ModelError: the device is not there.
+    """
+    if name == "auto":
+        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    try:
+        device = torch.device(name)
+        torch.empty(0, device=device)
+    except (RuntimeError, AssertionError) as error:
+        raise ModelError(
+            f"no device '{name}': {first_line(error)}", place="model.device", cure="use 'auto' or 'cpu'"
+        ) from error
+    return device
+
+
+def choose_dtype(name: str, device: torch.device) -> torch.dtype:
+    """Return the precision of the base; `auto` takes bfloat16 where the hardware multiplies it, else float32.
+
+    A CPU without such instructions emulates bfloat16 at less than a tenth of its float32 speed.
+    """
+    if name != "auto":
+        return torch.float32 if name == "float32" else torch.bfloat16
+    if device.type == "cuda":
+        native = torch.cuda.is_bf16_supported(including_emulation=False)
+    else:
+        native = torch.cpu._is_avx512_bf16_supported() or torch.cpu._is_amx_tile_supported()
+    return torch.bfloat16 if native else torch.float32
+
+
+def scratch_copy(model: nn.Module) -> nn.Module:
+    """Return a second model to write merged weights into; make it before adapters are put on the first.
+
+    Its linear layers are packed where that helps, see `packed`.
+    """
+    from transformers import GenerationConfig
+
+    scratch = copy.deepcopy(model)
+    prepacked_linear.pack(scratch)
+    # Settings that the model's author ships (a temperature, a repetition penalty) would mix into the recipe's.
+    scratch.generation_config = GenerationConfig()
+    return scratch.requires_grad_(False).eval()
+
+
+def checkpoint_activations(model: nn.Module) -> None:
+    """Recompute activations in the backward pass instead of keeping them: less memory, a third more time."""
+    model.activation_checkpointing_enable(activation_checkpointing_kwargs={"use_reentrant": False})
+    model.enable_input_require_grads()
+
+
+def weights_hash(model: nn.Module) -> str:
+    """Return a hash of all weights that are not an adapter's: equal before and after a run."""
+    digest = hashlib.blake2b(digest_size=16)
+    for name, tensor in _base_tensors(model):
+        digest.update(name.encode())
+        digest.update(tensor.detach().cpu().contiguous().view(torch.uint8).numpy().tobytes())
+    return digest.hexdigest()
+
+
+def _base_tensors(model: nn.Module) -> Iterator[tuple[str, torch.Tensor]]:
+    for name, parameter in sorted(model.named_parameters()):
+        if ".lora_" not in name:
+            yield name.removeprefix("base_model.model.").replace(".base_layer.", "."), parameter

