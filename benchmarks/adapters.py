@@ -32,10 +32,10 @@ from rich.table import Table as Shown
 
 from benchmarks.machine import best, processor
 from roundtrip.backtranslation.run_folder import versions
-from roundtrip.backtranslation.validation import greedy
+from roundtrip.backtranslation.validation import greedy_settings
 from roundtrip.data.corpora import Corpora, prepare
 from roundtrip.engine import translator
-from roundtrip.engine.train_step import loss_sum, step
+from roundtrip.engine.train_step import loss_sum, train_step
 from roundtrip.engine.translator import Translator
 from roundtrip.evaluation import metrics
 from roundtrip.models import residual_init
@@ -43,7 +43,7 @@ from roundtrip.models.optimizer import Optimizer
 from roundtrip.recipe import loader
 from roundtrip.recipe.plan import directions
 from roundtrip.recipe.schema import Adapter, Recipe
-from roundtrip.tokens.batching import Table, by_budget, collate, steps
+from roundtrip.tokens.batching import TokenDataset, collate, step_batches, token_budget_batches
 
 RESULTS = Path("benchmarks/results")
 RANKS = (8, 64)
@@ -54,7 +54,7 @@ METHODS: dict[str, dict[str, Any]] = {
     "rslora": {"method": "rslora"},
     "dora": {"method": "dora"},
     "rsdora": {"method": "rsdora"},
-    "lora+": {"loraplus_ratio": 16.0, "lr": 2.5e-4},
+    "lora+": {"loraplus_lr_ratio": 16.0, "lr": 2.5e-4},
     "pissa": {"method": "pissa", "lr": 2.5e-4},
     "olora": {"method": "olora", "lr": 2.5e-4},
 }
@@ -99,21 +99,23 @@ def pairs_of(corpora: Corpora, part: str, one: Translator, recipe: Recipe) -> li
 
 def speed(chosen: Mapping[str, Any], device: str, turns: int) -> dict[str, float]:
     """Return the seconds of one optimizer step of each method, the best of some turns."""
-    roads: dict[str, Callable[[], Any]] = {}
+    row_builders: dict[str, Callable[[], Any]] = {}
     for name, (adapter, model) in chosen.items():
         recipe, folder = recipe_of(adapter, model, device, 1)
         one = next(iter(translator.load(recipe, folder).values()))
         pairs = pairs_of(text(recipe, folder), "train", one, recipe)[:64]
-        table = Table.of(one.template.rows(pairs), one.base.device)
-        optimizer = Optimizer(one.learner.parameters(), recipe.train, 100, one.learner.adapter)
-        (group, *_) = steps(table.sizes, NUM_ROWS_PER_STEP, 1)
+        table = TokenDataset.of(one.template.rows(pairs), one.base.device)
+        optimizer = Optimizer(one.direction_model.parameters(), recipe.train, 100, one.direction_model.adapter)
+        (group, *_) = step_batches(table.sizes, NUM_ROWS_PER_STEP, 1)
 
-        def road(one: Translator = one, optimizer: Any = optimizer, table: Table = table, rows: Any = group) -> None:
-            with one.learner.training():
-                step(one.learner.model, optimizer, table, rows, one.base.pad_id, 2048, 0)
+        def row_builder(
+            one: Translator = one, optimizer: Any = optimizer, table: TokenDataset = table, rows: Any = group
+        ) -> None:
+            with one.direction_model.training():
+                train_step(one.direction_model.model, optimizer, table, rows, one.base.pad_id, 2048, 0)
 
-        roads[name] = road
-    return best(roads, turns)
+        row_builders[name] = row_builder
+    return best(row_builders, turns)
 
 
 def gain(adapter: Mapping[str, Any], model: Mapping[str, Any], asked: argparse.Namespace, seed: int) -> dict[str, Any]:
@@ -126,7 +128,7 @@ def gain(adapter: Mapping[str, Any], model: Mapping[str, Any], asked: argparse.N
         found[name] = _learn(one, recipe, corpora, asked, seed)
     cuda = torch.cuda.is_available()
     peak = torch.cuda.max_memory_allocated() if cuda else 1024 * resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    learnt = {name: sum(p.numel() for p in one.learner.parameters().values()) for name, one in both.items()}
+    learnt = {name: sum(p.numel() for p in one.direction_model.parameters().values()) for name, one in both.items()}
     return {"directions": found, "peak_bytes": peak, "parameters": learnt[directions(recipe)[0].name]}
 
 
@@ -134,13 +136,15 @@ def _learn(one: Translator, recipe: Recipe, corpora: Corpora, asked: argparse.Na
     """Take the fixed number of steps, then go on until the fixed time is up; look at dev after each."""
     pairs = pairs_of(corpora, "train", one, recipe)
     dev = pairs_of(corpora, "dev", one, recipe)[: asked.dev]
-    table = Table.of(one.template.rows(pairs), one.base.device)
-    dev_table = Table.of(one.template.rows(dev), one.base.device)
-    optimizer = Optimizer(one.learner.parameters(), recipe.train, 4 * asked.steps, one.learner.adapter)
+    table = TokenDataset.of(one.template.rows(pairs), one.base.device)
+    dev_table = TokenDataset.of(one.template.rows(dev), one.base.device)
+    optimizer = Optimizer(one.direction_model.parameters(), recipe.train, 4 * asked.steps, one.direction_model.adapter)
     losses: list[float] = []
     looks: dict[str, Any] = {"start": {"loss": _loss(one, dev_table)}}
     seconds = 0.0
-    groups = [group for epoch in range(50) for group in steps(table.sizes, NUM_ROWS_PER_STEP, 100 * seed + epoch)]
+    groups = [
+        group for epoch in range(50) for group in step_batches(table.sizes, NUM_ROWS_PER_STEP, 100 * seed + epoch)
+    ]
     for number, group in enumerate(groups):
         at_steps, at_time = number == asked.steps, seconds >= asked.seconds
         if at_steps:
@@ -152,23 +156,26 @@ def _learn(one: Translator, recipe: Recipe, corpora: Corpora, asked: argparse.Na
                 looks["time"] = now | {"steps": number, "seconds": seconds}
             break
         start = time.perf_counter()
-        with one.learner.training():
-            result = step(one.learner.model, optimizer, table, group, one.base.pad_id, 2048, number)
+        with one.direction_model.training():
+            result = train_step(one.direction_model.model, optimizer, table, group, one.base.pad_id, 2048, number)
         seconds += time.perf_counter() - start
         losses.append(result.loss)
     return {"losses": [round(loss, 4) for loss in losses], "dev": looks}
 
 
-def _look(one: Translator, recipe: Recipe, dev: Sequence[tuple[str, str]], table: Table) -> dict[str, float]:
-    written = one.write([source for source, _ in dev], greedy(recipe), 0)
+def _look(one: Translator, recipe: Recipe, dev: Sequence[tuple[str, str]], table: TokenDataset) -> dict[str, float]:
+    written = one.write([source for source, _ in dev], greedy_settings(recipe), 0)
     lines = [" ".join(line.split()) for line in written.texts]
-    return {"loss": _loss(one, table), "chrf": metrics.corpus(lines, [target for _, target in dev]).to_dict()["chrf"]}
+    return {
+        "loss": _loss(one, table),
+        "chrf": metrics.corpus_scores(lines, [target for _, target in dev]).to_dict()["chrf"],
+    }
 
 
-def _loss(one: Translator, table: Table) -> float:
+def _loss(one: Translator, table: TokenDataset) -> float:
     total, labels = 0.0, sum(size - start for size, start in zip(table.sizes, table.starts, strict=True))
-    with one.learner.generating() as model, torch.no_grad():
-        for group in by_budget(range(len(table)), table.sizes, 2048):
+    with one.direction_model.generating() as model, torch.no_grad():
+        for group in token_budget_batches(range(len(table)), table.sizes, 2048):
             total += float(loss_sum(model, collate(table, group, one.base.pad_id)))
     return total / labels
 

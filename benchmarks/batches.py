@@ -13,14 +13,14 @@ from typing import Any
 import torch
 
 from benchmarks import prior_art, zoo
-from roundtrip.recipe.schema import TemplateText
-from roundtrip.runtime.seeding import shuffled
+from roundtrip.recipe.schema import TemplateRecipe
+from roundtrip.runtime.seeding import permuted_index
 from roundtrip.tokens import compatibility
 from roundtrip.tokens.prompt_segments import build_segments
-from roundtrip.tokens.prompt_template import Row, Template
-from roundtrip.tokens.row_builder import Road, padded
+from roundtrip.tokens.prompt_template import PromptTemplate, TokenRow
+from roundtrip.tokens.row_builder import RowBuilder, padded
 
-CHAT = TemplateText(kind="chat")
+CHAT = TemplateRecipe(kind="chat")
 LANGUAGES = ("en", "es")
 
 
@@ -31,16 +31,16 @@ class Kit:
     Attributes:
         road, host: behind a chat template, with the guard on the device and on the host.
         plain_writer, plain_learner, plain_road: behind the separator of the prior art.
-        seconds: what it took to find `road` and `plain_road`.
+        seconds: what it took to find `row_builder` and `plain_road`.
     """
 
-    writer: Template
-    learner: Template
-    road: Road
-    host: Road
-    plain_writer: Template
-    plain_learner: Template
-    plain_road: Road
+    writer: PromptTemplate
+    learner: PromptTemplate
+    row_builder: RowBuilder
+    host: RowBuilder
+    plain_writer: PromptTemplate
+    plain_learner: PromptTemplate
+    plain_road: RowBuilder
     seconds: dict[str, float]
 
 
@@ -63,7 +63,7 @@ class Case:
     targets: list[str]
     target_BM: torch.Tensor
     target_size_B: torch.Tensor
-    expected: list[Row]
+    expected: list[TokenRow]
     generated: prior_art.Generated
 
 
@@ -76,24 +76,24 @@ def kit(tokenizer: Any, pairs: Sequence[tuple[str, str]], device: torch.device) 
     dressed = tokenizer if tokenizer.chat_template else zoo.dress(tokenizer, "chatml")[0]
     writer, learner = templates(dressed, CHAT)
     start = time.perf_counter()
-    road, _ = compatibility.build(writer, learner, pairs[:64], device=device, num_attacks=0)
+    row_builder, _ = compatibility.build_row_builder(writer, learner, pairs[:64], device=device, num_attacks=0)
     both = time.perf_counter()
     plain_writer, plain_learner = templates(tokenizer, prior_art.PLAIN)
-    known = road.guard if dressed is tokenizer else None
-    plain_road, _ = compatibility.build(
+    known = row_builder.guard if dressed is tokenizer else None
+    plain_road, _ = compatibility.build_row_builder(
         plain_writer, plain_learner, pairs[:64], device=device, known=known, num_attacks=0
     )
     seconds = {"chat template": both - start, "plain template": time.perf_counter() - both}
-    host = compatibility.host_road(writer, learner, device)
-    return Kit(writer, learner, road, host, plain_writer, plain_learner, plain_road, seconds)
+    host = compatibility.host_row_builder(writer, learner, device)
+    return Kit(writer, learner, row_builder, host, plain_writer, plain_learner, plain_road, seconds)
 
 
-def templates(tokenizer: Any, text: TemplateText) -> tuple[Template, Template]:
+def templates(tokenizer: Any, text: TemplateRecipe) -> tuple[PromptTemplate, PromptTemplate]:
     """Return the templates of the direction that writes sources and of the one that learns from them."""
     source, target = LANGUAGES
     return (
-        Template(tokenizer, build_segments(tokenizer, text, target, source, ())),
-        Template(tokenizer, build_segments(tokenizer, text, source, target, ())),
+        PromptTemplate(tokenizer, build_segments(tokenizer, text, target, source, ())),
+        PromptTemplate(tokenizer, build_segments(tokenizer, text, source, target, ())),
     )
 
 
@@ -106,7 +106,7 @@ def joined(tokenizer: Any, texts: Sequence[str], number: int, size: int, seed: i
     while len(found) < number:
         pieces, length = [], 0
         while length < 0.9 * size:
-            i = usable[shuffled(at % len(usable), len(usable), seed, at // len(usable))]
+            i = usable[permuted_index(at % len(usable), len(usable), seed, at // len(usable))]
             pieces.append(texts[i])
             length, at = length + sizes[i], at + 1
         found.append(" ".join(pieces))
@@ -118,8 +118,8 @@ def case(kit: Kit, pairs: Sequence[tuple[str, str]], device: torch.device) -> Ca
     texts, targets = (list(side) for side in zip(*pairs, strict=True))
     written = kit.writer.rows([(target, text) for text, target in pairs])
     end = kit.writer.segments.end_id
-    new = padded([Row(row.ids[row.start :], 0) for row in written], device, end)
-    known = padded([Row(ids or [], 0) for ids in kit.learner.targets(targets)], device)
+    new = padded([TokenRow(row.ids[row.start :], 0) for row in written], device, end)
+    known = padded([TokenRow(ids or [], 0) for ids in kit.learner.targets(targets)], device)
     return Case(
         new.ids_BT,
         [row.ids[row.start : -1] for row in written],

@@ -43,12 +43,12 @@ def made(layers: int, device: torch.device) -> tuple[Any, Any]:
         vocab_size=2000, hidden_size=256, intermediate_size=512, num_hidden_layers=layers, num_attention_heads=4
     )
     model = LlamaForCausalLM(config).to(device).requires_grad_(False)
-    scratch = base_model.scratch_copy(model)
-    two = adapters.add(model, dict.fromkeys(NAMES, Adapter(rank=8)), 1)
+    merged_copy = base_model.merged_copy_of(model)
+    two = adapters.add_adapters(model, dict.fromkeys(NAMES, Adapter(rank=8)), 1)
     for name in NAMES:
         for parameter in adapters.parameters(two, name).values():
             torch.nn.init.normal_(parameter, std=0.05)
-    return two, scratch
+    return two, merged_copy
 
 
 def graphs() -> int:
@@ -56,10 +56,10 @@ def graphs() -> int:
     return int(torch._dynamo.utils.counters["stats"]["unique_graphs"])
 
 
-Road = Callable[[str, Any], torch.Tensor]
+RowBuilder = Callable[[str, Any], torch.Tensor]
 
 
-def counted(road: Road, work: Road, plain: Any, compiled: Any) -> dict[str, Any]:
+def counted(row_builder: RowBuilder, work: RowBuilder, plain: Any, compiled: Any) -> dict[str, Any]:
     """Call a compiled road for each direction in turns.
 
     Args:
@@ -70,9 +70,9 @@ def counted(road: Road, work: Road, plain: Any, compiled: Any) -> dict[str, Any]
     seen, seconds, apart = [], [], 0.0
     for _ in range(TURNS):
         for name in NAMES:
-            expected = road(name, plain)
+            expected = row_builder(name, plain)
             start = time.perf_counter()
-            found = road(name, compiled)
+            found = row_builder(name, compiled)
             seconds.append(round(time.perf_counter() - start, 3))
             apart = max(apart, float((found - expected).abs().max()))
             seen.append(graphs())
@@ -90,12 +90,12 @@ def measure(layers: int, device: torch.device) -> dict[str, Any]:
     ids = torch.randint(5, 1000, (4, 32), generator=torch.Generator().manual_seed(1)).to(device)
 
     def evaluated(name: str, model: Any) -> torch.Tensor:
-        adapters.choose(two, name, train=False)
+        adapters.activate(two, name, train=False)
         with torch.no_grad():
             return torch.as_tensor(model(input_ids=ids, use_cache=False).logits)
 
     def trained(name: str, model: Any) -> torch.Tensor:
-        adapters.choose(two, name, train=True)
+        adapters.activate(two, name, train=True)
         model(input_ids=ids, use_cache=False).logits.float().square().mean().backward()
         grads = [parameter.grad for parameter in adapters.parameters(two, name).values()]
         found = torch.cat([grad.flatten() for grad in grads if grad is not None])
@@ -104,7 +104,7 @@ def measure(layers: int, device: torch.device) -> dict[str, Any]:
         return found
 
     def rewritten(name: str, model: Any) -> torch.Tensor:
-        adapters.write_merged(scratch, two, name)
+        adapters.write_merged(merged_copy, two, name)
         with torch.no_grad():
             return torch.as_tensor(model(input_ids=ids, use_cache=False).logits)
 
@@ -114,15 +114,15 @@ def measure(layers: int, device: torch.device) -> dict[str, Any]:
         with torch.no_grad():
             return torch.as_tensor(model(input_ids=ids, use_cache=False).logits)
 
-    roads = {"PEFT, evaluation": (evaluated, evaluated), "PEFT, training": (trained, trained)}
-    roads["scratch copy"] = (rewritten, forward)
+    row_builders = {"PEFT, evaluation": (evaluated, evaluated), "PEFT, training": (trained, trained)}
+    row_builders["scratch copy"] = (rewritten, forward)
     # Past this limit torch would go on without compiling, and the count would stand still.
     torch._dynamo.config.fail_on_recompile_limit_hit = True
-    for title, (road, work) in roads.items():
-        two, scratch = made(layers, device)
+    for title, (row_builder, work) in row_builders.items():
+        two, merged_copy = made(layers, device)
         torch._dynamo.reset()
-        plain = scratch if title == "scratch copy" else two
-        found[title] = counted(road, work, plain, torch.compile(plain))
+        plain = merged_copy if title == "scratch copy" else two
+        found[title] = counted(row_builder, work, plain, torch.compile(plain))
     return found
 
 

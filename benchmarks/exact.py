@@ -28,11 +28,11 @@ from benchmarks import zoo
 from roundtrip.backtranslation.run_folder import versions
 from roundtrip.runtime.errors import TemplateError
 from roundtrip.tokens import compatibility
-from roundtrip.tokens.adversarial import Attacks
-from roundtrip.tokens.audit import compare, written
+from roundtrip.tokens.adversarial import AdversarialRows
+from roundtrip.tokens.audit import compare_rows, writer_ids
 from roundtrip.tokens.prompt_segments import build_segments
-from roundtrip.tokens.prompt_template import Template
-from roundtrip.tokens.row_builder import SPLICED, Road
+from roundtrip.tokens.prompt_template import PromptTemplate
+from roundtrip.tokens.row_builder import SPLICED, RowBuilder
 from roundtrip.tokens.splice.canonicality import EMPTY, REASONS
 
 LANGUAGES = ("es", "de", "ru", "ar", "he", "hi", "th", "ja", "zh", "ko")
@@ -59,13 +59,15 @@ def samples(languages: Sequence[str], number: int) -> list[tuple[str, str]]:
     return pairs + [(line, english[i % len(english)]) for i, line in enumerate(nasty)] + [("x", line) for line in nasty]
 
 
-def hypotheses(road: Road, pairs: Sequence[tuple[str, str]], number: int, seed: int) -> Iterator[list[int]]:
+def hypotheses(
+    row_builder: RowBuilder, pairs: Sequence[tuple[str, str]], number: int, seed: int
+) -> Iterator[list[int]]:
     """Yield generated ids: canonical rows, then attacked ones; some with an end token, some cut short."""
     chance = random.Random(seed)
-    canonical = [ids for ids in written(road.writer, pairs) if ids]
+    canonical = [ids for ids in writer_ids(row_builder.writer, pairs) if ids]
     some = canonical if len(canonical) <= number // 3 else chance.sample(canonical, number // 3)
-    attacked = _attacks(road, canonical, number - len(some), seed)
-    stops = road.writer.segments.stop_ids
+    attacked = _attacks(row_builder, canonical, number - len(some), seed)
+    stops = row_builder.writer.segments.stop_ids
     for ids in (*some, *attacked):
         kind = chance.random()
         if kind < 0.1:
@@ -79,13 +81,13 @@ def hypotheses(road: Road, pairs: Sequence[tuple[str, str]], number: int, seed: 
     yield []
 
 
-def _attacks(road: Road, canonical: Sequence[list[int]], number: int, seed: int) -> Iterator[list[int]]:
+def _attacks(row_builder: RowBuilder, canonical: Sequence[list[int]], number: int, seed: int) -> Iterator[list[int]]:
     """Attack with the vocabulary's own tokens where it can be read; else with tokens at random."""
-    if road.guard is not None:
-        yield from Attacks(road.guard.pairs.surface, seed).rows(canonical, number)
+    if row_builder.guard is not None:
+        yield from AdversarialRows(row_builder.guard.pairs.vocabulary, seed).rows(canonical, number)
         return
     chance = random.Random(seed)
-    size = len(road.template.tokenizer)
+    size = len(row_builder.template.tokenizer)
     for _ in range(number):
         ids = list(chance.choice(canonical))
         at = chance.randrange(len(ids))
@@ -93,23 +95,23 @@ def _attacks(road: Road, canonical: Sequence[list[int]], number: int, seed: int)
         yield ids or [chance.randrange(size)]
 
 
-def run(road: Road, pairs: Sequence[tuple[str, str]], number: int, seed: int) -> Tally:
+def run(row_builder: RowBuilder, pairs: Sequence[tuple[str, str]], number: int, seed: int) -> Tally:
     """Make rows both ways and compare them."""
     tally = Tally()
     targets = [target for _, target in pairs]
     chance = random.Random(seed)
     batch: list[list[int]] = []
-    for ids in (*hypotheses(road, pairs, number, seed), None):
+    for ids in (*hypotheses(row_builder, pairs, number, seed), None):
         if ids is not None:
             batch.append(ids)
         if batch and (ids is None or len(batch) == ROWS_AT_ONCE):
-            _count(road, batch, [chance.choice(targets) for _ in batch], tally)
+            _count(row_builder, batch, [chance.choice(targets) for _ in batch], tally)
             batch = []
     return tally
 
 
-def _count(road: Road, batch: list[list[int]], targets: list[str], tally: Tally) -> None:
-    reasons, expected, got = compare(road, batch, targets)
+def _count(row_builder: RowBuilder, batch: list[list[int]], targets: list[str], tally: Tally) -> None:
+    reasons, expected, got = compare_rows(row_builder, batch, targets)
     for ids, reason, want, have in zip(batch, reasons, expected, got, strict=True):
         taken = reason == SPLICED
         tally.rows += 1
@@ -141,14 +143,16 @@ def one(tokenizer: Any, text: Any, pairs: Sequence[tuple[str, str]], arguments: 
     """Return the verdict on one combination and the tally of its rows."""
     start = time.perf_counter()
     try:
-        learner = Template(tokenizer, build_segments(tokenizer, text, "es", "en", ()))
-        writer = Template(tokenizer, build_segments(tokenizer, text, "en", "es", ()))
+        learner = PromptTemplate(tokenizer, build_segments(tokenizer, text, "es", "en", ()))
+        writer = PromptTemplate(tokenizer, build_segments(tokenizer, text, "en", "es", ()))
     except TemplateError as error:
         return {"road": "none", "reasons": [error.problem]}
-    road, judged = compatibility.build(writer, learner, pairs[::7], guard=arguments.guard, num_attacks=200)
+    row_builder, judged = compatibility.build_row_builder(
+        writer, learner, pairs[::7], guard=arguments.guard, num_attacks=200
+    )
     found = judged.to_dict()
-    if road.into is not None:
-        tally = run(road, pairs, arguments.rows, arguments.seed)
+    if row_builder.into is not None:
+        tally = run(row_builder, pairs, arguments.rows, arguments.seed)
         found |= vars(tally) | {"refused": dict(tally.refused)}
     return found | {"seconds": round(time.perf_counter() - start, 1)}
 

@@ -26,12 +26,12 @@ from rich.console import Console
 from rich.table import Table as Shown
 
 from benchmarks.machine import RESULTS, best, done, facts, parser
-from roundtrip.backtranslation.validation import greedy
+from roundtrip.backtranslation.validation import greedy_settings
 from roundtrip.data.corpora import prepare
 from roundtrip.engine import translator
 from roundtrip.engine.generate import generate
-from roundtrip.engine.hf_backends import by_generate
-from roundtrip.engine.request import Work
+from roundtrip.engine.hf_backends import generate_hf
+from roundtrip.engine.request import GenerationRequest
 from roundtrip.engine.translator import Translator
 from roundtrip.models import adapters, attention
 from roundtrip.recipe import loader
@@ -47,29 +47,29 @@ def fixed(one: Translator, batch: int, length: int, engines: tuple[str, ...], tu
     random = torch.Generator().manual_seed(1)
     prompts = torch.randint(1000, 20_000, (batch, length), generator=random).tolist()
     limits = [length - 1] * batch
-    settings = Generate(tokens_per_batch=10**9)
+    settings = Generate(max_tokens_per_batch=10**9)
     pad = one.base.pad_id
 
     def through_adapter() -> None:
         attention.choose(one.base.model, attention.GENERATING)
-        adapters.choose(one.learner.model, one.direction.name, train=False)
-        by_generate(one.learner.model, Work(prompts, limits, settings, pad, [], 0))
+        adapters.activate(one.direction_model.model, one.direction.name, train=False)
+        generate_hf(one.direction_model.model, GenerationRequest(prompts, limits, settings, pad, [], 0))
 
     def by(engine: Any) -> Callable[[], None]:
-        def road() -> None:
-            with one.learner.generating() as model:
+        def row_builder() -> None:
+            with one.direction_model.generating() as model:
                 chosen = settings.model_copy(update=ENGINES[engine])
                 generate(model, prompts, limits, chosen, pad_id=pad, stop_ids=[], seed=0)
 
-        return road
+        return row_builder
 
-    roads = {"through the adapter": through_adapter} | {engine: by(engine) for engine in engines}
-    return {name: batch * length / seconds for name, seconds in best(roads, turns).items()}
+    row_builders = {"through the adapter": through_adapter} | {engine: by(engine) for engine in engines}
+    return {name: batch * length / seconds for name, seconds in best(row_builders, turns).items()}
 
 
 def lines(one: Translator, recipe: Any, sources: list[str], engines: tuple[str, ...], turns: int) -> dict[str, float]:
     """Return seconds that each road takes to translate lines."""
-    settings = greedy(recipe)
+    settings = greedy_settings(recipe)
     prompts = one.template.prompts(sources)
     limits = [one.num_needed(prompt, settings) - len(prompt) for prompt in prompts]
     stops = [*one.template.segments.stop_ids, *one.template.segments.break_ids]
@@ -77,11 +77,13 @@ def lines(one: Translator, recipe: Any, sources: list[str], engines: tuple[str, 
 
     def through_adapter() -> None:
         attention.choose(one.base.model, attention.GENERATING)
-        adapters.choose(one.learner.model, one.direction.name, train=False)
+        adapters.activate(one.direction_model.model, one.direction.name, train=False)
         for start in range(0, len(prompts), size):
             some = slice(start, start + size)
-            work = Work(prompts[some], limits[some], settings, one.base.pad_id, stops, 0)
-            one.base.tokenizer.batch_decode(by_generate(one.learner.model, work).ids_BN, skip_special_tokens=True)
+            work = GenerationRequest(prompts[some], limits[some], settings, one.base.pad_id, stops, 0)
+            one.base.tokenizer.batch_decode(
+                generate_hf(one.direction_model.model, work).ids_BN, skip_special_tokens=True
+            )
 
     def by(engine: Any) -> Callable[[], Any]:
         return lambda: one.write(sources, settings.model_copy(update=ENGINES[engine]), 0)
@@ -90,16 +92,18 @@ def lines(one: Translator, recipe: Any, sources: list[str], engines: tuple[str, 
 
 
 def show(document: Mapping[str, Any], console: Console) -> None:
-    roads = list(document["fixed"][0]["tokens_per_second"])
+    row_builders = list(document["fixed"][0]["tokens_per_second"])
     table = Shown(title="tokens/s (share of the GEMM peak: new, done)")
     table.add_column("rows x tokens")
-    for road in roads:
-        table.add_column(road, justify="right")
+    for row_builder in row_builders:
+        table.add_column(row_builder, justify="right")
     for case in document["fixed"]:
         rates = case["tokens_per_second"]
         cells = [
-            f"{rates[road]:,.0f} ({case['new'][road]:.0%}, {case['done'][road]:.0%})" if road in rates else ""
-            for road in roads
+            f"{rates[row_builder]:,.0f} ({case['new'][row_builder]:.0%}, {case['done'][row_builder]:.0%})"
+            if row_builder in rates
+            else ""
+            for row_builder in row_builders
         ]
         table.add_row(f"{case['batch']} x {case['length']}", *cells)
     console.print(table)
@@ -116,9 +120,9 @@ def draw(document: Mapping[str, Any], path: Path) -> None:
     figure, axes = pyplot.subplots(1, len(lengths), figsize=(5 * len(lengths), 4), sharey=True, squeeze=False)
     for panel, length in zip(axes[0], lengths, strict=True):
         cases = [case for case in document["fixed"] if case["length"] == length]
-        for road in cases[0]["tokens_per_second"]:
-            points = [(case["batch"], case["tokens_per_second"][road]) for case in cases]
-            panel.plot(*zip(*points, strict=True), "-o", label=road)
+        for row_builder in cases[0]["tokens_per_second"]:
+            points = [(case["batch"], case["tokens_per_second"][row_builder]) for case in cases]
+            panel.plot(*zip(*points, strict=True), "-o", label=row_builder)
         panel.set(xscale="log", yscale="log", title=f"{length} + {length} tokens", xlabel="rows", ylabel="tokens/s")
         panel.grid(alpha=0.3)
         panel.legend(fontsize="small")

@@ -22,14 +22,14 @@ TURNS = 3
 SHAPE = (1024, 576, 1536)
 
 
-def best(roads: Mapping[str, Callable[[], Any]], turns: int = TURNS) -> dict[str, float]:
+def best(row_builders: Mapping[str, Callable[[], Any]], turns: int = TURNS) -> dict[str, float]:
     """Return the shortest time of each road in seconds; one turn of warm-up, then A B A B."""
-    times: dict[str, list[float]] = {name: [] for name in roads}
+    times: dict[str, list[float]] = {name: [] for name in row_builders}
     for turn in range(turns + 1):
-        for name, road in roads.items():
+        for name, row_builder in row_builders.items():
             wait()
             start = time.perf_counter()
-            road()
+            row_builder()
             wait()
             if turn:
                 times[name].append(time.perf_counter() - start)
@@ -46,11 +46,11 @@ def gemm_flops(device: torch.device, dtype: torch.dtype) -> float:
     rows, inner, columns = SHAPE if device.type == "cpu" else (8192, 4096, 4096)
     left, right = (torch.randn(shape, dtype=dtype, device=device) for shape in ((rows, inner), (columns, inner)))
 
-    def road() -> None:
+    def row_builder() -> None:
         for _ in range(20):
             torch.nn.functional.linear(left, right)
 
-    return 20 * 2 * rows * inner * columns / best({"": road}, 5)[""]
+    return 20 * 2 * rows * inner * columns / best({"": row_builder}, 5)[""]
 
 
 def processor() -> str:
@@ -104,20 +104,20 @@ def facts(name: str, one: Translator) -> dict[str, Any]:
     }
 
 
-def peaks(roads: Mapping[str, Callable[[], Any]]) -> dict[str, int]:
+def peaks(row_builders: Mapping[str, Callable[[], Any]]) -> dict[str, int]:
     """Return how many bytes more than before were held while each road was taken, on the device or by the process."""
     found = {}
-    for name, road in roads.items():
-        memory.release()
+    for name, row_builder in row_builders.items():
+        memory.free_after_failure()
         if torch.cuda.is_available():
             torch.cuda.reset_peak_memory_stats()
             before = torch.cuda.memory_allocated()
-            road()
+            row_builder()
             found[name] = torch.cuda.max_memory_allocated() - before
         else:
             forget_peak()
-            before = memory.used(torch.device("cpu"))
-            road()
+            before = memory.used_bytes(torch.device("cpu"))
+            row_builder()
             found[name] = process_peak() - before
     return found
 

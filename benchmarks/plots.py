@@ -48,13 +48,13 @@ def _table(name: str, cases: list[dict[str, Any]]) -> Table:
     table.add_column("proved", justify="right")
     table.add_column("exact", justify="right")
     for kind in ("roads", "parts"):
-        names = list(dict.fromkeys(road for case in cases for road in case[kind]))
-        for number, road in enumerate(names):
-            figures = [case[kind].get(road) for case in cases]
+        names = list(dict.fromkeys(row_builder for case in cases for row_builder in case[kind]))
+        for number, row_builder in enumerate(names):
+            figures = [case[kind].get(row_builder) for case in cases]
             times = [f"{one['best_ms']:.3g}" if one else "" for one in figures]
             last = figures[-1] or {}
             shares = [f"{last[what]:.1%}" if what in last else "" for what in ("proved", "exact")]
-            table.add_row(road, *times, *shares, end_section=number == len(names) - 1)
+            table.add_row(row_builder, *times, *shares, end_section=number == len(names) - 1)
     return table
 
 
@@ -93,10 +93,14 @@ def draw(document: dict[str, Any], path: Path) -> None:
         cases = document["tokenizers"][name]["cases"]
         lengths = sorted({case["length"] for case in cases}, key=lambda length: abs(length - LENGTH))
         chosen = [case for case in cases if case["length"] == lengths[0]]
-        for road, (colour, style) in LINES.items():
-            points = [(case["batch"], case["roads"][road]["best_ms"]) for case in chosen if road in case["roads"]]
+        for row_builder, (colour, style) in LINES.items():
+            points = [
+                (case["batch"], case["roads"][row_builder]["best_ms"])
+                for case in chosen
+                if row_builder in case["roads"]
+            ]
             if points:
-                panel.plot(*zip(*points, strict=True), style, color=colour, label=road, markersize=4)
+                panel.plot(*zip(*points, strict=True), style, color=colour, label=row_builder, markersize=4)
         panel.set(xscale="log", yscale="log", title=f"{name}, {lengths[0]} + {lengths[0]} tokens", xlabel="rows")
         panel.set_xticks([case["batch"] for case in chosen], [str(case["batch"]) for case in chosen])
         panel.minorticks_off()

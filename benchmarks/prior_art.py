@@ -18,13 +18,13 @@ from typing import Any
 import torch
 from torch.nn.utils.rnn import pad_sequence
 
-from roundtrip.recipe.schema import TemplateText
-from roundtrip.tokens.prompt_template import Row, Template
+from roundtrip.recipe.schema import TemplateRecipe
+from roundtrip.tokens.prompt_template import PromptTemplate, TokenRow
 from roundtrip.tokens.splice.splicing import IGNORE
 
 SEPARATOR = "\n\n"
 # The separator as a template of ours, whose string road is the truth here too.
-PLAIN = TemplateText(kind="plain", text="{source}" + SEPARATOR + "{target}")
+PLAIN = TemplateRecipe(kind="plain", text="{source}" + SEPARATOR + "{target}")
 
 Padded = dict[str, torch.Tensor]
 
@@ -68,7 +68,7 @@ class Generated:
     num_prompt: int
 
 
-def generated(writer: Template, pairs: Sequence[tuple[str, str]], pad_id: int, device: torch.device) -> Generated:
+def generated(writer: PromptTemplate, pairs: Sequence[tuple[str, str]], pad_id: int, device: torch.device) -> Generated:
     """Return what a model would give that writes the source of each (source, target) in canonical tokens.
 
     Args:
@@ -138,7 +138,7 @@ class Skip:
         return {"input_ids": ids_BT, "attention_mask": (live_BT | ends_BT).long(), "labels": labels_BT}
 
 
-def right(padded: Padded, expected: Sequence[Row]) -> tuple[list[bool], list[bool]]:
+def right(padded: Padded, expected: Sequence[TokenRow]) -> tuple[list[bool], list[bool]]:
     """Compare rows with those of the string road.
 
     Returns:

@@ -36,16 +36,16 @@ def run(python: str, model: str, lines: Mapping[str, Sequence[str]], **settings:
         python: an interpreter as described above.
         model: folder of the base.
         lines: by language, the first one's first; as many of each.
-        settings: rows_per_step, max_new_tokens, rank, alpha, lr, dtype.
+        settings: batch_size, max_new_tokens, rank, alpha, lr, dtype.
     """
     found = {}
     with tempfile.TemporaryDirectory() as folder:
         asked = Path(folder) / "asked.json"
         asked.write_text(json.dumps({"lines": list(lines.values()), "model": model, **settings}), encoding="utf-8")
-        for road, flags in ROADS.items():
+        for row_builder, flags in ROADS.items():
             command = [python, str(Path(__file__).resolve()), str(asked), *flags]
             done = subprocess.run(command, stdout=subprocess.PIPE, text=True, check=True)
-            found[road] = json.loads(done.stdout.splitlines()[-1])
+            found[row_builder] = json.loads(done.stdout.splitlines()[-1])
     return found
 
 
@@ -88,7 +88,7 @@ def _train(asked: Mapping[str, Any], *, slow: bool) -> dict[str, Any]:
                 use_macct=True,
                 num_train_epochs=1,
                 learning_rate=asked["lr"],
-                per_device_train_batch_size=asked["rows_per_step"],
+                per_device_train_batch_size=asked["batch_size"],
                 gradient_accumulation_steps=1,
                 report_to=[],
                 save_strategy="no",

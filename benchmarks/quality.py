@@ -43,9 +43,9 @@ ROUND_TRIP, PAIRS_ONLY = "round trip", "pairs only"
 # Of arms that begin with a run of their own it is what that run has left.
 ZERO_SHOT = "zero-shot, or as it began"
 # Keys of the rounds that mean nothing without them.
-NO_ROUNDS = ("rounds.number=0", "rounds.reservoir=0", "rounds.noised_share=0", "rounds.patience=0",
-             "train.synthetic_weight=1.0", "template.synthetic_tag=''", "judge.language=false",
-             "train.final_passes=0")  # fmt: skip
+NO_ROUNDS = ("rounds.count=0", "rounds.replay_examples=0", "rounds.denoising_ratio=0", "rounds.patience=0",
+             "train.synthetic_weight=1.0", "template.synthetic_tag=''", "filter.language=false",
+             "train.final_epochs=0")  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -81,17 +81,17 @@ class Experiment:
 BOTH: dict[str, Sequence[str]] = {PAIRS_ONLY: (), ROUND_TRIP: ()}
 GERMAN = (
     "languages=['en', 'de']",
-    "data.cut.corpus={path = ['multi30k/train.en.gz', 'multi30k/train.de.gz']}",
+    "data.split.corpus={path = ['multi30k/train.en.gz', 'multi30k/train.de.gz']}",
     "data.dev={path = ['multi30k/val.en.gz', 'multi30k/val.de.gz'], limit = 300}",
     "data.test={path = ['multi30k/test_2016_flickr.en.gz', 'multi30k/test_2016_flickr.de.gz']}",
 )
 
 
 def _multi30k(pairs: int, more: Sequence[str] = (), seeds: Sequence[int] = (1, 2, 3)) -> Experiment:
-    cut = (*more, f"data.cut.train={pairs}")
+    cut = (*more, f"data.split.train={pairs}")
     passes = 12 if pairs < 1000 else 8 if pairs < 5000 else 5
     start = Start("multi30k-base", cut, TEXT)
-    return Experiment("multi30k", BOTH, (*cut, f"train.parallel_passes={passes}"), seeds, start=start)
+    return Experiment("multi30k", BOTH, (*cut, f"train.parallel_epochs={passes}"), seeds, start=start)
 
 
 # What each arm of the ablation changes, by what it is about. Two rounds, so that there is time for all.
@@ -99,19 +99,23 @@ ABLATION: dict[str, Sequence[str]] = {
     "default": (),
     "sampling, 0.7": ("generate.temperature=0.7",),
     "sampling, 1.0": ("generate.temperature=1.0",),
-    "best of 4 by dual": ("generate.temperature=0.7", "generate.samples=4", "generate.choose=dual"),
-    "filters off": ("judge.max_ratio=100.0", "judge.max_copy=100.0", "judge.max_repeats=1000"),
-    "wrong language": ("judge.language=true",),
-    "round-trip score": ("judge.min_round_trip=25.0",),
+    "best of 4 by dual": (
+        "generate.temperature=0.7",
+        "generate.num_candidates=4",
+        "generate.candidate_selection=reverse_likelihood",
+    ),
+    "filters off": ("filter.max_length_ratio=100.0", "filter.max_copy_chrf=100.0", "filter.max_repeats=1000"),
+    "wrong language": ("filter.language=true",),
+    "round-trip score": ("filter.min_round_trip_chrf=25.0",),
     "tag": ("template.synthetic_tag='(draft) '",),
     "weight 0.5": ("train.synthetic_weight=0.5",),
-    "no real pairs": ("rounds.real_share=0.0",),
-    "half real pairs": ("rounds.real_share=0.5",),
-    "blocks of 1,000": ("rounds.number=6", "rounds.lines=1000"),
-    "one block of 6,000": ("rounds.number=1", "rounds.lines=6000"),
-    "accumulate": ("rounds.reservoir=6000",),
-    "last stage real": ("train.final_passes=4",),
-    "denoising": ("rounds.noised_share=0.2",),
+    "no real pairs": ("rounds.parallel_ratio=0.0",),
+    "half real pairs": ("rounds.parallel_ratio=0.5",),
+    "blocks of 1,000": ("rounds.count=6", "rounds.monolingual_lines=1000"),
+    "one block of 6,000": ("rounds.count=1", "rounds.monolingual_lines=6000"),
+    "accumulate": ("rounds.replay_examples=6000",),
+    "last stage real": ("train.final_epochs=4",),
+    "denoising": ("rounds.denoising_ratio=0.2",),
     "label smoothing": ("train.label_smoothing=0.1",),
     "EMA": ("train.ema_decay=0.995",),
 }
@@ -123,16 +127,21 @@ EXPERIMENTS: dict[str, Experiment] = {
     "multi30k-de": _multi30k(1000, GERMAN, (1,)),
     "multi30k-all": Experiment(
         "multi30k",
-        {"all pairs": ("data.cut.train=28900", "rounds.number=0", "train.parallel_passes=4")},
-        start=Start("multi30k-base", ("data.cut.train=1000",), TEXT),
+        {"all pairs": ("data.split.train=28900", "rounds.count=0", "train.parallel_epochs=4")},
+        start=Start("multi30k-base", ("data.split.train=1000",), TEXT),
         baseline="all pairs",
     ),
     "ablation": Experiment(
         "multi30k",
         ABLATION,
-        ("rounds.number=2", "rounds.lines=3000", "train.parallel_passes=0", "score.bootstrap_samples=10"),
+        (
+            "rounds.count=2",
+            "rounds.monolingual_lines=3000",
+            "train.parallel_epochs=0",
+            "evaluation.bootstrap_samples=10",
+        ),
         baseline="default",
-        start=Start("multi30k", ("rounds.number=0",), PARALLEL),
+        start=Start("multi30k", ("rounds.count=0",), PARALLEL),
     ),
     "software-es": Experiment("software-strings", BOTH, seeds=(1, 2, 3)),
     "software-fr": Experiment("software-strings-fr", BOTH),
@@ -196,11 +205,11 @@ def _begun(name: str, start: Start, work: Path, seed: int) -> Iterator[str]:
 
 def equal_steps(recipe: Recipe) -> tuple[str, ...]:
     """Return what makes a recipe learn from pairs alone, for at least as many steps as it plans."""
-    assert recipe.data.cut is not None
-    pairs = recipe.data.cut.train
+    assert recipe.data.split is not None
+    pairs = recipe.data.split.train
     steps = max(num_steps(recipe, pairs, direction) for direction in directions(recipe))
-    passes = math.ceil(steps / math.ceil(pairs / recipe.train.rows_per_step))
-    return (*NO_ROUNDS, f"train.parallel_passes={passes}")
+    passes = math.ceil(steps / math.ceil(pairs / recipe.train.batch_size))
+    return (*NO_ROUNDS, f"train.parallel_epochs={passes}")
 
 
 def run(arm: Arm) -> float:
@@ -247,7 +256,7 @@ def read(arm: Arm) -> Found:
     metrics = json.loads(arm.metrics.read_text(encoding="utf-8"))
     found = Found(facts={key: metrics[key] for key in ("best", "steps", "seconds", "roads")})
     found.facts["rejected"] = rejections(arm.folder / "events.jsonl")
-    pairs = row_store.Store(arm.folder / "data" / "test.tsv")
+    pairs = row_store.RowStore(arm.folder / "data" / "test.tsv")
     stages = [stage for stage in metrics["test"] if stage != "copy"]
     rows = {"copy": "copy", ZERO_SHOT: stages[0], "after the pairs": PARALLEL, "chosen by dev": metrics["best"]}
     rows |= {"at the end": stages[-1]}
@@ -269,7 +278,7 @@ def read(arm: Arm) -> Found:
 def scores(hypotheses: Sequence[str], references: Sequence[str]) -> dict[str, float]:
     """Return BLEU, BLEU of lowercased text as older papers have it, and chrF++."""
     lowercased = BLEU(lowercase=True).corpus_score(list(hypotheses), [list(references)]).score
-    return metrics.corpus(hypotheses, references).to_dict() | {"bleu_lowercased": lowercased}
+    return metrics.corpus_scores(hypotheses, references).to_dict() | {"bleu_lowercased": lowercased}
 
 
 def rejections(path: Path) -> dict[str, int]:
@@ -293,7 +302,7 @@ def collect(name: str, experiment: Experiment, found: Mapping[tuple[str, int], F
             continue
         for baseline, theirs in (against | {"after the pairs": one.after_pairs}).items():
             for direction, texts in one.texts.items():
-                pair = metrics.compare(theirs[direction], texts, one.references[direction], samples=samples)
+                pair = metrics.paired_bootstrap(theirs[direction], texts, one.references[direction], samples=samples)
                 about = {"arm": arm, "against": baseline, "seed": seed, "direction": direction}
                 comparisons += [about | each.to_dict() for each in pair]
     return {

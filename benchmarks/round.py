@@ -35,24 +35,24 @@ from rich.table import Table as Shown
 from benchmarks import prior_round
 from benchmarks.machine import RESULTS, facts, parser, processor
 from benchmarks.round_share import clocked
-from roundtrip.backtranslation import roads
-from roundtrip.backtranslation.examples import REAL, SYNTHETIC, Block
-from roundtrip.backtranslation.token_rows import of_block
+from roundtrip.backtranslation import row_builders
+from roundtrip.backtranslation.examples import REAL, SYNTHETIC, PhaseExamples
+from roundtrip.backtranslation.token_rows import token_rows_of
 from roundtrip.data.corpora import prepare
 from roundtrip.engine import translator
 from roundtrip.engine.generate import length_limit
-from roundtrip.engine.hf_backends import by_generate
-from roundtrip.engine.request import Work
-from roundtrip.engine.train_step import step
+from roundtrip.engine.hf_backends import generate_hf
+from roundtrip.engine.request import GenerationRequest
+from roundtrip.engine.train_step import train_step
 from roundtrip.engine.translator import Translator
 from roundtrip.models import adapters
 from roundtrip.models.optimizer import Optimizer
 from roundtrip.recipe import loader
-from roundtrip.recipe.plan import Direction, directions, num_real
+from roundtrip.recipe.plan import Direction, directions, num_parallel
 from roundtrip.recipe.schema import Recipe
-from roundtrip.runtime.event_log import Events
-from roundtrip.tokens.batching import steps
-from roundtrip.tokens.prompt_template import Row
+from roundtrip.runtime.event_log import EventLog
+from roundtrip.tokens.batching import step_batches
+from roundtrip.tokens.prompt_template import TokenRow
 
 PARTS = ("generate", "rows", "learn")
 
@@ -91,7 +91,7 @@ class Turn:
         return asdict(self) | {"mean_loss": mean, "steps": len(self.losses), "rows_per_second": rate}
 
 
-class Road(Protocol):
+class RowBuilder(Protocol):
     """A way to take a round."""
 
     def begin(self) -> None:
@@ -108,31 +108,35 @@ class Ours:
         self.task, self.both = task, both
         templates = {name: one.template for name, one in both.items()}
         devices = {name: one.base.device for name, one in both.items()}
-        self.roads, _ = roads.find(task.recipe, templates, templates, task.real, devices, Events(Console(quiet=True)))
+        self.row_builders, _ = row_builders.find(
+            task.recipe, templates, templates, task.real, devices, EventLog(Console(quiet=True))
+        )
         self.optimizers: dict[str, Optimizer] = {}
 
     def begin(self) -> None:
         recipe = self.task.recipe
         for name, one in self.both.items():
-            adapters.load(one.learner.model, name, self.task.start[name])
-            self.optimizers[name] = Optimizer(one.learner.parameters(), recipe.train, 1000, recipe.adapter[name])
+            adapters.load(one.direction_model.model, name, self.task.start[name])
+            self.optimizers[name] = Optimizer(
+                one.direction_model.parameters(), recipe.train, 1000, recipe.adapter[name]
+            )
 
     def take(self, direction: Direction) -> Turn:
         recipe, lines = self.task.recipe, self.task.lines[direction.target]
         one, writer = self.both[direction.name], self.both[direction.reverse.name]
-        road = self.roads[direction.name]
-        writing, written = clocked(lambda: writer.write(lines, recipe.generate, 0, reader=road.reader))
+        row_builder = self.row_builders[direction.name]
+        writing, written = clocked(lambda: writer.write(lines, recipe.generate, 0, reader=row_builder.reader))
         pairs = [[SYNTHETIC, source, target] for source, target in zip(written.texts, lines, strict=True)]
         pairs += [[REAL, *pair] for pair in self.task.real[direction.name]]
-        block = Block(pairs, {}, hypotheses=written.hypotheses, prompts=written.prompts)
-        making, (table, _) = clocked(lambda: of_block(block, one.templates, road, one.base.device, 0))
+        block = PhaseExamples(pairs, {}, hypotheses=written.hypotheses, prompts=written.prompts)
+        making, (table, _) = clocked(lambda: token_rows_of(block, one.templates, row_builder, one.base.device, 0))
 
         def learn() -> list[float]:
-            with one.learner.training(recipe.train.packing) as packed:
+            with one.direction_model.training(recipe.train.packing) as packed:
                 return [
-                    step(one.learner.model, self.optimizers[direction.name], table, group, one.base.pad_id,
-                         recipe.train.tokens_per_forward, 0, packed=packed).loss
-                    for group in steps(table.sizes, recipe.train.rows_per_step, 0)
+                    train_step(one.direction_model.model, self.optimizers[direction.name], table, group, one.base.pad_id,  # noqa: E501
+                         recipe.train.max_tokens_per_microbatch, 0, packed=packed).loss
+                    for group in step_batches(table.sizes, recipe.train.batch_size, 0)
                 ]  # fmt: skip
 
         learning, losses = clocked(learn)
@@ -164,7 +168,7 @@ class Usual:
 
     def write(self, direction: Direction) -> tuple[list[str], int]:
         """Write a source of each line, in batches as they come; return them and the number of new tokens."""
-        writer, size = self.both[direction.reverse.name], self.task.recipe.train.rows_per_step
+        writer, size = self.both[direction.reverse.name], self.task.recipe.train.batch_size
         lines = self.task.lines[direction.target]
         self.model.set_adapter(direction.reverse.name)
         self.model.eval()
@@ -174,8 +178,8 @@ class Usual:
             prompts = writer.template.prompts(lines[start : start + size])
             limits = [length_limit(writer.num_source_tokens(prompt), self.task.recipe.generate) for prompt in prompts]
             stops = [*writer.template.segments.stop_ids, *writer.template.segments.break_ids]
-            work = Work(prompts, limits, self.task.recipe.generate, writer.base.pad_id, stops, 0)
-            new_BN = by_generate(self.model, work).ids_BN
+            work = GenerationRequest(prompts, limits, self.task.recipe.generate, writer.base.pad_id, stops, 0)
+            new_BN = generate_hf(self.model, work).ids_BN
             num_new += int((new_BN != writer.base.pad_id).sum())
             texts += writer.base.tokenizer.batch_decode(new_BN, skip_special_tokens=True)
         return [text.strip() for text in texts], num_new
@@ -199,8 +203,8 @@ class Plain(Usual):
             optimizer = torch.optim.AdamW(learning, lr=recipe.train.lr, weight_decay=0.0)
             losses = []
             order = random.Random(0).sample(range(len(rows)), len(rows))
-            for start in range(0, len(order), recipe.train.rows_per_step):
-                some = [rows[i] for i in order[start : start + recipe.train.rows_per_step]]
+            for start in range(0, len(order), recipe.train.batch_size):
+                some = [rows[i] for i in order[start : start + recipe.train.batch_size]]
                 loss = self.model(**_padded(some, one)).loss
                 loss.backward()
                 torch.nn.utils.clip_grad_norm_(learning, recipe.train.max_grad_norm)
@@ -213,7 +217,7 @@ class Plain(Usual):
         return Turn({"generate": writing, "rows": making, "learn": learning}, losses, num_new, len(rows))
 
 
-def _padded(rows: Sequence[Row], one: Translator) -> dict[str, torch.Tensor]:
+def _padded(rows: Sequence[TokenRow], one: Translator) -> dict[str, torch.Tensor]:
     width = max(len(row.ids) for row in rows)
     ids = torch.full((len(rows), width), one.base.pad_id)
     labels, mask = torch.full_like(ids, -100), torch.zeros_like(ids)
@@ -262,7 +266,7 @@ class Trl(Usual):
         train = self.task.recipe.train
         return SFTConfig(
             output_dir=folder,
-            per_device_train_batch_size=train.rows_per_step,
+            per_device_train_batch_size=train.batch_size,
             num_train_epochs=1,
             learning_rate=train.lr,
             lr_scheduler_type="constant",
@@ -283,13 +287,13 @@ def _as_completion(one: Translator, pair: tuple[str, str]) -> dict[str, str]:
     return {"prompt": one.template.prompt_text(source), "completion": mid[len(mid.rstrip(" ")) :] + target}
 
 
-def in_turns(task: Task, found: Mapping[str, Road], turns: int) -> dict[str, Turn]:
+def in_turns(task: Task, found: Mapping[str, RowBuilder], turns: int) -> dict[str, Turn]:
     """Return the fastest round of each road; each begins with the same adapters, and one turn is to warm up."""
     rounds: dict[str, list[Turn]] = {name: [] for name in found}
     for turn in range(turns + 1):
-        for name, road in found.items():
-            road.begin()
-            first, second = (road.take(direction) for direction in directions(task.recipe))
+        for name, row_builder in found.items():
+            row_builder.begin()
+            first, second = (row_builder.take(direction) for direction in directions(task.recipe))
             if turn:
                 rounds[name].append(first + second)
     return {name: min(taken, key=lambda one: sum(one.seconds.values())) for name, taken in rounds.items()}
@@ -345,14 +349,14 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as folder:
         corpora = prepare(recipe, loaded.folder, Path(folder), lambda text: None)
         lines = {code: [corpora.mono[code][i][0] for i in range(asked.lines)] for code in recipe.languages}
-        number = num_real(recipe, asked.lines, len(corpora.train))
+        number = num_parallel(recipe, asked.lines, len(corpora.train))
         pairs = [(source, target) for source, target in (corpora.train[i] for i in range(number))]
     first = directions(recipe)[0]
     real = {first.name: pairs, first.reverse.name: [(target, source) for source, target in pairs]}
     start = {
         name: adapters.read(asked.run / "adapters" / "parallel" / name)
         if asked.run
-        else {key: value.clone() for key, value in adapters.tensors(one.learner.model, name).items()}
+        else {key: value.clone() for key, value in adapters.tensors(one.direction_model.model, name).items()}
         for name, one in both.items()
     }
     task = Task(recipe, lines, real, start)
@@ -385,7 +389,7 @@ def _prior(python: str, task: Task, both: Mapping[str, Translator]) -> dict[str,
         python,
         one.base.location,
         task.lines,
-        rows_per_step=recipe.train.rows_per_step,
+        batch_size=recipe.train.batch_size,
         max_new_tokens=round(sum(limits) / len(limits)),
         rank=settings.rank,
         alpha=settings.alpha,

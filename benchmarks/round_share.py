@@ -12,13 +12,13 @@ import torch
 
 from roundtrip.data.corpora import Corpora, prepare
 from roundtrip.engine import translator
-from roundtrip.engine.train_step import step
+from roundtrip.engine.train_step import train_step
 from roundtrip.engine.translator import Translator
 from roundtrip.models.optimizer import Optimizer
 from roundtrip.recipe import loader
-from roundtrip.recipe.plan import directions, num_real
+from roundtrip.recipe.plan import directions, num_parallel
 from roundtrip.tokens import compatibility
-from roundtrip.tokens.batching import Table, steps
+from roundtrip.tokens.batching import TokenDataset, step_batches
 
 T = TypeVar("T")
 FACTORS = (1, 10, 100)
@@ -45,18 +45,18 @@ def _measured(recipe: Any, both: dict[str, Translator], corpora: Corpora, num_li
     writer, learner = other.template, one.template
     targets = [corpora.mono[direction.target][i][0] for i in range(num_lines)]
     dev = [(source, target) for source, target in (corpora.dev[i] for i in range(len(corpora.dev)))]
-    road, found = compatibility.build(writer, learner, dev, device=one.base.device)
+    row_builder, found = compatibility.build_row_builder(writer, learner, dev, device=one.base.device)
     other.write(targets[:2], recipe.generate, 0)  # the first call pays for what the library loads
     generation, written = clocked(lambda: other.write(targets, recipe.generate, 0))
     ids_BN, size_B = written.hypotheses.ids_BN, written.hypotheses.size_B
     pairs = list(zip(written.texts, targets, strict=True))
 
-    def by_strings() -> Table:
-        return Table.of(learner.rows(pairs), one.base.device)
+    def by_strings() -> TokenDataset:
+        return TokenDataset.of(learner.rows(pairs), one.base.device)
 
-    def by_road() -> tuple[Table, dict[str, int]]:
-        rows, counts = road.rows(ids_BN, size_B, targets, written.texts)
-        return Table.of_spliced(rows), dict(counts)
+    def by_road() -> tuple[TokenDataset, dict[str, int]]:
+        rows, counts = row_builder.rows(ids_BN, size_B, targets, written.texts)
+        return TokenDataset.of_spliced(rows), dict(counts)
 
     _, (_, counts) = clocked(by_road)  # the first time pairs are settled
     handling = {
@@ -64,9 +64,9 @@ def _measured(recipe: Any, both: dict[str, Translator], corpora: Corpora, num_li
         "strings": best(by_strings),
         "road": best(by_road),
     }
-    number = num_real(recipe, num_lines, len(corpora.train))
+    number = num_parallel(recipe, num_lines, len(corpora.train))
     real = [tuple(corpora.train[i]) for i in range(number)]
-    table = Table.of(learner.rows(pairs + real), one.base.device)
+    table = TokenDataset.of(learner.rows(pairs + real), one.base.device)
     training, num_steps = clocked(lambda: _learn(recipe, one, table))
     return {
         "lines": num_lines,
@@ -74,7 +74,7 @@ def _measured(recipe: Any, both: dict[str, Translator], corpora: Corpora, num_li
         "steps": num_steps,
         "device": str(one.base.device),
         "dtype": str(one.base.dtype),
-        "verdict": found.road,
+        "verdict": found.row_builder,
         "by_reason": counts,
         "generation_seconds": generation,
         "generated_tokens": int(size_B.sum()),
@@ -89,26 +89,34 @@ def _measured(recipe: Any, both: dict[str, Translator], corpora: Corpora, num_li
     }
 
 
-def _learn(recipe: Any, one: Translator, table: Table) -> int:
+def _learn(recipe: Any, one: Translator, table: TokenDataset) -> int:
     """Take every step of a block."""
-    groups = steps(table.sizes, recipe.train.rows_per_step, 0)
-    optimizer = Optimizer(one.learner.parameters(), recipe.train, len(groups), one.learner.adapter)
-    with one.learner.training():
+    groups = step_batches(table.sizes, recipe.train.batch_size, 0)
+    optimizer = Optimizer(one.direction_model.parameters(), recipe.train, len(groups), one.direction_model.adapter)
+    with one.direction_model.training():
         for number, group in enumerate(groups):
-            step(one.learner.model, optimizer, table, group, one.base.pad_id, recipe.train.tokens_per_forward, number)
+            train_step(
+                one.direction_model.model,
+                optimizer,
+                table,
+                group,
+                one.base.pad_id,
+                recipe.train.max_tokens_per_microbatch,
+                number,
+            )
     return len(groups)
 
 
-def clocked(road: Callable[[], T]) -> tuple[float, T]:
+def clocked(row_builder: Callable[[], T]) -> tuple[float, T]:
     """Return the seconds that something took, the device waited for, and what it made."""
     if torch.cuda.is_available():
         torch.cuda.synchronize()
     start = time.perf_counter()
-    made = road()
+    made = row_builder()
     if torch.cuda.is_available():
         torch.cuda.synchronize()
     return time.perf_counter() - start, made
 
 
-def best(road: Callable[[], Any], turns: int = 5) -> float:
-    return min(clocked(road)[0] for _ in range(turns))
+def best(row_builder: Callable[[], Any], turns: int = 5) -> float:
+    return min(clocked(row_builder)[0] for _ in range(turns))

@@ -26,23 +26,23 @@ from rich.console import Console
 from rich.table import Table as Shown
 
 from benchmarks.machine import RESULTS, forget_peak, parser, process_peak, processor
-from roundtrip.backtranslation import examples, roads
+from roundtrip.backtranslation import examples, row_builders
 from roundtrip.backtranslation.run_folder import versions
-from roundtrip.backtranslation.token_rows import of_block
+from roundtrip.backtranslation.token_rows import token_rows_of
 from roundtrip.data.corpora import Corpora, prepare
 from roundtrip.data.sampler import Cursor
 from roundtrip.engine import translator
 from roundtrip.engine.generate import Hypotheses
-from roundtrip.engine.train_step import step
-from roundtrip.engine.translator import Translator, Written
+from roundtrip.engine.train_step import train_step
+from roundtrip.engine.translator import Translations, Translator
 from roundtrip.models.optimizer import Optimizer
 from roundtrip.recipe import loader
 from roundtrip.recipe.plan import directions, phases
 from roundtrip.recipe.schema import Recipe
 from roundtrip.runtime import memory
-from roundtrip.runtime.event_log import Events
-from roundtrip.tokens.batching import steps
-from roundtrip.tokens.prompt_template import Template
+from roundtrip.runtime.event_log import EventLog
+from roundtrip.tokens.batching import step_batches
+from roundtrip.tokens.prompt_template import PromptTemplate
 
 LINES_PER_ROUND = 500
 
@@ -80,9 +80,9 @@ def measure(number: int, *, real: bool, rounds: int) -> dict[str, Any]:
         base = prepare(shipped.recipe, shipped.folder, folder / "base", lambda text: None)
         loaded = loader.load(str(corpus(shipped.recipe, folder, number, base)))
         (folder / "stores").mkdir()
-        memory.release()
+        memory.free_after_failure()
         forget_peak()
-        before, start = memory.used(torch.device("cpu")), time.perf_counter()
+        before, start = memory.used_bytes(torch.device("cpu")), time.perf_counter()
         corpora = prepare(loaded.recipe, folder, folder / "stores", lambda text: None)
         preparing, added = time.perf_counter() - start, process_peak() - before
         both = translator.load(loaded.recipe, folder)
@@ -107,16 +107,16 @@ def _rounds(
     samples = {d.name: [tuple(row) for row in corpora.dev] for d in directions(recipe)}
     templates = {name: one.template for name, one in both.items()}
     devices = {name: one.base.device for name, one in both.items()}
-    found, _ = roads.find(recipe, templates, templates, samples, devices, Events(Console(quiet=True)))  # type: ignore[arg-type]
+    found, _ = row_builders.find(recipe, templates, templates, samples, devices, EventLog(Console(quiet=True)))  # type: ignore[arg-type]
     optimizers = {
-        name: Optimizer(one.learner.parameters(), recipe.train, 10**6, recipe.adapter[name])
+        name: Optimizer(one.direction_model.parameters(), recipe.train, 10**6, recipe.adapter[name])
         for name, one in both.items()
     }
     pair = [phase for phase in phases(recipe, len(corpora.train)) if phase.round == 1]
     cursors: dict[str, Cursor] = {}
     seconds = dict.fromkeys(("read, write, judge", "rows", "learn"), 0.0)
     lines = 0
-    num_rounds = max(1, number // recipe.rounds.lines)
+    num_rounds = max(1, number // recipe.rounds.monolingual_lines)
     for turn in range(num_rounds + 1):
         for phase in pair:
             one, writer = both[phase.direction.name], both[phase.direction.reverse.name]
@@ -127,18 +127,18 @@ def _rounds(
                 reader=found[phase.direction.name].reader,
             )  # fmt: skip
             times.append(time.perf_counter())
-            table, _ = of_block(made, one.templates, found[phase.direction.name], one.base.device, turn)
+            table, _ = token_rows_of(made, one.templates, found[phase.direction.name], one.base.device, turn)
             times.append(time.perf_counter())
-            groups = steps(table.sizes, recipe.train.rows_per_step, turn)
+            groups = step_batches(table.sizes, recipe.train.batch_size, turn)
             if real:
-                with one.learner.training(recipe.train.packing) as packed:
+                with one.direction_model.training(recipe.train.packing) as packed:
                     for group in groups:
-                        step(one.learner.model, optimizers[phase.direction.name], table, group, one.base.pad_id,
-                             recipe.train.tokens_per_forward, 0, packed=packed)  # fmt: skip
+                        train_step(one.direction_model.model, optimizers[phase.direction.name], table, group, one.base.pad_id,  # noqa: E501
+                             recipe.train.max_tokens_per_microbatch, 0, packed=packed)  # fmt: skip
             times.append(time.perf_counter())
             cursors = cursors | made.cursors
             if turn:
-                lines += recipe.rounds.lines
+                lines += recipe.rounds.monolingual_lines
                 for key, before, after in zip(seconds, times, times[1:], strict=False):
                     seconds[key] += after - before
     return seconds, lines
@@ -150,14 +150,16 @@ class Stub:
     def __init__(self, one: Translator) -> None:
         self.one, self.template = one, one.template
 
-    def write(self, sources: list[str], settings: Any, seed: int, *, reader: Template | None, **told: Any) -> Written:
+    def write(
+        self, sources: list[str], settings: Any, seed: int, *, reader: PromptTemplate | None, **told: Any
+    ) -> Translations:
         texts = [" ".join(reversed(source.split())) for source in sources]
         ids = [row.ids[row.start : -1] for row in self.template.rows([("", text) for text in texts])]
         width = max(map(len, ids))
         new_BN = torch.tensor([[*one, *(width - len(one)) * [0]] for one in ids])
         size_B, done_B = torch.tensor([len(one) for one in ids]), torch.ones(len(ids), dtype=torch.bool)
         prompts = reader.prompts(texts) if reader is not None else None
-        return Written(texts, done_B.tolist(), Hypotheses(new_BN, size_B, done_B, size_B + 1), prompts)
+        return Translations(texts, done_B.tolist(), Hypotheses(new_BN, size_B, done_B, size_B + 1), prompts)
 
     def __getattr__(self, name: str) -> Any:
         return getattr(self.one, name)

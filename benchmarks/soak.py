@@ -1,6 +1,6 @@
 """python -m benchmarks.soak RECIPE: hours of rounds in one process; memory, open files and throughput must stay flat.
 
-Runs the door with `rounds.number` out of reach, looks at the process from outside every --every seconds, and ends it
+Runs the door with `rounds.count` out of reach, looks at the process from outside every --every seconds, and ends it
 with SIGTERM after --minutes. Each figure is a median over a tenth of the time. The first two tenths are left out of
 the verdict: the kinds of batches come by and by, and each costs memory once. Flat is what differs by less than 5 %
 between the third and the last tenth: resident memory, open files, threads, and the time that a tenth's rounds took
@@ -48,7 +48,7 @@ def look(pid: int) -> dict[str, float]:
 
 def soak(arguments: argparse.Namespace, out: Path) -> dict[str, Any]:
     """Run for so long; return all looks at the process, and what its events say of the rounds."""
-    changes = [f"--set={change}" for change in ("rounds.number=1000000", *arguments.set)]
+    changes = [f"--set={change}" for change in ("rounds.count=1000000", *arguments.set)]
     command = [sys.executable, "-m", "roundtrip.train", arguments.recipe, "--out", str(out), *changes]
     looks = []
     with (out.parent / "log.txt").open("w", encoding="utf-8") as log:

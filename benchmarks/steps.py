@@ -18,12 +18,12 @@ from transformers import LlamaConfig, LlamaForCausalLM
 from benchmarks.machine import RESULTS, best, parser, processor
 from roundtrip.backtranslation.run_folder import versions
 from roundtrip.engine.generate import generate
-from roundtrip.engine.train_step import step
+from roundtrip.engine.train_step import train_step
 from roundtrip.models import attention
 from roundtrip.models.optimizer import Optimizer
 from roundtrip.recipe.schema import Generate, Train
-from roundtrip.tokens.batching import Table
-from roundtrip.tokens.prompt_template import Row
+from roundtrip.tokens.batching import TokenDataset
+from roundtrip.tokens.prompt_template import TokenRow
 
 # Layers, width, heads, vocabulary, precision.
 SHAPES = {"small": (6, 256, 4, 6000, torch.float32), "smollm2": (30, 576, 9, 49152, torch.bfloat16)}
@@ -50,24 +50,24 @@ def measure(shape: str, device: str, rows: int, turns: int) -> dict[str, float]:
     """Return milliseconds of one step by road."""
     model = model_of(shape, device)
     found = {}
-    roads = {"generate": False, "generate, graphs": True} if device == "cuda" else {"generate": False}
-    for road, graphs in roads.items():
-        settings = Generate(cuda_graphs=graphs, tokens_per_batch=10**6)
+    row_builders = {"generate": False, "generate, graphs": True} if device == "cuda" else {"generate": False}
+    for row_builder, graphs in row_builders.items():
+        settings = Generate(cuda_graphs=graphs, max_tokens_per_batch=10**6)
 
         def write(settings: Generate = settings) -> None:
             model.eval()
             prompts = [list(range(5, 30))] * rows
             generate(model, prompts, [NEW] * rows, settings, pad_id=0, stop_ids=[1], seed=1)
 
-        found[f"{road}, {rows} rows"] = best({"": write}, turns)[""] / (NEW + 1) * 1000
+        found[f"{row_builder}, {rows} rows"] = best({"": write}, turns)[""] / (NEW + 1) * 1000
     optimizer = Optimizer(dict(model.named_parameters()), Train(), 1000)
-    table = Table.of([Row(list(range(5, 45)), 20)] * 128, device)
+    table = TokenDataset.of([TokenRow(list(range(5, 45)), 20)] * 128, device)
     for kind in ("sdpa", "eager"):
         for size in (32, 128):
 
             def learn(size: int = size) -> None:
                 model.train()
-                step(model, optimizer, table, range(size), 0, 10**6, 1)
+                train_step(model, optimizer, table, range(size), 0, 10**6, 1)
 
             attention.choose(model, kind)
             found[f"learn, {kind}, {size} rows"] = best({"": learn}, turns)[""] * 1000
@@ -87,7 +87,7 @@ def main() -> None:
     path = RESULTS / f"steps-{asked.name}.json"
     path.write_text(json.dumps(document, indent=1) + "\n", encoding="utf-8")
     for shape, found in document["milliseconds"].items():
-        sys.stdout.write("".join(f"{shape}, {road}: {value:.1f} ms\n" for road, value in found.items()))
+        sys.stdout.write("".join(f"{shape}, {row_builder}: {value:.1f} ms\n" for row_builder, value in found.items()))
 
 
 if __name__ == "__main__":

@@ -34,13 +34,13 @@ from typing import Any
 import torch
 from rich.console import Console
 
-from benchmarks import plots, prior_art, roads, round_share, zoo
+from benchmarks import plots, prior_art, round_share, row_paths, zoo
 from benchmarks.batches import LANGUAGES, Case, Kit, case, joined, kit
 from benchmarks.machine import processor
 from benchmarks.prior_art import Padded
-from benchmarks.roads import Made, Timed
+from benchmarks.row_paths import Made, Timed
 from roundtrip.backtranslation.run_folder import versions
-from roundtrip.tokens.prompt_template import Row
+from roundtrip.tokens.prompt_template import TokenRow
 from roundtrip.tokens.row_builder import SPLICED, padded
 
 # As the training arguments of transformers have it; how the prior art ends a row depends on its neighbours.
@@ -86,18 +86,18 @@ class Taken:
         return {name: round(1e3 * value, 4) for name, value in seconds.items()} | {"turns": len(self.turns)}
 
 
-def alternate(roads: Mapping[str, Timed], settings: Settings, device: torch.device) -> dict[str, Taken]:
+def alternate(row_builders: Mapping[str, Timed], settings: Settings, device: torch.device) -> dict[str, Taken]:
     """Time roads in turns; the device is waited for before and behind each."""
-    taken = {name: Taken() for name in roads}
+    taken = {name: Taken() for name in row_builders}
     for turn in range(settings.turns + 1):
-        for name, road in roads.items():
+        for name, row_builder in row_paths.items():
             known = taken[name]
             if sum(known.turns) > settings.seconds:
                 continue
-            road.before()
+            row_builder.before()
             wait(device)
             start = time.perf_counter()
-            known.made = road.run()
+            known.made = row_builder.run()
             wait(device)
             seconds = time.perf_counter() - start
             if turn:
@@ -116,13 +116,13 @@ def measured(kit: Kit, case: Case, settings: Settings) -> dict[str, Any]:
     """Return the figures of one batch."""
     device, number = case.new_BN.device, len(case.texts)
     figures = {}
-    taken = alternate(roads.every(kit, case), settings, device)
-    parts = alternate(roads.parts(kit, case), settings, device)
+    taken = alternate(row_paths.every(kit, case), settings, device)
+    parts = alternate(row_paths.parts(kit, case), settings, device)
     left_out = ""
-    if settings.compiled and kit.road.guard is not None:
+    if settings.compiled and kit.row_builder.guard is not None:
         torch.compiler.reset()  # each shape is compiled for itself
         try:
-            taken |= alternate(roads.splicing(kit, case, True), settings, device)
+            taken |= alternate(row_paths.splicing(kit, case, True), settings, device)
         except (RuntimeError, torch._dynamo.exc.TorchDynamoException) as error:
             left_out = f"not compiled: {type(error).__name__}: {str(error).strip().splitlines()[0]}"
     for name, one in taken.items():
@@ -138,7 +138,7 @@ def measured(kit: Kit, case: Case, settings: Settings) -> dict[str, Any]:
     }
 
 
-def judged(made: Made, expected: Sequence[Row]) -> dict[str, float]:
+def judged(made: Made, expected: Sequence[TokenRow]) -> dict[str, float]:
     """Return the share of rows that strings make the same.
 
     With a guard of those that are `proved`, a share too; `asked` is the number of pairs that it settled for them.
@@ -160,7 +160,7 @@ def exact_shares(kit: Kit, pairs: Sequence[tuple[str, str]], device: torch.devic
     writer = kit.plain_writer
     counts: Counter[tuple[str, str]] = Counter()
 
-    def count(whose: str, made: Padded, expected: Sequence[Row]) -> None:
+    def count(whose: str, made: Padded, expected: Sequence[TokenRow]) -> None:
         for what, right in zip(("targets", "rows"), prior_art.right(made, expected), strict=True):
             counts[whose, what] += sum(right)
 
@@ -172,7 +172,7 @@ def exact_shares(kit: Kit, pairs: Sequence[tuple[str, str]], device: torch.devic
             count(f"prior art, {which}", skip.rows(prior_art.generated(writer, some, pad_id, device)), expected)
         texts, targets = (list(side) for side in zip(*some, strict=True))
         written = writer.rows([(target, text) for text, target in some])
-        new = padded([Row(row.ids[row.start : -1], 0) for row in written], device, writer.segments.end_id)
+        new = padded([TokenRow(row.ids[row.start : -1], 0) for row in written], device, writer.segments.end_id)
         rows, by_reason = kit.plain_road.rows(new.ids_BT, new.size_B, targets, texts)
         count("ours", rows.padded(), expected)
         counts["ours", "spliced"] += by_reason[SPLICED]
@@ -263,13 +263,13 @@ def main() -> None:
     parser.add_argument("--no-compile", action="store_true")
     asked = parser.parse_args()
     console, device = Console(), torch.device(asked.device)
-    lengths = tuple(asked.lengths) if asked.lengths else (QUICK if asked.quick else Settings()).lengths
-    settings = replace(QUICK if asked.quick else Settings(), lengths=lengths, compiled=not asked.no_compile)
+    lengths = tuple(asked.lengths) if asked.lengths else (QUICK if asked.lookup else Settings()).lengths
+    settings = replace(QUICK if asked.lookup else Settings(), lengths=lengths, compiled=not asked.no_compile)
     source, target = (zoo.lines(language, 4000) for language in LANGUAGES)
     pairs = list(zip(source, target, strict=False))
     found = document({name: zoo.load(name) for name in asked.tokenizers}, pairs, settings, device, console)
     if asked.round:
-        found["round"] = round_share.measure(asked.device, 16 if asked.quick else 64)
+        found["round"] = round_share.measure(asked.device, 16 if asked.lookup else 64)
     plots.show(found, console)
     folder = Path("benchmarks/results")
     path = folder / f"tokens-{asked.name}.json"

@@ -30,7 +30,7 @@ from roundtrip.engine.translator import Translator
 from roundtrip.models import attention
 from roundtrip.models.fused_lora import FusedLinear
 from roundtrip.recipe import loader
-from roundtrip.tokens.batching import IGNORE, Batch, Table, by_budget, collate, pack
+from roundtrip.tokens.batching import IGNORE, Batch, TokenDataset, collate, pack, token_budget_batches
 
 ROWS_PER_BATCH = 16
 
@@ -44,22 +44,22 @@ def all_logits(model: Any, batch: Batch) -> torch.Tensor:
     )
 
 
-def neighbours(table: Table, pad_id: int, size: int) -> list[Batch]:
+def neighbours(table: TokenDataset, pad_id: int, size: int) -> list[Batch]:
     """Return batches of rows as they stand in the file, whatever their length."""
     starts = range(0, len(table), size)
     return [collate(table, range(start, min(start + size, len(table))), pad_id) for start in starts]
 
 
-def alike(table: Table, pad_id: int, budget: int) -> list[Batch]:
+def alike(table: TokenDataset, pad_id: int, budget: int) -> list[Batch]:
     """Return batches of rows of like length within a budget of tokens."""
-    return [collate(table, group, pad_id) for group in by_budget(range(len(table)), table.sizes, budget)]
+    return [collate(table, group, pad_id) for group in token_budget_batches(range(len(table)), table.sizes, budget)]
 
 
-def packed(table: Table, budget: int) -> list[Batch]:
-    return [pack(table, group) for group in by_budget(range(len(table)), table.sizes, budget, packed=True)]
+def packed(table: TokenDataset, budget: int) -> list[Batch]:
+    return [pack(table, group) for group in token_budget_batches(range(len(table)), table.sizes, budget, packed=True)]
 
 
-def road(
+def row_builder(
     one: Translator,
     batches: Sequence[Batch],
     name: str,
@@ -76,19 +76,19 @@ def road(
 
     def run() -> None:
         attention.choose(one.base.model, name)
-        for layer in one.learner.model.modules():
+        for layer in one.direction_model.model.modules():
             if isinstance(layer, FusedLinear | Linear):
                 layer.__class__ = FusedLinear if fused else Linear
         for batch in batches:
-            loss_of(one.learner.model, batch).backward()
-        for parameter in one.learner.parameters().values():
+            loss_of(one.direction_model.model, batch).backward()
+        for parameter in one.direction_model.parameters().values():
             parameter.grad = None
 
     return run
 
 
 def ladder(
-    both: Mapping[str, Translator], table: Table, budget: int, *, compiled: bool
+    both: Mapping[str, Translator], table: TokenDataset, budget: int, *, compiled: bool
 ) -> dict[str, Callable[[], None]]:
     """Return the roads, from the library's defaults up.
 
@@ -102,35 +102,37 @@ def ladder(
     # As many batches of rows as they come as there are of rows of like length.
     large = neighbours(table, pad, -(-len(table) // len(by_length)))
     steps = {
-        "defaults, 16 rows": road(plain, neighbours(table, pad, ROWS_PER_BATCH), "sdpa", all_logits),
-        "+ larger batches": road(plain, large, "sdpa", all_logits),
-        "+ rows of like length": road(plain, by_length, "sdpa", all_logits),
-        "+ logits at labels": road(plain, by_length, "sdpa", loss_sum),
-        "+ adapters as the base": road(ours, by_length, "sdpa", loss_sum),
-        "+ eager attention": road(ours, by_length, "eager", loss_sum),
-        "+ packed rows, varlen attention": road(ours, packed(table, budget), "varlen", loss_sum),
-        "+ LoRA in one operation": road(ours, packed(table, budget), "varlen", loss_sum, fused=True),
-        "packed rows, sdpa with a mask": road(ours, packed(table, budget), "sdpa", loss_sum, fused=True),
+        "defaults, 16 rows": row_builder(plain, neighbours(table, pad, ROWS_PER_BATCH), "sdpa", all_logits),
+        "+ larger batches": row_builder(plain, large, "sdpa", all_logits),
+        "+ rows of like length": row_builder(plain, by_length, "sdpa", all_logits),
+        "+ logits at labels": row_builder(plain, by_length, "sdpa", loss_sum),
+        "+ adapters as the base": row_builder(ours, by_length, "sdpa", loss_sum),
+        "+ eager attention": row_builder(ours, by_length, "eager", loss_sum),
+        "+ packed rows, varlen attention": row_builder(ours, packed(table, budget), "varlen", loss_sum),
+        "+ LoRA in one operation": row_builder(ours, packed(table, budget), "varlen", loss_sum, fused=True),
+        "packed rows, sdpa with a mask": row_builder(ours, packed(table, budget), "sdpa", loss_sum, fused=True),
     }
     if here == "cuda" and importlib.util.find_spec("flash_attn") is not None:
         flash = packed(table, budget)
-        steps["packed rows, FlashAttention"] = road(ours, flash, "flash_attention_2", loss_sum, fused=True)
+        steps["packed rows, FlashAttention"] = row_builder(ours, flash, "flash_attention_2", loss_sum, fused=True)
     if compiled:
-        graph = torch.compile(ours.learner.model, dynamic=True)
-        steps["padded, torch.compile"] = road(ours, by_length, "eager", lambda model, batch: loss_sum(graph, batch))
+        graph = torch.compile(ours.direction_model.model, dynamic=True)
+        steps["padded, torch.compile"] = row_builder(
+            ours, by_length, "eager", lambda model, batch: loss_sum(graph, batch)
+        )
     return steps
 
 
-def with_liger(liger: Translator, table: Table, budget: int) -> dict[str, Callable[[], None]]:
+def with_liger(liger: Translator, table: TokenDataset, budget: int) -> dict[str, Callable[[], None]]:
     """Return the roads with Liger's kernels, which change the model they are on."""
 
     def fused(model: Any, batch: Batch) -> torch.Tensor:
         return loss_sum(model, batch, fused=True)
 
-    more = {"packed rows, varlen, Liger": road(liger, packed(table, budget), "varlen", fused, fused=True)}
+    more = {"packed rows, varlen, Liger": row_builder(liger, packed(table, budget), "varlen", fused, fused=True)}
     if importlib.util.find_spec("flash_attn") is not None:
         flash = packed(table, budget)
-        more["packed rows, FlashAttention, Liger"] = road(liger, flash, "flash_attention_2", fused, fused=True)
+        more["packed rows, FlashAttention, Liger"] = row_builder(liger, flash, "flash_attention_2", fused, fused=True)
     return more
 
 
@@ -188,22 +190,22 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as folder:
         corpora = prepare(recipe, loaded.folder, Path(folder), lambda text: None)
         pairs = [(row[0], row[1]) for row in corpora.train[: asked.rows]]
-    table = Table.of(ours.template.rows(pairs), ours.base.device)
-    budget = recipe.train.tokens_per_forward
+    table = TokenDataset.of(ours.template.rows(pairs), ours.base.device)
+    budget = recipe.train.max_tokens_per_microbatch
     document = facts("train", ours)
-    with plain.learner.training(), ours.learner.training():
-        roads = ladder({"float32": plain, "base": ours}, table, budget, compiled=asked.compile)
-        seconds, memory = best(roads, asked.turns), peaks(roads)
+    with plain.direction_model.training(), ours.direction_model.training():
+        row_builders = ladder({"float32": plain, "base": ours}, table, budget, compiled=asked.compile)
+        seconds, memory = best(row_builders, asked.turns), peaks(row_builders)
     if ours.base.device.type == "cuda" and importlib.util.find_spec("liger_kernel") is not None:
-        _, liger = load(asked.device, "model.liger=true")
-        with liger.learner.training():
-            roads = with_liger(liger, table, budget)
-            seconds, memory = seconds | best(roads, asked.turns), memory | peaks(roads)
+        _, liger = load(asked.device, "model.use_liger_kernel=true")
+        with liger.direction_model.training():
+            row_builders = with_liger(liger, table, budget)
+            seconds, memory = seconds | best(row_builders, asked.turns), memory | peaks(row_builders)
     document |= {
         "rows": len(table),
         "tokens": sum(table.sizes),
         "labels": sum(table.sizes) - sum(table.starts),
-        "tokens_per_forward": budget,
+        "max_tokens_per_microbatch": budget,
         "seconds": seconds,
         "peak_bytes": memory,
     }

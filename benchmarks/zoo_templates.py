@@ -9,10 +9,10 @@ from tokenizers import AddedToken
 from transformers import PreTrainedTokenizerFast
 
 from benchmarks.zoo_small import CHATML
-from roundtrip.recipe.schema import TemplateText
+from roundtrip.recipe.schema import TemplateRecipe
 
 # For a tokenizer that has a chat template of its own.
-OWN = TemplateText(kind="chat")
+OWN = TemplateRecipe(kind="chat")
 
 
 @dataclass(frozen=True)
@@ -26,7 +26,7 @@ class Form:
         end: the end token; None leaves the tokenizer's own.
     """
 
-    text: TemplateText
+    text: TemplateRecipe
     jinja: str | None = None
     tokens: tuple[AddedToken, ...] = ()
     end: str | None = None
@@ -43,12 +43,12 @@ def _jinja(turn: str, opening: str = "", start: str = "") -> str:
 
 _CHATML_TOKENS = _tokens("<|im_start|>", "<|im_end|>")
 TEMPLATES: dict[str, Form] = {
-    "plain": Form(TemplateText(kind="plain", text="{source_language}: {source}\n{target_language}: {target}")),
-    "plain-space": Form(TemplateText(kind="plain", text="{source_language}: {source} {target_language}: {target}")),
-    "plain-bare": Form(TemplateText(kind="plain", text="{source}\n{target}")),
+    "plain": Form(TemplateRecipe(kind="plain", text="{source_language}: {source}\n{target_language}: {target}")),
+    "plain-space": Form(TemplateRecipe(kind="plain", text="{source_language}: {source} {target_language}: {target}")),
+    "plain-bare": Form(TemplateRecipe(kind="plain", text="{source}\n{target}")),
     "chatml": Form(OWN, CHATML, _CHATML_TOKENS, "<|im_end|>"),
     "chatml-system": Form(
-        TemplateText(
+        TemplateRecipe(
             kind="chat", system="You are a careful translator.", instruction="{source}\nIn {target_language}:"
         ),
         CHATML,
@@ -110,7 +110,7 @@ TEMPLATES: dict[str, Form] = {
 }
 
 
-def dress(tokenizer: PreTrainedTokenizerFast, name: str) -> tuple[PreTrainedTokenizerFast, TemplateText]:
+def dress(tokenizer: PreTrainedTokenizerFast, name: str) -> tuple[PreTrainedTokenizerFast, TemplateRecipe]:
     """Return a copy of a tokenizer that wears a template of `TEMPLATES`, and the recipe's part of that template."""
     form = TEMPLATES[name]
     dressed = copy.deepcopy(tokenizer)

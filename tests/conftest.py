@@ -12,10 +12,10 @@ from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
 from roundtrip.engine.train_step import loss_sum
-from roundtrip.recipe.schema import TemplateText
-from roundtrip.tokens.batching import Table, collate, steps
+from roundtrip.recipe.schema import TemplateRecipe
+from roundtrip.tokens.batching import TokenDataset, collate, step_batches
 from roundtrip.tokens.prompt_segments import build_segments
-from roundtrip.tokens.prompt_template import Row, Template
+from roundtrip.tokens.prompt_template import PromptTemplate, TokenRow
 
 CHATML = (
     "{% for m in messages %}{{ '<|im_start|>' + m['role'] + '\n' + m['content'] + '<|im_end|>' + '\n' }}{% endfor %}"
@@ -76,7 +76,7 @@ def token_tables(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
     """Keep the tables of test tokenizers out of the user's cache."""
     folder = tmp_path_factory.mktemp("cache")
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("roundtrip.backtranslation.roads.cache_dir", lambda: folder)
+        patch.setattr("roundtrip.backtranslation.row_builders.cache_dir", lambda: folder)
         yield
 
 
@@ -121,17 +121,17 @@ def model_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def pretrain(model: LlamaForCausalLM, tokenizer: PreTrainedTokenizerFast) -> None:
     """Teach both prompt forms on a few pairs, so that hypotheses end; translating well is left to the tests."""
-    rows: list[Row] = []
+    rows: list[TokenRow] = []
     for kind in ("plain", "chat"):
         for source, target in (("en", "es"), ("es", "en")):
-            segments = build_segments(tokenizer, TemplateText(kind=kind), source, target, ())
+            segments = build_segments(tokenizer, TemplateRecipe(kind=kind), source, target, ())
             pairs = toy_pairs()[::7]
             turned = pairs if source == "en" else [(es, en) for en, es in pairs]
-            rows += [Row(row.ids, 0) for row in Template(tokenizer, segments).rows(turned)]
-    table = Table.of(rows)
+            rows += [TokenRow(row.ids, 0) for row in PromptTemplate(tokenizer, segments).rows(turned)]
+    table = TokenDataset.of(rows)
     optimizer = torch.optim.AdamW(model.parameters(), lr=4e-3)
     for number in range(6):
-        for group in steps(table.sizes, 24, number):
+        for group in step_batches(table.sizes, 24, number):
             batch = collate(table, group, tokenizer.pad_token_id)
             optimizer.zero_grad()
             (loss_sum(model, batch) / batch.mask_BT.sum()).backward()
@@ -149,7 +149,7 @@ dtype = "float32"
 [template]
 kind = "plain"
 
-[data.cut]
+[data.split]
 corpus = {{ path = "toy.tsv" }}
 train = 32
 dev = 12
@@ -161,19 +161,19 @@ dropout = 0.1
 
 [train]
 lr = 5e-3
-rows_per_step = 16
-max_row_tokens = 96
-parallel_passes = 1
+batch_size = 16
+max_length = 96
+parallel_epochs = 1
 
 [rounds]
-number = 1
-lines = 24
-warm_start = false
+count = 1
+monolingual_lines = 24
+require_better_than_copy = false
 
-[judge]
-max_ratio = 100.0
+[filter]
+max_length_ratio = 100.0
 
-[score]
+[evaluation]
 bootstrap_samples = 50
 
 [checkpoint]

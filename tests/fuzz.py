@@ -274,7 +274,13 @@ SPECS = [
     b"~/a.txt",
     b"[a]*?",
 ]
-CHANGES = [b"train.lr=1e-4", b"data.cut.train=5", b'model.path="a"', b"languages=['en','fr']", b"adapter.en-es.rank=4"]
+CHANGES = [
+    b"train.lr=1e-4",
+    b"data.split.train=5",
+    b'model.path="a"',
+    b"languages=['en','fr']",
+    b"adapter.en-es.rank=4",
+]
 Target = tuple[st.SearchStrategy[Any], Callable[..., None]]
 
 
@@ -304,8 +310,8 @@ def fuzz(name: str, number: int, chance: int) -> Counter[str]:
     """Feed one target with so many inputs, and return how many were taken and refused."""
     strategy, target = targets()[name]
     counts: Counter[str] = Counter()
-    with tempfile.TemporaryDirectory() as scratch:
-        folder = Path(scratch)
+    with tempfile.TemporaryDirectory() as merged_copy:
+        folder = Path(merged_copy)
 
         @seed(chance)
         @settings(

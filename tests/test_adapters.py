@@ -15,8 +15,8 @@ from safetensors.torch import save_file
 from transformers import AutoModelForCausalLM
 
 from roundtrip.models import adapters, base_model, residual_init
-from roundtrip.models.optimizer import Optimizer, share_of_rate
-from roundtrip.models.residual_init import Moved
+from roundtrip.models.optimizer import Optimizer, lr_factor
+from roundtrip.models.residual_init import ResidualBase
 from roundtrip.recipe.schema import Adapter, Train
 from roundtrip.runtime.errors import ModelError
 
@@ -28,21 +28,23 @@ def fresh(folder: Path) -> Any:
     return AutoModelForCausalLM.from_pretrained(folder, attn_implementation="eager").requires_grad_(False).eval()
 
 
-def added(folder: Path, settings: Adapter, name: str = "en-es", kept: Path | None = None) -> tuple[Any, Moved | None]:
+def added(
+    folder: Path, settings: Adapter, name: str = "en-es", kept: Path | None = None
+) -> tuple[Any, ResidualBase | None]:
     """Return a model with one fresh adapter, and what that took out of it."""
     model = fresh(folder)
-    before = residual_init.weights(model)
-    model = adapters.add(model, {name: settings}, 1)
-    return model, residual_init.take_out(
+    before = residual_init.linear_weights(model)
+    model = adapters.add_adapters(model, {name: settings}, 1)
+    return model, residual_init.subtract_from_base(
         model, name, before, kept
     ) if settings.method in residual_init.METHODS else None
 
 
-def adapted(folder: Path, *, moved: bool = True, name: str = "en-es", **settings: Any) -> Any:
+def adapted(folder: Path, *, residual: bool = True, name: str = "en-es", **settings: Any) -> Any:
     """Return a model with one adapter, moved away from its start at random."""
     model, _ = added(folder, Adapter(**({"rank": 4} | settings)), name)
-    adapters.choose(model, name, train=False)
-    if moved:
+    adapters.activate(model, name, train=False)
+    if residual:
         random = torch.Generator().manual_seed(5)
         for parameter in adapters.parameters(model, name).values():
             parameter.data += torch.randn(parameter.shape, generator=random) * 0.05
@@ -81,7 +83,7 @@ def test_dora_is_magnitude_times_direction(model_folder: Path, method: str, scal
 
 @pytest.mark.parametrize("method", METHODS)
 def test_every_method_starts_as_the_base(model_folder: Path, method: str) -> None:
-    model = adapted(model_folder, method=method, moved=False)
+    model = adapted(model_folder, method=method, residual=False)
     assert torch.allclose(logits(model), logits(fresh(model_folder)), atol=1e-4)
 
 
@@ -90,27 +92,27 @@ def shifted(model: Any) -> None:
         parameter.data += torch.randn(parameter.shape, generator=torch.Generator().manual_seed(3)) * 0.05
 
 
-def write(scratch: Any, model: Any, moved: Moved | None, *, adapted: bool = True) -> None:
-    if moved is None:
-        adapters.write_merged(scratch, model, "en-es" if adapted else None)
+def write(merged_copy: Any, model: Any, residual: ResidualBase | None, *, adapted: bool = True) -> None:
+    if residual is None:
+        adapters.write_merged(merged_copy, model, "en-es" if adapted else None)
     else:
-        residual_init.write(scratch, model, "en-es", moved, adapted=adapted)
+        residual_init.write_merged_residual(merged_copy, model, "en-es", residual, adapted=adapted)
 
 
 @pytest.mark.parametrize("method", METHODS)
 def test_merged_weights_are_what_the_adapter_computes(model_folder: Path, method: Any) -> None:
-    model, moved = added(model_folder, Adapter(method=method, rank=4))
+    model, residual = added(model_folder, Adapter(method=method, rank=4))
     shifted(model)
-    adapters.choose(model, "en-es", train=False)
-    scratch = fresh(model_folder)
-    write(scratch, model, moved)
-    assert torch.allclose(logits(scratch), logits(model), atol=1e-4)
-    assert not torch.allclose(logits(scratch), logits(fresh(model_folder)), atol=1e-2)
-    write(scratch, model, moved, adapted=False)
-    assert torch.equal(logits(scratch), logits(fresh(model_folder))), "the base is the one that was published"
-    write(scratch, model, moved)
+    adapters.activate(model, "en-es", train=False)
+    merged_copy = fresh(model_folder)
+    write(merged_copy, model, residual)
+    assert torch.allclose(logits(merged_copy), logits(model), atol=1e-4)
+    assert not torch.allclose(logits(merged_copy), logits(fresh(model_folder)), atol=1e-2)
+    write(merged_copy, model, residual, adapted=False)
+    assert torch.equal(logits(merged_copy), logits(fresh(model_folder))), "the base is the one that was published"
+    write(merged_copy, model, residual)
     theirs = model.merge_and_unload()
-    assert torch.allclose(logits(theirs), logits(scratch), atol=1e-4)
+    assert torch.allclose(logits(theirs), logits(merged_copy), atol=1e-4)
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
@@ -121,46 +123,48 @@ def test_what_is_saved_works_on_the_base_as_published(
     """By PEFT alone, whatever the method took out of the base; and back into an adapter of ours, to the last bit."""
     settings = Adapter(method=method, rank=4)
 
-    def make() -> tuple[Any, Moved | None]:
+    def make() -> tuple[Any, ResidualBase | None]:
         model = fresh(model_folder).to(dtype)
-        before = residual_init.weights(model)
-        model = adapters.add(model, {"en-es": settings}, 1)
-        return model, residual_init.take_out(model, "en-es", before, None) if method in residual_init.METHODS else None
+        before = residual_init.linear_weights(model)
+        model = adapters.add_adapters(model, {"en-es": settings}, 1)
+        return model, residual_init.subtract_from_base(
+            model, "en-es", before, None
+        ) if method in residual_init.METHODS else None
 
-    model, moved = make()
-    began = None if moved is None else moved.began
+    model, residual = make()
+    initial_adapter = None if residual is None else residual.initial_adapter
     shifted(model)
-    adapters.export(model, "en-es", tmp_path, str(model_folder), began)
-    scratch = fresh(model_folder).to(dtype)
-    write(scratch, model, moved)
-    exact = logits(scratch)
+    adapters.export(model, "en-es", tmp_path, str(model_folder), initial_adapter)
+    merged_copy = fresh(model_folder).to(dtype)
+    write(merged_copy, model, residual)
+    exact = logits(merged_copy)
     alone = PeftModel.from_pretrained(fresh(model_folder).to(dtype), tmp_path, autocast_adapter_dtype=False).eval()
     if dtype == torch.float32:
         assert torch.allclose(logits(alone), exact, atol=1e-4)
     else:
         assert (logits(alone) - exact).abs().mean() < 0.02 * exact.abs().mean()
     other, other_moved = make()
-    adapters.load(other, "en-es", adapters.read(tmp_path), began)
-    write(scratch, other, other_moved)
-    assert torch.equal(logits(scratch), exact)
+    adapters.load(other, "en-es", adapters.read(tmp_path), initial_adapter)
+    write(merged_copy, other, other_moved)
+    assert torch.equal(logits(merged_copy), exact)
     # As it is loaded for use: what is scored in the run is what is used later, to the last bit.
-    for_use = adapters.add(fresh(model_folder).to(dtype), {"en-es": adapters.as_exported(settings)}, 9)
+    for_use = adapters.add_adapters(fresh(model_folder).to(dtype), {"en-es": adapters.as_exported(settings)}, 9)
     adapters.load(for_use, "en-es", adapters.read(tmp_path))
-    adapters.write_merged(scratch, for_use, "en-es")
-    assert torch.equal(logits(scratch), exact)
+    adapters.write_merged(merged_copy, for_use, "en-es")
+    assert torch.equal(logits(merged_copy), exact)
 
 
 def test_the_start_of_an_adapter_is_kept_for_machines_that_find_another(model_folder: Path, tmp_path: Path) -> None:
     kept = tmp_path / "start" / "en-es.safetensors"
-    first, moved = added(model_folder, Adapter(method="pissa", rank=4), kept=kept)
-    assert moved is not None
+    first, residual = added(model_folder, Adapter(method="pissa", rank=4), kept=kept)
+    assert residual is not None
     # Another decomposition of the same weights: the sign of a pair of vectors is free.
-    turned = {key: -value for key, value in moved.began.items()}
+    turned = {key: -value for key, value in residual.initial_adapter.items()}
     save_file(turned, kept)
     second, again = added(model_folder, Adapter(method="pissa", rank=4), kept=kept)
-    assert again is not None and all(torch.equal(turned[key], value) for key, value in again.began.items())
+    assert again is not None and all(torch.equal(turned[key], value) for key, value in again.initial_adapter.items())
     for model in (first, second):
-        adapters.choose(model, "en-es", train=False)
+        adapters.activate(model, "en-es", train=False)
     assert torch.allclose(logits(first), logits(second), atol=1e-4)
     kept.write_bytes(b"broken")
     with pytest.raises(ModelError, match="the start of en-es cannot be read"):
@@ -172,19 +176,19 @@ def test_two_directions_of_other_kinds_share_a_base(model_folder: Path) -> None:
         "en-es": Adapter(rank=8, targets=("q_proj",)),
         "es-en": Adapter(method="dora", rank=2, targets=("o_proj", "up_proj"), layers=(1,)),
     }
-    model = adapters.add(fresh(model_folder), kinds, 1)
+    model = adapters.add_adapters(fresh(model_folder), kinds, 1)
     for name in kinds:
         for parameter in adapters.parameters(model, name).values():
             parameter.data += 0.03
     assert not any(".layers.0." in key for key in adapters.parameters(model, "es-en"))
     assert all(".q_proj." in key for key in adapters.parameters(model, "en-es"))
-    scratch = fresh(model_folder)
+    merged_copy = fresh(model_folder)
     for name in kinds:
-        adapters.choose(model, name, train=False)
-        adapters.write_merged(scratch, model, name)
-        assert torch.allclose(logits(scratch), logits(model), atol=1e-4)
-    adapters.write_merged(scratch, model, None)
-    assert torch.equal(logits(scratch), logits(fresh(model_folder)))
+        adapters.activate(model, name, train=False)
+        adapters.write_merged(merged_copy, model, name)
+        assert torch.allclose(logits(merged_copy), logits(model), atol=1e-4)
+    adapters.write_merged(merged_copy, model, None)
+    assert torch.equal(logits(merged_copy), logits(fresh(model_folder)))
 
 
 @pytest.mark.parametrize(
@@ -212,14 +216,14 @@ def test_offloading_without_a_gpu_is_refused(model_folder: Path) -> None:
     with pytest.raises(ModelError, match="no GPU to do DoRA's start on"):
         adapted(model_folder, method="dora", ephemeral_gpu_offload=True)
     for_use = adapters.as_exported(Adapter(method="dora", ephemeral_gpu_offload=True))
-    assert adapters.add(fresh(model_folder), {"en-es": for_use}, 1), "what was trained with it is used without"
+    assert adapters.add_adapters(fresh(model_folder), {"en-es": for_use}, 1), "what was trained with it is used without"
 
 
 def test_an_adapter_starts_from_an_earlier_one(model_folder: Path, tmp_path: Path) -> None:
     earlier = adapted(model_folder, rank=4)
     adapters.export(earlier, "en-es", tmp_path, str(model_folder))
-    model = adapted(model_folder, rank=4, moved=False, name="es-en")
-    adapters.begin_from(model, "es-en", Adapter(rank=4), tmp_path)
+    model = adapted(model_folder, rank=4, residual=False, name="es-en")
+    adapters.init_from_folder(model, "es-en", Adapter(rank=4), tmp_path)
     assert torch.equal(logits(model), logits(earlier))
 
 
@@ -238,9 +242,9 @@ def test_an_earlier_adapter_of_another_kind_is_refused(
 ) -> None:
     adapters.export(adapted(model_folder, rank=4), "en-es", tmp_path, str(model_folder))
     wanted = Adapter(**({"rank": 4} | settings))
-    model = adapters.add(fresh(model_folder), {"en-es": wanted}, 1)
+    model = adapters.add_adapters(fresh(model_folder), {"en-es": wanted}, 1)
     with pytest.raises(ModelError, match=message):
-        adapters.begin_from(model, "en-es", wanted, tmp_path)
+        adapters.init_from_folder(model, "en-es", wanted, tmp_path)
 
 
 def test_an_adapter_for_a_deeper_base_is_refused(model_folder: Path, tmp_path: Path) -> None:
@@ -249,23 +253,23 @@ def test_an_adapter_for_a_deeper_base_is_refused(model_folder: Path, tmp_path: P
     config.num_hidden_layers = 3
     deeper = AutoModelForCausalLM.from_config(config)
     adapters.export(adapted(model_folder, rank=4), "en-es", tmp_path, str(model_folder))
-    model = adapters.add(deeper, {"en-es": Adapter(rank=4)}, 1)
+    model = adapters.add_adapters(deeper, {"en-es": Adapter(rank=4)}, 1)
     with pytest.raises(ModelError, match="another base"):
-        adapters.begin_from(model, "en-es", Adapter(rank=4), tmp_path)
+        adapters.init_from_folder(model, "en-es", Adapter(rank=4), tmp_path)
 
 
 def test_moving_methods_keep_the_sum_and_change_the_base(model_folder: Path) -> None:
     """Why they are refused on a base that the other direction shares."""
     before = base_model.weights_hash(fresh(model_folder))
     for method in METHODS:
-        model = adapted(model_folder, method=method, moved=False)
+        model = adapted(model_folder, method=method, residual=False)
         assert (base_model.weights_hash(model) != before) == (method in residual_init.METHODS), method
 
 
 def stepped(model: Any, adapter: Adapter, number: int, optimizer: Optimizer | None = None) -> Optimizer:
     """Take steps with gradients of one, which in AdamW move each weight by the rate itself."""
     own = adapters.parameters(model, "en-es")
-    train = Train(lr=1e-3, schedule="linear", lr_warmup_steps=2, max_grad_norm=1e9)
+    train = Train(lr=1e-3, lr_lr_schedule="linear", lr_warmup_steps=2, max_grad_norm=1e9)
     optimizer = optimizer or Optimizer(own, train, 10, adapter)
     for _ in range(number):
         for parameter in own.values():
@@ -276,7 +280,7 @@ def stepped(model: Any, adapter: Adapter, number: int, optimizer: Optimizer | No
 
 @pytest.mark.parametrize("method", ["lora", "dora"])
 def test_loraplus_moves_b_by_its_ratio_in_the_optimizer_that_steps(model_folder: Path, method: Any) -> None:
-    adapter = Adapter(method=method, rank=4, loraplus_ratio=16.0, lr=2e-3)
+    adapter = Adapter(method=method, rank=4, loraplus_lr_ratio=16.0, lr=2e-3)
     model = adapted(model_folder, method=method)
     own = adapters.parameters(model, "en-es")
     saved: dict[str, torch.Tensor] = {}
@@ -289,11 +293,11 @@ def test_loraplus_moves_b_by_its_ratio_in_the_optimizer_that_steps(model_folder:
             optimizer = Optimizer(own, optimizer.recipe, 10, adapter)
             optimizer.restore(saved, 3)
         optimizer = stepped(model, adapter, 1, optimizer)
-        rate = 2e-3 * share_of_rate(optimizer.recipe, number, 10)
+        rate = 2e-3 * lr_factor(optimizer.recipe, number, 10)
         for name, parameter in own.items():
-            moved = float((before[name] - parameter.detach()).abs().mean())
+            residual = float((before[name] - parameter.detach()).abs().mean())
             wanted = rate * (16.0 if ".lora_B." in name else 1.0)
-            assert math.isclose(moved, wanted, rel_tol=2e-2), (number, name)
+            assert math.isclose(residual, wanted, rel_tol=2e-2), (number, name)
 
 
 def test_vectors_do_not_decay(model_folder: Path) -> None:
@@ -317,13 +321,13 @@ def test_the_saved_settings_are_those_of_the_method(model_folder: Path, tmp_path
 def test_layers_answer_in_the_precision_of_the_base(model_folder: Path, method: Any, dtype: Any) -> None:
     """FlashAttention takes no float32, which DoRA of higher precision than its base would hand it."""
     model = fresh(model_folder).to(torch.bfloat16)
-    model = adapters.add(model, {"en-es": Adapter(method=method, rank=4, dtype=dtype)}, 1)
+    model = adapters.add_adapters(model, {"en-es": Adapter(method=method, rank=4, dtype=dtype)}, 1)
     own = adapters.parameters(model, "en-es").values()
     assert {p.dtype for p in own} == {torch.bfloat16 if dtype == "base" else torch.float32}
     seen = []
     for layer in (layer for layer in model.modules() if isinstance(layer, LoraLayer)):
         layer.register_forward_hook(lambda module, inputs, output: seen.append(output.dtype))
     for train in (False, True):
-        adapters.choose(model, "en-es", train=train)
+        adapters.activate(model, "en-es", train=train)
         model(IDS)
     assert len(seen) == 28 and set(seen) == {torch.bfloat16}

@@ -11,15 +11,15 @@ from typing import Any
 import pytest
 
 from roundtrip.backtranslation import trainer
-from roundtrip.runtime.prefetch import Ahead
-from roundtrip.tokens.prompt_template import Template
+from roundtrip.runtime.prefetch import Prefetcher
+from roundtrip.tokens.prompt_template import PromptTemplate
 from tests.conftest import WriteRecipe
 from tests.test_run import assert_same, end_state, go
 
 
 def test_work_is_done_once_in_a_thread_or_when_it_is_needed() -> None:
     done: list[tuple[int, str]] = []
-    ahead = Ahead()
+    ahead = Prefetcher()
 
     def work(number: int) -> Any:
         return lambda: done.append((number, threading.current_thread().name))
@@ -33,7 +33,7 @@ def test_work_is_done_once_in_a_thread_or_when_it_is_needed() -> None:
 
 
 def test_what_goes_wrong_there_is_raised_where_it_is_needed() -> None:
-    ahead = Ahead()
+    ahead = Prefetcher()
 
     def wrong() -> None:
         raise ValueError("no such line")
@@ -49,24 +49,24 @@ def test_a_run_encodes_each_real_line_once_for_each_use_and_learns_the_same(
     encoded: Counter[tuple[str, str]] = Counter()
     threads: Counter[str] = Counter()
     for name in ("_make_prompts", "_make_targets"):
-        original = getattr(Template, name)
+        original = getattr(PromptTemplate, name)
 
-        def spy(self: Template, texts: Any, name: str = name, original: Any = original) -> Any:
+        def spy(self: PromptTemplate, texts: Any, name: str = name, original: Any = original) -> Any:
             encoded.update((name, text) for text in texts)
             threads[threading.current_thread().name.partition("_")[0]] += bool(texts)
             return original(self, texts)
 
-        monkeypatch.setattr(Template, name, spy)
+        monkeypatch.setattr(PromptTemplate, name, spy)
     begun: list[tuple[int, int]] = []
-    original_begin = Ahead.begin
+    original_begin = Prefetcher.begin
 
-    def begin(self: Ahead, number: int, work: Any) -> None:
+    def begin(self: Prefetcher, number: int, work: Any) -> None:
         depth = sum(frame.function == "training" for frame in inspect.stack())
         begun.append((number, depth))
         original_begin(self, number, work)
 
-    monkeypatch.setattr(Ahead, "begin", begin)
-    path = write_recipe(("number = 1", "number = 2"))
+    monkeypatch.setattr(Prefetcher, "begin", begin)
+    path = write_recipe(("count = 1", "count = 2"))
     settings = ("tokens.audit=0.0",)
     go(path, tmp_path / "ahead", overrides=settings)
     # Two phases on pairs, then four of the rounds: each but the first two is begun while the one before trains.
@@ -81,7 +81,7 @@ def test_a_run_encodes_each_real_line_once_for_each_use_and_learns_the_same(
     assert shown["_make_targets"] and max(shown["_make_targets"]) == 1
     assert shown["_make_prompts"] and max(shown["_make_prompts"]) == 1
 
-    class Never(Ahead):
+    class Never(Prefetcher):
         def begin(self, number: int, work: Any) -> None:
             pass
 
@@ -96,7 +96,7 @@ def test_a_run_encodes_each_real_line_once_for_each_use_and_learns_the_same(
 
 
 def test_closing_drops_what_has_not_begun() -> None:
-    ahead, held, ran = Ahead(), threading.Event(), []
+    ahead, held, ran = Prefetcher(), threading.Event(), []
     ahead.begin(1, lambda: held.wait(5) and None)
     ahead.begin(2, lambda: ran.append(2))
     ahead.close()

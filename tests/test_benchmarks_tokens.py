@@ -30,10 +30,10 @@ def test_every_road_is_timed_and_ours_is_exact(tmp_path: Path, tokenizer: PreTra
     plots.show(json.loads(path.read_text(encoding="utf-8")), Console(file=text))
     small = json.loads(path.read_text(encoding="utf-8"))["tokenizers"]["small"]
     (case,) = small["cases"]
-    assert set(case["roads"]) == ROADS and all(road in text.getvalue() for road in ROADS)
+    assert set(case["roads"]) == ROADS and all(row_builder in text.getvalue() for row_builder in ROADS)
     times = [*case["roads"].values(), *case["parts"].values(), *small["setup_seconds"].items()]
     assert all(one["best_ms"] > 0 and one["turns"] for one in times if isinstance(one, dict))
-    exact = {name: road["exact"] for name, road in case["roads"].items() if "exact" in road}
+    exact = {name: row_builder["exact"] for name, row_builder in case["roads"].items() if "exact" in row_builder}
     assert exact.pop("strings, usual") < 1.0  # a line break follows the end token
     assert set(exact.values()) == {1.0} and len(exact) == 7
     assert {case["roads"][f"splice, {guard} guard"]["proved"] for guard in ("cold", "warm")} == {1.0}
@@ -43,8 +43,8 @@ def test_every_road_is_timed_and_ours_is_exact(tmp_path: Path, tokenizer: PreTra
 
 def test_the_picture_is_drawn(tmp_path: Path) -> None:
     pytest.importorskip("matplotlib")
-    road = {"best_ms": 1.0}
-    cases = [{"length": 64, "batch": batch, "roads": {"strings": road}} for batch in (1, 8)]
+    row_builder = {"best_ms": 1.0}
+    cases = [{"length": 64, "batch": batch, "roads": {"strings": row_builder}} for batch in (1, 8)]
     hardware = {"processor": "abacus", "threads": 1, "device": "cpu"}
     plots.draw({"tokenizers": {"small": {"cases": cases}}, "hardware": hardware}, tmp_path / "a.png")
     assert (tmp_path / "a.png").read_bytes().startswith(b"\x89PNG")

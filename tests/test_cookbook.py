@@ -72,9 +72,9 @@ def test_all_problems_come_at_once(write_recipe: WriteRecipe) -> None:
     assert text.startswith(f"{path}: 5 problems")
     for part in (
         "train.lrr: unknown key; did you mean 'lr'?",
-        "train.schedule: 'zigzag'",
+        "train.lr_schedule: 'zigzag'",
         "adapter.rank: 'four'",
-        "data.cut.corpus: no such file: 'tay.tsv'; did you mean toy.tsv?",
+        "data.split.corpus: no such file: 'tay.tsv'; did you mean toy.tsv?",
         "'en' and 'en' are the same language",
     ):
         assert part in text, text
@@ -96,7 +96,7 @@ def test_all_problems_come_at_once(write_recipe: WriteRecipe) -> None:
         ("dropout = 0.1", "dropout = 1.5", "adapter.dropout: 1.5"),
         ("lr = 5e-3", "lr = nan", "train.lr"),
         ("lr = 5e-3", 'lr = "5e-3"', "train.lr: '5e-3'"),
-        ("[data.cut]", "[data]\nmono = {en = 'toy.tsv'}\n[data.cut]", "data.cut: excludes data.mono"),
+        ("[data.split]", "[data]\nmono = {en = 'toy.tsv'}\n[data.split]", "data.split: excludes data.mono"),
         ('kind = "plain"', 'kind = "plain"\ntext = "{source}"', "template.text: needs {target} exactly once"),
         (
             'kind = "plain"',
@@ -108,29 +108,29 @@ def test_all_problems_come_at_once(write_recipe: WriteRecipe) -> None:
         ('kind = "plain"', 'kind = "plain"\ninstruction = "{source}"', "template.instruction: a plain template"),
         ('kind = "plain"', 'kind = "chat"\ntext = "{source}{target}"', "template.text: a chat template"),
         ('kind = "plain"', 'kind = "chat"\nsystem = "{lang}"', "template.system: unknown field {lang}"),
-        ("number = 1", "number = 0\n[x]", "x: unknown key"),
+        ("count = 1", "count = 0\n[x]", "x: unknown key"),
         ('{ path = "toy.tsv" }', '{ path = "toy.tsv", split = "dev" }', "only a path hf:DATASET has them"),
         ('{ path = "toy.tsv" }', '{ path = "toy.tsv", format = "datasets" }', "the path must be hf:DATASET"),
         ('{ path = "toy.tsv" }', '{ path = "toy.tsv", format = "po", header = true }', "header: only tables have it"),
         ('[model]\npath = "', '[model]\npath = "./nope.gguf" #', "model.path: no such file: './nope.gguf'"),
         ('kind = "plain"', 'kind = "chat"\ninstruction = "x"', "template.instruction: needs {source}"),
-        ("max_row_tokens = 96", "max_row_tokens = 4096", "train.max_row_tokens: 4096 does not fit"),
+        ("max_length = 96", "max_length = 4096", "train.max_length: 4096 does not fit"),
         (
-            "[judge]",
-            "[generate]\ntemperature = 0.0\ntop_p = 0.9\n[judge]",
+            "[filter]",
+            "[generate]\ntemperature = 0.0\ntop_p = 0.9\n[filter]",
             "top_p, top_k and min_p do nothing at temperature 0",
         ),
         (
-            "[judge]",
-            "[data.filter]\nmin_words = 5\nmax_words = 2\n[judge]",
+            "[filter]",
+            "[data.filter]\nmin_words = 5\nmax_words = 2\n[filter]",
             "data.filter.max_words: 2 is below",
         ),
-        ("[score]", "[score]\nbleu_tokenize = {de = '13a'}", "score.bleu_tokenize.de"),
-        ("[score]", "[score]\nbleu_tokenize = {es = '13b'}", "score.bleu_tokenize.es: '13b'"),
-        ('{ path = "toy.tsv" }', '"pypi:Django==5.2.19/x.po"', "data.cut.corpus: the sha256"),
+        ("[evaluation]", "[evaluation]\nbleu_tokenize = {de = '13a'}", "evaluation.bleu_tokenize.de"),
+        ("[evaluation]", "[evaluation]\nbleu_tokenize = {es = '13b'}", "evaluation.bleu_tokenize.es: '13b'"),
+        ('{ path = "toy.tsv" }', '"pypi:Django==5.2.19/x.po"', "data.split.corpus: the sha256"),
         ('{ path = "toy.tsv" }', '{ path = "toy.tsv", columns = ["en"] }', "columns ['en']: 2 wanted"),
         ('{ path = "toy.tsv" }', '{ path = "toy.tsv", colums = ["en"] }', "did you mean 'columns'?"),
-        ('{ path = "toy.tsv" }', "[]", "data.cut.corpus: no source given"),
+        ('{ path = "toy.tsv" }', "[]", "data.split.corpus: no source given"),
     ],
 )
 def test_each_problem_names_key_value_and_cure(write_recipe: WriteRecipe, old: str, new: str, problem: str) -> None:
@@ -140,7 +140,7 @@ def test_each_problem_names_key_value_and_cure(write_recipe: WriteRecipe, old: s
 
 
 def test_parts_of_own_data_that_are_missing(write_recipe: WriteRecipe) -> None:
-    cut = '[data.cut]\ncorpus = { path = "toy.tsv" }\ntrain = 32\ndev = 12\ntest = 12'
+    cut = '[data.split]\ncorpus = { path = "toy.tsv" }\ntrain = 32\ndev = 12\ntest = 12'
     with pytest.raises(RecipeError) as caught:
         loader.load(str(write_recipe((cut, "[data.mono]\nfr = 'toy.tsv'"))))
     for part in ("data.dev: nothing", "data.test: nothing", "no 'en'", "no 'es'", "data.mono.fr: not one of"):
@@ -148,7 +148,7 @@ def test_parts_of_own_data_that_are_missing(write_recipe: WriteRecipe) -> None:
 
 
 def test_a_moses_pair_is_no_monolingual_text(write_recipe: WriteRecipe) -> None:
-    cut = '[data.cut]\ncorpus = { path = "toy.tsv" }\ntrain = 32\ndev = 12\ntest = 12'
+    cut = '[data.split]\ncorpus = { path = "toy.tsv" }\ntrain = 32\ndev = 12\ntest = 12'
     own = "[data]\ndev='toy.tsv'\ntest='toy.tsv'\nmono={en={path=['toy.tsv','toy.tsv']},es='toy.tsv'}"
     with pytest.raises(RecipeError, match="two files .* where one language is wanted"):
         loader.load(str(write_recipe((cut, own))))
@@ -202,12 +202,12 @@ PATHS = [
     for key in table
 ] + [
     "train.lr",
-    "data.cut",
-    "data.cut.corpus",
+    "data.split",
+    "data.split.corpus",
     "model.path",
     "template.text",
     "data.mono",
-    "score.bleu_tokenize.es",
+    "evaluation.bleu_tokenize.es",
 ]
 VALUES = st.recursive(
     st.one_of(st.none(), st.booleans(), st.integers(), st.floats(), st.text(max_size=12)),
@@ -229,7 +229,7 @@ def test_any_value_anywhere_gives_a_recipe_or_problems(changes: list[tuple[str, 
             holder = holder[part]
         holder[last] = value
     try:
-        recipe, problems = loader.judge(data, ROOT)
+        recipe, problems = loader.validate_recipe(data, ROOT)
     except RoundtripError as error:  # pragma: no cover
         pytest.fail(f"judge raised {error}")
     assert (recipe is None) == bool(problems)

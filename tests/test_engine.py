@@ -21,37 +21,37 @@ from transformers import (
 )
 
 from roundtrip.engine.generate import generate, length_limit
-from roundtrip.engine.sampling import pick
-from roundtrip.engine.train_step import loss_sum, step
+from roundtrip.engine.sampling import sample_next
+from roundtrip.engine.train_step import loss_sum, train_step
 from roundtrip.models import adapters, base_model
-from roundtrip.models.optimizer import Optimizer, share_of_rate
+from roundtrip.models.optimizer import Optimizer, lr_factor
 from roundtrip.recipe.schema import Adapter, Generate, Train
 from roundtrip.runtime.errors import ModelError
-from roundtrip.tokens.batching import IGNORE, Batch, Table, by_budget, collate, left_pad, steps
-from roundtrip.tokens.prompt_template import Row
+from roundtrip.tokens.batching import IGNORE, Batch, TokenDataset, collate, left_pad, step_batches, token_budget_batches
+from roundtrip.tokens.prompt_template import TokenRow
 
 NAMES = ["en-es", "es-en"]
 LENGTHS = st.lists(st.integers(1, 60), min_size=1, max_size=40)
 
 
-def rows(number: int, seed: int = 0) -> list[Row]:
+def rows(number: int, seed: int = 0) -> list[TokenRow]:
     random = torch.Generator().manual_seed(seed)
     made = []
     for _ in range(number):
         size = int(torch.randint(4, 20, (), generator=random))
-        made.append(Row(torch.randint(5, 250, (size,), generator=random).tolist(), size // 2))
+        made.append(TokenRow(torch.randint(5, 250, (size,), generator=random).tolist(), size // 2))
     return made
 
 
-def batch_of(made: list[Row], pad_id: int) -> Batch:
-    return collate(Table.of(made), range(len(made)), pad_id)
+def batch_of(made: list[TokenRow], pad_id: int) -> Batch:
+    return collate(TokenDataset.of(made), range(len(made)), pad_id)
 
 
 @pytest.fixture
 def two(model_folder: Path) -> Any:
     """The small model with two adapters whose B is not zero."""
     model = AutoModelForCausalLM.from_pretrained(model_folder)
-    two = adapters.add(model.requires_grad_(False), dict.fromkeys(NAMES, Adapter(rank=4, dropout=0.2)), 1)
+    two = adapters.add_adapters(model.requires_grad_(False), dict.fromkeys(NAMES, Adapter(rank=4, dropout=0.2)), 1)
     for name in NAMES:
         for parameter in adapters.parameters(two, name).values():
             torch.nn.init.normal_(parameter, std=0.1, generator=torch.Generator().manual_seed(len(name)))
@@ -60,26 +60,28 @@ def two(model_folder: Path) -> Any:
 
 @given(lengths=LENGTHS, budget=st.integers(1, 200))
 def test_groups_hold_every_row_once_and_keep_the_budget(lengths: list[int], budget: int) -> None:
-    groups = list(by_budget(range(len(lengths)), lengths, budget))
+    groups = list(token_budget_batches(range(len(lengths)), lengths, budget))
     assert sorted(i for group in groups for i in group) == list(range(len(lengths)))
     assert all(len(group) == 1 or len(group) * max(lengths[i] for i in group) <= budget for group in groups)
 
 
 @given(lengths=LENGTHS, per_step=st.integers(1, 9), seed=st.integers(0, 99))
 def test_steps_hold_every_row_once(lengths: list[int], per_step: int, seed: int) -> None:
-    made = steps(lengths, per_step, seed)
+    made = step_batches(lengths, per_step, seed)
     assert sorted(i for group in made for i in group) == list(range(len(lengths)))
     assert sum(len(group) < per_step for group in made) <= 1
-    assert made == steps(lengths, per_step, seed)
+    assert made == step_batches(lengths, per_step, seed)
 
 
 def test_neighbours_change_from_pass_to_pass() -> None:
     lengths = [10] * 64
-    assert {frozenset(g) for g in steps(lengths, 8, 1)}.isdisjoint({frozenset(g) for g in steps(lengths, 8, 2)})
+    assert {frozenset(g) for g in step_batches(lengths, 8, 1)}.isdisjoint(
+        {frozenset(g) for g in step_batches(lengths, 8, 2)}
+    )
 
 
 def test_collated_rows_are_padded_on_the_right_and_labelled_from_their_start() -> None:
-    batch = batch_of([Row([5, 6, 7], 1), Row([8, 9, 10, 11, 12], 3)], pad_id=0)
+    batch = batch_of([TokenRow([5, 6, 7], 1), TokenRow([8, 9, 10, 11, 12], 3)], pad_id=0)
     assert batch.ids_BT.tolist() == [[5, 6, 7, 0, 0], [8, 9, 10, 11, 12]]
     assert batch.mask_BT.tolist() == [[1, 1, 1, 0, 0], [1, 1, 1, 1, 1]]
     assert batch.labels_BT.tolist() == [[IGNORE, 6, 7, IGNORE, IGNORE], [IGNORE] * 3 + [11, 12]]
@@ -93,21 +95,23 @@ def test_prompts_are_padded_on_the_left() -> None:
 
 def test_loss_is_that_of_transformers(two: Any) -> None:
     batch = batch_of(rows(6), pad_id=3)
-    adapters.choose(two, "en-es", train=False)
+    adapters.activate(two, "en-es", train=False)
     plain = two(input_ids=batch.ids_BT, attention_mask=batch.mask_BT, labels=batch.labels_BT).loss
     num_labels = (batch.labels_BT != IGNORE).sum()
     assert torch.allclose(loss_sum(two, batch) / num_labels, plain, rtol=1e-5)
 
 
-def gradients(two: Any, name: str, made: list[Row], tokens_per_forward: int) -> tuple[float, dict[str, torch.Tensor]]:
+def gradients(
+    two: Any, name: str, made: list[TokenRow], max_tokens_per_microbatch: int
+) -> tuple[float, dict[str, torch.Tensor]]:
     """Return loss and the gradients as the optimizer sees them, caught on their way."""
-    adapters.choose(two, name, train=True)
+    adapters.activate(two, name, train=True)
     for module in two.modules():
         if isinstance(module, torch.nn.Dropout):
             module.p = 0.0
     optimizer = Optimizer(adapters.parameters(two, name), Train(lr=1e-9, max_grad_norm=1e9), 10)
     caught = catch(optimizer)
-    result = step(two, optimizer, Table.of(made), range(len(made)), 3, tokens_per_forward, seed=5)
+    result = train_step(two, optimizer, TokenDataset.of(made), range(len(made)), 3, max_tokens_per_microbatch, seed=5)
     assert all(master.grad is None for master in optimizer._masters.values()), "nothing is held between steps"
     return result.loss, caught
 
@@ -143,13 +147,13 @@ def snapshot(two: Any, part: str) -> dict[str, torch.Tensor]:
 def test_a_step_moves_one_adapter_and_nothing_else(model_folder: Path, name: str, dtype: torch.dtype) -> None:
     model = AutoModelForCausalLM.from_pretrained(model_folder, dtype=dtype)
     before_hash = base_model.weights_hash(model)
-    two = adapters.add(model.requires_grad_(False), dict.fromkeys(NAMES, Adapter(rank=4)), 1)
+    two = adapters.add_adapters(model.requires_grad_(False), dict.fromkeys(NAMES, Adapter(rank=4)), 1)
     (other,) = set(NAMES) - {name}
     optimizer = Optimizer(adapters.parameters(two, name), Train(lr=1e-2), 10)
     for number in range(3):
         own, foreign = snapshot(two, f".{name}."), snapshot(two, f".{other}.")
-        adapters.choose(two, name, train=True)
-        step(two, optimizer, Table.of(rows(8, number)), range(8), 3, 64, seed=number)
+        adapters.activate(two, name, train=True)
+        train_step(two, optimizer, TokenDataset.of(rows(8, number)), range(8), 3, 64, seed=number)
         adapters.freeze(two)
         assert any(not torch.equal(value, own[key]) for key, value in snapshot(two, f".{name}.").items())
         assert all(torch.equal(value, foreign[key]) for key, value in snapshot(two, f".{other}.").items())
@@ -170,7 +174,7 @@ def test_first_layer_learns_under_gradient_checkpointing(model_folder: Path) -> 
     plain: dict[str, torch.Tensor] = {}
     for checkpointing in (False, True):
         model = AutoModelForCausalLM.from_pretrained(model_folder).requires_grad_(False)
-        two = adapters.add(model, dict.fromkeys(NAMES, Adapter(rank=4)), 1)
+        two = adapters.add_adapters(model, dict.fromkeys(NAMES, Adapter(rank=4)), 1)
         for parameter in adapters.parameters(two, "en-es").values():
             torch.nn.init.normal_(parameter, std=0.1, generator=torch.Generator().manual_seed(1))
         if checkpointing:
@@ -185,7 +189,9 @@ def test_first_layer_learns_under_gradient_checkpointing(model_folder: Path) -> 
 
 def test_small_updates_survive_in_bfloat16() -> None:
     weight = torch.nn.Parameter(torch.ones(4, dtype=torch.bfloat16))
-    optimizer = Optimizer({"w": weight}, Train(lr=1e-4, schedule="constant", lr_warmup_steps=0, max_grad_norm=9.0), 100)
+    optimizer = Optimizer(
+        {"w": weight}, Train(lr=1e-4, lr_lr_schedule="constant", lr_warmup_steps=0, max_grad_norm=9.0), 100
+    )
     for _ in range(60):
         weight.grad = torch.ones_like(weight)
         optimizer.step(1.0)
@@ -234,29 +240,29 @@ def test_gradients_are_clipped_and_a_broken_one_changes_nothing() -> None:
     ("schedule", "middle", "end"), [("constant", 1.0, 1.0), ("linear", 0.55, 0.1), ("cosine", 0.55, 0.1)]
 )
 def test_schedules(schedule: Any, middle: float, end: float) -> None:
-    recipe = Train(schedule=schedule, lr_warmup_steps=4)
-    rise = [share_of_rate(recipe, number, 104) for number in range(4)]
+    recipe = Train(lr_schedule=schedule, lr_warmup_steps=4)
+    rise = [lr_factor(recipe, number, 104) for number in range(4)]
     assert rise == pytest.approx([0.2, 0.4, 0.6, 0.8])
-    assert share_of_rate(recipe, 4, 104) == 1.0
-    assert share_of_rate(recipe, 54, 104) == pytest.approx(middle)
-    assert share_of_rate(recipe, 104, 104) == share_of_rate(recipe, 999, 104) == pytest.approx(end)
+    assert lr_factor(recipe, 4, 104) == 1.0
+    assert lr_factor(recipe, 54, 104) == pytest.approx(middle)
+    assert lr_factor(recipe, 104, 104) == lr_factor(recipe, 999, 104) == pytest.approx(end)
 
 
 @pytest.mark.parametrize("name", NAMES)
 def test_merged_scratch_is_the_adapter(two: Any, model_folder: Path, name: str) -> None:
-    scratch = base_model.scratch_copy(AutoModelForCausalLM.from_pretrained(model_folder))
+    merged_copy = base_model.merged_copy_of(AutoModelForCausalLM.from_pretrained(model_folder))
     batch = batch_of(rows(5), pad_id=3)
     with torch.no_grad():
         for chosen in (name, NAMES[0], name):
-            adapters.write_merged(scratch, two, chosen)
-        adapters.choose(two, name, train=False)
-        merged = scratch(batch.ids_BT, attention_mask=batch.mask_BT).logits
+            adapters.write_merged(merged_copy, two, chosen)
+        adapters.activate(two, name, train=False)
+        merged = merged_copy(batch.ids_BT, attention_mask=batch.mask_BT).logits
         through_peft = two(batch.ids_BT, attention_mask=batch.mask_BT).logits
         plain = AutoModelForCausalLM.from_pretrained(model_folder)(batch.ids_BT, attention_mask=batch.mask_BT).logits
         assert torch.allclose(merged, through_peft, atol=1e-4)
         assert not torch.allclose(merged, plain, atol=1e-2)
-        adapters.write_merged(scratch, two, None)
-        assert torch.equal(scratch(batch.ids_BT, attention_mask=batch.mask_BT).logits, plain)
+        adapters.write_merged(merged_copy, two, None)
+        assert torch.equal(merged_copy(batch.ids_BT, attention_mask=batch.mask_BT).logits, plain)
 
 
 def _llama() -> Any:
@@ -292,7 +298,7 @@ def test_greedy_is_that_of_transformers_row_by_row(kind: str) -> None:
     prompts = [row.ids[: 2 + number] for number, row in enumerate(rows(9, seed=2))]
     limits = [3 + 2 * (number % 7) for number in range(9)]
     stops = list(range(100, 180))
-    found = generate(model, prompts, limits, Generate(tokens_per_batch=80), pad_id=0, stop_ids=stops, seed=1)
+    found = generate(model, prompts, limits, Generate(max_tokens_per_batch=80), pad_id=0, stop_ids=stops, seed=1)
     for prompt, limit, ids_found, ended in zip(prompts, limits, found.lists(), found.finished_B.tolist(), strict=True):
         config = GenerationConfig(max_new_tokens=limit + 1, do_sample=False, eos_token_id=stops, pad_token_id=0)
         ids = torch.tensor([prompt])
@@ -323,21 +329,21 @@ def test_a_stop_id_that_holds_text_stays() -> None:
 def test_layers_that_cannot_be_merged_are_refused() -> None:
     tied = _llama()
     with pytest.raises(ModelError, match=r"'lm_head' shares its weight with the embedding"):
-        adapters.add(tied, dict.fromkeys(NAMES, Adapter(targets=("q_proj", "lm_head"))), 1)
+        adapters.add_adapters(tied, dict.fromkeys(NAMES, Adapter(targets=("q_proj", "lm_head"))), 1)
     with pytest.raises(ModelError, match="only linear layers"):
-        adapters.add(_llama(), dict.fromkeys(NAMES, Adapter(targets=("embed_tokens",))), 1)
+        adapters.add_adapters(_llama(), dict.fromkeys(NAMES, Adapter(targets=("embed_tokens",))), 1)
 
 
 def test_gpt2_layers_are_merged_transposed() -> None:
     model = _gpt2().eval()
-    scratch = base_model.scratch_copy(model)
-    two = adapters.add(model, dict.fromkeys(NAMES, Adapter(rank=2, targets=("c_attn",))), 1)
+    merged_copy = base_model.merged_copy_of(model)
+    two = adapters.add_adapters(model, dict.fromkeys(NAMES, Adapter(rank=2, targets=("c_attn",))), 1)
     for parameter in adapters.parameters(two, "en-es").values():
         torch.nn.init.normal_(parameter, std=0.1)
-    adapters.write_merged(scratch, two, "en-es")
-    adapters.choose(two, "en-es", train=False)
+    adapters.write_merged(merged_copy, two, "en-es")
+    adapters.activate(two, "en-es", train=False)
     ids = torch.tensor([[5, 6, 7, 8]])
-    assert torch.allclose(scratch(ids).logits, two(ids).logits, atol=1e-4)
+    assert torch.allclose(merged_copy(ids).logits, two(ids).logits, atol=1e-4)
 
 
 def test_sampling_follows_its_seed_and_not_its_batch_mates() -> None:
@@ -364,7 +370,9 @@ def test_sampling_follows_its_seed_and_not_its_batch_mates() -> None:
 def test_sampling_frequencies(settings_: dict[str, Any], allowed: set[int]) -> None:
     probabilities = torch.tensor([0.5, 0.3, 0.15, 0.05])
     logits = probabilities.log().repeat(20_000, 1)
-    picked = Counter(pick(logits, Generate(temperature=1.0, **settings_), torch.Generator().manual_seed(0)).tolist())
+    picked = Counter(
+        sample_next(logits, Generate(temperature=1.0, **settings_), torch.Generator().manual_seed(0)).tolist()
+    )
     assert set(picked) == allowed
     total = sum(float(probabilities[i]) for i in allowed)
     for token in allowed:
@@ -373,20 +381,20 @@ def test_sampling_frequencies(settings_: dict[str, Any], allowed: set[int]) -> N
 
 def test_a_low_temperature_sharpens() -> None:
     logits = torch.tensor([0.5, 0.3, 0.2]).log().repeat(20_000, 1)
-    picked = Counter(pick(logits, Generate(temperature=0.5), torch.Generator().manual_seed(0)).tolist())
+    picked = Counter(sample_next(logits, Generate(temperature=0.5), torch.Generator().manual_seed(0)).tolist())
     assert picked[0] / 20_000 == pytest.approx(0.25 / (0.25 + 0.09 + 0.04), abs=0.015)
-    assert torch.equal(pick(logits[:3], Generate(), torch.Generator()), torch.zeros(3, dtype=torch.int64))
+    assert torch.equal(sample_next(logits[:3], Generate(), torch.Generator()), torch.zeros(3, dtype=torch.int64))
 
 
 @given(number=st.integers(0, 500))
 @settings(max_examples=20)
 def test_length_limits_grow_with_the_source(number: int) -> None:
-    assert length_limit(number, Generate(length_ratio=1.5, length_extra=10)) == int(1.5 * number) + 10
+    assert length_limit(number, Generate(max_length_ratio=1.5, max_length_offset=10)) == int(1.5 * number) + 10
 
 
 def test_dropout_is_off_when_not_training(two: Any) -> None:
     batch = batch_of(rows(4), pad_id=3)
-    adapters.choose(two, "en-es", train=True)
+    adapters.activate(two, "en-es", train=True)
     with torch.no_grad():
         assert not torch.equal(loss_sum(two, batch), loss_sum(two, batch)), "dropout is on in training"
         adapters.freeze(two)
@@ -398,7 +406,7 @@ def test_each_adapter_starts_from_its_own_seed(model_folder: Path) -> None:
     for names in (NAMES, list(reversed(NAMES))):
         torch.manual_seed(len(made))
         model = AutoModelForCausalLM.from_pretrained(model_folder)
-        two = adapters.add(model, dict.fromkeys(names, Adapter(rank=4)), 7)
+        two = adapters.add_adapters(model, dict.fromkeys(names, Adapter(rank=4)), 7)
         made.append({name: list(adapters.parameters(two, name).values()) for name in NAMES})
     for name in NAMES:
         assert all(torch.equal(a, b) for a, b in zip(made[0][name], made[1][name], strict=True))

@@ -12,16 +12,16 @@ import pytest
 import torch
 from transformers import Qwen2Config, Qwen2ForCausalLM
 
-from roundtrip.backtranslation.validation import greedy
+from roundtrip.backtranslation.validation import greedy_settings
 from roundtrip.data.corpora import prepare
 from roundtrip.engine import cuda_graphs, translator
 from roundtrip.engine import decoding as decoding
 from roundtrip.engine import generate as generating
-from roundtrip.engine.cuda_graphs import Steps
+from roundtrip.engine.cuda_graphs import GraphedSteps
 from roundtrip.engine.generate import generate
-from roundtrip.engine.hf_backends import by_continuous_batching
-from roundtrip.engine.request import Work
-from roundtrip.engine.sampling import pick
+from roundtrip.engine.hf_backends import generate_continuous
+from roundtrip.engine.request import GenerationRequest
+from roundtrip.engine.sampling import sample_next
 from roundtrip.recipe import loader
 from roundtrip.recipe.schema import Generate
 from roundtrip.runtime.errors import ModelError, RecipeError
@@ -58,7 +58,7 @@ def model_of(kind: str) -> Any:
 def taken(monkeypatch: pytest.MonkeyPatch) -> list[str]:
     """Which ways have been taken, by name."""
     found: list[str] = []
-    for name in ("decode", "by_generate", "by_continuous_batching"):
+    for name in ("decode", "generate_hf", "generate_continuous"):
         original = getattr(generating, name)
 
         def spy(*arguments: Any, name: str = name, original: Any = original) -> Any:
@@ -80,23 +80,23 @@ def written(model: Any, settings: Generate, seed: int = 1) -> list[tuple[list[in
 def test_greedy_is_the_same_token_by_token(kind: str, attention: str, engine: Any, taken: list[str]) -> None:
     model = model_of(kind)
     model.set_attn_implementation(attention)
-    ours = written(model, Generate(tokens_per_batch=80))
+    ours = written(model, Generate(max_tokens_per_batch=80))
     assert set(taken) == {"decode"}
     assert {finished for _, finished in ours} == {True, False}, "the test wants both kinds"
     taken.clear()
-    assert written(model, Generate(tokens_per_batch=80, engine=engine)) == ours
-    assert set(taken) == {"by_generate" if engine == "transformers" else "by_continuous_batching"}
+    assert written(model, Generate(max_tokens_per_batch=80, engine=engine)) == ours
+    assert set(taken) == {"generate_hf" if engine == "transformers" else "generate_continuous"}
     assert model.config._attn_implementation == attention, "the model is as it was"
-    assert written(model, Generate(tokens_per_batch=80)) == ours
+    assert written(model, Generate(max_tokens_per_batch=80)) == ours
 
 
 @pytest.mark.parametrize("kind", ALL)
 def test_a_repetition_penalty_is_that_of_transformers_and_leaves_the_prompt_alone(kind: str) -> None:
     model = model_of(kind)
-    settings = Generate(tokens_per_batch=80, repetition_penalty=1.8)
+    settings = Generate(max_tokens_per_batch=80, repetition_penalty=1.8)
     ours = written(model, settings)
     assert ours == written(model, settings.model_copy(update={"engine": "transformers"}))
-    assert ours != written(model, Generate(tokens_per_batch=80))
+    assert ours != written(model, Generate(max_tokens_per_batch=80))
 
 
 def test_what_the_author_of_a_model_ships_does_not_mix_in() -> None:
@@ -114,7 +114,7 @@ def test_sampled_rows_match_in_distribution(settings: dict[str, Any]) -> None:
     model = model_of("RoPE, tied head")
     found = []
     for engine in ("native", "transformers"):
-        recipe = Generate(engine=engine, temperature=0.9, tokens_per_batch=40_000, **settings)  # type: ignore[arg-type]
+        recipe = Generate(engine=engine, temperature=0.9, max_tokens_per_batch=40_000, **settings)  # type: ignore[arg-type]
         made = generate(model, [PROMPTS[5]] * 4000, [2] * 4000, recipe, pad_id=0, stop_ids=[1], seed=3).lists()
         found.append([Counter(tuple(row[:size]) for row in made) for size in (1, 2)])
     for ours, theirs in zip(*found, strict=True):
@@ -131,14 +131,14 @@ def test_min_p_keeps_what_is_likely_against_the_likeliest() -> None:
     logits = torch.tensor([0.5, 0.3, 0.15, 0.05]).log().repeat(5000, 1)
     for min_p, allowed in ((0.05, {0, 1, 2, 3}), (0.2, {0, 1, 2}), (0.5, {0, 1}), (0.9, {0})):
         random = torch.Generator().manual_seed(1)
-        assert set(pick(logits, Generate(temperature=1.0, min_p=min_p), random).tolist()) == allowed
+        assert set(sample_next(logits, Generate(temperature=1.0, min_p=min_p), random).tolist()) == allowed
 
 
 def test_a_row_that_the_library_drops_is_told(monkeypatch: pytest.MonkeyPatch) -> None:
     model = model_of("RoPE, tied head")
     monkeypatch.setattr(type(model), "generate_batch", lambda self, **settings: {}, raising=False)
     with pytest.raises(ModelError, match="9 rows are missing"):
-        by_continuous_batching(model, Work(PROMPTS, LIMITS, Generate(), 0, STOPS, 1))
+        generate_continuous(model, GenerationRequest(PROMPTS, LIMITS, Generate(), 0, STOPS, 1))
 
     def broken(said: str) -> Any:
         one = SimpleNamespace(error=said, generated_tokens=[])
@@ -146,10 +146,10 @@ def test_a_row_that_the_library_drops_is_told(monkeypatch: pytest.MonkeyPatch) -
 
     monkeypatch.setattr(type(model), "generate_batch", broken("no such block"), raising=False)
     with pytest.raises(ModelError, match="no such block"):
-        by_continuous_batching(model, Work(PROMPTS, LIMITS, Generate(), 0, STOPS, 1))
+        generate_continuous(model, GenerationRequest(PROMPTS, LIMITS, Generate(), 0, STOPS, 1))
     monkeypatch.setattr(type(model), "generate_batch", broken("CUDA out of memory"), raising=False)
     with pytest.raises(torch.OutOfMemoryError):
-        by_continuous_batching(model, Work(PROMPTS, LIMITS, Generate(), 0, STOPS, 1))
+        generate_continuous(model, GenerationRequest(PROMPTS, LIMITS, Generate(), 0, STOPS, 1))
 
 
 @pytest.mark.parametrize("engine", ["transformers", "continuous"])
@@ -175,8 +175,8 @@ def test_a_run_is_the_same_by_every_engine(
         ),
         (("generate.temperature=0.0", "generate.min_p=0.1"), "do nothing at temperature 0"),
         (("generate.engine=transformers", "generate.cuda_graphs=true"), "of our own loop only"),
-        (("generate.temperature=0.0", "generate.samples=4"), "all the same at temperature 0"),
-        (("generate.choose=own",), "nothing to choose from"),
+        (("generate.temperature=0.0", "generate.num_candidates=4"), "all the same at temperature 0"),
+        (("generate.candidate_selection=likelihood",), "nothing to choose from"),
     ],
 )
 def test_what_an_engine_cannot_do_is_refused(
@@ -190,16 +190,26 @@ def test_what_an_engine_cannot_do_is_refused(
 
 
 @pytest.mark.parametrize("kind", ALL)
-@pytest.mark.parametrize("settings", [{}, {"temperature": 0.8, "top_k": 9, "samples": 3}, {"repetition_penalty": 1.5}])
+@pytest.mark.parametrize(
+    "settings", [{}, {"temperature": 0.8, "top_k": 9, "num_candidates": 3}, {"repetition_penalty": 1.5}]
+)
 def test_log_probabilities_are_those_of_a_forward_pass_over_what_was_written(
     kind: str, settings: dict[str, Any]
 ) -> None:
     model = model_of(kind)
-    recipe = Generate(tokens_per_batch=300, **settings)
+    recipe = Generate(max_tokens_per_batch=300, **settings)
     found = generate(
-        model, PROMPTS, LIMITS, recipe, pad_id=0, stop_ids=STOPS[1:], text_stop_ids=STOPS[:1], seed=1, scored=True
+        model,
+        PROMPTS,
+        LIMITS,
+        recipe,
+        pad_id=0,
+        stop_ids=STOPS[1:],
+        text_stop_ids=STOPS[:1],
+        seed=1,
+        return_logprobs=True,
     )
-    prompts = [prompt for prompt in PROMPTS for _ in range(recipe.samples)]
+    prompts = [prompt for prompt in PROMPTS for _ in range(recipe.num_candidates)]
     assert found.logprob_B is not None and len(found.logprob_B) == len(prompts)
     kinds = set()
     for ids, size, finished, value, prompt in zip(
@@ -218,7 +228,7 @@ def test_log_probabilities_are_those_of_a_forward_pass_over_what_was_written(
         for engine in ("transformers", *(["continuous"] if recipe.repetition_penalty == 1 else [])):
             other = generate(
                 model, PROMPTS, LIMITS, recipe.model_copy(update={"engine": engine}), pad_id=0, stop_ids=STOPS[1:],
-                text_stop_ids=STOPS[:1], seed=1, scored=True,
+                text_stop_ids=STOPS[:1], seed=1, return_logprobs=True,
             )  # fmt: skip
             assert other.logprob_B is not None
             assert torch.allclose(other.logprob_B, found.logprob_B, rtol=1e-4, atol=1e-4)
@@ -228,10 +238,10 @@ def test_log_probabilities_are_those_of_a_forward_pass_over_what_was_written(
 def test_samples_of_one_prompt_stand_next_to_each_other(engine: Any) -> None:
     """What is likely after one prompt is not after another, so that mixed places would show."""
     model = model_of("RoPE, tied head")
-    recipe = Generate(engine=engine, temperature=0.3, samples=50, tokens_per_batch=900)
+    recipe = Generate(engine=engine, temperature=0.3, num_candidates=50, max_tokens_per_batch=900)
     seen: list[int] = []
     made = generate(
-        model, PROMPTS, LIMITS, recipe, pad_id=0, stop_ids=STOPS, seed=2, seen=lambda rows, some: seen.extend(rows)
+        model, PROMPTS, LIMITS, recipe, pad_id=0, stop_ids=STOPS, seed=2, on_batch=lambda rows, some: seen.extend(rows)
     ).lists()
     assert sorted(seen) == list(range(9 * 50)) and len(made) == 450
     for number, prompt in enumerate(PROMPTS):
@@ -247,7 +257,7 @@ def test_greedy_samples_are_the_greedy_row() -> None:
     model = model_of("RoPE, tied head")
     settings = {"pad_id": 0, "stop_ids": STOPS, "seed": 1}
     once = generate(model, PROMPTS, LIMITS, Generate(), **settings).lists()
-    thrice = generate(model, PROMPTS, LIMITS, Generate(samples=3), **settings).lists()
+    thrice = generate(model, PROMPTS, LIMITS, Generate(num_candidates=3), **settings).lists()
     assert thrice == [row for row in once for _ in range(3)]
 
 
@@ -259,19 +269,21 @@ def fixed(monkeypatch: pytest.MonkeyPatch) -> list[int]:
     """Let a CPU take steps of a fixed shape (no graph); the room of each cache that was made."""
     made: list[int] = []
 
-    class Seen(Steps):
+    class Seen(GraphedSteps):
         def __init__(self, *arguments: Any, **settings: Any) -> None:
             super().__init__(*arguments, **settings)
             made.append(self.room)
 
     monkeypatch.setattr(decoding, "GRAPHS_ON", ("cpu",))
-    monkeypatch.setattr(decoding, "Steps", Seen)
+    monkeypatch.setattr(decoding, "GraphedSteps", Seen)
     return made
 
 
 @pytest.mark.parametrize("kind", ALL)
 @pytest.mark.parametrize("room", [1, 3, 64])
-@pytest.mark.parametrize("settings", [{}, {"temperature": 0.8, "top_k": 9, "samples": 3}, {"repetition_penalty": 1.5}])
+@pytest.mark.parametrize(
+    "settings", [{}, {"temperature": 0.8, "top_k": 9, "num_candidates": 3}, {"repetition_penalty": 1.5}]
+)
 def test_steps_of_a_fixed_shape_write_the_same(
     kind: str, room: int, settings: dict[str, Any], fixed: list[int], monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -280,9 +292,9 @@ def test_steps_of_a_fixed_shape_write_the_same(
     # Rows leave the batch at the same steps, so that the same random numbers are drawn.
     monkeypatch.setattr(decoding, "FIXED_COMPACT_SHARE", decoding.COMPACT_SHARE)
     model = model_of(kind)
-    expected = written(model, Generate(tokens_per_batch=300, **settings))
+    expected = written(model, Generate(max_tokens_per_batch=300, **settings))
     assert not fixed
-    found = written(model, Generate(tokens_per_batch=300, cuda_graphs=True, **settings))
+    found = written(model, Generate(max_tokens_per_batch=300, cuda_graphs=True, **settings))
     assert found == expected
     assert bool(fixed) == ("sliding" not in kind)
     assert set(fixed) <= {room}
@@ -330,7 +342,7 @@ def test_greedy_is_the_same_on_real_text_with_a_real_model(tmp_path: Path) -> No
     lines = [source for source, _ in corpora.dev[:100]]
     one = next(iter(translator.load(loaded.recipe, loaded.folder).values()))
     assert one.base.dtype == torch.float32
-    settings = greedy(loaded.recipe)
+    settings = greedy_settings(loaded.recipe)
     ours = one.write(lines, settings, 0)
     theirs = one.write(lines, settings.model_copy(update={"engine": "transformers"}), 0)
     assert ours.hypotheses.lists() == theirs.hypotheses.lists()

@@ -17,10 +17,10 @@ from hypothesis import strategies as st
 from sacrebleu.metrics import BLEU, CHRF, TER
 
 from roundtrip.backtranslation import trained_models
-from roundtrip.backtranslation.run_folder import Run
+from roundtrip.backtranslation.run_folder import RunFolder
 from roundtrip.cli import evaluate, export
 from roundtrip.cli.evaluate import changed
-from roundtrip.cli.systems import HeldOut, exported_direction
+from roundtrip.cli.systems import EvaluationSet, exported_direction
 from roundtrip.engine import long_inputs
 from roundtrip.evaluation import comet_worker, metrics
 from roundtrip.runtime.errors import RunError
@@ -107,7 +107,7 @@ def test_two_systems_are_compared_and_the_lines_that_changed_are_shown(
     code, shown, _ = ask(capsys, *arguments, "--samples", "200", "--seed", "7", "--changed", "3", "--json", files / "o")
     assert code == 0
     found = json.loads((files / "o").read_text())
-    expected = metrics.compare(
+    expected = metrics.paired_bootstrap(
         poor.read_text().splitlines(), mixed.read_text().splitlines(), REFERENCES, samples=200, seed=7
     )
     assert found["comparison"] == [one.to_dict() for one in expected]
@@ -129,7 +129,7 @@ def test_two_systems_are_compared_and_the_lines_that_changed_are_shown(
 )
 def test_swapped_systems_mirror_gains_and_losses(texts: list[tuple[str, str, str, str]], number: int) -> None:
     sources, one, other, references = (list(side) for side in zip(*texts, strict=True))
-    there, back = (changed(HeldOut(sources, references), *pair, number) for pair in ((one, other), (other, one)))
+    there, back = (changed(EvaluationSet(sources, references), *pair, number) for pair in ((one, other), (other, one)))
     assert [line["line"] for line in there["gained"]] == [line["line"] for line in back["lost"]]
     assert [line["change"] for line in there["lost"]] == [-line["change"] for line in back["gained"]]
     assert all(len(lines) <= number for lines in there.values())
@@ -279,9 +279,9 @@ def test_an_exported_direction_is_asked_and_says_what_its_run_says(
     tmp_path: Path,
     capsys: pytest.CaptureFixture[str],
 ) -> None:
-    run = Run(finished[1])
+    run = RunFolder(finished[1])
     for merged in (False, True):
-        export.export(run, trained_models.into(run, "es"), tmp_path / str(merged), "best", merged=merged)
+        export.export(run, trained_models.direction_into(run, "es"), tmp_path / str(merged), "best", merged=merged)
     test = ["--test", run.data / "test.tsv", "--device", "cpu"]
     figures = []
     for place in (run.path, tmp_path / "False", tmp_path / "True"):
@@ -339,7 +339,7 @@ def test_a_run_brings_its_tokenizer_and_what_was_cut_is_said(
         return ["una casa"] * len(texts)
 
     monkeypatch.setattr(trained_models, "load", lambda *arguments: None)
-    monkeypatch.setattr(long_inputs, "translate", written)
+    monkeypatch.setattr(long_inputs, "translate_any_length", written)
     arguments = ["--test", finished[1] / "data" / "test.tsv", "--to", "es", "--system", tmp_path / "run"]
     code, shown, error = ask(capsys, *arguments, "--json", tmp_path / "o")
     assert code == 0, error
@@ -426,12 +426,12 @@ def test_comet_runs_in_its_own_environment(files: Path, environment: Any, capsys
     assert found["scores"] == expected
     assert found["means"]["system"] == pytest.approx(np.mean(expected["system"]))
     assert found["signature"] == "model:wmt|version:2.2.7"
-    assert found["p_value"] == metrics.compare_means(expected["baseline"], expected["system"], samples=100)
+    assert found["p_value"] == metrics.paired_bootstrap_means(expected["baseline"], expected["system"], samples=100)
     assert (files / "loads").read_text().count("\n") == 1, "one load for all systems"
     news, web = everything["slices"]["news"]["comet"], everything["slices"]["web"]["comet"]
     assert web["means"]["copy"] == pytest.approx(np.mean(expected["copy"][52:])) and "p_value" not in web
     both = expected["baseline"][:52], expected["system"][:52]
-    assert news["p_value"] == metrics.compare_means(*both, samples=100)
+    assert news["p_value"] == metrics.paired_bootstrap_means(*both, samples=100)
     _, shown, _ = ask(capsys, "--test", files / "test.tsv", *arguments)
     assert shown.count("  COMET: ") == 3 and "model:wmt" in shown
 
@@ -494,8 +494,8 @@ def test_the_worker_by_itself(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -
 def test_means_that_differ_are_significant_and_equal_ones_are_not() -> None:
     random = np.random.default_rng(1)
     one = random.normal(0.5, 0.1, 300)
-    assert metrics.compare_means(one.tolist(), (one + random.normal(0.02, 0.05, 300)).tolist()) < 0.01
-    assert metrics.compare_means(one.tolist(), (one + random.normal(0.0, 0.05, 300) - 0.0).tolist()) > 0.05
-    assert metrics.compare_means([0.1, 0.2], [0.2, 0.1], seed=1) == metrics.compare_means(
+    assert metrics.paired_bootstrap_means(one.tolist(), (one + random.normal(0.02, 0.05, 300)).tolist()) < 0.01
+    assert metrics.paired_bootstrap_means(one.tolist(), (one + random.normal(0.0, 0.05, 300) - 0.0).tolist()) > 0.05
+    assert metrics.paired_bootstrap_means([0.1, 0.2], [0.2, 0.1], seed=1) == metrics.paired_bootstrap_means(
         [0.1, 0.2], [0.2, 0.1], seed=1
     )

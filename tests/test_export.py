@@ -18,15 +18,15 @@ from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedTokenize
 
 from benchmarks import zoo
 from roundtrip.backtranslation import trained_models
-from roundtrip.backtranslation.run_folder import Run
-from roundtrip.backtranslation.validation import greedy
+from roundtrip.backtranslation.run_folder import RunFolder
+from roundtrip.backtranslation.validation import greedy_settings
 from roundtrip.cli import export, model_card
-from roundtrip.engine.translator import Templates
+from roundtrip.engine.translator import DirectionTemplates
 from roundtrip.models.from_scratch import train_tokenizer
-from roundtrip.recipe.schema import TemplateText
+from roundtrip.recipe.schema import TemplateRecipe
 from roundtrip.runtime.errors import RunError
 from roundtrip.tokens.prompt_segments import build_segments
-from roundtrip.tokens.prompt_template import Template
+from roundtrip.tokens.prompt_template import PromptTemplate
 from tests.conftest import RECIPE, WriteRecipe, toy_pairs
 from tests.test_run import NAMES, door, go
 from tests.test_template import LINES
@@ -35,7 +35,7 @@ SOURCES = [en for en, _ in toy_pairs()[::97]]
 
 
 @pytest.fixture(scope="module")
-def run(tmp_path_factory: pytest.TempPathFactory, model_folder: Path) -> Run:
+def run(tmp_path_factory: pytest.TempPathFactory, model_folder: Path) -> RunFolder:
     """A finished run; one direction has an adapter of the kind that takes a part out of the base."""
     folder = tmp_path_factory.mktemp("exported")
     (folder / "toy.tsv").write_text("".join(f"{en}\t{es}\n" for en, es in toy_pairs()), encoding="utf-8")
@@ -43,12 +43,12 @@ def run(tmp_path_factory: pytest.TempPathFactory, model_folder: Path) -> Run:
     text = text.replace("[train]", '[adapter."es-en"]\nmethod = "pissa"\n\n[train]')
     (folder / "small.toml").write_text(text, encoding="utf-8")
     go(folder / "small.toml", folder / "run")
-    return Run(folder / "run")
+    return RunFolder(folder / "run")
 
 
-def ours(run: Run, target: str) -> list[str]:
-    one = trained_models.load(run, trained_models.into(run, target), device="cpu")
-    return one.write(SOURCES, greedy(run.recipe()[0]), 0).texts
+def ours(run: RunFolder, target: str) -> list[str]:
+    one = trained_models.load(run, trained_models.direction_into(run, target), device="cpu")
+    return one.write(SOURCES, greedy_settings(run.recipe()[0]), 0).texts
 
 
 def theirs(model: Any, tokenizer: Any) -> list[str]:
@@ -62,9 +62,9 @@ def theirs(model: Any, tokenizer: Any) -> list[str]:
     return found
 
 
-def test_an_adapter_is_used_by_peft_and_transformers_as_it_is(run: Run, tmp_path: Path) -> None:
+def test_an_adapter_is_used_by_peft_and_transformers_as_it_is(run: RunFolder, tmp_path: Path) -> None:
     for target in ("es", "en"):
-        direction = trained_models.into(run, target)
+        direction = trained_models.direction_into(run, target)
         folder = tmp_path / direction.name
         export.export(run, direction, folder, "best")
         tokenizer = AutoTokenizer.from_pretrained(folder)
@@ -76,9 +76,9 @@ def test_an_adapter_is_used_by_peft_and_transformers_as_it_is(run: Run, tmp_path
 
 
 @pytest.mark.parametrize("dtype", [None, "float32", "bfloat16"])
-def test_a_merged_model_stands_alone(run: Run, tmp_path: Path, dtype: str | None) -> None:
+def test_a_merged_model_stands_alone(run: RunFolder, tmp_path: Path, dtype: str | None) -> None:
     for target in ("es", "en"):
-        direction = trained_models.into(run, target)
+        direction = trained_models.direction_into(run, target)
         folder = tmp_path / direction.name
         export.export(run, direction, folder, "best", merged=True, dtype=dtype)
         assert not (folder / "adapter_config.json").exists()
@@ -89,7 +89,7 @@ def test_a_merged_model_stands_alone(run: Run, tmp_path: Path, dtype: str | None
         else:
             # The sum is rounded once, not the base first and the sum again.
             one = trained_models.load(run, direction, device="cpu")
-            with one.learner.generating() as exact:
+            with one.direction_model.generating() as exact:
                 for name, value in exact.named_parameters():
                     assert torch.equal(model.get_parameter(name), value.to(torch.bfloat16)), name
 
@@ -98,8 +98,8 @@ def test_a_merged_model_stands_alone(run: Run, tmp_path: Path, dtype: str | None
 @pytest.mark.parametrize("name", ["gpt2", "llama3", "deepseek", "sentencepiece"])
 def test_the_exported_chat_template_makes_our_prompts_and_rows(name: str, kind: Any) -> None:
     tokenizer: PreTrainedTokenizerFast = zoo.dress(zoo.small()[name], "chatml" if kind == "chat" else "plain")[0]
-    text = TemplateText(kind=kind)
-    template = Template(tokenizer, build_segments(tokenizer, text, "en", "es", ()))
+    text = TemplateRecipe(kind=kind)
+    template = PromptTemplate(tokenizer, build_segments(tokenizer, text, "en", "es", ()))
     prompts, rows = template.prompts(LINES), template.rows([(line, line) for line in LINES])
     plain = PreTrainedTokenizerFast(tokenizer_object=tokenizer.backend_tokenizer)
     plain.chat_template = export.chat_template(template.segments, tokenizer)
@@ -115,8 +115,8 @@ def test_the_exported_chat_template_makes_our_prompts_and_rows(name: str, kind: 
         plain.apply_chat_template([{"role": "system", "content": "Be brief."}])
 
 
-def test_the_card_tells_scores_and_recipe_and_reads_as_one(run: Run, tmp_path: Path) -> None:
-    export.export(run, trained_models.into(run, "es"), tmp_path / "out", "best")
+def test_the_card_tells_scores_and_recipe_and_reads_as_one(run: RunFolder, tmp_path: Path) -> None:
+    export.export(run, trained_models.direction_into(run, "es"), tmp_path / "out", "best")
     text = (tmp_path / "out" / "README.md").read_text(encoding="utf-8")
     metrics = json.loads(run.metrics.read_text())
     data = ModelCard(text).data
@@ -124,23 +124,23 @@ def test_the_card_tells_scores_and_recipe_and_reads_as_one(run: Run, tmp_path: P
     best = metrics["test"][metrics["best"]]["en-es"]
     results = {one.metric_type: one.metric_value for one in data.eval_results}
     assert results == {metric: round(best[metric], 2) for metric in ("bleu", "chrf")}
-    assert "nw:2" in text and "# English to Spanish" in text and "parallel_passes = 1" in text
+    assert "nw:2" in text and "# English to Spanish" in text and "parallel_epochs = 1" in text
     assert f"| **{metrics['best']}** | {best['chrf']:.1f} | {best['bleu']:.1f} |" in text
     assert json.loads((tmp_path / "out" / "template.json").read_text())["direction"] == "en-es"
 
 
-def test_text_in_the_card_stays_text(run: Run, tmp_path: Path) -> None:
+def test_text_in_the_card_stays_text(run: RunFolder, tmp_path: Path) -> None:
     evil = "<script>alert(1)</script> | `x` [a](http://b) **c**"
     metrics = json.loads(run.metrics.read_text())
     metrics["samples"]["en-es"][0] |= {"source": evil, "hypothesis": evil, "reference": "a\nb"}
-    one = trained_models.load(run, trained_models.into(run, "es"), device="cpu")
+    one = trained_models.load(run, trained_models.direction_into(run, "es"), device="cpu")
     text = model_card.text(run, one, metrics, metrics["best"], False)
     row = next(line for line in text.splitlines() if "alert(1)" in line)
     assert "<script>" not in text and row.count("|") == 4 and not set("`*[]") & set(row)
     assert row.endswith("| a b |")
 
 
-def test_the_door_writes_both_directions(run: Run, tmp_path: Path) -> None:
+def test_the_door_writes_both_directions(run: RunFolder, tmp_path: Path) -> None:
     done = door("roundtrip", "export", str(run.path), str(tmp_path / "out"), "--stage", "parallel")
     assert done.returncode == 0 and done.stderr == "", done.stderr
     assert [line.rsplit(": ", 1)[1] for line in done.stdout.splitlines()] == ["an adapter", "an adapter"]
@@ -157,7 +157,7 @@ def test_the_door_writes_both_directions(run: Run, tmp_path: Path) -> None:
     ],
 )
 def test_mistakes_are_told(
-    run: Run, tmp_path: Path, capsys: pytest.CaptureFixture[str], arguments: list[str], message: str
+    run: RunFolder, tmp_path: Path, capsys: pytest.CaptureFixture[str], arguments: list[str], message: str
 ) -> None:
     argv = ["door", str(run.path), str(tmp_path / "out"), *arguments]
     with pytest.MonkeyPatch.context() as patch, pytest.raises(SystemExit) as left:
@@ -167,18 +167,18 @@ def test_mistakes_are_told(
     assert not (tmp_path / "out").exists()
 
 
-def test_a_tokenizer_that_would_make_other_prompts_has_no_chat_template(run: Run, tmp_path: Path) -> None:
+def test_a_tokenizer_that_would_make_other_prompts_has_no_chat_template(run: RunFolder, tmp_path: Path) -> None:
     """Behind a BOS that is spelt out, Metaspace puts no mark in front of the first word."""
-    one = trained_models.load(run, trained_models.into(run, "es"), device="cpu")
+    one = trained_models.load(run, trained_models.direction_into(run, "es"), device="cpu")
     tokenizer = train_tokenizer([text for pair in toy_pairs() for text in pair], 420)
     framed = processors.TemplateProcessing(single="<s> $A", special_tokens=[("<s>", tokenizer.bos_token_id)])
     tokenizer = PreTrainedTokenizerFast(tokenizer_object=_framed(tokenizer, framed), bos_token="<s>", eos_token="</s>")
-    template = Template(tokenizer, build_segments(tokenizer, TemplateText(kind="plain"), "en", "es", ()))
+    template = PromptTemplate(tokenizer, build_segments(tokenizer, TemplateRecipe(kind="plain"), "en", "es", ()))
     assert template.segments.bos_id is not None
     odd = replace(
         one,
-        learner=replace(one.learner, base=replace(one.base, tokenizer=tokenizer)),
-        templates=Templates(template, template, template),
+        learner=replace(one.direction_model, base=replace(one.base, tokenizer=tokenizer)),
+        templates=DirectionTemplates(template, template, template),
     )
     assert export._write_tokenizer(odd, tmp_path) is False
     assert AutoTokenizer.from_pretrained(tmp_path).chat_template is None
@@ -191,18 +191,18 @@ def _framed(tokenizer: Any, processor: Any) -> Any:
     return backend
 
 
-def test_a_folder_in_use_is_left_alone(run: Run, tmp_path: Path) -> None:
+def test_a_folder_in_use_is_left_alone(run: RunFolder, tmp_path: Path) -> None:
     (tmp_path / "notes.txt").write_text("mine")
     with pytest.raises(RunError, match="is not empty"):
-        export.export(run, trained_models.into(run, "es"), tmp_path, "best")
+        export.export(run, trained_models.direction_into(run, "es"), tmp_path, "best")
     assert [path.name for path in tmp_path.iterdir()] == ["notes.txt"]
 
 
 def test_a_whole_model_is_exported_as_one(write_recipe: WriteRecipe, tmp_path: Path) -> None:
-    path = write_recipe(("rank = 4\ndropout = 0.1", 'method = "full"'), ("number = 1", "number = 0"))
+    path = write_recipe(("rank = 4\ndropout = 0.1", 'method = "full"'), ("count = 1", "count = 0"))
     go(path, tmp_path / "run")
-    run = Run(tmp_path / "run")
-    export.export(run, trained_models.into(run, "es"), tmp_path / "out", "best")
+    run = RunFolder(tmp_path / "run")
+    export.export(run, trained_models.direction_into(run, "es"), tmp_path / "out", "best")
     model = AutoModelForCausalLM.from_pretrained(tmp_path / "out")
     assert theirs(model, AutoTokenizer.from_pretrained(tmp_path / "out")) == ours(run, "es")
     assert "all weights of which were trained" in (tmp_path / "out" / "README.md").read_text()

@@ -21,13 +21,13 @@ import torch
 from rich.console import Console
 
 from roundtrip.backtranslation import checkpoint, session
-from roundtrip.backtranslation.run_folder import Run, locked
-from roundtrip.backtranslation.trainer import Trip
+from roundtrip.backtranslation.run_folder import RunFolder, run_lock
+from roundtrip.backtranslation.trainer import Trainer
 from roundtrip.engine import train_step as stepping
 from roundtrip.recipe import loader
 from roundtrip.runtime import atomic_io, disk_space, interrupts
 from roundtrip.runtime.errors import DiskError, Interrupted, RunError, TrainingError
-from roundtrip.runtime.event_log import Events
+from roundtrip.runtime.event_log import EventLog
 from tests.conftest import RECIPE, WriteRecipe, toy_pairs
 from tests.test_run import assert_same, end_state, go
 
@@ -150,7 +150,7 @@ def test_where_none_is_whole_all_are_named(inside: tuple[Path, Path]) -> None:
     shown = io.StringIO()
     loaded = loader.load(str(recipe))
     with pytest.raises(RunError, match=r"no checkpoint is whole\n  bring back what is named above"):
-        session.train(folder, loaded, Events(Console(file=shown, width=160)), resume=True)
+        session.train(folder, loaded, EventLog(Console(file=shown, width=160)), resume=True)
     assert shown.getvalue().count("is passed over: state.json is not what was written") == len(
         checkpoint.names(folder / "checkpoints")
     )
@@ -213,7 +213,7 @@ def test_files_are_whole_or_as_they_were(tmp_path: Path, monkeypatch: pytest.Mon
     monkeypatch.setattr(Path, "replace", lambda self, other: (order.append("rename"), replace(self, other))[1])
     with pytest.raises(TypeError):
         atomic_io.write_json(path, {"a": object()})
-    with pytest.raises(ValueError), atomic_io.whole(tmp_path / "folder") as beside:
+    with pytest.raises(ValueError), atomic_io.atomic_path(tmp_path / "folder") as beside:
         beside.mkdir()
         (beside / "half").write_text("x")
         raise ValueError
@@ -231,8 +231,8 @@ def stopping_twice(pause: float) -> subprocess.CompletedProcess[str]:
     """Send two signals to a process that works and never looks whether it should stop."""
     code = (
         "import os, signal, threading, time\n"
-        "from roundtrip.signals import listening\n"
-        "with listening(lambda text: print(text, flush=True)) as stop:\n"
+        "from roundtrip.runtime.interrupts import catch_signals\n"
+        "with catch_signals(lambda text: print(text, flush=True)) as stop:\n"
         "    os.kill(os.getpid(), signal.SIGTERM)\n"
         f"    time.sleep({pause})\n"
         "    try:\n"
@@ -258,7 +258,7 @@ def test_a_signal_passed_on_twice_is_one() -> None:
 def test_a_hangup_stops_in_good_order_and_handlers_are_put_back() -> None:
     # Whoever runs the tests may have asked to ignore it.
     usual = signal.signal(signal.SIGHUP, signal.SIG_DFL)
-    with interrupts.listening(lambda text: None) as stop:
+    with interrupts.catch_signals(lambda text: None) as stop:
         os.kill(os.getpid(), signal.SIGHUP)
         with pytest.raises(Interrupted) as caught:
             stop.leave_if_asked()
@@ -270,7 +270,7 @@ def test_a_library_call_from_a_thread_catches_nothing() -> None:
     found = []
 
     def work() -> None:
-        with interrupts.listening(lambda text: None) as stop:
+        with interrupts.catch_signals(lambda text: None) as stop:
             found.append(stop.requested)
 
     thread = threading.Thread(target=work)
@@ -307,14 +307,14 @@ def test_a_step_without_finite_numbers_is_skipped_counted_and_kept(
 ) -> None:
     breaking(monkeypatch, {1}, HOW[how])
     before: list[dict[str, torch.Tensor]] = []
-    step = Trip.step
+    step = Trainer.step
 
-    def watching(self: Trip, *arguments: Any) -> Any:
-        parameters = self.translators["en-es"].learner.parameters()
+    def watching(self: Trainer, *arguments: Any) -> Any:
+        parameters = self.translators["en-es"].direction_model.parameters()
         before.append({name: value.detach().clone() for name, value in parameters.items()})
         return step(self, *arguments)
 
-    monkeypatch.setattr(Trip, "step", watching)
+    monkeypatch.setattr(Trainer, "step", watching)
     shown = go(write_recipe(), tmp_path / "run")
     assert "at step 2: skipped; its rows are in" in shown
     assert "en-es: 1 of 5 steps were skipped" in shown
@@ -339,7 +339,7 @@ def test_more_skipped_steps_than_allowed_end_the_run_with_advice(
     write_recipe: WriteRecipe, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     breaking(monkeypatch, {0, 1}, HOW["loss is nan"])
-    path = write_recipe(("parallel_passes = 1", "parallel_passes = 3\nmax_skipped = 1"))
+    path = write_recipe(("parallel_epochs = 1", "parallel_epochs = 3\nmax_skipped = 1"))
     with pytest.raises(
         TrainingError, match=r"the 2\. of this phase(.|\n)*look at the rows in .*skipped.*lower train\.lr"
     ):
@@ -364,16 +364,16 @@ def test_a_rate_that_breaks_the_weights_ends_the_run(write_recipe: WriteRecipe, 
 def test_skipped_steps_survive_a_resume(
     write_recipe: WriteRecipe, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    path = write_recipe(("parallel_passes = 1", "parallel_passes = 2\nmax_skipped = 1"))
+    path = write_recipe(("parallel_epochs = 1", "parallel_epochs = 2\nmax_skipped = 1"))
     with monkeypatch.context() as patch:
         breaking(patch, {0}, HOW["loss is nan"])
-        step = Trip.step
+        step = Trainer.step
 
-        def stopping(self: Trip, *arguments: Any) -> Any:
+        def stopping(self: Trainer, *arguments: Any) -> Any:
             os.kill(os.getpid(), signal.SIGTERM)
             return step(self, *arguments)
 
-        patch.setattr(Trip, "step", stopping)
+        patch.setattr(Trainer, "step", stopping)
         with pytest.raises(Interrupted):
             go(path, tmp_path / "run")
     breaking(monkeypatch, {0}, HOW["loss is nan"])
@@ -388,22 +388,22 @@ def test_one_line_of_everything_is_enough(write_recipe: WriteRecipe, tmp_path: P
     (tmp_path / "test.tsv").write_text("The door\tLa puerta\n")
     (tmp_path / "mono.en").write_text("I see the red flower.\n")
     (tmp_path / "mono.es").write_text("Veo la flor roja.\n")
-    cut = '[data.cut]\ncorpus = { path = "toy.tsv" }\ntrain = 32\ndev = 12\ntest = 12'
+    cut = '[data.split]\ncorpus = { path = "toy.tsv" }\ntrain = 32\ndev = 12\ntest = 12'
     shown = go(write_recipe((cut, own)), tmp_path / "run")
     assert "mono.es is read through and starts over" in shown and "Test scores" in shown
 
 
 def test_rows_without_labels_are_left_out(write_recipe: WriteRecipe, tmp_path: Path, monkeypatch: Any) -> None:
     from roundtrip.backtranslation import token_rows
-    from roundtrip.tokens.prompt_template import Row
+    from roundtrip.tokens.prompt_template import TokenRow
 
-    of_block = token_rows.of_block
+    of_block = token_rows.token_rows_of
 
     def with_an_empty_one(block: Any, template: Any, *others: Any) -> Any:
         table, counts = of_block(block, template, *others)
-        return table.plus(type(table).of([Row([5], 1)])), counts
+        return table.plus(type(table).of([TokenRow([5], 1)])), counts
 
-    monkeypatch.setattr("roundtrip.backtranslation.trainer.of_block", with_an_empty_one)
+    monkeypatch.setattr("roundtrip.backtranslation.trainer.token_rows_of", with_an_empty_one)
     assert "1 rows" in go(write_recipe(), tmp_path / "run")
 
 
@@ -427,9 +427,9 @@ def test_a_full_file_system_keeps_the_checkpoint_and_says_how_much_is_missing(
 ) -> None:
     recipe, whole = finished
     # The last step of the first phase fills it.
-    step = Trip.step
+    step = Trainer.step
 
-    def filling(self: Trip, *arguments: Any) -> Any:
+    def filling(self: Trainer, *arguments: Any) -> Any:
         result = step(self, *arguments)
         if self.state.total_steps() == 6:
             with pytest.raises(OSError), (small_disk / "other").open("wb", buffering=0) as file:
@@ -439,7 +439,7 @@ def test_a_full_file_system_keeps_the_checkpoint_and_says_how_much_is_missing(
         return result
 
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(Trip, "step", filling)
+        patch.setattr(Trainer, "step", filling)
         with pytest.raises(
             DiskError, match=r"bytes are needed, \S+ are free, \S+ are missing(.|\n)*--resume"
         ) as caught:
@@ -456,20 +456,20 @@ def test_a_full_file_system_keeps_the_checkpoint_and_says_how_much_is_missing(
 
 def go_on(recipe: Path, folder: Path, *overrides: str) -> str:
     shown = io.StringIO()
-    session.train(folder, loader.load(str(recipe), overrides), Events(Console(file=shown, width=160)), resume=True)
+    session.train(folder, loader.load(str(recipe), overrides), EventLog(Console(file=shown, width=160)), resume=True)
     return shown.getvalue()
 
 
 def test_a_run_can_wait_for_room(finished: tuple[Path, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     recipe, whole = finished
-    sync, calls = atomic_io.sync, iter(range(10**6))
+    sync, calls = atomic_io.fsync_path, iter(range(10**6))
 
     def full(path: Path) -> None:
         if next(calls) in {30, 31, 60}:
             raise OSError(28, "No space left on device", str(path))
         sync(path)
 
-    monkeypatch.setattr(atomic_io, "sync", full)
+    monkeypatch.setattr(atomic_io, "fsync_path", full)
     monkeypatch.setattr(disk_space, "PAUSE", 0.01)
     shown = go(recipe, tmp_path / "run", overrides=('checkpoint.full_disk="wait"',))
     assert shown.count("; waiting for it") == 2
@@ -484,7 +484,7 @@ def test_waiting_for_room_can_be_stopped(
             os.kill(os.getpid(), signal.SIGTERM)
             raise OSError(28, "No space left on device", str(path))
 
-    monkeypatch.setattr(atomic_io, "sync", full)
+    monkeypatch.setattr(atomic_io, "fsync_path", full)
     with pytest.raises(Interrupted):
         go(finished[0], tmp_path / "run", overrides=('checkpoint.full_disk="wait"',))
 
@@ -500,7 +500,7 @@ def test_a_quota_is_called_one(tmp_path: Path) -> None:
 
 
 def test_half_an_event_is_dropped(tmp_path: Path) -> None:
-    voice = Events(Console(file=io.StringIO()), tmp_path / "events.jsonl")
+    voice = EventLog(Console(file=io.StringIO()), tmp_path / "events.jsonl")
     voice.log("one", value=1)
     with (tmp_path / "events.jsonl").open("a") as file:
         file.write('{"time": 3, "event": "tw')
@@ -530,7 +530,7 @@ def test_one_run_one_process(finished: tuple[Path, Path], tmp_path: Path) -> Non
         second = subprocess.run([*command, "--resume"], capture_output=True, text=True, timeout=200)
         process.kill()
     assert second.returncode == 2 and "in use by another process" in second.stderr
-    with locked(tmp_path / "run"):
+    with run_lock(tmp_path / "run"):
         pass
 
 
@@ -546,7 +546,7 @@ def test_what_a_killed_process_has_left_is_swept(finished: tuple[Path, Path], tm
     for folder in (old, new):
         folder.mkdir()
     os.utime(old, (0, 0))
-    atomic_io.sweep_old(tmp_path, ".fetch-")
+    atomic_io.remove_stale(tmp_path, ".fetch-")
     assert new.exists() and not old.exists()
 
 
@@ -607,7 +607,7 @@ def test_a_checkpoint_that_is_written_again_is_never_lost(tmp_path: Path, at: st
         patch.setattr(Path, name, killed)
         with pytest.raises(Killed):
             checkpoint.save(folder, state, tensors, 1)
-    atomic_io.sweep(tmp_path)
+    atomic_io.remove_leftovers(tmp_path)
     assert checkpoint.names(folder) == ["0001-000002"] and not list(folder.glob(".*"))
     found = checkpoint.newest(folder, pytest.fail)
     assert found is not None and torch.equal(found[1]["en-es"]["a"], tensors["en-es"]["a"])
@@ -650,9 +650,9 @@ def test_what_no_figure_depends_on_may_change_at_a_resume(
     finished: tuple[Path, Path], inside: tuple[Path, Path]
 ) -> None:
     recipe, folder = inside
-    go_on(recipe, folder, "checkpoint.full_disk=wait", "checkpoint.every_steps=2", "train.max_skipped=3")
+    go_on(recipe, folder, "checkpoint.full_disk=wait", "checkpoint.every_steps=2", "train.max_nonfinite_steps=3")
     assert_same(end_state(folder), end_state(finished[1]))
-    assert Run(folder).recipe()[0].checkpoint.full_disk == "wait"
+    assert RunFolder(folder).recipe()[0].checkpoint.full_disk == "wait"
     with pytest.raises(RunError, match=r"train\.lr: 0\.005 then"):
         go_on(recipe, folder, "train.lr=1e-4")
 
@@ -675,9 +675,9 @@ def test_a_damaged_start_of_an_adapter_is_refused(write_recipe: WriteRecipe, tmp
 def test_a_second_signal_ends_also_where_the_terminal_is_gone() -> None:
     code = (
         "import os, signal, time\n"
-        "from roundtrip import signals\n"
+        "from roundtrip.runtime import interrupts\n"
         "signal.signal(signal.SIGHUP, signal.SIG_DFL)\n"
-        "with signals.listening(lambda text: None):\n"
+        "with interrupts.catch_signals(lambda text: None):\n"
         "    os.kill(os.getpid(), signal.SIGHUP)\n"
         "    time.sleep(1.1)\n"
         "    os.close(2)\n"
@@ -689,7 +689,7 @@ def test_a_second_signal_ends_also_where_the_terminal_is_gone() -> None:
 
 def test_a_run_under_nohup_does_not_hear_of_hangups() -> None:
     usual = signal.signal(signal.SIGHUP, signal.SIG_IGN)
-    with interrupts.listening(lambda text: None) as stop:
+    with interrupts.catch_signals(lambda text: None) as stop:
         os.kill(os.getpid(), signal.SIGHUP)
         assert not stop.requested
     signal.signal(signal.SIGHUP, usual)

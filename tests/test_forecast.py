@@ -16,7 +16,7 @@ from roundtrip.models.optimizer import Optimizer
 from roundtrip.recipe import loader
 from roundtrip.recipe.schema import Adapter, Train
 from roundtrip.runtime import memory
-from roundtrip.tokens.batching import Table, collate, pack
+from roundtrip.tokens.batching import TokenDataset, collate, pack
 from tests.conftest import WriteRecipe
 from tests.test_adapters import fresh
 from tests.test_engine import rows
@@ -47,7 +47,7 @@ def test_activations_are_those_of_a_real_pass(
     model_folder: Path, method: str, packing: bool, checkpointing: bool
 ) -> None:
     made = rows(9)
-    table = Table.of(made)
+    table = TokenDataset.of(made)
     found = []
     for device in ("cpu", "meta"):
         model: Any = fresh(model_folder).to(device)
@@ -57,8 +57,8 @@ def test_activations_are_those_of_a_real_pass(
         if method == "full":
             model.requires_grad_(True).train()
         else:
-            learner = adapters.add(model, {"en-es": Adapter(rank=4, method=method)}, 1)  # type: ignore[arg-type]
-            adapters.choose(learner, "en-es", train=True)
+            learner = adapters.add_adapters(model, {"en-es": Adapter(rank=4, method=method)}, 1)  # type: ignore[arg-type]
+            adapters.activate(learner, "en-es", train=True)
         if device == "cpu":
             found.append(held(model, pack(table, range(9)) if packing else collate(table, range(9), 3)))
         else:
@@ -75,15 +75,15 @@ def test_weights_copies_and_optimizers_are_counted_right(write_recipe: WriteReci
     one = next(iter(both.values()))
     plain = fresh(Path(one.base.location))
     assert found.base == sum(parameter.nbytes for parameter in plain.parameters())
-    scratch: Any = one.learner.scratch
+    merged_copy: Any = one.direction_model.merged_copy
     tensors = [
-        *scratch.parameters(),
-        *(layer.weight for layer in scratch.modules() if "Packed" in type(layer).__name__),
+        *merged_copy.parameters(),
+        *(layer.weight for layer in merged_copy.modules() if "Packed" in type(layer).__name__),
     ]
-    assert found.scratch == sum(tensor.nbytes for tensor in {id(t): t for t in tensors}.values())
+    assert found.merged_copy == sum(tensor.nbytes for tensor in {id(t): t for t in tensors}.values())
     learning = 0
     for each in both.values():
-        own = each.learner.parameters()
+        own = each.direction_model.parameters()
         optimizer = Optimizer(own, Train(), 10)
         for parameter in own.values():
             parameter.grad = torch.zeros_like(parameter)
@@ -94,18 +94,18 @@ def test_weights_copies_and_optimizers_are_counted_right(write_recipe: WriteReci
         learning += sum(tensor.nbytes for tensor in masters.values() if tensor.numel() > 1) - shared
     assert found.learning == pytest.approx(learning, rel=0.01)
     kernels = memory.KERNELS * forecast._KERNEL_BYTES
-    assert found.process - kernels == pytest.approx(memory.used(torch.device("cpu")), rel=0.2)
+    assert found.process - kernels == pytest.approx(memory.used_bytes(torch.device("cpu")), rel=0.2)
 
 
 @pytest.mark.parametrize(
     ("settings", "part", "grows"),
     [
-        (("train.tokens_per_forward=4096", "train.rows_per_step=64"), "training", True),
+        (("train.max_tokens_per_microbatch=4096", "train.batch_size=64"), "training", True),
         (("model.gradient_checkpointing=true",), "training", False),
-        (("model.scratch=false",), "scratch", False),
+        (("model.merged_copy=false",), "merged_copy", False),
         (("model.shared=false",), "base", True),
         (("adapter.rank=64",), "learning", True),
-        (("generate.length_ratio=6.0",), "generating", True),
+        (("generate.max_length_ratio=6.0",), "generating", True),
     ],
 )
 def test_what_a_recipe_changes_shows(
@@ -125,4 +125,4 @@ def test_what_a_recipe_changes_shows(
 def test_a_run_keeps_its_peak(write_recipe: WriteRecipe, tmp_path: Path) -> None:
     go(write_recipe(), tmp_path / "run")
     metrics = json.loads((tmp_path / "run" / "metrics.json").read_text(encoding="utf-8"))
-    assert metrics["peak_bytes"] == {"cpu": pytest.approx(memory.peak(torch.device("cpu")), rel=0.05)}
+    assert metrics["peak_bytes"] == {"cpu": pytest.approx(memory.peak_bytes(torch.device("cpu")), rel=0.05)}

@@ -21,8 +21,8 @@ from roundtrip.models.fused_lora import FusedLinear
 from roundtrip.models.prepacked_linear import PackedLinear
 from roundtrip.recipe.schema import Adapter, Generate
 from roundtrip.runtime.errors import ModelError
-from roundtrip.tokens.batching import Table, collate, pack
-from roundtrip.tokens.prompt_template import Row
+from roundtrip.tokens.batching import TokenDataset, collate, pack
+from roundtrip.tokens.prompt_template import TokenRow
 from tests.conftest import WriteRecipe
 from tests.test_adapters import fresh
 from tests.test_engine import rows
@@ -38,7 +38,7 @@ def plain(model: nn.Module) -> None:
 
 
 def of(folder: Path, **settings: Any) -> Any:
-    model = adapters.add(fresh(folder), {name: Adapter(rank=4, **settings) for name in ("en-es", "es-en")}, 1)
+    model = adapters.add_adapters(fresh(folder), {name: Adapter(rank=4, **settings) for name in ("en-es", "es-en")}, 1)
     for number, name in enumerate(("en-es", "es-en")):
         for parameter in adapters.parameters(model, name).values():
             random = torch.Generator().manual_seed(number)
@@ -61,9 +61,9 @@ def taken(monkeypatch: pytest.MonkeyPatch) -> list[int]:
 
 
 def gradients(model: Any, name: str) -> tuple[float, dict[str, torch.Tensor]]:
-    adapters.choose(model, name, train=True)
+    adapters.activate(model, name, train=True)
     torch.manual_seed(3)
-    loss = loss_sum(model, collate(Table.of(rows(5)), range(5), 3))
+    loss = loss_sum(model, collate(TokenDataset.of(rows(5)), range(5), 3))
     loss.backward()
     found = {key: value.grad for key, value in model.named_parameters() if value.grad is not None}
     model.zero_grad(set_to_none=True)
@@ -109,14 +109,16 @@ def test_what_is_more_than_a_sum_stays_with_peft(
 
 def test_evaluation_precision_and_a_switched_off_adapter_stay_with_peft(model_folder: Path, taken: list[int]) -> None:
     model = of(model_folder)
-    batch = collate(Table.of(rows(3)), range(3), 3)
-    adapters.choose(model, "en-es", train=False)
+    batch = collate(TokenDataset.of(rows(3)), range(3), 3)
+    adapters.activate(model, "en-es", train=False)
     with torch.no_grad():
         model(input_ids=batch.ids_BT)
     with model.disable_adapter():
         loss_sum(model, batch)
-    mixed = adapters.add(fresh(model_folder).to(torch.bfloat16), {"en-es": Adapter(rank=4, dtype="float32")}, 1)
-    adapters.choose(mixed, "en-es", train=True)
+    mixed = adapters.add_adapters(
+        fresh(model_folder).to(torch.bfloat16), {"en-es": Adapter(rank=4, dtype="float32")}, 1
+    )
+    adapters.activate(mixed, "en-es", train=True)
     loss_sum(mixed, batch).backward()
     assert not taken
 
@@ -137,7 +139,7 @@ def test_fused_lora_in_bfloat16_is_as_near_to_the_truth_as_pefts(model_folder: P
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 def test_a_packed_layer_is_the_layer_and_gives_its_weight_back(dtype: torch.dtype) -> None:
-    if not prepacked_linear.usable(dtype):
+    if not prepacked_linear.is_supported(dtype):
         pytest.skip("this machine has no such operation")
     torch.manual_seed(1)
     layer = nn.Linear(64, 96).to(dtype).requires_grad_(False)
@@ -146,8 +148,8 @@ def test_a_packed_layer_is_the_layer_and_gives_its_weight_back(dtype: torch.dtyp
     assert torch.equal(one.weight, layer.weight)
     assert torch.allclose(one(inputs), layer(inputs), rtol=1e-2 if dtype == torch.bfloat16 else 1e-5, atol=1e-3)
     new = torch.randn(96, 64)
-    prepacked_linear.write(one, new)
-    prepacked_linear.write(layer, new)
+    prepacked_linear.write_weight(one, new)
+    prepacked_linear.write_weight(layer, new)
     assert torch.equal(one.weight, layer.weight) and torch.equal(layer.weight, new.to(dtype))
     assert torch.allclose(one(inputs).float(), layer(inputs).float(), rtol=2e-2, atol=1e-1)
 
@@ -155,13 +157,15 @@ def test_a_packed_layer_is_the_layer_and_gives_its_weight_back(dtype: torch.dtyp
 @pytest.mark.parametrize("kind", ALL)
 def test_a_packed_model_writes_the_same_and_comes_back_whole(kind: str) -> None:
     model = model_of(kind)
-    expected = written(model, Generate(tokens_per_batch=80))
+    expected = written(model, Generate(max_tokens_per_batch=80))
     other = copy.deepcopy(model)
-    prepacked_linear.pack(other)
-    assert any(isinstance(layer, PackedLinear) for layer in other.modules()) == prepacked_linear.usable(torch.float32)
-    assert written(other, Generate(tokens_per_batch=80)) == expected
-    assert written(other, Generate(tokens_per_batch=80, engine="transformers")) == expected
-    prepacked_linear.unpack(other)
+    prepacked_linear.prepack(other)
+    assert any(isinstance(layer, PackedLinear) for layer in other.modules()) == prepacked_linear.is_supported(
+        torch.float32
+    )
+    assert written(other, Generate(max_tokens_per_batch=80)) == expected
+    assert written(other, Generate(max_tokens_per_batch=80, engine="transformers")) == expected
+    prepacked_linear.restore_linear(other)
     assert not any(isinstance(layer, PackedLinear) for layer in other.modules())
     before, after = model.state_dict(), other.state_dict()
     assert before.keys() == after.keys() and all(torch.equal(after[key], value) for key, value in before.items())
@@ -173,28 +177,28 @@ def test_a_machine_without_the_operation_keeps_plain_layers(monkeypatch: pytest.
     def missing(self: Any, weight: torch.Tensor) -> None:
         raise RuntimeError("mkldnn is not built in")
 
-    prepacked_linear.usable.cache_clear()
+    prepacked_linear.is_supported.cache_clear()
     monkeypatch.setattr(PackedLinear, "write", missing)
     model = model_of("RoPE, tied head")
-    prepacked_linear.pack(model)
+    prepacked_linear.prepack(model)
     assert not any(isinstance(layer, PackedLinear) for layer in model.modules())
-    prepacked_linear.usable.cache_clear()
+    prepacked_linear.is_supported.cache_clear()
 
 
 def test_the_scratch_copy_is_packed_and_what_is_merged_is_plain(model_folder: Path) -> None:
     model = fresh(model_folder)
-    scratch: Any = bases.scratch_copy(model)
-    one = adapters.add(model, {"en-es": Adapter(rank=4)}, 1)
+    merged_copy: Any = bases.merged_copy_of(model)
+    one = adapters.add_adapters(model, {"en-es": Adapter(rank=4)}, 1)
     for parameter in adapters.parameters(one, "en-es").values():
         nn.init.normal_(parameter, std=0.3, generator=torch.Generator().manual_seed(2))
-    adapters.choose(one, "en-es", train=False)
-    adapters.write_merged(scratch, one, "en-es")
+    adapters.activate(one, "en-es", train=False)
+    adapters.write_merged(merged_copy, one, "en-es")
     ids = torch.tensor([rows(1)[0].ids])
     with torch.no_grad():
         expected = one(input_ids=ids).logits
-        assert torch.allclose(scratch(input_ids=ids).logits, expected, atol=1e-3)
-        prepacked_linear.unpack(scratch)
-        assert torch.allclose(scratch(input_ids=ids).logits, expected, atol=1e-3)
+        assert torch.allclose(merged_copy(input_ids=ids).logits, expected, atol=1e-3)
+        prepacked_linear.restore_linear(merged_copy)
+        assert torch.allclose(merged_copy(input_ids=ids).logits, expected, atol=1e-3)
 
 
 # ---------------------------------------------------------------------------------------------- attentions
@@ -225,7 +229,7 @@ def test_decoding_takes_our_attention_for_sdpa_alone_and_puts_it_back(monkeypatc
     model = model_of("RoPE, tied head")
     for name, wanted in (("sdpa", attention._DECODE), ("eager", "eager")):
         attention.choose(model, name)
-        with attention.decoding(model):
+        with attention.decode_attention(model):
             assert model.config._attn_implementation == wanted
         assert model.config._attn_implementation == name
     attention.choose(model, "sdpa")
@@ -257,7 +261,7 @@ def test_an_attention_that_a_model_cannot_have_is_refused() -> None:
 def test_a_window_that_stands_in_the_mask_alone_is_kept(monkeypatch: pytest.MonkeyPatch) -> None:
     """Some models tell their attention nothing of it; packed rows get it all the same."""
     model = model_of("sliding window")
-    long = [Row([5 + place % 90 for place in range(40)], 1), Row([7] * 30, 1)]
+    long = [TokenRow([5 + place % 90 for place in range(40)], 1), TokenRow([7] * 30, 1)]
     alone = [model(input_ids=torch.tensor([row.ids]), use_cache=False).logits[0] for row in long]
     original = attention.varlen
 
@@ -267,7 +271,7 @@ def test_a_window_that_stands_in_the_mask_alone_is_kept(monkeypatch: pytest.Monk
     for function in (original, deaf):
         AttentionInterface.register(attention._REGISTERED["varlen"], function)
         attention.choose(model, "varlen")
-        batch = pack(Table.of(long), [0, 1])
+        batch = pack(TokenDataset.of(long), [0, 1])
         found = model(input_ids=batch.ids_BT, use_cache=False, **batch.inputs).logits[0]
         assert torch.allclose(found, torch.cat(alone), atol=1e-4)
         # Without padding and bounds, too.

@@ -11,35 +11,35 @@ import torch
 from tokenizers import AddedToken, Tokenizer, normalizers
 
 from benchmarks import zoo
-from roundtrip.recipe.schema import TemplateText
+from roundtrip.recipe.schema import TemplateRecipe
 from roundtrip.tokens import compatibility
-from roundtrip.tokens.audit import audit
+from roundtrip.tokens.audit import audit_rules
 from roundtrip.tokens.literal_encoding import encoder
 from roundtrip.tokens.prompt_segments import build_segments
-from roundtrip.tokens.prompt_template import Template
+from roundtrip.tokens.prompt_template import PromptTemplate
 from roundtrip.tokens.row_builder import SPLICED
 from roundtrip.tokens.splice import pair_rules as rules
 from roundtrip.tokens.splice import vocabulary
-from roundtrip.tokens.splice.canonicality import PAIR, PROVED, SPECIAL, Guard
-from roundtrip.tokens.splice.pair_rules import Pairs
+from roundtrip.tokens.splice.canonicality import PAIR, PROVED, SPECIAL, CanonicalityChecker
+from roundtrip.tokens.splice.pair_rules import PairRules
 from tests.conftest import wrap
 from tests.test_template import LINES
 
-PLAIN = TemplateText(kind="plain")
+PLAIN = TemplateRecipe(kind="plain")
 
 
-def judge(guard: Guard, rows: list[list[int]]) -> list[int]:
+def judge(guard: CanonicalityChecker, rows: list[list[int]]) -> list[int]:
     """Return the reason of each row, seams aside."""
     width = max(map(len, rows))
     ids_BN = torch.tensor([[*row, *(width - len(row)) * [0]] for row in rows])
     size_B = torch.tensor([len(row) for row in rows])
-    good_B = guard.quick(ids_BN, size_B)
+    good_B = guard.lookup(ids_BN, size_B)
     whole_B = torch.ones(len(rows), dtype=torch.bool)
-    return guard.prove(ids_BN, size_B, good_B, whole_B, (1, 2), lambda unit: True, lambda unit: True).tolist()
+    return guard.verify(ids_BN, size_B, good_B, whole_B, (1, 2), lambda group: True, lambda group: True).tolist()
 
 
-def fresh(tokenizer: Any) -> Guard:
-    return Guard(Pairs(tokenizer), torch.device("cpu"))
+def fresh(tokenizer: Any) -> CanonicalityChecker:
+    return CanonicalityChecker(PairRules(tokenizer), torch.device("cpu"))
 
 
 def canonical(tokenizer: Any, row: list[int]) -> bool:
@@ -68,9 +68,9 @@ def test_a_pair_that_holds_alone_must_hold_behind_punctuation(monkeypatch: pytes
     tokenizer = zoo.small()["gpt2"]
     vocab = tokenizer.get_vocab()
     pair = ((vocab["l"],), (vocab["le"],))
-    assert Pairs(tokenizer).settle([pair]) == [False]
+    assert PairRules(tokenizer).settle([pair]) == [False]
     monkeypatch.setattr(rules, "CONTEXTS", ("\n", "", " "))
-    assert Pairs(tokenizer).settle([pair]) == [True], "with few contexts the pair comes through"
+    assert PairRules(tokenizer).settle([pair]) == [True], "with few contexts the pair comes through"
 
 
 @pytest.mark.slow
@@ -117,9 +117,9 @@ def test_a_pair_may_not_begin_an_added_token() -> None:
     assert not canonical(tokenizer, row)
     guard = fresh(tokenizer)
     assert judge(guard, [row]) == [PAIR]
-    growing = guard.pairs.surface.growing
+    growing = guard.pairs.vocabulary.growing
     assert {"</", "</b"} <= growing
-    object.__setattr__(guard.pairs.surface, "growing", frozenset())
+    object.__setattr__(guard.pairs.vocabulary, "growing", frozenset())
     # Each pair by itself is what the tokenizer writes.
     assert guard.pairs.settle([((a,), (b,)) for a, b in zip(row, row[1:], strict=False)]) == [True] * (len(row) - 1)
 
@@ -141,25 +141,25 @@ def test_words_that_win_over_their_merges_are_traps() -> None:
     row = [tokenizer.convert_tokens_to_ids(letter) for letter in "qqxqq"]
     assert not canonical(tokenizer, row)
     assert guard.pairs.settle([((a,), (b,)) for a, b in zip(row, row[1:], strict=False)]) == [True] * 4
-    assert guard.pairs.traps_C3.tolist() == [row[:3]]
+    assert guard.pairs.merge_override_triples_C3.tolist() == [row[:3]]
     # Asked twice: the second time every pair is known, and the trap is all that stands in the way.
     assert judge(guard, [row]) == judge(guard, [row]) == [PAIR]
-    assert not guard.quick(torch.tensor([row]), torch.tensor([5])).item()
-    guard.traps_K = None
+    assert not guard.lookup(torch.tensor([row]), torch.tensor([5])).item()
+    guard.merge_overrides_K = None
     assert judge(guard, [row]) == [PROVED], "without the rule the row comes through"
 
 
 def test_what_may_form_across_a_seam_sends_the_guard_to_the_host() -> None:
     """Three tokens, the template's among them: no look at two of them shows it."""
     gemma = zoo.small()["gemma"]
-    tag = TemplateText(kind="plain", text="<{source}\n{target_language}: {target}")
+    tag = TemplateRecipe(kind="plain", text="<{source}\n{target_language}: {target}")
     lines = [("The house is red", "La casa es roja")]
-    found = compatibility.check(gemma, gemma, tag, ("en", "es"), lines, num_attacks=100)
+    found = compatibility.check_tokenizers(gemma, gemma, tag, ("en", "es"), lines, num_attacks=100)
     assert found.guard != "device" and any("may form out of the template's '<'" in reason for reason in found.reasons)
-    assert compatibility.check(gemma, gemma, PLAIN, ("en", "es"), lines, num_attacks=100).guard == "device"
+    assert compatibility.check_tokenizers(gemma, gemma, PLAIN, ("en", "es"), lines, num_attacks=100).guard == "device"
     word = _word_that_wins("qqxqq")
-    found = compatibility.check(
-        word, word, TemplateText(kind="plain", text="q{source}\n{target}"), ("en", "es"), lines, num_attacks=100
+    found = compatibility.check_tokenizers(
+        word, word, TemplateRecipe(kind="plain", text="q{source}\n{target}"), ("en", "es"), lines, num_attacks=100
     )
     assert found.guard != "device" and any("win over its merges" in reason for reason in found.reasons)
 
@@ -174,7 +174,7 @@ def test_special_unreachable_and_unknown_tokens_are_refused() -> None:
     number = document["model"]["vocab"]["aĠb"] = 1 + max(token["id"] for token in document["added_tokens"]) + 5000
     odd = wrap(Tokenizer.from_str(json.dumps(document)), eos_token="<|endoftext|>", pad_token=None)
     guard = fresh(odd)
-    assert guard.pairs.surface.flags_V[number] & vocabulary.BAD and len(guard.pairs.surface.flags_V) == number + 1
+    assert guard.pairs.vocabulary.flags_V[number] & vocabulary.BAD and len(guard.pairs.vocabulary.flags_V) == number + 1
     assert judge(guard, [word, [*word, number]]) == [PROVED, SPECIAL]
 
 
@@ -191,13 +191,13 @@ def test_added_tokens_that_decode_as_something_else_are_refused(content: str) ->
 def test_normalizers_that_replace_text_are_beyond_the_rules() -> None:
     tokenizer = copy.deepcopy(zoo.small()["gpt2"])
     tokenizer.backend_tokenizer.normalizer = normalizers.Replace("=c=", "©")
-    assert "replaces text" in str(vocabulary.why_not(tokenizer))
-    assert vocabulary.why_not(zoo.small()["sentencepiece"]) is None
+    assert "replaces text" in str(vocabulary.unsupported_reason(tokenizer))
+    assert vocabulary.unsupported_reason(zoo.small()["sentencepiece"]) is None
 
 
 def test_without_sample_lines_nothing_is_trusted() -> None:
     tokenizer = zoo.small()["gpt2"]
-    found = compatibility.check(tokenizer, tokenizer, PLAIN, ("en", "es"), [])
+    found = compatibility.check_tokenizers(tokenizer, tokenizer, PLAIN, ("en", "es"), [])
     assert found.guard != "device" and any("no sample lines" in reason for reason in found.reasons)
 
 
@@ -206,13 +206,14 @@ def test_ids_beyond_the_vocabulary_go_by_strings(guard: Any) -> None:
     """A model may have more embeddings than its tokenizer has tokens, and sample one of them."""
     tokenizer = zoo.small()["gpt2"]
     learner, writer = (
-        Template(tokenizer, build_segments(tokenizer, PLAIN, *codes, ())) for codes in (("en", "es"), ("es", "en"))
+        PromptTemplate(tokenizer, build_segments(tokenizer, PLAIN, *codes, ()))
+        for codes in (("en", "es"), ("es", "en"))
     )
     lines = [("The house is red", "La casa es roja"), ("A new door", "Una puerta")] * 4
-    road, _ = compatibility.build(writer, learner, lines, guard=guard, num_attacks=50)
+    row_builder, _ = compatibility.build_row_builder(writer, learner, lines, guard=guard, num_attacks=50)
     ids, size = _tensors(tokenizer, lines[:2])
     ids[0, 2] = vocabulary.num_ids(tokenizer) + 40
-    rows, counts = road.rows(ids, size, [target for _, target in lines[:2]])
+    rows, counts = row_builder.rows(ids, size, [target for _, target in lines[:2]])
     assert counts[SPLICED] == 1 and counts.total() == 2
     text = writer.hypothesis_text(ids[0, : size[0]].tolist())
     assert rows.ids_BT[0, : rows.size_B[0]].tolist() == learner.rows([(text, lines[0][1])])[0].ids
@@ -221,24 +222,26 @@ def test_ids_beyond_the_vocabulary_go_by_strings(guard: Any) -> None:
 def test_half_a_character_is_never_proved() -> None:
     tokenizer = zoo.small()["gpt2"]
     guard = fresh(tokenizer)
-    halves = [i for i, text in enumerate(guard.pairs.surface.texts) if text in {b"\xc3", b"\xa9", b"\xe5"}]
+    halves = [i for i, text in enumerate(guard.pairs.vocabulary.texts) if text in {b"\xc3", b"\xa9", b"\xe5"}]
     assert len(halves) == 3
-    first, second = (guard.pairs.surface.texts.index(text) for text in (b"\xc3", b"\xa9"))
+    first, second = (guard.pairs.vocabulary.texts.index(text) for text in (b"\xc3", b"\xa9"))
     bare = [[half] for half in halves] + [[first, first], [second, first], [first, 65], [65, second]]
     width = [list(row) for row in bare]
     reasons = judge_with_seams(guard, tokenizer, width)
     assert PROVED not in reasons
 
 
-def judge_with_seams(guard: Guard, tokenizer: Any, rows: list[list[int]]) -> list[int]:
-    learner = Template(tokenizer, build_segments(tokenizer, PLAIN, "en", "es", ()))
-    seams = compatibility.Seams(learner, guard.pairs.surface, True)
+def judge_with_seams(guard: CanonicalityChecker, tokenizer: Any, rows: list[list[int]]) -> list[int]:
+    learner = PromptTemplate(tokenizer, build_segments(tokenizer, PLAIN, "en", "es", ()))
+    boundary_probe = compatibility.BoundaryProbe(learner, guard.pairs.vocabulary, True)
     size = max(map(len, rows))
     ids_BN = torch.tensor([[*row, *(size - len(row)) * [0]] for row in rows])
     size_B = torch.tensor([len(row) for row in rows])
     whole_B = torch.ones(len(rows), dtype=torch.bool)
-    good_B = guard.quick(ids_BN, size_B)
-    return guard.prove(ids_BN, size_B, good_B, whole_B, (1, 2), seams.leaves_first, seams.leaves_last).tolist()
+    good_B = guard.lookup(ids_BN, size_B)
+    return guard.verify(
+        ids_BN, size_B, good_B, whole_B, (1, 2), boundary_probe.leaves_first, boundary_probe.leaves_last
+    ).tolist()
 
 
 ATTACKED = ["gpt2", "llama3", "qwen", "deepseek", "sentencepiece", "gemma"]
@@ -248,16 +251,17 @@ ATTACKED = ["gpt2", "llama3", "qwen", "deepseek", "sentencepiece", "gemma"]
 def test_attacks_find_no_false_accept(name: str) -> None:
     tokenizer = zoo.small()[name]
     learner, writer = (
-        Template(tokenizer, build_segments(tokenizer, PLAIN, *codes, ())) for codes in (("en", "es"), ("es", "en"))
+        PromptTemplate(tokenizer, build_segments(tokenizer, PLAIN, *codes, ()))
+        for codes in (("en", "es"), ("es", "en"))
     )
     english = zoo.lines("en", 150)
     lines = [
         (" ".join(line.split()) or "x", english[i % 150])
         for i, line in enumerate((*zoo.lines("es", 100), *zoo.lines("hi", 50), *zoo.NASTY))
     ]
-    road, found = compatibility.build(writer, learner, lines, num_attacks=400)
+    row_builder, found = compatibility.build_row_builder(writer, learner, lines, num_attacks=400)
     assert found.guard == "device", found.reasons
-    counts, fault = audit(road, lines, 600, 99)
+    counts, fault = audit_rules(row_builder, lines, 600, 99)
     assert fault is None and counts["false accepts"] == 0
     assert counts["rows"] == 600 and counts["accepted"] > 50 and counts["canonical"] < 600
     # What is refused though it is right: little.
@@ -267,16 +271,17 @@ def test_attacks_find_no_false_accept(name: str) -> None:
 def test_the_audit_finds_a_guard_that_lets_everything_through(monkeypatch: pytest.MonkeyPatch) -> None:
     tokenizer = zoo.small()["gpt2"]
     learner, writer = (
-        Template(tokenizer, build_segments(tokenizer, PLAIN, *codes, ())) for codes in (("en", "es"), ("es", "en"))
+        PromptTemplate(tokenizer, build_segments(tokenizer, PLAIN, *codes, ()))
+        for codes in (("en", "es"), ("es", "en"))
     )
     lines = [("The house is red.", "La casa es roja."), ("A new door", "Una puerta nueva")]
-    monkeypatch.setattr(Pairs, "settle", lambda self, pairs: [True] * len(pairs))
-    road, found = compatibility.build(writer, learner, lines, num_attacks=300)
-    assert found.guard == "host" and road.guard is None
+    monkeypatch.setattr(PairRules, "settle", lambda self, pairs: [True] * len(pairs))
+    row_builder, found = compatibility.build_row_builder(writer, learner, lines, num_attacks=300)
+    assert found.guard == "host" and row_builder.guard is None
     assert "the audit found a row that the rules let through" in found.reasons[0]
     assert found.attacks["false accepts"] > 0
     # The guard on the host does not need the rules.
-    rows, counts = road.rows(*_tensors(tokenizer, lines), [target for _, target in lines])
+    rows, counts = row_builder.rows(*_tensors(tokenizer, lines), [target for _, target in lines])
     assert counts == {SPLICED: 2}
 
 
@@ -290,13 +295,14 @@ def _tensors(tokenizer: Any, lines: list[tuple[str, str]]) -> tuple[torch.Tensor
 def test_tokenizers_beyond_the_rules_are_guarded_by_the_host(name: str) -> None:
     tokenizer = zoo.small()[name]
     learner, writer = (
-        Template(tokenizer, build_segments(tokenizer, PLAIN, *codes, ())) for codes in (("en", "es"), ("es", "en"))
+        PromptTemplate(tokenizer, build_segments(tokenizer, PLAIN, *codes, ()))
+        for codes in (("en", "es"), ("es", "en"))
     )
     english = zoo.lines("en", 60)
     lines = [(line, english[i]) for i, line in enumerate(zoo.lines("es", 60))]
-    road, found = compatibility.build(writer, learner, lines)
-    assert found.guard == "host" and road.into is not None
-    assert any(str(vocabulary.why_not(tokenizer)) in reason for reason in found.reasons)
+    row_builder, found = compatibility.build_row_builder(writer, learner, lines)
+    assert found.guard == "host" and row_builder.into is not None
+    assert any(str(vocabulary.unsupported_reason(tokenizer)) in reason for reason in found.reasons)
     assert 0 < found.counts[SPLICED] <= 60
 
 

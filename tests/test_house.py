@@ -94,7 +94,7 @@ def test_the_readme_shows_own_data_as_shipped() -> None:
     text = (ROOT / "README.md").read_text(encoding="utf-8")
     (block,) = re.findall(r"```toml\n(.*?)```", text, re.S)
     assert len(block.strip().splitlines()) <= 14
-    _, problems = loader.judge(tomllib.loads(block), ROOT)
+    _, problems = loader.validate_recipe(tomllib.loads(block), ROOT)
     assert problems and all("no such file" in problem for problem in problems)
 
 

@@ -15,8 +15,8 @@ from roundtrip.engine.train_step import loss_sum
 from roundtrip.models import adapters, liger
 from roundtrip.recipe.schema import Adapter
 from roundtrip.runtime.errors import ModelError
-from roundtrip.tokens.batching import Table, collate
-from roundtrip.tokens.prompt_template import Row
+from roundtrip.tokens.batching import TokenDataset, collate
+from roundtrip.tokens.prompt_template import TokenRow
 from tests.conftest import WriteRecipe
 from tests.test_run import go
 
@@ -25,7 +25,7 @@ HERE = importlib.util.find_spec("liger_kernel") is not None and importlib.util.f
 
 @pytest.mark.skipif(torch.cuda.is_available() and HERE, reason="Liger runs here")
 def test_without_a_gpu_liger_is_refused_before_any_time_is_spent(write_recipe: WriteRecipe, tmp_path: Path) -> None:
-    path = write_recipe(('dtype = "float32"', 'dtype = "float32"\nliger = true'))
+    path = write_recipe(('dtype = "float32"', 'dtype = "float32"\nuse_liger_kernel = true'))
     message = "run on a GPU only" if HERE else r"not installed: pip install 'roundtrip\[liger\]'"
     with pytest.raises(ModelError, match=message):
         go(path, tmp_path / "run")
@@ -38,12 +38,12 @@ def test_liger_gives_the_same_loss_and_gradients(model_folder: Path, method: Any
     pytest.importorskip("liger_kernel")
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     random = torch.Generator().manual_seed(4)
-    rows = [Row(torch.randint(5, 250, (size,), generator=random).tolist(), size // 2) for size in (7, 12, 19, 30)]
-    batch = collate(Table.of(rows, device), range(4), 3)
+    rows = [TokenRow(torch.randint(5, 250, (size,), generator=random).tolist(), size // 2) for size in (7, 12, 19, 30)]
+    batch = collate(TokenDataset.of(rows, device), range(4), 3)
     found = []
     for fused in (False, True):
         model = AutoModelForCausalLM.from_pretrained(model_folder, attn_implementation="eager").to(device)
-        model = adapters.add(model.requires_grad_(False), {"en-es": Adapter(method=method, rank=4)}, 1)
+        model = adapters.add_adapters(model.requires_grad_(False), {"en-es": Adapter(method=method, rank=4)}, 1)
         own = adapters.parameters(model, "en-es")
         for number, parameter in enumerate(own.values()):
             seeded = torch.Generator().manual_seed(number)
@@ -54,7 +54,7 @@ def test_liger_gives_the_same_loss_and_gradients(model_folder: Path, method: Any
             liger.apply_liger(model.get_base_model())
             assert all(library[name] is value for name, value in before.items()), "the library itself is left alone"
             assert "liger" in model.get_base_model().model.layers[0].mlp.forward.__module__
-        adapters.choose(model, "en-es", train=True)
+        adapters.activate(model, "en-es", train=True)
         loss = loss_sum(model, batch, fused=fused)
         loss.backward()
         found.append((float(loss.detach()), [parameter.grad for parameter in own.values()]))

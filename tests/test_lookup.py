@@ -9,7 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from roundtrip.tokens.splice import pair_lookup
-from roundtrip.tokens.splice.pair_lookup import NOTHING, among, table
+from roundtrip.tokens.splice.pair_lookup import NOTHING, contains, hash_table
 
 CPU = torch.device("cpu")
 CODES = st.integers(torch.iinfo(torch.int64).min, NOTHING - 1)
@@ -18,7 +18,7 @@ CODES = st.integers(torch.iinfo(torch.int64).min, NOTHING - 1)
 @given(st.sets(CODES), st.sets(CODES))
 def test_a_table_holds_what_was_put_in_and_nothing_else(inside: set[int], others: set[int]) -> None:
     asked = [*inside, *others]
-    found = among(torch.tensor(asked, dtype=torch.int64), table(inside, CPU))
+    found = contains(torch.tensor(asked, dtype=torch.int64), hash_table(inside, CPU))
     assert found.tolist() == [code in inside for code in asked]
 
 
@@ -28,10 +28,10 @@ def test_large_tables_of_neighbouring_codes_stay_small() -> None:
     pairs = {first * vocab + second for first in range(300) for second in range(0, 100_000, 1000)}
     triples = {pair * vocab + third for pair in list(pairs)[:3000] for third in range(10)}
     for codes in (pairs, triples):
-        made = table(codes, CPU)
+        made = hash_table(codes, CPU)
         assert made.numel() <= 8 * len(codes)
-        assert among(torch.tensor(sorted(codes)), made).all()
-        assert not among(torch.tensor(sorted(codes)) + 7 * vocab**2, made).any()
+        assert contains(torch.tensor(sorted(codes)), made).all()
+        assert not contains(torch.tensor(sorted(codes)) + 7 * vocab**2, made).any()
 
 
 def test_a_table_grows_where_codes_want_the_same_places() -> None:
@@ -45,6 +45,6 @@ def test_a_table_grows_where_codes_want_the_same_places() -> None:
         )
         by_place.setdefault(at, []).append(code)
     crowd = max(by_place.values(), key=len)
-    made = table(crowd, CPU)
+    made = hash_table(crowd, CPU)
     assert made.numel() > pair_lookup._SMALLEST
-    assert among(torch.tensor(crowd), made).all()
+    assert contains(torch.tensor(crowd), made).all()

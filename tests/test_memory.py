@@ -13,14 +13,14 @@ import torch
 from roundtrip.engine import generate as generating
 from roundtrip.engine import train_step as stepping
 from roundtrip.engine.generate import generate
-from roundtrip.engine.request import New, Work
-from roundtrip.engine.train_step import step
+from roundtrip.engine.request import GeneratedIds, GenerationRequest
+from roundtrip.engine.train_step import train_step
 from roundtrip.models import adapters
 from roundtrip.models.optimizer import Optimizer
 from roundtrip.recipe.schema import Adapter, Generate, Train
 from roundtrip.runtime.errors import ModelError, TrainingError
-from roundtrip.runtime.memory import is_out
-from roundtrip.tokens.batching import Table
+from roundtrip.runtime.memory import is_out_of_memory
+from roundtrip.tokens.batching import TokenDataset
 from tests.conftest import WriteRecipe
 from tests.test_adapters import fresh
 from tests.test_engine import MODELS, rows
@@ -34,7 +34,7 @@ ERRORS = {"GPU": torch.OutOfMemoryError("CUDA out of memory"), "CPU": RuntimeErr
 def test_a_step_learns_the_same_in_smaller_pieces(
     model_folder: Path, monkeypatch: pytest.MonkeyPatch, error: Exception
 ) -> None:
-    table = Table.of(rows(12))
+    table = TokenDataset.of(rows(12))
     loss_sum = stepping.loss_sum
 
     def small(model: Any, batch: Any, **settings: Any) -> torch.Tensor:
@@ -46,20 +46,20 @@ def test_a_step_learns_the_same_in_smaller_pieces(
 
     found = []
     for room in ("enough", "little"):
-        model = adapters.add(fresh(model_folder), {"en-es": Adapter(rank=4, dropout=0.0)}, 1)
+        model = adapters.add_adapters(fresh(model_folder), {"en-es": Adapter(rank=4, dropout=0.0)}, 1)
         own = adapters.parameters(model, "en-es")
         for parameter in own.values():
             parameter.data += 0.03
         optimizer = Optimizer(own, Train(lr=1e-2, lr_warmup_steps=0), 10)
-        adapters.choose(model, "en-es", train=True)
+        adapters.activate(model, "en-es", train=True)
         if room == "little":
             monkeypatch.setattr(stepping, "loss_sum", small)
-        result = step(model, optimizer, table, range(12), 3, 250, 7)
+        result = train_step(model, optimizer, table, range(12), 3, 250, 7)
         found.append((result, [parameter.detach().clone() for parameter in own.values()]))
-    (plain, moved), (halved, also) = found
-    assert plain.tokens_per_forward == 250 and 19 <= halved.tokens_per_forward <= 60
-    assert halved.loss == pytest.approx(plain.loss, rel=1e-5) and halved.num_labels == plain.num_labels
-    assert halved.grad_norm == pytest.approx(plain.grad_norm, rel=1e-4)
+    (plain, moved), (on_oom_split, also) = found
+    assert plain.max_tokens_per_microbatch == 250 and 19 <= on_oom_split.max_tokens_per_microbatch <= 60
+    assert on_oom_split.loss == pytest.approx(plain.loss, rel=1e-5) and on_oom_split.num_labels == plain.num_labels
+    assert on_oom_split.grad_norm == pytest.approx(plain.grad_norm, rel=1e-4)
     for one, other in zip(moved, also, strict=True):
         assert torch.allclose(one, other, atol=2e-4)
 
@@ -67,8 +67,8 @@ def test_a_step_learns_the_same_in_smaller_pieces(
 def test_a_single_row_that_does_not_fit_ends_the_run_with_a_cure(
     model_folder: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    model = adapters.add(fresh(model_folder), {"en-es": Adapter(rank=4)}, 1)
-    adapters.choose(model, "en-es", train=True)
+    model = adapters.add_adapters(fresh(model_folder), {"en-es": Adapter(rank=4)}, 1)
+    adapters.activate(model, "en-es", train=True)
     optimizer = Optimizer(adapters.parameters(model, "en-es"), Train(), 10)
 
     def never(*arguments: Any, **settings: Any) -> torch.Tensor:
@@ -76,7 +76,7 @@ def test_a_single_row_that_does_not_fit_ends_the_run_with_a_cure(
 
     monkeypatch.setattr(stepping, "loss_sum", never)
     with pytest.raises(TrainingError, match="memory ran out on a single row"):
-        step(model, optimizer, Table.of(rows(4)), range(4), 3, 250, 7)
+        train_step(model, optimizer, TokenDataset.of(rows(4)), range(4), 3, 250, 7)
     monkeypatch.setattr(generating, "decode", never)
     with pytest.raises(ModelError, match="memory ran out on a single text of 3 tokens"):
         generate(model, [[5, 6, 7]], [4], Generate(), pad_id=0, stop_ids=[1], seed=0)
@@ -89,7 +89,7 @@ def test_other_errors_stay_what_they_are(monkeypatch: pytest.MonkeyPatch) -> Non
     monkeypatch.setattr(generating, "decode", wrong)
     with pytest.raises(RuntimeError, match="shape mismatch"):
         generate(MODELS["RoPE, tied head"](), [[5]] * 3, [4] * 3, Generate(), pad_id=0, stop_ids=[1], seed=0)
-    assert not is_out(ValueError("out of memory"))
+    assert not is_out_of_memory(ValueError("out of memory"))
 
 
 def test_generation_in_halves_writes_the_same(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -99,24 +99,24 @@ def test_generation_in_halves_writes_the_same(monkeypatch: pytest.MonkeyPatch) -
     plain = generate(model, prompts, limits, Generate(), pad_id=0, stop_ids=[1], seed=0).lists()
     decode, told = generating.decode, []
 
-    def small(model: Any, work: Work) -> New:
+    def small(model: Any, work: GenerationRequest) -> GeneratedIds:
         if len(work.prompts) > 3:
             raise torch.OutOfMemoryError("CUDA out of memory")
         return decode(model, work)
 
     monkeypatch.setattr(generating, "decode", small)
-    halves = generate(model, prompts, limits, Generate(), pad_id=0, stop_ids=[1], seed=0, halved=told.append)
+    halves = generate(model, prompts, limits, Generate(), pad_id=0, stop_ids=[1], seed=0, on_oom_split=told.append)
     assert halves.lists() == plain
     assert told[0] == 11 and min(told) > 3
     # Batches that are as large as one that failed are not tried.
     tried: list[int] = []
 
-    def counting(model: Any, work: Work) -> New:
+    def counting(model: Any, work: GenerationRequest) -> GeneratedIds:
         tried.append(len(work.prompts))
         return small(model, work)
 
     monkeypatch.setattr(generating, "decode", counting)
-    many, few = [prompts[0]] * 40, Generate(tokens_per_batch=10 * (len(prompts[0]) + 10))
+    many, few = [prompts[0]] * 40, Generate(max_tokens_per_batch=10 * (len(prompts[0]) + 10))
     generate(model, many, [9] * 40, few, pad_id=0, stop_ids=[1], seed=0)
     assert sum(size > 3 for size in tried) == 2, "10 and 5, once each"
 
@@ -127,7 +127,7 @@ def test_a_run_goes_on_and_says_so(write_recipe: WriteRecipe, tmp_path: Path, mo
     go(path, tmp_path / "plain", overrides=greedy)
     decode, loss_sum, failed = generating.decode, stepping.loss_sum, []
 
-    def small(model: Any, work: Work) -> New:
+    def small(model: Any, work: GenerationRequest) -> GeneratedIds:
         if len(work.prompts) > 10:
             raise torch.OutOfMemoryError("CUDA out of memory")
         return decode(model, work)

@@ -15,19 +15,19 @@ from roundtrip.engine.train_step import loss_sum
 from roundtrip.models import adapters, attention
 from roundtrip.recipe.schema import Adapter
 from roundtrip.runtime.errors import ModelError
-from roundtrip.tokens.batching import IGNORE, Table, by_budget, collate, pack
-from roundtrip.tokens.prompt_template import Row
+from roundtrip.tokens.batching import IGNORE, TokenDataset, collate, pack, token_budget_batches
+from roundtrip.tokens.prompt_template import TokenRow
 from tests.conftest import WriteRecipe
 from tests.test_adapters import fresh
 from tests.test_engine import rows
 from tests.test_engines import ALL, model_of
 from tests.test_run import go
 
-MADE = [Row(row.ids, max(1, row.start)) for row in rows(7, seed=5)]
+MADE = [TokenRow(row.ids, max(1, row.start)) for row in rows(7, seed=5)]
 
 
 def test_a_packed_batch_has_every_token_once_and_its_bounds() -> None:
-    table = Table.of(MADE)
+    table = TokenDataset.of(MADE)
     batch = pack(table, [4, 0, 6])
     sizes = [table.sizes[i] for i in (4, 0, 6)]
     assert batch.ids_BT.tolist() == [[*MADE[4].ids, *MADE[0].ids, *MADE[6].ids]]
@@ -40,9 +40,9 @@ def test_a_packed_batch_has_every_token_once_and_its_bounds() -> None:
 
 def test_packed_groups_are_counted_by_their_tokens() -> None:
     lengths = [10, 3, 3, 3]
-    assert list(by_budget(range(4), lengths, 20)) == [[0, 1], [2, 3]]
-    assert list(by_budget(range(4), lengths, 20, packed=True)) == [[0, 1, 2, 3]]
-    assert list(by_budget(range(4), lengths, 15, packed=True)) == [[0, 1], [2, 3]]
+    assert list(token_budget_batches(range(4), lengths, 20)) == [[0, 1], [2, 3]]
+    assert list(token_budget_batches(range(4), lengths, 20, packed=True)) == [[0, 1, 2, 3]]
+    assert list(token_budget_batches(range(4), lengths, 15, packed=True)) == [[0, 1], [2, 3]]
 
 
 def gradients(model: Any, batch: Any) -> tuple[float, list[torch.Tensor]]:
@@ -61,11 +61,11 @@ def test_packed_is_padded_in_loss_and_gradients(kind: str, how: str) -> None:
     model = model_of(kind)
     attention.choose(model, how)
     targets = ("c_attn",) if "learned" in kind else ("q_proj", "v_proj", "up_proj")
-    model = adapters.add(model, {"en-es": Adapter(rank=4, targets=targets)}, 1)
+    model = adapters.add_adapters(model, {"en-es": Adapter(rank=4, targets=targets)}, 1)
     for parameter in adapters.parameters(model, "en-es").values():
         torch.nn.init.normal_(parameter, std=0.1, generator=torch.Generator().manual_seed(1))
-    adapters.choose(model, "en-es", train=True)
-    table = Table.of(MADE)
+    adapters.activate(model, "en-es", train=True)
+    table = TokenDataset.of(MADE)
     packed, found = gradients(model, pack(table, range(7)))
     attention.choose(model, "eager")
     padded, expected = gradients(model, collate(table, range(7), 0))
@@ -82,11 +82,11 @@ def test_neighbours_do_not_see_each_other(kind: str, how: str) -> None:
     """Another first row changes nothing in the logits of the second; without places and bounds it would."""
     model = model_of(kind)
     attention.choose(model, how)
-    other = Row([token + 1 for token in MADE[0].ids], MADE[0].start)
+    other = TokenRow([token + 1 for token in MADE[0].ids], MADE[0].start)
     size = len(MADE[0].ids)
     found = []
     for first in (MADE[0], other):
-        batch = pack(Table.of([first, MADE[1]]), [0, 1])
+        batch = pack(TokenDataset.of([first, MADE[1]]), [0, 1])
         for inputs in (batch.inputs, {}):
             with torch.no_grad():
                 found.append(model(input_ids=batch.ids_BT, use_cache=False, **inputs).logits[0, size:])
@@ -99,13 +99,13 @@ def test_a_run_with_packed_rows_learns_what_padded_rows_teach(
 ) -> None:
     path = write_recipe(
         ("dropout = 0.1", "dropout = 0.0"),
-        ("number = 1", "number = 0"),
-        ("parallel_passes = 1", "parallel_passes = 4\nlr_warmup_steps = 0"),
+        ("count = 1", "count = 0"),
+        ("parallel_epochs = 1", "parallel_epochs = 4\nlr_warmup_steps = 0"),
     )
     made: list[int] = []
     original = stepping.pack
 
-    def spy(table: Table, indices: Any) -> Any:
+    def spy(table: TokenDataset, indices: Any) -> Any:
         made.append(len(indices))
         return original(table, indices)
 
@@ -137,15 +137,15 @@ def test_a_model_whose_rows_see_each_other_is_not_packed(
 @pytest.mark.gpu
 def test_flash_attention_keeps_packed_rows_apart(model_folder: Path) -> None:
     pytest.importorskip("flash_attn")
-    table = Table.of(MADE, "cuda")
+    table = TokenDataset.of(MADE, "cuda")
     found = []
     for how in ("sdpa", "flash_attention_2"):
         model = fresh(model_folder).to("cuda", torch.bfloat16)
         model.set_attn_implementation(how)
-        model = adapters.add(model, {"en-es": Adapter(rank=4)}, 1)
+        model = adapters.add_adapters(model, {"en-es": Adapter(rank=4)}, 1)
         for parameter in adapters.parameters(model, "en-es").values():
             torch.nn.init.normal_(parameter, std=0.1, generator=torch.Generator("cuda").manual_seed(1))
-        adapters.choose(model, "en-es", train=True)
+        adapters.activate(model, "en-es", train=True)
         batch = pack(table, range(7)) if how != "sdpa" else collate(table, range(7), 3)
         found.append(gradients(model, batch))
     (plain, grads), (flash, others) = found

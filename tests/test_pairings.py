@@ -17,18 +17,18 @@ import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from roundtrip.backtranslation import trained_models
-from roundtrip.backtranslation.run_folder import Run
-from roundtrip.backtranslation.trainer import Trip
-from roundtrip.backtranslation.validation import greedy
+from roundtrip.backtranslation.run_folder import RunFolder
+from roundtrip.backtranslation.trainer import Trainer
+from roundtrip.backtranslation.validation import greedy_settings
 from roundtrip.engine import long_inputs, translator
-from roundtrip.engine.train_step import loss_sum, step
+from roundtrip.engine.train_step import loss_sum, train_step
 from roundtrip.models import direction_model, from_scratch
 from roundtrip.models.direction_model import frozen_hashes
 from roundtrip.models.optimizer import Optimizer
 from roundtrip.recipe import loader
 from roundtrip.recipe.schema import Adapter, Model
 from roundtrip.runtime.errors import Interrupted, ModelError, RecipeError, TextError
-from roundtrip.tokens.batching import Table, collate
+from roundtrip.tokens.batching import TokenDataset, collate
 from tests.conftest import WriteRecipe, bpe, pretrain, toy_pairs, wrap
 from tests.test_run import NAMES, assert_same, end_state, go
 
@@ -100,19 +100,19 @@ def paired(write_recipe: WriteRecipe, model_folder: Path, other_folder: Path) ->
     return write
 
 
-def rows(one: translator.Translator) -> Table:
+def rows(one: translator.Translator) -> TokenDataset:
     pairs = toy_pairs()[:6]
-    return Table.of(one.template.rows(pairs if one.direction.name == "en-es" else [(b, a) for a, b in pairs]))
+    return TokenDataset.of(one.template.rows(pairs if one.direction.name == "en-es" else [(b, a) for a, b in pairs]))
 
 
 def weights(one: translator.Translator) -> dict[str, torch.Tensor]:
-    return {name: value.detach().clone() for name, value in one.learner.parameters().items()}
+    return {name: value.detach().clone() for name, value in one.direction_model.parameters().items()}
 
 
 def logits(one: translator.Translator, *, adapted: bool = True) -> torch.Tensor:
     table = rows(one)
     batch = collate(table, range(len(table)), one.base.pad_id)
-    with one.learner.generating(adapted=adapted) as model, torch.no_grad():
+    with one.direction_model.generating(adapted=adapted) as model, torch.no_grad():
         found: torch.Tensor = model(input_ids=batch.ids_BT, attention_mask=batch.mask_BT).logits
     return found.clone()
 
@@ -121,21 +121,21 @@ def load(path: Path, tmp_path: Path) -> dict[str, translator.Translator]:
     from rich.console import Console
 
     from roundtrip.backtranslation import session
-    from roundtrip.backtranslation.run_folder import placed
+    from roundtrip.backtranslation.run_folder import with_model_folders
     from roundtrip.data.corpora import prepare
-    from roundtrip.runtime.event_log import Events
+    from roundtrip.runtime.event_log import EventLog
 
     loaded = loader.load(str(path))
     (tmp_path / "text").mkdir(exist_ok=True, parents=True)
     corpora = prepare(loaded.recipe, loaded.folder, tmp_path / "text", lambda text: None)
-    recipe = placed(loaded.recipe, tmp_path / "base")
-    return session._load(recipe, loaded.folder, corpora, Events(Console(file=io.StringIO())))
+    recipe = with_model_folders(loaded.recipe, tmp_path / "base")
+    return session._load(recipe, loaded.folder, corpora, EventLog(Console(file=io.StringIO())))
 
 
 @pytest.mark.parametrize("pairing", PAIRINGS)
 def test_both_learn_and_neither_touches_the_other(paired: Any, tmp_path: Path, pairing: str) -> None:
     both = load(paired(pairing), tmp_path)
-    learners = {name: one.learner for name, one in both.items()}
+    learners = {name: one.direction_model for name, one in both.items()}
     frozen = frozen_hashes(learners)
     train = loader.load(str(paired(pairing))).recipe.train
     optimizers = {name: Optimizer(one.parameters(), train, 10, one.adapter) for name, one in learners.items()}
@@ -143,9 +143,9 @@ def test_both_learn_and_neither_touches_the_other(paired: Any, tmp_path: Path, p
         for name, one in both.items():
             (other,) = (two for key, two in both.items() if key != name)
             before, untouched = weights(one), weights(other)
-            with one.learner.training():
-                model = one.learner.model
-                result = step(model, optimizers[name], rows(one), range(6), one.base.pad_id, 2048, number)
+            with one.direction_model.training():
+                model = one.direction_model.model
+                result = train_step(model, optimizers[name], rows(one), range(6), one.base.pad_id, 2048, number)
             assert result.grad_norm > 0
             after, same = weights(one), weights(other)
             # With B at zero, A gets no gradient in the first step.
@@ -154,8 +154,8 @@ def test_both_learn_and_neither_touches_the_other(paired: Any, tmp_path: Path, p
     assert frozen_hashes(learners) == frozen
     for one in both.values():
         assert torch.equal(logits(one), logits(one)), "what generates is in eval mode"
-        assert not any(parameter.requires_grad for parameter in one.learner.model.parameters())
-        if not one.learner.whole:
+        assert not any(parameter.requires_grad for parameter in one.direction_model.model.parameters())
+        if not one.direction_model.whole:
             assert not torch.allclose(logits(one), logits(one, adapted=False), atol=1e-4)
 
 
@@ -163,10 +163,12 @@ def test_both_learn_and_neither_touches_the_other(paired: Any, tmp_path: Path, p
 def test_gradients_reach_the_first_layer_under_checkpointing(paired: Any, tmp_path: Path, pairing: str) -> None:
     one = load(paired(pairing), tmp_path)["en-es"]
     batch = collate(rows(one), range(6), one.base.pad_id)
-    with one.learner.training():
+    with one.direction_model.training():
         assert one.base.model.is_activation_checkpointing
-        loss_sum(one.learner.model, batch).backward()
-    first = {k: p.grad for k, p in one.learner.parameters().items() if ".layers.0." in k and ".lora_A." not in k}
+        loss_sum(one.direction_model.model, batch).backward()
+    first = {
+        k: p.grad for k, p in one.direction_model.parameters().items() if ".layers.0." in k and ".lora_A." not in k
+    }
     assert first and all(grad is not None and grad.abs().max() > 0 for grad in first.values())
 
 
@@ -175,14 +177,14 @@ def test_saved_and_restored_gives_the_same_logits(paired: Any, tmp_path: Path, p
     both = load(paired(pairing), tmp_path)
     again = load(paired(pairing), tmp_path)
     for name, one in both.items():
-        for parameter in one.learner.parameters().values():
+        for parameter in one.direction_model.parameters().values():
             parameter.data += 0.02
-        one.learner.export(tmp_path / "saved" / name)
+        one.direction_model.export(tmp_path / "saved" / name)
         before = logits(one)
-        again[name].learner.restore(tmp_path / "saved" / name)
+        again[name].direction_model.restore(tmp_path / "saved" / name)
         assert torch.equal(logits(again[name]), before)
-        if one.learner.whole:
-            one.learner.restore(None)
+        if one.direction_model.whole:
+            one.direction_model.restore(None)
         published = AutoModelForCausalLM.from_pretrained(one.base.location, dtype="float32")
         batch = collate(rows(one), range(6), one.base.pad_id)
         with torch.no_grad():
@@ -206,20 +208,20 @@ def test_saved_and_restored_gives_the_same_logits(paired: Any, tmp_path: Path, p
 def test_whole_runs_resume_and_translate(
     paired: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, pairing: str
 ) -> None:
-    more = [("parallel_passes = 1", "parallel_passes = 8\ntext_lines = 20"), ("train = 32", "train = 200")]
+    more = [("parallel_epochs = 1", "parallel_epochs = 8\ntext_lines = 20"), ("train = 32", "train = 200")]
     recipe = paired(pairing, *(more if pairing == "from scratch" else []))
     greedy_sources = ("generate.temperature=0.0",)  # sampled ones are not all canonical
     shown = go(recipe, tmp_path / "whole", overrides=greedy_sources)
-    step = Trip.step
+    step = Trainer.step
 
-    def stopping(self: Trip, *arguments: Any) -> Any:
+    def stopping(self: Trainer, *arguments: Any) -> Any:
         result = step(self, *arguments)
         # What plain text has taught counts for both directions at once.
         if self.state.total_steps() == (7 if pairing == "from scratch" else 6):
             os.kill(os.getpid(), signal.SIGTERM)
         return result
 
-    monkeypatch.setattr(Trip, "step", stopping)
+    monkeypatch.setattr(Trainer, "step", stopping)
     with pytest.raises(Interrupted):
         go(recipe, tmp_path / "run", overrides=greedy_sources)
     monkeypatch.undo()
@@ -231,31 +233,31 @@ def test_whole_runs_resume_and_translate(
     assert metrics["test"]["base"] != metrics["test"]["round-1"]
     # The base is scored on test at the end, from the weights it began with.
     bare = load(recipe, tmp_path / "again")
-    expansions = Run(tmp_path / "whole").facts()["expansion"]
+    expansions = RunFolder(tmp_path / "whole").facts()["expansion"]
     for name, alone in bare.items():
         one, side = replace(alone, expansion=expansions[name]), 0 if name == "en-es" else 1
         lines = [line.split("\t")[side] for line in (tmp_path / "whole/data/test.tsv").read_text().splitlines()]
-        texts = one.write(lines, greedy(loader.load(str(recipe)).recipe), 0, adapted=False).texts
+        texts = one.write(lines, greedy_settings(loader.load(str(recipe)).recipe), 0, adapted=False).texts
         kept = (tmp_path / "whole" / "translations" / f"test.base.{name}.txt").read_text().split("\n")[:-1]
         assert [" ".join(text.split()) for text in texts] == kept
     assert ("all rows" in shown or "strings" in shown) == (pairing == "another model"), shown
     for name in NAMES:
-        run = Run(tmp_path / "whole")
-        one = trained_models.load(run, trained_models.into(run, name[-2:]), stage="round-1")
-        settings = greedy(run.recipe()[0])
+        run = RunFolder(tmp_path / "whole")
+        one = trained_models.load(run, trained_models.direction_into(run, name[-2:]), stage="round-1")
+        settings = greedy_settings(run.recipe()[0])
         sources = (tmp_path / "whole" / "data" / "test.tsv").read_text().splitlines()
         side = 0 if name == "en-es" else 1
         lines = [line.split("\t")[side] for line in sources]
-        written = list(long_inputs.translate(one, lines, settings, [], []))
+        written = list(long_inputs.translate_any_length(one, lines, settings, [], []))
         kept = (tmp_path / "whole" / "translations" / f"test.round-1.{name}.txt").read_text().split("\n")[:-1]
         assert written == kept, "what is saved translates as it did in the run"
 
 
 def test_a_whole_model_loads_with_transformers_alone(paired: Any, tmp_path: Path) -> None:
     one = load(paired("full"), tmp_path)["en-es"]
-    for parameter in one.learner.parameters().values():
+    for parameter in one.direction_model.parameters().values():
         parameter.data += 0.01
-    one.learner.export(tmp_path / "saved")
+    one.direction_model.export(tmp_path / "saved")
     alone = AutoModelForCausalLM.from_pretrained(tmp_path / "saved").eval()
     batch = collate(rows(one), range(6), one.base.pad_id)
     with torch.no_grad():
@@ -288,7 +290,7 @@ def test_a_model_from_scratch_is_found_from_anywhere_and_made_anew_for_another_r
     paired: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """The default folder of a run is relative to where the command is called, not to the recipe."""
-    recipe = paired("from scratch", ("parallel_passes = 1", "parallel_passes = 8"), ("train = 32", "train = 200"))
+    recipe = paired("from scratch", ("parallel_epochs = 1", "parallel_epochs = 8"), ("train = 32", "train = 200"))
     text = recipe.read_text()
     elsewhere = tmp_path / "elsewhere"
     elsewhere.mkdir()
@@ -298,12 +300,14 @@ def test_a_model_from_scratch_is_found_from_anywhere_and_made_anew_for_another_r
         go(recipe, Path("runs/small"))
     recipe.write_text(text)
     go(recipe, Path("runs/small"))
-    one = trained_models.load(Run(Path("runs/small")), trained_models.into(Run(Path("runs/small")), "es"))
+    one = trained_models.load(
+        RunFolder(Path("runs/small")), trained_models.direction_into(RunFolder(Path("runs/small")), "es")
+    )
     assert one.base.max_positions == 128
 
 
 def test_plain_text_is_read_without_rounds(paired: Any, tmp_path: Path) -> None:
-    changes = [("parallel_passes = 1", "parallel_passes = 1\ntext_lines = 500"), ("number = 1", "number = 0")]
+    changes = [("parallel_epochs = 1", "parallel_epochs = 1\ntext_lines = 500"), ("count = 1", "count = 0")]
     shown = go(paired("from scratch", *changes), tmp_path / "run")
     events = [json.loads(line) for line in (tmp_path / "run" / "events.jsonl").read_text().splitlines()]
     block = next(event for event in events if event["event"] == "block")
@@ -344,7 +348,7 @@ def test_a_quantized_base_generates_through_its_adapter(wide_folder: Path, bits:
     for quantize in ("none", bits):
         here = spec.model_copy(update={"quantize": quantize})
         one = direction_model.load({"en-es": here}, LORA, ROOT, one_base=False, seed=1)["en-es"]
-        assert (one.scratch is None) == (quantize != "none")
+        assert (one.merged_copy is None) == (quantize != "none")
         for parameter in one.parameters().values():
             parameter.data += 0.02
         with one.generating() as model, torch.no_grad():

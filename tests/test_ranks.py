@@ -18,19 +18,20 @@ import pytest
 import torch
 
 from roundtrip.backtranslation import checkpoint
-from roundtrip.runtime.distributed import ALONE, Ranks, joined
-from roundtrip.runtime.errors import RanksError
+from roundtrip.runtime.distributed import SINGLE_PROCESS, ProcessGroup, join_processes
+from roundtrip.runtime.errors import DistributedError
 from tests.conftest import WriteRecipe
 from tests.test_run import end_state, go
 
 # Signs of life in short order, so that no test waits for a minute.
 DOOR = (
-    "from roundtrip.engine import ranks; ranks.PULSE, ranks.DEAD = 0.2, 12; from roundtrip import train; train.main()"
+    "from roundtrip.runtime import distributed; distributed.PULSE, distributed.DEAD = 0.2, 12; "
+    "from roundtrip import train; train.main()"
 )
 # Sums in another order: the last bits of a float32, after ten steps of Adam.
 CLOSE = 2e-6
 # Sampled, chosen among several by the reverse direction: all that processes share.
-SAMPLED = ("[judge]", "[generate]\ntemperature = 0.9\nsamples = 3\ntokens_per_batch = 900\n[judge]")
+SAMPLED = ("[filter]", "[generate]\ntemperature = 0.9\nnum_candidates = 3\nmax_tokens_per_batch = 900\n[filter]")
 PLAIN = ("dropout = 0.1", "dropout = 0.0")
 
 
@@ -105,7 +106,9 @@ def test_several_processes_are_one(alone: tuple[Path, Path], tmp_path: Path, num
 
 def test_torchrun_and_processes_without_rows(write_recipe: WriteRecipe, tmp_path: Path) -> None:
     """Two rows a step for three processes: one has none, and gives zeros."""
-    recipe = write_recipe(PLAIN, ("rows_per_step = 16", "rows_per_step = 2"), ("lines = 24", "lines = 3"))
+    recipe = write_recipe(
+        PLAIN, ("batch_size = 16", "batch_size = 2"), ("monolingual_lines = 24", "monolingual_lines = 3")
+    )
     before = torch.get_num_threads()
     torch.set_num_threads(1)
     go(recipe, tmp_path / "alone")
@@ -133,8 +136,8 @@ def wait_for_steps(out: Path, number: int, processes: Sequence[subprocess.Popen[
 
 # Slow enough to be met in the middle: every step takes a while longer.
 SLOW = (
-    "import time; from roundtrip import trip; step = trip.step; "
-    "trip.step = lambda *a, **b: (time.sleep(0.4), step(*a, **b))[1]; "
+    "import time; from roundtrip.backtranslation import trainer; step = trainer.train_step; "
+    "trainer.train_step = lambda *a, **b: (time.sleep(0.4), step(*a, **b))[1]; "
 )
 
 
@@ -197,7 +200,7 @@ def test_an_error_of_the_first_ends_all(write_recipe: WriteRecipe, tmp_path: Pat
 
 
 LATE = (
-    "import time; from roundtrip import checkpoint; save = checkpoint.save; "
+    "import time; from roundtrip.backtranslation import checkpoint; save = checkpoint.save; "
     "checkpoint.save = lambda *a: (time.sleep(2), save(*a))[1]; "
 )
 
@@ -243,7 +246,7 @@ def test_processes_that_come_apart_are_found_out(alone: tuple[Path, Path], tmp_p
 
 
 SHORT = (
-    "import os; from roundtrip.engine import step; loss_sum = step.loss_sum\n"
+    "import os; from roundtrip.engine import train_step as step; loss_sum = step.loss_sum\n"
     "def small(model, batch, **settings):\n"
     "    if os.environ['RANK'] == '1' and batch.ids_BT.numel() > 150:\n"
     "        raise MemoryError\n"
@@ -264,7 +267,7 @@ def test_memory_that_runs_out_in_one_process_changes_nothing(alone: tuple[Path, 
 def test_skipped_steps_are_the_same_for_all(alone: tuple[Path, Path], tmp_path: Path) -> None:
     """Not finite in one process only: all skip."""
     broken = (
-        "import os, torch; from roundtrip.engine import step; loss_sum = step.loss_sum; calls = iter(range(10**6))\n"
+        "import os, torch; from roundtrip.engine import train_step as step; loss_sum = step.loss_sum; calls = iter(range(10**6))\n"
         "def bad(*a, **b):\n"
         "    loss = loss_sum(*a, **b)\n"
         "    worse = torch.is_grad_enabled() and next(calls) == 0 and os.environ['RANK'] == '1'\n"
@@ -281,19 +284,19 @@ def test_skipped_steps_are_the_same_for_all(alone: tuple[Path, Path], tmp_path: 
 
 def test_alone_nothing_is_asked_of_anybody(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delenv("WORLD_SIZE", raising=False)
-    with joined(True) as ranks:
-        assert ranks is ALONE and ranks.first
-        assert ranks.share([1, 2, 3]) == [1, 2, 3] and ranks.gather(5) == [5]
+    with join_processes(True) as processes:
+        assert processes is SINGLE_PROCESS and processes.is_main
+        assert processes.shard([1, 2, 3]) == [1, 2, 3] and processes.gather(5) == [5]
         value = torch.ones(2)
-        assert ranks.sum(value) is value and ranks.any(True) and not ranks.any(False)
+        assert processes.all_reduce(value) is value and processes.any(True) and not processes.any(False)
     assert "accelerate.state" not in sys.modules or not torch.distributed.is_initialized()
 
 
 def test_shares_hold_everything_once_and_may_be_empty() -> None:
     for count in (1, 2, 5):
-        dealt = [Ranks(number, count).share(range(3)) for number in range(count)]
+        dealt = [ProcessGroup(number, count).share(range(3)) for number in range(count)]
         assert sorted(value for part in dealt for value in part) == [0, 1, 2]
-    assert Ranks(4, 5).share(range(3)) == []
+    assert ProcessGroup(4, 5).share(range(3)) == []
 
 
 def test_processes_that_do_not_come_together_say_what_to_look_at(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -301,5 +304,5 @@ def test_processes_that_do_not_come_together_say_what_to_look_at(monkeypatch: py
     monkeypatch.setenv("RANK", "0")
     for name in ("MASTER_ADDR", "MASTER_PORT"):
         monkeypatch.delenv(name, raising=False)
-    with pytest.raises(RanksError, match=r"do not come together(.|\n)*MASTER_ADDR"), joined(True):
+    with pytest.raises(DistributedError, match=r"do not come together(.|\n)*MASTER_ADDR"), join_processes(True):
         pass

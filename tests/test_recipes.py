@@ -20,14 +20,14 @@ from tests.test_run import go
 SMALLER: dict[str, dict[str, Any]] = {
     "train": {
         "lr_warmup_steps": 0,
-        "parallel_passes": 1,
-        "max_row_tokens": 96,
-        "rows_per_step": 16,
-        "tokens_per_forward": 1024,
+        "parallel_epochs": 1,
+        "max_length": 96,
+        "batch_size": 16,
+        "max_tokens_per_microbatch": 1024,
     },
     "rounds": {"number": 1, "lines": 20},
-    "judge": {"max_ratio": 100.0, "max_copy": 100.0},
-    "score": {"bootstrap_samples": 20},
+    "filter": {"max_length_ratio": 100.0, "max_copy_chrf": 100.0},
+    "evaluation": {"bootstrap_samples": 20},
     "checkpoint": {"every_steps": 1000, "keep": 1},
 }
 SCRATCH = {"vocabulary": 420, "layers": 2, "width": 48, "heads": 4, "positions": 128}
@@ -52,14 +52,14 @@ def stand_in(name: str, folder: Path, model_folder: Path) -> Path:
     data["data"] = {"cut": {"corpus": "toy.tsv", "train": number, "dev": 8, "test": 8}}
     for key, values in SMALLER.items():
         data[key] = data.get(key, {}) | values
-    data["rounds"]["warm_start"] = False
-    data.get("judge", {}).pop("min_round_trip", None)
+    data["rounds"]["require_better_than_copy"] = False
+    data.get("filter", {}).pop("min_round_trip_chrf", None)
     model = data["model"]
     if "from_scratch" in model:
         model["from_scratch"] = SCRATCH
-        data["train"] |= {"parallel_passes": 8, "text_lines": 20}
+        data["train"] |= {"parallel_epochs": 8, "pretrain_lines": 20}
         if name.endswith("-base"):  # which others begin with
-            data["train"] |= {"parallel_passes": 0, "text_lines": 100}
+            data["train"] |= {"parallel_epochs": 0, "pretrain_lines": 100}
             data["rounds"]["number"] = 0
     else:
         model["path"] = str(model_folder)

@@ -22,16 +22,16 @@ from safetensors.torch import load_file, save_file
 from transformers import AutoModelForCausalLM
 
 from roundtrip.backtranslation import checkpoint, session, trained_models
-from roundtrip.backtranslation.run_folder import Run, locked, reopen
-from roundtrip.backtranslation.trainer import Trip
-from roundtrip.backtranslation.validation import greedy
+from roundtrip.backtranslation.run_folder import RunFolder, reopen, run_lock
+from roundtrip.backtranslation.trainer import Trainer
+from roundtrip.backtranslation.validation import greedy_settings
 from roundtrip.cli import train, translate
 from roundtrip.engine import long_inputs
 from roundtrip.recipe import loader
 from roundtrip.recipe.plan import Phase
 from roundtrip.runtime.errors import Interrupted, RunError, TextError, TrainingError
-from roundtrip.runtime.event_log import Events
-from roundtrip.tokens.batching import Table, collate
+from roundtrip.runtime.event_log import EventLog
+from roundtrip.tokens.batching import TokenDataset, collate
 from tests.conftest import WriteRecipe
 
 NAMES = ["en-es", "es-en"]
@@ -41,8 +41,8 @@ def go(path: Path, out: Path, *, resume: bool = False, overrides: tuple[str, ...
     """Run a recipe in this process and return what was shown."""
     shown = io.StringIO()
     loaded = loader.load(str(path), overrides)
-    with locked(out):
-        session.train(out, loaded, Events(Console(file=shown, width=160)), resume=resume)
+    with run_lock(out):
+        session.train(out, loaded, EventLog(Console(file=shown, width=160)), resume=resume)
     return shown.getvalue()
 
 
@@ -65,13 +65,13 @@ def door(*arguments: str, stdin: str | None = None, **settings: Any) -> subproce
 
 
 def test_two_step_recipe_through_the_real_door(write_recipe: WriteRecipe, tmp_path: Path) -> None:
-    path = write_recipe(("train = 32", "train = 16"), ("lines = 24", "lines = 10"))
-    done = door("roundtrip.train", str(path), "--out", str(tmp_path / "run"), "--set", "rounds.real_share=0.0")
+    path = write_recipe(("train = 32", "train = 16"), ("monolingual_lines = 24", "monolingual_lines = 10"))
+    done = door("roundtrip.train", str(path), "--out", str(tmp_path / "run"), "--set", "rounds.parallel_ratio=0.0")
     assert done.returncode == 0, done.stderr
     assert done.stderr == ""
     metrics = json.loads((tmp_path / "run" / "metrics.json").read_text())
     assert metrics["steps"] == {"en-es": 2, "es-en": 2}
-    assert json.loads((tmp_path / "run" / "run.json").read_text())["overrides"] == ["rounds.real_share=0.0"]
+    assert json.loads((tmp_path / "run" / "run.json").read_text())["overrides"] == ["rounds.parallel_ratio=0.0"]
     assert "Test scores: chrF++ / BLEU" in done.stdout
     assert "\x1b" not in done.stdout, "no escape codes where nobody watches"
     translated = door(
@@ -134,13 +134,13 @@ def test_adapters_load_with_peft_alone_and_give_the_same_logits(
     finished: tuple[Path, Path, str], model_folder: Path
 ) -> None:
     recipe, folder, _ = finished
-    one = trained_models.load(Run(folder), trained_models.into(Run(folder), "es"))
-    batch = collate(Table.of(one.template.rows([("I see the moon.", "Veo la luna.")])), [0], 3)
+    one = trained_models.load(RunFolder(folder), trained_models.direction_into(RunFolder(folder), "es"))
+    batch = collate(TokenDataset.of(one.template.rows([("I see the moon.", "Veo la luna.")])), [0], 3)
     alone = PeftModel.from_pretrained(
         AutoModelForCausalLM.from_pretrained(model_folder, attn_implementation="eager"), folder / "adapters/best/en-es"
     ).eval()
     with torch.no_grad():
-        ours = one.learner.model(batch.ids_BT, attention_mask=batch.mask_BT).logits
+        ours = one.direction_model.model(batch.ids_BT, attention_mask=batch.mask_BT).logits
         theirs = alone(batch.ids_BT, attention_mask=batch.mask_BT).logits
         with alone.disable_adapter():
             base = alone(batch.ids_BT, attention_mask=batch.mask_BT).logits
@@ -177,15 +177,15 @@ def test_resumed_is_uninterrupted(
     finished: tuple[Path, Path, str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, at: int
 ) -> None:
     recipe, whole, _ = finished
-    step = Trip.step
+    step = Trainer.step
 
-    def stopping(self: Trip, *arguments: Any) -> Any:
+    def stopping(self: Trainer, *arguments: Any) -> Any:
         result = step(self, *arguments)
         if self.state.total_steps() == at:
             os.kill(os.getpid(), signal.SIGTERM)
         return result
 
-    monkeypatch.setattr(Trip, "step", stopping)
+    monkeypatch.setattr(Trainer, "step", stopping)
     with pytest.raises(Interrupted) as caught:
         go(recipe, tmp_path / "run")
     assert caught.value.exit_code == 143
@@ -197,7 +197,7 @@ def test_resumed_is_uninterrupted(
 
 
 @pytest.mark.parametrize(
-    "tokens", [("tokens.road=strings",), ("tokens.guard=host",), ("tokens.strict=true", "tokens.audit=1.0")]
+    "tokens", [("tokens.mode=text",), ("tokens.guard=host",), ("tokens.strict=true", "tokens.audit=1.0")]
 )
 def test_every_road_trains_the_same_adapters(
     finished: tuple[Path, Path, str], tmp_path: Path, tokens: tuple[str, ...]
@@ -206,40 +206,40 @@ def test_every_road_trains_the_same_adapters(
     recipe, whole, shown = finished
     go(recipe, tmp_path / "run", overrides=tokens)
     one, other = end_state(tmp_path / "run"), end_state(whole)
-    roads, usual = one.pop("roads"), other.pop("roads")
+    row_builders, usual = one.pop("roads"), other.pop("roads")
     assert_same(one, other)
     synthetic = {name: sum(counts.values()) for name, counts in usual.items()}
-    assert {name: sum(counts.values()) for name, counts in roads.items()} == synthetic
+    assert {name: sum(counts.values()) for name, counts in row_builders.items()} == synthetic
     assert all(set(counts) == {"splice"} and counts["splice"] > 0 for counts in usual.values())
     expected = {"strings by [tokens] road"} if "strings" in tokens[0] else {"splice"}
-    assert all(set(counts) == expected for counts in roads.values())
+    assert all(set(counts) == expected for counts in row_builders.values())
     assert "token road of en-es: splice, proved on the device" in shown
 
 
 def test_rows_that_fall_back_are_counted_and_said(
     finished: tuple[Path, Path, str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from roundtrip.tokens.splice.canonicality import PAIR, Guard
+    from roundtrip.tokens.splice.canonicality import PAIR, CanonicalityChecker
 
     recipe, whole, _ = finished
-    prove = Guard.prove
+    verify = CanonicalityChecker.verify
 
-    def doubting(self: Guard, *arguments: Any) -> torch.Tensor:
-        reasons = prove(self, *arguments)
+    def doubting(self: CanonicalityChecker, *arguments: Any) -> torch.Tensor:
+        reasons = verify(self, *arguments)
         return torch.where(torch.arange(len(reasons)) % 3 == 0, PAIR, reasons)
 
-    monkeypatch.setattr(Guard, "prove", doubting)
+    monkeypatch.setattr(CanonicalityChecker, "prove", doubting)
     shown = go(recipe, tmp_path / "run")
     one, other = end_state(tmp_path / "run"), end_state(whole)
-    roads = one.pop("roads")
+    row_builders = one.pop("roads")
     del other["roads"]
     assert_same(one, other)
-    assert all(counts["not canonical inside"] > 0 for counts in roads.values())
+    assert all(counts["not canonical inside"] > 0 for counts in row_builders.values())
     assert "synthetic rows by strings {'not canonical inside':" in shown
     events = [json.loads(line) for line in (tmp_path / "run" / "events.jsonl").read_text().splitlines()]
-    assert [event["rows"] for event in events if event["event"] == "roads"] == list(roads.values())
+    assert [event["rows"] for event in events if event["event"] == "roads"] == list(row_builders.values())
     verdicts = {event["direction"]: event for event in events if event["event"] == "verdict"}
-    assert set(verdicts) == set(NAMES) and verdicts["en-es"]["road"] == "rows"
+    assert set(verdicts) == set(NAMES) and verdicts["en-es"]["mode"] == "per_row"
 
 
 def test_what_the_guard_knows_is_in_the_checkpoint(finished: tuple[Path, Path, str]) -> None:
@@ -254,13 +254,13 @@ def test_another_tokenizer_is_refused_at_resume(
     folder = tmp_path / "model"
     shutil.copytree(model_folder, folder)
     path = write_recipe((str(model_folder), str(folder)))
-    step = Trip.step
+    step = Trainer.step
 
-    def stopping(self: Trip, *arguments: Any) -> Any:
+    def stopping(self: Trainer, *arguments: Any) -> Any:
         os.kill(os.getpid(), signal.SIGTERM)
         return step(self, *arguments)
 
-    monkeypatch.setattr(Trip, "step", stopping)
+    monkeypatch.setattr(Trainer, "step", stopping)
     with pytest.raises(Interrupted):
         go(path, tmp_path / "run")
     monkeypatch.undo()
@@ -322,7 +322,7 @@ def test_resume_refuses_another_recipe_or_version(
 
 
 def test_unpaired_sides_start_over_and_say_so(write_recipe: WriteRecipe, tmp_path: Path) -> None:
-    cut = '[data.cut]\ncorpus = { path = "toy.tsv" }\ntrain = 32\ndev = 12\ntest = 12'
+    cut = '[data.split]\ncorpus = { path = "toy.tsv" }\ntrain = 32\ndev = 12\ntest = 12'
     own = """[data]
 train = { path = "toy.tsv", limit = 20 }
 dev = "dev.tsv"
@@ -342,15 +342,15 @@ es = "mono.es"
 
 def test_all_rejected_stops_with_counts_and_advice(write_recipe: WriteRecipe, tmp_path: Path) -> None:
     path = write_recipe(("max_ratio = 100.0", "max_ratio = 1.0\nmax_copy = 0.000001"))
-    with pytest.raises(TrainingError, match=r"all 24 synthetic sources were rejected(.|\n)*parallel_passes"):
+    with pytest.raises(TrainingError, match=r"all 24 synthetic sources were rejected(.|\n)*parallel_epochs"):
         go(path, tmp_path / "run")
 
 
 def test_rows_over_the_limit_are_left_out_and_counted(write_recipe: WriteRecipe, tmp_path: Path) -> None:
-    shown = go(write_recipe(("max_row_tokens = 96", "max_row_tokens = 34")), tmp_path / "run")
+    shown = go(write_recipe(("max_length = 96", "max_length = 34")), tmp_path / "run")
     assert "rows over 34 tokens left out" in shown
     with pytest.raises(TrainingError, match="rows are over 5 tokens"):
-        go(write_recipe(("max_row_tokens = 96", "max_row_tokens = 5")), tmp_path / "run2")
+        go(write_recipe(("max_length = 96", "max_length = 5")), tmp_path / "run2")
 
 
 def test_gradient_checkpointing_learns_the_same(finished: tuple[Path, Path, str], tmp_path: Path) -> None:
@@ -364,7 +364,7 @@ def test_gradient_checkpointing_learns_the_same(finished: tuple[Path, Path, str]
 
 def test_chat_template_and_sampling(write_recipe: WriteRecipe, tmp_path: Path) -> None:
     path = write_recipe(
-        ('kind = "plain"', 'kind = "chat"'), ("[judge]", "[generate]\ntemperature = 0.8\ntop_p = 0.9\n[judge]")
+        ('kind = "plain"', 'kind = "chat"'), ("[filter]", "[generate]\ntemperature = 0.8\ntop_p = 0.9\n[filter]")
     )
     assert "Test scores" in go(path, tmp_path / "run")
     facts = json.loads((tmp_path / "run" / "run.json").read_text())
@@ -386,7 +386,7 @@ def shell(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], t
     return call
 
 
-CUT = '[data.cut]\ncorpus = { path = "toy.tsv" }\ntrain = 32\ndev = 12\ntest = 12'
+CUT = '[data.split]\ncorpus = { path = "toy.tsv" }\ntrain = 32\ndev = 12\ntest = 12'
 MISTAKES: dict[str, tuple[tuple[str, str], str]] = {
     "typo in a key": (("lr = 5e-3", "learning_rate = 5e-3"), "train.learning_rate: unknown key"),
     "missing file": (("toy.tsv", "corpus.tsv"), "no such file: 'corpus.tsv'"),
@@ -396,7 +396,10 @@ MISTAKES: dict[str, tuple[tuple[str, str], str]] = {
     "unknown model": (('path = "/', 'path = "/nowhere/'), "model.path"),
     "unknown device": (('dtype = "float32"', 'dtype = "float32"\ndevice = "cuda:7"'), "no device 'cuda:7'"),
     "unknown layers": (("rank = 4", 'rank = 4\ntargets = ["q_prog"]'), "adapter.targets"),
-    "mecab not installed": (("bootstrap_samples = 50", "bleu_tokenize = {es = 'ko-mecab'}"), "score.bleu_tokenize"),
+    "mecab not installed": (
+        ("bootstrap_samples = 50", "bleu_tokenize = {es = 'ko-mecab'}"),
+        "evaluation.bleu_tokenize",
+    ),
 }
 
 
@@ -417,7 +420,7 @@ def test_likely_mistakes_end_in_one_clear_message(
 
 
 def test_a_folder_in_use_is_refused(write_recipe: WriteRecipe, tmp_path: Path, shell: Callable[..., Any]) -> None:
-    with locked(tmp_path / "run"):
+    with run_lock(tmp_path / "run"):
         code, _, errors = shell(train, str(write_recipe()), "--out", "run")
     assert code == 2 and "in use by another process" in errors
 
@@ -493,11 +496,11 @@ def test_translation_keeps_lines_and_refuses_by_number(
     assert written[1] == written[2] == written[4] == ""
     assert "line 3: a sentence of 5000 words is too long" in captured.err.decode()
     # Sentence by sentence: twelve equal sentences give twelve equal translations.
-    one = trained_models.load(Run(folder), trained_models.into(Run(folder), "es"))
-    settings = greedy(Run(folder).recipe()[0])
-    (alone,) = long_inputs.translate(one, ["I see the red house here."], settings, [], [])
+    one = trained_models.load(RunFolder(folder), trained_models.direction_into(RunFolder(folder), "es"))
+    settings = greedy_settings(RunFolder(folder).recipe()[0])
+    (alone,) = long_inputs.translate_any_length(one, ["I see the red house here."], settings, [], [])
     assert written[3] == " ".join([alone] * 12)
-    assert written[0] == next(long_inputs.translate(one, ["I see the moon."], settings, [], []))
+    assert written[0] == next(long_inputs.translate_any_length(one, ["I see the moon."], settings, [], []))
 
 
 @pytest.mark.parametrize(
@@ -517,13 +520,13 @@ def test_translate_mistakes(
 
 
 def test_a_recipe_that_trains_nothing_is_refused(write_recipe: WriteRecipe, shell: Callable[..., Any]) -> None:
-    path = write_recipe(("number = 1", "number = 0"), ("parallel_passes = 1", "parallel_passes = 0"))
+    path = write_recipe(("count = 1", "count = 0"), ("parallel_epochs = 1", "parallel_epochs = 0"))
     code, _, errors = shell(train, str(path))
     assert code == 2 and "train nothing" in errors
 
 
 def test_a_line_too_long_for_the_model_is_found_before_training(write_recipe: WriteRecipe, tmp_path: Path) -> None:
-    cut = '[data.cut]\ncorpus = { path = "toy.tsv" }\ntrain = 32\ndev = 12\ntest = 12'
+    cut = '[data.split]\ncorpus = { path = "toy.tsv" }\ntrain = 32\ndev = 12\ntest = 12'
     own = "[data]\ntrain='toy.tsv'\ndev='dev.tsv'\ntest='dev.tsv'\nmono={en='toy.tsv',es='toy.tsv'}"
     (tmp_path / "dev.tsv").write_text(f"A bird\tUn ave\n{'house ' * 90}\tcasas\n")
     with pytest.raises(TextError, match=r"data\.dev \(en\): line 2 has \d+ tokens"):
@@ -573,22 +576,22 @@ def test_stopped_while_scoring_keeps_the_last_step(
     finished: tuple[Path, Path, str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     recipe, whole, _ = finished
-    end_stage = Trip.end_stage
+    end_stage = Trainer.end_stage
 
-    def stopping(self: Trip, phase: Phase) -> None:
+    def stopping(self: Trainer, phase: Phase) -> None:
         if phase.stage == "parallel":
             os.kill(os.getpid(), signal.SIGTERM)
         end_stage(self, phase)
 
-    monkeypatch.setattr(Trip, "end_stage", stopping)
+    monkeypatch.setattr(Trainer, "end_stage", stopping)
     # The recipe's own interval is too long to save anything by then.
     overrides = ("checkpoint.every_steps=1000",)
     with pytest.raises(Interrupted, match="--resume"):
         go(recipe, tmp_path / "run", overrides=overrides)
     monkeypatch.undo()
     shown = io.StringIO()
-    with locked(tmp_path / "run"):
+    with run_lock(tmp_path / "run"):
         loaded = loader.load(str(recipe), overrides)
-        session.train(tmp_path / "run", loaded, Events(Console(file=shown, width=160)), resume=True)
+        session.train(tmp_path / "run", loaded, EventLog(Console(file=shown, width=160)), resume=True)
     assert "4 steps done" in shown.getvalue()
     assert_same(end_state(tmp_path / "run"), end_state(whole))

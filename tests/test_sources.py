@@ -309,7 +309,7 @@ def test_two_processes_at_once(tmp_path: Path, wheel: Path, cache: Path) -> None
     script = textwrap.dedent("""
         import shutil, sys, time
         from pathlib import Path
-        from roundtrip import sources
+        from roundtrip.runtime import downloads
 
         wheel, spec, mine, other = sys.argv[1:]
 
@@ -320,8 +320,8 @@ def test_two_processes_at_once(tmp_path: Path, wheel: Path, cache: Path) -> None
             while not Path(other).exists() and time.monotonic() < deadline:
                 time.sleep(0.001)
 
-        sources._pip_download = download
-        sys.stdout.write("".join(path.read_text() for path in sources.resolve(spec, Path())))
+        downloads._pip_download = download
+        sys.stdout.write("".join(path.read_text() for path in downloads.resolve(spec, Path())))
     """)
     marks = [str(tmp_path / "one"), str(tmp_path / "two")]
     command = [sys.executable, "-W", "error", "-c", script, str(wheel), spec_of(wheel, "**/*.po")]

@@ -11,30 +11,30 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from roundtrip.recipe.schema import TemplateText
+from roundtrip.recipe.schema import TemplateRecipe
 from roundtrip.tokens import compatibility
 from roundtrip.tokens.prompt_segments import build_segments
-from roundtrip.tokens.prompt_template import Row, Template
-from roundtrip.tokens.row_builder import SPLICED, Road
+from roundtrip.tokens.prompt_template import PromptTemplate, TokenRow
+from roundtrip.tokens.row_builder import SPLICED, RowBuilder
 from roundtrip.tokens.splice import splicing as splices
-from roundtrip.tokens.splice.canonicality import Guard
+from roundtrip.tokens.splice.canonicality import CanonicalityChecker
 from roundtrip.tokens.splice.splicing import IGNORE
 from tests.conftest import toy_pairs
 from tests.test_template import CHAT, PLAIN, TEXTS, TOKENIZERS
 
-BARE = TemplateText(kind="plain", text="{source}\n{target}")
+BARE = TemplateRecipe(kind="plain", text="{source}\n{target}")
 TEMPLATES = {"plain": PLAIN, "chat": CHAT, "bare": BARE}
-ROADS: dict[tuple[str, str], Road] = {}
+ROADS: dict[tuple[str, str], RowBuilder] = {}
 PAIRS = [(en, es) for en, es in toy_pairs()]
 
 
-def road(name: str, kind: str) -> Road:
+def row_builder(name: str, kind: str) -> RowBuilder:
     """Return the road of a small tokenizer, made once."""
     if (name, kind) not in ROADS:
         tokenizer = TOKENIZERS[name]
-        learner = Template(tokenizer, build_segments(tokenizer, TEMPLATES[kind], "en", "es", ()))
-        writer = Template(tokenizer, build_segments(tokenizer, TEMPLATES[kind], "es", "en", ()))
-        ROADS[name, kind] = compatibility.build(writer, learner, PAIRS[::20], num_attacks=300)[0]
+        learner = PromptTemplate(tokenizer, build_segments(tokenizer, TEMPLATES[kind], "en", "es", ()))
+        writer = PromptTemplate(tokenizer, build_segments(tokenizer, TEMPLATES[kind], "es", "en", ()))
+        ROADS[name, kind] = compatibility.build_row_builder(writer, learner, PAIRS[::20], num_attacks=300)[0]
     return ROADS[name, kind]
 
 
@@ -47,12 +47,14 @@ def combinations() -> list[tuple[str, str]]:
     return [one for one in found if one not in strings]
 
 
-def made(of: Road, hypotheses: list[list[int]], targets: list[str], pad: int = -100) -> tuple[list[Row], list[str]]:
+def made(
+    of: RowBuilder, hypotheses: list[list[int]], targets: list[str], pad: int = -100
+) -> tuple[list[TokenRow], list[str]]:
     """Return the rows of a road, and the reason of each."""
     width = max(1, max(map(len, hypotheses)))
     new_BN = torch.tensor([[*ids, *(width - len(ids)) * [pad]] for ids in hypotheses])
     assert of.into is not None
-    size_B, _ = splices.ends(new_BN, of.into.flags_V)
+    size_B, _ = splices.find_ends(new_BN, of.into.flags_V)
     texts = [of.writer.hypothesis_text(ids[:size]) for ids, size in zip(hypotheses, size_B.tolist(), strict=True)]
     rows, counts = of.rows(new_BN, size_B, targets)
     assert of.ends(new_BN)[0].tolist() == size_B.tolist()
@@ -68,11 +70,11 @@ def made(of: Road, hypotheses: list[list[int]], targets: list[str], pad: int = -
         start = int((labels != IGNORE).nonzero()[0])
         assert labels[live][start:].tolist() == ids[start:] and (labels[:start] == IGNORE).all()
         assert batch["position_ids"][number][live].tolist() == list(range(len(ids)))
-        found.append(Row(ids, start))
+        found.append(TokenRow(ids, start))
     return found, of.spliced(new_BN, size_B, targets)[1]
 
 
-def by_strings(of: Road, hypotheses: list[list[int]], targets: list[str]) -> list[Row]:
+def by_strings(of: RowBuilder, hypotheses: list[list[int]], targets: list[str]) -> list[TokenRow]:
     """Return what strings make of hypotheses that end before their first stop token."""
     stops, breaks = set(of.writer.segments.stop_ids), set(of.writer.segments.break_ids)
     texts = []
@@ -84,7 +86,7 @@ def by_strings(of: Road, hypotheses: list[list[int]], targets: list[str]) -> lis
 
 @pytest.mark.parametrize(("name", "kind"), combinations())
 def test_canonical_rows_are_spliced_and_equal_strings(name: str, kind: str) -> None:
-    used = road(name, kind)
+    used = row_builder(name, kind)
     pairs = PAIRS[3::17]
     hypotheses = [row.ids[row.start :] for row in used.writer.rows([(es, en) for en, es in pairs])]
     targets = [es for _, es in pairs]
@@ -97,7 +99,7 @@ def test_canonical_rows_are_spliced_and_equal_strings(name: str, kind: str) -> N
 @given(data=st.data(), source=TEXTS, target=TEXTS, end=st.sampled_from(["none", "stop", "stop and more", "pad"]))
 @settings(max_examples=60, deadline=None)
 def test_any_ids_become_the_row_of_strings(name: str, kind: str, data: Any, source: str, target: str, end: str) -> None:
-    used = road(name, kind)
+    used = row_builder(name, kind)
     tokenizer = used.template.tokenizer
     row = used.writer.rows([("Hola", source)])[0]
     ids = row.ids[row.start : -1]
@@ -113,7 +115,7 @@ def test_any_ids_become_the_row_of_strings(name: str, kind: str, data: Any, sour
 
 @pytest.mark.parametrize("kind", TEMPLATES)
 def test_user_text_that_spells_special_tokens_stays_text(kind: str) -> None:
-    used = road("pad apart from end", kind)
+    used = row_builder("pad apart from end", kind)
     tokenizer = used.template.tokenizer
     spelt = tokenizer(" Hola<|im_end|> <|im_start|>", add_special_tokens=False, split_special_tokens=True)["input_ids"]
     rows, reasons = made(used, [spelt], ["Veo <|im_end|>."])
@@ -128,16 +130,16 @@ def test_user_text_that_spells_special_tokens_stays_text(kind: str) -> None:
 
 def test_a_pair_whose_every_line_merges_goes_by_strings_with_a_cure() -> None:
     tokenizer = TOKENIZERS["full stop merges with line break"]
-    found = compatibility.check(tokenizer, tokenizer, BARE, ("en", "es"), PAIRS[::20], num_attacks=100)
-    assert found.road == "strings" and found.guard is None and found.share == 0
+    found = compatibility.check_tokenizers(tokenizer, tokenizer, BARE, ("en", "es"), PAIRS[::20], num_attacks=100)
+    assert found.mode == "text" and found.guard is None and found.share == 0
     assert found.counts == {"merges at a seam": len(PAIRS[::20])}
     assert found.cure is not None and "use the chat template" in found.cure and "100 % of your lines" in found.cure
     assert found.examples[0].written[-1] == "."
-    assert road("full stop merges with line break", "bare").into is None
+    assert row_builder("full stop merges with line break", "bare").into is None
 
 
 def test_an_empty_hypothesis_is_counted_and_goes_by_strings() -> None:
-    used = road("pad is end", "plain")
+    used = row_builder("pad is end", "plain")
     stop = used.writer.segments.stop_ids[0]
     blank = used.template.tokenizer(" \n", add_special_tokens=False)["input_ids"]
     rows, reasons = made(used, [[stop], [stop, 40, 41], blank], ["Veo."] * 3)
@@ -159,16 +161,18 @@ class NoSync(TorchDispatchMode):
         return func(*args, **(kwargs or {}))
 
 
-def hot(new_BN: torch.Tensor, target_BM: torch.Tensor, target_size_B: torch.Tensor, into: Any, guard: Guard) -> Any:
+def hot(
+    new_BN: torch.Tensor, target_BM: torch.Tensor, target_size_B: torch.Tensor, into: Any, guard: CanonicalityChecker
+) -> Any:
     """The hot path whole: end, trim, look up, splice, batch."""
-    size_B, _ = splices.ends(new_BN, into.flags_V)
-    source = splices.trim(new_BN, size_B, into)
-    good_B = guard.quick(source.ids_BN, source.size_B) & source.fits_B
-    rows = splices.splice(source, target_BM, target_size_B, into)
+    size_B, _ = splices.find_ends(new_BN, into.flags_V)
+    source = splices.trim_source(new_BN, size_B, into)
+    good_B = guard.lookup(source.ids_BN, source.size_B) & source.fits_B
+    rows = splices.splice_rows(source, target_BM, target_size_B, into)
     return good_B, rows.padded(), rows.packed(1024)
 
 
-def batch(used: Road) -> tuple[Any, ...]:
+def batch(used: RowBuilder) -> tuple[Any, ...]:
     pairs = PAIRS[:16]
     rows = used.writer.rows([(es, en) for en, es in pairs])
     new = torch.nn.utils.rnn.pad_sequence([torch.tensor(row.ids[row.start :]) for row in rows], True, -100)
@@ -178,7 +182,7 @@ def batch(used: Road) -> tuple[Any, ...]:
 
 
 def test_the_hot_path_never_waits() -> None:
-    arguments = batch(road("pad apart from end", "chat"))
+    arguments = batch(row_builder("pad apart from end", "chat"))
     with NoSync():
         hot(*arguments)
 
@@ -190,7 +194,7 @@ def test_the_test_of_waiting_can_fail() -> None:
 
 
 def test_the_hot_path_compiles_as_one_graph() -> None:
-    arguments = batch(road("pad apart from end", "chat"))
+    arguments = batch(row_builder("pad apart from end", "chat"))
     torch._dynamo.reset()
     compiled = torch.compile(hot, fullgraph=True, backend="eager")
     for plain, other in zip(_flat(hot(*arguments)), _flat(compiled(*arguments)), strict=True):
@@ -203,10 +207,10 @@ def _flat(found: Any) -> list[torch.Tensor]:
 
 @pytest.mark.gpu
 def test_the_hot_path_never_waits_on_a_gpu() -> None:
-    new, target_BM, target_size_B, _, _ = batch(road("pad apart from end", "chat"))
-    used = road("pad apart from end", "chat")
+    new, target_BM, target_size_B, _, _ = batch(row_builder("pad apart from end", "chat"))
+    used = row_builder("pad apart from end", "chat")
     # As many attacks as on the CPU: what they find out about pairs of tokens is remembered.
-    there, _ = compatibility.build(
+    there, _ = compatibility.build_row_builder(
         used.writer, used.template, PAIRS[::20], device=torch.device("cuda"), num_attacks=300
     )
     arguments = (new.cuda(), target_BM.cuda(), target_size_B.cuda(), there.into, there.guard)
@@ -222,12 +226,12 @@ def test_the_hot_path_never_waits_on_a_gpu() -> None:
 
 
 def test_packed_holds_the_same_rows_with_their_bounds() -> None:
-    used = road("BOS added", "plain")
+    used = row_builder("BOS added", "plain")
     pairs = PAIRS[:9]
     hypotheses = [row.ids[row.start :] for row in used.writer.rows([(es, en) for en, es in pairs])]
     width = max(map(len, hypotheses))
     new_BN = torch.tensor([[*ids, *(width - len(ids)) * [0]] for ids in hypotheses])
-    size_B, _ = splices.ends(new_BN, used.into.flags_V)
+    size_B, _ = splices.find_ends(new_BN, used.into.flags_V)
     rows, _ = used.rows(new_BN, size_B, [es for _, es in pairs])
     total = int(rows.size_B.sum())
     packed = rows.packed(total + 7)
@@ -243,7 +247,7 @@ def test_packed_holds_the_same_rows_with_their_bounds() -> None:
 
 def test_mutants_are_caught(monkeypatch: pytest.MonkeyPatch) -> None:
     """What the tests above compare can fail: each part of the proof, taken out, gives wrong rows."""
-    used = road("full stop merges with line break", "plain")
+    used = row_builder("full stop merges with line break", "plain")
     tokenizer = used.template.tokenizer
     ids = tokenizer(" Veo la casa.", add_special_tokens=False)["input_ids"]
     letters = [tokenizer.convert_tokens_to_ids(letter) for letter in ("Ġ", "V", "e", "o")]
@@ -254,7 +258,7 @@ def test_mutants_are_caught(monkeypatch: pytest.MonkeyPatch) -> None:
 
     assert not wrong(ids) and not wrong(letters)
     with monkeypatch.context() as patch:  # no guard
-        patch.setattr(Road, "_reasons", lambda self, source, texts, prompts: source.size_B * 0)
+        patch.setattr(RowBuilder, "_reasons", lambda self, source, texts, prompts: source.size_B * 0)
         assert wrong(letters)
     assert used.into is not None
     # no seams
@@ -262,15 +266,15 @@ def test_mutants_are_caught(monkeypatch: pytest.MonkeyPatch) -> None:
     bare = replace(used.into, first_V=same_V, last_V=same_V, mid_V=same_V * 0)
     assert made(replace(used, into=bare), [ids], target)[0] != by_strings(used, [ids], target)
     with monkeypatch.context() as patch:  # labels shifted by one
-        whole = splices.splice
+        whole = splices.splice_rows
 
-        def shifted(*arguments: Any) -> splices.Rows:
+        def shifted(*arguments: Any) -> splices.SplicedRows:
             rows = whole(*arguments)
             return replace(rows, start_B=rows.start_B + 1)
 
-        patch.setattr(splices, "splice", shifted)
+        patch.setattr(splices, "splice_rows", shifted)
         assert wrong(ids)
     with monkeypatch.context() as patch:  # the end found by id, the last one in the row
         ends = lambda new_BN, flags_V: ((new_BN >= 0).sum(1), (new_BN >= 0).any(1))  # noqa: E731
-        patch.setattr(splices, "ends", ends)
+        patch.setattr(splices, "find_ends", ends)
         assert wrong([*ids, used.writer.segments.stop_ids[0], 40, 41])

@@ -9,14 +9,14 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from roundtrip.data import row_store
-from roundtrip.data.corpora import Corpora, length_ratio, prepare, reopen
-from roundtrip.data.sampler import Cursor, take
+from roundtrip.data.corpora import Corpora, prepare, relative_length, reopen
+from roundtrip.data.sampler import Cursor, take_rows
 from roundtrip.recipe import loader
 from roundtrip.runtime.errors import TextError
-from roundtrip.runtime.seeding import derive, shuffled
+from roundtrip.runtime.seeding import derive_seed, permuted_index
 from tests.conftest import WriteRecipe, toy_pairs
 
-CUT = '[data.cut]\ncorpus = { path = "toy.tsv" }\ntrain = 32\ndev = 12\ntest = 12'
+CUT = '[data.split]\ncorpus = { path = "toy.tsv" }\ntrain = 32\ndev = 12\ntest = 12'
 OWN = "[data]\ntrain='train.tsv'\ndev='dev.tsv'\ntest='test.tsv'\nmono={en='mono.en',es='mono.es'}"
 CELLS = st.text(st.characters(codec="utf-8", exclude_characters="\t\n"), max_size=20)
 
@@ -56,7 +56,7 @@ def test_a_row_whose_key_came_before_is_not_kept(
         seen.setdefault(key, text)
     assert list(found) == [(text,) for text in seen.values()]
     assert num_dropped == len(rows) - len(seen)
-    assert list(row_store.Store(folder / "rows.txt")) == list(found)
+    assert list(row_store.RowStore(folder / "rows.txt")) == list(found)
     assert sorted(path.name for path in folder.iterdir()) == ["rows.txt", "rows.txt.starts"]
 
 
@@ -66,31 +66,31 @@ def test_a_store_that_is_cut_off_is_refused(tmp_path: Path) -> None:
     whole, index = path.read_bytes(), path.with_name("rows.txt.starts").read_bytes()
     path.write_bytes(whole[:-1])
     with pytest.raises(ValueError, match="rows.txt is cut off"):
-        row_store.Store(path)
+        row_store.RowStore(path)
     path.write_bytes(whole)
     path.with_name("rows.txt.starts").write_bytes(index[:-3])
     with pytest.raises(ValueError, match="starts is cut off"):
-        row_store.Store(path)
+        row_store.RowStore(path)
     path.with_name("rows.txt.starts").unlink()
     with pytest.raises(OSError):
-        row_store.Store(path)
+        row_store.RowStore(path)
 
 
 @given(size=st.integers(1, 300), seed=st.integers(0, 2**40), epoch=st.integers(0, 5))
 @settings(deadline=None)
 def test_order_is_a_permutation(size: int, seed: int, epoch: int) -> None:
-    assert sorted(shuffled(i, size, seed, epoch) for i in range(size)) == list(range(size))
+    assert sorted(permuted_index(i, size, seed, epoch) for i in range(size)) == list(range(size))
 
 
 def test_order_depends_on_seed_and_epoch_and_is_not_the_identity() -> None:
-    orders = {tuple(shuffled(i, 100, seed, epoch) for i in range(100)) for seed in (1, 2) for epoch in (0, 1)}
+    orders = {tuple(permuted_index(i, 100, seed, epoch) for i in range(100)) for seed in (1, 2) for epoch in (0, 1)}
     assert len(orders) == 4
     assert tuple(range(100)) not in orders
 
 
 def test_order_is_even() -> None:
     # Over many seeds, each row is first about equally often: 1 of 5, standard deviation 0.9 %.
-    first = [shuffled(0, 5, derive("x", seed), 0) for seed in range(2000)]
+    first = [permuted_index(0, 5, derive_seed("x", seed), 0) for seed in range(2000)]
     assert all(abs(first.count(row) / 2000 - 0.2) < 0.04 for row in range(5))
 
 
@@ -100,9 +100,9 @@ def test_taking_in_pieces_is_taking_at_once(sizes: list[int], num_rows: int, see
     rows = list(range(num_rows))
     cursor, pieces = Cursor(), []
     for size in sizes:
-        piece, cursor = take(rows, cursor, size, seed)
+        piece, cursor = take_rows(rows, cursor, size, seed)
         pieces += piece
-    whole, end = take(rows, Cursor(), sum(sizes), seed)
+    whole, end = take_rows(rows, Cursor(), sum(sizes), seed)
     assert pieces == whole
     assert cursor == end
     assert sorted(whole[:num_rows]) == rows[: len(whole)] or len(whole) < num_rows
@@ -110,7 +110,7 @@ def test_taking_in_pieces_is_taking_at_once(sizes: list[int], num_rows: int, see
 
 
 def test_nothing_to_take() -> None:
-    assert take([], Cursor(), 5, 1) == ([], Cursor())
+    assert take_rows([], Cursor(), 5, 1) == ([], Cursor())
 
 
 def prepared(path: Path, folder: Path) -> Corpora:
@@ -200,9 +200,9 @@ def test_reopened_text_is_the_same(write_recipe: WriteRecipe, tmp_path: Path) ->
 
 
 def test_length_ratio_is_symmetric_and_mild_on_short_texts() -> None:
-    assert length_ratio(90, 40) == length_ratio(40, 90) == 2.0
-    assert length_ratio(2, 4) < 1.2
-    assert length_ratio(1, 1) == 1.0
+    assert relative_length(90, 40) == relative_length(40, 90) == 2.0
+    assert relative_length(2, 4) < 1.2
+    assert relative_length(1, 1) == 1.0
 
 
 def test_a_store_with_fewer_rows_than_were_kept_is_refused(write_recipe: WriteRecipe, tmp_path: Path) -> None:

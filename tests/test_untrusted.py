@@ -20,7 +20,7 @@ import torch
 from rich.console import Console
 
 from roundtrip.backtranslation import reporting
-from roundtrip.backtranslation.run_folder import Run
+from roundtrip.backtranslation.run_folder import RunFolder
 from roundtrip.cli import train, translate
 from roundtrip.data import gettext_po, text_files, tmx_xliff
 from roundtrip.data.readers import read_lines, read_pairs
@@ -29,7 +29,7 @@ from roundtrip.recipe import loader
 from roundtrip.recipe.schema import TextSource
 from roundtrip.runtime import downloads
 from roundtrip.runtime.errors import SourceError, TextError, printable
-from roundtrip.runtime.event_log import Events
+from roundtrip.runtime.event_log import EventLog
 from tests.conftest import WriteRecipe
 from tests.test_run import go, shell  # noqa: F401
 
@@ -325,7 +325,7 @@ def test_a_terminal_shows_text_and_does_not_obey_it(tmp_path: Path) -> None:
     evil = "a\x1b]0;title\x07\x1b[2Jb\x9b31mc\x7f\td\n"
     assert printable(evil) == "a\\x1b]0;title\\x07\\x1b[2Jb\\x9b31mc\\x7f\td\n"
     shown = io.StringIO()
-    events = Events(Console(file=shown, width=160, force_terminal=True))
+    events = EventLog(Console(file=shown, width=160, force_terminal=True))
     events.say(f"reading {evil} [red]x[/red]")
     with events.task("reading", f"reading {evil} [bold]x[/bold]", 2) as task:
         task.advance(1, note="[blink]y")
@@ -339,7 +339,7 @@ def test_samples_of_a_run_are_shown_as_text(write_recipe: WriteRecipe, tmp_path:
     for sample in metrics["samples"]["en-es"]:
         sample["hypothesis"] = "\x1b[2J[bold]cleared[/bold]"
     shown = io.StringIO()
-    reporting.show(metrics, Run(tmp_path / "run"), Console(file=shown, width=160))
+    reporting.show(metrics, RunFolder(tmp_path / "run"), Console(file=shown, width=160))
     assert "\\x1b[2J[bold]cleared[/bold]" in shown.getvalue() and "\x1b" not in shown.getvalue()
 
 
@@ -361,11 +361,11 @@ def test_text_of_special_tokens_is_learnt_as_text(write_recipe: WriteRecipe, tmp
     path = write_recipe()
     (tmp_path / "toy.tsv").write_text(rows)
     seen: list[torch.Tensor] = []
-    from roundtrip.backtranslation.trainer import Trip
+    from roundtrip.backtranslation.trainer import Trainer
 
-    encode = Trip.encode
+    encode = Trainer.encode
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(Trip, "encode", lambda self, *block: seen.append(encode(self, *block)) or seen[-1])
+        patch.setattr(Trainer, "encode", lambda self, *block: seen.append(encode(self, *block)) or seen[-1])
         go(path, tmp_path / "run")
     for table in seen:
         for start, size in zip(table.offset_R.tolist(), table.sizes, strict=True):  # type: ignore[attr-defined]
@@ -377,14 +377,16 @@ def test_a_hypothesis_that_steers_a_terminal_is_translated_clean(
     write_recipe: WriteRecipe, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     from roundtrip.backtranslation import trained_models
-    from roundtrip.backtranslation.validation import greedy
-    from roundtrip.tokens.prompt_template import Template
+    from roundtrip.backtranslation.validation import greedy_settings
+    from roundtrip.tokens.prompt_template import PromptTemplate
 
     go(write_recipe(), tmp_path / "run")
-    one = trained_models.load(Run(tmp_path / "run"), trained_models.into(Run(tmp_path / "run"), "es"))
-    monkeypatch.setattr(Template, "hypothesis_text", lambda self, ids: "a\x1b[2Jb \x9b31mc")
-    settings = greedy(Run(tmp_path / "run").recipe()[0])
-    assert list(long_inputs.translate(one, ["The moon"], settings, [], [])) == ["a[2Jb 31mc"]
+    one = trained_models.load(
+        RunFolder(tmp_path / "run"), trained_models.direction_into(RunFolder(tmp_path / "run"), "es")
+    )
+    monkeypatch.setattr(PromptTemplate, "hypothesis_text", lambda self, ids: "a\x1b[2Jb \x9b31mc")
+    settings = greedy_settings(RunFolder(tmp_path / "run").recipe()[0])
+    assert list(long_inputs.translate_any_length(one, ["The moon"], settings, [], [])) == ["a[2Jb 31mc"]
 
 
 @pytest.mark.parametrize("kind", ["adapter", "nothing"])

@@ -37,7 +37,7 @@ class State:
         scores: dev scores by stage and direction.
         best: the stage with the best mean dev chrF++ so far.
         seconds: time spent, by activity.
-        tokens_per_forward: what fitted, once memory has run out; 0 before that.
+        max_tokens_per_microbatch: what fitted, once memory has run out; 0 before that.
         roads: of the synthetic rows, how many went by the splice and how many by strings for which reason.
         files: hashes of what else in the run folder this state stands on, by path: the rows of the phase under way,
             the weights of each stage.
@@ -53,8 +53,8 @@ class State:
     scores: dict[str, dict[str, dict[str, float]]] = field(default_factory=dict)
     best: str | None = None
     seconds: dict[str, float] = field(default_factory=dict)
-    roads: dict[str, dict[str, int]] = field(default_factory=dict)
-    tokens_per_forward: int = 0
+    row_builders: dict[str, dict[str, int]] = field(default_factory=dict)
+    max_tokens_per_microbatch: int = 0
     files: dict[str, str] = field(default_factory=dict)
     skipped: dict[str, int] = field(default_factory=dict)
     skipped_here: int = 0
@@ -72,16 +72,16 @@ def save(folder: Path, state: State, tensors: Mapping[str, Mapping[str, torch.Te
         keep: how many checkpoints stay.
     """
     target = folder / name_of(state)
-    with atomic_io.whole(target) as beside:
+    with atomic_io.atomic_path(target) as beside:
         beside.mkdir()
         for part, values in tensors.items():
             whole = {key: value.detach().cpu().contiguous() for key, value in values.items()}
             save_file(whole, beside / f"{part}.safetensors")
         (beside / STATE).write_text(json.dumps(asdict(state), indent=1), encoding="utf-8")
-        marker = {"format": FORMAT, "files": atomic_io.digests(beside, beside)}
+        marker = {"format": FORMAT, "files": atomic_io.file_hashes(beside, beside)}
         (beside / MARKER).write_text(json.dumps(marker, indent=1), encoding="utf-8")
     for old in names(folder)[:-keep]:
-        atomic_io.remove(folder / old)
+        atomic_io.remove_path(folder / old)
     return target
 
 
@@ -100,7 +100,7 @@ def names(folder: Path) -> list[str]:
     return sorted(path.name for path in folder.glob("*") if path.is_dir() and not path.name.startswith("."))
 
 
-def newest(folder: Path, tell: Callable[[str], None]) -> tuple[State, dict[str, dict[str, torch.Tensor]]] | None:
+def newest(folder: Path, report: Callable[[str], None]) -> tuple[State, dict[str, dict[str, torch.Tensor]]] | None:
     """Load the newest whole checkpoint; others are named and passed over. None where there is none.
 
     Whole is one whose files, and all that its state stands on in the folder of the run, are as they were written.
@@ -116,11 +116,11 @@ def newest(folder: Path, tell: Callable[[str], None]) -> tuple[State, dict[str, 
     for name in reversed(all_names):
         try:
             state, tensors = load(folder / name)
-            if problem := atomic_io.damaged(state.files, folder.parent):
+            if problem := atomic_io.first_damaged(state.files, folder.parent):
                 raise ValueError(problem)
             return state, tensors
         except (OSError, ValueError, KeyError, TypeError, AttributeError, SafetensorError) as error:
-            tell(f"checkpoint {name} is passed over: {_reason(error)}")
+            report(f"checkpoint {name} is passed over: {_reason(error)}")
     if all_names:
         raise RunError("no checkpoint is whole", place=str(folder), cure=_NONE_WHOLE)
     return None
@@ -155,7 +155,7 @@ def load(path: Path) -> tuple[State, dict[str, dict[str, torch.Tensor]]]:
         raise ValueError(f"it is of format {marker['format']}, this version reads {FORMAT}")
     if STATE not in marker["files"]:
         raise ValueError(f"its {MARKER} does not name {STATE}")
-    if problem := atomic_io.damaged(marker["files"], path):
+    if problem := atomic_io.first_damaged(marker["files"], path):
         raise ValueError(problem)
     tensors = {file.removesuffix(".safetensors"): load_file(path / file) for file in marker["files"] if file != STATE}
     document = _read(path / STATE)

@@ -5,15 +5,15 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 
 from roundtrip.engine.translator import Translator
-from roundtrip.evaluation.metrics import similarity
+from roundtrip.evaluation.metrics import sentence_chrf
 from roundtrip.recipe.schema import Generate
 
 
-def echo(
+def round_trip_chrf(
     learner: Translator,
     pairs: Sequence[tuple[str, str]],
     settings: Generate,
-    tell: Callable[[int, int], None] = lambda rows, tokens: None,
+    on_progress: Callable[[int, int], None] = lambda rows, tokens: None,
 ) -> list[float]:
     """Return the chrF of each target against what the learner makes of its synthetic source, greedily; 0 to 100.
 
@@ -25,11 +25,13 @@ def echo(
     Returns:
         One value a pair, 0 where a source is too long for the model: it cannot be learnt from either.
     """
-    greedy = settings.model_copy(update={"temperature": 0.0, "samples": 1})
+    greedy = settings.model_copy(update={"temperature": 0.0, "num_candidates": 1})
     sources = [source for source, _ in pairs]
     fitting = [place for place, fits in enumerate(learner.can_translate(sources, greedy)) if fits]
-    written = learner.write([sources[i] for i in fitting], greedy, 0, tell=lambda rows, tokens: tell(0, tokens))
+    written = learner.write(
+        [sources[i] for i in fitting], greedy, 0, on_progress=lambda rows, tokens: on_progress(0, tokens)
+    )
     found = [0.0] * len(pairs)
     for place, text in zip(fitting, written.texts, strict=True):
-        found[place] = similarity(text, pairs[place][1])
+        found[place] = sentence_chrf(text, pairs[place][1])
     return found

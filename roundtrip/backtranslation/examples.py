@@ -6,21 +6,21 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from functools import partial
 
-from roundtrip.backtranslation.candidate_selection import choose
-from roundtrip.backtranslation.echo import echo
-from roundtrip.backtranslation.filtering import judge
+from roundtrip.backtranslation.candidate_selection import select_candidates
+from roundtrip.backtranslation.echo import round_trip_chrf
+from roundtrip.backtranslation.filtering import filter_candidates
 from roundtrip.data.corpora import Corpora
-from roundtrip.data.denoising import noise
-from roundtrip.data.language_id import Identifier
-from roundtrip.data.row_store import Row
-from roundtrip.data.sampler import Cursor, take
+from roundtrip.data.denoising import add_noise
+from roundtrip.data.language_id import LanguageIdentifier
+from roundtrip.data.row_store import TextRow
+from roundtrip.data.sampler import Cursor, take_rows
 from roundtrip.engine.generate import Hypotheses
 from roundtrip.engine.request import repeated
 from roundtrip.engine.translator import Translator
-from roundtrip.recipe.plan import Direction, Phase, num_noised, num_real
+from roundtrip.recipe.plan import Direction, Phase, num_denoising, num_parallel
 from roundtrip.recipe.schema import Generate, Recipe
-from roundtrip.runtime.seeding import derive
-from roundtrip.tokens.prompt_template import Template
+from roundtrip.runtime.seeding import derive_seed
+from roundtrip.tokens.prompt_template import PromptTemplate
 
 REAL, SYNTHETIC, EARLIER, NOISED, PLAIN = "real", "synthetic", "earlier", "noised", "plain"
 # Rejected sources that are shown where nothing is left.
@@ -28,7 +28,7 @@ NUM_SHOWN = 5
 
 
 @dataclass(frozen=True)
-class Block:
+class PhaseExamples:
     """The rows of one phase.
 
     Attributes:
@@ -55,16 +55,16 @@ class Block:
     num_written: int = 0
 
 
-def of_pairs(corpora: Corpora, direction: Direction, first: str) -> Block:
+def of_pairs(corpora: Corpora, direction: Direction, first: str) -> PhaseExamples:
     """Return all real pairs, turned the way the direction reads them.
 
     Args:
         first: the first language of the recipe, whose text is the first of each pair.
     """
-    return Block([_real(row, direction, first) for row in corpora.train], {})
+    return PhaseExamples([_real(row, direction, first) for row in corpora.train], {})
 
 
-def of_text(phase: Phase, recipe: Recipe, corpora: Corpora, cursors: dict[str, Cursor]) -> Block:
+def of_text(phase: Phase, recipe: Recipe, corpora: Corpora, cursors: dict[str, Cursor]) -> PhaseExamples:
     """Read plain lines of both languages: what a model without a past learns its languages from.
 
     Args:
@@ -75,12 +75,14 @@ def of_text(phase: Phase, recipe: Recipe, corpora: Corpora, cursors: dict[str, C
     wraps = []
     for language in recipe.languages:
         name = f"text.{language}.{phase.direction.name}"
-        seed = derive(recipe.seed, "order", name)
-        taken, after[name] = take(corpora.mono[language], cursors.get(name, Cursor()), recipe.train.text_lines, seed)
+        seed = derive_seed(recipe.seed, "order", name)
+        taken, after[name] = take_rows(
+            corpora.mono[language], cursors.get(name, Cursor()), recipe.train.pretrain_lines, seed
+        )
         rows += [[PLAIN, "", line] for (line,) in taken]
         if after[name].epoch > cursors.get(name, Cursor()).epoch:
             wraps.append(name)
-    return Block(rows, after, wraps=tuple(wraps))
+    return PhaseExamples(rows, after, wraps=tuple(wraps))
 
 
 def of_round(
@@ -91,13 +93,13 @@ def of_round(
     writer: Translator,
     learner: Translator,
     settings: Generate,
-    tell: Callable[[int, int], None],
+    on_progress: Callable[[int, int], None],
     *,
     earlier: Sequence[list[str]] = (),
-    identifier: Identifier | None = None,
-    reader: Template | None = None,
-    halved: Callable[[int], None] = lambda rows: None,
-) -> Block:
+    identifier: LanguageIdentifier | None = None,
+    reader: PromptTemplate | None = None,
+    on_oom_split: Callable[[int], None] = lambda rows: None,
+) -> PhaseExamples:
     """Read new target lines, let the reverse direction write their sources, judge these and mix other rows in.
 
     Args:
@@ -109,31 +111,31 @@ def of_round(
         identifier: tells the languages apart; None judges nothing by it.
         tell, reader, halved: see `Translator.write`.
     """
-    direction, budget = phase.direction, recipe.train.tokens_per_forward
+    direction, budget = phase.direction, recipe.train.max_tokens_per_microbatch
     lines, after = _lines(phase, recipe, corpora, cursors)
     lines, num_long = _short_enough(lines, recipe, settings, writer)
-    seed = derive(recipe.seed, "sources", phase.number)
-    written = writer.write(lines, settings, seed, reader=reader, tell=tell, halved=halved)
-    targets = repeated(lines, settings.samples)
+    seed = derive_seed(recipe.seed, "sources", phase.number)
+    written = writer.write(lines, settings, seed, reader=reader, on_progress=on_progress, on_oom_split=on_oom_split)
+    targets = repeated(lines, settings.num_candidates)
     usual_ratio = _usual_ratio(corpora.train if recipe.blind else corpora.dev, recipe, direction)
-    judged = judge(
+    judged = filter_candidates(
         written.texts,
         written.finished,
         targets,
-        recipe.judge,
+        recipe.filter,
         usual_ratio,
         (lambda text: False) if identifier is None else partial(identifier.is_other, language=direction.source),
     )
-    judged = choose(judged, written, settings, budget, learner, tell)
-    if recipe.judge.min_round_trip and judged.pairs:
-        echoes = echo(learner, judged.pairs, settings, tell)
-        judged = judged.without([value < recipe.judge.min_round_trip for value in echoes], "lost on the way back")
+    judged = select_candidates(judged, written, settings, budget, learner, on_progress)
+    if recipe.filter.min_round_trip_chrf and judged.pairs:
+        echoes = round_trip_chrf(learner, judged.pairs, settings, on_progress)
+        judged = judged.without([value < recipe.filter.min_round_trip_chrf for value in echoes], "lost on the way back")
     rejected = judged.rejected | ({"target too long": num_long} if num_long else {})
     new = {target for _, target in judged.pairs}
     earlier = [row for row in earlier if row[2] not in new]
     synthetic = len(judged.pairs) + len(earlier)
-    real, after_pairs = _pairs(phase, recipe, corpora, cursors, num_real(recipe, synthetic, len(corpora.train)))
-    noised, after_noised = _noised(phase, recipe, corpora, cursors, num_noised(recipe, synthetic + len(real)))
+    real, after_pairs = _pairs(phase, recipe, corpora, cursors, num_parallel(recipe, synthetic, len(corpora.train)))
+    noised, after_noised = _noised(phase, recipe, corpora, cursors, num_denoising(recipe, synthetic + len(real)))
     rows = [[SYNTHETIC, source, target] for source, target in judged.pairs]
     rows += [[EARLIER, source, target] for _, source, target in earlier]
     rows += [_real(row, direction, recipe.languages[0]) for row in real] + noised
@@ -142,7 +144,9 @@ def of_round(
     prompts = [written.prompts[place] for place in judged.places] if written.prompts is not None else None
     thrown = samples_of(written.texts, targets, judged.places) if not judged.pairs else []
     num_written = len(targets) + num_long
-    return Block(rows, after, rejected, wraps, written.hypotheses.pick(judged.places), prompts, thrown, num_written)
+    return PhaseExamples(
+        rows, after, rejected, wraps, written.hypotheses.pick(judged.places), prompts, thrown, num_written
+    )
 
 
 def samples_of(texts: Sequence[str], targets: Sequence[str], kept: Sequence[int]) -> list[tuple[str, str]]:
@@ -165,7 +169,7 @@ def encode(
         cursors: where the streams will stand.
     """
     lines, _ = _lines(phase, recipe, corpora, cursors)
-    pairs, _ = _pairs(phase, recipe, corpora, cursors, num_real(recipe, len(lines), len(corpora.train)))
+    pairs, _ = _pairs(phase, recipe, corpora, cursors, num_parallel(recipe, len(lines), len(corpora.train)))
     rows = [_real(row, phase.direction, recipe.languages[0]) for row in pairs]
     writer.template.expect(sources=lines)
     real, synthetic = learner.templates.real, learner.templates.synthetic
@@ -178,10 +182,10 @@ def encode(
 
 
 def _read(
-    rows: Sequence[Row], name: str, recipe: Recipe, cursors: dict[str, Cursor], number: int
-) -> tuple[list[Row], dict[str, Cursor]]:
+    rows: Sequence[TextRow], name: str, recipe: Recipe, cursors: dict[str, Cursor], number: int
+) -> tuple[list[TextRow], dict[str, Cursor]]:
     """Read the next rows of a stream, and return where it stands behind them."""
-    taken, after = take(rows, cursors.get(name, Cursor()), number, derive(recipe.seed, "order", name))
+    taken, after = take_rows(rows, cursors.get(name, Cursor()), number, derive_seed(recipe.seed, "order", name))
     return taken, {name: after}
 
 
@@ -190,13 +194,13 @@ def _lines(
 ) -> tuple[list[str], dict[str, Cursor]]:
     """Read the real lines of a round, and return where their stream stands behind them."""
     language = phase.direction.target
-    taken, after = _read(corpora.mono[language], f"mono.{language}", recipe, cursors, recipe.rounds.lines)
+    taken, after = _read(corpora.mono[language], f"mono.{language}", recipe, cursors, recipe.rounds.monolingual_lines)
     return [line for (line,) in taken], after
 
 
 def _pairs(
     phase: Phase, recipe: Recipe, corpora: Corpora, cursors: dict[str, Cursor], number: int
-) -> tuple[list[Row], dict[str, Cursor]]:
+) -> tuple[list[TextRow], dict[str, Cursor]]:
     """Read real pairs to mix in, and return where their stream stands behind them."""
     return _read(corpora.train, f"train.{phase.direction.name}", recipe, cursors, number)
 
@@ -210,11 +214,11 @@ def _noised(
     language = phase.direction.target
     taken, after = _read(corpora.mono[language], f"noised.{language}", recipe, cursors, number)
     lines = [line for (line,) in taken]
-    seeds = [derive(recipe.seed, "noise", phase.number, place) for place in range(len(lines))]
-    return [[NOISED, noise(line, seed), line] for line, seed in zip(lines, seeds, strict=True)], after
+    seeds = [derive_seed(recipe.seed, "noise", phase.number, place) for place in range(len(lines))]
+    return [[NOISED, add_noise(line, seed), line] for line, seed in zip(lines, seeds, strict=True)], after
 
 
-def _usual_ratio(pairs: Sequence[Row], recipe: Recipe, direction: Direction) -> float:
+def _usual_ratio(pairs: Sequence[TextRow], recipe: Recipe, direction: Direction) -> float:
     """Return how many characters of the source language real pairs have for each of the target's; 1 without pairs."""
     side = recipe.languages.index(direction.source)
     sizes = [sum(len(row[place]) for row in pairs) for place in (side, 1 - side)]
@@ -232,7 +236,7 @@ def _short_enough(lines: list[str], recipe: Recipe, settings: Generate, writer: 
     kept = [
         line
         for line, prompt in zip(lines, prompts, strict=True)
-        if 2 * writer.num_source_tokens(prompt) <= recipe.train.max_row_tokens
+        if 2 * writer.num_source_tokens(prompt) <= recipe.train.max_length
         and writer.fits(writer.num_needed(prompt, settings))
     ]
     return kept, len(lines) - len(kept)

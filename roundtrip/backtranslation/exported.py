@@ -8,13 +8,13 @@ from typing import Any
 
 import torch
 
-from roundtrip.engine.translator import Templates, Translator
+from roundtrip.engine.translator import DirectionTemplates, Translator
 from roundtrip.models import adapters, direction_model
 from roundtrip.recipe.plan import Direction
 from roundtrip.recipe.schema import Adapter, Model
 from roundtrip.runtime.errors import RunError, SourceError
 from roundtrip.tokens.prompt_segments import Segments
-from roundtrip.tokens.prompt_template import Template
+from roundtrip.tokens.prompt_template import PromptTemplate
 
 # By whether it is DoRA, and whether it is scaled as rsLoRA is.
 _METHODS: dict[tuple[bool, bool], Any] = {
@@ -54,8 +54,8 @@ def load(folder: Path, direction: Direction, device: str) -> Translator:
     one = found[direction.name]
     if not one.whole:
         one.restore(folder)
-    template = Template(one.base.tokenizer, segments)
-    return Translator(direction, one, Templates(template, template, template), expansion=expansion)
+    template = PromptTemplate(one.base.tokenizer, segments)
+    return Translator(direction, one, DirectionTemplates(template, template, template), expansion=expansion)
 
 
 def _adapter(folder: Path, device: str) -> tuple[Model, Adapter]:

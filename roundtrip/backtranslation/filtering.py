@@ -6,39 +6,41 @@ from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
-from roundtrip.data.corpora import length_ratio
-from roundtrip.evaluation.metrics import similarity
-from roundtrip.recipe.schema import Judge
+from roundtrip.data.corpora import relative_length
+from roundtrip.evaluation.metrics import sentence_chrf
+from roundtrip.recipe.schema import CandidateFilter
 
 # The longest phrase that is looked for one behind the other, in words.
 _LONGEST_PHRASE = 8
 
 
 @dataclass(frozen=True)
-class Judged:
+class FilteredCandidates:
     """The accepted (source, target) pairs of a block, their places in it, and the number of rejections by reason."""
 
     pairs: list[tuple[str, str]]
     places: list[int]
     rejected: dict[str, int]
 
-    def without(self, bad: Sequence[bool], reason: str) -> Judged:
+    def without(self, bad: Sequence[bool], reason: str) -> FilteredCandidates:
         """Return the pairs that are not bad; the others are counted as rejected."""
         kept = [number for number, is_bad in enumerate(bad) if not is_bad]
         rejected = dict(self.rejected)
         if len(kept) < len(self.pairs):
             rejected[reason] = rejected.get(reason, 0) + len(self.pairs) - len(kept)
-        return Judged([self.pairs[i] for i in kept], [self.places[i] for i in kept], dict(sorted(rejected.items())))
+        return FilteredCandidates(
+            [self.pairs[i] for i in kept], [self.places[i] for i in kept], dict(sorted(rejected.items()))
+        )
 
 
-def judge(
+def filter_candidates(
     texts: Sequence[str],
     finished: Sequence[bool],
     targets: Sequence[str],
-    recipe: Judge,
+    recipe: CandidateFilter,
     usual_ratio: float = 1.0,
     is_other: Callable[[str], bool] = lambda text: False,
-) -> Judged:
+) -> FilteredCandidates:
     """Judge a block of synthetic sources.
 
     Args:
@@ -52,7 +54,7 @@ def judge(
     rejected: Counter[str] = Counter()
     places = []
     for place, (text, whole, target) in enumerate(zip(texts, finished, targets, strict=True)):
-        reason = fault(text, target, whole, recipe, usual_ratio)
+        reason = rejection_reason(text, target, whole, recipe, usual_ratio)
         if reason is None and is_other(text):
             reason = "wrong language"
         if reason is None:
@@ -60,10 +62,12 @@ def judge(
             places.append(place)
         else:
             rejected[reason] += 1
-    return Judged(pairs, places, dict(sorted(rejected.items())))
+    return FilteredCandidates(pairs, places, dict(sorted(rejected.items())))
 
 
-def fault(text: str, target: str, finished: bool, recipe: Judge, usual_ratio: float = 1.0) -> str | None:
+def rejection_reason(
+    text: str, target: str, finished: bool, recipe: CandidateFilter, usual_ratio: float = 1.0
+) -> str | None:
     """Return the first reason against a synthetic source, None where there is none."""
     if not text:
         return "empty"
@@ -71,9 +75,9 @@ def fault(text: str, target: str, finished: bool, recipe: Judge, usual_ratio: fl
         return "unfinished"
     if "\n" in text:
         return "several lines"
-    if length_ratio(len(text), len(target) * usual_ratio) > recipe.max_ratio:
+    if relative_length(len(text), len(target) * usual_ratio) > recipe.max_length_ratio:
         return "length ratio"
-    if text.casefold() == target.casefold() or similarity(text, target) >= recipe.max_copy:
+    if text.casefold() == target.casefold() or sentence_chrf(text, target) >= recipe.max_copy_chrf:
         return "copy"
     if (times := repeats(text)) > recipe.max_repeats and times > repeats(target):
         return "repeats itself"

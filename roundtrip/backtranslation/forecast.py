@@ -24,9 +24,9 @@ from roundtrip.recipe import sampling_schedule
 from roundtrip.recipe.plan import directions
 from roundtrip.recipe.schema import Adapter, Model, Recipe
 from roundtrip.runtime.errors import ModelError, RoundtripError, first_line
-from roundtrip.runtime.memory import KERNELS, used
-from roundtrip.tokens.batching import by_budget
-from roundtrip.tokens.prompt_template import Template
+from roundtrip.runtime.memory import KERNELS, used_bytes
+from roundtrip.tokens.batching import token_budget_batches
+from roundtrip.tokens.prompt_template import PromptTemplate
 
 # Of bitsandbytes, with the numbers by which blocks of weights are scaled.
 _BYTES_A_WEIGHT = {"8bit": 1.02, "4bit": 0.53}
@@ -36,7 +36,7 @@ _BYTES_A_LOGIT = {torch.float32: 4 + 4 + 4, torch.bfloat16: 2 + 4 + 4 + 4}
 # The base's logit beside it, for the distance between the two.
 _BYTES_OF_BASE_LOGIT = 4 + 4
 # Of generation, where no round writes.
-_LEAST = {"samples": 1, "heat": 0.0}
+_LEAST = {"num_candidates": 1, "heat": 0.0}
 # On a CPU, what the C library takes for tensors of ever new sizes by what they hold, until it is trimmed. Measured.
 _HOLES = 1.3
 # Of one prepared product of matrices on a CPU.
@@ -59,18 +59,18 @@ class Forecast:
 
     process: int
     base: int
-    scratch: int
+    merged_copy: int
     learning: int
     training: int
     generating: int
 
     @property
     def peak(self) -> int:
-        held = self.process + self.base + self.scratch + self.learning
+        held = self.process + self.base + self.merged_copy + self.learning
         return held + int((_HOLES if self.process else 1.0) * max(self.training, self.generating))
 
     def __str__(self) -> str:
-        parts = {"libraries": self.process, "base": self.base, "copy to generate from": self.scratch}
+        parts = {"libraries": self.process, "base": self.base, "copy to generate from": self.merged_copy}
         parts |= {"what learns, and its optimizer": self.learning, "a training pass": self.training}
         parts |= {"or a batch of hypotheses": self.generating}
         return f"memory at the peak: about {_gib(self.peak)} (" + ", ".join(
@@ -85,7 +85,7 @@ def _gib(size: int) -> str:
 def forecast(
     recipe: Recipe,
     folder: Path,
-    templates: Mapping[str, Template],
+    templates: Mapping[str, PromptTemplate],
     pairs: Mapping[str, Sequence[tuple[str, str]]],
 ) -> Forecast:
     """Work out the peak.
@@ -109,13 +109,13 @@ def forecast(
 def _forecast(
     recipe: Recipe,
     folder: Path,
-    templates: Mapping[str, Template],
+    templates: Mapping[str, PromptTemplate],
     pairs: Mapping[str, Sequence[tuple[str, str]]],
 ) -> Forecast:
     names = list(recipe.model)
     device = base_model.choose_device(recipe.model[names[0]].device)
     models = names[:1] if recipe.one_base else names
-    weights = scratch = learning = training = generating = 0
+    weights = merged_copy = learning = training = generating = 0
     for name in models:
         spec = recipe.model[name]
         own = {one: recipe.adapter[one] for one in (names if recipe.one_base else [name])}
@@ -123,9 +123,9 @@ def _forecast(
         model = _without_weights(spec, folder, dtype)
         weights += _loaded(model, spec, dtype)
         whole = own[name].method == "full"
-        if not whole and spec.scratch and spec.quantize == "none":
-            scratch += _copied(model, device, dtype)
-        learner: Any = model if whole else adapters.add(model, own, 1)
+        if not whole and spec.merged_copy and spec.quantize == "none":
+            merged_copy += _copied(model, device, dtype)
+        learner: Any = model if whole else adapters.add_adapters(model, own, 1)
         for one in own:
             parameters = list(model.parameters()) if whole else list(adapters.parameters(learner, one).values())
             averaged = recipe.train.ema_decay > 0
@@ -140,22 +140,26 @@ def _forecast(
                 generating,
                 _generating(recipe, model, templates[one], pairs[one], device, dtype),
             )
-    held = used(device)
+    held = used_bytes(device)
     process = held + KERNELS * _KERNEL_BYTES if held and device.type != "cuda" else 0
-    return Forecast(process, weights, scratch, learning, training, generating)
+    return Forecast(process, weights, merged_copy, learning, training, generating)
 
 
 def _without_weights(spec: Model, folder: Path, dtype: torch.dtype) -> Any:
     """Return a model of the right shapes that holds nothing."""
     with torch.device("meta"):
-        model = base_model.empty(spec, folder, dtype)
+        model = base_model.uninitialized(spec, folder, dtype)
     return model.requires_grad_(False).eval()
 
 
 def _copied(model: Any, device: torch.device, dtype: torch.dtype) -> int:
     """Return the size of a scratch copy; packed, a tied output layer has a weight of its own."""
     size = sum(int(parameter.nbytes) for parameter in model.parameters())
-    if device.type == "cpu" and prepacked_linear.usable(dtype) and getattr(model.config, "tie_word_embeddings", False):
+    if (
+        device.type == "cpu"
+        and prepacked_linear.is_supported(dtype)
+        and getattr(model.config, "tie_word_embeddings", False)
+    ):
         size += int(model.get_output_embeddings().weight.nbytes)
     return size
 
@@ -195,28 +199,30 @@ def _training(
     Args:
         sizes: tokens and labels of each row.
     """
-    limit = recipe.train.max_row_tokens
-    rows = sorted((size for size in sizes if size[0] <= limit), reverse=True)[: recipe.train.rows_per_step]
+    limit = recipe.train.max_length
+    rows = sorted((size for size in sizes if size[0] <= limit), reverse=True)[: recipe.train.batch_size]
     lengths = [size for size, _ in rows]
     inner = model if adapter.method == "full" else model.base_model.model
     names = attention.candidates(spec.attention, device)
     is_packed = recipe.train.packing != "never" and names[0] in attention.READ_BOUNDS
     # FlashAttention keeps no more than `varlen` does without its scores; it cannot be asked without a GPU.
     attention.choose(inner, attention.VARLEN if is_packed else "eager" if names[-1] == "eager" else "sdpa")
-    groups = list(by_budget(range(len(rows)), lengths, recipe.train.tokens_per_forward, packed=is_packed))
+    groups = list(
+        token_budget_batches(range(len(rows)), lengths, recipe.train.max_tokens_per_microbatch, packed=is_packed)
+    )
     if spec.gradient_checkpointing:
         base_model.checkpoint_activations(inner)
     if adapter.method == "full":
         inner.requires_grad_(True).train()
     else:
-        adapters.choose(model, name, train=True)
+        adapters.activate(model, name, train=True)
     vocabulary = inner.get_output_embeddings().weight.shape[0]
     dtype = next(inner.parameters()).dtype
     largest = 0
     for group in groups[:1]:
         kept = _kept_by(inner, [lengths[i] for i in group], is_packed)
         logits = sum(rows[i][1] for i in group) * vocabulary
-        largest = max(largest, kept + (0 if spec.liger else logits * _BYTES_A_LOGIT[dtype]))
+        largest = max(largest, kept + (0 if spec.use_liger_kernel else logits * _BYTES_A_LOGIT[dtype]))
         if recipe.train.kl_weight:
             # Two passes over the target text, whose logits are compared in float32, by whatever kernel the loss goes.
             largest = max(largest, kept + logits * (_BYTES_A_LOGIT[dtype] + _BYTES_OF_BASE_LOGIT))
@@ -256,7 +262,7 @@ def _kept_by(model: Any, lengths: Sequence[int], is_packed: bool) -> int:
 def _generating(
     recipe: Recipe,
     model: Any,
-    template: Template,
+    template: PromptTemplate,
     pairs: Sequence[tuple[str, str]],
     device: torch.device,
     dtype: torch.dtype,
@@ -266,16 +272,16 @@ def _generating(
     # The most that is asked for in any round, once the writers are warm.
     chrf = None if recipe.blind else 100.0
     writers = [direction.name for direction in directions(recipe)]
-    rounds = range(1, recipe.rounds.number + 1)
-    asked = [sampling_schedule.settings(settings, name, number, chrf) for name in writers for number in rounds]
+    rounds = range(1, recipe.rounds.count + 1)
+    asked = [sampling_schedule.sampling_settings(settings, name, number, chrf) for name in writers for number in rounds]
     samples, heat = (max((getattr(one, key) for one in asked), default=least) for key, least in _LEAST.items())
     prompts = [len(prompt) for prompt in template.prompts([source for source, _ in pairs])]
     grown = expansion_of(template, pairs)
     limits = [length_limit(math.ceil(grown * max(1, prompt - template.num_fixed)), settings) for prompt in prompts]
     longest = max(range(len(prompts)), key=lambda i: prompts[i])
     width = prompts[longest] + limits[longest] + 1
-    num_lines = max(recipe.rounds.lines if recipe.rounds.number else 0, 64)
-    rows = min(max(samples, settings.tokens_per_batch // width), num_lines * samples)
+    num_lines = max(recipe.rounds.monolingual_lines if recipe.rounds.count else 0, 64)
+    rows = min(max(samples, settings.max_tokens_per_batch // width), num_lines * samples)
     heads = getattr(config, "num_key_value_heads", None) or config.num_attention_heads
     size = getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
     cache = 2 * config.num_hidden_layers * rows * width * heads * size * dtype.itemsize

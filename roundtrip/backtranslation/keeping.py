@@ -7,21 +7,21 @@ from pathlib import Path
 
 from roundtrip.backtranslation import checkpoint
 from roundtrip.backtranslation.checkpoint import State
-from roundtrip.backtranslation.run_folder import BEST, Run
+from roundtrip.backtranslation.run_folder import BEST, RunFolder
 from roundtrip.engine.translator import Translator
 from roundtrip.models.optimizer import Optimizer
 from roundtrip.recipe.plan import BASE
-from roundtrip.runtime.atomic_io import digests, whole
-from roundtrip.runtime.distributed import Ranks
+from roundtrip.runtime.atomic_io import atomic_path, file_hashes
+from roundtrip.runtime.distributed import ProcessGroup
 from roundtrip.runtime.errors import TrainingError
-from roundtrip.tokens.row_builder import Road
-from roundtrip.tokens.splice.canonicality import Guard
+from roundtrip.tokens.row_builder import RowBuilder
+from roundtrip.tokens.splice.canonicality import CanonicalityChecker
 
 # Part of a checkpoint: the pairs of tokens that the guard knows.
 _PAIRS = "pairs"
 
 
-class Keeping:
+class CheckpointStore:
     """Writes into the folder of a run, as one of all the processes that share it.
 
     Args:
@@ -30,9 +30,20 @@ class Keeping:
     """
 
     def __init__(
-        self, run: Run, optimizers: Mapping[str, Optimizer], roads: Mapping[str, Road], keep: int, ranks: Ranks
+        self,
+        run: RunFolder,
+        optimizers: Mapping[str, Optimizer],
+        row_builders: Mapping[str, RowBuilder],
+        keep: int,
+        processes: ProcessGroup,
     ) -> None:
-        self.run, self.optimizers, self.roads, self.num_kept, self.ranks = run, optimizers, roads, keep, ranks
+        self.run, self.optimizers, self.row_builders, self.num_kept, self.processes = (
+            run,
+            optimizers,
+            row_builders,
+            keep,
+            processes,
+        )
         self._at: tuple[int, int] | None = None
         self._steps = 0
 
@@ -42,13 +53,13 @@ class Keeping:
         Args:
             write, place, num_bytes: see `Disk.keep`.
         """
-        if self.ranks.first:
+        if self.processes.is_main:
             self.run.disk.keep(write, place, num_bytes)
-        self.ranks.of_first(None)
+        self.processes.broadcast(None)
 
     def seen(self, path: Path) -> dict[str, str]:
         """Return the hashes of what was written, for `State.files`."""
-        return self.ranks.of_first(digests(path, self.run.path) if self.ranks.first else {})
+        return self.processes.broadcast(file_hashes(path, self.run.path) if self.processes.is_main else {})
 
     def steps_since(self, state: State) -> int:
         """Return how many steps a state is past the last checkpoint."""
@@ -73,7 +84,7 @@ class Keeping:
             lambda: checkpoint.save(folder, state, tensors, self.num_kept), folder, checkpoint.num_bytes(tensors)
         )
 
-    def resume(self, tell: Callable[[str], None]) -> State | None:
+    def resume(self, report: Callable[[str], None]) -> State | None:
         """Go back to the newest whole checkpoint; None where there is none yet.
 
         Args:
@@ -83,8 +94,8 @@ class Keeping:
             RunError: there are checkpoints, and none is whole.
         """
         # One looks which is whole, so that all take the same.
-        found = checkpoint.newest(self.run.checkpoints, tell) if self.ranks.first else None
-        chosen = self.ranks.of_first(None if found is None else checkpoint.name_of(found[0]))
+        found = checkpoint.newest(self.run.checkpoints, report) if self.processes.is_main else None
+        chosen = self.processes.broadcast(None if found is None else checkpoint.name_of(found[0]))
         if chosen is None:
             return None
         state, tensors = found or checkpoint.load(self.run.checkpoints / chosen)
@@ -94,8 +105,8 @@ class Keeping:
             if part in tensors:
                 guard.restore(tensors[part])
         self._at, self._steps = (state.phase, state.step), state.total_steps()
-        if self.ranks.first and state.best not in {None, BASE} and not self.run.has_best(str(state.best)):
-            tell(f"adapters/{BEST} is not as it was written; {state.best} is copied there again")
+        if self.processes.is_main and state.best not in {None, BASE} and not self.run.has_best(str(state.best)):
+            report(f"adapters/{BEST} is not as it was written; {state.best} is copied there again")
             self.run.disk.keep(lambda: self.run.keep_best(str(state.best)), self.run.adapters / BEST)
         return state
 
@@ -108,9 +119,9 @@ class Keeping:
         path = self.run.adapters / name
 
         def write() -> None:
-            with whole(path) as beside:
+            with atomic_path(path) as beside:
                 for direction, one in translators.items():
-                    one.learner.export(beside / direction)
+                    one.direction_model.export(beside / direction)
 
         self.write(write, path)
         return self.seen(path)
@@ -121,15 +132,19 @@ class Keeping:
 
     def _refuse_drift(self) -> None:
         """Compare what was learnt with the other processes: it is summed and stepped alike, to the last bit."""
-        if self.ranks.count > 1:
+        if self.processes.world_size > 1:
             for name, optimizer in self.optimizers.items():
-                if len(set(self.ranks.gather(optimizer.digest()))) > 1:
+                if len(set(self.processes.gather(optimizer.digest()))) > 1:
                     raise TrainingError(
                         f"the weights of {name} are not the same in all processes",
                         cure="use machines of one kind, or one process; the last checkpoint is sound",
                     )
 
-    def _guards(self) -> dict[str, Guard]:
+    def _guards(self) -> dict[str, CanonicalityChecker]:
         """Return the guards of the roads by their part of a checkpoint: one, where both make rows on one device."""
-        guards = {id(road.guard): road.guard for road in self.roads.values() if road.guard is not None}
+        guards = {
+            id(row_builder.guard): row_builder.guard
+            for row_builder in self.row_builders.values()
+            if row_builder.guard is not None
+        }
         return {f"{_PAIRS}-{number}" if number else _PAIRS: guard for number, guard in enumerate(guards.values())}

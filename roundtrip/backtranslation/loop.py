@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from roundtrip.backtranslation.trainer import Trip
+from roundtrip.backtranslation.trainer import Trainer
 
 
-def round_trip(trip: Trip) -> None:
+def round_trip(trip: Trainer) -> None:
     """Train both directions from where `trip.state` stands to the end of its recipe, then score the test set.
 
     A phase is one block of one direction: it reads real target lines, has the reverse direction write their

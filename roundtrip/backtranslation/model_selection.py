@@ -10,33 +10,33 @@ from dataclasses import dataclass, replace
 
 from roundtrip.backtranslation import reporting
 from roundtrip.backtranslation.checkpoint import State
-from roundtrip.backtranslation.keeping import Keeping
-from roundtrip.backtranslation.run_folder import Run
-from roundtrip.backtranslation.stopping import has_stalled
+from roundtrip.backtranslation.keeping import CheckpointStore
+from roundtrip.backtranslation.run_folder import RunFolder
+from roundtrip.backtranslation.stopping import has_stopped_improving
 from roundtrip.backtranslation.validation import Scorer, mean_chrf
 from roundtrip.data.corpora import Corpora
 from roundtrip.engine.translator import Translator
 from roundtrip.models.optimizer import Optimizer
-from roundtrip.recipe.plan import BASE, TEXT, Phase, behind
+from roundtrip.recipe.plan import BASE, TEXT, Phase, next_phase
 from roundtrip.recipe.schema import Recipe
 from roundtrip.runtime import memory
-from roundtrip.runtime.distributed import Ranks
-from roundtrip.runtime.event_log import Events
+from roundtrip.runtime.distributed import ProcessGroup
+from roundtrip.runtime.event_log import EventLog
 
 
 @dataclass(frozen=True)
-class Stages:
+class ModelSelection:
     """Keeps, scores and chooses. Each method takes how far the run is, and returns how far it is then."""
 
-    run: Run
+    run: RunFolder
     recipe: Recipe
     corpora: Corpora
     translators: Mapping[str, Translator]
     optimizers: Mapping[str, Optimizer]
     scorer: Scorer
-    keeping: Keeping
-    events: Events
-    ranks: Ranks
+    keeping: CheckpointStore
+    events: EventLog
+    processes: ProcessGroup
 
     @contextmanager
     def averaged(self) -> Iterator[None]:
@@ -70,8 +70,8 @@ class Stages:
         patience = self.recipe.rounds.patience
         if phase.round and patience:
             means = [mean_chrf(one) for stage, one in state.scores.items() if stage not in {"copy", BASE, TEXT}]
-            after = behind(phases, phase, enough=True)
-            if has_stalled(means, patience) and after != state.phase:
+            after = next_phase(phases, phase, enough=True)
+            if has_stopped_improving(means, patience) and after != state.phase:
                 self.events.say(f"  no better round for {patience}: no further one begins")
                 state = replace(state, phase=after)
         return state
@@ -94,12 +94,12 @@ class Stages:
         for stage in state.scores:
             if stage != "copy":
                 for name, one in self.translators.items():
-                    one.learner.restore(None if stage == BASE else self.run.adapters / stage / name)
+                    one.direction_model.restore(None if stage == BASE else self.run.adapters / stage / name)
                 test[stage] = self.scorer.translations("test", stage)
-        if not self.ranks.first:
+        if not self.processes.is_main:
             return
         devices = {one.base.device for one in self.translators.values()}
-        peak = {str(device): memory.peak(device) for device in devices}
+        peak = {str(device): memory.peak_bytes(device) for device in devices}
         metrics = reporting.collect(self.run, self.recipe, self.corpora, state, test, self.events.seconds, peak)
         self.run.disk.keep(lambda: self.run.write_metrics(metrics), self.run.metrics)
         self.events.log("end", seconds=metrics["seconds"], best=metrics["best"], peak_bytes=peak)

@@ -10,14 +10,14 @@ from rich.table import Table
 from rich.text import Text
 
 from roundtrip.backtranslation.checkpoint import State
-from roundtrip.backtranslation.run_folder import BEST, Run, versions
-from roundtrip.backtranslation.validation import bleu_tokenize, mean_chrf, texts, translations_path
+from roundtrip.backtranslation.run_folder import BEST, RunFolder, versions
+from roundtrip.backtranslation.validation import bleu_tokenize, mean_chrf, parallel_texts, translations_path
 from roundtrip.data.corpora import Corpora
 from roundtrip.evaluation import metrics
 from roundtrip.recipe.plan import BASE, FINAL, PARALLEL, TEXT, Direction, directions
 from roundtrip.recipe.schema import Recipe
 from roundtrip.runtime.errors import printable
-from roundtrip.runtime.seeding import derive, shuffled
+from roundtrip.runtime.seeding import derive_seed, permuted_index
 
 NUM_SAMPLES = 3
 _LABELS = {
@@ -31,7 +31,7 @@ ByStage = Mapping[str, Mapping[str, Mapping[str, float]]]
 
 
 def collect(
-    run: Run,
+    run: RunFolder,
     recipe: Recipe,
     corpora: Corpora,
     state: State,
@@ -59,48 +59,50 @@ def collect(
         "seconds": {activity: round(value, 1) for activity, value in seconds.items()},
         "peak_bytes": dict(peak),
         "lines": corpora.counts,
-        "roads": {name: dict(counts) for name, counts in state.roads.items()},
+        "roads": {name: dict(counts) for name, counts in state.row_builders.items()},
         "seed": recipe.seed,
         "versions": versions(),
     }
 
 
-def _compare(run: Run, recipe: Recipe, corpora: Corpora, stages: Sequence[str]) -> dict[str, Any]:
+def _compare(run: RunFolder, recipe: Recipe, corpora: Corpora, stages: Sequence[str]) -> dict[str, Any]:
     found = {}
     for direction in directions(recipe):
         baseline, system = (_translations(run, stage, direction) for stage in stages)
-        _, references = texts(corpora, recipe, "test", direction)
-        comparisons = metrics.compare(
+        _, references = parallel_texts(corpora, recipe, "test", direction)
+        comparisons = metrics.paired_bootstrap(
             baseline,
             system,
             references,
             bleu_tokenize=bleu_tokenize(recipe, direction),
-            samples=recipe.score.bootstrap_samples,
+            samples=recipe.evaluation.bootstrap_samples,
         )
         found[direction.name] = [comparison.to_dict() for comparison in comparisons]
     return {
         "baseline": stages[0],
         "system": stages[1],
-        "samples": recipe.score.bootstrap_samples,
+        "samples": recipe.evaluation.bootstrap_samples,
         "directions": found,
     }
 
 
-def _translations(run: Run, stage: str, direction: Direction) -> list[str]:
+def _translations(run: RunFolder, stage: str, direction: Direction) -> list[str]:
     return translations_path(run, "test", stage, direction).read_text(encoding="utf-8").split("\n")[:-1]
 
 
-def _samples(run: Run, recipe: Recipe, corpora: Corpora, stage: str, direction: Direction) -> list[dict[str, str]]:
-    sources, references = texts(corpora, recipe, "test", direction)
+def _samples(
+    run: RunFolder, recipe: Recipe, corpora: Corpora, stage: str, direction: Direction
+) -> list[dict[str, str]]:
+    sources, references = parallel_texts(corpora, recipe, "test", direction)
     hypotheses, base = (_translations(run, name, direction) for name in (stage, BASE))
-    seed = derive(recipe.seed, "samples")
-    chosen = [shuffled(i, len(sources), seed, 0) for i in range(min(NUM_SAMPLES, len(sources)))]
+    seed = derive_seed(recipe.seed, "samples")
+    chosen = [permuted_index(i, len(sources), seed, 0) for i in range(min(NUM_SAMPLES, len(sources)))]
     return [
         {"source": sources[i], "reference": references[i], "base": base[i], "hypothesis": hypotheses[i]} for i in chosen
     ]
 
 
-def show(metrics: Mapping[str, Any], run: Run, console: Console) -> None:
+def show(metrics: Mapping[str, Any], run: RunFolder, console: Console) -> None:
     """Print the table of scores, the comparison and the samples."""
     names = list(metrics["signatures"])
     table = Table(title="Test scores: chrF++ / BLEU (higher is better)", title_justify="left")

@@ -27,7 +27,7 @@ from typing import Any
 from pydantic import ValidationError
 
 from roundtrip import __version__
-from roundtrip.recipe.loader import Loaded
+from roundtrip.recipe.loader import LoadedRecipe
 from roundtrip.recipe.schema import Recipe
 from roundtrip.runtime import atomic_io
 from roundtrip.runtime.atomic_io import write_json
@@ -36,15 +36,15 @@ from roundtrip.runtime.errors import RunError
 
 BEST = "best"
 # What may be another at a resume, since no figure depends on it.
-_FREE = {"checkpoint", "train.max_skipped", "rounds.warm_start"}
+_FREE = {"checkpoint", "train.max_nonfinite_steps", "rounds.require_better_than_copy"}
 # What may be in the folder of a run before its run.json is.
 _BEFORE = {"lock", ".run.json.tmp"}
 _LIBRARIES = ("torch", "transformers", "peft", "tokenizers", "sacrebleu", "numpy")
 
 
 @dataclass(frozen=True)
-class Run:
-    """A run folder; `Run(path)` reaches its parts, `create` and `reopen` make and check it.
+class RunFolder:
+    """A run folder; `RunFolder(path)` reaches its parts, `create` and `reopen` make and check it.
 
     Attributes:
         disk: how to write into it while there may be no room.
@@ -124,7 +124,7 @@ class Run:
     def pinned(self, recipe: Recipe) -> Recipe:
         """Return a recipe with the precision that this run began with, and with its models from scratch."""
         dtypes = self.facts().get("dtype", {})
-        return placed(recipe, self.base, {name: {"dtype": dtype} for name, dtype in dtypes.items()})
+        return with_model_folders(recipe, self.base, {name: {"dtype": dtype} for name, dtype in dtypes.items()})
 
     def check_loaded(self, fact: str, found: Mapping[str, str | None], what: str) -> None:
         """Compare what was loaded for each direction with what this run began with, if it has begun.
@@ -147,13 +147,13 @@ class Run:
 
     def keep_best(self, stage: str) -> None:
         """Make `adapters/best` a copy of a stage's weights; a reader never meets half of it."""
-        with atomic_io.whole(self.adapters / BEST) as beside:
+        with atomic_io.atomic_path(self.adapters / BEST) as beside:
             shutil.copytree(self.adapters / stage, beside)
 
     def has_best(self, stage: str) -> bool:
         """Return whether `adapters/best` is the copy of a stage's weights, to the last bit."""
         kept, best = self.adapters / stage, self.adapters / BEST
-        return atomic_io.digests(kept, kept) == (atomic_io.digests(best, best) if best.is_dir() else {})
+        return atomic_io.file_hashes(kept, kept) == (atomic_io.file_hashes(best, best) if best.is_dir() else {})
 
     def write_metrics(self, metrics: Mapping[str, Any]) -> None:
         write_json(self.metrics, metrics)
@@ -162,7 +162,9 @@ class Run:
         write_json(self.path / "run.json", self.facts() | facts)
 
 
-def placed(recipe: Recipe, folder: Path, updates: Mapping[str, Mapping[str, object]] | None = None) -> Recipe:
+def with_model_folders(
+    recipe: Recipe, folder: Path, updates: Mapping[str, Mapping[str, object]] | None = None
+) -> Recipe:
     """Return a recipe whose models from scratch lie in a folder.
 
     Args:
@@ -181,13 +183,13 @@ def versions() -> dict[str, str]:
     return found | {name: metadata.version(name) for name in _LIBRARIES}
 
 
-def create(path: Path, loaded: Loaded) -> Run:
+def create(path: Path, loaded: LoadedRecipe) -> RunFolder:
     """Make the folder of a new run.
 
     Raises:
         RunError: it cannot be written, or already holds something.
     """
-    run = Run(path)
+    run = RunFolder(path)
     try:
         if any(run.checkpoints.glob("[!.]*")):
             raise RunError(
@@ -223,13 +225,13 @@ def create(path: Path, loaded: Loaded) -> Run:
     return run
 
 
-def reopen(path: Path, loaded: Loaded) -> Run:
+def reopen(path: Path, loaded: LoadedRecipe) -> RunFolder:
     """Open a run to go on with it; what no figure depends on, such as `[checkpoint]`, may be another.
 
     Raises:
         RunError: not a run, or of another recipe or other versions; the message names the differences.
     """
-    run = Run(path)
+    run = RunFolder(path)
     facts = run.facts()
     recipe = loaded.recipe.model_dump(mode="json")
     differences = _differences(facts["recipe"], recipe, "")
@@ -259,7 +261,7 @@ def _differences(old: Mapping[str, Any], new: Mapping[str, Any], prefix: str) ->
 
 
 @contextmanager
-def locked(path: Path) -> Iterator[None]:
+def run_lock(path: Path) -> Iterator[None]:
     """Hold a run folder against other processes. The lock ends with the process, however it ends.
 
     Raises:

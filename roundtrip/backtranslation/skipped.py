@@ -11,7 +11,7 @@ from roundtrip.engine.train_step import StepResult, row_losses
 from roundtrip.engine.translator import Translator
 from roundtrip.recipe.plan import Phase
 from roundtrip.runtime.errors import TrainingError
-from roundtrip.tokens.batching import Table
+from roundtrip.tokens.batching import TokenDataset
 
 _DIVERGED = (
     "look at the rows in {}; the weights are those of the last sound step: lower train.lr, or set model.dtype and "
@@ -19,7 +19,9 @@ _DIVERGED = (
 )
 
 
-def document(result: StepResult, one: Translator, rows: Table, group: Sequence[int], *, packed: bool) -> dict[str, Any]:
+def document(
+    result: StepResult, one: Translator, rows: TokenDataset, group: Sequence[int], *, packed: bool
+) -> dict[str, Any]:
     """Return what is worth a look: the text of each row, and the loss of each by itself.
 
     Args:
@@ -27,8 +29,8 @@ def document(result: StepResult, one: Translator, rows: Table, group: Sequence[i
         rows, group: which rows the step was for.
         packed: how rows go.
     """
-    learner = one.learner
-    losses = row_losses(learner.model, rows, group, one.base.pad_id, fused=learner.spec.liger, packed=packed)
+    learner = one.direction_model
+    losses = row_losses(learner.model, rows, group, one.base.pad_id, fused=learner.spec.use_liger_kernel, packed=packed)
     ids = [rows.ids_X[rows.offset_R[i] :][: rows.sizes[i]].tolist() for i in group]
     return {
         "loss": number(result.loss),

@@ -10,7 +10,7 @@ from roundtrip.runtime.errors import TrainingError
 ByStage = Mapping[str, Mapping[str, Mapping[str, float]]]
 
 
-def has_stalled(values: Sequence[float], patience: int, *, lower: bool = False) -> bool:
+def has_stopped_improving(values: Sequence[float], patience: int, *, lower: bool = False) -> bool:
     """Return whether none of the last `patience` values is better than all before them.
 
     Args:
@@ -21,7 +21,7 @@ def has_stalled(values: Sequence[float], patience: int, *, lower: bool = False) 
     return len(signed) > patience and max(signed[-patience:]) <= max(signed[:-patience])
 
 
-def refuse_cold(recipe: Recipe, scores: ByStage) -> None:
+def require_better_than_copy(recipe: Recipe, scores: ByStage) -> None:
     """Refuse rounds that would begin with a direction which translates no better than copying.
 
     What such a direction writes has nothing to do with what it read, and learning from it makes the other one worse.
@@ -32,7 +32,7 @@ def refuse_cold(recipe: Recipe, scores: ByStage) -> None:
     Raises:
         TrainingError: a direction is cold, and the recipe does not allow it.
     """
-    if not recipe.rounds.warm_start or recipe.blind:
+    if not recipe.rounds.require_better_than_copy or recipe.blind:
         return  # without dev pairs nobody can tell
     now, copied = list(scores.values())[-1], scores["copy"]
     cold = [name for name in now if now[name]["chrf"] <= copied[name]["chrf"]]
@@ -41,6 +41,6 @@ def refuse_cold(recipe: Recipe, scores: ByStage) -> None:
         raise TrainingError(
             f"translates dev no better than copying the source does: {shown}",
             place="round-1",
-            cure="give more parallel pairs or train.parallel_passes, or a base that knows both languages; "
-            "rounds.warm_start = false begins all the same",
+            cure="give more parallel pairs or train.parallel_epochs, or a base that knows both languages; "
+            "rounds.require_better_than_copy = false begins all the same",
         )

@@ -4,14 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
-from roundtrip.backtranslation.examples import EARLIER, NOISED, REAL, SYNTHETIC, Block
+from roundtrip.backtranslation.examples import EARLIER, NOISED, REAL, SYNTHETIC, PhaseExamples
 from roundtrip.recipe.plan import Phase
 from roundtrip.runtime.errors import TrainingError
-from roundtrip.runtime.event_log import Events
+from roundtrip.runtime.event_log import EventLog
 from roundtrip.tokens.row_builder import SPLICED
 
 
-def tell_block(events: Events, phase: Phase, block: Block) -> None:
+def tell_block(events: EventLog, phase: Phase, block: PhaseExamples) -> None:
     """Say how a block came out.
 
     Raises:
@@ -48,20 +48,20 @@ def tell_block(events: Events, phase: Phase, block: Block) -> None:
 def what_to_try(rejected: Mapping[str, int]) -> str:
     """Return what helps against the commonest reason of rejections."""
     most = max(rejected, key=lambda reason: rejected[reason], default="")
-    warmer = "more train.parallel_passes, since the writing direction is still weak"
+    warmer = "more train.parallel_epochs, since the writing direction is still weak"
     return {
-        "unfinished": f"{warmer}, or a larger generate.length_ratio",
-        "length ratio": f"{warmer}, or a larger judge.max_ratio",
-        "copy": f"{warmer}, or a larger judge.max_copy where the languages are alike",
+        "unfinished": f"{warmer}, or a larger generate.max_length_ratio",
+        "length ratio": f"{warmer}, or a larger filter.max_length_ratio",
+        "copy": f"{warmer}, or a larger filter.max_copy_chrf where the languages are alike",
         "repeats itself": f"{warmer}, or generate.repetition_penalty = 1.1",
         "wrong language": f"{warmer}; the prompt may not name the languages clearly",
-        "lost on the way back": f"{warmer}, or a smaller judge.min_round_trip",
-        "target too long": "a larger train.max_row_tokens, or a smaller data.filter.max_chars",
+        "lost on the way back": f"{warmer}, or a smaller filter.min_round_trip_chrf",
+        "target too long": "a larger train.max_length, or a smaller data.filter.max_chars",
         "several lines": "a template whose end token the model knows, such as kind = 'chat'",
     }.get(most, warmer)
 
 
-def tell_roads(events: Events, phase: Phase, counts: Mapping[str, int], asked_for: bool) -> None:
+def tell_roads(events: EventLog, phase: Phase, counts: Mapping[str, int], asked_for: bool) -> None:
     """Say which road the synthetic rows of a phase went.
 
     Args:
@@ -73,7 +73,7 @@ def tell_roads(events: Events, phase: Phase, counts: Mapping[str, int], asked_fo
         events.say(f"  {sum(by_strings.values())} of {sum(counts.values())} synthetic rows by strings {by_strings}")
 
 
-def tell_left_out(events: Events, phase: Phase, num_rows: int, num_fitting: int, limit: int) -> None:
+def tell_left_out(events: EventLog, phase: Phase, num_rows: int, num_fitting: int, limit: int) -> None:
     """Say how many rows are over the limit.
 
     Raises:
@@ -86,5 +86,5 @@ def tell_left_out(events: Events, phase: Phase, num_rows: int, num_fitting: int,
         raise TrainingError(
             f"all {num_rows} rows are over {limit} tokens",
             place=phase.stage,
-            cure="start anew with a larger train.max_row_tokens",
+            cure="start anew with a larger train.max_length",
         )

@@ -8,24 +8,24 @@ from itertools import groupby
 
 import torch
 
-from roundtrip.backtranslation.examples import EARLIER, NOISED, PLAIN, REAL, SYNTHETIC, Block
-from roundtrip.engine.translator import Templates
-from roundtrip.tokens.batching import Table
-from roundtrip.tokens.prompt_template import Row
-from roundtrip.tokens.row_builder import Road
+from roundtrip.backtranslation.examples import EARLIER, NOISED, PLAIN, REAL, SYNTHETIC, PhaseExamples
+from roundtrip.engine.translator import DirectionTemplates
+from roundtrip.tokens.batching import TokenDataset
+from roundtrip.tokens.prompt_template import TokenRow
+from roundtrip.tokens.row_builder import RowBuilder
 
 # The lookups of the guard take fifteen numbers for each token, so a large block goes in pieces.
 ROWS_AT_ONCE = 2048
 
 
-def of_block(
-    block: Block,
-    templates: Templates,
-    road: Road | None,
+def token_rows_of(
+    block: PhaseExamples,
+    templates: DirectionTemplates,
+    row_builder: RowBuilder | None,
     device: torch.device,
     seed: int,
     synthetic_weight: float = 1.0,
-) -> tuple[Table, Counter[str]]:
+) -> tuple[TokenDataset, Counter[str]]:
     """Return the rows of a block: new synthetic ones by their road, all others, and all that is read back, by strings.
 
     A row is the same by either road, so a run that goes on learns from what it would have learnt from.
@@ -40,15 +40,15 @@ def of_block(
         The rows in the order of the block, and how many synthetic ones went which road, by reason.
 
     Raises:
-        RoadError: see `Road.rows`.
+        RoadError: see `RowBuilder.rows`.
     """
-    num_written = 0 if block.hypotheses is None or road is None else len(block.hypotheses.size_B)
-    tables: list[Table] = []
+    num_written = 0 if block.hypotheses is None or row_builder is None else len(block.hypotheses.size_B)
+    tables: list[TokenDataset] = []
     counts: Counter[str] = Counter()
     for start in range(0, num_written, ROWS_AT_ONCE):
         some = slice(start, min(start + ROWS_AT_ONCE, num_written))
-        assert block.hypotheses is not None and road is not None
-        rows, found = road.rows(
+        assert block.hypotheses is not None and row_builder is not None
+        rows, found = row_builder.rows(
             block.hypotheses.ids_BN[some].to(device),
             block.hypotheses.size_B[some].to(device),
             [target for _, _, target in block.rows[some]],
@@ -56,15 +56,15 @@ def of_block(
             prompts=block.prompts[some] if block.prompts is not None else None,
             seed=seed + start,
         )
-        tables.append(Table.of_spliced(rows, synthetic_weight))
+        tables.append(TokenDataset.of_spliced(rows, synthetic_weight))
         counts += found
     for kind, group in groupby(block.rows[num_written:], key=lambda row: row[0]):
         weight = synthetic_weight if kind in {SYNTHETIC, EARLIER} else 1.0
-        tables.append(Table.of(_by_strings(kind, list(group), templates), device, weight))
-    return reduce(Table.plus, tables or [Table.of([], device)]), counts
+        tables.append(TokenDataset.of(_by_strings(kind, list(group), templates), device, weight))
+    return reduce(TokenDataset.plus, tables or [TokenDataset.of([], device)]), counts
 
 
-def _by_strings(kind: str, rows: list[list[str]], templates: Templates) -> list[Row]:
+def _by_strings(kind: str, rows: list[list[str]], templates: DirectionTemplates) -> list[TokenRow]:
     """Return rows of one kind, encoded as text."""
     if kind == PLAIN:
         return templates.real.plain_rows([text for _, _, text in rows])

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import replace
 
-from roundtrip.backtranslation.run_folder import BEST, Run
+from roundtrip.backtranslation.run_folder import BEST, RunFolder
 from roundtrip.engine import translator
 from roundtrip.engine.translator import Translator
 from roundtrip.recipe.plan import Direction, directions
@@ -13,7 +13,7 @@ from roundtrip.runtime.errors import RunError
 from roundtrip.tokens.prompt_segments import Segments
 
 
-def into(run: Run, target: str) -> Direction:
+def direction_into(run: RunFolder, target: str) -> Direction:
     """Return the direction of a run into a language.
 
     Raises:
@@ -27,7 +27,7 @@ def into(run: Run, target: str) -> Direction:
 
 
 def load(
-    run: Run,
+    run: RunFolder,
     direction: Direction,
     stage: str = BEST,
     device: str = "auto",
@@ -62,5 +62,5 @@ def load(
         return replace(translator.load_one(recipe, direction, folder, segments, here), expansion=expansion)
     one = replace(translator.load_one(recipe, direction, folder, segments, here), expansion=expansion)
     run.check_loaded("base_hash", {direction.name: one.base.digest}, "base model")
-    one.learner.restore(path)
+    one.direction_model.restore(path)
     return one

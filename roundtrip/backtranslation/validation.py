@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from pathlib import Path
 
-from roundtrip.backtranslation.run_folder import Run
+from roundtrip.backtranslation.run_folder import RunFolder
 from roundtrip.data.corpora import Corpora
 from roundtrip.data.language_codes import bleu_tokenizer
 from roundtrip.engine.translator import Translator
@@ -13,9 +13,9 @@ from roundtrip.evaluation import metrics
 from roundtrip.recipe.plan import BASE, Direction, directions
 from roundtrip.recipe.schema import Generate, Recipe
 from roundtrip.runtime.atomic_io import write_text
-from roundtrip.runtime.event_log import Events, Progressing
+from roundtrip.runtime.event_log import EventLog, ProgressHandle
 
-Tell = Callable[[int, int], None]
+OnProgress = Callable[[int, int], None]
 
 
 class Scorer:
@@ -27,12 +27,12 @@ class Scorer:
 
     def __init__(
         self,
-        run: Run,
+        run: RunFolder,
         recipe: Recipe,
         corpora: Corpora,
         translators: Mapping[str, Translator],
-        events: Events,
-        tell_of: Callable[[Progressing], Tell],
+        events: EventLog,
+        tell_of: Callable[[ProgressHandle], OnProgress],
     ) -> None:
         self.run, self.recipe, self.corpora = run, recipe, corpora
         self.translators, self.events, self.tell_of = translators, events, tell_of
@@ -44,8 +44,10 @@ class Scorer:
             return {d.name: {"bleu": 100.0, "chrf": 100.0, "copied": 1.0} for d in directions(self.recipe)}
         found = {}
         for direction in directions(self.recipe):
-            sources, references = texts(self.corpora, self.recipe, part, direction)
-            found[direction.name] = metrics.corpus(sources, references, bleu_tokenize(self.recipe, direction)).to_dict()
+            sources, references = parallel_texts(self.corpora, self.recipe, part, direction)
+            found[direction.name] = metrics.corpus_scores(
+                sources, references, bleu_tokenize(self.recipe, direction)
+            ).to_dict()
         return found
 
     def translations(self, part: str, stage: str) -> dict[str, dict[str, float]]:
@@ -63,17 +65,17 @@ class Scorer:
     def dev_loss(self, direction: Direction) -> float:
         """Return what the dev references cost a direction given their sources, in nats per token."""
         one = self.translators[direction.name]
-        pairs = list(zip(*texts(self.corpora, self.recipe, "dev", direction), strict=True))
+        pairs = list(zip(*parallel_texts(self.corpora, self.recipe, "dev", direction), strict=True))
         with self.events.task("scoring", f"{direction.name} reads dev", len(pairs)) as task:
-            values = one.likelihoods(pairs, self.recipe.train.tokens_per_forward, self.tell_of(task))
+            values = one.likelihoods(pairs, self.recipe.train.max_tokens_per_microbatch, self.tell_of(task))
         num_labels = sum(len(row.ids) - row.start for row in one.template.rows(pairs))
         return -sum(values) / num_labels
 
     def _one(self, part: str, stage: str, direction: Direction) -> dict[str, float]:
-        sources, references = texts(self.corpora, self.recipe, part, direction)
+        sources, references = parallel_texts(self.corpora, self.recipe, part, direction)
         lines, unfinished = self._translate(sources, stage, direction, f"translates {part}")
         self._keep(lines, part, stage, direction)
-        scores = metrics.corpus(lines, references, bleu_tokenize(self.recipe, direction)).to_dict()
+        scores = metrics.corpus_scores(lines, references, bleu_tokenize(self.recipe, direction)).to_dict()
         return scores | {"unfinished": unfinished}
 
     def _there_and_back(self, stage: str, direction: Direction) -> dict[str, float]:
@@ -82,17 +84,17 @@ class Scorer:
         The only measure without pairs; how well it goes with quality is another question (round-trip evaluation,
         https://aclanthology.org/U05-1019). Copying is perfect by it, so the share of copies stands beside it.
         """
-        lines, _ = texts(self.corpora, self.recipe, "dev", direction)
+        lines, _ = parallel_texts(self.corpora, self.recipe, "dev", direction)
         there, unfinished = self._translate(lines, stage, direction, "translates lines")
         self._keep(there, "dev", stage, direction)
         reverse = self.translators[direction.reverse.name]
         # What has grown over the limit of the model does not come back.
-        fits = reverse.can_translate(there, greedy(self.recipe))
+        fits = reverse.can_translate(there, greedy_settings(self.recipe))
         fitting = [text if can else "" for text, can in zip(there, fits, strict=True)]
         back, _ = self._translate(fitting, stage, direction.reverse, "translates them back")
-        limit = self.recipe.judge.max_copy
-        copied = sum(metrics.similarity(text, line) >= limit for text, line in zip(there, lines, strict=True))
-        scores = metrics.corpus(back, lines, bleu_tokenize(self.recipe, direction.reverse)).to_dict()
+        limit = self.recipe.filter.max_copy_chrf
+        copied = sum(metrics.sentence_chrf(text, line) >= limit for text, line in zip(there, lines, strict=True))
+        scores = metrics.corpus_scores(back, lines, bleu_tokenize(self.recipe, direction.reverse)).to_dict()
         return scores | {"unfinished": unfinished, "copied": copied / len(lines)}
 
     def _translate(self, sources: list[str], stage: str, direction: Direction, what: str) -> tuple[list[str], int]:
@@ -100,33 +102,33 @@ class Scorer:
         with self.events.task("scoring", f"{stage}: {direction.name} {what}", len(sources)) as task:
             written = self.translators[direction.name].write(
                 sources,
-                greedy(self.recipe),
+                greedy_settings(self.recipe),
                 0,
                 adapted=stage != BASE,
-                tell=self.tell_of(task),
-                halved=self.events.halved,
+                on_progress=self.tell_of(task),
+                on_oom_split=self.events.on_oom_split,
             )
         return [" ".join(text.split()) for text in written.texts], written.finished.count(False)
 
     def _keep(self, lines: list[str], part: str, stage: str, direction: Direction) -> None:
         path = translations_path(self.run, part, stage, direction)
-        if self.translators[direction.name].ranks.first:
+        if self.translators[direction.name].processes.is_main:
             self.run.disk.keep(lambda: write_text(path, "".join(f"{line}\n" for line in lines)), path)
 
 
-def greedy(recipe: Recipe) -> Generate:
+def greedy_settings(recipe: Recipe) -> Generate:
     """Return the recipe's engine, length limits and batch size with greedy search: how translations are made."""
     settings = recipe.generate
     return Generate(
         engine=settings.engine,
         cuda_graphs=settings.cuda_graphs,
-        length_ratio=settings.length_ratio,
-        length_extra=settings.length_extra,
-        tokens_per_batch=settings.tokens_per_batch,
+        max_length_ratio=settings.max_length_ratio,
+        max_length_offset=settings.max_length_offset,
+        max_tokens_per_batch=settings.max_tokens_per_batch,
     )
 
 
-def texts(corpora: Corpora, recipe: Recipe, part: str, direction: Direction) -> tuple[list[str], list[str]]:
+def parallel_texts(corpora: Corpora, recipe: Recipe, part: str, direction: Direction) -> tuple[list[str], list[str]]:
     """Return sources and references of `dev` or `test` for a direction."""
     pairs = list(corpora.dev if part == "dev" else corpora.test)
     side = recipe.languages.index(direction.source)
@@ -145,10 +147,10 @@ def check_metrics(recipe: Recipe) -> None:
 
 def bleu_tokenize(recipe: Recipe, direction: Direction) -> str:
     """Return the sacreBLEU tokenizer of a direction: the recipe's, else one that fits its target language."""
-    return recipe.score.bleu_tokenize.get(direction.target, bleu_tokenizer(direction.target))
+    return recipe.evaluation.bleu_tokenize.get(direction.target, bleu_tokenizer(direction.target))
 
 
-def translations_path(run: Run, part: str, stage: str, direction: Direction) -> Path:
+def translations_path(run: RunFolder, part: str, stage: str, direction: Direction) -> Path:
     return run.translations / f"{part}.{stage}.{direction.name}.txt"
 
 

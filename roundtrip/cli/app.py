@@ -13,12 +13,12 @@ from typing import NoReturn
 from rich.console import Console
 from rich.text import Text
 
-from roundtrip.runtime.disk_space import is_full, numbers
+from roundtrip.runtime.disk_space import error_numbers, is_full
 from roundtrip.runtime.downloads import go_offline, is_offline
 from roundtrip.runtime.errors import Interrupted, RoundtripError, first_line, printable
 
 
-def open_door(work: Callable[[argparse.Namespace], None], parser: argparse.ArgumentParser) -> NoReturn:
+def run_cli(work: Callable[[argparse.Namespace], None], parser: argparse.ArgumentParser) -> NoReturn:
     """Parse the arguments, do the work, and leave with an exit code.
 
     0: done. 2: something asked for cannot be done. 3: training could not go on. 129, 130, 143: stopped
@@ -65,10 +65,10 @@ def _cure(error: Exception) -> str | None:
     """Return what to do about a machine that has run out of something; None for what should not have happened."""
     match type(error).__name__:
         case "OutOfMemoryError":
-            return "lower train.tokens_per_forward and generate.tokens_per_batch, and start anew"
+            return "lower train.max_tokens_per_microbatch and generate.max_tokens_per_batch, and start anew"
         case _ if is_full(error):
             return "make room, and give the same command again; a run that has a checkpoint goes on with --resume"
-        case _ if errno.EIO in numbers(error):
+        case _ if errno.EIO in error_numbers(error):
             return "look after the disk; a run that has a checkpoint goes on with --resume"
         case _ if isinstance(error, PermissionError):
             return "name another folder, or change its permissions"

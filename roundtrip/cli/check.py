@@ -12,10 +12,10 @@ from typing import TYPE_CHECKING, Any
 
 from rich.console import Console
 
-from roundtrip.cli.app import open_door
+from roundtrip.cli.app import run_cli
 from roundtrip.recipe import loader
 from roundtrip.runtime.errors import ModelError
-from roundtrip.runtime.event_log import Events
+from roundtrip.runtime.event_log import EventLog
 
 if TYPE_CHECKING:
     from roundtrip.data.corpora import Corpora
@@ -37,17 +37,17 @@ def main() -> None:
         "--set", metavar="KEY=VALUE", action="append", default=[], help="change a key, e.g. template.kind=chat"
     )
     parser.add_argument("--json", action="store_true", help="write the verdicts to standard output as JSON")
-    open_door(_work, parser)
+    run_cli(_work, parser)
 
 
 def _work(arguments: argparse.Namespace) -> None:
     loaded = loader.load(arguments.recipe, arguments.set)
-    events = Events(Console(stderr=arguments.json))
-    loader.keep_off_hub(loaded.recipe, loaded.folder)
+    events = EventLog(Console(stderr=arguments.json))
+    loader.forbid_unused_hub(loaded.recipe, loaded.folder)
     # Seconds of imports, for which nobody should wait to read about a typo.
-    from roundtrip.backtranslation import roads
+    from roundtrip.backtranslation import row_builders
     from roundtrip.backtranslation.forecast import forecast
-    from roundtrip.backtranslation.validation import texts
+    from roundtrip.backtranslation.validation import parallel_texts
     from roundtrip.data.corpora import prepare
     from roundtrip.engine.translator import templates as templates_of
     from roundtrip.models import base_model
@@ -56,7 +56,9 @@ def _work(arguments: argparse.Namespace) -> None:
     recipe = loaded.recipe
     with tempfile.TemporaryDirectory() as scratch, events.task("reading", "reading text", 0):
         corpora = prepare(recipe, loaded.folder, Path(scratch), lambda text: None)
-        samples = {d.name: list(zip(*texts(corpora, recipe, "dev", d), strict=True)) for d in directions(recipe)}
+        samples = {
+            d.name: list(zip(*parallel_texts(corpora, recipe, "dev", d), strict=True)) for d in directions(recipe)
+        }
         pairs = [(source, target) for source, target in corpora.train[:_PAIRS]]
         both_ways = (pairs, [(target, source) for source, target in pairs])
         learnt = {d.name: samples[d.name] + rows for d, rows in zip(directions(recipe), both_ways, strict=True)}
@@ -65,7 +67,7 @@ def _work(arguments: argparse.Namespace) -> None:
     templates = {name: one.real for name, one in both.items()}
     learners = {name: one.synthetic for name, one in both.items()}
     devices = {name: base_model.choose_device(spec.device) for name, spec in recipe.model.items()}
-    _, verdicts = roads.find(recipe, templates, learners, samples, devices, events)
+    _, verdicts = row_builders.find(recipe, templates, learners, samples, devices, events)
     memory, why = None, ""
     try:
         memory = forecast(recipe, loaded.folder, templates, learnt)
@@ -77,8 +79,8 @@ def _work(arguments: argparse.Namespace) -> None:
         sys.stdout.write(json.dumps(document, ensure_ascii=False, indent=1) + "\n")
         return
     for name, found in verdicts.items():
-        roads.say(events, name, found)
-        roads.say_examples(events, found)
+        row_builders.say(events, name, found)
+        row_builders.say_examples(events, found)
     events.say(why if memory is None else str(memory))
 
 
@@ -89,5 +91,5 @@ def _tokenizer(recipe: Recipe, name: str, folder: Path, corpora: Corpora) -> tup
     spec = recipe.model[name]
     if spec.from_scratch is None:
         return base_model.load_tokenizer(spec, folder)
-    tokenizer = from_scratch.train_tokenizer(corpora.all_text(), spec.from_scratch.vocabulary)
+    tokenizer = from_scratch.train_tokenizer(corpora.all_text(), spec.from_scratch.vocab_size)
     return tokenizer, (tokenizer.eos_token_id,)

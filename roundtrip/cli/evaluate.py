@@ -11,11 +11,19 @@ from typing import Any, get_args
 from rich.console import Console
 
 from roundtrip.backtranslation.run_folder import BEST, versions
-from roundtrip.cli.app import open_door
-from roundtrip.cli.systems import HeldOut, language, own_tokenizer, read, read_test, same_length, translations
+from roundtrip.cli.app import run_cli
+from roundtrip.cli.systems import (
+    EvaluationSet,
+    language,
+    own_tokenizer,
+    read_lines,
+    read_test,
+    same_length,
+    translations,
+)
 from roundtrip.data.language_codes import bleu_tokenizer
 from roundtrip.evaluation import comet, metrics
-from roundtrip.evaluation.comet import Comet
+from roundtrip.evaluation.comet import CometScores
 from roundtrip.evaluation.tables import MIN_SLICE, show
 from roundtrip.recipe.schema import BleuTokenizer
 from roundtrip.runtime.atomic_io import write_text
@@ -53,13 +61,13 @@ def main() -> None:
     add("--comet", type=Path, metavar="CHECKPOINT", help="also COMET, by a model on disk")
     add("--comet-python", metavar="PYTHON", help="interpreter of an environment that has COMET")
     add("--json", type=Path, metavar="FILE", help="write everything to a file")
-    open_door(_work, parser)
+    run_cli(_work, parser)
 
 
 def _work(arguments: argparse.Namespace) -> None:
     _check(arguments)
     test = read_test(arguments.source, arguments.reference, arguments.test)
-    labels = read(arguments.slices) if arguments.slices else []
+    labels = read_lines(arguments.slices) if arguments.slices else []
     if arguments.slices:
         same_length(labels, test.sources, arguments.slices, "the test set has")
         if "" in labels:
@@ -133,7 +141,7 @@ def _tokenizer(named: str | None, to: str | None) -> str:
 
 
 def evaluate(
-    test: HeldOut,
+    test: EvaluationSet,
     systems: Mapping[str, Sequence[str]],
     labels: Sequence[str],
     settings: Mapping[str, Any],
@@ -200,20 +208,20 @@ def _compared(
     samples: int,
     seed: int,
 ) -> list[dict[str, Any]]:
-    found = metrics.compare(baseline, system, references, **settings, samples=samples, seed=seed)
+    found = metrics.paired_bootstrap(baseline, system, references, **settings, samples=samples, seed=seed)
     return [one.to_dict() for one in found]
 
 
-def _copies(test: HeldOut, texts: Sequence[str]) -> int:
+def _copies(test: EvaluationSet, texts: Sequence[str]) -> int:
     """Return how many translations are their source, or nearly, and should not be."""
     rows = zip(test.sources, texts, test.references, strict=True)
     return sum(
-        bool(text) and text != other and metrics.similarity(text, source) >= COPY for source, text, other in rows
+        bool(text) and text != other and metrics.sentence_chrf(text, source) >= COPY for source, text, other in rows
     )
 
 
 def changed(
-    test: HeldOut, baseline: Sequence[str], system: Sequence[str], number: int, lowercase: bool = False
+    test: EvaluationSet, baseline: Sequence[str], system: Sequence[str], number: int, lowercase: bool = False
 ) -> dict[str, list[dict[str, Any]]]:
     """Return the lines that gained and that lost most, by sentence chrF++; fewer where fewer did."""
     metric = metrics.metrics(lowercase=lowercase)["chrF++"]
@@ -238,7 +246,7 @@ def changed(
 
 
 def add_comet(
-    document: dict[str, Any], found: Mapping[str, Comet], labels: Sequence[str], samples: int, seed: int
+    document: dict[str, Any], found: Mapping[str, CometScores], labels: Sequence[str], samples: int, seed: int
 ) -> None:
     """Put COMET's scores into the document, of the slices too; p-values where there are two systems."""
     every = {name: one.scores for name, one in found.items()}
@@ -248,12 +256,12 @@ def add_comet(
         "scores": every,
     }
     if "baseline" in every:
-        p_value = metrics.compare_means(every["baseline"], every["system"], samples=samples, seed=seed)
+        p_value = metrics.paired_bootstrap_means(every["baseline"], every["system"], samples=samples, seed=seed)
         document["comet"]["p_value"] = p_value
     for label, part in document.get("slices", {}).items():
         at = [place for place, one in enumerate(labels) if one == label]
         own = {name: [scores[place] for place in at] for name, scores in every.items()}
         part["comet"] = {"means": {name: sum(scores) / len(scores) for name, scores in own.items()}}
         if "comparison" in part:
-            p_value = metrics.compare_means(own["baseline"], own["system"], samples=samples, seed=seed)
+            p_value = metrics.paired_bootstrap_means(own["baseline"], own["system"], samples=samples, seed=seed)
             part["comet"]["p_value"] = p_value

@@ -10,19 +10,19 @@ from typing import TYPE_CHECKING, Any
 
 from rich.console import Console
 
-from roundtrip.cli.app import open_door
-from roundtrip.recipe.loader import keep_off_hub
+from roundtrip.cli.app import run_cli
+from roundtrip.recipe.loader import forbid_unused_hub
 from roundtrip.runtime.errors import RunError, printable
 
 # Texts that the chat template is tried on.
 _PROBES = ("Save the file", "línea — 家", "(1) <b>100 %</b>", "a")
 
 if TYPE_CHECKING:
-    from roundtrip.backtranslation.run_folder import Run
+    from roundtrip.backtranslation.run_folder import RunFolder
     from roundtrip.engine.translator import Translator
     from roundtrip.recipe.plan import Direction
     from roundtrip.tokens.prompt_segments import Segments
-    from roundtrip.tokens.prompt_template import Template
+    from roundtrip.tokens.prompt_template import PromptTemplate
 
 
 def main() -> None:
@@ -39,22 +39,22 @@ def main() -> None:
     parser.add_argument(
         "--dtype", choices=("float32", "bfloat16", "float16"), help="of a merged model (default: as the base)"
     )
-    open_door(_work, parser)
+    run_cli(_work, parser)
 
 
 def _work(arguments: argparse.Namespace) -> None:
     if arguments.dtype and not arguments.merged:
         raise RunError("an adapter keeps its precision", place="--dtype", cure="add --merged, or leave --dtype out")
-    from roundtrip.backtranslation.run_folder import Run
+    from roundtrip.backtranslation.run_folder import RunFolder
 
-    run = Run(arguments.run)
+    run = RunFolder(arguments.run)
     recipe, start = run.recipe()
-    keep_off_hub(recipe, start)
+    forbid_unused_hub(recipe, start)
     # Seconds of imports, for which nobody should wait to read about a typo.
     from roundtrip.backtranslation import trained_models
     from roundtrip.recipe.plan import directions
 
-    chosen = [trained_models.into(run, arguments.to)] if arguments.to else list(directions(recipe))
+    chosen = [trained_models.direction_into(run, arguments.to)] if arguments.to else list(directions(recipe))
     folders = {direction: arguments.out / direction.name for direction in chosen}
     for folder in folders.values():
         _refuse_used(folder)
@@ -79,7 +79,7 @@ def _refuse_used(folder: Path) -> None:
 
 
 def export(
-    run: Run, direction: Direction, folder: Path, stage: str, *, merged: bool = False, dtype: str | None = None
+    run: RunFolder, direction: Direction, folder: Path, stage: str, *, merged: bool = False, dtype: str | None = None
 ) -> bool:
     """Write one direction of a run into a folder.
 
@@ -105,10 +105,10 @@ def export(
     # A sum with weights of 4 or 8 bits would be rounded to them again.
     one = trained_models.load(run, direction, stage, "cpu", {"quantize": "none", "scratch": True})
     folder.mkdir(parents=True, exist_ok=True)
-    if merged or one.learner.whole:
-        one.learner.merged(dtype).save_pretrained(folder)
+    if merged or one.direction_model.whole:
+        one.direction_model.merged(dtype).save_pretrained(folder)
     else:
-        one.learner.export(folder)
+        one.direction_model.export(folder)
     same = _write_tokenizer(one, folder)
     model_card.write(run, one, folder, stage, has_template=same)
     return same
@@ -136,7 +136,7 @@ def _write_tokenizer(one: Translator, folder: Path) -> bool:
     return same
 
 
-def _makes_our_prompts(tokenizer: Any, template: Template) -> bool:
+def _makes_our_prompts(tokenizer: Any, template: PromptTemplate) -> bool:
     asked = [
         tokenizer.apply_chat_template(
             [{"role": "user", "content": text}], add_generation_prompt=True, return_dict=False

@@ -10,7 +10,7 @@ from typing import Any
 from huggingface_hub import EvalResult, ModelCardData
 
 from roundtrip import __version__
-from roundtrip.backtranslation.run_folder import BEST, Run
+from roundtrip.backtranslation.run_folder import BEST, RunFolder
 from roundtrip.engine.translator import Translator
 from roundtrip.recipe.plan import FINAL, PARALLEL, TEXT
 from roundtrip.tokens.prompt_segments import language_name
@@ -18,7 +18,7 @@ from roundtrip.tokens.prompt_segments import language_name
 _METRICS = {"chrf": "chrF++", "bleu": "BLEU"}
 
 
-def write(run: Run, one: Translator, folder: Path, stage: str, *, has_template: bool = True) -> None:
+def write(run: RunFolder, one: Translator, folder: Path, stage: str, *, has_template: bool = True) -> None:
     """Write README.md into the folder of an exported direction.
 
     Args:
@@ -36,7 +36,7 @@ def _is_model(folder: Path) -> bool:
 
 
 def text(
-    run: Run, one: Translator, metrics: dict[str, Any], stage: str, is_model: bool, *, has_template: bool = True
+    run: RunFolder, one: Translator, metrics: dict[str, Any], stage: str, is_model: bool, *, has_template: bool = True
 ) -> str:
     """Return the card.
 
@@ -72,7 +72,7 @@ def text(
     parts = [
         f"---\n{data.to_yaml()}\n---",
         f"# {_plain(source)} to {_plain(target)}",
-        f"{_what(run, one, is_model)} {_how(one, stage, target, has_rounds=bool(run.recipe()[0].rounds.number))}",
+        f"{_what(run, one, is_model)} {_how(one, stage, target, has_rounds=bool(run.recipe()[0].rounds.count))}",
         _usage(one, is_model) if has_template else _usage_without(one),
         _scores(one, metrics, stage),
         _samples(metrics, direction.name, stage),
@@ -83,17 +83,17 @@ def text(
     return "\n\n".join(part for part in parts if part) + "\n"
 
 
-def _hub_id(run: Run, one: Translator) -> str | None:
+def _hub_id(run: RunFolder, one: Translator) -> str | None:
     """Return the base where it is one that others can find by this name."""
     spec = run.recipe()[0].model[one.direction.name]
     local = spec.path is None or spec.path.count("/") != 1 or spec.path.startswith((".", "/", "~", "pypi:"))
     return None if local or Path(one.base.location).exists() else spec.path
 
 
-def _what(run: Run, one: Translator, is_model: bool) -> str:
-    adapter, spec = one.learner.adapter, run.recipe()[0].model[one.direction.name]
+def _what(run: RunFolder, one: Translator, is_model: bool) -> str:
+    adapter, spec = one.direction_model.adapter, run.recipe()[0].model[one.direction.name]
     base = _plain(spec.name if spec.from_scratch is None else "random weights")
-    if one.learner.whole:
+    if one.direction_model.whole:
         return f"A causal language model, all weights of which were trained, from {base}."
     kind = f"{adapter.method}, rank {adapter.rank}"
     note = " vLLM serves no DoRA adapter: export it with `--merged` for that." if "dora" in adapter.method else ""

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from roundtrip.data.normalize import clean
-from roundtrip.data.text_files import lines
+from roundtrip.data.text_files import read_text_lines
 from roundtrip.recipe.plan import Direction
 from roundtrip.recipe.schema import Generate
 from roundtrip.runtime.downloads import forbid_hub, is_hub_id
@@ -20,14 +20,14 @@ if TYPE_CHECKING:
 
 
 @dataclass(frozen=True)
-class HeldOut:
+class EvaluationSet:
     """Sources and references, line by line."""
 
     sources: list[str]
     references: list[str]
 
 
-def read_test(source: Path | None, reference: Path | None, pairs: Path | None) -> HeldOut:
+def read_test(source: Path | None, reference: Path | None, pairs: Path | None) -> EvaluationSet:
     """Read a test set: two files, or one of source, tab, reference.
 
     Raises:
@@ -38,7 +38,7 @@ def read_test(source: Path | None, reference: Path | None, pairs: Path | None) -
             "a test set is wanted, once", place="--test", cure="give --source and --reference, or --test pairs.tsv"
         )
     if pairs is not None:
-        rows = [line.split("\t") for line in read(pairs)]
+        rows = [line.split("\t") for line in read_lines(pairs)]
         for number, row in enumerate(rows, start=1):
             if len(row) != 2:
                 raise TextError(
@@ -46,23 +46,23 @@ def read_test(source: Path | None, reference: Path | None, pairs: Path | None) -
                     place=f"{pairs}:{number}",
                     cure="part them by one tab",
                 )
-        test = HeldOut([row[0].strip() for row in rows], [row[1].strip() for row in rows])
+        test = EvaluationSet([row[0].strip() for row in rows], [row[1].strip() for row in rows])
     else:
         assert source is not None and reference is not None
-        test = HeldOut(read(source), read(reference))
+        test = EvaluationSet(read_lines(source), read_lines(reference))
         same_length(test.references, test.sources, reference, f"{source} has")
     if not test.sources:
         raise TextError("no line in it", place=str(pairs or source), cure="name another file")
     return test
 
 
-def read(path: Path) -> list[str]:
+def read_lines(path: Path) -> list[str]:
     """Return the lines of a file, empty ones too, as many as `wc -l` counts.
 
     Raises:
         TextError: it cannot be read.
     """
-    return [line.rstrip("\r\n").strip(" ") for line in lines(path)]
+    return [line.rstrip("\r\n").strip(" ") for line in read_text_lines(path)]
 
 
 def same_length(found: Sequence[str], wanted: Sequence[str], place: Path, whose: str) -> None:
@@ -100,12 +100,12 @@ def own_tokenizer(places: Iterable[Path], to: str | None) -> str | None:
     Raises:
         RunError: a folder is not a run.
     """
-    from roundtrip.backtranslation.run_folder import Run
+    from roundtrip.backtranslation.run_folder import RunFolder
 
     if to is None:
         return None
-    runs = [Run(place).recipe()[0] for place in places if place.is_dir() and not is_exported(place)]
-    named = [one for recipe in runs if (one := recipe.score.bleu_tokenize.get(to)) is not None]
+    runs = [RunFolder(place).recipe()[0] for place in places if place.is_dir() and not is_exported(place)]
+    named = [one for recipe in runs if (one := recipe.evaluation.bleu_tokenize.get(to)) is not None]
     return named[0] if named else None
 
 
@@ -133,7 +133,7 @@ def exported_direction(place: Path, to: str | None) -> Direction:
 
 
 def translations(
-    place: Path, test: HeldOut, to: str | None, stage: str, device: str, cut: list[str] | None = None
+    place: Path, test: EvaluationSet, to: str | None, stage: str, device: str, cut: list[str] | None = None
 ) -> list[str]:
     """Return what a system makes of the sources.
 
@@ -147,14 +147,16 @@ def translations(
         TextError, RunError: there is no such system, or it is of another test set.
     """
     if not place.is_dir():
-        found = read(place)
+        found = read_lines(place)
         same_length(found, test.sources, place, "the test set has")
         return found
     one, settings = _load(place, to, stage, device)
-    from roundtrip.engine.long_inputs import translate
+    from roundtrip.engine.long_inputs import translate_any_length
 
     refused: list[str] = []
-    found = list(translate(one, [clean(text) for text in test.sources], settings, refused, [] if cut is None else cut))
+    found = list(
+        translate_any_length(one, [clean(text) for text in test.sources], settings, refused, [] if cut is None else cut)
+    )
     if refused:
         raise TextError(f"{len(refused)} sources are too long: {refused[0]}", place=str(place), cure="leave them out")
     return found
@@ -174,15 +176,15 @@ def _load(place: Path, to: str | None, stage: str, device: str) -> tuple[Transla
             f"{place} is a folder: a run translates, into which language?", place="--to", cure="give its code, --to fr"
         )
     from roundtrip.backtranslation import trained_models
-    from roundtrip.backtranslation.run_folder import Run
-    from roundtrip.backtranslation.validation import greedy
-    from roundtrip.recipe.loader import keep_off_hub
+    from roundtrip.backtranslation.run_folder import RunFolder
+    from roundtrip.backtranslation.validation import greedy_settings
+    from roundtrip.recipe.loader import forbid_unused_hub
 
-    run = Run(place)
-    direction = trained_models.into(run, to)
+    run = RunFolder(place)
+    direction = trained_models.direction_into(run, to)
     recipe, folder = run.recipe()
-    keep_off_hub(recipe, folder)
-    return trained_models.load(run, direction, stage, device), greedy(recipe)
+    forbid_unused_hub(recipe, folder)
+    return trained_models.load(run, direction, stage, device), greedy_settings(recipe)
 
 
 def _base_of(config: Path) -> str:

@@ -9,9 +9,9 @@ from pathlib import Path
 
 from rich.console import Console
 
-from roundtrip.cli.app import open_door
+from roundtrip.cli.app import run_cli
 from roundtrip.recipe import loader
-from roundtrip.runtime.event_log import Events
+from roundtrip.runtime.event_log import EventLog
 
 
 def main() -> None:
@@ -26,25 +26,25 @@ def main() -> None:
     )
     parser.add_argument("--resume", action="store_true", help="go on with a run that was stopped")
     parser.add_argument("--check", action="store_true", help="validate everything, show what would run, and stop")
-    open_door(_work, parser)
+    run_cli(_work, parser)
 
 
 def _work(arguments: argparse.Namespace) -> None:
     loaded = loader.load(arguments.recipe, arguments.set)
     # Of several processes the first one speaks.
-    events = Events(Console(quiet=os.environ.get("RANK", "0") != "0"))
+    events = EventLog(Console(quiet=os.environ.get("RANK", "0") != "0"))
     events.say(f"recipe {loaded.path}: sound")
-    loader.keep_off_hub(loaded.recipe, loaded.folder)
+    loader.forbid_unused_hub(loaded.recipe, loaded.folder)
     # Seconds of imports, for which nobody should wait to read about a typo.
     from roundtrip.backtranslation import session
-    from roundtrip.backtranslation.run_folder import locked
+    from roundtrip.backtranslation.run_folder import run_lock
     from roundtrip.models.base_model import choose_device
-    from roundtrip.runtime.distributed import joined
+    from roundtrip.runtime.distributed import join_processes
 
     if arguments.check:
         session.check(loaded, events)
         return
     path = arguments.out or Path("runs") / loaded.path.stem
     on_cpu = all(choose_device(model.device).type == "cpu" for model in loaded.recipe.model.values())
-    with joined(on_cpu) as ranks, locked(path) if ranks.first else nullcontext():
-        session.train(path, loaded, events, resume=arguments.resume, ranks=ranks)
+    with join_processes(on_cpu) as processes, run_lock(path) if processes.is_main else nullcontext():
+        session.train(path, loaded, events, resume=arguments.resume, processes=processes)

@@ -10,10 +10,10 @@ from pathlib import Path
 from rich.console import Console
 from rich.text import Text
 
-from roundtrip.backtranslation.run_folder import BEST, Run
-from roundtrip.cli.app import open_door
+from roundtrip.backtranslation.run_folder import BEST, RunFolder
+from roundtrip.cli.app import run_cli
 from roundtrip.data.normalize import clean
-from roundtrip.recipe.loader import keep_off_hub
+from roundtrip.recipe.loader import forbid_unused_hub
 from roundtrip.runtime.errors import TextError, printable
 
 # Lines are read, sorted by length and written in pieces of this size, so that output flows while input comes.
@@ -30,27 +30,27 @@ def main() -> None:
     parser.add_argument("--to", required=True, metavar="LANGUAGE", help="code of the language to translate into")
     parser.add_argument("--device", default="auto", help="auto (default), cpu, cuda:0, ...")
     parser.add_argument("--stage", default=BEST, help="which adapters: best (default), parallel, round-1, ...")
-    open_door(_work, parser)
+    run_cli(_work, parser)
 
 
 def _work(arguments: argparse.Namespace) -> None:
-    run = Run(arguments.run)
+    run = RunFolder(arguments.run)
     recipe, folder = run.recipe()
-    keep_off_hub(recipe, folder)
+    forbid_unused_hub(recipe, folder)
     # Seconds of imports, for which nobody should wait to read about a typo.
     from roundtrip.backtranslation import trained_models
-    from roundtrip.backtranslation.validation import greedy
-    from roundtrip.engine.long_inputs import translate
+    from roundtrip.backtranslation.validation import greedy_settings
+    from roundtrip.engine.long_inputs import translate_any_length
 
-    one = trained_models.load(run, trained_models.into(run, arguments.to), arguments.stage, arguments.device)
-    settings = greedy(recipe)
+    one = trained_models.load(run, trained_models.direction_into(run, arguments.to), arguments.stage, arguments.device)
+    settings = greedy_settings(recipe)
     lines = iter(sys.stdin.buffer)
     refused: list[str] = []
     cut: list[str] = []
     start = 0
     while piece := list(islice(lines, LINES_AT_ONCE)):
         texts = [decode(line, start + number + 1) for number, line in enumerate(piece)]
-        for text in translate(one, texts, settings, refused, cut, start):
+        for text in translate_any_length(one, texts, settings, refused, cut, start):
             sys.stdout.buffer.write(text.encode("utf-8") + b"\n")
         sys.stdout.buffer.flush()
         start += len(piece)

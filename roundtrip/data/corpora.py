@@ -11,11 +11,11 @@ from pathlib import Path
 
 from roundtrip.data import row_store
 from roundtrip.data.readers import read_lines, read_pairs
-from roundtrip.data.row_store import Row, Store
-from roundtrip.recipe.schema import Data, Filter, Recipe, Sources, TextSource
+from roundtrip.data.row_store import RowStore, TextRow
+from roundtrip.recipe.schema import Data, LineFilter, Recipe, Sources, TextSource
 from roundtrip.runtime.downloads import resolve
 from roundtrip.runtime.errors import TextError
-from roundtrip.runtime.seeding import derive, shuffled
+from roundtrip.runtime.seeding import derive_seed, permuted_index
 
 # Of short texts one is soon twice as long as the other; so many characters are free before a ratio counts.
 RATIO_SLACK = 10
@@ -31,10 +31,10 @@ class Corpora:
         counts: for each part how many rows were kept and how many dropped for which reason.
     """
 
-    train: Store
-    dev: Store
-    test: Store
-    mono: dict[str, Store]
+    train: RowStore
+    dev: RowStore
+    test: RowStore
+    mono: dict[str, RowStore]
     counts: dict[str, dict[str, int]]
 
     def all_text(self) -> Iterator[str]:
@@ -46,13 +46,13 @@ class Corpora:
             yield from (text[number][0] for text in texts if number < len(text))
 
 
-def length_ratio(a: float, b: float) -> float:
+def relative_length(a: float, b: float) -> float:
     """Return how much longer the longer of two texts is, by their characters, with slack for short ones; at least 1."""
     short, long = sorted((a + RATIO_SLACK, b + RATIO_SLACK))
     return long / short
 
 
-def prepare(recipe: Recipe, folder: Path, target: Path, tell: Callable[[str], None]) -> Corpora:
+def prepare(recipe: Recipe, folder: Path, target: Path, report: Callable[[str], None]) -> Corpora:
     """Read, clean, deduplicate and separate all text of a recipe into `target`.
 
     A train or monolingual line that also stands in dev or test (in the same language) is dropped; `data.filter` is
@@ -67,8 +67,8 @@ def prepare(recipe: Recipe, folder: Path, target: Path, tell: Callable[[str], No
         SourceError, TextError: a source cannot be fetched or read, or a part ends up empty.
     """
     counts: dict[str, Counter[str]] = {}
-    parts = _cut if recipe.data.cut is not None else _given
-    stores = parts(recipe, folder, target, tell, counts)
+    parts = _cut if recipe.data.split is not None else _given
+    stores = parts(recipe, folder, target, report, counts)
     first, second = recipe.languages
     for part in ("dev", "test"):
         if not len(stores[part]):
@@ -94,20 +94,20 @@ _EMPTY_CURE = "the file is empty, or data.filter drops everything; the counts sa
 
 
 def _given(
-    recipe: Recipe, folder: Path, target: Path, tell: Callable[[str], None], counts: dict[str, Counter[str]]
-) -> dict[str, Store]:
+    recipe: Recipe, folder: Path, target: Path, report: Callable[[str], None], counts: dict[str, Counter[str]]
+) -> dict[str, RowStore]:
     """Read every part from its own sources: dev and test first, so that train can be kept apart from them."""
     data = recipe.data
     held_out: set[tuple[int, int]] = set()
-    stores = _held_out(("test",) if recipe.blind else ("test", "dev"), recipe, folder, target, tell, counts, held_out)
+    stores = _held_out(("test",) if recipe.blind else ("test", "dev"), recipe, folder, target, report, counts, held_out)
     if recipe.blind:
-        stores["dev"] = _lines_for_dev(recipe, folder, target, tell, counts, held_out)
+        stores["dev"] = _lines_for_dev(recipe, folder, target, report, counts, held_out)
     count = counts["train"] = Counter()
-    rows = _pairs(data.train, recipe.languages, folder, tell)
+    rows = _pairs(data.train, recipe.languages, folder, report)
     stores["train"] = _write_once(target / "train.tsv", _fitting(rows, (0, 1), data.filter, count, held_out), count)
     for side, language in enumerate(recipe.languages):
         count = counts[f"mono.{language}"] = Counter()
-        lines = ((line,) for line in _lines(data.mono.get(language, ()), language, folder, tell))
+        lines = ((line,) for line in _lines(data.mono.get(language, ()), language, folder, report))
         fitting = _fitting(lines, (side,), data.filter, count, held_out)
         stores[f"mono.{language}"] = _write_once(target / f"mono.{language}.txt", fitting, count)
     return stores
@@ -117,16 +117,16 @@ def _lines_for_dev(
     recipe: Recipe,
     folder: Path,
     target: Path,
-    tell: Callable[[str], None],
+    report: Callable[[str], None],
     counts: dict[str, Counter[str]],
     held_out: set[tuple[int, int]],
-) -> Store:
+) -> RowStore:
     """Hold out the first monolingual lines in place of dev pairs; those of a row are no translations of each other."""
     sides = []
     for side, language in enumerate(recipe.languages):
-        lines = ((line,) for line in _lines(recipe.data.mono[language], language, folder, tell))
+        lines = ((line,) for line in _lines(recipe.data.mono[language], language, folder, report))
         fitting = (row[0] for _, row in _fitting(lines, (side,), recipe.data.filter, Counter(), held_out))
-        sides.append(list(islice(dict.fromkeys(fitting), recipe.score.round_trip_lines)))
+        sides.append(list(islice(dict.fromkeys(fitting), recipe.evaluation.round_trip_lines)))
     rows = list(zip(*sides, strict=False))
     held_out.update((side, _fingerprint(text)) for row in rows for side, text in enumerate(row))
     counts["dev"] = Counter(kept=len(rows))
@@ -138,22 +138,22 @@ def _held_out(
     recipe: Recipe,
     folder: Path,
     target: Path,
-    tell: Callable[[str], None],
+    report: Callable[[str], None],
     counts: dict[str, Counter[str]],
     held_out: set[tuple[int, int]],
-) -> dict[str, Store]:
+) -> dict[str, RowStore]:
     """Read dev and test as they are given, and remember their texts in `held_out`."""
     stores = {}
     for part in parts:
         sources: Sources = getattr(recipe.data, part)
         count = counts[part] = Counter()
-        rows = _pairs(sources, recipe.languages, folder, tell)
+        rows = _pairs(sources, recipe.languages, folder, report)
         # A test set stays as its makers cut it, else its scores compare with nobody's.
         stores[part] = row_store.write(target / f"{part}.tsv", _as_given(rows, count, held_out))
     return stores
 
 
-def _write_once(path: Path, rows: Iterable[tuple[int, Row]], count: Counter[str]) -> Store:
+def _write_once(path: Path, rows: Iterable[tuple[int, TextRow]], count: Counter[str]) -> RowStore:
     """Write what is left of rows once equal ones are dropped, and count both."""
     found, num_dropped = row_store.write_once(path, rows)
     if num_dropped:
@@ -163,27 +163,27 @@ def _write_once(path: Path, rows: Iterable[tuple[int, Row]], count: Counter[str]
 
 
 def _cut(
-    recipe: Recipe, folder: Path, target: Path, tell: Callable[[str], None], counts: dict[str, Counter[str]]
-) -> dict[str, Store]:
+    recipe: Recipe, folder: Path, target: Path, report: Callable[[str], None], counts: dict[str, Counter[str]]
+) -> dict[str, RowStore]:
     """Cut one corpus into test, dev, train and two monolingual halves; no text of a language is in two parts."""
-    cut = recipe.data.cut
+    cut = recipe.data.split
     assert cut is not None
     held_out: set[tuple[int, int]] = set()
     named = [part for part in ("test", "dev") if getattr(recipe.data, part)]
-    given = _held_out(named, recipe, folder, target, tell, counts, held_out)
+    given = _held_out(named, recipe, folder, target, report, counts, held_out)
     count = counts["corpus"] = Counter()
     # One side alone is enough to call two pairs the same here, else a half could hold the other's translation.
-    rows = _new_sides(_pairs(cut.corpus, recipe.languages, folder, tell), recipe.data.filter, count, held_out)
+    rows = _new_sides(_pairs(cut.corpus, recipe.languages, folder, report), recipe.data.filter, count, held_out)
     corpus = row_store.write(target / "corpus.tsv", rows)
     needed = cut.train + cut.dev + cut.test + (2 if recipe.needs_mono else 0)
     if len(corpus) < needed:
         raise TextError(
             f"{len(corpus)} usable pairs, the cut needs {needed}; counts: {dict(count)}",
-            place="data.cut",
-            cure="ask for fewer, or add to data.cut.corpus",
+            place="data.split",
+            cure="ask for fewer, or add to data.split.corpus",
         )
-    seed = derive(recipe.seed if cut.seed is None else cut.seed, "cut")
-    order = iter(corpus[shuffled(index, len(corpus), seed, 0)] for index in range(len(corpus)))
+    seed = derive_seed(recipe.seed if cut.seed is None else cut.seed, "cut")
+    order = iter(corpus[permuted_index(index, len(corpus), seed, 0)] for index in range(len(corpus)))
     sizes = {part: size for part, size in (("test", cut.test), ("dev", cut.dev)) if part not in given}
     sizes["train"] = cut.train
     stores = {part: row_store.write(target / f"{part}.tsv", islice(order, size)) for part, size in sizes.items()}
@@ -197,26 +197,26 @@ def _cut(
 
 
 def _pairs(
-    sources: Sources, languages: tuple[str, str], folder: Path, tell: Callable[[str], None]
+    sources: Sources, languages: tuple[str, str], folder: Path, report: Callable[[str], None]
 ) -> Iterator[tuple[str, str]]:
-    for source, paths in _resolved(sources, folder, tell):
+    for source, paths in _resolved(sources, folder, report):
         yield from read_pairs(source, paths, languages)
 
 
-def _lines(sources: Sources, language: str, folder: Path, tell: Callable[[str], None]) -> Iterator[str]:
-    for source, paths in _resolved(sources, folder, tell):
+def _lines(sources: Sources, language: str, folder: Path, report: Callable[[str], None]) -> Iterator[str]:
+    for source, paths in _resolved(sources, folder, report):
         yield from read_lines(source, paths, language)
 
 
-def _resolved(sources: Sources, folder: Path, tell: Callable[[str], None]) -> Iterator[tuple[TextSource, list[Path]]]:
+def _resolved(sources: Sources, folder: Path, report: Callable[[str], None]) -> Iterator[tuple[TextSource, list[Path]]]:
     for source in sources:
         specs = (source.path,) if isinstance(source.path, str) else source.path
-        tell(f"reading {' + '.join(spec.partition('#')[0] for spec in specs)}")
+        report(f"reading {' + '.join(spec.partition('#')[0] for spec in specs)}")
         remote = [spec for spec in specs if spec.startswith("hf:")]
         yield source, [] if remote else [path for spec in specs for path in resolve(spec, folder)]
 
 
-def _as_given(rows: Iterable[Row], count: Counter[str], held_out: set[tuple[int, int]]) -> Iterator[Row]:
+def _as_given(rows: Iterable[TextRow], count: Counter[str], held_out: set[tuple[int, int]]) -> Iterator[TextRow]:
     """Yield every row with text on both sides, and remember its texts in `held_out`."""
     for row in rows:
         whole = all(row)
@@ -227,12 +227,12 @@ def _as_given(rows: Iterable[Row], count: Counter[str], held_out: set[tuple[int,
 
 
 def _fitting(
-    rows: Iterable[Row],
+    rows: Iterable[TextRow],
     sides: tuple[int, ...],
-    limits: Filter,
+    limits: LineFilter,
     count: Counter[str],
     held_out: set[tuple[int, int]],
-) -> Iterator[tuple[int, Row]]:
+) -> Iterator[tuple[int, TextRow]]:
     """Yield the rows that pass, each with a number that equal ones have in common, and count the others.
 
     Args:
@@ -251,8 +251,8 @@ def _fitting(
 
 
 def _new_sides(
-    rows: Iterable[Row], limits: Filter, count: Counter[str], held_out: set[tuple[int, int]]
-) -> Iterator[Row]:
+    rows: Iterable[TextRow], limits: LineFilter, count: Counter[str], held_out: set[tuple[int, int]]
+) -> Iterator[TextRow]:
     """Yield the pairs that pass and have no text in common with one that was kept, and count the others.
 
     The keys of all pairs are held in memory, some 200 bytes for each: this is for experiments.
@@ -269,7 +269,7 @@ def _new_sides(
             yield row
 
 
-def _unfit(row: Row, limits: Filter) -> str | None:
+def _unfit(row: TextRow, limits: LineFilter) -> str | None:
     for text in row:
         num_words = len(text.split())
         if not num_words:
@@ -280,7 +280,7 @@ def _unfit(row: Row, limits: Filter) -> str | None:
             return "too many words"
         if len(text) > limits.max_chars:
             return "too many characters"
-    if len(row) == 2 and length_ratio(len(row[0]), len(row[1])) > limits.max_ratio:
+    if len(row) == 2 and relative_length(len(row[0]), len(row[1])) > limits.max_length_ratio:
         return "length ratio"
     if len(row) == 2 and row[0] == row[1]:
         return "both sides equal"
@@ -306,8 +306,8 @@ def reopen(recipe: Recipe, target: Path, counts: dict[str, dict[str, int]]) -> C
 
 
 def _opened(recipe: Recipe, target: Path, counts: dict[str, dict[str, int]]) -> Corpora:
-    mono = {code: Store(target / f"mono.{code}.txt") for code in recipe.languages} if recipe.needs_mono else {}
-    train, dev, test = (Store(target / f"{part}.tsv") for part in ("train", "dev", "test"))
+    mono = {code: RowStore(target / f"mono.{code}.txt") for code in recipe.languages} if recipe.needs_mono else {}
+    train, dev, test = (RowStore(target / f"{part}.tsv") for part in ("train", "dev", "test"))
     parts = {"train": train, "dev": dev, "test": test} | {f"mono.{code}": rows for code, rows in mono.items()}
     for part, rows in parts.items():
         if len(rows) != counts[part].get("kept", 0):
@@ -323,6 +323,6 @@ def describe(data: Data) -> list[str]:
         "test": data.test,
         **{f"mono.{c}": s for c, s in data.mono.items()},
     }
-    if data.cut is not None:
-        tables = {"cut.corpus": data.cut.corpus, "dev": data.dev, "test": data.test}
+    if data.split is not None:
+        tables = {"cut.corpus": data.split.corpus, "dev": data.dev, "test": data.test}
     return [f"{part}: {source.path}" for part, sources in tables.items() for source in sources]

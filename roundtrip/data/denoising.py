@@ -9,7 +9,7 @@ DROPPED = 0.1
 MOVED = 3
 
 
-def noise(text: str, seed: int) -> str:
+def add_noise(text: str, seed: int) -> str:
     """Return a text without some of its words, the others a little out of order; at least one word stays.
 
     Text without spaces is disturbed by its characters.

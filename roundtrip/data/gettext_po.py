@@ -16,9 +16,9 @@ from typing import Any
 import langcodes
 import polib
 
-from roundtrip.data.language_codes import locate
+from roundtrip.data.language_codes import match_codes
 from roundtrip.data.normalize import clean
-from roundtrip.data.text_files import lines, opened, raw_lines
+from roundtrip.data.text_files import open_text, raw_lines, read_text_lines
 from roundtrip.runtime.errors import TextError
 
 # A large application has some millions; reading takes twenty times as much memory.
@@ -52,7 +52,7 @@ def read_po(path: Path, languages: tuple[str, ...]) -> Iterator[tuple[str, ...]]
                 place=str(path),
                 cure="Name the catalogue of the other language, or mend its Language header.",
             )
-        step = -1 if locate(languages, [header])[0] is not None else 1
+        step = -1 if match_codes(languages, [header])[0] is not None else 1
         yield from (pair[::step] for entry in entries if entry.translated() for pair in _pairs(entry))
         return
     if not header and any(entry.translated() for entry in entries):
@@ -61,7 +61,7 @@ def read_po(path: Path, languages: tuple[str, ...]) -> Iterator[tuple[str, ...]]
             place=str(path),
             cure='Add the language of the translations to the header entry: "Language: es\\n".',
         )
-    if locate(languages, [header])[0] is not None:
+    if match_codes(languages, [header])[0] is not None:
         yield from ((target,) for entry in entries if entry.translated() for _, target in _pairs(entry))
     else:
         yield from ((source,) for entry in entries for source in _messages(entry))
@@ -70,7 +70,7 @@ def read_po(path: Path, languages: tuple[str, ...]) -> Iterator[tuple[str, ...]]
 def _close(a: str, b: str) -> bool:
     """Return whether two codes are near enough to be one language under two names, as `nb` and `no`."""
     try:
-        return locate([b], [a])[0] is not None or langcodes.tag_distance(a.replace("_", "-"), b) < 10
+        return match_codes([b], [a])[0] is not None or langcodes.tag_distance(a.replace("_", "-"), b) < 10
     except ValueError:  # a header that is no code says nothing against the file
         return True
 
@@ -79,7 +79,7 @@ def _parse(path: Path) -> Any:
     number = 0
     text = []
     size = 0
-    for number, line in enumerate(lines(path, _charset(path)), start=1):
+    for number, line in enumerate(read_text_lines(path, _charset(path)), start=1):
         size += len(line)
         if size > MAX_CHARS:
             raise TextError(
@@ -110,7 +110,7 @@ def _broken(path: Path, number: int, problem: str) -> TextError:
 
 def _charset(path: Path) -> str:
     """Return the charset that the header names; templates say CHARSET, which is none, and mean UTF-8."""
-    with opened(path) as handle:
+    with open_text(path) as handle:
         named = next((found for line in raw_lines(handle) if (found := _CHARSET.search(line))), None)
     try:
         name = codecs.lookup(named.group(1).decode("ascii")).name if named else "utf-8"

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 
-def locate(wanted: Sequence[str], found: Sequence[str]) -> tuple[int | None, ...]:
+def match_codes(wanted: Sequence[str], found: Sequence[str]) -> tuple[int | None, ...]:
     """Find each wanted language among the codes that a file uses.
 
     Codes are compared without regard to case. A language without an exact match takes the first code with its
@@ -21,7 +21,7 @@ def locate(wanted: Sequence[str], found: Sequence[str]) -> tuple[int | None, ...
     return tuple(positions)
 
 
-def every(wanted: str, found: Sequence[str]) -> list[int]:
+def all_matching(wanted: str, found: Sequence[str]) -> list[int]:
     """Return the positions of all codes that are exactly this one, else of all with its primary subtag."""
     return _exact(wanted, found) or _related(wanted, found)
 

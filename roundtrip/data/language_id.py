@@ -20,10 +20,10 @@ MIN_CHARS = 40
 MIN_RIGHT = 0.95
 # Too few lines prove nothing.
 MIN_LINES = 20
-_CURE = "set judge.language = false"
+_CURE = "set filter.language = false"
 
 
-class Identifier:
+class LanguageIdentifier:
     """Tells the two languages of a recipe apart.
 
     Args:
@@ -36,8 +36,8 @@ class Identifier:
     def __init__(self, languages: tuple[str, str]) -> None:
         if importlib.util.find_spec("py3langid") is None:
             raise RecipeError(
-                "judge.language needs py3langid, which is not installed",
-                place="judge.language",
+                "filter.language needs py3langid, which is not installed",
+                place="filter.language",
                 cure=f"pip install 'roundtrip-mt[langid]', or {_CURE}",
             )
         from py3langid.langid import MODEL_FILE, LanguageIdentifier
@@ -47,10 +47,10 @@ class Identifier:
         known = set(self._model.labels)
         for code, name in self._names.items():
             if name not in known:
-                raise RecipeError(f"py3langid does not know '{code}'", place="judge.language", cure=_CURE)
+                raise RecipeError(f"py3langid does not know '{code}'", place="filter.language", cure=_CURE)
         if len(set(self._names.values())) < 2:
             raise RecipeError(
-                f"to py3langid {' and '.join(languages)} are one language", place="judge.language", cure=_CURE
+                f"to py3langid {' and '.join(languages)} are one language", place="filter.language", cure=_CURE
             )
         self._model.set_languages(sorted(self._names.values()))
 

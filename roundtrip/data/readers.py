@@ -13,7 +13,7 @@ from pathlib import Path
 from roundtrip.data.gettext_po import read_po
 from roundtrip.data.normalize import clean
 from roundtrip.data.tabular import read_csv, read_dataset, read_jsonl, read_parquet, read_tsv
-from roundtrip.data.text_files import lines
+from roundtrip.data.text_files import read_text_lines
 from roundtrip.data.tmx_xliff import read_tmx, read_xliff
 from roundtrip.recipe.schema import TextFormat, TextSource
 from roundtrip.runtime.errors import TextError
@@ -108,7 +108,7 @@ def _single(path: Path, languages: tuple[str, ...]) -> Iterator[tuple[str, ...]]
             place=str(path),
             cure=f"Name two files, or set `format`, or name a file that ends in {', '.join(_ENDINGS)}.",
         )
-    return ((line,) for line in lines(path))
+    return ((line,) for line in read_text_lines(path))
 
 
 def _moses(source: TextSource, paths: Sequence[Path], languages: tuple[str, ...]) -> Iterator[tuple[str, ...]]:
@@ -120,7 +120,7 @@ def _moses(source: TextSource, paths: Sequence[Path], languages: tuple[str, ...]
             cure="Name one file for each language, in the order of `languages`; for one language, one file.",
         )
     first, second = paths
-    rows = zip_longest(lines(first), lines(second))
+    rows = zip_longest(read_text_lines(first), read_text_lines(second))
     for number, (one, other) in enumerate(rows, start=1):
         if one is None or other is None:
             longer, shorter = (second, first) if one is None else (first, second)

@@ -14,7 +14,7 @@ from typing import overload
 
 import numpy as np
 
-Row = tuple[str, ...]
+TextRow = tuple[str, ...]
 # Bytes read at once; a longer row takes another read.
 _PIECE = 512
 # Numbers held before they go to disk.
@@ -23,7 +23,7 @@ _HELD = 1 << 16
 _COMPARED = 1 << 18
 
 
-class Store(Sequence[Row]):
+class RowStore(Sequence[TextRow]):
     """Rows of one or two texts, read one at a time from disk; the corpus is never held in memory.
 
     A row is one line of the file, its columns parted by a tab. Cleaned text holds neither tabs nor line breaks.
@@ -52,10 +52,10 @@ class Store(Sequence[Row]):
         return self._size
 
     @overload
-    def __getitem__(self, index: int) -> Row: ...
+    def __getitem__(self, index: int) -> TextRow: ...
     @overload
-    def __getitem__(self, index: slice) -> list[Row]: ...
-    def __getitem__(self, index: int | slice) -> Row | list[Row]:
+    def __getitem__(self, index: slice) -> list[TextRow]: ...
+    def __getitem__(self, index: int | slice) -> TextRow | list[TextRow]:
         if isinstance(index, slice):
             return [self[i] for i in range(*index.indices(len(self)))]
         if not -len(self) <= index < len(self):
@@ -70,16 +70,16 @@ class Store(Sequence[Row]):
             found += piece
         return tuple(found[:end].decode("utf-8").split("\t"))
 
-    def __iter__(self) -> Iterator[Row]:
+    def __iter__(self) -> Iterator[TextRow]:
         return (self[index] for index in range(len(self)))
 
 
-def write(path: Path, rows: Iterable[Row]) -> Store:
+def write(path: Path, rows: Iterable[TextRow]) -> RowStore:
     """Write rows to `path`, and where they begin to `path`.starts, and open them."""
     return _written(path, ((0, row) for row in rows), keyed=False)
 
 
-def write_once(path: Path, rows: Iterable[tuple[int, Row]]) -> tuple[Store, int]:
+def write_once(path: Path, rows: Iterable[tuple[int, TextRow]]) -> tuple[RowStore, int]:
     """Write rows but for those whose key an earlier one has.
 
     Args:
@@ -98,10 +98,10 @@ def write_once(path: Path, rows: Iterable[tuple[int, Row]]) -> tuple[Store, int]
             target.write(some[first[at : at + _HELD]].tobytes())
     kept.replace(starts)
     keys.unlink()
-    return Store(path), len(first) - int(first.sum())
+    return RowStore(path), len(first) - int(first.sum())
 
 
-def _written(path: Path, rows: Iterable[tuple[int, Row]], *, keyed: bool) -> Store:
+def _written(path: Path, rows: Iterable[tuple[int, TextRow]], *, keyed: bool) -> RowStore:
     starts, keys, at = array("Q"), array("Q"), 0
     with path.open("wb") as text, _index_path(path).open("wb") as index, _keys_path(path).open("wb") as marks:
         for key, row in rows:
@@ -117,7 +117,7 @@ def _written(path: Path, rows: Iterable[tuple[int, Row]], *, keyed: bool) -> Sto
         marks.write(_little(keys))
     if not keyed:
         _keys_path(path).unlink()
-    return Store(path)
+    return RowStore(path)
 
 
 def _little(numbers: array[int]) -> bytes:

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TypeVar
 
-from roundtrip.runtime.seeding import shuffled
+from roundtrip.runtime.seeding import permuted_index
 
 T = TypeVar("T")
 
@@ -19,7 +19,7 @@ class Cursor:
     index: int = 0
 
 
-def take(rows: Sequence[T], cursor: Cursor, number: int, seed: int) -> tuple[list[T], Cursor]:
+def take_rows(rows: Sequence[T], cursor: Cursor, number: int, seed: int) -> tuple[list[T], Cursor]:
     """Read the next rows of an endless, reshuffled stream.
 
     Returns:
@@ -31,6 +31,6 @@ def take(rows: Sequence[T], cursor: Cursor, number: int, seed: int) -> tuple[lis
     while len(taken) < number and len(rows):
         if index == len(rows):
             epoch, index = epoch + 1, 0
-        taken.append(rows[shuffled(index, len(rows), seed, epoch)])
+        taken.append(rows[permuted_index(index, len(rows), seed, epoch)])
         index += 1
     return taken, Cursor(epoch, index)

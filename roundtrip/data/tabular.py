@@ -8,7 +8,7 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
-from roundtrip.data.text_files import lines, opened
+from roundtrip.data.text_files import open_text, read_text_lines
 from roundtrip.recipe.schema import TextSource
 from roundtrip.runtime.errors import RoundtripError, TextError
 
@@ -21,7 +21,7 @@ def read_tsv(source: TextSource, path: Path, languages: tuple[str, ...]) -> Iter
     Raises:
         TextError: a line without a column that is asked for, or a header without its name.
     """
-    rows = (line.rstrip("\r\n").split("\t") for line in lines(path))
+    rows = (line.rstrip("\r\n").split("\t") for line in read_text_lines(path))
     return _fields(source, path, languages, enumerate(rows, start=1))
 
 
@@ -41,7 +41,7 @@ def read_jsonl(source: TextSource, path: Path, languages: tuple[str, ...]) -> It
         TextError: `columns` are missing in the recipe, a line is not an object, or lacks the text.
     """
     columns = _names(source, languages, place=str(path))
-    for number, line in enumerate(lines(path), start=1):
+    for number, line in enumerate(read_text_lines(path), start=1):
         place = f"{path}:{number}"
         try:
             record = json.loads(line.strip())
@@ -67,7 +67,7 @@ def read_parquet(source: TextSource, path: Path, languages: tuple[str, ...]) -> 
         from pyarrow import parquet
     except ImportError as error:
         raise _missing("pyarrow", str(path)) from error
-    with opened(path) as handle:
+    with open_text(path) as handle:
         try:
             file = parquet.ParquetFile(handle)
             names = file.schema_arrow.names
@@ -122,7 +122,7 @@ def _dataset_records(name: str, source: TextSource) -> Iterator[dict[str, Any]]:
 
 
 def _csv_rows(path: Path) -> Iterator[tuple[int, list[str]]]:
-    reader = csv.reader(lines(path), strict=True)
+    reader = csv.reader(read_text_lines(path), strict=True)
     try:
         for row in reader:
             # An empty line is one empty column, as in a tsv.

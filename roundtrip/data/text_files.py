@@ -22,7 +22,7 @@ _BROKEN_GZIP = (EOFError, gzip.BadGzipFile, zlib.error)
 
 
 @contextmanager
-def opened(path: Path) -> Iterator[BinaryIO]:
+def open_text(path: Path) -> Iterator[BinaryIO]:
     """Open a file for reading bytes, through gzip if its name ends in `.gz`.
 
     Raises:
@@ -74,14 +74,14 @@ def raw_lines(handle: BinaryIO) -> Iterator[bytes]:
     return iter(lambda: handle.readline(MAX_LINE_BYTES + 1), b"")
 
 
-def lines(path: Path, encoding: str = "utf-8") -> Iterator[str]:
+def read_text_lines(path: Path, encoding: str = "utf-8") -> Iterator[str]:
     """Yield the lines of a file, line ends kept; only a line feed ends a line, as in `wc -l`.
 
     Raises:
         TextError: a line is not in this encoding, or the file is unreadable; the place is FILE:LINE.
     """
     number = 0
-    with opened(path) as handle:
+    with open_text(path) as handle:
         try:
             for number, raw in enumerate(raw_lines(handle), start=1):
                 if len(raw) > MAX_LINE_BYTES:

@@ -12,8 +12,8 @@ from typing import Any, BinaryIO
 
 from lxml import etree
 
-from roundtrip.data.language_codes import every, locate
-from roundtrip.data.text_files import opened
+from roundtrip.data.language_codes import all_matching, match_codes
+from roundtrip.data.text_files import open_text
 from roundtrip.runtime.errors import TextError
 
 MAX_UNIT_BYTES = 16 << 20
@@ -38,9 +38,9 @@ def read_tmx(path: Path, languages: tuple[str, ...]) -> Iterator[tuple[str, ...]
         variants = unit.findall("{*}tuv")
         codes = [variant.get(_XML_LANG) or variant.get("lang") or "" for variant in variants]
         seen.update(dict.fromkeys(codes))
-        places = locate(languages, codes)
+        places = match_codes(languages, codes)
         missing -= _found(languages, places)
-        rows = [places] if len(languages) > 1 else [(at,) for at in every(languages[0], codes)]
+        rows = [places] if len(languages) > 1 else [(at,) for at in all_matching(languages[0], codes)]
         for row in rows:
             chosen = [variants[at] for at in row if at is not None]
             if len(chosen) == len(languages):
@@ -63,7 +63,7 @@ def read_xliff(path: Path, languages: tuple[str, ...]) -> Iterator[tuple[str, ..
     for unit in _units(path, "xliff", tags):
         for codes, sides in _sides(unit):
             seen.update(dict.fromkeys(codes))
-            places = locate(languages, codes)
+            places = match_codes(languages, codes)
             missing -= _found(languages, places)
             chosen = [sides[at] for at in places if at is not None and sides[at] is not None]
             if len(chosen) == len(languages) and _is_for_translation(unit):
@@ -97,7 +97,7 @@ def _is_for_translation(unit: Any) -> bool:
 
 def _units(path: Path, root: str, tags: Sequence[str]) -> Iterator[Any]:
     """Yield the elements with these tags, each complete, and free what comes before it in the file."""
-    with opened(path) as handle:
+    with open_text(path) as handle:
         counted = _Counted(handle, path)
         parser = etree.iterparse(
             counted,

@@ -18,7 +18,7 @@ ROOM = 64
 _WARM_UPS = 2
 
 
-class Steps:
+class GraphedSteps:
     """So many steps as the cache has room for.
 
     Args:
@@ -102,7 +102,7 @@ class Steps:
             layer.cumulative_length.fill_(self._filled)
 
 
-def fits(model: Any) -> bool:
+def supports_static_cache(model: Any) -> bool:
     """Return whether every layer of a model has a plain cache; windows that slide and states that run do not."""
     from transformers import StaticCache
     from transformers.cache_utils import StaticLayer

@@ -9,9 +9,9 @@ from typing import Any
 
 import torch
 
-from roundtrip.engine.cuda_graphs import Steps, fits
-from roundtrip.engine.request import New, Work, repeated
-from roundtrip.engine.sampling import pick
+from roundtrip.engine.cuda_graphs import GraphedSteps, supports_static_cache
+from roundtrip.engine.request import GeneratedIds, GenerationRequest, repeated
+from roundtrip.engine.sampling import sample_next
 from roundtrip.models import attention
 from roundtrip.recipe.schema import Generate
 from roundtrip.tokens.batching import left_pad
@@ -26,25 +26,25 @@ CUDA_LOOK_EVERY = 8
 
 
 @torch.inference_mode()
-def decode(model: Any, work: Work) -> New:
+def decode(model: Any, work: GenerationRequest) -> GeneratedIds:
     """Continue one batch until every row has stopped or reached its limit; rows that ended leave the batch.
 
     Samples of one prompt share its forward pass.
     """
-    with attention.decoding(model):
+    with attention.decode_attention(model):
         return _decode(model, work)
 
 
-def _decode(model: Any, work: Work) -> New:
+def _decode(model: Any, work: GenerationRequest) -> GeneratedIds:
     device, recipe = next(model.parameters()).device, work.recipe
     random = torch.Generator(device).manual_seed(work.seed)
     ids_BT, mask_BS = (tensor.to(device) for tensor in left_pad(work.prompts, work.pad_id))
-    limits = repeated(work.limits, recipe.samples)
+    limits = repeated(work.limits, recipe.num_candidates)
     stops, limits_B = torch.tensor(work.stop_ids, device=device), torch.tensor(limits, device=device)
     look_every = 1 if device.type == "cpu" else CUDA_LOOK_EVERY
     num_new = max(limits) + 1
     new_BN = torch.full((len(limits), num_new), work.pad_id, dtype=torch.int64, device=device)
-    logprob_B = torch.zeros(len(limits), device=device) if work.scored else None
+    logprob_B = torch.zeros(len(limits), device=device) if work.return_logprobs else None
     alive_B = torch.arange(len(limits), device=device)
     done_B = torch.zeros_like(alive_B, dtype=torch.bool)
     seen_BV: torch.Tensor | None = None
@@ -52,14 +52,14 @@ def _decode(model: Any, work: Work) -> New:
     past = _Past(model, recipe)
     for number in range(num_new):
         logits_BV = past.step(ids_BT, position_BT, mask_BS)
-        if number == 0 and recipe.samples > 1:
-            past.repeat(recipe.samples)
+        if number == 0 and recipe.num_candidates > 1:
+            past.repeat(recipe.num_candidates)
             logits_BV, mask_BS, position_BT = (
-                tensor.repeat_interleave(recipe.samples, 0) for tensor in (logits_BV, mask_BS, position_BT)
+                tensor.repeat_interleave(recipe.num_candidates, 0) for tensor in (logits_BV, mask_BS, position_BT)
             )
         if recipe.repetition_penalty != 1 and seen_BV is None:
             seen_BV = torch.zeros_like(logits_BV, dtype=torch.bool)
-        next_B = pick(logits_BV, recipe, random, seen_BV)
+        next_B = sample_next(logits_BV, recipe, random, seen_BV)
         if seen_BV is not None:
             seen_BV.scatter_(1, next_B[:, None], True)
         new_BN[alive_B, number] = next_B
@@ -82,7 +82,7 @@ def _decode(model: Any, work: Work) -> New:
                 alive_B, done_B, mask_BS = alive_B[keep], done_B[keep], mask_BS[keep]
                 ids_BT, position_BT = ids_BT[keep], position_BT[keep]
                 seen_BV = seen_BV[keep] if seen_BV is not None else None
-    return New(new_BN, logprob_B)
+    return GeneratedIds(new_BN, logprob_B)
 
 
 class _Past:
@@ -93,9 +93,9 @@ class _Past:
 
         self._model = model
         self._cache: Any = DynamicCache(config=model.config)
-        self._steps: Steps | None = None
+        self._steps: GraphedSteps | None = None
         self._device = next(model.parameters()).device
-        self._fixed = recipe.cuda_graphs and self._device.type in GRAPHS_ON and fits(model)
+        self._fixed = recipe.cuda_graphs and self._device.type in GRAPHS_ON and supports_static_cache(model)
         # A graph is made anew for fewer rows, which a few steps of idle rows do not outweigh.
         self.compact_share = FIXED_COMPACT_SHARE if self._fixed else COMPACT_SHARE
         # By index, not by slice: of a view the output layer would copy its whole weight for each row.
@@ -108,7 +108,7 @@ class _Past:
                 self._cache, self._steps = self._steps.grown(), None
             if self._steps is None:
                 before_BS = mask_BS[:, :-1]
-                self._steps = Steps(self._model, self._cache, before_BS, replay=self._device.type == "cuda")
+                self._steps = GraphedSteps(self._model, self._cache, before_BS, replay=self._device.type == "cuda")
                 self._cache = None  # it has a copy
             return self._steps.step(ids_BT, position_BT)
         logits_BV: torch.Tensor = self._model(

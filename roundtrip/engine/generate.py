@@ -12,20 +12,20 @@ import torch
 from torch import nn
 
 from roundtrip.engine.decoding import decode
-from roundtrip.engine.hf_backends import by_continuous_batching, by_generate
+from roundtrip.engine.hf_backends import generate_continuous, generate_hf
 from roundtrip.engine.likelihood import log_likelihood
-from roundtrip.engine.request import New, Work
+from roundtrip.engine.request import GeneratedIds, GenerationRequest
 from roundtrip.recipe.schema import Generate
-from roundtrip.runtime.distributed import ALONE, Ranks
+from roundtrip.runtime.distributed import SINGLE_PROCESS, ProcessGroup
 from roundtrip.runtime.errors import ModelError
-from roundtrip.runtime.memory import is_out, release, trim
-from roundtrip.runtime.seeding import derive
-from roundtrip.tokens.batching import Table, by_budget
-from roundtrip.tokens.prompt_template import Row
+from roundtrip.runtime.memory import free_after_failure, is_out_of_memory, trim_heap
+from roundtrip.runtime.seeding import derive_seed
+from roundtrip.tokens.batching import TokenDataset, token_budget_batches
+from roundtrip.tokens.prompt_template import TokenRow
 
 # A batch that waits: its place, of which its seed is derived, and which prompts it holds.
 _Entry = tuple[tuple[int, ...], list[int]]
-_Engine = Callable[[nn.Module, Work], New]
+_Engine = Callable[[nn.Module, GenerationRequest], GeneratedIds]
 
 
 @dataclass(frozen=True)
@@ -72,7 +72,7 @@ class Hypotheses:
 
 def length_limit(num_source_tokens: int, recipe: Generate) -> int:
     """Return how many tokens a translation of so many source tokens may have."""
-    return int(recipe.length_ratio * num_source_tokens) + recipe.length_extra
+    return int(recipe.max_length_ratio * num_source_tokens) + recipe.max_length_offset
 
 
 def generate(
@@ -85,13 +85,13 @@ def generate(
     stop_ids: Sequence[int],
     text_stop_ids: Sequence[int] = (),
     seed: int,
-    scored: bool = False,
-    ranks: Ranks = ALONE,
-    tell: Callable[[int, int], None] = lambda rows, tokens: None,
-    seen: Callable[[list[int], Hypotheses], None] = lambda rows, hypotheses: None,
-    halved: Callable[[int], None] = lambda rows: None,
+    return_logprobs: bool = False,
+    processes: ProcessGroup = SINGLE_PROCESS,
+    on_progress: Callable[[int, int], None] = lambda rows, tokens: None,
+    on_batch: Callable[[list[int], Hypotheses], None] = lambda rows, hypotheses: None,
+    on_oom_split: Callable[[int], None] = lambda rows: None,
 ) -> Hypotheses:
-    """Continue each prompt, `recipe.samples` times.
+    """Continue each prompt, `recipe.num_candidates` times.
 
     Args:
         model: a plain causal LM in eval mode (adapters merged).
@@ -112,7 +112,7 @@ def generate(
     Raises:
         ModelError: not even a single row fits into memory.
     """
-    times = recipe.samples
+    times = recipe.num_candidates
     # A batch is as long as its longest prompt plus its longest limit; like goes with like.
     lengths = [times * (len(prompt) + limit + 1) for prompt, limit in zip(prompts, limits, strict=True)]
     device = next(model.parameters()).device
@@ -123,39 +123,39 @@ def generate(
     written: list[Hypotheses] = []
     batches: list[_Entry] = [
         ((number,), group)
-        for number, group in enumerate(by_budget(range(len(prompts)), lengths, recipe.tokens_per_batch))
+        for number, group in enumerate(token_budget_batches(range(len(prompts)), lengths, recipe.max_tokens_per_batch))
     ]
     # The next one stands last.
-    waiting = ranks.share(batches)[::-1]
+    waiting = processes.shard(batches)[::-1]
     while waiting:
         place, group = waiting.pop()
-        work = Work(
+        work = GenerationRequest(
             [prompts[i] for i in group],
             [limits[i] for i in group],
             recipe,
             pad_id,
             all_stops,
-            derive(seed, *place),
-            scored,
+            derive_seed(seed, *place),
+            return_logprobs,
         )
         new = _if_it_fits(engine, model, work)
         if new is None:
-            release()
+            free_after_failure()
             size = _size(group, lengths)
             waiting = [part for entry in [*waiting, (place, group)] for part in _parts(entry, lengths, size)]
-            halved(len(group))
+            on_oom_split(len(group))
             continue
         hypotheses = _cut(new, torch.tensor(work.one_each().limits, device=device), stops, kept)
-        if scored and hypotheses.logprob_B is None:
+        if return_logprobs and hypotheses.logprob_B is None:
             hypotheses = _scored(model, hypotheses, work)
         places = [times * i + sample for i in group for sample in range(times)]
         order += places
         written.append(hypotheses)
-        seen(places, hypotheses)
-        tell(len(group), int(hypotheses.tokens_B.sum()))
-    trim()
-    if ranks.count > 1:
-        parts = ranks.gather((order, [one.to("cpu") for one in written]))
+        on_batch(places, hypotheses)
+        on_progress(len(group), int(hypotheses.tokens_B.sum()))
+    trim_heap()
+    if processes.world_size > 1:
+        parts = processes.gather((order, [one.to("cpu") for one in written]))
         order = [place for places, _ in parts for place in places]
         written = [one.to(device) for _, some in parts for one in some]
     return _in_order(written, order, pad_id, device)
@@ -174,7 +174,7 @@ def _parts(entry: _Entry, lengths: Sequence[int], too_large: int) -> list[_Entry
     return [((*place, 1), group[half:]), ((*place, 0), group[:half])]
 
 
-def _if_it_fits(engine: _Engine, model: nn.Module, work: Work) -> New | None:
+def _if_it_fits(engine: _Engine, model: nn.Module, work: GenerationRequest) -> GeneratedIds | None:
     """Return what a batch comes to, None where memory runs out on it.
 
     Raises:
@@ -183,29 +183,30 @@ def _if_it_fits(engine: _Engine, model: nn.Module, work: Work) -> New | None:
     try:
         return engine(model, work)
     except (RuntimeError, MemoryError) as error:
-        if not is_out(error):
+        if not is_out_of_memory(error):
             raise
         if len(work.prompts) > 1:
             return None
         raise ModelError(
             f"memory ran out on a single text of {len(work.prompts[0])} tokens",
             place="generate",
-            cure="lower data.filter.max_chars, generate.length_ratio and generate.samples, or take a smaller model",
+            cure="lower data.filter.max_chars, generate.max_length_ratio and generate.num_candidates, or use a "
+            "smaller model",
         ) from error
 
 
 def _engine(name: str) -> _Engine:
     match name:
         case "transformers":
-            return by_generate
+            return generate_hf
         case "continuous":
-            return by_continuous_batching
+            return generate_continuous
         case _:
             native: _Engine = decode
             return native
 
 
-def _cut(new: New, limit_B: torch.Tensor, stops: torch.Tensor, kept: torch.Tensor) -> Hypotheses:
+def _cut(new: GeneratedIds, limit_B: torch.Tensor, stops: torch.Tensor, kept: torch.Tensor) -> Hypotheses:
     """End each row at its first stop id by position, or at its limit."""
     new_BN, num = new.ids_BN, new.ids_BN.shape[1]
     place_B = torch.where(torch.isin(new_BN, stops), 0, 1).cumprod(1).sum(1)
@@ -216,16 +217,18 @@ def _cut(new: New, limit_B: torch.Tensor, stops: torch.Tensor, kept: torch.Tenso
     return Hypotheses(new_BN, size_B, finished_B, tokens_B, new.logprob_B)
 
 
-def _scored(model: nn.Module, hypotheses: Hypotheses, work: Work) -> Hypotheses:
+def _scored(model: nn.Module, hypotheses: Hypotheses, work: GenerationRequest) -> Hypotheses:
     """Add the log-probabilities that an engine has not given, by another pass over what it wrote."""
     rows = [
-        Row([*prompt, *ids[:size]], len(prompt))
+        TokenRow([*prompt, *ids[:size]], len(prompt))
         for prompt, ids, size in zip(
             work.one_each().prompts, hypotheses.ids_BN.tolist(), hypotheses.tokens_B.tolist(), strict=True
         )
     ]
-    table = Table.of(rows, hypotheses.ids_BN.device)
-    return replace(hypotheses, logprob_B=log_likelihood(model, table, work.pad_id, work.recipe.tokens_per_batch // 4))
+    table = TokenDataset.of(rows, hypotheses.ids_BN.device)
+    return replace(
+        hypotheses, logprob_B=log_likelihood(model, table, work.pad_id, work.recipe.max_tokens_per_batch // 4)
+    )
 
 
 def _in_order(written: Sequence[Hypotheses], order: Sequence[int], pad_id: int, device: torch.device) -> Hypotheses:

@@ -11,16 +11,16 @@ from typing import Any
 
 import torch
 
-from roundtrip.engine.request import New, Work
+from roundtrip.engine.request import GeneratedIds, GenerationRequest
 from roundtrip.runtime.errors import ModelError
-from roundtrip.runtime.memory import is_out
+from roundtrip.runtime.memory import is_out_of_memory
 from roundtrip.tokens.batching import left_pad
 
 # Positions in a page of the cache of continuous batching.
 _PAGE = 16
 
 
-def by_generate(model: Any, work: Work) -> New:
+def generate_hf(model: Any, work: GenerationRequest) -> GeneratedIds:
     """Continue one batch by `generate`; every row goes on until the last one has ended."""
     from transformers.generation.logits_process import LogitsProcessorList, RepetitionPenaltyLogitsProcessor
 
@@ -41,10 +41,10 @@ def by_generate(model: Any, work: Work) -> New:
             generation_config=_settings(work),
             logits_processor=processors,
         )
-    return New(found[:, width:])
+    return GeneratedIds(found[:, width:])
 
 
-def by_continuous_batching(model: Any, work: Work) -> New:
+def generate_continuous(model: Any, work: GenerationRequest) -> GeneratedIds:
     """Continue one batch by continuous batching; a row that has ended gives its place to one that waits.
 
     The cache is sized for the batch: left to itself the library takes most of the free memory.
@@ -82,17 +82,17 @@ def by_continuous_batching(model: Any, work: Work) -> New:
     broken = next((one for one in written if one.error), None)
     if len(written) != len(prompts) or broken is not None:
         said = broken.error if broken is not None else f"{len(prompts) - len(written)} rows are missing"
-        if is_out(RuntimeError(said)):
+        if is_out_of_memory(RuntimeError(said)):
             raise torch.OutOfMemoryError(said)
         raise ModelError(
             f"continuous batching failed: {said}", place="generate.engine", cure='use "native" or "transformers"'
         )
     width = max(len(one.generated_tokens) for one in written)
     rows = [[*one.generated_tokens, *(width - len(one.generated_tokens)) * [work.pad_id]] for one in written]
-    return New(torch.tensor(rows, dtype=torch.int64, device=device))
+    return GeneratedIds(torch.tensor(rows, dtype=torch.int64, device=device))
 
 
-def _settings(work: Work) -> Any:
+def _settings(work: GenerationRequest) -> Any:
     from transformers import GenerationConfig
 
     recipe = work.recipe

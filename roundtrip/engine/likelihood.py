@@ -7,20 +7,20 @@ from typing import Any
 
 import torch
 
-from roundtrip.runtime.distributed import ALONE, Ranks
+from roundtrip.runtime.distributed import SINGLE_PROCESS, ProcessGroup
 from roundtrip.runtime.errors import ModelError
-from roundtrip.runtime.memory import is_out, release
-from roundtrip.tokens.batching import Table, by_budget, collate
+from roundtrip.runtime.memory import free_after_failure, is_out_of_memory
+from roundtrip.tokens.batching import TokenDataset, collate, token_budget_batches
 
 
 @torch.inference_mode()
 def log_likelihood(
     model: Any,
-    table: Table,
+    table: TokenDataset,
     pad_id: int,
-    tokens_per_forward: int,
-    tell: Callable[[int, int], None] = lambda rows, tokens: None,
-    ranks: Ranks = ALONE,
+    max_tokens_per_microbatch: int,
+    on_progress: Callable[[int, int], None] = lambda rows, tokens: None,
+    processes: ProcessGroup = SINGLE_PROCESS,
 ) -> torch.Tensor:
     """Return the summed log-probability of each row's labels, in nats; float32, (R,).
 
@@ -29,7 +29,7 @@ def log_likelihood(
     Args:
         model: in eval mode.
         table: on the device of the model.
-        tokens_per_forward: padded tokens of one forward pass.
+        max_tokens_per_microbatch: padded tokens of one forward pass.
         tell: called after each pass with no new rows and tokens; may raise to stop.
         ranks: who else takes a part of the passes.
 
@@ -37,24 +37,26 @@ def log_likelihood(
         ModelError: not even a single row fits into memory.
     """
     found_R = torch.zeros(len(table), device=table.ids_X.device)
-    waiting = ranks.share(list(by_budget(range(len(table)), table.sizes, tokens_per_forward)))[::-1]
+    waiting = processes.shard(list(token_budget_batches(range(len(table)), table.sizes, max_tokens_per_microbatch)))[
+        ::-1
+    ]
     while waiting:
         group = waiting.pop()
         if not _pass(model, table, group, pad_id, found_R):
             if len(group) == 1:
                 raise ModelError(
                     f"memory ran out on a single row of {table.sizes[group[0]]} tokens",
-                    place="train.tokens_per_forward",
-                    cure="lower data.filter.max_chars, or leave out generate.samples and train.stall",
+                    place="train.max_tokens_per_microbatch",
+                    cure="lower data.filter.max_chars, or leave out generate.num_candidates and train.patience",
                 )
-            release()
+            free_after_failure()
             half = len(group) // 2
             waiting += [group[half:], group[:half]]
-        tell(0, 0)
-    return ranks.sum(found_R)
+        on_progress(0, 0)
+    return processes.all_reduce(found_R)
 
 
-def _pass(model: Any, table: Table, group: Sequence[int], pad_id: int, found_R: torch.Tensor) -> bool:
+def _pass(model: Any, table: TokenDataset, group: Sequence[int], pad_id: int, found_R: torch.Tensor) -> bool:
     """Write the values of some rows; return False where memory runs out."""
     batch = collate(table, group, pad_id)
     keep_BT, targets_N = batch.predictions()
@@ -64,7 +66,7 @@ def _pass(model: Any, table: Table, group: Sequence[int], pad_id: int, found_R: 
             logits_NV.float().reshape(len(targets_N), logits_NV.shape[-1]), targets_N, reduction="none"
         )
     except (RuntimeError, MemoryError) as error:
-        if not is_out(error):
+        if not is_out_of_memory(error):
             raise
         return False
     at = torch.tensor(group, device=found_R.device)

@@ -10,7 +10,7 @@ from roundtrip.engine.translator import Translator
 from roundtrip.recipe.schema import Generate
 
 
-def translate(
+def translate_any_length(
     one: Translator,
     texts: Sequence[str],
     settings: Generate,

@@ -17,7 +17,7 @@ T = TypeVar("T")
 
 
 @dataclass(frozen=True)
-class Work:
+class GenerationRequest:
     """What to continue, and how.
 
     Attributes:
@@ -36,18 +36,18 @@ class Work:
     pad_id: int
     stop_ids: Sequence[int]
     seed: int
-    scored: bool = False
+    return_logprobs: bool = False
 
-    def one_each(self) -> Work:
+    def one_each(self) -> GenerationRequest:
         """Return the same with a prompt for each hypothesis."""
-        if self.recipe.samples == 1:
+        if self.recipe.num_candidates == 1:
             return self
-        times, once = self.recipe.samples, self.recipe.model_copy(update={"samples": 1})
+        times, once = self.recipe.num_candidates, self.recipe.model_copy(update={"num_candidates": 1})
         return replace(self, prompts=repeated(self.prompts, times), limits=repeated(self.limits, times), recipe=once)
 
 
 @dataclass(frozen=True)
-class New:
+class GeneratedIds:
     """What an engine has written.
 
     Attributes:

@@ -10,7 +10,7 @@ import torch
 from roundtrip.recipe.schema import Generate
 
 
-def pick(
+def sample_next(
     logits_BV: torch.Tensor, recipe: Generate, random: torch.Generator, seen_BV: torch.Tensor | None = None
 ) -> torch.Tensor:
     """Choose the next token of each row.

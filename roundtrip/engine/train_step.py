@@ -13,11 +13,11 @@ from torch import nn
 
 from roundtrip.models.liger import fused_loss
 from roundtrip.models.optimizer import Optimizer
-from roundtrip.runtime.distributed import ALONE, Ranks
+from roundtrip.runtime.distributed import SINGLE_PROCESS, ProcessGroup
 from roundtrip.runtime.errors import TrainingError
-from roundtrip.runtime.memory import is_out, release
-from roundtrip.runtime.seeding import derive
-from roundtrip.tokens.batching import Batch, Table, by_budget, collate, pack
+from roundtrip.runtime.memory import free_after_failure, is_out_of_memory
+from roundtrip.runtime.seeding import derive_seed
+from roundtrip.tokens.batching import Batch, TokenDataset, collate, pack, token_budget_batches
 
 
 @dataclass(frozen=True)
@@ -29,14 +29,14 @@ class StepResult:
             asked; the distance to the base is no part of it.
         grad_norm: before clipping; where it or the loss is not finite the step was skipped: nothing has changed.
         num_labels, num_tokens: labelled and all real tokens.
-        tokens_per_forward: that fitted; less than asked for where memory ran out.
+        max_tokens_per_microbatch: that fitted; less than asked for where memory ran out.
     """
 
     loss: float
     grad_norm: float
     num_labels: int
     num_tokens: int
-    tokens_per_forward: int
+    max_tokens_per_microbatch: int
 
     @property
     def skipped(self) -> bool:
@@ -67,7 +67,7 @@ def loss_sum(model: nn.Module, batch: Batch, *, fused: bool = False, smoothing: 
 
 
 @dataclass(frozen=True)
-class Near:
+class KLPenalty:
     """What keeps an adapter near to its base: plain text on which the two should say the same.
 
     Attributes:
@@ -75,11 +75,11 @@ class Near:
         weight: of the mean distance of a token, in nats, beside the mean loss of a label.
     """
 
-    table: Table
+    table: TokenDataset
     weight: float
 
 
-def distance_sum(model: nn.Module, batch: Batch) -> torch.Tensor:
+def kl_sum(model: nn.Module, batch: Batch) -> torch.Tensor:
     """Return the summed KL divergence of the adapted model from its base over the predicted tokens of a batch.
 
     KL(base || adapted), as in learning without forgetting (https://arxiv.org/abs/1606.09282); float32, shape ().
@@ -93,20 +93,20 @@ def distance_sum(model: nn.Module, batch: Batch) -> torch.Tensor:
     return torch.nn.functional.kl_div(own_NV, base_NV, log_target=True, reduction="sum")
 
 
-def step(
+def train_step(
     model: nn.Module,
     optimizer: Optimizer,
-    table: Table,
+    table: TokenDataset,
     rows: Sequence[int],
     pad_id: int,
-    tokens_per_forward: int,
+    max_tokens_per_microbatch: int,
     seed: int,
     *,
     fused: bool = False,
     packed: bool = False,
     smoothing: float = 0.0,
-    near: Near | None = None,
-    ranks: Ranks = ALONE,
+    kl_penalty: KLPenalty | None = None,
+    processes: ProcessGroup = SINGLE_PROCESS,
 ) -> StepResult:
     """Learn from rows: forward and backward in pieces of bounded size, then one optimizer step.
 
@@ -127,50 +127,61 @@ def step(
     num_labels = sum(table.sizes[i] - table.starts[i] for i in rows)
     num_counted = sum(table.weights[i] * (table.sizes[i] - table.starts[i]) for i in rows)
     # The distance is a mean over its own tokens, and all is divided by the number of labels in the end.
-    share = num_labels / sum(near.table.sizes[i] - near.table.starts[i] for i in rows) if near is not None else 0.0
-    own = ranks.share(sorted(rows, key=lambda i: -table.sizes[i])) if ranks.count > 1 else rows
+    share = (
+        num_labels / sum(kl_penalty.table.sizes[i] - kl_penalty.table.starts[i] for i in rows)
+        if kl_penalty is not None
+        else 0.0
+    )
+    own = processes.shard(sorted(rows, key=lambda i: -table.sizes[i])) if processes.world_size > 1 else rows
     longest = max((table.sizes[i] for i in own), default=0)
     # Dropout of two processes must not fall on the same places of their rows.
-    seed = seed if ranks.first else derive(seed, ranks.number) % 2**32
+    seed = seed if processes.is_main else derive_seed(seed, processes.rank) % 2**32
     while True:
         # A forward pass has rows of one weight, so that its loss is weighted as a whole, by whatever kernel.
         groups = [
             group
             for weight in sorted({table.weights[i] for i in own})
-            for group in by_budget(
-                [i for i in own if table.weights[i] == weight], table.sizes, tokens_per_forward, packed=packed
+            for group in token_budget_batches(
+                [i for i in own if table.weights[i] == weight], table.sizes, max_tokens_per_microbatch, packed=packed
             )
         ]
         try:
             total = _backward(
-                model, table, groups, pad_id, seed, fused=fused, packed=packed, smoothing=smoothing, near=near,
+                model, table, groups, pad_id, seed, fused=fused, packed=packed, smoothing=smoothing,
+                kl_penalty=kl_penalty,
                 share=share,
             )  # fmt: skip
             break
         except (RuntimeError, MemoryError) as error:
-            if not is_out(error):
+            if not is_out_of_memory(error):
                 raise
-            if tokens_per_forward <= longest:
+            if max_tokens_per_microbatch <= longest:
                 raise TrainingError(
                     f"memory ran out on a single row of {longest} tokens",
-                    cure="lower train.max_row_tokens, set model.gradient_checkpointing = true, or take a smaller model",
+                    cure="lower train.max_length, set model.gradient_checkpointing = true, or take a smaller model",
                 ) from error
         # What a failed backward has left in the gradients must not count.
-        optimizer.forget()
-        release()
+        optimizer.zero_grad()
+        free_after_failure()
         tried = max(len(group) * max(table.sizes[i] for i in group) for group in groups)
-        tokens_per_forward = max(longest, min(tokens_per_forward, tried) // 2)
-    loss = float(ranks.sum(total)) / num_counted
+        max_tokens_per_microbatch = max(longest, min(max_tokens_per_microbatch, tried) // 2)
+    loss = float(processes.all_reduce(total)) / num_counted
     # By all labels, so that a step of light rows alone is a light one.
-    grad_norm = optimizer.step(1.0 / num_labels, skip=not math.isfinite(loss), ranks=ranks)
-    tokens_per_forward = min(ranks.gather(tokens_per_forward))
+    grad_norm = optimizer.step(1.0 / num_labels, skip=not math.isfinite(loss), processes=processes)
+    max_tokens_per_microbatch = min(processes.gather(max_tokens_per_microbatch))
     num_tokens = sum(table.sizes[i] for i in rows)
-    return StepResult(loss, grad_norm, num_labels, num_tokens, tokens_per_forward)
+    return StepResult(loss, grad_norm, num_labels, num_tokens, max_tokens_per_microbatch)
 
 
 @torch.no_grad()
 def row_losses(
-    model: nn.Module, table: Table, rows: Sequence[int], pad_id: int, *, fused: bool = False, packed: bool = False
+    model: nn.Module,
+    table: TokenDataset,
+    rows: Sequence[int],
+    pad_id: int,
+    *,
+    fused: bool = False,
+    packed: bool = False,
 ) -> list[float]:
     """Return the mean loss of each row by itself, in nats per label: which of them a step was skipped for."""
     found = []
@@ -182,7 +193,7 @@ def row_losses(
 
 def _backward(
     model: nn.Module,
-    table: Table,
+    table: TokenDataset,
     groups: Sequence[Sequence[int]],
     pad_id: int,
     seed: int,
@@ -190,7 +201,7 @@ def _backward(
     fused: bool,
     packed: bool,
     smoothing: float,
-    near: Near | None,
+    kl_penalty: KLPenalty | None,
     share: float,
 ) -> torch.Tensor:
     """Add the gradients of all rows, and return their summed loss, float64, shape ().
@@ -207,7 +218,7 @@ def _backward(
             loss = loss * weight
         loss.backward()
         total += loss.detach()
-        if near is not None:
-            plain = pack(near.table, group) if packed else collate(near.table, group, pad_id)
-            (near.weight * share * distance_sum(model, plain)).backward()
+        if kl_penalty is not None:
+            plain = pack(kl_penalty.table, group) if packed else collate(kl_penalty.table, group, pad_id)
+            (kl_penalty.weight * share * kl_sum(model, plain)).backward()
     return total

@@ -9,24 +9,24 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from roundtrip.engine.cuda_graphs import fits
+from roundtrip.engine.cuda_graphs import supports_static_cache
 from roundtrip.engine.generate import Hypotheses, generate, length_limit
 from roundtrip.engine.likelihood import log_likelihood
 from roundtrip.models import direction_model as learners
 from roundtrip.models.adapters import as_exported
-from roundtrip.models.base_model import Base, choose_device
-from roundtrip.models.direction_model import Learner
+from roundtrip.models.base_model import LoadedModel, choose_device
+from roundtrip.models.direction_model import DirectionModel
 from roundtrip.recipe.plan import Direction, directions
 from roundtrip.recipe.schema import Generate, Recipe
-from roundtrip.runtime.distributed import ALONE, Ranks
+from roundtrip.runtime.distributed import SINGLE_PROCESS, ProcessGroup
 from roundtrip.runtime.errors import ModelError
-from roundtrip.tokens.batching import Table
+from roundtrip.tokens.batching import TokenDataset
 from roundtrip.tokens.prompt_segments import Segments, build_segments
-from roundtrip.tokens.prompt_template import Template
+from roundtrip.tokens.prompt_template import PromptTemplate
 
 
 @dataclass(frozen=True)
-class Written:
+class Translations:
     """What a direction wrote, one entry a hypothesis; those of one source stand next to each other.
 
     Attributes:
@@ -43,7 +43,7 @@ class Written:
 
 
 @dataclass(frozen=True)
-class Templates:
+class DirectionTemplates:
     """How rows of different kinds become one text.
 
     Attributes:
@@ -53,9 +53,9 @@ class Templates:
         noised: from the target language into itself.
     """
 
-    real: Template
-    synthetic: Template
-    noised: Template
+    real: PromptTemplate
+    synthetic: PromptTemplate
+    noised: PromptTemplate
 
 
 @dataclass(frozen=True)
@@ -67,18 +67,18 @@ class Translator:
     """
 
     direction: Direction
-    learner: Learner
-    templates: Templates
-    ranks: Ranks = ALONE
+    direction_model: DirectionModel
+    templates: DirectionTemplates
+    processes: ProcessGroup = SINGLE_PROCESS
     expansion: float = 1.0
 
     @property
-    def template(self) -> Template:
+    def template(self) -> PromptTemplate:
         return self.templates.real
 
     @property
-    def base(self) -> Base:
-        return self.learner.base
+    def base(self) -> LoadedModel:
+        return self.direction_model.base
 
     def write(
         self,
@@ -87,11 +87,11 @@ class Translator:
         seed: int,
         *,
         adapted: bool = True,
-        reader: Template | None = None,
-        tell: Callable[[int, int], None] = lambda rows, tokens: None,
-        halved: Callable[[int], None] = lambda rows: None,
-    ) -> Written:
-        """Translate texts with the direction's weights as they are now, each `settings.samples` times.
+        reader: PromptTemplate | None = None,
+        on_progress: Callable[[int, int], None] = lambda rows, tokens: None,
+        on_oom_split: Callable[[int], None] = lambda rows: None,
+    ) -> Translations:
+        """Translate texts with the direction's weights as they are now, each `settings.num_candidates` times.
 
         Args:
             adapted: False asks the bare base.
@@ -116,13 +116,13 @@ class Translator:
         reads: list[tuple[list[int], Future[tuple[list[str], list[list[int]]]]]] = []
         thread = ThreadPoolExecutor(1)
 
-        def seen(rows: list[int], some: Hypotheses) -> None:
+        def on_batch(rows: list[int], some: Hypotheses) -> None:
             if reads and reads[-1][1].done():
                 reads[-1][1].result()  # raises what went wrong there, now rather than at the end
             reads.append((rows, thread.submit(_read, template, some, reader)))
 
         try:
-            with self.learner.generating(adapted=adapted) as model:
+            with self.direction_model.generating(adapted=adapted) as model:
                 hypotheses = generate(
                     model,
                     prompts,
@@ -132,35 +132,37 @@ class Translator:
                     stop_ids=template.segments.stop_ids,
                     text_stop_ids=template.segments.break_ids,
                     seed=seed,
-                    scored=settings.samples > 1 and settings.choose == "own",
-                    ranks=self.ranks,
-                    tell=tell,
-                    seen=seen,
-                    halved=halved,
+                    return_logprobs=settings.num_candidates > 1 and settings.candidate_selection == "likelihood",
+                    processes=self.processes,
+                    on_progress=on_progress,
+                    on_batch=on_batch,
+                    on_oom_split=on_oom_split,
                 )
-            num = len(prompts) * settings.samples
+            num = len(prompts) * settings.num_candidates
             texts = [""] * num
             read: list[list[int]] | None = [[] for _ in range(num)] if reader is not None else None
             own = [(rows, *future.result()) for rows, future in reads]
-            for rows, some, ids_of_rows in (part for parts in self.ranks.gather(own) for part in parts):
+            for rows, some, ids_of_rows in (part for parts in self.processes.gather(own) for part in parts):
                 for row, text, ids in zip(rows, some, ids_of_rows, strict=True):
                     texts[row] = text
                     if read is not None:
                         read[row] = ids
         finally:
             thread.shutdown(cancel_futures=True)
-        return Written(texts, hypotheses.finished_B.tolist(), hypotheses, read)
+        return Translations(texts, hypotheses.finished_B.tolist(), hypotheses, read)
 
     def likelihoods(
         self,
         pairs: Sequence[tuple[str, str]],
-        tokens_per_forward: int,
-        tell: Callable[[int, int], None] = lambda rows, tokens: None,
+        max_tokens_per_microbatch: int,
+        on_progress: Callable[[int, int], None] = lambda rows, tokens: None,
     ) -> list[float]:
         """Return the log-probability of each target given its source, in nats, with the weights as they are now."""
-        table = Table.of(self.template.rows(pairs), self.base.device)
-        with self.learner.generating() as model:
-            found_R = log_likelihood(model, table, self.base.pad_id, tokens_per_forward, tell, self.ranks)
+        table = TokenDataset.of(self.template.rows(pairs), self.base.device)
+        with self.direction_model.generating() as model:
+            found_R = log_likelihood(
+                model, table, self.base.pad_id, max_tokens_per_microbatch, on_progress, self.processes
+            )
         return found_R.tolist()  # type: ignore[no-any-return]
 
     def num_source_tokens(self, prompt: Sequence[int]) -> int:
@@ -180,7 +182,9 @@ class Translator:
         return self.base.max_positions is None or num_tokens < self.base.max_positions
 
 
-def _read(template: Template, hypotheses: Hypotheses, reader: Template | None) -> tuple[list[str], list[list[int]]]:
+def _read(
+    template: PromptTemplate, hypotheses: Hypotheses, reader: PromptTemplate | None
+) -> tuple[list[str], list[list[int]]]:
     """Return the texts of hypotheses, and their prompts for a reader; empty ones where there is none."""
     texts = [template.hypothesis_text(ids) for ids in hypotheses.lists()]
     return texts, reader.prompts(texts) if reader is not None else [[] for _ in texts]
@@ -191,7 +195,7 @@ def load(
     folder: Path,
     segments: Mapping[str, Segments] | None = None,
     starts: Path | None = None,
-    ranks: Ranks = ALONE,
+    processes: ProcessGroup = SINGLE_PROCESS,
 ) -> dict[str, Translator]:
     """Load both directions of a recipe as they begin.
 
@@ -225,14 +229,14 @@ def load(
         recipe.model, recipe.adapter, folder, one_base=recipe.one_base, seed=recipe.seed, starts=starts
     )
     for name, learner in found.items():
-        if recipe.generate.cuda_graphs and not fits(learner.base.model):
+        if recipe.generate.cuda_graphs and not supports_static_cache(learner.base.model):
             raise ModelError(
                 f"{name}: this model has windows that slide or states that run, which no graph is made for",
                 place="generate.cuda_graphs",
                 cure="set it to false",
             )
     return {
-        direction.name: _translator(recipe, direction, found[direction.name], segments or {}, ranks)
+        direction.name: _translator(recipe, direction, found[direction.name], segments or {}, processes)
         for direction in directions(recipe)
     }
 
@@ -256,13 +260,19 @@ def load_one(
 
 
 def _translator(
-    recipe: Recipe, direction: Direction, learner: Learner, fixed: Mapping[str, Segments], ranks: Ranks = ALONE
+    recipe: Recipe,
+    direction: Direction,
+    direction_model: DirectionModel,
+    fixed: Mapping[str, Segments],
+    processes: ProcessGroup = SINGLE_PROCESS,
 ) -> Translator:
-    base = learner.base
-    return Translator(direction, learner, templates(recipe, direction, base.tokenizer, base.stop_ids, fixed), ranks)
+    base = direction_model.base
+    return Translator(
+        direction, direction_model, templates(recipe, direction, base.tokenizer, base.stop_ids, fixed), processes
+    )
 
 
-def expansion_of(template: Template, pairs: Sequence[tuple[str, str]]) -> float:
+def expansion_of(template: PromptTemplate, pairs: Sequence[tuple[str, str]]) -> float:
     """Return how many tokens the targets of real pairs have for each of their sources; at least 1, and 1 without pairs.
 
     A vocabulary that was made for one language spells another in two or three times as many tokens, and a limit that
@@ -288,7 +298,7 @@ def templates(
     tokenizer: Any,
     stop_ids: Sequence[int],
     fixed: Mapping[str, Segments] = {},  # noqa: B006 (read only)
-) -> Templates:
+) -> DirectionTemplates:
     """Return the templates of a direction.
 
     Args:
@@ -301,13 +311,13 @@ def templates(
     own = fixed.get(direction.name) or build_segments(
         tokenizer, recipe.template, direction.source, direction.target, stop_ids
     )
-    real, tag = Template(tokenizer, own), recipe.template.synthetic_tag
-    tagged = Template(tokenizer, replace(own, head=own.head + tag)) if tag else real
+    real, tag = PromptTemplate(tokenizer, own), recipe.template.synthetic_tag
+    tagged = PromptTemplate(tokenizer, replace(own, head=own.head + tag)) if tag else real
     noised = real
-    if recipe.rounds.noised_share:
+    if recipe.rounds.denoising_ratio:
         # From the language into itself, so that the model knows that this is no translation.
         into_itself = fixed.get(noised_name(direction.name)) or build_segments(
             tokenizer, recipe.template, direction.target, direction.target, stop_ids
         )
-        noised = Template(tokenizer, into_itself)
-    return Templates(real, tagged, noised)
+        noised = PromptTemplate(tokenizer, into_itself)
+    return DirectionTemplates(real, tagged, noised)

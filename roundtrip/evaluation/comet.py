@@ -25,7 +25,7 @@ _NO_NETWORK = {"HF_HUB_OFFLINE": "1", "TRANSFORMERS_OFFLINE": "1"}
 
 
 @dataclass(frozen=True)
-class Comet:
+class CometScores:
     """What COMET says of one system.
 
     Attributes:
@@ -68,7 +68,7 @@ def comet(
     checkpoint: Path,
     python: str,
     device: str = "auto",
-) -> dict[str, Comet]:
+) -> dict[str, CometScores]:
     """Score systems by COMET.
 
     Args:
@@ -94,7 +94,7 @@ def comet(
                 cure="use unbabel-comet 2.2",
             )
     signature = f"model:{_name(checkpoint)}|version:{found['version']}"
-    return {name: Comet(one["scores"], one["mean"], signature) for name, one in found["systems"].items()}
+    return {name: CometScores(one["scores"], one["mean"], signature) for name, one in found["systems"].items()}
 
 
 def _ask(python: str, arguments: list[str], settings: Mapping[str, str]) -> None:

@@ -56,7 +56,7 @@ def metrics(
     return found | ({"TER": TER(references=references, case_sensitive=not lowercase)} if ter else {})
 
 
-def corpus(hypotheses: Sequence[str], references: Sequence[str], bleu_tokenize: str = "13a") -> Scores:
+def corpus_scores(hypotheses: Sequence[str], references: Sequence[str], bleu_tokenize: str = "13a") -> Scores:
     """Score a system. Empty hypotheses count as written: they match nothing."""
     bleu, chrf = _metrics(bleu_tokenize)
     return Scores(
@@ -77,7 +77,7 @@ def signatures(bleu_tokenize: str = "13a") -> dict[str, str]:
         if not file.exists():
             raise RecipeError(
                 f"sacreBLEU would fetch its tokenizer '{bleu_tokenize}', and we are offline",
-                place="score.bleu_tokenize",
+                place="evaluation.bleu_tokenize",
                 cure=f"run once with a network, or put the model into {file}",
             )
     try:
@@ -87,13 +87,13 @@ def signatures(bleu_tokenize: str = "13a") -> dict[str, str]:
     except (RuntimeError, ImportError, OSError) as error:
         raise RecipeError(
             f"sacreBLEU's tokenizer '{bleu_tokenize}' cannot be used: {str(error).strip().splitlines()[0]}",
-            place="score.bleu_tokenize",
+            place="evaluation.bleu_tokenize",
             cure="install what it names, or use 'char' for languages without spaces",
         ) from error
     return named
 
 
-def similarity(a: str, b: str) -> float:
+def sentence_chrf(a: str, b: str) -> float:
     """Return the chrF of one text against another, 0 to 100."""
     return float(_SENTENCE_CHRF.sentence_score(a, [b]).score)
 
@@ -122,7 +122,7 @@ class Comparison:
         return asdict(self)
 
 
-def compare(
+def paired_bootstrap(
     baseline: Sequence[str],
     system: Sequence[str],
     references: Sequence[str],
@@ -155,7 +155,7 @@ def compare(
     return found
 
 
-def compare_means(
+def paired_bootstrap_means(
     baseline: Sequence[float], system: Sequence[float], *, samples: int = 1000, seed: int = 12345
 ) -> float:
     """Return the p-value of a difference of means of line scores, by paired bootstrap resampling (Koehn 2004).

@@ -19,7 +19,7 @@ from transformers.pytorch_utils import Conv1D
 from roundtrip.models import fused_lora, prepacked_linear
 from roundtrip.recipe.schema import Adapter
 from roundtrip.runtime.errors import ModelError, first_line
-from roundtrip.runtime.seeding import derive
+from roundtrip.runtime.seeding import derive_seed
 
 _TARGETS = "adapter.targets"
 WEIGHTS, CONFIG = "adapter_model.safetensors", "adapter_config.json"
@@ -30,7 +30,7 @@ _INIT = {"pissa": "pissa_niter_16", "olora": "olora"}
 _MAGNITUDE = "lora_magnitude_vector"
 
 
-def add(model: nn.Module, recipe: Mapping[str, Adapter], seed: int) -> PeftModel:
+def add_adapters(model: nn.Module, recipe: Mapping[str, Adapter], seed: int) -> PeftModel:
     """Put one fresh adapter per direction on a base.
 
     Each adapter is initialised from its own seed, so that neither depends on the order or on what ran before.
@@ -51,7 +51,7 @@ def add(model: nn.Module, recipe: Mapping[str, Adapter], seed: int) -> PeftModel
         with torch.random.fork_rng(devices=[]), warnings.catch_warnings():
             # It tells that it sets fan_in_fan_out rightly, and of tied weights, which are refused below.
             warnings.filterwarnings("ignore", "fan_in_fan_out|Model has `tie_word_embeddings", UserWarning)
-            torch.manual_seed(derive(seed, "adapter", name))
+            torch.manual_seed(derive_seed(seed, "adapter", name))
             try:
                 if peft_model is None:
                     peft_model = get_peft_model(
@@ -126,7 +126,7 @@ def parameters(model: nn.Module, name: str) -> dict[str, nn.Parameter]:
     return {key: value for key, value in sorted(model.named_parameters()) if f".{name}." in key and ".lora_" in key}
 
 
-def choose(model: PeftModel, name: str, *, train: bool) -> None:
+def activate(model: PeftModel, name: str, *, train: bool) -> None:
     """Make one adapter the active one; with `train` it alone requires gradients and dropout is on."""
     model.set_adapter(name, inference_mode=not train)
     model.train(train)
@@ -139,17 +139,17 @@ def freeze(model: PeftModel) -> None:
 
 
 @torch.no_grad()
-def write_merged(scratch: nn.Module, model: PeftModel, name: str | None) -> None:
+def write_merged(merged_copy: nn.Module, model: PeftModel, name: str | None) -> None:
     """Write the weights that the base and one adapter come to into a plain copy; None writes those of the base.
 
     For an adapter that has changed its base see `moving`.
 
     The sum is formed in float32 and rounded once, so nothing drifts however often it is done.
     """
-    targets = dict(scratch.named_modules())
+    targets = dict(merged_copy.named_modules())
     for path, layer in model.base_model.model.named_modules():
         if isinstance(layer, LoraLayer):
-            prepacked_linear.write(
+            prepacked_linear.write_weight(
                 targets[path], layer.get_base_layer().weight if name is None else merged(layer, name)
             )
 
@@ -162,13 +162,13 @@ def merged(layer: LoraLayer, name: str) -> torch.Tensor:
     weight = layer.get_base_layer().weight.float()
     if name not in layer.lora_A:  # not a target of this direction
         return weight
-    weight = (weight.T if layer.fan_in_fan_out else weight) + product(layer, name)
+    weight = (weight.T if layer.fan_in_fan_out else weight) + scaled_product(layer, name)
     if name in layer.lora_magnitude_vector:
         weight = weight * (layer.lora_magnitude_vector[name].weight.float() / weight.norm(dim=1))[:, None]
     return weight.T if layer.fan_in_fan_out else weight
 
 
-def product(layer: LoraLayer, name: str) -> torch.Tensor:
+def scaled_product(layer: LoraLayer, name: str) -> torch.Tensor:
     """Return `scale B A` of one linear layer, float32, shape (out, in)."""
     return layer.lora_B[name].weight.float() @ layer.lora_A[name].weight.float() * layer.scaling[name]
 
@@ -184,7 +184,7 @@ def _saved_name(key: str, name: str) -> str:
 
 
 def export(
-    model: PeftModel, name: str, folder: Path, base: str, began: Mapping[str, torch.Tensor] | None = None
+    model: PeftModel, name: str, folder: Path, base: str, initial_adapter: Mapping[str, torch.Tensor] | None = None
 ) -> None:
     """Save an adapter as PEFT does.
 
@@ -197,8 +197,8 @@ def export(
     saved = {key: value.cpu() for key, value in tensors(model, name).items()}
     config: dict[str, Any] = model.peft_config[name].to_dict()
     config |= {"inference_mode": True, "base_model_name_or_path": base}
-    if began is not None:
-        for key, value in began.items():
+    if initial_adapter is not None:
+        for key, value in initial_adapter.items():
             side = 0 if ".lora_A." in key else 1
             saved[key] = torch.cat([saved[key], value if side == 0 else -value], side)
         config |= {"r": 2 * config["r"], "lora_alpha": 2 * config["lora_alpha"], "init_lora_weights": True}
@@ -238,7 +238,10 @@ def read(folder: Path) -> dict[str, torch.Tensor]:
 
 @torch.no_grad()
 def load(
-    model: PeftModel, name: str, saved: Mapping[str, torch.Tensor], began: Mapping[str, torch.Tensor] | None = None
+    model: PeftModel,
+    name: str,
+    saved: Mapping[str, torch.Tensor],
+    initial_adapter: Mapping[str, torch.Tensor] | None = None,
 ) -> None:
     """Put saved values into an adapter's parameters.
 
@@ -255,14 +258,14 @@ def load(
         raise ModelError(f"the saved adapter '{name}' does not fit this base: '{odd}' is on one side only")
     for key, value in own.items():
         new = saved[key]
-        if began is not None:
+        if initial_adapter is not None:
             new = new.chunk(2, 0 if ".lora_A." in key else 1)[0]
         if value.shape != new.shape:
             raise ModelError(f"the saved adapter '{name}' has {tuple(new.shape)} at '{key}', here {tuple(value.shape)}")
         value.copy_(new)
 
 
-def begin_from(model: PeftModel, name: str, recipe: Adapter, folder: Path) -> None:
+def init_from_folder(model: PeftModel, name: str, recipe: Adapter, folder: Path) -> None:
     """Start an adapter from an earlier one instead of from nothing.
 
     Args:

@@ -62,7 +62,7 @@ def choose(model: Any, name: str) -> None:
 
 
 @contextmanager
-def decoding(model: Any) -> Iterator[None]:
+def decode_attention(model: Any) -> Iterator[None]:
     """Let a model on a CPU decode by our attention in place of sdpa, whose kernel there is made for long queries."""
     on_cpu = next(model.parameters()).device.type == "cpu"
     if not on_cpu or model.config._attn_implementation != GENERATING:

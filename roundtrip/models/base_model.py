@@ -15,10 +15,10 @@ import torch
 from torch import nn
 
 from roundtrip.models import attention, from_scratch, prepacked_linear
-from roundtrip.models.model_files import locate
+from roundtrip.models.model_files import locate_model
 from roundtrip.recipe.schema import Model
 from roundtrip.runtime.errors import ModelError, SourceError, first_line
-from roundtrip.runtime.memory import bound_kernels
+from roundtrip.runtime.memory import limit_kernel_cache
 
 T = TypeVar("T")
 # Without it a model of the hub that has no safetensors is taken from what a bot has proposed there.
@@ -26,7 +26,7 @@ _NO_BOTS = "DISABLE_SAFETENSORS_CONVERSION"
 
 
 @dataclass(frozen=True)
-class Base:
+class LoadedModel:
     """A base model as loaded.
 
     Attributes:
@@ -56,7 +56,7 @@ class Base:
         return next(self.model.parameters()).device
 
 
-def load(spec: Model, folder: Path) -> Base:
+def load(spec: Model, folder: Path) -> LoadedModel:
     """Load the base of a recipe.
 
     Raises:
@@ -64,9 +64,9 @@ def load(spec: Model, folder: Path) -> Base:
     """
     from transformers import AutoModelForCausalLM, AutoTokenizer
 
-    bound_kernels()
+    limit_kernel_cache()
     os.environ.setdefault(_NO_BOTS, "1")
-    location = locate(spec, folder)
+    location = locate_model(spec, folder)
     device = choose_device(spec.device)
     dtype = choose_dtype(spec.dtype, device)
     quantized = _quantization(spec, dtype, device)
@@ -99,7 +99,7 @@ def load(spec: Model, folder: Path) -> Base:
     stop_ids = _stop_ids(model.generation_config)
     known = (i for i in (tokenizer.pad_token_id, tokenizer.eos_token_id) if i is not None)
     pad_id = next((i for i in known if i < _num_embeddings(model)), 0)
-    return Base(
+    return LoadedModel(
         model,
         tokenizer,
         location,
@@ -147,7 +147,7 @@ def _quantization(spec: Model, dtype: torch.dtype, device: torch.device) -> dict
     }
 
 
-def reload(spec: Model, base: Base, folder: Path | None = None) -> None:
+def reload_weights(spec: Model, base: LoadedModel, folder: Path | None = None) -> None:
     """Give a base whose weights have learnt others: those it was loaded with, or those that were saved in a folder.
 
     Raises:
@@ -177,7 +177,7 @@ def reload(spec: Model, base: Base, folder: Path | None = None) -> None:
         raise ModelError(f"the saved model does not fit: {first_line(error)}", place=location) from error
 
 
-def empty(spec: Model, folder: Path, dtype: torch.dtype) -> Any:
+def uninitialized(spec: Model, folder: Path, dtype: torch.dtype) -> Any:
     """Return the model of a recipe with the weights that a new one has; under `torch.device("meta")` with none at all.
 
     Raises:
@@ -186,9 +186,9 @@ def empty(spec: Model, folder: Path, dtype: torch.dtype) -> Any:
     from transformers import AutoConfig, AutoModelForCausalLM
 
     if spec.from_scratch is not None:
-        config = from_scratch.config_of(spec.from_scratch, spec.from_scratch.vocabulary)
+        config = from_scratch.config_of(spec.from_scratch, spec.from_scratch.vocab_size)
     else:
-        location = locate(spec, folder)
+        location = locate_model(spec, folder)
         config = _read(
             spec, lambda: AutoConfig.from_pretrained(location, revision=spec.revision, trust_remote_code=False)
         )
@@ -203,7 +203,7 @@ def load_tokenizer(spec: Model, folder: Path) -> tuple[Any, tuple[int, ...]]:
     """
     from transformers import AutoConfig, AutoTokenizer, GenerationConfig
 
-    location = locate(spec, folder)
+    location = locate_model(spec, folder)
     tokenizer = _read(
         spec, lambda: AutoTokenizer.from_pretrained(location, revision=spec.revision, trust_remote_code=False)
     )
@@ -305,18 +305,18 @@ def choose_dtype(name: str, device: torch.device) -> torch.dtype:
     return torch.bfloat16 if native else torch.float32
 
 
-def scratch_copy(model: nn.Module) -> nn.Module:
+def merged_copy_of(model: nn.Module) -> nn.Module:
     """Return a second model to write merged weights into; make it before adapters are put on the first.
 
     Its linear layers are packed where that helps, see `packed`.
     """
     from transformers import GenerationConfig
 
-    scratch = copy.deepcopy(model)
-    prepacked_linear.pack(scratch)
+    merged_copy = copy.deepcopy(model)
+    prepacked_linear.prepack(merged_copy)
     # Settings that the model's author ships (a temperature, a repetition penalty) would mix into the recipe's.
-    scratch.generation_config = GenerationConfig()
-    return scratch.requires_grad_(False).eval()
+    merged_copy.generation_config = GenerationConfig()
+    return merged_copy.requires_grad_(False).eval()
 
 
 def checkpoint_activations(model: nn.Module) -> None:

@@ -13,22 +13,22 @@ from torch import nn
 
 from roundtrip.models import adapters, attention, liger, prepacked_linear, residual_init
 from roundtrip.models import base_model as bases
-from roundtrip.models.base_model import Base
-from roundtrip.models.residual_init import Moved
+from roundtrip.models.base_model import LoadedModel
+from roundtrip.models.residual_init import ResidualBase
 from roundtrip.recipe.schema import Adapter, Model
 from roundtrip.runtime.errors import ModelError
-from roundtrip.tokens.batching import Batch, Table, collate, pack
-from roundtrip.tokens.prompt_template import Row
+from roundtrip.tokens.batching import Batch, TokenDataset, collate, pack
+from roundtrip.tokens.prompt_template import TokenRow
 
 # How far the logits of a row may be from those of the same row in another batch, as a share of the largest; bfloat16
 # has three digits.
 _ROUNDING = 0.05
 # The row that is tried behind others.
-_SECOND = Row([2, 4, 1], 1)
+_SECOND = TokenRow([2, 4, 1], 1)
 
 
 @dataclass(frozen=True)
-class Learner:
+class DirectionModel:
     """One direction's weights.
 
     Attributes:
@@ -43,10 +43,10 @@ class Learner:
     name: str
     spec: Model
     adapter: Adapter
-    base: Base
+    base: LoadedModel
     model: Any
-    scratch: Any | None
-    moved: Moved | None = field(default=None, repr=False)
+    merged_copy: Any | None
+    residual: ResidualBase | None = field(default=None, repr=False)
 
     @property
     def whole(self) -> bool:
@@ -77,7 +77,7 @@ class Learner:
         if self.whole:
             self.model.requires_grad_(True).train()
         else:
-            adapters.choose(self.model, self.name, train=True)
+            adapters.activate(self.model, self.name, train=True)
         try:
             yield is_packed
         finally:
@@ -111,7 +111,7 @@ class Learner:
 
     def _alone(self) -> torch.Tensor:
         """Return what the model says to a row by itself."""
-        return self._logits(collate(Table.of([_SECOND], self.base.device), [0], self.base.pad_id))
+        return self._logits(collate(TokenDataset.of([_SECOND], self.base.device), [0], self.base.pad_id))
 
     def _keeps_apart(self, alone: torch.Tensor) -> bool:
         """Return whether the second of two packed rows comes out as it does alone, whatever the first one is.
@@ -120,7 +120,7 @@ class Learner:
         """
         found = []
         for first in ([1, 2, 3, 4], [4, 3, 2, 1]):
-            table = Table.of([Row(first, 1), _SECOND], self.base.device)
+            table = TokenDataset.of([TokenRow(first, 1), _SECOND], self.base.device)
             found.append(self._logits(pack(table, [0, 1]))[len(first) :])
         near = (found[0] - alone).abs().max() <= _ROUNDING * alone.abs().max()
         return bool(torch.equal(*found) and near)
@@ -141,15 +141,15 @@ class Learner:
         Args:
             adapted: False asks the bare base; where all weights learn, put these back first (`restore`).
         """
-        if self.scratch is not None:
-            self._write(self.scratch, adapted=adapted)
-            yield self.scratch
+        if self.merged_copy is not None:
+            self._write(self.merged_copy, adapted=adapted)
+            yield self.merged_copy
             return
         attention.choose(self.base.model, attention.GENERATING)
         if self.whole:
             yield self.model
             return
-        adapters.choose(self.model, self.name, train=False)
+        adapters.activate(self.model, self.name, train=False)
         if not adapted:
             self.model.base_model.disable_adapter_layers()
         try:
@@ -169,22 +169,22 @@ class Learner:
         wanted = self.base.dtype if dtype is None else getattr(torch, dtype)
         if self.whole:
             return self.model.to(wanted)
-        assert self.scratch is not None, "a quantized base has no copy to write into"
-        model = self.scratch
-        prepacked_linear.unpack(model)
+        assert self.merged_copy is not None, "a quantized base has no copy to write into"
+        model = self.merged_copy
+        prepacked_linear.restore_linear(model)
         model.to(wanted)
         self._write(model, adapted=True)
         return model
 
-    def _write(self, scratch: nn.Module, *, adapted: bool) -> None:
-        if self.moved is None:
-            adapters.write_merged(scratch, self.model, self.name if adapted else None)
+    def _write(self, merged_copy: nn.Module, *, adapted: bool) -> None:
+        if self.residual is None:
+            adapters.write_merged(merged_copy, self.model, self.name if adapted else None)
         else:
-            residual_init.write(scratch, self.model, self.name, self.moved, adapted=adapted)
+            residual_init.write_merged_residual(merged_copy, self.model, self.name, self.residual, adapted=adapted)
 
     @property
     def _began(self) -> Mapping[str, torch.Tensor] | None:
-        return None if self.moved is None else self.moved.began
+        return None if self.residual is None else self.residual.initial_adapter
 
     def export(self, folder: Path) -> None:
         """Save the direction as it is: a PEFT folder, or a model folder with its tokenizer."""
@@ -201,12 +201,12 @@ class Learner:
             ModelError: there is nothing, it is broken, or it is of another model.
         """
         if self.whole:
-            bases.reload(self.spec, self.base, folder)
+            bases.reload_weights(self.spec, self.base, folder)
         elif folder is not None:
             adapters.load(self.model, self.name, adapters.read(folder), self._began)
 
 
-def frozen_hashes(learners: Mapping[str, Learner]) -> dict[str, str]:
+def frozen_hashes(learners: Mapping[str, DirectionModel]) -> dict[str, str]:
     """Return hashes of the weights that must not change, by direction; equal before and after a run."""
     found: dict[int, str] = {}
     hashes = {}
@@ -227,7 +227,7 @@ def load(
     one_base: bool,
     seed: int,
     starts: Path | None = None,
-) -> dict[str, Learner]:
+) -> dict[str, DirectionModel]:
     """Load what both directions learn with.
 
     Args:
@@ -242,12 +242,12 @@ def load(
     if one_base:
         loaded = bases.load(next(iter(models.values())), folder)
         return _adapted(models, recipes, loaded, folder, seed, starts)
-    found: dict[str, Learner] = {}
+    found: dict[str, DirectionModel] = {}
     for name, spec in models.items():
         loaded = bases.load(spec, folder)
         if recipes[name].method == "full":
             _prepare(loaded.model, spec)
-            found[name] = Learner(name, spec, recipes[name], loaded, loaded.model, None)
+            found[name] = DirectionModel(name, spec, recipes[name], loaded, loaded.model, None)
         else:
             found |= _adapted({name: spec}, {name: recipes[name]}, loaded, folder, seed, starts)
     return found
@@ -265,7 +265,7 @@ def _choose_padded(model: nn.Module, spec: Model) -> None:
 def _prepare(model: nn.Module, spec: Model) -> None:
     """Try what training will need, before any time is spent."""
     _choose_padded(model, spec)
-    if spec.liger:
+    if spec.use_liger_kernel:
         liger.apply_liger(model)
     if spec.gradient_checkpointing:
         bases.checkpoint_activations(model)
@@ -274,26 +274,28 @@ def _prepare(model: nn.Module, spec: Model) -> None:
 def _adapted(
     models: Mapping[str, Model],
     recipes: Mapping[str, Adapter],
-    loaded: Base,
+    loaded: LoadedModel,
     folder: Path,
     seed: int,
     starts: Path | None,
-) -> dict[str, Learner]:
+) -> dict[str, DirectionModel]:
     spec = next(iter(models.values()))
     # A quantized base has no weights that a sum could be written into: it generates through the adapter.
-    scratch = bases.scratch_copy(loaded.model) if spec.quantize == "none" and spec.scratch else None
+    merged_copy = bases.merged_copy_of(loaded.model) if spec.quantize == "none" and spec.merged_copy else None
     changing = [name for name, recipe in recipes.items() if recipe.method in residual_init.METHODS]
-    before = residual_init.weights(loaded.model) if changing else {}
-    model = adapters.add(loaded.model, recipes, seed)
-    moved = {
-        name: residual_init.take_out(model, name, before, starts / f"{name}-start.safetensors" if starts else None)
+    before = residual_init.linear_weights(loaded.model) if changing else {}
+    model = adapters.add_adapters(loaded.model, recipes, seed)
+    residual = {
+        name: residual_init.subtract_from_base(
+            model, name, before, starts / f"{name}-start.safetensors" if starts else None
+        )
         for name in changing
     }
     for name, recipe in recipes.items():
         if recipe.init is not None:
-            adapters.begin_from(model, name, recipe, (folder / Path(recipe.init).expanduser()))
+            adapters.init_from_folder(model, name, recipe, (folder / Path(recipe.init).expanduser()))
     _prepare(loaded.model, spec)
     return {
-        name: Learner(name, models[name], recipe, loaded, model, scratch, moved.get(name))
+        name: DirectionModel(name, models[name], recipe, loaded, model, merged_copy, residual.get(name))
         for name, recipe in recipes.items()
     }

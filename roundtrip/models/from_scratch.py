@@ -11,7 +11,7 @@ import torch
 from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers
 
 from roundtrip.recipe.schema import FromScratch
-from roundtrip.runtime.atomic_io import whole
+from roundtrip.runtime.atomic_io import atomic_path
 from roundtrip.runtime.errors import ModelError
 
 _SPACE = "▁"
@@ -21,7 +21,7 @@ _NUM_BYTES = 256
 _MAX_LINES = 1_000_000
 
 
-def make(recipe: FromScratch, lines: Iterable[str], folder: Path, seed: int) -> None:
+def create_model(recipe: FromScratch, lines: Iterable[str], folder: Path, seed: int) -> None:
     """Make a model folder that `from_pretrained` reads; one that is there already is left alone.
 
     Args:
@@ -35,13 +35,13 @@ def make(recipe: FromScratch, lines: Iterable[str], folder: Path, seed: int) -> 
         return
     from transformers import LlamaForCausalLM
 
-    tokenizer = train_tokenizer(lines, recipe.vocabulary)
+    tokenizer = train_tokenizer(lines, recipe.vocab_size)
     special = {f"{name}_token_id": getattr(tokenizer, f"{name}_token_id") for name in ("bos", "eos", "pad")}
     config = config_of(recipe, len(tokenizer), special)
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         model = LlamaForCausalLM(config)
-    with whole(folder) as beside:
+    with atomic_path(folder) as beside:
         model.save_pretrained(beside)
         tokenizer.save_pretrained(beside)
 
@@ -56,13 +56,13 @@ def config_of(recipe: FromScratch, vocabulary: int, special: Mapping[str, int] =
 
     return LlamaConfig(
         vocab_size=vocabulary,
-        hidden_size=recipe.width,
+        hidden_size=recipe.hidden_size,
         # Two thirds of the usual four, since there are three matrices (https://arxiv.org/abs/2002.05202).
-        intermediate_size=(8 * recipe.width // 3 + 63) // 64 * 64,
-        num_hidden_layers=recipe.layers,
-        num_attention_heads=recipe.heads,
-        num_key_value_heads=recipe.heads,
-        max_position_embeddings=recipe.positions,
+        intermediate_size=(8 * recipe.hidden_size // 3 + 63) // 64 * 64,
+        num_hidden_layers=recipe.num_layers,
+        num_attention_heads=recipe.num_heads,
+        num_key_value_heads=recipe.num_heads,
+        max_position_embeddings=recipe.max_positions,
         tie_word_embeddings=True,
         **special,
     )
@@ -99,7 +99,7 @@ def train_sentencepiece(lines: Iterable[str], size: int) -> bytes:
         small = "smaller than required" in said
         raise ModelError(
             f"no tokenizer of {size} tokens comes out of this text: {said}",
-            place="model.from_scratch.vocabulary",
+            place="model.from_scratch.vocab_size",
             cure="raise it: each character and byte is a token" if small else "lower it, or give more text",
         ) from error
     return written.getvalue()

@@ -37,7 +37,7 @@ def convert(path: Path, cache: Path) -> Path:
         A folder with safetensors in bf16, configuration, tokenizer and chat template.
     """
     try:
-        digest = atomic_io.digest(path)
+        digest = atomic_io.file_hash(path)
     except OSError as error:
         problem = f"the file cannot be read: {error.strerror}"
         raise ModelError(problem, place=str(path), cure="check the path and its permissions") from error
@@ -47,7 +47,7 @@ def convert(path: Path, cache: Path) -> Path:
     logger.info("%s: converting to safetensors in %s, once", path, folder)
     try:
         folder.parent.mkdir(parents=True, exist_ok=True)
-        atomic_io.sweep_old(folder.parent, ".gguf-")
+        atomic_io.remove_stale(folder.parent, ".gguf-")
         with tempfile.TemporaryDirectory(dir=folder.parent, prefix=".gguf-") as work:
             model, tokenizer = _read(path, Path(work))
             _save(model, tokenizer, Path(work) / "model")

@@ -15,10 +15,10 @@ from torch import nn
 
 from roundtrip.runtime.errors import ModelError
 
-_CURE = "set model.liger = false"
+_CURE = "set model.use_liger_kernel = false"
 
 
-def why_not(model: nn.Module) -> str | None:
+def unsupported_reason(model: nn.Module) -> str | None:
     """Return why a model cannot have Liger's kernels here, None where it can."""
     if importlib.util.find_spec("liger_kernel") is None or importlib.util.find_spec("triton") is None:
         return "liger-kernel and triton are not installed: pip install 'roundtrip[liger]'"
@@ -41,8 +41,8 @@ def apply_liger(model: nn.Module) -> None:
     Raises:
         ModelError: it cannot have them here.
     """
-    if (why := why_not(model)) is not None:
-        raise ModelError(f"Liger: {why}", place="model.liger", cure=_CURE)
+    if (why := unsupported_reason(model)) is not None:
+        raise ModelError(f"Liger: {why}", place="model.use_liger_kernel", cure=_CURE)
     from liger_kernel.transformers.monkey_patch import _apply_liger_kernel_to_instance
 
     module = vars(sys.modules[type(model).__module__])

@@ -18,7 +18,7 @@ _CONVERT = (
 )
 
 
-def locate(spec: Model, folder: Path) -> str:
+def locate_model(spec: Model, folder: Path) -> str:
     """Return the folder or hub id that a recipe's model names; a GGUF file is converted first.
 
     Raises:

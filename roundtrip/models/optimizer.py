@@ -11,17 +11,17 @@ import torch
 from torch import nn
 
 from roundtrip.recipe.schema import Adapter, Train
-from roundtrip.runtime.distributed import ALONE, Ranks
+from roundtrip.runtime.distributed import SINGLE_PROCESS, ProcessGroup
 
 
-def share_of_rate(recipe: Train, step: int, num_steps: int) -> float:
+def lr_factor(recipe: Train, step: int, num_steps: int) -> float:
     """Return the share of the highest rate that optimizer step `step` (from 0) out of `num_steps` takes.
 
     It rises over `lr_warmup_steps`, then stays or falls to a tenth along a line or half a cosine.
     """
     rise = min(1.0, (step + 1) / (recipe.lr_warmup_steps + 1))
     done = min(1.0, max(0, step - recipe.lr_warmup_steps) / max(1, num_steps - recipe.lr_warmup_steps))
-    match recipe.schedule:
+    match recipe.lr_schedule:
         case "constant":
             fall = 1.0
         case "linear":
@@ -63,7 +63,7 @@ class Optimizer:
         self._averages = {name: master.clone() for name, master in self._masters.items()} if averaged else {}
         groups: dict[tuple[float, float], list[torch.Tensor]] = {}
         for name, master in self._masters.items():
-            ratio = adapter.loraplus_ratio if ".lora_B." in name else 1.0
+            ratio = adapter.loraplus_lr_ratio if ".lora_B." in name else 1.0
             decay = recipe.weight_decay if master.ndim > 1 else 0.0
             groups.setdefault((ratio, decay), []).append(master)
         self._adam = torch.optim.AdamW(
@@ -74,7 +74,7 @@ class Optimizer:
             betas=(0.9, 0.99),
         )
 
-    def step(self, scale: float, *, skip: bool = False, ranks: Ranks = ALONE) -> float:
+    def step(self, scale: float, *, skip: bool = False, processes: ProcessGroup = SINGLE_PROCESS) -> float:
         """Take one step with the gradients as summed in the parameters, times `scale`; then clear them.
 
         Args:
@@ -88,15 +88,15 @@ class Optimizer:
             grad = parameter.grad if parameter.grad is not None else torch.zeros_like(parameter)
             self._masters[name].grad = grad.detach().float() * scale
             parameter.grad = None
-        if ranks.count > 1:
+        if processes.world_size > 1:
             # Adapters are many small matrices: one sum of all.
-            flat = ranks.sum(torch.cat([master.grad.flatten() for master in self._masters.values()]))
+            flat = processes.all_reduce(torch.cat([master.grad.flatten() for master in self._masters.values()]))
             sizes = [master.numel() for master in self._masters.values()]
             for master, part in zip(self._masters.values(), flat.split(sizes), strict=True):
                 master.grad = part.view_as(master)
         norm = float(torch.nn.utils.clip_grad_norm_(self._masters.values(), self.recipe.max_grad_norm))
         if math.isfinite(norm) and not skip:
-            rate = self._rate * share_of_rate(self.recipe, self.step_number, self.num_steps)
+            rate = self._rate * lr_factor(self.recipe, self.step_number, self.num_steps)
             for group in self._adam.param_groups:
                 group["lr"] = rate * group["ratio"]
             self._adam.step()
@@ -137,7 +137,7 @@ class Optimizer:
             self._parameters[name].copy_(value)
 
     @torch.no_grad()
-    def adopt(self, other: Optimizer) -> None:
+    def copy_from(self, other: Optimizer) -> None:
         """Become what another one of a model of the same shape is, weights and moments and all."""
         self.restore(other.state(), other.step_number)
 
@@ -148,7 +148,7 @@ class Optimizer:
             found.update(master.detach().cpu().contiguous().view(torch.uint8).numpy())
         return found.hexdigest()
 
-    def forget(self) -> None:
+    def zero_grad(self) -> None:
         """Drop all gradients, as if nothing had been learnt since the last step."""
         for parameter in self._parameters.values():
             parameter.grad = None

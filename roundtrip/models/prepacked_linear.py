@@ -44,7 +44,7 @@ class PackedLinear(nn.Module):
 
 
 @cache
-def usable(dtype: torch.dtype) -> bool:
+def is_supported(dtype: torch.dtype) -> bool:
     """Return whether this machine has the operations, and they give a linear layer's result."""
     random = torch.Generator().manual_seed(1)
     layer = nn.Linear(48, 80).to(dtype).requires_grad_(False)
@@ -58,13 +58,13 @@ def usable(dtype: torch.dtype) -> bool:
         return False
 
 
-def pack(model: nn.Module) -> None:
+def prepack(model: nn.Module) -> None:
     """Pack the linear layers of a model that only generates; nothing where the machine does not have it.
 
     An output layer whose weight is the embedding's leaves it to the embedding, so the model grows by that much.
     """
     first = next(model.parameters())
-    if first.device.type != "cpu" or not usable(first.dtype):
+    if first.device.type != "cpu" or not is_supported(first.dtype):
         return
     for parent in list(model.modules()):
         for name, child in list(parent.named_children()):
@@ -72,7 +72,7 @@ def pack(model: nn.Module) -> None:
                 setattr(parent, name, PackedLinear(child))
 
 
-def unpack(model: Any) -> None:
+def restore_linear(model: Any) -> None:
     """Make a packed model the plain one of the library again."""
     for parent in list(model.modules()):
         for name, child in list(parent.named_children()):
@@ -83,7 +83,7 @@ def unpack(model: Any) -> None:
     model.tie_weights()
 
 
-def write(layer: Any, weight: torch.Tensor) -> None:
+def write_weight(layer: Any, weight: torch.Tensor) -> None:
     """Write a weight into a linear layer, packed or not, rounded to its precision."""
     if isinstance(layer, PackedLinear):
         layer.write(weight.to(layer._packed.dtype))

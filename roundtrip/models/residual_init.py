@@ -20,14 +20,14 @@ from torch import nn
 from transformers.pytorch_utils import Conv1D
 
 from roundtrip.models import adapters, prepacked_linear
-from roundtrip.runtime.atomic_io import whole
+from roundtrip.runtime.atomic_io import atomic_path
 from roundtrip.runtime.errors import ModelError
 
 METHODS = ("pissa", "olora")
 
 
 @dataclass(frozen=True)
-class Moved:
+class ResidualBase:
     """What one adapter has taken out of its base.
 
     Attributes:
@@ -35,18 +35,20 @@ class Moved:
         published: weights of the layers with an adapter as they were, by path, on the CPU.
     """
 
-    began: Mapping[str, torch.Tensor]
+    initial_adapter: Mapping[str, torch.Tensor]
     published: Mapping[str, torch.Tensor]
 
 
-def weights(model: nn.Module) -> dict[str, torch.Tensor]:
+def linear_weights(model: nn.Module) -> dict[str, torch.Tensor]:
     """Return copies of the weights of all linear layers, before adapters are put on them."""
     linear = ((path, layer) for path, layer in model.named_modules() if isinstance(layer, nn.Linear | Conv1D))
     return {path: layer.weight.detach().to("cpu", copy=True) for path, layer in linear}
 
 
 @torch.no_grad()
-def take_out(model: PeftModel, name: str, before: Mapping[str, torch.Tensor], kept: Path | None) -> Moved:
+def subtract_from_base(
+    model: PeftModel, name: str, before: Mapping[str, torch.Tensor], kept: Path | None
+) -> ResidualBase:
     """Take what a fresh adapter begins with out of its base.
 
     Args:
@@ -62,32 +64,34 @@ def take_out(model: PeftModel, name: str, before: Mapping[str, torch.Tensor], ke
             adapters.load(model, name, load_file(kept))
         except (OSError, SafetensorError, ModelError) as error:
             raise ModelError(f"the start of {name} cannot be read: {error}", place=str(kept)) from error
-    began = {key: value.to("cpu", copy=True) for key, value in adapters.tensors(model, name).items()}
+    initial_adapter = {key: value.to("cpu", copy=True) for key, value in adapters.tensors(model, name).items()}
     if kept is not None and not kept.exists():
-        with whole(kept) as beside:
-            save_file({key: value.contiguous() for key, value in began.items()}, beside)
+        with atomic_path(kept) as beside:
+            save_file({key: value.contiguous() for key, value in initial_adapter.items()}, beside)
     published = {}
     for path, layer in _layers(model, name):
         published[path] = before[path]
         weight = layer.get_base_layer().weight
-        product = adapters.product(layer, name)
+        product = adapters.scaled_product(layer, name)
         weight.copy_(before[path].to(weight.device).float() - (product.T if layer.fan_in_fan_out else product))
-    return Moved(began, published)
+    return ResidualBase(initial_adapter, published)
 
 
 @torch.no_grad()
-def write(scratch: nn.Module, model: PeftModel, name: str, moved: Moved, *, adapted: bool) -> None:
+def write_merged_residual(
+    merged_copy: nn.Module, model: PeftModel, name: str, residual: ResidualBase, *, adapted: bool
+) -> None:
     """Write `W + scale (B A - B0 A0)` of one direction into a plain copy, or `W` as published."""
-    targets = dict(scratch.named_modules())
+    targets = dict(merged_copy.named_modules())
     for path, layer in _layers(model, name):
-        weight = moved.published[path].to(layer.get_base_layer().weight.device).float()
+        weight = residual.published[path].to(layer.get_base_layer().weight.device).float()
         if adapted:
             a, b = (layer.lora_A[name].weight, layer.lora_B[name].weight)
             key = f"base_model.model.{path}.lora_{{}}.weight"
-            first, second = (moved.began[key.format(side)].to(weight.device) for side in "AB")
+            first, second = (residual.initial_adapter[key.format(side)].to(weight.device) for side in "AB")
             product = torch.cat([b, -second], 1).float() @ torch.cat([a, first], 0).float() * layer.scaling[name]
             weight = weight + (product.T if layer.fan_in_fan_out else product)
-        prepacked_linear.write(targets[path], weight)
+        prepacked_linear.write_weight(targets[path], weight)
 
 
 def _layers(model: PeftModel, name: str) -> list[tuple[str, LoraLayer]]:

@@ -27,7 +27,7 @@ SHELVES = (_PACKAGE / "recipes", _PACKAGE.parent / "recipes")
 
 
 @dataclass(frozen=True)
-class Loaded:
+class LoadedRecipe:
     """A recipe that was found sound.
 
     Attributes:
@@ -65,7 +65,7 @@ def find(name: str) -> Path:
     raise RecipeError(f"no recipe '{name}'", cure=f"{hint}shipped recipes: {', '.join(sorted(shipped))}")
 
 
-def load(name: str, overrides: Sequence[str] = ()) -> Loaded:
+def load(name: str, overrides: Sequence[str] = ()) -> LoadedRecipe:
     """Read and judge a recipe.
 
     Args:
@@ -83,14 +83,14 @@ def load(name: str, overrides: Sequence[str] = ()) -> Loaded:
         raise RecipeError(f"not a readable TOML file: {error}", place=str(path)) from error
     for override in overrides:
         _override(data, override)
-    recipe, problems = judge(data, path.parent)
+    recipe, problems = validate_recipe(data, path.parent)
     if problems or recipe is None:
         count = f"{len(problems)} problem{'s' if len(problems) > 1 else ''}"
         raise RecipeError(f"{count} in this recipe\n" + "\n".join(f"  - {p}" for p in problems), place=str(path))
-    return Loaded(recipe, path, text, tuple(overrides))
+    return LoadedRecipe(recipe, path, text, tuple(overrides))
 
 
-def judge(data: dict[str, Any], folder: Path) -> tuple[Recipe | None, list[str]]:
+def validate_recipe(data: dict[str, Any], folder: Path) -> tuple[Recipe | None, list[str]]:
     """Return the recipe (None where it has no sound shape) and every problem in it, as text."""
     recipe, problems = _shape(data)
     if recipe is None:
@@ -104,7 +104,7 @@ def judge(data: dict[str, Any], folder: Path) -> tuple[Recipe | None, list[str]]
     return (None if texts else recipe), texts
 
 
-def keep_off_hub(recipe: Recipe, folder: Path) -> None:
+def forbid_unused_hub(recipe: Recipe, folder: Path) -> None:
     """Let nobody in this process speak to the hub where the recipe names nothing there; to be called before imports."""
     if not names_hub(recipe, folder):
         forbid_hub()

@@ -6,7 +6,7 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from roundtrip.recipe.sampling_schedule import settings
+from roundtrip.recipe.sampling_schedule import sampling_settings
 from roundtrip.recipe.schema import Recipe
 
 BASE, TEXT, PARALLEL, FINAL = "base", "text", "parallel", "final"
@@ -65,10 +65,10 @@ def phases(recipe: Recipe, num_pairs: int) -> list[Phase]:
     Where a stage of pairs may end at a stall, each pass is a phase of its own.
     """
     train, both = recipe.train, directions(recipe)
-    stages: list[tuple[str, int, int, int]] = [(TEXT, 0, 1, 1)] if train.text_lines else []
-    stages += _of_pairs(PARALLEL, train.parallel_passes, num_pairs, train.stall)
-    stages += [(f"round-{number}", number, 1, 1) for number in range(1, recipe.rounds.number + 1)]
-    stages += _of_pairs(FINAL, train.final_passes, num_pairs, train.stall)
+    stages: list[tuple[str, int, int, int]] = [(TEXT, 0, 1, 1)] if train.pretrain_lines else []
+    stages += _of_pairs(PARALLEL, train.parallel_epochs, num_pairs, train.patience)
+    stages += [(f"round-{number}", number, 1, 1) for number in range(1, recipe.rounds.count + 1)]
+    stages += _of_pairs(FINAL, train.final_epochs, num_pairs, train.patience)
     found: list[Phase] = []
     for stage, number, turns, passes in stages:
         who = both[:1] if stage == TEXT and recipe.one_start else both
@@ -79,7 +79,7 @@ def phases(recipe: Recipe, num_pairs: int) -> list[Phase]:
     return found
 
 
-def behind(phases: Sequence[Phase], phase: Phase, *, enough: bool) -> int:
+def next_phase(phases: Sequence[Phase], phase: Phase, *, enough: bool) -> int:
     """Return the number of the next phase.
 
     Args:
@@ -98,15 +98,15 @@ def _of_pairs(stage: str, passes: int, num_pairs: int, stall: int) -> list[tuple
     return [(stage, 0, passes, 1) if stall else (stage, 0, 1, passes)]
 
 
-def num_real(recipe: Recipe, num_synthetic: int, num_pairs: int) -> int:
-    """Return how many real pairs go with so many synthetic ones: `real_share` of both; they come again and again."""
-    share = recipe.rounds.real_share if num_pairs else 0.0
+def num_parallel(recipe: Recipe, num_synthetic: int, num_pairs: int) -> int:
+    """Return how many real pairs go with so many synthetic ones: `parallel_ratio` of both, repeated as needed."""
+    share = recipe.rounds.parallel_ratio if num_pairs else 0.0
     return round(num_synthetic * share / (1.0 - share))
 
 
-def num_noised(recipe: Recipe, num_others: int) -> int:
-    """Return how many noised lines go with so many other rows: `noised_share` of all."""
-    share = recipe.rounds.noised_share
+def num_denoising(recipe: Recipe, num_others: int) -> int:
+    """Return how many noised lines go with so many other rows: `denoising_ratio` of all."""
+    share = recipe.rounds.denoising_ratio
     return round(num_others * share / (1.0 - share))
 
 
@@ -116,28 +116,28 @@ def num_synthetic(recipe: Recipe, number: int, direction: Direction) -> int:
     Under `temperature = "auto"` the writer is taken for cold: once it is warm, and all of several samples are learnt
     from, there are more.
     """
-    found = settings(recipe.generate, direction.reverse.name, number, None)
-    return recipe.rounds.lines * (found.samples if found.choose == "all" else 1)
+    found = sampling_settings(recipe.generate, direction.reverse.name, number, None)
+    return recipe.rounds.monolingual_lines * (found.num_candidates if found.candidate_selection == "all" else 1)
 
 
-def num_earlier(recipe: Recipe, number: int, direction: Direction) -> int:
+def num_replayed(recipe: Recipe, number: int, direction: Direction) -> int:
     """Return how many synthetic rows of rounds before are learnt from again in round `number`, at the most."""
     before = sum(num_synthetic(recipe, earlier, direction) for earlier in range(1, number))
-    return min(recipe.rounds.reservoir, before)
+    return min(recipe.rounds.replay_examples, before)
 
 
 def num_rows(recipe: Recipe, number: int, num_pairs: int, direction: Direction) -> int:
     """Return how many rows round `number` has if no source is rejected: new ones, earlier ones, real and noised."""
-    synthetic = num_synthetic(recipe, number, direction) + num_earlier(recipe, number, direction)
-    others = synthetic + num_real(recipe, synthetic, num_pairs)
-    return others + num_noised(recipe, others)
+    synthetic = num_synthetic(recipe, number, direction) + num_replayed(recipe, number, direction)
+    others = synthetic + num_parallel(recipe, synthetic, num_pairs)
+    return others + num_denoising(recipe, others)
 
 
 def num_steps(recipe: Recipe, num_pairs: int, direction: Direction) -> int:
     """Return how many optimizer steps a direction takes if no synthetic source is rejected."""
-    per_step = recipe.train.rows_per_step
-    text = math.ceil(2 * recipe.train.text_lines / per_step)
-    passes = recipe.train.parallel_passes + recipe.train.final_passes
-    rounds = range(1, recipe.rounds.number + 1)
+    per_step = recipe.train.batch_size
+    text = math.ceil(2 * recipe.train.pretrain_lines / per_step)
+    passes = recipe.train.parallel_epochs + recipe.train.final_epochs
+    rounds = range(1, recipe.rounds.count + 1)
     blocks = sum(math.ceil(num_rows(recipe, number, num_pairs, direction) / per_step) for number in rounds)
     return text + passes * math.ceil(num_pairs / per_step) + blocks

@@ -72,11 +72,11 @@ class FromScratch(Section):
     With `model.shared` both directions begin with the same weights, and plain text is learnt once for both.
     """
 
-    vocabulary: Annotated[int, Field(ge=300)] = 8000
-    layers: Positive = 6
-    width: Positive = 384
-    heads: Positive = 6
-    positions: Positive = 512
+    vocab_size: Annotated[int, Field(ge=300)] = 8000
+    num_layers: Positive = 6
+    hidden_size: Positive = 384
+    num_heads: Positive = 6
+    max_positions: Positive = 512
 
 
 class Model(Section):
@@ -86,12 +86,12 @@ class Model(Section):
     revision: str | None = None
     from_scratch: FromScratch | None = None
     shared: bool = True
-    scratch: bool = True
+    merged_copy: bool = True
     dtype: Literal["auto", "float32", "bfloat16"] = "auto"
     quantize: Literal["none", "8bit", "4bit"] = "none"
     device: str = "auto"
     attention: Literal["auto", "varlen", "eager", "sdpa", "flash_attention_2"] = "auto"
-    liger: bool = False
+    use_liger_kernel: bool = False
     gradient_checkpointing: bool = False
 
     @property
@@ -100,7 +100,7 @@ class Model(Section):
         return "a model from scratch" if self.from_scratch else str(self.path).partition("#")[0]
 
 
-class TemplateText(Section):
+class TemplateRecipe(Section):
     """How a source and a target become one text."""
 
     kind: Literal["plain", "chat"] = "chat"
@@ -110,7 +110,7 @@ class TemplateText(Section):
     system: str | None = None
 
 
-class Cut(Section):
+class Split(Section):
     """One parallel corpus cut into disjoint parts, for experiments; what is left becomes monolingual.
 
     Attributes:
@@ -125,24 +125,24 @@ class Cut(Section):
     seed: Count | None = None
 
 
-class Filter(Section):
+class LineFilter(Section):
     """Which lines of the text are used at all; sizes in words (split at white space) and characters."""
 
     min_words: Count = 1
     max_words: Positive | None = None
     max_chars: Positive = 2000
-    max_ratio: Annotated[float, Field(ge=1.0)] = 4.0
+    max_length_ratio: Annotated[float, Field(ge=1.0)] = 4.0
 
 
 class Data(Section):
     """Where the text comes from: either `cut`, or `train`, `dev`, `test` and `mono`; dev and test go with both."""
 
-    cut: Cut | None = None
+    split: Split | None = None
     train: Sources = ()
     dev: Sources = ()
     test: Sources = ()
     mono: dict[str, Sources] = Field(default_factory=dict)
-    filter: Filter = Filter()
+    filter: LineFilter = LineFilter()
 
 
 class Adapter(Section):
@@ -156,7 +156,7 @@ class Adapter(Section):
     layers: tuple[Count, ...] | None = None
     init: str | None = None
     lr: Annotated[float, Field(gt=0)] | None = None
-    loraplus_ratio: Annotated[float, Field(ge=1.0)] = 1.0
+    loraplus_lr_ratio: Annotated[float, Field(ge=1.0)] = 1.0
     ephemeral_gpu_offload: bool = False
     dtype: Literal["base", "float32"] = "base"
 
@@ -165,44 +165,44 @@ class Train(Section):
     """How each direction learns; every direction has its own optimizer and schedule."""
 
     lr: Annotated[float, Field(gt=0)] = 1e-3
-    schedule: Literal["constant", "linear", "cosine"] = "linear"
+    lr_schedule: Literal["constant", "linear", "cosine"] = "linear"
     lr_warmup_steps: Count = 10
     weight_decay: Annotated[float, Field(ge=0)] = 0.0
     max_grad_norm: Annotated[float, Field(gt=0)] = 1.0
-    rows_per_step: Positive = 16
-    tokens_per_forward: Positive = 2048
+    batch_size: Positive = 16
+    max_tokens_per_microbatch: Positive = 2048
     packing: Literal["auto", "always", "never"] = "auto"
-    max_row_tokens: Positive = 512
-    text_lines: Count = 0
-    parallel_passes: Count = 3
-    final_passes: Count = 0
-    stall: Count = 0
+    max_length: Positive = 512
+    pretrain_lines: Count = 0
+    parallel_epochs: Count = 3
+    final_epochs: Count = 0
+    patience: Count = 0
     synthetic_weight: Annotated[float, Field(gt=0.0, le=1.0)] = 1.0
     label_smoothing: Annotated[float, Field(ge=0.0, lt=1.0)] = 0.0
     ema_decay: Annotated[float, Field(ge=0.0, lt=1.0)] = 0.0
     kl_weight: Annotated[float, Field(ge=0.0)] = 0.0
-    max_skipped: Count = 10
+    max_nonfinite_steps: Count = 10
 
 
 class Rounds(Section):
     """The round trip itself."""
 
-    number: Count = 2
-    lines: Positive = 1000
-    real_share: Annotated[float, Field(ge=0.0, lt=1.0)] = 0.4
-    reservoir: Count = 0
-    noised_share: Annotated[float, Field(ge=0.0, lt=1.0)] = 0.0
+    count: Count = 2
+    monolingual_lines: Positive = 1000
+    parallel_ratio: Annotated[float, Field(ge=0.0, lt=1.0)] = 0.4
+    replay_examples: Count = 0
+    denoising_ratio: Annotated[float, Field(ge=0.0, lt=1.0)] = 0.0
     patience: Count = 0
-    warm_start: bool = True
+    require_better_than_copy: bool = True
 
 
-class Change(Section):
+class Override(Section):
     """What is other in `[generate]` from a round on, for both directions or one; None stays as it is."""
 
     round: Positive = 1
     direction: str | None = None
-    samples: Positive | None = None
-    choose: Literal["dual", "own", "all"] | None = None
+    num_candidates: Positive | None = None
+    candidate_selection: Literal["reverse_likelihood", "likelihood", "all"] | None = None
     temperature: Annotated[float, Field(ge=0.0)] | Literal["auto"] | None = None
     top_p: Annotated[float, Field(gt=0.0, le=1.0)] | None = None
     top_k: Count | None = None
@@ -212,25 +212,25 @@ class Change(Section):
 class Generate(Section):
     """How synthetic sources are written.
 
-    Temperature 0 means greedy. `auto` is greedy as long as the dev chrF++ of who writes is below `warm_chrf`, then
-    `warm_temperature`; see `schedule.py`.
+    Temperature 0 is greedy search. `auto` is greedy while the dev chrF++ of the generating direction is below
+    `sampling_min_chrf`, then samples at `sampling_temperature`; see `sampling_schedule.py`.
     """
 
     engine: Literal["native", "transformers", "continuous"] = "native"
     cuda_graphs: bool = False
-    samples: Positive = 1
-    choose: Literal["dual", "own", "all"] = "dual"
+    num_candidates: Positive = 1
+    candidate_selection: Literal["reverse_likelihood", "likelihood", "all"] = "reverse_likelihood"
     temperature: Annotated[float, Field(ge=0.0)] | Literal["auto"] = "auto"
-    warm_chrf: Annotated[float, Field(ge=0.0, le=100.0)] = 40.0
-    warm_temperature: Annotated[float, Field(gt=0.0)] = 0.7
+    sampling_min_chrf: Annotated[float, Field(ge=0.0, le=100.0)] = 40.0
+    sampling_temperature: Annotated[float, Field(gt=0.0)] = 0.7
     top_p: Annotated[float, Field(gt=0.0, le=1.0)] = 1.0
     top_k: Count = 0
     min_p: Annotated[float, Field(ge=0.0, lt=1.0)] = 0.0
     repetition_penalty: Annotated[float, Field(ge=1.0)] = 1.0
-    length_ratio: Annotated[float, Field(gt=0)] = 1.5
-    length_extra: Count = 10
-    tokens_per_batch: Positive = 8192
-    change: tuple[Change, ...] = ()
+    max_length_ratio: Annotated[float, Field(gt=0)] = 1.5
+    max_length_offset: Count = 10
+    max_tokens_per_batch: Positive = 8192
+    overrides: tuple[Override, ...] = ()
 
     @property
     def heat(self) -> float:
@@ -241,23 +241,23 @@ class Generate(Section):
 class Tokens(Section):
     """How generated ids become training rows, and how each row is proved."""
 
-    road: Literal["auto", "splice", "strings"] = "auto"
+    mode: Literal["auto", "splice", "text"] = "auto"
     guard: Literal["auto", "device", "host"] = "auto"
     strict: bool = False
     audit: Annotated[float, Field(ge=0.0, le=1.0)] = 0.01
 
 
-class Judge(Section):
+class CandidateFilter(Section):
     """Which synthetic sources are thrown away; each rejection is counted by its reason."""
 
-    max_ratio: Annotated[float, Field(ge=1.0)] = 1.5
-    max_copy: Annotated[float, Field(gt=0, le=100.0)] = 80.0
+    max_length_ratio: Annotated[float, Field(ge=1.0)] = 1.5
+    max_copy_chrf: Annotated[float, Field(gt=0, le=100.0)] = 80.0
     max_repeats: Annotated[int, Field(ge=2)] = 4
     language: bool = False
-    min_round_trip: Annotated[float, Field(ge=0.0, le=100.0)] = 0.0
+    min_round_trip_chrf: Annotated[float, Field(ge=0.0, le=100.0)] = 0.0
 
 
-class Score(Section):
+class Evaluation(Section):
     """How translations are scored; sacreBLEU tokenizers by target language, `13a` where none is named."""
 
     bleu_tokenize: dict[str, BleuTokenizer] = Field(default_factory=dict)
@@ -284,28 +284,28 @@ class Recipe(Section):
     languages: tuple[str, str]
     seed: Count = 1
     model: dict[str, Model]
-    template: TemplateText = TemplateText()
+    template: TemplateRecipe = TemplateRecipe()
     data: Data
     adapter: dict[str, Adapter]
     train: Train = Train()
     rounds: Rounds = Rounds()
     generate: Generate = Generate()
     tokens: Tokens = Tokens()
-    judge: Judge = Judge()
-    score: Score = Score()
+    filter: CandidateFilter = CandidateFilter()
+    evaluation: Evaluation = Evaluation()
     checkpoint: Checkpoint = Checkpoint()
 
     @property
     def needs_mono(self) -> bool:
         """Whether monolingual text is read."""
-        scratch = any(model.from_scratch is not None for model in self.model.values())
-        given = self.data.cut is not None or all(self.data.mono.get(code) for code in self.languages)
-        return bool(self.rounds.number or self.train.text_lines) or (scratch and given)
+        merged_copy = any(model.from_scratch is not None for model in self.model.values())
+        given = self.data.split is not None or all(self.data.mono.get(code) for code in self.languages)
+        return bool(self.rounds.count or self.train.pretrain_lines) or (merged_copy and given)
 
     @property
     def blind(self) -> bool:
         """Whether there are no parallel dev pairs: stages are chosen by how monolingual lines come back."""
-        return self.data.cut is None and not self.data.dev
+        return self.data.split is None and not self.data.dev
 
     @property
     def one_start(self) -> bool:
@@ -323,8 +323,8 @@ class Recipe(Section):
         """Yield every text source with its key and how many languages it holds (1 or 2)."""
         data = self.data
         tables = {"data.train": data.train, "data.dev": data.dev, "data.test": data.test}
-        if data.cut is not None:
-            tables["data.cut.corpus"] = data.cut.corpus
+        if data.split is not None:
+            tables["data.split.corpus"] = data.split.corpus
         for key, sources in tables.items():
             yield from ((key, source, 2) for source in sources)
         for language, sources in data.mono.items():

@@ -9,39 +9,39 @@ from collections.abc import Sequence
 import langcodes
 
 from roundtrip.recipe.plan import directions
-from roundtrip.recipe.sampling_schedule import asked
-from roundtrip.recipe.schema import Adapter, Model, Recipe, TemplateText, TextSource, Tokens
+from roundtrip.recipe.sampling_schedule import requested_settings
+from roundtrip.recipe.schema import Adapter, Model, Recipe, TemplateRecipe, TextSource, Tokens
 
 # What an adapter is made by; where all weights learn it has no meaning.
 OF_ADAPTERS = (
     *("rank", "alpha", "dropout", "targets", "layers", "init"),
-    *("loraplus_ratio", "ephemeral_gpu_offload", "dtype"),
+    *("loraplus_lr_ratio", "ephemeral_gpu_offload", "dtype"),
 )
 
 
 def combination_problems(recipe: Recipe) -> list[str]:
     """Name the keys that are sound by themselves and impossible together."""
     problems = [*_languages(recipe), *_data(recipe), *_template(recipe.template), *_tokens(recipe.tokens)]
-    passes = recipe.train.parallel_passes + recipe.train.final_passes
-    if not (recipe.rounds.number or passes or recipe.train.text_lines):
-        problems.append("rounds.number: 0 rounds and 0 train.parallel_passes train nothing")
-    if recipe.train.text_lines and recipe.data.cut is None:
+    passes = recipe.train.parallel_epochs + recipe.train.final_epochs
+    if not (recipe.rounds.count or passes or recipe.train.pretrain_lines):
+        problems.append("rounds.count: 0 rounds and 0 train.parallel_epochs train nothing")
+    if recipe.train.pretrain_lines and recipe.data.split is None:
         problems += [
-            f"train.text_lines: reads text of both languages, and data.mono has no '{code}'"
+            f"train.pretrain_lines: reads text of both languages, and data.mono has no '{code}'"
             for code in recipe.languages
             if not recipe.data.mono.get(code)
         ]
-    if recipe.train.max_row_tokens > recipe.train.tokens_per_forward:
+    if recipe.train.max_length > recipe.train.max_tokens_per_microbatch:
         problems.append(
-            f"train.max_row_tokens: {recipe.train.max_row_tokens} does not fit into "
-            f"train.tokens_per_forward {recipe.train.tokens_per_forward}"
+            f"train.max_length: {recipe.train.max_length} does not fit into "
+            f"train.max_tokens_per_microbatch {recipe.train.max_tokens_per_microbatch}"
         )
     problems += _generate(recipe)
     problems += _rounds(recipe)
-    for language in recipe.score.bleu_tokenize:
+    for language in recipe.evaluation.bleu_tokenize:
         if language not in recipe.languages:
             first, second = recipe.languages
-            problems.append(f"score.bleu_tokenize.{language}: not one of the languages {first}, {second}")
+            problems.append(f"evaluation.bleu_tokenize.{language}: not one of the languages {first}, {second}")
     one, other = (
         [*_model(model), *_adapter(recipe, recipe.adapter[name], model)] for name, model in recipe.model.items()
     )
@@ -53,7 +53,11 @@ def _generate(recipe: Recipe) -> list[str]:
     """Name what is said of writing and can take no effect, for any direction in any round."""
     generate, names = recipe.generate, [direction.name for direction in directions(recipe)]
     problems = []
-    said = [asked(generate, name, number) for name in names for number in range(1, max(2, recipe.rounds.number + 1))]
+    said = [
+        requested_settings(generate, name, number)
+        for name in names
+        for number in range(1, max(2, recipe.rounds.count + 1))
+    ]
     # Without dev pairs nobody knows who is warm.
     hot = [one for one in said if (one.temperature != "auto" or not recipe.blind) and one.temperature]
     why = "without dev pairs, where 'auto' is greedy" if generate.temperature == "auto" else "at temperature 0"
@@ -61,22 +65,22 @@ def _generate(recipe: Recipe) -> list[str]:
         one.top_p < 1 or one.top_k or one.min_p for one in hot
     ):
         problems.append(f"generate: top_p, top_k and min_p do nothing {why}; set generate.temperature")
-    if any(one.samples > 1 for one in said) and not any(one.samples > 1 for one in hot):
-        problems.append(f"generate.samples: they are all the same {why}; set generate.temperature")
-    chosen = "choose" in generate.model_fields_set or any(one.choose for one in generate.change)
-    if chosen and all(one.samples == 1 for one in said):
-        problems.append("generate.choose: there is nothing to choose from; set generate.samples")
+    if any(one.num_candidates > 1 for one in said) and not any(one.num_candidates > 1 for one in hot):
+        problems.append(f"generate.num_candidates: they are all the same {why}; set generate.temperature")
+    chosen = "choose" in generate.model_fields_set or any(one.candidate_selection for one in generate.overrides)
+    if chosen and all(one.num_candidates == 1 for one in said):
+        problems.append("generate.candidate_selection: there is nothing to choose from; set generate.num_candidates")
     if recipe.blind or not any(one.temperature == "auto" for one in said):
-        unused = sorted({"warm_chrf", "warm_temperature"} & generate.model_fields_set)
+        unused = sorted({"sampling_min_chrf", "sampling_temperature"} & generate.model_fields_set)
         problems += [
             f"generate.{key}: only temperature = 'auto' asks how warm a direction is, by dev pairs" for key in unused
         ]
-    for number, change in enumerate(generate.change):
-        place = f"generate.change.{number}"
+    for number, change in enumerate(generate.overrides):
+        place = f"generate.overrides.{number}"
         if change.direction not in {None, *names}:
             problems.append(f"{place}.direction: '{change.direction}' is not one of {', '.join(names)}")
-        if change.round > recipe.rounds.number:
-            problems.append(f"{place}.round: {change.round}, and there are rounds.number = {recipe.rounds.number}")
+        if change.round > recipe.rounds.count:
+            problems.append(f"{place}.round: {change.round}, and there are rounds.count = {recipe.rounds.count}")
         if change.model_fields_set <= {"round", "direction"}:
             problems.append(f"{place}: changes nothing; set temperature, samples, choose, top_p, top_k or min_p")
     if generate.engine != "native" and generate.cuda_graphs:
@@ -95,35 +99,35 @@ def _rounds(recipe: Recipe) -> list[str]:
     """Name what is said of rounds where there are none, or too few of them."""
     problems = []
     rounds, train = recipe.rounds, recipe.train
-    if not rounds.number:
-        keys = {"reservoir", "noised_share", "patience"} & rounds.model_fields_set
+    if not rounds.count:
+        keys = {"reservoir", "denoising_ratio", "patience"} & rounds.model_fields_set
         said = [f"rounds.{key}" for key in sorted(keys) if getattr(rounds, key)]
         said += ["train.synthetic_weight"] if train.synthetic_weight != 1 else []
         said += ["template.synthetic_tag"] if recipe.template.synthetic_tag else []
-        said += ["judge.language"] if recipe.judge.language else []
-        said += ["judge.min_round_trip"] if recipe.judge.min_round_trip else []
-        problems += [f"{key}: does nothing where rounds.number is 0" for key in said]
-    elif rounds.reservoir and rounds.number == 1:
-        problems.append("rounds.reservoir: there are no earlier rounds to keep rows of; set rounds.number")
-    elif rounds.patience >= rounds.number:
-        problems.append(f"rounds.patience: {rounds.patience} of {rounds.number} rounds can never be waited for")
-    pairs = recipe.data.cut.train if recipe.data.cut is not None else len(recipe.data.train)
+        said += ["filter.language"] if recipe.filter.language else []
+        said += ["filter.min_round_trip_chrf"] if recipe.filter.min_round_trip_chrf else []
+        problems += [f"{key}: does nothing where rounds.count is 0" for key in said]
+    elif rounds.replay_examples and rounds.count == 1:
+        problems.append("rounds.replay_examples: there are no earlier rounds to keep rows of; set rounds.count")
+    elif rounds.patience >= rounds.count:
+        problems.append(f"rounds.patience: {rounds.patience} of {rounds.count} rounds can never be waited for")
+    pairs = recipe.data.split.train if recipe.data.split is not None else len(recipe.data.train)
     if not pairs:
         problems += [
             f"train.{key}: is of parallel pairs, and there are none"
-            for key in ("final_passes", "stall")
+            for key in ("final_epochs", "stall")
             if getattr(train, key)
         ]
-    if train.synthetic_weight != 1 and not rounds.noised_share and not (rounds.real_share and pairs):
+    if train.synthetic_weight != 1 and not rounds.denoising_ratio and not (rounds.parallel_ratio and pairs):
         problems.append("train.synthetic_weight: all rows of a round are synthetic; nothing is weighed against another")
-    if recipe.blind and train.stall:
-        problems.append("train.stall: is seen on parallel dev pairs, and there is no data.dev")
-    if not recipe.blind and "round_trip_lines" in recipe.score.model_fields_set:
-        problems.append("score.round_trip_lines: does nothing where there are parallel dev pairs")
-    if train.stall and max(train.parallel_passes, train.final_passes) <= train.stall:
+    if recipe.blind and train.patience:
+        problems.append("train.patience: is seen on parallel dev pairs, and there is no data.dev")
+    if not recipe.blind and "round_trip_lines" in recipe.evaluation.model_fields_set:
+        problems.append("evaluation.round_trip_lines: does nothing where there are parallel dev pairs")
+    if train.patience and max(train.parallel_epochs, train.final_epochs) <= train.patience:
         problems.append(
-            f"train.stall: {train.stall} passes without a gain cannot be seen in {train.parallel_passes} "
-            f"parallel_passes and {train.final_passes} final_passes"
+            f"train.patience: {train.patience} passes without a gain cannot be seen in {train.parallel_epochs} "
+            f"parallel_epochs and {train.final_epochs} final_epochs"
         )
     return problems
 
@@ -138,10 +142,10 @@ def _model(model: Model) -> list[str]:
         problems.append("model.from_scratch: makes a model, and model.path names one; leave one of them out")
     if model.from_scratch is not None and model.revision is not None:
         problems.append("model.revision: is of a hub id; a model from scratch has none")
-    if model.from_scratch is not None and model.from_scratch.width % (2 * model.from_scratch.heads):
+    if model.from_scratch is not None and model.from_scratch.hidden_size % (2 * model.from_scratch.num_heads):
         problems.append(
-            f"model.from_scratch.width: {model.from_scratch.width} is not an even multiple of heads "
-            f"{model.from_scratch.heads}"
+            f"model.from_scratch.hidden_size: {model.from_scratch.hidden_size} is not an even multiple of heads "
+            f"{model.from_scratch.num_heads}"
         )
     return problems
 
@@ -152,8 +156,8 @@ def _adapter(recipe: Recipe, adapter: Adapter, model: Model) -> list[str]:
     if recipe.train.kl_weight and adapter.method in {"full", "pissa", "olora"}:
         problems.append(f"train.kl_weight: {method} leaves no base to be near to; use 'lora', 'rslora' or 'dora'")
     if adapter.method == "full":
-        if not model.scratch:
-            problems.append(f"model.scratch: does nothing where all weights learn ({method})")
+        if not model.merged_copy:
+            problems.append(f"model.merged_copy: does nothing where all weights learn ({method})")
         if model.quantize != "none":
             problems.append(
                 f"{method} trains all weights, which model.quantize = '{model.quantize}' rounds; use 'lora'"
@@ -166,12 +170,12 @@ def _adapter(recipe: Recipe, adapter: Adapter, model: Model) -> list[str]:
                 f"{method} takes a part out of the base, which the other direction shares; set model.shared = false, "
                 "so that each has its own, or use 'rslora'"
             )
-        if not model.scratch:
-            problems.append(f"model.scratch: does nothing where all weights learn ({method})")
+        if not model.merged_copy:
+            problems.append(f"model.merged_copy: does nothing where all weights learn ({method})")
         if model.quantize != "none":
             problems.append(f"{method} changes the base's weights, which model.quantize fixes; use 'lora' or 'rslora'")
-        if not model.scratch:
-            problems.append(f"{method} is scored and used from the copy that model.scratch = false leaves out")
+        if not model.merged_copy:
+            problems.append(f"{method} is scored and used from the copy that model.merged_copy = false leaves out")
         if adapter.init is not None:
             problems.append(f"adapter.init: {method} begins with a part of the base, not with an earlier adapter")
     if adapter.layers is not None and isinstance(adapter.targets, str):
@@ -186,7 +190,7 @@ def _adapter(recipe: Recipe, adapter: Adapter, model: Model) -> list[str]:
         )
     if any("lm_head" in target for target in _as_tuple(adapter.targets)) and model.quantize != "none":
         problems.append("adapter.targets: lm_head is not quantized with the rest; leave it out")
-    if any("lm_head" in target for target in _as_tuple(adapter.targets)) and model.liger:
+    if any("lm_head" in target for target in _as_tuple(adapter.targets)) and model.use_liger_kernel:
         problems.append("adapter.targets: Liger's loss reads lm_head without its adapter; leave lm_head out")
     return problems
 
@@ -209,32 +213,32 @@ def _data(recipe: Recipe) -> list[str]:
     problems: list[str] = []
     codes, data = recipe.languages, recipe.data
     named = [key for key in ("train", "dev", "test", "mono") if getattr(data, key)]
-    cut = [*("train", "mono"), *(key for key in ("dev", "test") if data.cut is not None and getattr(data.cut, key))]
+    cut = [*("train", "mono"), *(key for key in ("dev", "test") if data.split is not None and getattr(data.split, key))]
     twice = [key for key in named if key in cut]
-    if data.cut is not None and twice:
+    if data.split is not None and twice:
         problems.append(
-            f"data.cut: excludes {', '.join(f'data.{k}' for k in twice)}; the cut makes these parts from one corpus"
+            f"data.split: excludes {', '.join(f'data.{k}' for k in twice)}; the cut makes these parts from one corpus"
         )
-    if data.cut is not None:
+    if data.split is not None:
         problems += [
-            f"data.cut.{key}: 0, and there is no data.{key}; needed for scores"
+            f"data.split.{key}: 0, and there is no data.{key}; needed for scores"
             for key in ("dev", "test")
-            if key not in named and not getattr(data.cut, key)
+            if key not in named and not getattr(data.split, key)
         ]
-    if data.cut is not None and not recipe.rounds.number and not data.cut.train:
-        problems.append("data.cut.train: 0 pairs and 0 rounds train nothing")
-    if data.cut is not None and not data.cut.corpus:
-        problems.append("data.cut.corpus: no source given")
-    if data.cut is None:
+    if data.split is not None and not recipe.rounds.count and not data.split.train:
+        problems.append("data.split.train: 0 pairs and 0 rounds train nothing")
+    if data.split is not None and not data.split.corpus:
+        problems.append("data.split.corpus: no source given")
+    if data.split is None:
         if "test" not in named:
             problems.append("data.test: nothing given; needed for scores")
-        if "dev" not in named and not (recipe.rounds.number and all(data.mono.get(code) for code in codes)):
+        if "dev" not in named and not (recipe.rounds.count and all(data.mono.get(code) for code in codes)):
             problems.append("data.dev: nothing given; needed for scores (or data.mono of both languages, and rounds)")
-        if not data.train and not recipe.rounds.number:
-            problems.append("data.train: nothing to train on, and rounds.number is 0")
+        if not data.train and not recipe.rounds.count:
+            problems.append("data.train: nothing to train on, and rounds.count is 0")
         for code in codes:
-            if recipe.rounds.number and not data.mono.get(code):
-                problems.append(f"data.mono: no '{code}'; both languages need text, or set rounds.number = 0")
+            if recipe.rounds.count and not data.mono.get(code):
+                problems.append(f"data.mono: no '{code}'; both languages need text, or set rounds.count = 0")
         problems += [
             f"data.mono.{code}: not one of the languages {codes[0]}, {codes[1]}"
             for code in data.mono
@@ -247,7 +251,7 @@ def _data(recipe: Recipe) -> list[str]:
     return problems
 
 
-def _template(template: TemplateText) -> list[str]:
+def _template(template: TemplateRecipe) -> list[str]:
     problems: list[str] = []
     fields = template.text if template.kind == "plain" else template.instruction
     needed = ["{source}", "{target}"] if template.kind == "plain" else ["{source}"]
@@ -277,11 +281,11 @@ def _template(template: TemplateText) -> list[str]:
 
 def _tokens(tokens: Tokens) -> list[str]:
     problems: list[str] = []
-    if tokens.strict and tokens.road == "strings":
-        problems.append("tokens.strict: asks that no row goes by strings, and tokens.road sends every row there")
-    if tokens.road == "strings":
+    if tokens.strict and tokens.mode == "text":
+        problems.append("tokens.strict: asks that no row goes by strings, and tokens.mode sends every row there")
+    if tokens.mode == "text":
         unused = sorted({"guard", "audit"} & tokens.model_fields_set)
-        problems += [f"tokens.{name}: does nothing where tokens.road sends every row by strings" for name in unused]
+        problems += [f"tokens.{name}: does nothing where tokens.mode sends every row by strings" for name in unused]
     if tokens.strict and tokens.guard == "device":
         problems.append("tokens.strict: proves every row on the host; set tokens.guard to 'auto' or 'host'")
     return problems

@@ -16,7 +16,7 @@ _OLD = 7 * 24 * 3600
 
 
 @contextmanager
-def whole(path: Path) -> Iterator[Path]:
+def atomic_path(path: Path) -> Iterator[Path]:
     """Give a name beside `path` to write a file or folder under; it takes its place in one rename, once on disk.
 
     A process that is killed on the way leaves what stood at `path` before, and at most a hidden leftover beside it. (A
@@ -27,24 +27,24 @@ def whole(path: Path) -> Iterator[Path]:
     """
     beside, aside = (path.with_name(f".{path.name}.{end}") for end in ("tmp", "old"))
     path.parent.mkdir(parents=True, exist_ok=True)
-    remove(beside)
+    remove_path(beside)
     try:
         yield beside
-        settle(beside)
+        fsync_tree(beside)
     except BaseException:
-        remove(beside)
+        remove_path(beside)
         raise
-    remove(aside)
+    remove_path(aside)
     if path.is_dir():
         path.rename(aside)
     beside.replace(path)
-    sync(path.parent)
-    remove(aside)
+    fsync_path(path.parent)
+    remove_path(aside)
 
 
 def write_text(path: Path, text: str) -> None:
     """Write a text file."""
-    with whole(path) as beside:
+    with atomic_path(path) as beside:
         beside.write_text(text, encoding="utf-8")
 
 
@@ -55,7 +55,7 @@ def write_json(path: Path, document: object) -> None:
 
 def write_rows(path: Path, rows: list[list[str]]) -> None:
     """Write rows of texts: one JSON array a line."""
-    with whole(path) as beside, beside.open("w", encoding="utf-8") as file:
+    with atomic_path(path) as beside, beside.open("w", encoding="utf-8") as file:
         file.writelines(json.dumps(row, ensure_ascii=False) + "\n" for row in rows)
 
 
@@ -65,7 +65,7 @@ def read_rows(path: Path) -> list[list[str]]:
         return [json.loads(line) for line in file]
 
 
-def remove(path: Path) -> None:
+def remove_path(path: Path) -> None:
     """Remove a file or a folder, if it is there."""
     if path.is_dir() and not path.is_symlink():
         shutil.rmtree(path)
@@ -73,28 +73,28 @@ def remove(path: Path) -> None:
         path.unlink(missing_ok=True)
 
 
-def sweep(folder: Path) -> None:
+def remove_leftovers(folder: Path) -> None:
     """Remove what killed processes have left of files they were at; call it while nobody writes into the folder.
 
     What was set aside for something new that never came takes its place again.
     """
     for path in list(folder.rglob(".*.tmp")):
-        remove(path)
+        remove_path(path)
     for path in list(folder.rglob(".*.old")):
         place = path.with_name(path.name[1 : -len(".old")])
         if place.exists():
-            remove(path)
+            remove_path(path)
         else:
             path.rename(place)
 
 
-def settle(folder: Path) -> None:
+def fsync_tree(folder: Path) -> None:
     """Wait until all that is in a folder is on disk."""
     for path in [*folder.rglob("*"), folder]:
-        sync(path)
+        fsync_path(path)
 
 
-def sweep_old(folder: Path, prefix: str) -> None:
+def remove_stale(folder: Path, prefix: str) -> None:
     """Remove what killed processes have left in a folder that others may be at work in: what no one has touched lately.
 
     Args:
@@ -103,10 +103,10 @@ def sweep_old(folder: Path, prefix: str) -> None:
     for path in folder.glob(f"{prefix}*"):
         with suppress(OSError):
             if time.time() - path.stat().st_mtime > _OLD:
-                remove(path)
+                remove_path(path)
 
 
-def sync(path: Path) -> None:
+def fsync_path(path: Path) -> None:
     """Wait until a file or the names in a folder are on disk."""
     handle = os.open(path, os.O_RDONLY)
     try:
@@ -115,24 +115,24 @@ def sync(path: Path) -> None:
         os.close(handle)
 
 
-def digest(path: Path) -> str:
+def file_hash(path: Path) -> str:
     """Return the SHA-256 of a file."""
     with path.open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
-def digests(folder: Path, start: Path) -> dict[str, str]:
+def file_hashes(folder: Path, start: Path) -> dict[str, str]:
     """Return the SHA-256 of every file in a folder (or of the one file), by its path from `start`."""
     paths = sorted(path for path in folder.rglob("*") if path.is_file()) if folder.is_dir() else [folder]
-    return {path.relative_to(start).as_posix(): digest(path) for path in paths}
+    return {path.relative_to(start).as_posix(): file_hash(path) for path in paths}
 
 
-def damaged(found: dict[str, str], start: Path) -> str | None:
+def first_damaged(found: dict[str, str], start: Path) -> str | None:
     """Return what is wrong with the first file that is not as `digests` saw it; None where all are."""
     for name, expected in found.items():
         path = start / name
         if not path.is_file():
             return f"{name} is gone"
-        if digest(path) != expected:
+        if file_hash(path) != expected:
             return f"{name} is not what was written"
     return None

@@ -24,10 +24,10 @@ _WAIT = "make room and go on with --resume, with --set checkpoint.full_disk=wait
 
 def is_full(error: BaseException) -> bool:
     """Return whether an error says that a disk or a quota has no room left."""
-    return not _FULL.isdisjoint(numbers(error))
+    return not _FULL.isdisjoint(error_numbers(error))
 
 
-def numbers(error: BaseException) -> set[int]:
+def error_numbers(error: BaseException) -> set[int]:
     """Return the system's numbers of an error; safetensors and the copying of folders have them in their text."""
     if isinstance(error, OSError) and error.errno is not None:
         return {error.errno}

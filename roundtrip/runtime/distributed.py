@@ -20,8 +20,8 @@ from typing import Any, TypeVar
 
 import torch
 
-from roundtrip.runtime.errors import RanksError, RoundtripError
-from roundtrip.runtime.memory import is_out
+from roundtrip.runtime.errors import DistributedError, RoundtripError
+from roundtrip.runtime.memory import is_out_of_memory
 
 T = TypeVar("T")
 # Seconds between two signs of life, and after how many without one a process counts as dead.
@@ -32,24 +32,24 @@ _AGAIN = "go on with --resume, on any number of processes; the last checkpoint i
 
 
 @dataclass(frozen=True)
-class Ranks:
+class ProcessGroup:
     """The processes of a run as one of them sees them.
 
     Attributes:
-        number: this process, from 0. The first one alone writes and speaks.
-        count: how many there are.
+        rank: this process, from 0. The first one alone writes and speaks.
+        world_size: how many there are.
     """
 
-    number: int = 0
-    count: int = 1
+    rank: int = 0
+    world_size: int = 1
 
     @property
-    def first(self) -> bool:
-        return self.number == 0
+    def is_main(self) -> bool:
+        return self.rank == 0
 
-    def share(self, values: Sequence[T]) -> list[T]:
+    def shard(self, values: Sequence[T]) -> list[T]:
         """Return this process's part, dealt like cards: of values sorted by size every part is about as large."""
-        return list(values[self.number :: self.count])
+        return list(values[self.rank :: self.world_size])
 
     def gather(self, value: T) -> list[T]:
         """Return the value of each process, in order; all have to ask.
@@ -57,56 +57,56 @@ class Ranks:
         Raises:
             RanksError: another process has ended.
         """
-        if self.count == 1:
+        if self.world_size == 1:
             return [value]
         from accelerate.utils import gather_object
 
         found: list[T] = _together(lambda: gather_object([value]))
         return found
 
-    def of_first(self, value: T) -> T:
+    def broadcast(self, value: T) -> T:
         """Return the value of the first process; what it has done before is done when this returns."""
         return self.gather(value)[0]
 
     def any(self, value: bool) -> bool:
         """Return whether it is so for any process."""
-        return value if self.count == 1 else any(self.gather(value))
+        return value if self.world_size == 1 else any(self.gather(value))
 
-    def sum(self, tensor: torch.Tensor) -> torch.Tensor:
+    def all_reduce(self, tensor: torch.Tensor) -> torch.Tensor:
         """Sum a tensor over all processes, in place, the same to the last bit for each, and return it."""
-        if self.count > 1:
+        if self.world_size > 1:
             _together(lambda: torch.distributed.all_reduce(tensor))
         return tensor
 
     @contextmanager
-    def first_first(self) -> Iterator[None]:
+    def main_process_first(self) -> Iterator[None]:
         """Let the first process do something before the others do: what it puts into a cache they find there."""
-        if self.first:
+        if self.is_main:
             yield
-        self.of_first(None)
-        if not self.first:
+        self.broadcast(None)
+        if not self.is_main:
             yield
 
 
-ALONE = Ranks()
+SINGLE_PROCESS = ProcessGroup()
 
 
 def _together(work: Callable[[], T]) -> T:
     try:
         return work()
     except RuntimeError as error:
-        if is_out(error):
+        if is_out_of_memory(error):
             raise
-        raise RanksError("another process of this run has ended", cure=_AGAIN) from error
+        raise DistributedError("another process of this run has ended", cure=_AGAIN) from error
 
 
-def number_and_count() -> tuple[int, int]:
+def launched_rank() -> tuple[int, int]:
     """Return which process this is and of how many, as the launcher says."""
     return int(os.environ.get("RANK", 0)), int(os.environ.get("WORLD_SIZE", 1))
 
 
 @contextmanager
-def joined(on_cpu: bool) -> Iterator[Ranks]:
+def join_processes(on_cpu: bool) -> Iterator[ProcessGroup]:
     """Meet the other processes of a run for a while; alone where no launcher has set up several.
 
     A process that ends for an error or a signal takes the others along, in seconds; one that is killed in less than a
@@ -118,9 +118,9 @@ def joined(on_cpu: bool) -> Iterator[Ranks]:
     Raises:
         RanksError: they do not come together, or one has ended.
     """
-    number, count = number_and_count()
+    number, count = launched_rank()
     if count == 1:
-        yield ALONE
+        yield SINGLE_PROCESS
         return
     from accelerate import PartialState
 
@@ -128,7 +128,7 @@ def joined(on_cpu: bool) -> Iterator[Ranks]:
         PartialState(cpu=on_cpu, timeout=_LONG)
         store = torch.distributed.PrefixStore("roundtrip", torch.distributed.distributed_c10d._get_default_store())
     except (RuntimeError, ValueError) as error:
-        raise RanksError(
+        raise DistributedError(
             f"the {count} processes do not come together: {error}",
             cure="look at RANK, WORLD_SIZE, MASTER_ADDR and MASTER_PORT, which torchrun sets",
         ) from error
@@ -137,18 +137,18 @@ def joined(on_cpu: bool) -> Iterator[Ranks]:
     watch = threading.Thread(target=_watch, args=(store, number, count, over, closing, beats), daemon=True)
     watch.start()
     threading.Thread(target=_watch_the_watch, args=(over, beats), daemon=True).start()
-    ranks = Ranks(number, count)
+    processes = ProcessGroup(number, count)
     try:
-        yield ranks
-        ranks.of_first(None)
+        yield processes
+        processes.broadcast(None)
         # From here on nobody needs another, and whoever keeps the store may be gone.
         closing.set()
-        ranks.of_first(None)
+        processes.broadcast(None)
     except BaseException as error:
         # From here on this process ends by itself, with its own words.
         over.set()
         # Who was told by the others need not tell them, and they may be gone.
-        if not isinstance(error, RanksError):
+        if not isinstance(error, DistributedError):
             _leave(store, number, error.exit_code if isinstance(error, RoundtripError) else 1)
         raise
     over.set()

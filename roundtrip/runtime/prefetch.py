@@ -6,7 +6,7 @@ from collections.abc import Callable
 from concurrent.futures import Future, ThreadPoolExecutor
 
 
-class Ahead:
+class Prefetcher:
     """One piece of work that is begun before it is needed; close it in the end."""
 
     def __init__(self) -> None:

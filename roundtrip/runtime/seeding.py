@@ -8,13 +8,13 @@ from functools import lru_cache
 _FEISTEL_ROUNDS = 4
 
 
-def derive(*parts: int | str) -> int:
+def derive_seed(*parts: int | str) -> int:
     """Return a 63-bit number that depends on all parts and on nothing else: the seed of one random choice."""
     digest = hashlib.blake2b("\x1f".join(map(str, parts)).encode(), digest_size=8).digest()
     return int.from_bytes(digest, "big") >> 1
 
 
-def shuffled(index: int, size: int, seed: int, epoch: int) -> int:
+def permuted_index(index: int, size: int, seed: int, epoch: int) -> int:
     """Return where row `index` of a pass stands in the store: a permutation of range(size), without a table.
 
     A Feistel network over the next even power of two permutes; values outside the range are permuted again
@@ -35,7 +35,7 @@ def shuffled(index: int, size: int, seed: int, epoch: int) -> int:
 
 @lru_cache(maxsize=64)
 def _keys(seed: int, epoch: int) -> tuple[int, ...]:
-    return tuple(derive(seed, epoch, number) for number in range(_FEISTEL_ROUNDS))
+    return tuple(derive_seed(seed, epoch, number) for number in range(_FEISTEL_ROUNDS))
 
 
 def _mix(value: int) -> int:

@@ -9,12 +9,12 @@ from __future__ import annotations
 import random
 from collections.abc import Iterator, Sequence
 
-from roundtrip.tokens.splice.vocabulary import Surface
+from roundtrip.tokens.splice.vocabulary import TokenVocabulary
 
 _LONGEST = 24  # bytes of a token that an attack looks for
 
 
-class Attacks:
+class AdversarialRows:
     """Makes attacked rows for one vocabulary.
 
     Args:
@@ -22,13 +22,13 @@ class Attacks:
         seed: of the random choices.
     """
 
-    def __init__(self, surface: Surface, seed: int) -> None:
-        self._texts = surface.texts
-        self._by_text = {text: number for number, text in enumerate(surface.texts) if text and len(text) <= _LONGEST}
+    def __init__(self, vocabulary: TokenVocabulary, seed: int) -> None:
+        self._texts = vocabulary.texts
+        self._by_text = {text: number for number, text in enumerate(vocabulary.texts) if text and len(text) <= _LONGEST}
         self._tokens = sorted(self._by_text.values())
         # Tokens that are rare among all and seldom harmless: added ones, and white space.
-        added = {content.encode("utf-8") for content in surface.added}
-        self._odd = [i for i, text in enumerate(surface.texts) if text and (not text.strip() or text in added)]
+        added = {content.encode("utf-8") for content in vocabulary.added}
+        self._odd = [i for i, text in enumerate(vocabulary.texts) if text and (not text.strip() or text in added)]
         self._random = random.Random(seed)
 
     def rows(self, canonical: Sequence[Sequence[int]], number: int) -> Iterator[list[int]]:

@@ -11,15 +11,15 @@ from typing import Any
 
 import torch
 
-from roundtrip.runtime.seeding import derive, shuffled
-from roundtrip.tokens.prompt_template import Row
-from roundtrip.tokens.splice.splicing import IGNORE, Rows
+from roundtrip.runtime.seeding import derive_seed, permuted_index
+from roundtrip.tokens.prompt_template import TokenRow
+from roundtrip.tokens.splice.splicing import IGNORE, SplicedRows
 
-__all__ = ["IGNORE", "Batch", "Table", "by_budget", "collate", "left_pad", "pack", "steps"]
+__all__ = ["IGNORE", "Batch", "TokenDataset", "collate", "left_pad", "pack", "step_batches", "token_budget_batches"]
 
 
 @dataclass(frozen=True)
-class Table:
+class TokenDataset:
     """All rows of a phase on the device of the model; the host knows their sizes only.
 
     Attributes:
@@ -39,33 +39,33 @@ class Table:
         return len(self.sizes)
 
     @classmethod
-    def of(cls, rows: Sequence[Row], device: torch.device | str = "cpu", weight: float = 1.0) -> Table:
+    def of(cls, rows: Sequence[TokenRow], device: torch.device | str = "cpu", weight: float = 1.0) -> TokenDataset:
         """Make a table of rows of the string road."""
         sizes = [len(row.ids) for row in rows]
         flat = torch.tensor([token for row in rows for token in row.ids], dtype=torch.int32)
         return cls(flat.to(device), _offsets(sizes, device), sizes, [row.start for row in rows], [weight] * len(rows))
 
     @classmethod
-    def of_spliced(cls, rows: Rows, weight: float = 1.0) -> Table:
+    def of_spliced(cls, rows: SplicedRows, weight: float = 1.0) -> TokenDataset:
         """Make a table of spliced rows; one look at the device for their sizes."""
         sizes, starts = torch.stack([rows.size_B, rows.start_B]).tolist()
         live_BT = torch.arange(rows.ids_BT.shape[1], device=rows.ids_BT.device) < rows.size_B[:, None]
         device = rows.ids_BT.device
         return cls(rows.ids_BT[live_BT].to(torch.int32), _offsets(sizes, device), sizes, starts, [weight] * len(sizes))
 
-    def plus(self, other: Table) -> Table:
+    def plus(self, other: TokenDataset) -> TokenDataset:
         """Return both tables as one, the other's rows behind these."""
         offset_R = torch.cat([self.offset_R, other.offset_R + len(self.ids_X)])
         ids_X = torch.cat([self.ids_X, other.ids_X])
         weights = self.weights + other.weights
-        return Table(ids_X, offset_R, self.sizes + other.sizes, self.starts + other.starts, weights)
+        return TokenDataset(ids_X, offset_R, self.sizes + other.sizes, self.starts + other.starts, weights)
 
-    def pick(self, indices: Sequence[int]) -> Table:
+    def pick(self, indices: Sequence[int]) -> TokenDataset:
         """Return a table of some rows, in the given order."""
         at = torch.tensor(indices, dtype=torch.int64, device=self.offset_R.device)
         sizes, starts = ([of[i] for i in indices] for of in (self.sizes, self.starts))
         weights = [self.weights[i] for i in indices]
-        return Table(self.ids_X, self.offset_R[at], sizes, starts, weights)
+        return TokenDataset(self.ids_X, self.offset_R[at], sizes, starts, weights)
 
 
 def _offsets(sizes: Sequence[int], device: torch.device | str) -> torch.Tensor:
@@ -101,7 +101,7 @@ class Batch:
         return keep_BT, targets_BT[targets_BT != IGNORE]
 
 
-def collate(table: Table, indices: Sequence[int], pad_id: int) -> Batch:
+def collate(table: TokenDataset, indices: Sequence[int], pad_id: int) -> Batch:
     """Return some rows of a table, padded on the right; labels are the target and its end token."""
     device = table.ids_X.device
     chosen = torch.tensor([[i, table.sizes[i], table.starts[i]] for i in indices], dtype=torch.int64).to(
@@ -117,7 +117,7 @@ def collate(table: Table, indices: Sequence[int], pad_id: int) -> Batch:
     return Batch(ids_BT, labels_BT, {"attention_mask": live_BT.long()})
 
 
-def pack(table: Table, indices: Sequence[int]) -> Batch:
+def pack(table: TokenDataset, indices: Sequence[int]) -> Batch:
     """Return some rows of a table one behind the other in a single row, without padding.
 
     FlashAttention goes by `cu_seq_lens`; other attentions make a mask of the places, which start over with each row.
@@ -150,18 +150,18 @@ def left_pad(prompts: Sequence[Sequence[int]], pad_id: int) -> tuple[torch.Tenso
     return ids_BT, mask_BT
 
 
-def steps(lengths: Sequence[int], rows_per_step: int, seed: int) -> list[list[int]]:
+def step_batches(lengths: Sequence[int], batch_size: int, seed: int) -> list[list[int]]:
     """Return the rows of each optimizer step: neighbours in length, steps in random order.
 
     Rows are shuffled before the (stable) sort, so that rows of one length meet other neighbours in each pass.
     """
     size = len(lengths)
-    order = sorted((shuffled(i, size, seed, 0) for i in range(size)), key=lambda i: lengths[i])
-    groups = [order[start : start + rows_per_step] for start in range(0, size, rows_per_step)]
-    return [groups[shuffled(i, len(groups), derive(seed, "steps"), 0)] for i in range(len(groups))]
+    order = sorted((permuted_index(i, size, seed, 0) for i in range(size)), key=lambda i: lengths[i])
+    groups = [order[start : start + batch_size] for start in range(0, size, batch_size)]
+    return [groups[permuted_index(i, len(groups), derive_seed(seed, "steps"), 0)] for i in range(len(groups))]
 
 
-def by_budget(
+def token_budget_batches(
     indices: Sequence[int], lengths: Sequence[int], max_tokens: int, *, packed: bool = False
 ) -> Iterator[list[int]]:
     """Split indices into groups whose size stays within a budget of tokens.

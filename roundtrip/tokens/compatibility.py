@@ -14,23 +14,23 @@ from typing import Any, Literal
 
 import torch
 
-from roundtrip.recipe.schema import TemplateText
+from roundtrip.recipe.schema import TemplateRecipe
 from roundtrip.runtime.errors import RecipeError, TemplateError
-from roundtrip.tokens.audit import Tell, audit, compare, silent, written
+from roundtrip.tokens.audit import OnProgress, audit_rules, compare_rows, silent, writer_ids
 from roundtrip.tokens.prompt_segments import build_segments, num_ids, special_ids
-from roundtrip.tokens.prompt_template import Template
-from roundtrip.tokens.row_builder import SPLICED, TARGET, Road, first_difference
+from roundtrip.tokens.prompt_template import PromptTemplate
+from roundtrip.tokens.row_builder import SPLICED, TARGET, RowBuilder, first_difference
 from roundtrip.tokens.splice import boundary_tables, vocabulary
 from roundtrip.tokens.splice import splicing as splices
-from roundtrip.tokens.splice.boundary_tables import Seams, Slots
-from roundtrip.tokens.splice.canonicality import REASONS, SEAM, Guard
-from roundtrip.tokens.splice.pair_rules import Pairs
-from roundtrip.tokens.tokenizer_diff import differences
+from roundtrip.tokens.splice.boundary_tables import BoundaryProbe, BoundaryTables
+from roundtrip.tokens.splice.canonicality import BOUNDARY, REASONS, CanonicalityChecker
+from roundtrip.tokens.splice.pair_rules import PairRules
+from roundtrip.tokens.tokenizer_diff import tokenizer_differences
 
 NUM_ATTACKS = 1000
 NUM_EXAMPLES = 3
 AUDIT_FORMAT = 1
-RoadName = Literal["splice", "rows", "strings"]
+ReportMode = Literal["splice", "per_row", "text"]
 GuardName = Literal["auto", "device", "host"]
 
 
@@ -45,7 +45,7 @@ class Example:
 
 
 @dataclass(frozen=True)
-class Verdict:
+class CompatibilityReport:
     """What `check` found.
 
     Attributes:
@@ -58,7 +58,7 @@ class Verdict:
         examples: some lines that went by strings.
     """
 
-    road: RoadName
+    mode: ReportMode
     guard: Literal["device", "host"] | None
     reasons: tuple[str, ...]
     cure: str | None
@@ -75,10 +75,10 @@ class Verdict:
         return asdict(self) | {"share": round(self.share, 4)}
 
 
-def check(
+def check_tokenizers(
     tokenizer_a: Any,
     tokenizer_b: Any,
-    template: TemplateText,
+    template: TemplateRecipe,
     languages: tuple[str, str],
     lines: Sequence[tuple[str, str]],
     *,
@@ -86,8 +86,8 @@ def check(
     stop_ids: Sequence[int] = (),
     cache: Path | None = None,
     num_attacks: int = NUM_ATTACKS,
-    tell: Tell = silent,
-) -> Verdict:
+    on_progress: OnProgress = silent,
+) -> CompatibilityReport:
     """Say which road the rows of one direction may take.
 
     Args:
@@ -104,25 +104,27 @@ def check(
     """
     source, target = languages
     try:
-        writer = Template(tokenizer_a, build_segments(tokenizer_a, template, target, source, stop_ids))
-        learner = Template(tokenizer_b, build_segments(tokenizer_b, template, source, target, stop_ids))
+        writer = PromptTemplate(tokenizer_a, build_segments(tokenizer_a, template, target, source, stop_ids))
+        learner = PromptTemplate(tokenizer_b, build_segments(tokenizer_b, template, source, target, stop_ids))
     except TemplateError as error:
-        return Verdict("strings", None, (error.problem,), error.cure, {}, {})
-    return build(writer, learner, lines, guard=guard, cache=cache, num_attacks=num_attacks, tell=tell)[1]
+        return CompatibilityReport("text", None, (error.problem,), error.cure, {}, {})
+    return build_row_builder(
+        writer, learner, lines, guard=guard, cache=cache, num_attacks=num_attacks, on_progress=on_progress
+    )[1]
 
 
-def build(
-    writer: Template,
-    learner: Template,
+def build_row_builder(
+    writer: PromptTemplate,
+    learner: PromptTemplate,
     lines: Sequence[tuple[str, str]],
     *,
     guard: GuardName = "auto",
     device: torch.device | None = None,
-    known: Guard | None = None,
+    known: CanonicalityChecker | None = None,
     cache: Path | None = None,
     num_attacks: int = NUM_ATTACKS,
-    tell: Tell = silent,
-) -> tuple[Road, Verdict]:
+    on_progress: OnProgress = silent,
+) -> tuple[RowBuilder, CompatibilityReport]:
     """Find the road of one direction.
 
     Args:
@@ -137,89 +139,99 @@ def build(
         RecipeError: `guard = "device"` is asked for and the rules do not cover this tokenizer.
     """
     device = device or torch.device("cpu")
-    strings = Road(learner, writer, None)
-    parts = differences(writer.tokenizer, learner.tokenizer)
+    strings = RowBuilder(learner, writer, None)
+    parts = tokenizer_differences(writer.tokenizer, learner.tokenizer)
     notes = tuple(f"{part.part}: {part.what}" for part in parts)
     if any(part.matters for part in parts):
         cure = "use one base for both directions, or two with one tokenizer: then rows need no strings"
         if parts[0].part == "kind":
             cure = "load the fast tokenizer of this model (a tokenizer.json)"
-        return strings, Verdict("strings", None, notes, cure, {}, {})
+        return strings, CompatibilityReport("text", None, notes, cure, {}, {})
     if not learner.segments.break_ids and "strftime" in (learner.tokenizer.chat_template or ""):
         notes += ("the chat template writes today's date: the text around source and target is fixed for the run",)
-    why_host = "asked for" if guard == "host" else vocabulary.why_not(learner.tokenizer)
+    why_host = "asked for" if guard == "host" else vocabulary.unsupported_reason(learner.tokenizer)
     if why_host is None and not lines:
         why_host = "there are no sample lines to audit the rules with"
     if why_host and guard == "device":
         raise RecipeError(why_host, place="tokens.guard", cure='use "auto" or "host"')
     try:
         if why_host is None:
-            road, attacks, fault = _device_road(writer, learner, lines, device, known, cache, num_attacks, tell)
+            row_builder, attacks, fault = _device_road(
+                writer, learner, lines, device, known, cache, num_attacks, on_progress
+            )
             if fault is not None and guard == "device":
                 raise RecipeError(fault, place="tokens.guard", cure='use "auto" or "host"')
             why_host = fault
         else:
-            road, attacks = None, {}
-        if road is None or why_host is not None:
-            road = host_road(writer, learner, device)
+            row_builder, attacks = None, {}
+        if row_builder is None or why_host is not None:
+            row_builder = host_row_builder(writer, learner, device)
             notes += (f"guard on the host: {why_host}",)
     except TemplateError as error:
-        return strings, Verdict("strings", None, (*notes, error.problem), error.cure, {}, {})
-    return _tried(road, strings, lines, notes, attacks)
+        return strings, CompatibilityReport("text", None, (*notes, error.problem), error.cure, {}, {})
+    return _tried(row_builder, strings, lines, notes, attacks)
 
 
-def host_road(writer: Template, learner: Template, device: torch.device) -> Road:
+def host_row_builder(writer: PromptTemplate, learner: PromptTemplate, device: torch.device) -> RowBuilder:
     """Return the road whose every row is proved by decoding and encoding it."""
     tokenizer = learner.tokenizer
-    seams = Seams(learner, None, bool(writer.segments.break_ids))
+    boundary_probe = BoundaryProbe(learner, None, bool(writer.segments.break_ids))
     size = num_ids(tokenizer)
     texts = tokenizer.batch_decode([[i] for i in range(size)], clean_up_tokenization_spaces=False)
     flags = [vocabulary.SPACE * (text.isspace()) | vocabulary.BLANK_LEFT * text[:1].isspace() for text in texts]
     flags_V = torch.tensor(flags, dtype=torch.uint8, device=device)
-    return Road(learner, writer, _frame(writer, learner, seams.unchanged(size), flags_V))
+    return RowBuilder(learner, writer, _frame(writer, learner, boundary_probe.unchanged(size), flags_V))
 
 
-def _frame(writer: Template, learner: Template, found: Slots, flags_V: torch.Tensor) -> splices.Frame:
+def _frame(
+    writer: PromptTemplate, learner: PromptTemplate, found: BoundaryTables, flags_V: torch.Tensor
+) -> splices.BoundaryTensors:
     ends, pad = learner.segments.end_id, learner.tokenizer.pad_token_id
     pad = ends if pad is None else pad
-    return splices.frame(found, flags_V, writer.segments.stop_ids, writer.segments.break_ids, ends, pad)
+    return splices.boundary_tensors(found, flags_V, writer.segments.stop_ids, writer.segments.break_ids, ends, pad)
 
 
 def _device_road(
-    writer: Template,
-    learner: Template,
+    writer: PromptTemplate,
+    learner: PromptTemplate,
     lines: Sequence[tuple[str, str]],
     device: torch.device,
-    known: Guard | None,
+    known: CanonicalityChecker | None,
     cache: Path | None,
     num_attacks: int,
-    tell: Tell,
-) -> tuple[Road | None, dict[str, int], str | None]:
+    on_progress: OnProgress,
+) -> tuple[RowBuilder | None, dict[str, int], str | None]:
     """Return the road of the device guard, the figures of its audit, and what speaks against it in words."""
     if known is None:
-        pairs = Pairs(learner.tokenizer, lambda done, total: tell("reading the vocabulary", done, total))
+        pairs = PairRules(learner.tokenizer, lambda done, total: on_progress("reading the vocabulary", done, total))
         for token in special_ids(writer.tokenizer):
-            pairs.surface.forbid(token)
-        known = Guard(pairs, device)
-    seams = Seams(learner, known.pairs.surface, bool(writer.segments.break_ids))
-    if (risk := seams.risk(known.pairs.traps_C3)) is not None:
+            pairs.vocabulary.forbid(token)
+        known = CanonicalityChecker(pairs, device)
+    boundary_probe = BoundaryProbe(learner, known.pairs.vocabulary, bool(writer.segments.break_ids))
+    if (risk := boundary_probe.risk(known.pairs.merge_override_triples_C3)) is not None:
         return None, {}, risk
 
     def trying(done: int, total: int) -> None:
-        tell("trying every token at the seams", done, total)
+        on_progress("trying every token at the seams", done, total)
 
-    found = seams.find(trying) if cache is None else boundary_tables.cached(seams, cache, trying)
+    found = (
+        boundary_probe.find(trying) if cache is None else boundary_tables.cached_tables(boundary_probe, cache, trying)
+    )
     name = vocabulary.fingerprint(learner.tokenizer, str(writer.segments), str(learner.segments), str(AUDIT_FORMAT))
     number = int(name[:12], 16)
     salts = (2 * number + 1, 2 * number + 2)
-    road = Road(learner, writer, _frame(writer, learner, found, known.flags_V), seams, known, salts=salts)
+    row_builder = RowBuilder(
+        learner, writer, _frame(writer, learner, found, known.flags_V), boundary_probe, known, salts=salts
+    )
     path = cache / f"{name[:32]}-audit.json" if cache is not None else None
     if path is not None and (kept := _kept_audit(path, num_attacks)) is not None:
-        return road, *kept
-    attacks, fault = audit(road, lines, num_attacks, 1, tell)
+        return row_builder, *kept
+    attacks, fault = audit_rules(row_builder, lines, num_attacks, 1, on_progress)
     if path is not None:
-        boundary_tables.keep(path, lambda beside: beside.write_text(json.dumps({"attacks": attacks, "fault": fault})))
-    return road, attacks, fault
+        boundary_tables.write_cache_file(
+            path, lambda beside: beside.write_text(json.dumps({"attacks": attacks, "fault": fault}))
+        )
+    return row_builder, attacks, fault
 
 
 def _kept_audit(path: Path, num_attacks: int) -> tuple[dict[str, int], str | None] | None:
@@ -232,55 +244,59 @@ def _kept_audit(path: Path, num_attacks: int) -> tuple[dict[str, int], str | Non
 
 
 def _tried(
-    road: Road,
-    strings: Road,
+    row_builder: RowBuilder,
+    strings: RowBuilder,
     lines: Sequence[tuple[str, str]],
     notes: tuple[str, ...],
     attacks: dict[str, int],
-) -> tuple[Road, Verdict]:
+) -> tuple[RowBuilder, CompatibilityReport]:
     """Try a road on sample lines, all of them also by strings."""
-    guard: Literal["device", "host"] = "host" if road.guard is None else "device"
+    guard: Literal["device", "host"] = "host" if row_builder.guard is None else "device"
     counts: dict[str, int] = {}
     examples: list[Example] = []
     for start in range(0, len(lines), 256):
         some = lines[start : start + 256]
-        hypotheses = written(road.writer, some)
+        hypotheses = writer_ids(row_builder.writer, some)
         targets = [target for _, target in some]
-        reasons, expected, got = compare(road, hypotheses, targets)
+        reasons, expected, got = compare_rows(row_builder, hypotheses, targets)
         for number, (text, _) in enumerate(some):
             reason = reasons[number]
             counts[reason] = counts.get(reason, 0) + 1
             if reason == SPLICED and got[number] != expected[number]:
-                what = first_difference(road.template.tokenizer, got[number][0], expected[number][0])
+                what = first_difference(row_builder.template.tokenizer, got[number][0], expected[number][0])
                 notes += (f"the splice made another row than strings of {text!r}: {what}",)
-                return strings, Verdict("strings", None, notes, "please report this tokenizer", counts, attacks)
+                return strings, CompatibilityReport(
+                    "text", None, notes, "please report this tokenizer", counts, attacks
+                )
             if reason != SPLICED and len(examples) < NUM_EXAMPLES:
-                examples.append(_example(road, text, reason, hypotheses[number], expected[number]))
+                examples.append(_example(row_builder, text, reason, hypotheses[number], expected[number]))
     num = sum(counts.values())
-    found: RoadName = "splice" if counts.get(SPLICED, 0) == num else "rows" if counts.get(SPLICED) else "strings"
+    found: ReportMode = "splice" if counts.get(SPLICED, 0) == num else "per_row" if counts.get(SPLICED) else "text"
     notes += tuple(f"{reason}: {count} of {num} lines" for reason, count in counts.items() if reason != SPLICED)
-    verdict = Verdict(found, guard, notes, _cure(road, counts), counts, attacks, tuple(examples))
-    if found == "strings":
+    verdict = CompatibilityReport(found, guard, notes, _cure(row_builder, counts), counts, attacks, tuple(examples))
+    if found == "text":
         return strings, replace(verdict, guard=None)
-    return road, verdict
+    return row_builder, verdict
 
 
-def _example(road: Road, text: str, reason: str, ids: Sequence[int], expected: tuple[list[int], int]) -> Example:
-    tokenizer = road.template.tokenizer
-    assert road.into is not None
-    head = len(road.into.head_H)
+def _example(
+    row_builder: RowBuilder, text: str, reason: str, ids: Sequence[int], expected: tuple[list[int], int]
+) -> Example:
+    tokenizer = row_builder.template.tokenizer
+    assert row_builder.into is not None
+    head = len(row_builder.into.head_H)
     wanted = expected[0][head : expected[1]]
     return Example(text, reason, tokenizer.convert_ids_to_tokens(list(ids)), tokenizer.convert_ids_to_tokens(wanted))
 
 
-def _cure(road: Road, counts: dict[str, int]) -> str | None:
-    at_seams = counts.get(REASONS[SEAM], 0) + counts.get(TARGET, 0)
+def _cure(row_builder: RowBuilder, counts: dict[str, int]) -> str | None:
+    at_seams = counts.get(REASONS[BOUNDARY], 0) + counts.get(TARGET, 0)
     num = sum(counts.values())
     if counts.get(SPLICED, 0) == num:
         return None
     if 2 * at_seams >= num - counts.get(SPLICED, 0):
         share = f"{100 * at_seams / num:.0f} % of your lines meet the template in a token that merges there"
-        if road.writer.segments.break_ids and road.template.tokenizer.chat_template:
-            return f'use the chat template: with "{road.template.segments.mid!r}" behind the source {share}'
+        if row_builder.writer.segments.break_ids and row_builder.template.tokenizer.chat_template:
+            return f'use the chat template: with "{row_builder.template.segments.mid!r}" behind the source {share}'
         return f"put a word or a line break between text and template: as it is, {share}"
     return "nothing to mend: these lines are few, or spelt as this tokenizer cannot keep them"

@@ -35,7 +35,7 @@ def encoder(tokenizer: Any, *, specials: bool) -> Callable[[list[str]], list[lis
     return encode
 
 
-class Literal:
+class LiteralEncoder:
     """An encoder for one fast tokenizer.
 
     Args:

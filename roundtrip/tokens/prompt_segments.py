@@ -8,7 +8,7 @@ from typing import Any
 
 import langcodes
 
-from roundtrip.recipe.schema import TemplateText
+from roundtrip.recipe.schema import TemplateRecipe
 from roundtrip.runtime.errors import TemplateError
 
 # Private-use characters that no cleaned text of ours holds; they mark the slots while a chat template is rendered.
@@ -47,7 +47,9 @@ class Segments:
         return cls(**(values | lists))
 
 
-def build_segments(tokenizer: Any, recipe: TemplateText, source: str, target: str, stop_ids: Sequence[int]) -> Segments:
+def build_segments(
+    tokenizer: Any, recipe: TemplateRecipe, source: str, target: str, stop_ids: Sequence[int]
+) -> Segments:
     """Find the fixed parts of the template of one direction.
 
     Args:
@@ -98,7 +100,7 @@ def language_name(code: str) -> str:
     return str(langcodes.Language.get(code).display_name("en"))
 
 
-def _chat_segments(tokenizer: Any, recipe: TemplateText, names: dict[str, str], stops: set[int]) -> Segments:
+def _chat_segments(tokenizer: Any, recipe: TemplateRecipe, names: dict[str, str], stops: set[int]) -> Segments:
     if not tokenizer.chat_template:
         raise TemplateError(
             "this tokenizer has no chat template", place="template.kind", cure='use template.kind = "plain"'
@@ -131,7 +133,7 @@ def _chat_segments(tokenizer: Any, recipe: TemplateText, names: dict[str, str], 
     return Segments(head, mid, None, int(end_id), tuple(sorted(stops | {int(end_id)})), ())
 
 
-def _render(tokenizer: Any, recipe: TemplateText, names: dict[str, str], source: str, target: str | None) -> str:
+def _render(tokenizer: Any, recipe: TemplateRecipe, names: dict[str, str], source: str, target: str | None) -> str:
     messages = [{"role": "user", "content": _fill(recipe.instruction, **names, source=source)}]
     if recipe.system is not None:
         messages.insert(0, {"role": "system", "content": _fill(recipe.system, **names)})

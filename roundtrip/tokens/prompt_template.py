@@ -16,7 +16,7 @@ from collections.abc import Callable, Hashable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, TypeVar
 
-from roundtrip.tokens.literal_encoding import Literal, encoder
+from roundtrip.tokens.literal_encoding import LiteralEncoder, encoder
 from roundtrip.tokens.prompt_segments import Segments
 
 K = TypeVar("K", bound=Hashable)
@@ -27,7 +27,7 @@ _SOURCES = ("a", "?")
 
 
 @dataclass(frozen=True)
-class Row:
+class TokenRow:
     """One training row: `ids[start:]` are the labels (the target and its end token)."""
 
     ids: list[int]
@@ -40,10 +40,10 @@ class _Known:
 
     prompts: Mapping[str, list[int]] = field(default_factory=dict)
     targets: Mapping[str, list[int] | None] = field(default_factory=dict)
-    rows: Mapping[tuple[str, str], Row] = field(default_factory=dict)
+    rows: Mapping[tuple[str, str], TokenRow] = field(default_factory=dict)
 
 
-class Template:
+class PromptTemplate:
     """Turns texts into prompts and rows, and hypotheses back into texts, for one direction.
 
     Args:
@@ -61,7 +61,7 @@ class Template:
         added = {token.content for token in tokenizer.added_tokens_decoder.values() if token.special}
         self.special_texts = frozenset(added | set(tokenizer.all_special_tokens))
         self._known = _Known()
-        self._literal: Literal | None = None
+        self._literal: LiteralEncoder | None = None
         self._encode_fast: Callable[[list[str]], list[list[int]]] | None = None
         # Where the middle's last special token stands; targets are tried behind it, or behind sources.
         self._wall = self.wall(segments.mid)
@@ -103,11 +103,11 @@ class Template:
         encoded = self._encode(texts, [len(self.segments.head)] * len(texts), [len(source) for source in sources], None)
         return [ids for ids, _ in encoded]
 
-    def rows(self, pairs: Sequence[tuple[str, str]]) -> list[Row]:
+    def rows(self, pairs: Sequence[tuple[str, str]]) -> list[TokenRow]:
         """Return the training row of each (source, target)."""
         return _look_up(pairs, self._known.rows, self._make_rows)
 
-    def _make_rows(self, pairs: Sequence[tuple[str, str]]) -> list[Row]:
+    def _make_rows(self, pairs: Sequence[tuple[str, str]]) -> list[TokenRow]:
         head, mid = self.segments.head, self.segments.mid
         texts = [head + source + mid + target for source, target in pairs]
         boundaries = [len(head) + len(source) + len(self._prompt_end) for source, _ in pairs]
@@ -120,19 +120,19 @@ class Template:
         if not self._has_offsets:
             prompts = self.prompts([source for source, _ in pairs])
             return [
-                Row([*ids, self.segments.end_id], _num_common(ids, prompt))
+                TokenRow([*ids, self.segments.end_id], _num_common(ids, prompt))
                 for (ids, _), prompt in zip(encoded, prompts, strict=True)
             ]
         rows = []
         for (ids, ends), boundary in zip(encoded, boundaries, strict=True):
             start = next((i for i, end in enumerate(ends) if end > boundary), len(ids))
-            rows.append(Row([*ids, self.segments.end_id], start))
+            rows.append(TokenRow([*ids, self.segments.end_id], start))
         return rows
 
-    def plain_rows(self, texts: Sequence[str]) -> list[Row]:
+    def plain_rows(self, texts: Sequence[str]) -> list[TokenRow]:
         """Return texts as they are, without the template: every token but the first is a label, the end token too."""
         encoded = self._encode(list(texts), [0] * len(texts), [len(text) for text in texts], None)
-        return [Row([*ids, self.segments.end_id], 1) for ids, _ in encoded]
+        return [TokenRow([*ids, self.segments.end_id], 1) for ids, _ in encoded]
 
     def targets(self, targets: Sequence[str]) -> list[list[int] | None]:
         """Return the ids of each target in its slot, without the end token.
@@ -177,7 +177,7 @@ class Template:
         text = text.strip()
         return text.split("\n", 1)[0].strip() if self.segments.break_ids else text
 
-    def seam_holds(self, pair: tuple[str, str]) -> bool:
+    def boundary_holds(self, pair: tuple[str, str]) -> bool:
         """Return whether the row of a pair starts with exactly the ids of its prompt, as generation will see them."""
         row = self.rows([pair])[0]
         return row.ids[: row.start] == self.prompts([pair[0]])[0]
@@ -218,7 +218,7 @@ class Template:
         assert self._special is not None
         if self._has_offsets:
             if self._literal is None:
-                self._literal = Literal(self.tokenizer, sorted(self.special_texts))
+                self._literal = LiteralEncoder(self.tokenizer, sorted(self.special_texts))
             return self._literal.encode(text, user)
         ids: list[int] = []
         at = 0

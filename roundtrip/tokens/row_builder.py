@@ -13,13 +13,13 @@ from typing import Any
 
 import torch
 
-from roundtrip.runtime.errors import RoadError
+from roundtrip.runtime.errors import RowBuilderError
 from roundtrip.tokens.prompt_segments import num_ids
-from roundtrip.tokens.prompt_template import Row, Template
+from roundtrip.tokens.prompt_template import PromptTemplate, TokenRow
 from roundtrip.tokens.splice import splicing as splices
-from roundtrip.tokens.splice.boundary_tables import Seams
-from roundtrip.tokens.splice.canonicality import EMPTY, PAIR, PROVED, REASONS, Guard
-from roundtrip.tokens.splice.splicing import Frame, Rows, Source
+from roundtrip.tokens.splice.boundary_tables import BoundaryProbe
+from roundtrip.tokens.splice.canonicality import EMPTY, PAIR, PROVED, REASONS, CanonicalityChecker
+from roundtrip.tokens.splice.splicing import BoundaryTensors, SplicedRows, TrimmedSource
 
 SPLICED = "splice"
 BY_ROAD = "strings by [tokens] road"
@@ -30,7 +30,7 @@ class _Texts:
     """The texts of hypotheses: known, or decoded when they are asked for."""
 
     def __init__(
-        self, writer: Template, ids_BN: torch.Tensor, size_B: torch.Tensor, texts: Sequence[str] | None
+        self, writer: PromptTemplate, ids_BN: torch.Tensor, size_B: torch.Tensor, texts: Sequence[str] | None
     ) -> None:
         self._writer, self._ids_BN, self._size_B, self._texts = writer, ids_BN, size_B, texts
 
@@ -46,7 +46,7 @@ class _Texts:
 
 
 @dataclass(frozen=True)
-class Road:
+class RowBuilder:
     """How one direction's rows are made of hypotheses that the reverse direction wrote.
 
     Attributes:
@@ -60,17 +60,17 @@ class Road:
         salts: numbers of the two seams in the guard's memory.
     """
 
-    template: Template
-    writer: Template
-    into: Frame | None
-    seams: Seams | None = None
-    guard: Guard | None = None
+    template: PromptTemplate
+    writer: PromptTemplate
+    into: BoundaryTensors | None
+    boundary_probe: BoundaryProbe | None = None
+    guard: CanonicalityChecker | None = None
     strict: bool = False
     audit: float = 0.0
     salts: tuple[int, int] = (1, 2)
 
     @property
-    def reader(self) -> Template | None:
+    def reader(self) -> PromptTemplate | None:
         """The template whose prompts the guard on the host compares; None where it needs none."""
         return self.template if self.into is not None and self.guard is None else None
 
@@ -83,7 +83,7 @@ class Road:
         *,
         prompts: Sequence[Sequence[int]] | None = None,
         seed: int = 0,
-    ) -> tuple[Rows, Counter[str]]:
+    ) -> tuple[SplicedRows, Counter[str]]:
         """Return the training rows of hypotheses and their real targets.
 
         Args:
@@ -110,7 +110,7 @@ class Road:
         counts = Counter(reasons)
         if self.strict and by_strings:
             at = by_strings[0]
-            raise RoadError(
+            raise RowBuilderError(
                 f"a row cannot be spliced ({reasons[at]}): {known.some([at])[0]!r} -> {targets[at]!r}",
                 place="tokens.strict",
                 cure="leave tokens.strict off, so that such rows go by strings",
@@ -131,14 +131,14 @@ class Road:
             size_B, int64; finished_B, bool.
         """
         if self.into is not None:
-            return splices.ends(new_BN, self.into.flags_V)
+            return splices.find_ends(new_BN, self.into.flags_V)
         segments, device = self.writer.segments, new_BN.device
         flags_V = torch.zeros(num_ids(self.writer.tokenizer), dtype=torch.uint8, device=device)
-        return splices.ends(new_BN, splices.flagged(flags_V, segments.stop_ids, segments.break_ids))
+        return splices.find_ends(new_BN, splices.with_end_flags(flags_V, segments.stop_ids, segments.break_ids))
 
     def spliced(
         self, ids_BN: torch.Tensor, size_B: torch.Tensor, targets: Sequence[str], texts: Sequence[str] | None = None
-    ) -> tuple[Rows, list[str]]:
+    ) -> tuple[SplicedRows, list[str]]:
         """Return every row by the splice, and SPLICED or the reason why each may not be taken."""
         return self._spliced(ids_BN, size_B, targets, _Texts(self.writer, ids_BN, size_B, texts), None)
 
@@ -149,12 +149,12 @@ class Road:
         targets: Sequence[str],
         texts: _Texts,
         prompts: Sequence[Sequence[int]] | None,
-    ) -> tuple[Rows, list[str]]:
+    ) -> tuple[SplicedRows, list[str]]:
         assert self.into is not None
         found = self.template.targets(targets)
-        source = splices.trim(ids_BN, size_B, self.into)
+        source = splices.trim_source(ids_BN, size_B, self.into)
         target_BM, target_size_B = _ragged([ids or [] for ids in found], ids_BN.device)
-        rows = splices.splice(source, target_BM, target_size_B, self.into)
+        rows = splices.splice_rows(source, target_BM, target_size_B, self.into)
         numbers = self._reasons(source, texts, prompts).tolist()
         reasons = [
             REASONS[number] if number != PROVED else TARGET if ids is None else SPLICED
@@ -162,18 +162,18 @@ class Road:
         ]
         return rows, reasons
 
-    def _reasons(self, source: Source, texts: _Texts, prompts: Sequence[Sequence[int]] | None) -> torch.Tensor:
+    def _reasons(self, source: TrimmedSource, texts: _Texts, prompts: Sequence[Sequence[int]] | None) -> torch.Tensor:
         """Return for each hypothesis why it is not proved, PROVED where it is."""
-        if self.guard is not None and self.seams is not None:
-            good_B = self.guard.quick(source.ids_BN, source.size_B)
-            return self.guard.prove(
+        if self.guard is not None and self.boundary_probe is not None:
+            good_B = self.guard.lookup(source.ids_BN, source.size_B)
+            return self.guard.verify(
                 source.ids_BN,
                 source.size_B,
                 good_B,
                 source.fits_B,
                 self.salts,
-                self.seams.leaves_first,
-                self.seams.leaves_last,
+                self.boundary_probe.leaves_first,
+                self.boundary_probe.leaves_last,
             )
         assert self.into is not None
         prompts = prompts or self.template.prompts(texts.all())
@@ -186,7 +186,7 @@ class Road:
             reasons.append(EMPTY if not size else PROVED if same else PAIR)
         return torch.tensor(reasons)
 
-    def _audit(self, rows: Rows, texts: _Texts, targets: Sequence[str], spliced: set[int], seed: int) -> None:
+    def _audit(self, rows: SplicedRows, texts: _Texts, targets: Sequence[str], spliced: set[int], seed: int) -> None:
         """Do a share of the spliced rows again by strings."""
         chosen = sorted(spliced)
         if self.audit < 1.0:
@@ -198,9 +198,9 @@ class Road:
         sources = texts.some(chosen)
         expected = self.template.rows(list(zip(sources, [targets[i] for i in chosen], strict=True)))
         for number, i in enumerate(chosen):
-            got = Row(ids[number][: sizes[number]], starts[number])
+            got = TokenRow(ids[number][: sizes[number]], starts[number])
             if got != expected[number]:
-                raise RoadError(
+                raise RowBuilderError(
                     f"the splice made another row than strings do of {sources[number]!r} -> {targets[i]!r}: "
                     + first_difference(self.template.tokenizer, got.ids, expected[number].ids),
                     place="tokens.audit",
@@ -221,10 +221,10 @@ def first_difference(tokenizer: Any, got: Sequence[int], expected: Sequence[int]
     return f"at token {place} the splice has {show(got)}, strings have {show(expected)}"
 
 
-def padded(rows: Sequence[Row], device: torch.device, pad_id: int = 0) -> Rows:
+def padded(rows: Sequence[TokenRow], device: torch.device, pad_id: int = 0) -> SplicedRows:
     """Put rows of the string road on a device."""
     ids_BT, size_B = _ragged([row.ids for row in rows], device, pad_id)
-    return Rows(ids_BT, size_B, torch.tensor([row.start for row in rows], dtype=torch.int64, device=device))
+    return SplicedRows(ids_BT, size_B, torch.tensor([row.start for row in rows], dtype=torch.int64, device=device))
 
 
 def _ragged(rows: Sequence[Sequence[int]], device: torch.device, pad_id: int = 0) -> tuple[torch.Tensor, torch.Tensor]:
@@ -234,7 +234,7 @@ def _ragged(rows: Sequence[Sequence[int]], device: torch.device, pad_id: int = 0
     return ids_BM.to(device), torch.tensor([len(row) for row in rows], dtype=torch.int64, device=device)
 
 
-def _replaced(rows: Rows, at: Sequence[int], by: Sequence[Row]) -> Rows:
+def _replaced(rows: SplicedRows, at: Sequence[int], by: Sequence[TokenRow]) -> SplicedRows:
     """Put rows of the string road in the place of others."""
     new = padded(by, rows.ids_BT.device)
     width = max(rows.ids_BT.shape[1], new.ids_BT.shape[1])
@@ -243,7 +243,7 @@ def _replaced(rows: Rows, at: Sequence[int], by: Sequence[Row]) -> Rows:
     def wide(ids_BT: torch.Tensor) -> torch.Tensor:
         return torch.nn.functional.pad(ids_BT, (0, width - ids_BT.shape[1]))
 
-    return Rows(
+    return SplicedRows(
         wide(rows.ids_BT).index_copy(0, where_R, wide(new.ids_BT)),
         rows.size_B.index_copy(0, where_R, new.size_B),
         rows.start_B.index_copy(0, where_R, new.start_B),

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from roundtrip.tokens.prompt_segments import special_ids
-from roundtrip.tokens.splice.vocabulary import document
+from roundtrip.tokens.splice.vocabulary import tokenizer_document
 
 
 @dataclass(frozen=True)
@@ -26,7 +26,7 @@ class Difference:
     matters: bool
 
 
-def differences(a: Any, b: Any) -> list[Difference]:
+def tokenizer_differences(a: Any, b: Any) -> list[Difference]:
     """Compare two transformers tokenizers part by part.
 
     Returns:
@@ -38,7 +38,7 @@ def differences(a: Any, b: Any) -> list[Difference]:
             return [Difference("kind", what, True)]
     if a is b:
         return []
-    one, other = document(a), document(b)
+    one, other = tokenizer_document(a), tokenizer_document(b)
     found = [*_models(one["model"], other["model"])]
     for part, key in (("normalizer", "normalizer"), ("pre-tokenizer", "pre_tokenizer"), ("decoder", "decoder")):
         if one[key] != other[key]:

@@ -28,8 +28,8 @@ from safetensors.numpy import load_file, save_file
 
 from roundtrip.runtime.errors import TemplateError
 from roundtrip.tokens.literal_encoding import encoder
-from roundtrip.tokens.prompt_template import Template
-from roundtrip.tokens.splice.vocabulary import BAD, GLUE_LEFT, GLUE_RIGHT, Surface, Unit, fingerprint
+from roundtrip.tokens.prompt_template import PromptTemplate
+from roundtrip.tokens.splice.vocabulary import BAD, GLUE_LEFT, GLUE_RIGHT, TokenGroup, TokenVocabulary, fingerprint
 
 FORMAT = 1
 # What stands in front of a last token while the seam behind it is tried, where no special token makes a wall.
@@ -40,7 +40,7 @@ _SLICE = 8192
 
 
 @dataclass(frozen=True)
-class Slots:
+class BoundaryTables:
     """The fixed ids around a source, and what each token becomes at either end of it.
 
     Attributes:
@@ -62,7 +62,7 @@ class Slots:
     probe: tuple[int, ...]
 
 
-class Seams:
+class BoundaryProbe:
     """Finds the slots of a template, and settles units of several tokens at its seams.
 
     Args:
@@ -71,8 +71,8 @@ class Seams:
         one_line: the hypothesis ends at its first line break (a plain template).
     """
 
-    def __init__(self, template: Template, surface: Surface | None, one_line: bool) -> None:
-        self.template, self.one_line, self._surface = template, one_line, surface
+    def __init__(self, template: PromptTemplate, vocabulary: TokenVocabulary | None, one_line: bool) -> None:
+        self.template, self.one_line, self._surface = template, one_line, vocabulary
         self._encode = encoder(template.tokenizer, specials=True)
         segments = template.segments
         self._bos = () if segments.bos_id is None else (segments.bos_id,)
@@ -97,22 +97,24 @@ class Seams:
         self._context_ids = [tuple(ids) for ids in self._encode(list(self.contexts))]
 
     @property
-    def surface(self) -> Surface:
+    def vocabulary(self) -> TokenVocabulary:
         assert self._surface is not None, "only the fixed parts were wanted"
         return self._surface
 
-    def unchanged(self, size: int) -> Slots:
+    def unchanged(self, size: int) -> BoundaryTables:
         """Return slots that leave every token of a vocabulary as it is: each row is judged whole by somebody else."""
         same_V = np.arange(size)
-        return Slots((*self._bos, *self.head), (self.mid,), same_V, same_V, same_V * 0, self._space(), self.probe)
+        return BoundaryTables(
+            (*self._bos, *self.head), (self.mid,), same_V, same_V, same_V * 0, self._space(), self.probe
+        )
 
-    def find(self, tell: Callable[[int, int], None] = lambda done, total: None) -> Slots:
+    def find(self, on_progress: Callable[[int, int], None] = lambda done, total: None) -> BoundaryTables:
         """Try every token of the vocabulary at both seams."""
-        surface = self.surface
-        glued = (surface.flags_V & (GLUE_LEFT | GLUE_RIGHT)) != 0
+        vocabulary = self.vocabulary
+        glued = (vocabulary.flags_V & (GLUE_LEFT | GLUE_RIGHT)) != 0
         first_V = np.where(glued, np.arange(len(glued)), -1)
         last_V, mid_V = first_V.copy(), np.zeros(len(glued), dtype=np.int64)
-        tried = np.flatnonzero(~glued & ((surface.flags_V & BAD) == 0))
+        tried = np.flatnonzero(~glued & ((vocabulary.flags_V & BAD) == 0))
         rests: Counter[tuple[int, ...]] = Counter()
         lasts: dict[int, tuple[int, tuple[int, ...]]] = {}
         for start in range(0, len(tried), _SLICE):
@@ -123,7 +125,7 @@ class Seams:
                 if last is not None:
                     lasts[token] = last
                     rests[last[1]] += 1
-            tell(start + len(some), len(tried))
+            on_progress(start + len(some), len(tried))
         mids = [self.mid, *(rest for rest, _ in rests.most_common(MAX_MIDS) if rest and rest != self.mid)][:MAX_MIDS]
         numbers = {rest: number for number, rest in enumerate(mids)}
         for token, (last_id, rest) in lasts.items():
@@ -136,21 +138,21 @@ class Seams:
         for table_V in (first_V, last_V):
             kept = table_V >= 0
             table_V[kept & (table_V[np.where(kept, table_V, 0)] != table_V)] = -1
-        return Slots((*self._bos, *self.head), tuple(mids), first_V, last_V, mid_V, space, self.probe)
+        return BoundaryTables((*self._bos, *self.head), tuple(mids), first_V, last_V, mid_V, space, self.probe)
 
-    def risk(self, traps_C3: NDArray[np.int64]) -> str | None:
+    def risk(self, merge_override_triples_C3: NDArray[np.int64]) -> str | None:
         """Return what may form across a seam out of three tokens, which no look at two of them shows; None if nothing.
 
         Args:
-            traps_C3: see `Pairs`.
+            traps_C3: see `PairRules`.
         """
-        head, said = self.template.segments.head, self.surface.text
+        head, said = self.template.segments.head, self.vocabulary.text
         # A source neither begins nor ends with white space.
-        for content in self.surface.added:
+        for content in self.vocabulary.added:
             for size in range(1, min(len(head) + 1, len(content))):
                 if head.endswith(content[:size]) and not content[size].isspace():
                     return f"the added token {content!r} may form out of the template's {content[:size]!r} and a source"
-        for first, second, third in traps_C3.tolist():
+        for first, second, third in merge_override_triples_C3.tolist():
             texts = [str(said([token])) for token in (first, second, third)]
             starts = self.head[-1:] == (first,) and not texts[1][:1].isspace()
             starts |= self.head[-2:] == (first, second) and not texts[2][:1].isspace()
@@ -160,16 +162,16 @@ class Seams:
                 return f"the word {''.join(texts)!r} may form across a seam and win over its merges"
         return None
 
-    def leaves_first(self, unit: Unit) -> bool:
+    def leaves_first(self, group: TokenGroup) -> bool:
         """Return whether a first unit of several tokens is left whole."""
-        text = self.surface.text(unit)
+        text = self.vocabulary.text(group)
         if text is None:
             return False
-        return tuple(self._encode([self.template.segments.head + text.lstrip()])[0]) == (*self.head, *unit)
+        return tuple(self._encode([self.template.segments.head + text.lstrip()])[0]) == (*self.head, *group)
 
-    def leaves_last(self, unit: Unit) -> bool:
+    def leaves_last(self, group: TokenGroup) -> bool:
         """Return whether a last unit of several tokens is left whole, in front of the usual middle."""
-        text = self.surface.text(unit)
+        text = self.vocabulary.text(group)
         if text is None or text != text.rstrip() or (self.one_line and "\n" in text):
             return False
         alone = self._encode([context + text for context in self.contexts])
@@ -177,12 +179,12 @@ class Seams:
         intact = [
             (context, tuple(ids))
             for context, one, ids in zip(self._context_ids, alone, joint, strict=True)
-            if tuple(one) == (*context, *unit)
+            if tuple(one) == (*context, *group)
         ]
-        return bool(intact) and all(ids == (*context, *unit, *self.mid, *self.probe) for context, ids in intact)
+        return bool(intact) and all(ids == (*context, *group, *self.mid, *self.probe) for context, ids in intact)
 
     def _firsts(self, tokens: Sequence[int]) -> list[int]:
-        texts = [str(self.surface.text([token])).lstrip() for token in tokens]
+        texts = [str(self.vocabulary.text([token])).lstrip() for token in tokens]
         # A special token is a wall: what stands in front of the last one changes nothing behind it.
         head, size = self.template.segments.head[self._wall :], len(self._walled)
         encoded = self._encode([head + text for text in texts])
@@ -193,7 +195,7 @@ class Seams:
 
     def _lasts(self, tokens: Sequence[int]) -> list[tuple[int, tuple[int, ...]] | None]:
         """Return what each token becomes as the last of the slot, and what follows it; None where it is not one."""
-        texts = [self._ending(str(self.surface.text([token]))) for token in tokens]
+        texts = [self._ending(str(self.vocabulary.text([token]))) for token in tokens]
         found: list[set[tuple[int, tuple[int, ...]] | None]] = [set() for _ in tokens]
         for context, context_ids in zip(self.contexts, self._context_ids, strict=True):
             joint = self._encode([context + text + self.template.segments.mid + PROBE for text in texts])
@@ -233,11 +235,18 @@ class Seams:
         return ids[-1] if tuple(ids[:-1]) == self.head else -1
 
 
-def cached(seams: Seams, folder: Path, tell: Callable[[int, int], None] = lambda done, total: None) -> Slots:
+def cached_tables(
+    boundary_probe: BoundaryProbe, folder: Path, on_progress: Callable[[int, int], None] = lambda done, total: None
+) -> BoundaryTables:
     """Return the slots from a folder, or find them and keep them there."""
-    segments = seams.template.segments
+    segments = boundary_probe.template.segments
     name = fingerprint(
-        seams.template.tokenizer, segments.head, segments.mid, str(segments.bos_id), str(seams.one_line), str(FORMAT)
+        boundary_probe.template.tokenizer,
+        segments.head,
+        segments.mid,
+        str(segments.bos_id),
+        str(boundary_probe.one_line),
+        str(FORMAT),
     )
     path = folder / f"{name[:32]}.safetensors"
     if path.exists():
@@ -245,12 +254,12 @@ def cached(seams: Seams, folder: Path, tell: Callable[[int, int], None] = lambda
             return _load(path)
         except (OSError, ValueError, KeyError, TypeError, SafetensorError):
             pass  # made anew below
-    slots = seams.find(tell)
-    _save(slots, path)
-    return slots
+    tables = boundary_probe.find(on_progress)
+    _save(tables, path)
+    return tables
 
 
-def keep(path: Path, write: Callable[[Path], object]) -> None:
+def write_cache_file(path: Path, write: Callable[[Path], object]) -> None:
     """Write a file of the cache whole or not at all; a cache that cannot be written is none, and no reason to stop."""
     beside = path.with_name(f".{path.name}.{os.getpid()}.{threading.get_ident()}.tmp")
     try:
@@ -262,21 +271,21 @@ def keep(path: Path, write: Callable[[Path], object]) -> None:
             beside.unlink(missing_ok=True)
 
 
-def _save(slots: Slots, path: Path) -> None:
-    fixed = {"head": slots.head, "mids": slots.mids, "space": slots.space, "probe": slots.probe}
-    tables = {
-        name: np.ascontiguousarray(getattr(slots, name), dtype=np.int64) for name in ("first_V", "last_V", "mid_V")
+def _save(tables: BoundaryTables, path: Path) -> None:
+    fixed = {"head": tables.head, "mids": tables.mids, "space": tables.space, "probe": tables.probe}
+    arrays = {
+        name: np.ascontiguousarray(getattr(tables, name), dtype=np.int64) for name in ("first_V", "last_V", "mid_V")
     }
-    keep(path, lambda beside: save_file(tables, beside, metadata={"fixed": json.dumps(fixed)}))
+    write_cache_file(path, lambda beside: save_file(arrays, beside, metadata={"fixed": json.dumps(fixed)}))
 
 
-def _load(path: Path) -> Slots:
+def _load(path: Path) -> BoundaryTables:
     from safetensors import safe_open
 
     with safe_open(path, framework="numpy") as file:
         fixed: dict[str, Any] = json.loads(file.metadata()["fixed"])
     tables = load_file(path)
-    return Slots(
+    return BoundaryTables(
         tuple(fixed["head"]),
         tuple(tuple(mid) for mid in fixed["mids"]),
         tables["first_V"],

@@ -2,7 +2,7 @@
 
 Shapes: B rows, N positions of a hypothesis, P = N + 1 places between and around them, V vocabulary, K known pairs.
 
-A row is good when each place between two of its units is known to be good. Two lookups: `quick`, without a sync, for
+A row is good when each place between two of its units is known to be good. Two lookups: `lookup`, without a sync, for
 rows whose tokens are whole characters, which in most languages are nearly all; `codes` for rows with characters cut
 across tokens. What neither knows is settled by the host, for all rows of a batch together, and known from then on.
 """
@@ -14,16 +14,16 @@ from typing import NamedTuple
 
 import torch
 
-from roundtrip.tokens.splice.pair_lookup import NOTHING, among, codes, quick, table
-from roundtrip.tokens.splice.pair_rules import Pairs
-from roundtrip.tokens.splice.vocabulary import BAD, Unit
+from roundtrip.tokens.splice.pair_lookup import NOTHING, contains, hash_table, known_canonical, place_codes
+from roundtrip.tokens.splice.pair_rules import PairRules
+from roundtrip.tokens.splice.vocabulary import BAD, TokenGroup
 
 # Why a row is not proved; reasons of a row, the first that holds.
-PROVED, SPECIAL, PAIR, SEAM, EMPTY = range(5)
+PROVED, SPECIAL, PAIR, BOUNDARY, EMPTY = range(5)
 REASONS = ("", "special or unreachable token", "not canonical inside", "merges at a seam", "empty")
 
 # A seam's own question about a unit of several tokens: is it left whole there?
-AskSeam = Callable[[Unit], bool]
+AskBoundary = Callable[[TokenGroup], bool]
 
 
 class _Place(NamedTuple):
@@ -31,79 +31,79 @@ class _Place(NamedTuple):
 
     code: int
     triple: int
-    front: Unit
-    left: Unit
-    right: Unit
+    front: TokenGroup
+    left: TokenGroup
+    right: TokenGroup
 
 
-class Guard:
+class CanonicalityChecker:
     """What is known of the pairs of one tokenizer, on one device.
 
     Attributes:
         num_asked: how many pairs the host has settled.
     """
 
-    def __init__(self, pairs: Pairs, device: torch.device) -> None:
+    def __init__(self, pairs: PairRules, device: torch.device) -> None:
         self.pairs = pairs
-        self.flags_V = torch.from_numpy(pairs.surface.flags_V).to(device)
+        self.flags_V = torch.from_numpy(pairs.vocabulary.flags_V).to(device)
         random = torch.Generator().manual_seed(20)
         self.mix_V = torch.randint(-(1 << 62), 1 << 62, self.flags_V.shape, generator=random).to(device)
         vocab = len(self.flags_V)
-        first, second, third = torch.from_numpy(pairs.traps_C3).unbind(1)
-        traps = ((first * vocab + second) * vocab + third).tolist()
-        self.traps_K = table(traps, device) if traps else None
+        first, second, third = torch.from_numpy(pairs.merge_override_triples_C3).unbind(1)
+        merge_overrides = ((first * vocab + second) * vocab + third).tolist()
+        self.merge_overrides_K = hash_table(merge_overrides, device) if merge_overrides else None
         self.num_asked = 0
         self._good: set[int] = set()
         self._bad: set[int] = set()
-        self.good_K = self.bad_K = table((), device)
+        self.good_K = self.bad_K = hash_table((), device)
 
-    def quick(self, ids_BN: torch.Tensor, size_B: torch.Tensor) -> torch.Tensor:
-        """Return which rows are known to be canonical; see `quick`."""
-        return quick(ids_BN, size_B, self.flags_V, self.good_K, self.traps_K)
+    def lookup(self, ids_BN: torch.Tensor, size_B: torch.Tensor) -> torch.Tensor:
+        """Return which rows are known to be canonical; see `lookup`."""
+        return known_canonical(ids_BN, size_B, self.flags_V, self.good_K, self.merge_overrides_K)
 
-    def prove(
+    def verify(
         self,
         ids_BN: torch.Tensor,
         size_B: torch.Tensor,
         good_B: torch.Tensor,
         fits_B: torch.Tensor,
         salts: tuple[int, int],
-        ask_first: AskSeam,
-        ask_last: AskSeam,
+        ask_first: AskBoundary,
+        ask_last: AskBoundary,
     ) -> torch.Tensor:
-        """Settle what `quick` left open: one look at the device, at most one call of the tokenizer.
+        """Settle what `lookup` left open: one look at the device, at most one call of the tokenizer.
 
         Args:
-            good_B: what `quick` returned.
-            fits_B: what the tables of the seams say, see `splice.Source`.
+            good_B: what `lookup` returned.
+            fits_B: what the tables of the seams say, see `splice.TrimmedSource`.
             salts: a number for each of the two seams, the same whenever their question is the same.
             ask_first, ask_last: settle a first or last unit of several tokens.
 
         Returns:
             reason_B, int64: PROVED, SPECIAL, PAIR, SEAM or EMPTY.
         """
-        reason_B = torch.where(fits_B, torch.where(good_B, PROVED, PAIR), torch.where(size_B > 0, SEAM, EMPTY))
+        reason_B = torch.where(fits_B, torch.where(good_B, PROVED, PAIR), torch.where(size_B > 0, BOUNDARY, EMPTY))
         rows = (reason_B == PAIR).nonzero()[:, 0]
         if not len(rows):
             return reason_B
         ids_RN, size_R = ids_BN[rows], size_B[rows]
         live_RN = torch.arange(ids_RN.shape[1], device=rows.device) < size_R[:, None]
         special_R = ((self.flags_V[ids_RN] & BAD != 0) & live_RN).any(1)
-        found_RP, triples_RP = codes(ids_RN, size_R, self.flags_V, self.mix_V, salts)
-        known_RP = among(found_RP, self.good_K) | (found_RP == NOTHING)
-        known_R = (known_RP | among(triples_RP, self.good_K) & (triples_RP != NOTHING)).all(1)
+        found_RP, triples_RP = place_codes(ids_RN, size_R, self.flags_V, self.mix_V, salts)
+        known_RP = contains(found_RP, self.good_K) | (found_RP == NOTHING)
+        known_R = (known_RP | contains(triples_RP, self.good_K) & (triples_RP != NOTHING)).all(1)
         reason_R = torch.where(special_R, SPECIAL, torch.where(known_R, PROVED, PAIR))
-        if self.traps_K is not None and ids_RN.shape[1] > 2:
+        if self.merge_overrides_K is not None and ids_RN.shape[1] > 2:
             vocab = len(self.flags_V)
             triple_RM = (ids_RN[:, :-2] * vocab + ids_RN[:, 1:-1]) * vocab + ids_RN[:, 2:]
-            trapped_R = (among(triple_RM, self.traps_K) & live_RN[:, 2:]).any(1)
-            reason_R = torch.where(trapped_R & (reason_R == PROVED), PAIR, reason_R)
-            known_R |= trapped_R
+            overridden_R = (contains(triple_RM, self.merge_overrides_K) & live_RN[:, 2:]).any(1)
+            reason_R = torch.where(overridden_R & (reason_R == PROVED), PAIR, reason_R)
+            known_R |= overridden_R
         # One place that is known to be wrong is enough: what else the row asks need not be settled.
-        wrong_RP = among(found_RP, self.bad_K) & ((triples_RP == NOTHING) | among(triples_RP, self.bad_K))
+        wrong_RP = contains(found_RP, self.bad_K) & ((triples_RP == NOTHING) | contains(triples_RP, self.bad_K))
         wrong_RP &= found_RP != NOTHING
-        at_seam_R = wrong_RP[:, 0] | wrong_RP.gather(1, size_R[:, None])[:, 0]
-        reason_R = torch.where((reason_R == PAIR) & at_seam_R, SEAM, reason_R)
+        at_boundary_R = wrong_RP[:, 0] | wrong_RP.gather(1, size_R[:, None])[:, 0]
+        reason_R = torch.where((reason_R == PAIR) & at_boundary_R, BOUNDARY, reason_R)
         open_R = (~known_R & ~special_R & ~wrong_RP.any(1)).nonzero()[:, 0]
         if len(open_R):
             rows_RP = torch.stack([found_RP[open_R], triples_RP[open_R]], -1)
@@ -116,8 +116,8 @@ class Guard:
         ids_RN: torch.Tensor,
         size_R: torch.Tensor,
         codes_RP2: torch.Tensor,
-        ask_first: AskSeam,
-        ask_last: AskSeam,
+        ask_first: AskBoundary,
+        ask_last: AskBoundary,
     ) -> list[int]:
         """Look at rows on the host: settle every place that is not known, then judge them.
 
@@ -150,31 +150,31 @@ class Guard:
 
     def _places(self, ids: list[int], row: list[list[int]]) -> list[_Place]:
         """Return the places of a row that are not known to be good."""
-        units = self.pairs.surface.units(ids)
+        groups = self.pairs.vocabulary.groups(ids)
         found = []
         at = 0
         # Places come in order: the first unit's, those between units, the last unit's.
-        for number, unit in enumerate([*units, ()]):
+        for number, group in enumerate([*groups, ()]):
             code, triple = row[at]
             if code != NOTHING and code not in self._good:
-                left = units[number - 1] if number else ()
-                found.append(_Place(code, triple, units[number - 2] if number > 1 else (), left, unit))
-            at += len(unit)
+                left = groups[number - 1] if number else ()
+                found.append(_Place(code, triple, groups[number - 2] if number > 1 else (), left, group))
+            at += len(group)
         return found
 
     def _judged(self, row: list[_Place]) -> int:
         wrong = [one for one in row if one.code in self._bad and one.triple not in self._good]
         if any(not one.left or not one.right for one in wrong):
-            return SEAM
+            return BOUNDARY
         return PAIR if wrong else PROVED
 
     def _learn(self, answers: Mapping[int, bool]) -> None:
         self.num_asked += len(answers)
-        self.know(
+        self.add_known(
             (code for code, good in answers.items() if good), (code for code, good in answers.items() if not good)
         )
 
-    def know(self, good: Iterable[int], bad: Iterable[int]) -> None:
+    def add_known(self, good: Iterable[int], bad: Iterable[int]) -> None:
         """Add codes to what is known."""
         self.good_K = self._kept(self._good, good, self.good_K)
         self.bad_K = self._kept(self._bad, bad, self.bad_K)
@@ -182,7 +182,7 @@ class Guard:
     def _kept(self, known: set[int], new: Iterable[int], table_K: torch.Tensor) -> torch.Tensor:
         before = len(known)
         known.update(new)
-        return table_K if len(known) == before else table(known, self.flags_V.device)
+        return table_K if len(known) == before else hash_table(known, self.flags_V.device)
 
     def state(self) -> dict[str, torch.Tensor]:
         """Return what is known, for a checkpoint: sorted int64 `good` and `bad`."""
@@ -192,4 +192,4 @@ class Guard:
 
     def restore(self, state: Mapping[str, torch.Tensor]) -> None:
         """Take up what `state` gave."""
-        self.know(state["good"].tolist(), state["bad"].tolist())
+        self.add_known(state["good"].tolist(), state["bad"].tolist())

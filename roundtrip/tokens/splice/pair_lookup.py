@@ -26,18 +26,18 @@ _SMALLEST, _LARGEST = 1 << 6, 1 << 31
 _ROOM, _ROUNDS = 3, 64
 
 
-def quick(
+def known_canonical(
     ids_BN: torch.Tensor,
     size_B: torch.Tensor,
     flags_V: torch.Tensor,
     good_K: torch.Tensor,
-    traps_K: torch.Tensor | None = None,
+    merge_overrides_K: torch.Tensor | None = None,
 ) -> torch.Tensor:
     """Return which rows are known to be canonical, by whole-character tokens alone.
 
     Args:
         ids_BN: int64, left-aligned; what stands at and after `size_B` has no meaning but must be a token id.
-        flags_V: uint8, see `surface`.
+        flags_V: uint8, see `vocabulary`.
         good_K: int64, table of the codes of known-good places.
         traps_K: int64, table of the codes of three tokens, see `pairs`; None where the tokenizer has none.
 
@@ -50,14 +50,14 @@ def quick(
     good_B = ~(flagged_BN & ~beyond_BN).any(1)
     if num > 1:
         pair_BM = torch.add(ids_BN[:, 1:], ids_BN[:, :-1], alpha=vocab)
-        good_B &= (among(pair_BM, good_K) | beyond_BN[:, 1:]).all(1)
-    if traps_K is not None and num > 2:
+        good_B &= (contains(pair_BM, good_K) | beyond_BN[:, 1:]).all(1)
+    if merge_overrides_K is not None and num > 2:
         triple_BM = torch.add(ids_BN[:, 2:], pair_BM[:, :-1], alpha=vocab)
-        good_B &= ~(among(triple_BM, traps_K) & ~beyond_BN[:, 2:]).any(1)
+        good_B &= ~(contains(triple_BM, merge_overrides_K) & ~beyond_BN[:, 2:]).any(1)
     return good_B
 
 
-def codes(
+def place_codes(
     ids_BN: torch.Tensor,
     size_B: torch.Tensor,
     flags_V: torch.Tensor,
@@ -93,8 +93,8 @@ def codes(
     powers_P, inverses_P = _powers(num + 1, device)
     sums_BP = torch.nn.functional.pad((mix_V[ids_BN] * powers_P[:-1]).cumsum(1), (1, 0))
     window_BP = (sums_BP.gather(1, after_BP) - sums_BP.gather(1, before_BP)) * inverses_P[before_BP]
-    seam_BP = torch.where(place_P == size_B1, salts[1], torch.where(place_P == 0, salts[0], 0))
-    hashed_BP = _spread(window_BP + seam_BP + (after_BP - before_BP))
+    boundary_BP = torch.where(place_P == size_B1, salts[1], torch.where(place_P == 0, salts[0], 0))
+    hashed_BP = _spread(window_BP + boundary_BP + (after_BP - before_BP))
     plain_BP = torch.full_like(hashed_BP, NOTHING)
     plain_BP[:, 1:num] = torch.add(ids_BN[:, 1:], ids_BN[:, :-1], alpha=vocab)
     plain_BP = plain_BP.masked_fill((place_P == 0) | (place_P == size_B1), NOTHING)
@@ -108,13 +108,13 @@ def codes(
     return codes_BP, torch.where(behind_BP, triples_BP, NOTHING)
 
 
-def among(codes: torch.Tensor, table_K: torch.Tensor) -> torch.Tensor:
+def contains(codes: torch.Tensor, table_K: torch.Tensor) -> torch.Tensor:
     """Return which codes stand in a table; NOTHING has no meaning there."""
     first, second = (table_K[_place(codes, factor, table_K.numel())] for factor in _FACTORS)
     return (first == codes) | (second == codes)
 
 
-def table(codes: Iterable[int], device: torch.device) -> torch.Tensor:
+def hash_table(codes: Iterable[int], device: torch.device) -> torch.Tensor:
     """Return a table of codes, none of them twice."""
     codes_X = torch.tensor(list(codes), dtype=torch.int64)
     size = max(_SMALLEST, 1 << (_ROOM * len(codes_X) - 1).bit_length())

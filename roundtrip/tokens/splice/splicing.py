@@ -6,7 +6,7 @@ longest middle, V vocabulary.
     head | hypothesis | middle | target | end token        labels on target and end token
 
 Every function here is pure, runs on any device, compiles as one graph, and holds no `.item()`, no boolean index and
-no other reason for a host to wait. Whether a row may be spliced is the guard's question; `Source.fits_B` is the
+no other reason for a host to wait. Whether a row may be spliced is the guard's question; `TrimmedSource.fits_B` is the
 answer of the seams alone.
 """
 
@@ -16,25 +16,25 @@ from dataclasses import dataclass
 
 import torch
 
-from roundtrip.tokens.splice.boundary_tables import Slots
+from roundtrip.tokens.splice.boundary_tables import BoundaryTables
 from roundtrip.tokens.splice.vocabulary import BAD, BLANK_LEFT, SPACE
 
 IGNORE = -100
-# Flags of a token at the end of a hypothesis, beside those of `surface`.
+# Flags of a token at the end of a hypothesis, beside those of `vocabulary`.
 STOP, BREAK = 16, 32
 
 
 @dataclass(frozen=True)
-class Frame:
+class BoundaryTensors:
     """The slots of a template as tensors on one device.
 
     Attributes:
         head_H: int64, ids in front of the source.
         mid_KL: int64, the middles, padded.
         mid_size_K: int64.
-        first_V, last_V, mid_V: int64, see `Slots`.
+        first_V, last_V, mid_V: int64, see `BoundaryTables`.
         flags_V: uint8, white space, and what ends a hypothesis.
-        space: see `Slots`.
+        space: see `BoundaryTables`.
         end_id, pad_id: of a row.
     """
 
@@ -51,7 +51,7 @@ class Frame:
 
 
 @dataclass(frozen=True)
-class Source:
+class TrimmedSource:
     """Hypotheses made ready for the slot.
 
     Attributes:
@@ -68,7 +68,7 @@ class Source:
 
 
 @dataclass(frozen=True)
-class Rows:
+class SplicedRows:
     """Training rows, right-padded.
 
     Attributes:
@@ -123,38 +123,43 @@ class Rows:
         return packed
 
 
-def frame(
-    slots: Slots, flags_V: torch.Tensor, stop_ids: tuple[int, ...], break_ids: tuple[int, ...], end_id: int, pad_id: int
-) -> Frame:
+def boundary_tensors(
+    tables: BoundaryTables,
+    flags_V: torch.Tensor,
+    stop_ids: tuple[int, ...],
+    break_ids: tuple[int, ...],
+    end_id: int,
+    pad_id: int,
+) -> BoundaryTensors:
     """Put slots on the device of `flags_V`.
 
     Args:
-        flags_V: uint8, see `surface`.
+        flags_V: uint8, see `vocabulary`.
         stop_ids, break_ids: of the template that the hypotheses are written with, see `Segments`.
         end_id: closes every row.
         pad_id: fills rows; any id of the vocabulary.
     """
     device = flags_V.device
-    flags_V = flagged(flags_V, stop_ids, break_ids)
-    width = max(len(mid) for mid in slots.mids)
-    mids = [[*mid, *(width - len(mid)) * [pad_id]] for mid in slots.mids]
-    tables = (torch.from_numpy(table).to(device) for table in (slots.first_V, slots.last_V, slots.mid_V))
-    first_V, last_V, mid_V = tables
-    return Frame(
-        torch.tensor(slots.head, dtype=torch.int64, device=device),
+    flags_V = with_end_flags(flags_V, stop_ids, break_ids)
+    width = max(len(mid) for mid in tables.mids)
+    mids = [[*mid, *(width - len(mid)) * [pad_id]] for mid in tables.mids]
+    arrays = (tables.first_V, tables.last_V, tables.mid_V)
+    first_V, last_V, mid_V = (torch.from_numpy(array).to(device) for array in arrays)
+    return BoundaryTensors(
+        torch.tensor(tables.head, dtype=torch.int64, device=device),
         torch.tensor(mids, dtype=torch.int64, device=device),
-        torch.tensor([len(mid) for mid in slots.mids], device=device),
+        torch.tensor([len(mid) for mid in tables.mids], device=device),
         first_V,
         last_V,
         mid_V,
         flags_V,
-        slots.space,
+        tables.space,
         end_id,
         pad_id,
     )
 
 
-def flagged(flags_V: torch.Tensor, stop_ids: tuple[int, ...], break_ids: tuple[int, ...]) -> torch.Tensor:
+def with_end_flags(flags_V: torch.Tensor, stop_ids: tuple[int, ...], break_ids: tuple[int, ...]) -> torch.Tensor:
     """Return flags with those of the ids that end a hypothesis, some of which this vocabulary may not have."""
     size = max(flags_V.shape[0], 1 + max((*stop_ids, *break_ids), default=0))
     flags_V = torch.nn.functional.pad(flags_V, (0, size - flags_V.shape[0]), value=BAD)
@@ -163,13 +168,13 @@ def flagged(flags_V: torch.Tensor, stop_ids: tuple[int, ...], break_ids: tuple[i
     return flags_V
 
 
-def ends(new_BN: torch.Tensor, flags_V: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+def find_ends(new_BN: torch.Tensor, flags_V: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
     """Find where hypotheses end, by position: at the first stop token, or behind the first line break.
 
     Args:
         new_BN: int64, what generation wrote behind the prompt; what follows an end has no meaning, and may be
             padding of any value that is no token (such as -100).
-        flags_V: of a `Frame`.
+        flags_V: of a `BoundaryTensors`.
 
     Returns:
         size_B, int64, tokens without the stop token; finished_B, bool.
@@ -185,7 +190,7 @@ def ends(new_BN: torch.Tensor, flags_V: torch.Tensor) -> tuple[torch.Tensor, tor
     return place_B + (inside_B & by_break_B), inside_B & ~outside_BN.gather(1, at_B1)[:, 0]
 
 
-def trim(ids_BN: torch.Tensor, size_B: torch.Tensor, to: Frame) -> Source:
+def trim_source(ids_BN: torch.Tensor, size_B: torch.Tensor, to: BoundaryTensors) -> TrimmedSource:
     """Make hypotheses ready for the slot: strip white space, and turn first and last token into what stands there.
 
     Args:
@@ -218,10 +223,12 @@ def trim(ids_BN: torch.Tensor, size_B: torch.Tensor, to: Frame) -> Source:
     # The only token of a row is first and last: what became of it must still be right as the first.
     alone_B = to.first_V[ids_BN[:, 0]] == ids_BN[:, 0]
     fits_B = any_B & (first_B >= 0) & (last_B >= 0) & alone_B
-    return Source(ids_BN, size_B, to.mid_V[before_B], fits_B)
+    return TrimmedSource(ids_BN, size_B, to.mid_V[before_B], fits_B)
 
 
-def splice(source: Source, target_BM: torch.Tensor, target_size_B: torch.Tensor, into: Frame) -> Rows:
+def splice_rows(
+    source: TrimmedSource, target_BM: torch.Tensor, target_size_B: torch.Tensor, into: BoundaryTensors
+) -> SplicedRows:
     """Join head, source, middle, target and end token into rows.
 
     Args:
@@ -247,4 +254,4 @@ def splice(source: Source, target_BM: torch.Tensor, target_size_B: torch.Tensor,
         ids_BT.scatter_(1, at_B[:, None] + place_T[: part_BX.shape[1]], part_BX)
     ids_BT.scatter_(1, end_B[:, None], into.end_id)
     size_B = end_B + 1
-    return Rows(torch.where(place_T < size_B[:, None], ids_BT, into.pad_id), size_B, start_B)
+    return SplicedRows(torch.where(place_T < size_B[:, None], ids_BT, into.pad_id), size_B, start_B)

@@ -22,7 +22,7 @@ from numpy.typing import NDArray
 from roundtrip.tokens.prompt_segments import num_ids, special_ids
 
 # Tokens that begin and end between characters together.
-Unit = tuple[int, ...]
+TokenGroup = tuple[int, ...]
 
 _SPACE_TO_MARK = {"type": "Replace", "pattern": {"String": " "}, "content": "▁"}
 
@@ -35,7 +35,7 @@ BLANK_LEFT = 64  # begins with white space, or with bytes that may become some
 
 
 @dataclass(frozen=True)
-class Surface:
+class TokenVocabulary:
     """The vocabulary as bytes.
 
     Attributes:
@@ -65,7 +65,7 @@ class Surface:
         except UnicodeDecodeError:
             return None
 
-    def units(self, ids: Sequence[int]) -> list[Unit]:
+    def groups(self, ids: Sequence[int]) -> list[TokenGroup]:
         """Cut a row into units: the shortest runs of tokens that begin and end between characters."""
         found: list[list[int]] = []
         for place, token in enumerate(ids):
@@ -74,10 +74,10 @@ class Surface:
                 found[-1].append(token)
             else:
                 found.append([token])
-        return [tuple(unit) for unit in found]
+        return [tuple(group) for group in found]
 
 
-def document(tokenizer: Any) -> dict[str, Any]:
+def tokenizer_document(tokenizer: Any) -> dict[str, Any]:
     """Return the content of a fast tokenizer without what a call leaves behind (truncation and padding)."""
     found: dict[str, Any] = json.loads(tokenizer.backend_tokenizer.to_str())
     return {key: value for key, value in found.items() if key not in {"truncation", "padding"}}
@@ -85,15 +85,15 @@ def document(tokenizer: Any) -> dict[str, Any]:
 
 def fingerprint(tokenizer: Any, *more: str) -> str:
     """Return a hash of a fast tokenizer's content and of further texts, such as a template's."""
-    text = json.dumps(document(tokenizer), sort_keys=True)
+    text = json.dumps(tokenizer_document(tokenizer), sort_keys=True)
     return hashlib.sha256("\0".join([text, *more]).encode("utf-8")).hexdigest()
 
 
-def why_not(tokenizer: Any) -> str | None:
+def unsupported_reason(tokenizer: Any) -> str | None:
     """Return the reason why the rules of pairs do not cover a tokenizer, None where they do."""
     if not getattr(tokenizer, "is_fast", False):
         return f"{type(tokenizer).__name__} is a Python tokenizer, whose rules cannot be read"
-    content = document(tokenizer)
+    content = tokenizer_document(tokenizer)
     model = content["model"]
     if model["type"] != "BPE":
         return f"its model is {model['type']}, not a byte-pair encoding"
@@ -110,10 +110,10 @@ def why_not(tokenizer: Any) -> str | None:
     return None
 
 
-def read(tokenizer: Any) -> Surface:
+def read_vocabulary(tokenizer: Any) -> TokenVocabulary:
     """Read the vocabulary of a tokenizer that `why_not` has nothing against."""
-    content = document(tokenizer)
-    assert why_not(tokenizer) is None
+    content = tokenizer_document(tokenizer)
+    assert unsupported_reason(tokenizer) is None
     spell = _byte_spelling if _byte_level(content) else _sentencepiece_spelling
     added = {token["id"]: token for token in content["added_tokens"]}
     specials = special_ids(tokenizer)
@@ -128,7 +128,7 @@ def read(tokenizer: Any) -> Surface:
     composing = "NFC" in _kinds(content["normalizer"])
     flags_V = np.array([_flags(text, composing) for text in texts], dtype=np.uint8)
     flags_V[_spelt_otherwise(tokenizer, texts, flags_V)] |= BAD
-    return Surface(tuple(texts), flags_V, plain, frozenset(growing))
+    return TokenVocabulary(tuple(texts), flags_V, plain, frozenset(growing))
 
 
 def _kinds(part: dict[str, Any] | None) -> list[str]:

@@ -12,13 +12,13 @@ from roundtrip.recipe.plan import Direction, directions
 from roundtrip.recipe.schema import Recipe
 from roundtrip.runtime.downloads import cache_dir
 from roundtrip.runtime.errors import RecipeError
-from roundtrip.runtime.event_log import Events
+from roundtrip.runtime.event_log import EventLog
 from roundtrip.tokens import compatibility
-from roundtrip.tokens.audit import Tell
-from roundtrip.tokens.compatibility import Verdict
-from roundtrip.tokens.prompt_template import Template
-from roundtrip.tokens.row_builder import SPLICED, Road
-from roundtrip.tokens.splice.canonicality import Guard
+from roundtrip.tokens.audit import OnProgress
+from roundtrip.tokens.compatibility import CompatibilityReport
+from roundtrip.tokens.prompt_template import PromptTemplate
+from roundtrip.tokens.row_builder import SPLICED, RowBuilder
+from roundtrip.tokens.splice.canonicality import CanonicalityChecker
 
 # So many sample pairs are tried.
 NUM_SAMPLES = 500
@@ -26,12 +26,12 @@ NUM_SAMPLES = 500
 
 def find(
     recipe: Recipe,
-    writers: Mapping[str, Template],
-    learners: Mapping[str, Template],
+    writers: Mapping[str, PromptTemplate],
+    learners: Mapping[str, PromptTemplate],
     samples: Mapping[str, Sequence[tuple[str, str]]],
     devices: Mapping[str, torch.device],
-    events: Events,
-) -> tuple[dict[str, Road], dict[str, Verdict]]:
+    events: EventLog,
+) -> tuple[dict[str, RowBuilder], dict[str, CompatibilityReport]]:
     """Find the road of each direction.
 
     Args:
@@ -46,19 +46,21 @@ def find(
     Raises:
         RecipeError: `[tokens]` asks for a road or a guard that cannot be had.
     """
-    roads: dict[str, Road] = {}
-    verdicts: dict[str, Verdict] = {}
+    row_builders: dict[str, RowBuilder] = {}
+    verdicts: dict[str, CompatibilityReport] = {}
     settings = recipe.tokens
-    known: dict[torch.device, Guard] = {}
+    known: dict[torch.device, CanonicalityChecker] = {}
     for direction in directions(recipe):
         device = devices[direction.name]
         learner, writer = learners[direction.name], writers[direction.reverse.name]
-        if settings.road == "strings":
-            roads[direction.name] = Road(learner, writer, None)
-            verdicts[direction.name] = Verdict("strings", None, ('asked for by tokens.road = "strings"',), None, {}, {})
+        if settings.mode == "text":
+            row_builders[direction.name] = RowBuilder(learner, writer, None)
+            verdicts[direction.name] = CompatibilityReport(
+                "text", None, ('asked for by tokens.mode = "text"',), None, {}, {}
+            )
             continue
         with events.task("checking", f"token road of {direction.name}", 0) as task:
-            road, found = compatibility.build(
+            row_builder, found = compatibility.build_row_builder(
                 writer,
                 learner,
                 samples[direction.name][:NUM_SAMPLES],
@@ -66,25 +68,25 @@ def find(
                 device=device,
                 known=known.get(device),
                 cache=cache_dir() / "tokens",
-                tell=_telling(task),
+                on_progress=_telling(task),
             )
-            task.advance(0, note=found.road)
-        if road.guard is not None:
-            known[device] = road.guard
+            task.advance(0, note=found.mode)
+        if row_builder.guard is not None:
+            known[device] = row_builder.guard
         _refuse(recipe, direction, found)
-        roads[direction.name] = replace(road, strict=settings.strict, audit=settings.audit)
+        row_builders[direction.name] = replace(row_builder, strict=settings.strict, audit=settings.audit)
         verdicts[direction.name] = found
-    return roads, verdicts
+    return row_builders, verdicts
 
 
-def _telling(task: Any) -> Tell:
-    def tell(what: str, number: int, total: int) -> None:
+def _telling(task: Any) -> OnProgress:
+    def on_progress(what: str, number: int, total: int) -> None:
         task.advance(0, note=f"{what}, {number:,} of {total:,}")
 
-    return tell
+    return on_progress
 
 
-def _refuse(recipe: Recipe, direction: Direction, found: Verdict) -> None:
+def _refuse(recipe: Recipe, direction: Direction, found: CompatibilityReport) -> None:
     """Refuse a recipe that demands the splice where it cannot be had."""
     if recipe.tokens.guard == "device" and found.guard != "device":
         raise RecipeError(
@@ -93,27 +95,27 @@ def _refuse(recipe: Recipe, direction: Direction, found: Verdict) -> None:
             cure='set tokens.guard = "auto"',
         )
     wanted = "strict" if recipe.tokens.strict else "road"
-    if found.road == "strings" and (recipe.tokens.road == "splice" or recipe.tokens.strict):
+    if found.mode == "text" and (recipe.tokens.mode == "splice" or recipe.tokens.strict):
         raise RecipeError(
             f"{direction.name} cannot be spliced: {'; '.join(found.reasons)}",
             place=f"tokens.{wanted}",
-            cure=f'{found.cure or "use another template"}; or set tokens.road = "auto" and strict = false',
+            cure=f'{found.cure or "use another template"}; or set tokens.mode = "auto" and strict = false',
         )
 
 
-def say(events: Events, name: str, found: Verdict) -> None:
+def say(events: EventLog, name: str, found: CompatibilityReport) -> None:
     """Show a verdict in a few lines."""
     how = f", proved on the {found.guard}" if found.guard else ""
     num = sum(found.counts.values())
     share = f"; {found.counts.get(SPLICED, 0)} of {num} sample lines" if num else ""
-    events.say(f"  token road of {name}: {found.road}{how}{share}")
+    events.say(f"  token road of {name}: {found.mode}{how}{share}")
     for reason in found.reasons:
         events.say(f"    {reason}")
     if found.cure:
         events.say(f"    cure: {found.cure}")
 
 
-def say_examples(events: Events, found: Verdict) -> None:
+def say_examples(events: EventLog, found: CompatibilityReport) -> None:
     """Show lines that go by strings, token by token."""
     for example in found.examples:
         events.say(f"    {example.text!r}: {example.reason}")

@@ -16,12 +16,12 @@ from benchmarks import prior_art
 from benchmarks.batches import CHAT, LANGUAGES, Case, Kit
 from benchmarks.prior_art import Padded
 from roundtrip.tokens.prompt_segments import language_name
-from roundtrip.tokens.prompt_template import Row, Template
-from roundtrip.tokens.row_builder import Road, padded
+from roundtrip.tokens.prompt_template import PromptTemplate, TokenRow
+from roundtrip.tokens.row_builder import RowBuilder, padded
 from roundtrip.tokens.splice import splicing as splices
-from roundtrip.tokens.splice.canonicality import PROVED, Guard
-from roundtrip.tokens.splice.pair_lookup import quick
-from roundtrip.tokens.splice.splicing import Frame, Source
+from roundtrip.tokens.splice.canonicality import PROVED, CanonicalityChecker
+from roundtrip.tokens.splice.pair_lookup import known_canonical
+from roundtrip.tokens.splice.splicing import BoundaryTensors, TrimmedSource
 
 
 @dataclass(frozen=True)
@@ -41,7 +41,7 @@ class Timed:
     before: Callable[[], None] = lambda: None
 
 
-def decode(template: Template, new_BN: torch.Tensor) -> list[str]:
+def decode(template: PromptTemplate, new_BN: torch.Tensor) -> list[str]:
     """Return what hypotheses say; `.tolist()` is the copy from the device."""
     stops = set(template.segments.stop_ids)
     rows = [row[: next((i for i, token in enumerate(row) if token in stops), len(row))] for row in new_BN.tolist()]
@@ -49,15 +49,15 @@ def decode(template: Template, new_BN: torch.Tensor) -> list[str]:
     return [text.strip() for text in texts]
 
 
-def render(template: Template, texts: Sequence[str], targets: Sequence[str]) -> list[str]:
+def render(template: PromptTemplate, texts: Sequence[str], targets: Sequence[str]) -> list[str]:
     head, mid = template.segments.head, template.segments.mid
     return [head + text + mid + target for text, target in zip(texts, targets, strict=True)]
 
 
 def by_strings(kit: Kit, case: Case) -> Made:
-    """Make rows as `Template.rows` does."""
+    """Make rows as `PromptTemplate.rows` does."""
     texts = decode(kit.writer, case.new_BN)
-    rows = kit.learner.rows(list(zip(texts, case.targets, strict=True)))
+    rows = kit.direction_model.rows(list(zip(texts, case.targets, strict=True)))
     return Made(padded(rows, case.new_BN.device).padded())
 
 
@@ -66,54 +66,62 @@ def by_fewest_calls(kit: Kit, case: Case) -> Made:
 
     User text that spells a special token is not minded, so this is a bound, not a road to take.
     """
-    backend, segments = kit.learner.tokenizer.backend_tokenizer, kit.learner.segments
+    backend, segments = kit.direction_model.tokenizer.backend_tokenizer, kit.direction_model.segments
     texts = [text.strip() for text in backend.decode_batch(case.new_BN.tolist(), skip_special_tokens=True)]
-    encoded = backend.encode_batch(render(kit.learner, texts, case.targets), add_special_tokens=False)
+    encoded = backend.encode_batch(render(kit.direction_model, texts, case.targets), add_special_tokens=False)
     fixed = len(segments.head) + len(segments.mid.rstrip(" "))
     rows = [
-        Row([*one.ids, segments.end_id], one.char_to_token(fixed + len(text)))
+        TokenRow([*one.ids, segments.end_id], one.char_to_token(fixed + len(text)))
         for one, text in zip(encoded, texts, strict=True)
     ]
     return Made(padded(rows, case.new_BN.device).padded())
 
 
-def spliced(new_BN: torch.Tensor, target_BM: torch.Tensor, target_size_B: torch.Tensor, into: Frame) -> Padded:
+def spliced(
+    new_BN: torch.Tensor, target_BM: torch.Tensor, target_size_B: torch.Tensor, into: BoundaryTensors
+) -> Padded:
     """Make rows without asking whether they may be made: tensors only."""
-    size_B, _ = splices.ends(new_BN, into.flags_V)
-    return splices.splice(splices.trim(new_BN, size_B, into), target_BM, target_size_B, into).padded()
+    size_B, _ = splices.find_ends(new_BN, into.flags_V)
+    return splices.splice_rows(splices.trim_source(new_BN, size_B, into), target_BM, target_size_B, into).padded()
 
 
 def looked_up(
     new_BN: torch.Tensor,
     target_BM: torch.Tensor,
     target_size_B: torch.Tensor,
-    into: Frame,
+    into: BoundaryTensors,
     flags_V: torch.Tensor,
     good_K: torch.Tensor,
-    traps_K: torch.Tensor | None,
-) -> tuple[Padded, Source, torch.Tensor]:
+    merge_overrides_K: torch.Tensor | None,
+) -> tuple[Padded, TrimmedSource, torch.Tensor]:
     """Make rows, and look up which are known to be canonical: tensors only."""
-    size_B, _ = splices.ends(new_BN, into.flags_V)
-    source = splices.trim(new_BN, size_B, into)
-    good_B = quick(source.ids_BN, source.size_B, flags_V, good_K, traps_K)
-    return splices.splice(source, target_BM, target_size_B, into).padded(), source, good_B
+    size_B, _ = splices.find_ends(new_BN, into.flags_V)
+    source = splices.trim_source(new_BN, size_B, into)
+    good_B = known_canonical(source.ids_BN, source.size_B, flags_V, good_K, merge_overrides_K)
+    return splices.splice_rows(source, target_BM, target_size_B, into).padded(), source, good_B
 
 
-def by_guard(road: Road, guard: Guard, case: Case, graph: Callable[..., Any]) -> Made:
+def by_guard(row_builder: RowBuilder, guard: CanonicalityChecker, case: Case, graph: Callable[..., Any]) -> Made:
     """Make rows and have each proved, which looks at the device once where there is nothing new."""
-    assert road.into is not None and road.seams is not None
+    assert row_builder.into is not None and row_builder.boundary_probe is not None
     made, source, good_B = graph(
-        case.new_BN, case.target_BM, case.target_size_B, road.into, guard.flags_V, guard.good_K, guard.traps_K
+        case.new_BN,
+        case.target_BM,
+        case.target_size_B,
+        row_builder.into,
+        guard.flags_V,
+        guard.good_K,
+        guard.merge_overrides_K,
     )
-    before, ask = guard.num_asked, (road.seams.leaves_first, road.seams.leaves_last)
-    reason_B = guard.prove(source.ids_BN, source.size_B, good_B, source.fits_B, road.salts, *ask)
+    before, ask = guard.num_asked, (row_builder.boundary_probe.leaves_first, row_builder.boundary_probe.leaves_last)
+    reason_B = guard.verify(source.ids_BN, source.size_B, good_B, source.fits_B, row_builder.salts, *ask)
     return Made(made, reason_B == PROVED, guard.num_asked - before)
 
 
-class Remembering(Template):
+class Remembering(PromptTemplate):
     """A template that encodes each target once."""
 
-    def __init__(self, template: Template) -> None:
+    def __init__(self, template: PromptTemplate) -> None:
         super().__init__(template.tokenizer, template.segments)
         self._remembered: dict[str, list[int] | None] = {}
 
@@ -123,31 +131,31 @@ class Remembering(Template):
         return [self._remembered[target] for target in targets]
 
 
-def by_road(road: Road, case: Case, texts: Sequence[str] | None) -> Made:
+def by_road(row_builder: RowBuilder, case: Case, texts: Sequence[str] | None) -> Made:
     """Make rows as the loop does; texts that are not given are decoded first."""
-    assert road.into is not None
-    size_B, _ = splices.ends(case.new_BN, road.into.flags_V)
-    rows, _ = road.rows(case.new_BN, size_B, case.targets, texts or decode(road.writer, case.new_BN))
+    assert row_builder.into is not None
+    size_B, _ = splices.find_ends(case.new_BN, row_builder.into.flags_V)
+    rows, _ = row_builder.rows(case.new_BN, size_B, case.targets, texts or decode(row_builder.writer, case.new_BN))
     return Made(rows.padded())
 
 
 def parts(kit: Kit, case: Case) -> dict[str, Timed]:
     """Return the steps of the string road, and what a target costs once."""
     device, pairs = case.new_BN.device, list(zip(case.texts, case.targets, strict=True))
-    known = [Row(ids or [], 0) for ids in kit.learner.targets(case.targets)]
+    known = [TokenRow(ids or [], 0) for ids in kit.direction_model.targets(case.targets)]
     return {
         "strings: decode": Timed(lambda: decode(kit.writer, case.new_BN)),
-        "strings: render": Timed(lambda: render(kit.learner, case.texts, case.targets)),
-        "strings: encode and label": Timed(lambda: kit.learner.rows(pairs)),
+        "strings: render": Timed(lambda: render(kit.direction_model, case.texts, case.targets)),
+        "strings: encode and label": Timed(lambda: kit.direction_model.rows(pairs)),
         "strings: pad, to device": Timed(lambda: padded(case.expected, device).padded()),
-        "targets: encode": Timed(lambda: kit.learner.targets(case.targets)),
+        "targets: encode": Timed(lambda: kit.direction_model.targets(case.targets)),
         "targets: pad, to device": Timed(lambda: padded(known, device)),
     }
 
 
 def others(kit: Kit, case: Case) -> dict[str, Timed]:
     """Return the roads that are not the splice."""
-    tokenizer = kit.learner.tokenizer
+    tokenizer = kit.direction_model.tokenizer
     plain, end = kit.plain_writer.tokenizer, kit.plain_writer.segments.end_id
     skip, collecting = (prior_art.Skip(plain, end, collect=collect) for collect in (False, True))
     source, target = map(language_name, LANGUAGES)
@@ -163,16 +171,16 @@ def others(kit: Kit, case: Case) -> dict[str, Timed]:
 
 def splicing(kit: Kit, case: Case, compiled: bool) -> dict[str, Timed]:
     """Return the roads of the splice, with their tensor part as it is or compiled."""
-    road = kit.road
-    assert road.into is not None and road.guard is not None
-    warm = road.guard
-    fresh: list[Guard] = []
+    row_builder = kit.row_builder
+    assert row_builder.into is not None and row_builder.guard is not None
+    warm = row_builder.guard
+    fresh: list[CanonicalityChecker] = []
 
-    def forget() -> None:
+    def zero_grad() -> None:
         pairs = copy.copy(warm.pairs)
         assert isinstance(pairs._intact, dict)
         pairs._intact = {}
-        fresh[:] = [Guard(pairs, case.new_BN.device)]
+        fresh[:] = [CanonicalityChecker(pairs, case.new_BN.device)]
 
     def graph(of: Callable[..., Any]) -> Callable[..., Any]:
         return torch.compile(of, fullgraph=True, dynamic=False) if compiled else of
@@ -181,22 +189,22 @@ def splicing(kit: Kit, case: Case, compiled: bool) -> dict[str, Timed]:
     name = ", compiled" if compiled else ""
     return {
         f"splice, no guard{name}": Timed(
-            lambda: Made(bare(case.new_BN, case.target_BM, case.target_size_B, road.into))
+            lambda: Made(bare(case.new_BN, case.target_BM, case.target_size_B, row_builder.into))
         ),
-        f"splice, cold guard{name}": Timed(lambda: by_guard(road, fresh[0], case, looking), forget),
-        f"splice, warm guard{name}": Timed(lambda: by_guard(road, warm, case, looking)),
+        f"splice, cold guard{name}": Timed(lambda: by_guard(row_builder, fresh[0], case, looking), zero_grad),
+        f"splice, warm guard{name}": Timed(lambda: by_guard(row_builder, warm, case, looking)),
     }
 
 
 def every(kit: Kit, case: Case) -> dict[str, Timed]:
     """Return every road that is not compiled."""
-    host = replace(kit.host, template=Remembering(kit.learner))
-    ours = splicing(kit, case, False) if kit.road.guard is not None else {}
+    host = replace(kit.host, template=Remembering(kit.direction_model))
+    ours = splicing(kit, case, False) if kit.row_builder.guard is not None else {}
     return (
         others(kit, case)
         | ours
         | {
             "splice, host guard": Timed(lambda: by_road(host, case, None)),
-            "Road.rows": Timed(lambda: by_road(kit.road, case, case.texts)),
+            "Road.rows": Timed(lambda: by_road(kit.row_builder, case, case.texts)),
         }
     )
