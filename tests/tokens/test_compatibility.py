@@ -1,0 +1,256 @@
+"""The verdict: which road, every reason, the cure; and what a recipe may ask of it."""
+
+from __future__ import annotations
+
+import copy
+import json
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from tokenizers import AddedToken, Tokenizer
+from transformers import ByT5Tokenizer
+
+from benchmarks import zoo
+from roundtrip.backtranslation import row_builders
+from roundtrip.cli import check as door
+from roundtrip.recipe import loader
+from roundtrip.recipe.schema import TemplateRecipe
+from roundtrip.runtime.errors import RecipeError, RowBuilderError
+from roundtrip.tokens import compatibility
+from roundtrip.tokens.prompt_segments import build_segments
+from roundtrip.tokens.prompt_template import PromptTemplate
+from roundtrip.tokens.row_builder import BY_ROAD, SPLICED, RowBuilder
+from roundtrip.tokens.tokenizer_diff import tokenizer_differences
+from tests.conftest import WriteRecipe, bpe, toy_pairs, wrap
+from tests.tokens.test_prompt_template import LINES, TOKENIZERS
+
+PLAIN, CHAT = TemplateRecipe(kind="plain"), TemplateRecipe(kind="chat")
+PAIRS = toy_pairs()[::20]
+
+
+def look(a: Any, b: Any, text: TemplateRecipe = PLAIN, **settings: Any) -> compatibility.CompatibilityReport:
+    return compatibility.check_tokenizers(a, b, text, ("en", "es"), PAIRS, num_attacks=200, **settings)
+
+
+def test_equal_tokenizers_in_two_objects_are_spliced() -> None:
+    one = TOKENIZERS["pad apart from end"]
+    other = wrap(Tokenizer.from_str(one.backend_tokenizer.to_str()))
+    assert one is not other and tokenizer_differences(one, other) == []
+    # What a call leaves behind is no difference.
+    other(["a", "b c d"], padding=True, truncation=True, max_length=2)
+    assert tokenizer_differences(one, other) == []
+    found = look(one, other)
+    assert (found.mode, found.guard, found.reasons, found.cure) == ("splice", "device", (), None)
+    assert found.share == 1.0 and found.attacks["false accepts"] == 0 < found.attacks["accepted"]
+
+
+def test_the_same_family_with_other_special_tokens_is_spliced_and_said() -> None:
+    one = TOKENIZERS["pad apart from end"]
+    other = wrap(Tokenizer.from_str(one.backend_tokenizer.to_str()), eos_token="<|endoftext|>", chat_template="{{ 1 }}")
+    parts = {part.part: part for part in tokenizer_differences(one, other)}
+    assert set(parts) == {"special tokens", "chat template"} and not any(part.matters for part in parts.values())
+    assert "'<|im_end|>' against '<|endoftext|>'" in parts["special tokens"].what
+    found = look(one, other)
+    assert found.mode == "splice" and len(found.reasons) == 2
+
+
+def _changed(tokenizer: Any, change: Any) -> Any:
+    document = json.loads(tokenizer.backend_tokenizer.to_str())
+    change(document)
+    return wrap(Tokenizer.from_str(json.dumps(document)))
+
+
+def _swap_merges(document: dict[str, Any]) -> None:
+    merges = document["model"]["merges"]
+    merges[-1], merges[-2] = merges[-2], merges[-1]
+
+
+def _ignore_merges(document: dict[str, Any]) -> None:
+    document["model"]["ignore_merges"] = True
+
+
+def _nfc(document: dict[str, Any]) -> None:
+    document["normalizer"] = {"type": "NFC"}
+
+
+def _prefix_space(document: dict[str, Any]) -> None:
+    document["pre_tokenizer"]["add_prefix_space"] = True
+
+
+@pytest.mark.parametrize(
+    ("change", "part", "what"),
+    [
+        (_swap_merges, "merges", "against"),
+        (_ignore_merges, "model", "ignore_merges is False against True"),
+        (_nfc, "normalizer", 'null against {"type": "NFC"}'),
+        (_prefix_space, "pre-tokenizer", "add_prefix_space"),
+    ],
+)
+def test_what_changes_ids_sends_the_pair_by_strings(change: Any, part: str, what: str) -> None:
+    one = TOKENIZERS["pad apart from end"]
+    other = _changed(one, change)
+    first = tokenizer_differences(one, other)[0]
+    assert first.part == part and first.matters and what in first.what
+    found = look(one, other)
+    assert found.mode == "text" and found.guard is None and found.reasons[0].startswith(part)
+    assert found.cure is not None and "one tokenizer" in found.cure
+
+
+def test_another_vocabulary_names_its_first_difference() -> None:
+    one, other = TOKENIZERS["pad apart from end"], wrap(bpe(LINES[:50], 500))
+    first = tokenizer_differences(one, other)[0]
+    assert first.part == "vocabulary" and "id " in first.what and "tokens" in first.what
+    assert tokenizer_differences(zoo.small()["unigram"], one)[0].part == "model"
+    added = copy.deepcopy(one)
+    added.add_tokens([AddedToken("</b>", special=False)])
+    assert tokenizer_differences(one, added)[0].part == "added tokens" and tokenizer_differences(one, added)[0].matters
+
+
+def test_python_tokenizers_go_by_strings() -> None:
+    tokenizer = ByT5Tokenizer()
+    found = look(tokenizer, tokenizer)
+    assert found.mode == "text" and "Python tokenizer" in found.reasons[0] and "tokenizer.json" in str(found.cure)
+    # The string road works without offsets: labels are the target and its end.
+    used = PromptTemplate(tokenizer, build_segments(tokenizer, PLAIN, "en", "es", ()))
+    row = used.rows([("Hi </s>", "Hola")])[0]
+    assert tokenizer.decode(row.ids[row.start :]) == " Hola</s>" and row.ids.count(tokenizer.eos_token_id) == 1
+    assert used.prompts(["Hi </s>"])[0] == row.ids[: row.start]
+
+
+def test_a_template_that_changes_its_text_is_said() -> None:
+    tokenizer = copy.deepcopy(TOKENIZERS["pad apart from end"])
+    tokenizer.chat_template = tokenizer.chat_template.replace("m['content']", "m['content'] | lower")
+    found = look(tokenizer, tokenizer, CHAT)
+    assert found.mode == "text" and "chat template" in found.reasons[0] and "plain" in str(found.cure)
+
+
+@pytest.mark.parametrize("name", ["chatml-system", "chatml-think", "llama3", "mistral", "gemma", "zephyr"])
+def test_templates_that_insert_are_spliced_with_what_they_insert(name: str) -> None:
+    dressed, text = zoo.dress(TOKENIZERS["pad apart from end"], name)
+    found = look(dressed, dressed, text)
+    assert found.mode == "splice", found
+
+
+def test_a_template_with_a_date_is_said() -> None:
+    tokenizer = copy.deepcopy(TOKENIZERS["pad apart from end"])
+    tokenizer.chat_template = "{{ strftime_now('%d %b %Y') }}" + tokenizer.chat_template
+    found = look(tokenizer, tokenizer, CHAT)
+    assert found.mode == "splice" and any("today's date" in reason for reason in found.reasons)
+    assert not any("today's date" in reason for reason in look(tokenizer, tokenizer).reasons)
+
+
+def test_the_guard_may_be_chosen_and_is_refused_where_it_cannot_be() -> None:
+    tokenizer = TOKENIZERS["pad apart from end"]
+    assert look(tokenizer, tokenizer, guard="host").guard == "host"
+    assert look(tokenizer, tokenizer, guard="device").guard == "device"
+    with pytest.raises(RecipeError, match="Unigram"):
+        look(zoo.small()["unigram"], zoo.small()["unigram"], guard="device")
+
+
+def test_tables_are_kept_and_read_back(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    tokenizer = TOKENIZERS["pad apart from end"]
+    first = look(tokenizer, tokenizer, cache=tmp_path)
+    kept = sorted(path.name for path in tmp_path.iterdir())
+    assert len(kept) == 2
+    monkeypatch.setattr(compatibility.BoundaryProbe, "find", lambda *_: pytest.fail("tried again"))
+    monkeypatch.setattr(compatibility, "audit_rules", lambda *_: pytest.fail("audited again"))
+    assert look(tokenizer, tokenizer, cache=tmp_path) == first
+    monkeypatch.undo()
+    for name in kept:
+        (tmp_path / name).write_bytes(b"broken")
+    assert look(tokenizer, tokenizer, cache=tmp_path) == first
+
+
+def small_road(**settings: Any) -> RowBuilder:
+    tokenizer = TOKENIZERS["pad apart from end"]
+    learner, writer = (
+        PromptTemplate(tokenizer, build_segments(tokenizer, PLAIN, *codes, ()))
+        for codes in (("en", "es"), ("es", "en"))
+    )
+    row_builder, _ = compatibility.build_row_builder(writer, learner, PAIRS, num_attacks=50)
+    return RowBuilder(**(vars(row_builder) | settings))
+
+
+def hypotheses(of: RowBuilder, *texts: str) -> tuple[torch.Tensor, torch.Tensor]:
+    rows = [of.template.tokenizer(f" {text}", add_special_tokens=False)["input_ids"] for text in texts]
+    width = max(map(len, rows))
+    return torch.tensor([[*row, *(width - len(row)) * [0]] for row in rows]), torch.tensor([len(row) for row in rows])
+
+
+def test_strict_stops_at_a_row_that_would_go_by_strings() -> None:
+    row_builder = small_road(strict=True)
+    ids, size = hypotheses(row_builder, "the house", "the door")
+    assert row_builder.rows(ids, size, ["la casa", "la puerta"], ["the house", "the door"])[1] == {SPLICED: 2}
+    letters = torch.tensor([row_builder.template.tokenizer.convert_tokens_to_ids(list("house"))])
+    with pytest.raises(RowBuilderError, match=r"cannot be spliced \(.*\): 'house' -> 'la casa'"):
+        row_builder.rows(letters, torch.tensor([5]), ["la casa"])
+
+
+def test_the_audit_of_a_run_stops_at_a_row_that_strings_make_otherwise() -> None:
+    row_builder = small_road(audit=1.0)
+    ids, size = hypotheses(row_builder, "the house", "the door")
+    row_builder.rows(ids, size, ["la casa", "la puerta"], ["the house", "the door"])
+    with pytest.raises(RowBuilderError, match="at token") as caught:
+        row_builder.rows(ids, size, ["la casa", "la puerta"], ["the house", "a door"])
+    assert "'a door' -> 'la puerta'" in str(caught.value) and "tokens.audit" in str(caught.value)
+
+
+def test_the_string_road_counts_its_rows() -> None:
+    row_builder = small_road(into=None)
+    ids, size = hypotheses(row_builder, "the house")
+    rows, counts = row_builder.rows(ids, size, ["la casa"])
+    assert counts == {BY_ROAD: 1}
+    assert rows.ids_BT[0].tolist() == row_builder.template.rows([("the house", "la casa")])[0].ids
+
+
+@pytest.mark.parametrize(
+    ("tokens", "message"),
+    [
+        ('mode = "text"\nstrict = true', "tokens.strict: asks that no row goes by strings"),
+        ('guard = "device"\nstrict = true', "tokens.strict: proves every row on the host"),
+        ('mode = "text"\nguard = "host"', "tokens.guard: does nothing"),
+        ("audit = 1.5", "tokens.audit"),
+        ('mode = "sideways"', "tokens.mode"),
+    ],
+)
+def test_impossible_tokens_are_refused_when_the_recipe_is_read(
+    write_recipe: WriteRecipe, tokens: str, message: str
+) -> None:
+    path = write_recipe(("[filter]", f"[tokens]\n{tokens}\n\n[filter]"))
+    with pytest.raises(RecipeError, match=message.replace(".", r"\.")):
+        loader.load(str(path))
+
+
+def test_a_demanded_splice_that_cannot_be_had_is_refused() -> None:
+    found = compatibility.CompatibilityReport("text", None, ("vocabulary: differs",), "use one base", {}, {})
+    loaded = loader.load("quickstart", ["tokens.mode=splice"])
+    direction = next(iter(row_builders.directions(loaded.recipe)))
+    with pytest.raises(RecipeError, match=r"tokens\.road: .* cannot be spliced: vocabulary: differs"):
+        row_builders._refuse(loaded.recipe, direction, found)
+    row_builders._refuse(loader.load("quickstart").recipe, direction, found)
+    with pytest.raises(RecipeError, match=r"tokens\.guard: .* has no guard on the device"):
+        row_builders._refuse(loader.load("quickstart", ["tokens.guard=device"]).recipe, direction, found)
+
+
+def run_door(monkeypatch: pytest.MonkeyPatch, *arguments: str) -> object:
+    monkeypatch.setattr(sys, "argv", ["door", *arguments])
+    with pytest.raises(SystemExit) as caught:
+        door.main()
+    return caught.value.code
+
+
+def test_the_door_prints_the_verdict_and_its_json(
+    write_recipe: WriteRecipe, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = write_recipe()
+    assert run_door(monkeypatch, str(path)) == 0
+    shown = capsys.readouterr().out
+    assert "token road of en-es: splice, proved on the device; 12 of 12 sample lines" in shown
+    assert "memory at the peak: about" in shown
+    assert run_door(monkeypatch, str(path), "--json", "--set", "tokens.guard=host") == 0
+    document = json.loads(capsys.readouterr().out)
+    assert set(document) == {"en-es", "es-en", "memory"} and document["memory"]["peak_bytes"] > 10_000_000
+    assert document["en-es"]["mode"] == "splice" and document["en-es"]["guard"] == "host"

@@ -1,0 +1,85 @@
+"""The losses of a small run as they should be, with the environment that they were found in.
+
+    python -m tests.tools.golden
+
+records them into tests/golden/losses.json, and refuses while the tree holds changes that no commit has: a figure that
+nobody can get again proves nothing. `tests/test_golden.py` compares them with every new run: exactly on the same
+versions and kind of processor, else within TOLERANCE.
+"""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import tempfile
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from benchmarks.machine import processor
+from roundtrip.backtranslation.run_folder import versions
+from roundtrip.runtime.errors import RunError
+from tests import ROOT
+
+PATH = ROOT / "tests" / "golden" / "losses.json"
+# Of another machine or version, as a share of a loss: seen between AVX2 and AVX-512 is less than a tenth of it.
+TOLERANCE = 1e-3
+STEPS = ("direction", "step", "loss", "grad_norm", "labels", "tokens")
+
+
+def environment() -> dict[str, Any]:
+    """Return what the last bits of a loss depend on."""
+    kept = {
+        name: value for name, value in versions().items() if name in {"torch", "transformers", "peft", "tokenizers"}
+    }
+    kind = f"{processor()}, {torch.backends.cpu.get_cpu_capability()}"
+    return kept | {"processor": kind, "threads": 1}
+
+
+def losses(folder: Path) -> list[dict[str, Any]]:
+    """Run the small recipe of the tests in a folder, on one thread, and return its steps."""
+    from tests.conftest import RECIPE, save_model, toy_pairs
+    from tests.runs import go
+
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        save_model(folder / "model")
+        (folder / "toy.tsv").write_text("".join(f"{en}\t{es}\n" for en, es in toy_pairs()), encoding="utf-8")
+        (folder / "small.toml").write_text(RECIPE.format(model=folder / "model"), encoding="utf-8")
+        go(folder / "small.toml", folder / "run")
+    finally:
+        torch.set_num_threads(before)
+    events = [json.loads(line) for line in (folder / "run" / "events.jsonl").read_text().splitlines()]
+    return [{key: event[key] for key in STEPS} for event in events if event["event"] == "step"]
+
+
+def refuse_dirty(root: Path) -> str:
+    """Return the commit of a tree.
+
+    Raises:
+        RunError: the tree is not that of a commit.
+    """
+    changes = subprocess.run(["git", "status", "--porcelain"], cwd=root, capture_output=True, text=True, check=True)
+    if changes.stdout.strip():
+        raise RunError(
+            f"the tree has changes: {changes.stdout.split()[1]} and perhaps more",
+            place=str(root),
+            cure="commit them first; golden figures are those of a commit",
+        )
+    head = subprocess.run(["git", "rev-parse", "HEAD"], cwd=root, capture_output=True, text=True, check=True)
+    return head.stdout.strip()
+
+
+def main() -> None:
+    commit = refuse_dirty(ROOT)
+    with tempfile.TemporaryDirectory() as folder:
+        document = {"commit": commit, "environment": environment(), "steps": losses(Path(folder))}
+    PATH.parent.mkdir(exist_ok=True)
+    PATH.write_text(json.dumps(document, indent=1) + "\n", encoding="utf-8")
+    print(f"{len(document['steps'])} steps of {commit[:12]} into {PATH}")
+
+
+if __name__ == "__main__":
+    main()
