@@ -35,10 +35,10 @@ from roundtrip.backtranslation.run_folder import versions
 from roundtrip.backtranslation.validation import greedy_settings
 from roundtrip.data.corpora import Corpora, prepare
 from roundtrip.engine import translator
-from roundtrip.engine.train_step import loss_sum, train_step
+from roundtrip.engine.train_step import StepSettings, loss_sum, train_step
 from roundtrip.engine.translator import Translator
 from roundtrip.evaluation import metrics
-from roundtrip.models import residual_init
+from roundtrip.models import pissa_olora
 from roundtrip.models.optimizer import Optimizer
 from roundtrip.recipe import loader
 from roundtrip.recipe.plan import directions
@@ -80,7 +80,7 @@ def configurations(asked: argparse.Namespace) -> dict[str, tuple[dict[str, Any],
 
 def recipe_of(adapter: Mapping[str, Any], model: Mapping[str, Any], device: str, seed: int) -> tuple[Recipe, Path]:
     """Return the quickstart with another adapter, on one base where the method allows it; and its folder."""
-    own = adapter.get("method") in {"full", *residual_init.METHODS}
+    own = adapter.get("method") in {"full", *pissa_olora.METHODS}
     changes = {"seed": seed, "model.device": device, "model.shared": not own}
     changes |= {f"model.{key}": value for key, value in model.items()}
     loaded = loader.load("quickstart", [f"{key}={json.dumps(value)}" for key, value in changes.items()])
@@ -111,8 +111,9 @@ def speed(chosen: Mapping[str, Any], device: str, turns: int) -> dict[str, float
         def row_builder(
             one: Translator = one, optimizer: Any = optimizer, table: TokenDataset = table, rows: Any = group
         ) -> None:
-            with one.direction_model.training():
-                train_step(one.direction_model.model, optimizer, table, rows, one.base.pad_id, 2048, 0)
+            with one.direction_model.training() as packed:
+                settings = StepSettings(one.base.pad_id, 2048, packed=packed)
+                train_step(one.direction_model.model, optimizer, table, rows, settings, seed=0)
 
         row_builders[name] = row_builder
     return best(row_builders, turns)
@@ -156,15 +157,16 @@ def _learn(one: Translator, recipe: Recipe, corpora: Corpora, asked: argparse.Na
                 looks["time"] = now | {"steps": number, "seconds": seconds}
             break
         start = time.perf_counter()
-        with one.direction_model.training():
-            result = train_step(one.direction_model.model, optimizer, table, group, one.base.pad_id, 2048, number)
+        with one.direction_model.training() as packed:
+            settings = StepSettings(one.base.pad_id, 2048, packed=packed)
+            result = train_step(one.direction_model.model, optimizer, table, group, settings, seed=number)
         seconds += time.perf_counter() - start
         losses.append(result.loss)
     return {"losses": [round(loss, 4) for loss in losses], "dev": looks}
 
 
 def _look(one: Translator, recipe: Recipe, dev: Sequence[tuple[str, str]], table: TokenDataset) -> dict[str, float]:
-    written = one.write([source for source, _ in dev], greedy_settings(recipe), 0)
+    written = one.translate([source for source, _ in dev], greedy_settings(recipe), 0)
     lines = [" ".join(line.split()) for line in written.texts]
     return {
         "loss": _loss(one, table),

@@ -6,7 +6,7 @@ stops and limits. Roads:
 
 - through the adapter: `generate` of transformers on the PEFT model, batches as they come: the usual way;
 - transformers: `generate` on merged weights, batches by length;
-- native: our loop, on a GPU also with graphs; continuous: the library's continuous batching, where it runs.
+- native: our loop, on a GPU also with graphs.
 
 Shares are of the GEMM peak that the same process measures first, at 2 FLOP for each weight: `new` counts the tokens
 written, `done` those of the prompts too, which have to go through the model as well (but for the output layer). Writes
@@ -31,14 +31,14 @@ from roundtrip.data.corpora import prepare
 from roundtrip.engine import translator
 from roundtrip.engine.generate import generate
 from roundtrip.engine.hf_backends import generate_hf
-from roundtrip.engine.request import GenerationRequest
+from roundtrip.engine.request import GenerationRequest, StopRule
 from roundtrip.engine.translator import Translator
 from roundtrip.models import adapters, attention
 from roundtrip.recipe import loader
 from roundtrip.recipe.schema import Generate
 
 # What each changes in [generate].
-ENGINES: dict[str, dict[str, Any]] = {name: {"engine": name} for name in ("native", "transformers", "continuous")}
+ENGINES: dict[str, dict[str, Any]] = {name: {"engine": name} for name in ("native", "transformers")}
 ENGINES["CUDA graphs"] = {"engine": "native", "cuda_graphs": True}
 
 
@@ -53,13 +53,15 @@ def fixed(one: Translator, batch: int, length: int, engines: tuple[str, ...], tu
     def through_adapter() -> None:
         attention.choose(one.base.model, attention.GENERATING)
         adapters.activate(one.direction_model.model, one.direction.name, train=False)
-        generate_hf(one.direction_model.model, GenerationRequest(prompts, limits, settings, pad, [], 0))
+        generate_hf(
+            one.direction_model.model, GenerationRequest(prompts, limits, settings, StopRule([], pad_id=pad), 0)
+        )
 
     def by(engine: Any) -> Callable[[], None]:
         def row_builder() -> None:
             with one.direction_model.generating() as model:
                 chosen = settings.model_copy(update=ENGINES[engine])
-                generate(model, prompts, limits, chosen, pad_id=pad, stop_ids=[], seed=0)
+                generate(model, GenerationRequest(prompts, limits, chosen, StopRule([], pad_id=pad), 0))
 
         return row_builder
 
@@ -72,7 +74,8 @@ def lines(one: Translator, recipe: Any, sources: list[str], engines: tuple[str, 
     settings = greedy_settings(recipe)
     prompts = one.template.prompts(sources)
     limits = [one.num_needed(prompt, settings) - len(prompt) for prompt in prompts]
-    stops = [*one.template.segments.stop_ids, *one.template.segments.break_ids]
+    segments = one.template.segments
+    stop = StopRule(segments.stop_ids, segments.break_ids, one.base.pad_id)
     size = 64
 
     def through_adapter() -> None:
@@ -80,13 +83,13 @@ def lines(one: Translator, recipe: Any, sources: list[str], engines: tuple[str, 
         adapters.activate(one.direction_model.model, one.direction.name, train=False)
         for start in range(0, len(prompts), size):
             some = slice(start, start + size)
-            work = GenerationRequest(prompts[some], limits[some], settings, one.base.pad_id, stops, 0)
+            request = GenerationRequest(prompts[some], limits[some], settings, stop, 0)
             one.base.tokenizer.batch_decode(
-                generate_hf(one.direction_model.model, work).ids_BN, skip_special_tokens=True
+                generate_hf(one.direction_model.model, request).ids_BN, skip_special_tokens=True
             )
 
     def by(engine: Any) -> Callable[[], Any]:
-        return lambda: one.write(sources, settings.model_copy(update=ENGINES[engine]), 0)
+        return lambda: one.translate(sources, settings.model_copy(update=ENGINES[engine]), 0)
 
     return best({"through the adapter": through_adapter} | {engine: by(engine) for engine in engines}, turns)
 

@@ -42,11 +42,11 @@ from roundtrip.data.corpora import prepare
 from roundtrip.engine import translator
 from roundtrip.engine.generate import length_limit
 from roundtrip.engine.hf_backends import generate_hf
-from roundtrip.engine.request import GenerationRequest
-from roundtrip.engine.train_step import train_step
+from roundtrip.engine.request import GenerationRequest, StopRule
+from roundtrip.engine.train_step import StepSettings, train_step
 from roundtrip.engine.translator import Translator
 from roundtrip.models import adapters
-from roundtrip.models.optimizer import Optimizer
+from roundtrip.models.optimizer import MAX_GRAD_NORM, Optimizer
 from roundtrip.recipe import loader
 from roundtrip.recipe.plan import Direction, directions, num_parallel
 from roundtrip.recipe.schema import Recipe
@@ -125,19 +125,20 @@ class Ours:
         recipe, lines = self.task.recipe, self.task.lines[direction.target]
         one, writer = self.both[direction.name], self.both[direction.reverse.name]
         row_builder = self.row_builders[direction.name]
-        writing, written = clocked(lambda: writer.write(lines, recipe.generate, 0, reader=row_builder.reader))
+        writing, written = clocked(lambda: writer.translate(lines, recipe.generate, 0, reread_with=row_builder.reader))
         pairs = [[SYNTHETIC, source, target] for source, target in zip(written.texts, lines, strict=True)]
         pairs += [[REAL, *pair] for pair in self.task.real[direction.name]]
         block = PhaseExamples(pairs, {}, hypotheses=written.hypotheses, prompts=written.prompts)
         making, (table, _) = clocked(lambda: token_rows_of(block, one.templates, row_builder, one.base.device, 0))
 
         def learn() -> list[float]:
-            with one.direction_model.training(recipe.train.packing) as packed:
+            with one.direction_model.training() as packed:
+                settings = StepSettings(one.base.pad_id, recipe.train.max_tokens_per_microbatch, packed=packed)
+                model, optimizer = one.direction_model.model, self.optimizers[direction.name]
                 return [
-                    train_step(one.direction_model.model, self.optimizers[direction.name], table, group, one.base.pad_id,  # noqa: E501
-                         recipe.train.max_tokens_per_microbatch, 0, packed=packed).loss
+                    train_step(model, optimizer, table, group, settings, seed=0).loss
                     for group in step_batches(table.sizes, recipe.train.batch_size, 0)
-                ]  # fmt: skip
+                ]
 
         learning, losses = clocked(learn)
         seconds = {"generate": writing, "rows": making, "learn": learning}
@@ -177,9 +178,10 @@ class Usual:
         for start in range(0, len(lines), size):
             prompts = writer.template.prompts(lines[start : start + size])
             limits = [length_limit(writer.num_source_tokens(prompt), self.task.recipe.generate) for prompt in prompts]
-            stops = [*writer.template.segments.stop_ids, *writer.template.segments.break_ids]
-            work = GenerationRequest(prompts, limits, self.task.recipe.generate, writer.base.pad_id, stops, 0)
-            new_BN = generate_hf(self.model, work).ids_BN
+            segments = writer.template.segments
+            stop = StopRule(segments.stop_ids, segments.break_ids, writer.base.pad_id)
+            request = GenerationRequest(prompts, limits, self.task.recipe.generate, stop, 0)
+            new_BN = generate_hf(self.model, request).ids_BN
             num_new += int((new_BN != writer.base.pad_id).sum())
             texts += writer.base.tokenizer.batch_decode(new_BN, skip_special_tokens=True)
         return [text.strip() for text in texts], num_new
@@ -207,7 +209,7 @@ class Plain(Usual):
                 some = [rows[i] for i in order[start : start + recipe.train.batch_size]]
                 loss = self.model(**_padded(some, one)).loss
                 loss.backward()
-                torch.nn.utils.clip_grad_norm_(learning, recipe.train.max_grad_norm)
+                torch.nn.utils.clip_grad_norm_(learning, MAX_GRAD_NORM)
                 optimizer.step()
                 optimizer.zero_grad()
                 losses.append(float(loss.detach()))

@@ -12,7 +12,7 @@ import torch
 
 from roundtrip.data.corpora import Corpora, prepare
 from roundtrip.engine import translator
-from roundtrip.engine.train_step import train_step
+from roundtrip.engine.train_step import StepSettings, train_step
 from roundtrip.engine.translator import Translator
 from roundtrip.models.optimizer import Optimizer
 from roundtrip.recipe import loader
@@ -46,8 +46,8 @@ def _measured(recipe: Any, both: dict[str, Translator], corpora: Corpora, num_li
     targets = [corpora.mono[direction.target][i][0] for i in range(num_lines)]
     dev = [(source, target) for source, target in (corpora.dev[i] for i in range(len(corpora.dev)))]
     row_builder, found = compatibility.build_row_builder(writer, learner, dev, device=one.base.device)
-    other.write(targets[:2], recipe.generate, 0)  # the first call pays for what the library loads
-    generation, written = clocked(lambda: other.write(targets, recipe.generate, 0))
+    other.translate(targets[:2], recipe.generate, 0)  # the first call pays for what the library loads
+    generation, written = clocked(lambda: other.translate(targets, recipe.generate, 0))
     ids_BN, size_B = written.hypotheses.ids_BN, written.hypotheses.size_B
     pairs = list(zip(written.texts, targets, strict=True))
 
@@ -93,17 +93,10 @@ def _learn(recipe: Any, one: Translator, table: TokenDataset) -> int:
     """Take every step of a block."""
     groups = step_batches(table.sizes, recipe.train.batch_size, 0)
     optimizer = Optimizer(one.direction_model.parameters(), recipe.train, len(groups), one.direction_model.adapter)
-    with one.direction_model.training():
+    with one.direction_model.training() as packed:
+        settings = StepSettings(one.base.pad_id, recipe.train.max_tokens_per_microbatch, packed=packed)
         for number, group in enumerate(groups):
-            train_step(
-                one.direction_model.model,
-                optimizer,
-                table,
-                group,
-                one.base.pad_id,
-                recipe.train.max_tokens_per_microbatch,
-                number,
-            )
+            train_step(one.direction_model.model, optimizer, table, group, settings, seed=number)
     return len(groups)
 
 

@@ -80,12 +80,12 @@ def main() -> None:
     asked: list[int] = []
     total = 0
     for temperature in (1.0, 1.3):
-        settings = recipe.generate.model_copy(update={"temperature": temperature, "top_p": 1.0, "top_k": 0})
+        settings = recipe.generate.model_copy(update={"temperature": temperature, "top_p": 1.0})
         for d in directions(recipe):
             lines, _ = take_rows(corpora.mono[d.target], Cursor(), arguments.lines, 1)
             for start in range(0, len(lines), ROWS_AT_ONCE):
                 some = [line for (line,) in lines[start : start + ROWS_AT_ONCE]]
-                written = both[d.reverse.name].write(some, Generate(**settings.model_dump()), start)
+                written = both[d.reverse.name].translate(some, Generate(**settings.model_dump()), start)
                 here = tally.setdefault(f"{d.name}, temperature {temperature}", Counter())
                 count(found[d.name], written, some, total >= WARM_UP, here)
                 total += len(some)

@@ -32,8 +32,9 @@ from roundtrip.backtranslation.token_rows import token_rows_of
 from roundtrip.data.corpora import Corpora, prepare
 from roundtrip.data.sampler import Cursor
 from roundtrip.engine import translator
-from roundtrip.engine.generate import Hypotheses
-from roundtrip.engine.train_step import train_step
+from roundtrip.engine.hypotheses import Hypotheses
+from roundtrip.engine.request import Callbacks
+from roundtrip.engine.train_step import StepSettings, train_step
 from roundtrip.engine.translator import Translations, Translator
 from roundtrip.models.optimizer import Optimizer
 from roundtrip.recipe import loader
@@ -123,18 +124,19 @@ def _rounds(
             times = [time.perf_counter()]
             hand = writer if real else Stub(writer)
             made = examples.of_round(
-                phase, recipe, corpora, cursors, hand, one, recipe.generate, lambda rows, tokens: None,  # type: ignore[arg-type]
-                reader=found[phase.direction.name].reader,
+                phase, recipe, corpora, cursors, hand, one, recipe.generate, Callbacks(),  # type: ignore[arg-type]
+                reread_with=found[phase.direction.name].reader,
             )  # fmt: skip
             times.append(time.perf_counter())
             table, _ = token_rows_of(made, one.templates, found[phase.direction.name], one.base.device, turn)
             times.append(time.perf_counter())
             groups = step_batches(table.sizes, recipe.train.batch_size, turn)
             if real:
-                with one.direction_model.training(recipe.train.packing) as packed:
+                with one.direction_model.training() as packed:
+                    settings = StepSettings(one.base.pad_id, recipe.train.max_tokens_per_microbatch, packed=packed)
+                    model, optimizer = one.direction_model.model, optimizers[phase.direction.name]
                     for group in groups:
-                        train_step(one.direction_model.model, optimizers[phase.direction.name], table, group, one.base.pad_id,  # noqa: E501
-                             recipe.train.max_tokens_per_microbatch, 0, packed=packed)  # fmt: skip
+                        train_step(model, optimizer, table, group, settings, seed=0)
             times.append(time.perf_counter())
             cursors = cursors | made.cursors
             if turn:
@@ -150,15 +152,15 @@ class Stub:
     def __init__(self, one: Translator) -> None:
         self.one, self.template = one, one.template
 
-    def write(
-        self, sources: list[str], settings: Any, seed: int, *, reader: PromptTemplate | None, **told: Any
+    def translate(
+        self, sources: list[str], settings: Any, seed: int, *, reread_with: PromptTemplate | None, **more: Any
     ) -> Translations:
         texts = [" ".join(reversed(source.split())) for source in sources]
         ids = [row.ids[row.start : -1] for row in self.template.rows([("", text) for text in texts])]
         width = max(map(len, ids))
         new_BN = torch.tensor([[*one, *(width - len(one)) * [0]] for one in ids])
         size_B, done_B = torch.tensor([len(one) for one in ids]), torch.ones(len(ids), dtype=torch.bool)
-        prompts = reader.prompts(texts) if reader is not None else None
+        prompts = reread_with.prompts(texts) if reread_with is not None else None
         return Translations(texts, done_B.tolist(), Hypotheses(new_BN, size_B, done_B, size_B + 1), prompts)
 
     def __getattr__(self, name: str) -> Any:

@@ -18,7 +18,8 @@ from transformers import LlamaConfig, LlamaForCausalLM
 from benchmarks.machine import RESULTS, best, parser, processor
 from roundtrip.backtranslation.run_folder import versions
 from roundtrip.engine.generate import generate
-from roundtrip.engine.train_step import train_step
+from roundtrip.engine.request import GenerationRequest, StopRule
+from roundtrip.engine.train_step import StepSettings, train_step
 from roundtrip.models import attention
 from roundtrip.models.optimizer import Optimizer
 from roundtrip.recipe.schema import Generate, Train
@@ -57,7 +58,7 @@ def measure(shape: str, device: str, rows: int, turns: int) -> dict[str, float]:
         def write(settings: Generate = settings) -> None:
             model.eval()
             prompts = [list(range(5, 30))] * rows
-            generate(model, prompts, [NEW] * rows, settings, pad_id=0, stop_ids=[1], seed=1)
+            generate(model, GenerationRequest(prompts, [NEW] * rows, settings, StopRule([1]), 1))
 
         found[f"{row_builder}, {rows} rows"] = best({"": write}, turns)[""] / (NEW + 1) * 1000
     optimizer = Optimizer(dict(model.named_parameters()), Train(), 1000)
@@ -67,7 +68,7 @@ def measure(shape: str, device: str, rows: int, turns: int) -> dict[str, float]:
 
             def learn(size: int = size) -> None:
                 model.train()
-                train_step(model, optimizer, table, range(size), 0, 10**6, 1)
+                train_step(model, optimizer, table, range(size), StepSettings(0, 10**6), seed=1)
 
             attention.choose(model, kind)
             found[f"learn, {kind}, {size} rows"] = best({"": learn}, turns)[""] * 1000

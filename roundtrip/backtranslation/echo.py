@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 
+from roundtrip.engine.request import Callbacks
 from roundtrip.engine.translator import Translator
 from roundtrip.evaluation.metrics import sentence_chrf
 from roundtrip.recipe.schema import Generate
@@ -28,8 +29,8 @@ def round_trip_chrf(
     greedy = settings.model_copy(update={"temperature": 0.0, "num_candidates": 1})
     sources = [source for source, _ in pairs]
     fitting = [place for place, fits in enumerate(learner.can_translate(sources, greedy)) if fits]
-    written = learner.write(
-        [sources[i] for i in fitting], greedy, 0, on_progress=lambda rows, tokens: on_progress(0, tokens)
+    written = learner.translate(
+        [sources[i] for i in fitting], greedy, 0, callbacks=Callbacks(lambda rows, tokens: on_progress(0, tokens))
     )
     found = [0.0] * len(pairs)
     for place, text in zip(fitting, written.texts, strict=True):

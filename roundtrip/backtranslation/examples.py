@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from functools import partial
 
@@ -14,8 +14,8 @@ from roundtrip.data.denoising import add_noise
 from roundtrip.data.language_id import LanguageIdentifier
 from roundtrip.data.row_store import TextRow
 from roundtrip.data.sampler import Cursor, take_rows
-from roundtrip.engine.generate import Hypotheses
-from roundtrip.engine.request import repeated
+from roundtrip.engine.hypotheses import Hypotheses
+from roundtrip.engine.request import Callbacks, repeat_each
 from roundtrip.engine.translator import Translator
 from roundtrip.recipe.plan import Direction, Phase, num_denoising, num_parallel
 from roundtrip.recipe.schema import Generate, Recipe
@@ -93,12 +93,11 @@ def of_round(
     writer: Translator,
     learner: Translator,
     settings: Generate,
-    on_progress: Callable[[int, int], None],
+    callbacks: Callbacks,
     *,
     earlier: Sequence[list[str]] = (),
     identifier: LanguageIdentifier | None = None,
-    reader: PromptTemplate | None = None,
-    on_oom_split: Callable[[int], None] = lambda rows: None,
+    reread_with: PromptTemplate | None = None,
 ) -> PhaseExamples:
     """Read new target lines, let the reverse direction write their sources, judge these and mix other rows in.
 
@@ -109,14 +108,14 @@ def of_round(
         settings: how the writer writes; see `schedule`.
         earlier: synthetic rows of rounds before, which are learnt from again unless their target has a new source.
         identifier: tells the languages apart; None judges nothing by it.
-        tell, reader, halved: see `Translator.write`.
+        callbacks, reread_with: see `Translator.translate`.
     """
     direction, budget = phase.direction, recipe.train.max_tokens_per_microbatch
     lines, after = _lines(phase, recipe, corpora, cursors)
     lines, num_long = _short_enough(lines, recipe, settings, writer)
     seed = derive_seed(recipe.seed, "sources", phase.number)
-    written = writer.write(lines, settings, seed, reader=reader, on_progress=on_progress, on_oom_split=on_oom_split)
-    targets = repeated(lines, settings.num_candidates)
+    written = writer.translate(lines, settings, seed, reread_with=reread_with, callbacks=callbacks)
+    targets = repeat_each(lines, settings.num_candidates)
     usual_ratio = _usual_ratio(corpora.train if recipe.blind else corpora.dev, recipe, direction)
     judged = filter_candidates(
         written.texts,
@@ -126,9 +125,9 @@ def of_round(
         usual_ratio,
         (lambda text: False) if identifier is None else partial(identifier.is_other, language=direction.source),
     )
-    judged = select_candidates(judged, written, settings, budget, learner, on_progress)
+    judged = select_candidates(judged, written, settings, budget, learner, callbacks.on_progress)
     if recipe.filter.min_round_trip_chrf and judged.pairs:
-        echoes = round_trip_chrf(learner, judged.pairs, settings, on_progress)
+        echoes = round_trip_chrf(learner, judged.pairs, settings, callbacks.on_progress)
         judged = judged.without([value < recipe.filter.min_round_trip_chrf for value in echoes], "lost on the way back")
     rejected = judged.rejected | ({"target too long": num_long} if num_long else {})
     new = {target for _, target in judged.pairs}
@@ -145,7 +144,7 @@ def of_round(
     thrown = samples_of(written.texts, targets, judged.places) if not judged.pairs else []
     num_written = len(targets) + num_long
     return PhaseExamples(
-        rows, after, rejected, wraps, written.hypotheses.pick(judged.places), prompts, thrown, num_written
+        rows, after, rejected, wraps, written.hypotheses.select(judged.places), prompts, thrown, num_written
     )
 
 

@@ -52,7 +52,7 @@ def load(folder: Path, direction: Direction, device: str) -> Translator:
             cure="bring it back, or export with --merged",
         ) from error
     one = found[direction.name]
-    if not one.whole:
+    if not one.trains_all_weights:
         one.restore(folder)
     template = PromptTemplate(one.base.tokenizer, segments)
     return Translator(direction, one, DirectionTemplates(template, template, template), expansion=expansion)
@@ -60,15 +60,14 @@ def load(folder: Path, direction: Direction, device: str) -> Translator:
 
 def _adapter(folder: Path, device: str) -> tuple[Model, Adapter]:
     config = json.loads((folder / adapters.CONFIG).read_text(encoding="utf-8"))
-    targets, layers = config["target_modules"], config.get("layers_to_transform")
+    targets = config["target_modules"]
     adapter = Adapter(
         method=_METHODS[config["use_dora"], config["use_rslora"]],
         rank=config["r"],
         alpha=config["lora_alpha"],
         targets=targets if isinstance(targets, str) else tuple(targets),
-        layers=None if layers is None else tuple(layers),
     )
-    # They were made in the precision of the base, unless a recipe had them in a higher one.
+    # They have the precision of the base.
     exact = any(one.dtype == torch.float32 for one in adapters.read(folder).values())
     return Model(path=config["base_model_name_or_path"], device=device, dtype="float32" if exact else "auto"), adapter
 

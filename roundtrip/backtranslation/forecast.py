@@ -19,7 +19,7 @@ from transformers import masking_utils
 
 from roundtrip.engine.generate import length_limit
 from roundtrip.engine.translator import expansion_of
-from roundtrip.models import adapters, attention, base_model, prepacked_linear, residual_init
+from roundtrip.models import adapters, attention, base_model, pissa_olora, prepacked_linear
 from roundtrip.recipe import sampling_schedule
 from roundtrip.recipe.plan import directions
 from roundtrip.recipe.schema import Adapter, Model, Recipe
@@ -123,14 +123,13 @@ def _forecast(
         model = _without_weights(spec, folder, dtype)
         weights += _loaded(model, spec, dtype)
         whole = own[name].method == "full"
-        if not whole and spec.merged_copy and spec.quantize == "none":
+        if not whole and spec.quantize == "none":
             merged_copy += _copied(model, device, dtype)
         learner: Any = model if whole else adapters.add_adapters(model, own, 1)
         for one in own:
             parameters = list(model.parameters()) if whole else list(adapters.parameters(learner, one).values())
-            averaged = recipe.train.ema_decay > 0
-            learning += sum(_learning(parameter, whole=whole, averaged=averaged) for parameter in parameters)
-            if own[one].method in residual_init.METHODS:
+            learning += sum(_learning(parameter, whole=whole) for parameter in parameters)
+            if own[one].method in pissa_olora.METHODS:
                 learning += sum(layer.weight.nbytes for layer in model.modules() if isinstance(layer, nn.Linear))
         for one in own:
             rows = templates[one].rows(pairs[one])
@@ -174,15 +173,11 @@ def _loaded(model: Any, spec: Model, dtype: torch.dtype) -> int:
     return size - int(sum(weight.numel() for weight in linear) * (dtype.itemsize - _BYTES_A_WEIGHT[spec.quantize]))
 
 
-def _learning(parameter: nn.Parameter, *, whole: bool, averaged: bool) -> int:
-    """Return what a parameter that learns takes, and its gradient; of a whole model it is in the base already.
-
-    Args:
-        averaged: its past is averaged, which takes a float32 number, and one more while the average stands in for it.
-    """
+def _learning(parameter: nn.Parameter, *, whole: bool) -> int:
+    """Return what a parameter that learns takes, and its gradient; of a whole model it is in the base already."""
     masters = 0 if parameter.dtype == torch.float32 else 4
     own = 0 if whole else parameter.dtype.itemsize
-    return int(parameter.numel() * (own + masters + 4 + 4 + parameter.dtype.itemsize + (8 if averaged else 0)))
+    return int(parameter.numel() * (own + masters + 4 + 4 + parameter.dtype.itemsize))
 
 
 def _training(
@@ -204,7 +199,7 @@ def _training(
     lengths = [size for size, _ in rows]
     inner = model if adapter.method == "full" else model.base_model.model
     names = attention.candidates(spec.attention, device)
-    is_packed = recipe.train.packing != "never" and names[0] in attention.READ_BOUNDS
+    is_packed = names[0] in attention.READ_BOUNDS
     # FlashAttention keeps no more than `varlen` does without its scores; it cannot be asked without a GPU.
     attention.choose(inner, attention.VARLEN if is_packed else "eager" if names[-1] == "eager" else "sdpa")
     groups = list(

@@ -4,8 +4,7 @@ bring nothing any more end."""
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator, Mapping
-from contextlib import ExitStack, contextmanager
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
 
 from roundtrip.backtranslation import reporting
@@ -38,14 +37,6 @@ class ModelSelection:
     events: EventLog
     processes: ProcessGroup
 
-    @contextmanager
-    def averaged(self) -> Iterator[None]:
-        """Give both directions the average of their past weights for a while, where the recipe asks for one."""
-        with ExitStack() as both:
-            for optimizer in self.optimizers.values():
-                both.enter_context(optimizer.averaged())
-            yield
-
     def begin(self, state: State) -> State:
         """Score copying the source and the bare base on dev, the floor of every comparison."""
         if self.recipe.blind:
@@ -64,9 +55,8 @@ class ModelSelection:
         Args:
             phases, phase: of the run, and the one that ended the stage.
         """
-        with self.averaged():
-            seen = self.keeping.stage(phase.stage, self.translators)
-            state = self._score(replace(state, files=state.files | seen), phase.stage)
+        seen = self.keeping.stage(phase.stage, self.translators)
+        state = self._score(replace(state, files=state.files | seen), phase.stage)
         patience = self.recipe.rounds.patience
         if phase.round and patience:
             means = [mean_chrf(one) for stage, one in state.scores.items() if stage not in {"copy", BASE, TEXT}]
@@ -79,8 +69,7 @@ class ModelSelection:
     def dev_loss(self, state: State, phase: Phase) -> State:
         """Look at what dev costs a direction after a pass over pairs."""
         name = phase.direction.name
-        with self.averaged():
-            loss = self.scorer.dev_loss(phase.direction)
+        loss = self.scorer.dev_loss(phase.direction)
         seen = [*state.losses.get(name, []), loss]
         self.events.say(f"  {name}: dev costs {loss:.3f} nats a token after pass {len(seen)}")
         return replace(state, losses=state.losses | {name: seen})

@@ -35,7 +35,6 @@ from roundtrip.recipe.plan import (
 )
 from roundtrip.recipe.schema import Recipe
 from roundtrip.runtime import atomic_io
-from roundtrip.runtime.disk_space import Disk
 from roundtrip.runtime.distributed import SINGLE_PROCESS, ProcessGroup
 from roundtrip.runtime.errors import RunError, TextError, TrainingError
 from roundtrip.runtime.event_log import EventLog
@@ -69,8 +68,6 @@ def train(
     run = RunFolder(path)
     events.path = run.events if processes.is_main else None
     with catch_signals(events.say) as stop, ExitStack() as ends:
-        events.disk = Disk(loaded.recipe.checkpoint.full_disk == "wait", events.say, stop.leave_if_asked)
-        run = replace(run, disk=events.disk)
         translators, corpora = _prepared(run, loaded, events, stop, processes)
         found = _roads(loaded.recipe, translators, corpora, events)
         stop.leave_if_asked()

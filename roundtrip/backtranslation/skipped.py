@@ -7,30 +7,30 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from roundtrip.engine.train_step import StepResult, row_losses
+from roundtrip.engine.train_step import StepResult, StepSettings, row_losses
 from roundtrip.engine.translator import Translator
 from roundtrip.recipe.plan import Phase
 from roundtrip.runtime.errors import TrainingError
 from roundtrip.tokens.batching import TokenDataset
 
 _DIVERGED = (
-    "look at the rows in {}; the weights are those of the last sound step: lower train.lr, or set model.dtype and "
-    "adapter.dtype to 'float32', and start anew"
+    "look at the rows in {}; the weights are those of the last sound step: lower train.lr, or set model.dtype "
+    "to 'float32', and start anew"
 )
 
 
 def document(
-    result: StepResult, one: Translator, rows: TokenDataset, group: Sequence[int], *, packed: bool
+    result: StepResult, one: Translator, rows: TokenDataset, group: Sequence[int], settings: StepSettings
 ) -> dict[str, Any]:
     """Return what is worth a look: the text of each row, and the loss of each by itself.
 
     Args:
         one: of the direction that learns, in train mode.
         rows, group: which rows the step was for.
-        packed: how rows go.
+        settings: of the step.
     """
     learner = one.direction_model
-    losses = row_losses(learner.model, rows, group, one.base.pad_id, fused=learner.spec.use_liger_kernel, packed=packed)
+    losses = row_losses(learner.model, rows, group, settings)
     ids = [rows.ids_X[rows.offset_R[i] :][: rows.sizes[i]].tolist() for i in group]
     return {
         "loss": number(result.loss),

@@ -53,7 +53,7 @@ def what_to_try(rejected: Mapping[str, int]) -> str:
         "unfinished": f"{warmer}, or a larger generate.max_length_ratio",
         "length ratio": f"{warmer}, or a larger filter.max_length_ratio",
         "copy": f"{warmer}, or a larger filter.max_copy_chrf where the languages are alike",
-        "repeats itself": f"{warmer}, or generate.repetition_penalty = 1.1",
+        "repeats itself": f"{warmer}, or generate.temperature = 0.7",
         "wrong language": f"{warmer}; the prompt may not name the languages clearly",
         "lost on the way back": f"{warmer}, or a smaller filter.min_round_trip_chrf",
         "target too long": "a larger train.max_length, or a smaller data.filter.max_chars",

@@ -8,7 +8,7 @@ from itertools import groupby
 
 import torch
 
-from roundtrip.backtranslation.examples import EARLIER, NOISED, PLAIN, REAL, SYNTHETIC, PhaseExamples
+from roundtrip.backtranslation.examples import NOISED, PLAIN, REAL, PhaseExamples
 from roundtrip.engine.translator import DirectionTemplates
 from roundtrip.tokens.batching import TokenDataset
 from roundtrip.tokens.prompt_template import TokenRow
@@ -24,7 +24,6 @@ def token_rows_of(
     row_builder: RowBuilder | None,
     device: torch.device,
     seed: int,
-    synthetic_weight: float = 1.0,
 ) -> tuple[TokenDataset, Counter[str]]:
     """Return the rows of a block: new synthetic ones by their road, all others, and all that is read back, by strings.
 
@@ -34,7 +33,6 @@ def token_rows_of(
         templates: of the direction that learns.
         road: how synthetic rows are made; None where the phase has none.
         seed: chooses the rows of the audit.
-        synthetic_weight: what the loss of a synthetic row counts, where a real one counts 1.
 
     Returns:
         The rows in the order of the block, and how many synthetic ones went which road, by reason.
@@ -56,11 +54,10 @@ def token_rows_of(
             prompts=block.prompts[some] if block.prompts is not None else None,
             seed=seed + start,
         )
-        tables.append(TokenDataset.of_spliced(rows, synthetic_weight))
+        tables.append(TokenDataset.of_spliced(rows))
         counts += found
     for kind, group in groupby(block.rows[num_written:], key=lambda row: row[0]):
-        weight = synthetic_weight if kind in {SYNTHETIC, EARLIER} else 1.0
-        tables.append(TokenDataset.of(_by_strings(kind, list(group), templates), device, weight))
+        tables.append(TokenDataset.of(_by_strings(kind, list(group), templates), device))
     return reduce(TokenDataset.plus, tables or [TokenDataset.of([], device)]), counts
 
 

@@ -52,7 +52,7 @@ def load(
         )
     segments = {name: Segments.from_dict(value) for name, value in run.facts()["segments"].items()}
     # What served training only need not be there: the attention, and the device it ran on.
-    here = {"device": device, "attention": "auto", "liger": False, "gradient_checkpointing": False} | dict(
+    here = {"device": device, "attention": "auto", "use_liger_kernel": False, "gradient_checkpointing": False} | dict(
         changes or {}
     )
     expansion = run.facts().get("expansion", {}).get(direction.name, 1.0)

@@ -23,9 +23,10 @@ from roundtrip.backtranslation.validation import Scorer
 from roundtrip.data.corpora import Corpora
 from roundtrip.data.language_id import LanguageIdentifier
 from roundtrip.data.sampler import Cursor
-from roundtrip.engine.train_step import KLPenalty, StepResult, train_step
+from roundtrip.engine.kl_penalty import KLPenalty
+from roundtrip.engine.request import Callbacks
+from roundtrip.engine.train_step import StepResult, StepSettings, train_step
 from roundtrip.engine.translator import Translator
-from roundtrip.models import attention
 from roundtrip.models.optimizer import Optimizer
 from roundtrip.recipe import sampling_schedule
 from roundtrip.recipe.plan import TEXT, Phase, directions, next_phase, num_steps, phases
@@ -127,12 +128,9 @@ class Trainer:
         settings = sampling_schedule.sampling_settings(self.recipe.generate, writer, phase.round, chrf)
         said = sampling_schedule.requested_settings(self.recipe.generate, writer, phase.round)
         self.events.say(f"  {sampling_schedule.describe_sampling(said, settings, writer, chrf)}")
-        with (
-            self.stages.averaged(),
-            self.events.task(
-                "generating", f"{phase.stage}: {writer} writes sources", self.recipe.rounds.monolingual_lines
-            ) as task,
-        ):
+        with self.events.task(
+            "generating", f"{phase.stage}: {writer} writes sources", self.recipe.rounds.monolingual_lines
+        ) as task:
             self._ahead.need(phase.number, self._encoding(phase, cursors))
             block = blocks.of_round(
                 phase,
@@ -142,11 +140,10 @@ class Trainer:
                 self.translators[writer],
                 self.translators[phase.direction.name],
                 settings,
-                self._tell(task),
+                Callbacks(self._tell(task), on_oom_split=self.events.on_oom_split),
                 earlier=earlier_rows(self.run.blocks, self.phases, phase, self.recipe.rounds.replay_examples),
                 identifier=self.identifier,
-                reader=row_builder.reader,
-                on_oom_split=self.events.on_oom_split,
+                reread_with=row_builder.reader,
             )
             num_rejected = sum(block.rejected.values())
             task.advance(0, note=f"{num_rejected} rejected")
@@ -162,10 +159,7 @@ class Trainer:
         name = phase.direction.name
         seed = derive_seed(self.recipe.seed, "audit", phase.number)
         learner = self.translators[name]
-        weight = self.recipe.train.synthetic_weight
-        rows, counts = token_rows_of(
-            block, learner.templates, self.row_builders.get(name), learner.base.device, seed, weight
-        )
+        rows, counts = token_rows_of(block, learner.templates, self.row_builders.get(name), learner.base.device, seed)
         if counts:
             before = self.state.row_builders.get(name, {})
             total = {reason: before.get(reason, 0) + counts.get(reason, 0) for reason in {*before, *counts}}
@@ -178,9 +172,9 @@ class Trainer:
         weight = self.recipe.train.kl_weight
         plain = learner.template.plain_rows([target for _, _, target in block.rows]) if weight else []
         self._kl_penalty = (
-            KLPenalty(TokenDataset.of(plain, learner.base.device).pick(fitting), weight) if weight else None
+            KLPenalty(TokenDataset.of(plain, learner.base.device).select(fitting), weight) if weight else None
         )
-        return rows.pick(fitting)
+        return rows.select(fitting)
 
     def steps(self, rows: TokenDataset, phase: Phase) -> Iterator[list[int]]:
         """Yield the rows of each optimizer step of a phase, the same whenever it is asked."""
@@ -195,10 +189,8 @@ class Trainer:
         self._losses = []
         learner = self.translators[phase.direction.name].direction_model
         name = f"{phase.stage}: {phase.direction.name} learns"
-        packing = self.recipe.train.packing
-        with learner.training(packing) as self._packed, self.events.task("training", name, total) as task:
-            names = attention.candidates(learner.spec.attention, learner.base.device)
-            if packing == "auto" and not self._packed and names[0] in attention.READ_BOUNDS:
+        with learner.training() as self._packed, self.events.task("training", name, total) as task:
+            if learner.packing_expected and not self._packed:
                 self.events.say("  rows are padded: this model does not keep packed ones apart")
             if self.state.step:
                 task.advance(self.state.step)
@@ -222,14 +214,8 @@ class Trainer:
             self.optimizers[name],
             rows,
             group,
-            learner.base.pad_id,
-            budget,
-            derive_seed(self.recipe.seed, "dropout", phase.number, self.state.step) % 2**32,
-            fused=learner.spec.use_liger_kernel,
-            packed=self._packed,
-            smoothing=self.recipe.train.label_smoothing,
-            kl_penalty=self._kl_penalty,
-            processes=self.processes,
+            self._step_settings(phase, budget),
+            seed=derive_seed(self.recipe.seed, "dropout", phase.number, self.state.step) % 2**32,
         )
         if result.max_tokens_per_microbatch < budget:
             self.state = replace(self.state, max_tokens_per_microbatch=result.max_tokens_per_microbatch)
@@ -243,7 +229,7 @@ class Trainer:
         self.state = replace(
             self.state, step=self.state.step + 1, optimizer_steps=taken | {name: taken.get(name, 0) + 1}
         )
-        if not result.skipped:
+        if not result.nonfinite:
             self._losses.append(result.loss)
         self.events.log(
             "step",
@@ -254,9 +240,20 @@ class Trainer:
             labels=result.num_labels,
             tokens=result.num_tokens,
         )
-        if result.skipped:
+        if result.nonfinite:
             self._skip(phase, rows, group, result)
         return result
+
+    def _step_settings(self, phase: Phase, budget: int) -> StepSettings:
+        model = self.translators[phase.direction.name].direction_model
+        return StepSettings(
+            model.base.pad_id,
+            budget,
+            fused_loss=model.spec.use_liger_kernel,
+            packed=self._packed,
+            kl_penalty=self._kl_penalty,
+            processes=self.processes,
+        )
 
     def _skip(self, phase: Phase, rows: TokenDataset, group: Sequence[int], result: StepResult) -> None:
         """Count a step that changed nothing, keep its rows for a look, and end the run where they are too many."""
@@ -264,7 +261,7 @@ class Trainer:
         number, counts = self.state.optimizer_steps[name], self.state.skipped
         here = self.state.skipped_here + 1
         self.state = replace(self.state, skipped=counts | {name: counts.get(name, 0) + 1}, skipped_here=here)
-        document = skipped.document(result, self.translators[name], rows, group, packed=self._packed)
+        document = skipped.document(result, self.translators[name], rows, group, self._step_settings(phase, 1))
         path = self.run.skipped / f"{phase.stage}-{name}-{number:06d}.json"
         self.keeping.write(lambda: write_json(path, document), path)
         what = f"loss {result.loss}, gradient norm {result.grad_norm} at step {number}"

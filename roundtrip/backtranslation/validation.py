@@ -8,6 +8,7 @@ from pathlib import Path
 from roundtrip.backtranslation.run_folder import RunFolder
 from roundtrip.data.corpora import Corpora
 from roundtrip.data.language_codes import bleu_tokenizer
+from roundtrip.engine.request import Callbacks
 from roundtrip.engine.translator import Translator
 from roundtrip.evaluation import metrics
 from roundtrip.recipe.plan import BASE, Direction, directions
@@ -100,13 +101,12 @@ class Scorer:
     def _translate(self, sources: list[str], stage: str, direction: Direction, what: str) -> tuple[list[str], int]:
         """Translate greedily; return one line each, and how many were cut at their length limit."""
         with self.events.task("scoring", f"{stage}: {direction.name} {what}", len(sources)) as task:
-            written = self.translators[direction.name].write(
+            written = self.translators[direction.name].translate(
                 sources,
                 greedy_settings(self.recipe),
                 0,
-                adapted=stage != BASE,
-                on_progress=self.tell_of(task),
-                on_oom_split=self.events.on_oom_split,
+                use_adapter=stage != BASE,
+                callbacks=Callbacks(self.tell_of(task), on_oom_split=self.events.on_oom_split),
             )
         return [" ".join(text.split()) for text in written.texts], written.finished.count(False)
 

@@ -105,7 +105,7 @@ def export(
     # A sum with weights of 4 or 8 bits would be rounded to them again.
     one = trained_models.load(run, direction, stage, "cpu", {"quantize": "none", "scratch": True})
     folder.mkdir(parents=True, exist_ok=True)
-    if merged or one.direction_model.whole:
+    if merged or one.direction_model.trains_all_weights:
         one.direction_model.merged(dtype).save_pretrained(folder)
     else:
         one.direction_model.export(folder)

@@ -93,7 +93,7 @@ def _hub_id(run: RunFolder, one: Translator) -> str | None:
 def _what(run: RunFolder, one: Translator, is_model: bool) -> str:
     adapter, spec = one.direction_model.adapter, run.recipe()[0].model[one.direction.name]
     base = _plain(spec.name if spec.from_scratch is None else "random weights")
-    if one.direction_model.whole:
+    if one.direction_model.trains_all_weights:
         return f"A causal language model, all weights of which were trained, from {base}."
     kind = f"{adapter.method}, rank {adapter.rank}"
     note = " vLLM serves no DoRA adapter: export it with `--merged` for that." if "dora" in adapter.method else ""

@@ -1,10 +1,11 @@
-"""Decoding steps of a fixed shape: a cache that is written in place, and on a GPU the step as a graph that is replayed.
+"""Decoding steps of a fixed shape: a cache that is written in place, and on a GPU a CUDA graph that is replayed.
 
 A step of a small model is hundreds of kernels of a few microseconds each; launched one by one they take longer than
 they run. A graph launches them at once, at fixed addresses and shapes. So the cache has room for some more tokens than
-there are, what is not written yet is masked, and a new graph is made when the room is used up or rows leave the batch.
+there are, positions that are not written yet are masked, and a new graph is captured when the room is used up or rows
+leave the batch.
 
-Shapes: B rows, S positions so far, C room of the cache, V vocabulary.
+Shapes: B rows, S positions so far, C capacity of the cache, V vocabulary.
 """
 
 from __future__ import annotations
@@ -13,19 +14,19 @@ from typing import Any
 
 import torch
 
-# Positions by which the cache grows; a graph costs about three steps, and masked positions cost time too.
+# Positions by which the cache grows; a capture costs about three steps, and masked positions cost time too.
 ROOM = 64
-_WARM_UPS = 2
+_NUM_WARMUPS = 2
 
 
 class GraphedSteps:
-    """So many steps as the cache has room for.
+    """As many steps as the cache has room for.
 
     Args:
         model: in eval mode.
-        cache: what came before, of the library's growing kind.
+        cache: a DynamicCache of what came before.
         mask_BS: int64, 1 where it holds a token.
-        replay: make a graph of the step; else it is computed as it is, which a CPU can do too.
+        replay: capture a graph of the step; otherwise it is computed step by step, which a CPU can do too.
     """
 
     def __init__(self, model: Any, cache: Any, mask_BS: torch.Tensor, *, replay: bool) -> None:
@@ -46,14 +47,14 @@ class GraphedSteps:
         self._rewind()
 
     def step(self, ids_B1: torch.Tensor, position_B1: torch.Tensor) -> torch.Tensor:
-        """Return logits_BV of one more token of each row; valid until the next step."""
+        """Return logits_BV after one more token of each row; valid until the next step."""
         assert self.room > 0, "the cache is full"
         self.room -= 1
         self._ids_B1.copy_(ids_B1)
         self._position_B1.copy_(position_B1)
         if not self._replay:
             return self._forward()
-        # A graph is of the current device, whatever the tensors are on.
+        # A graph belongs to the current device, whatever the tensors are on.
         with torch.cuda.device(self._ids_B1.device):
             if self._graph is None:
                 self._capture()
@@ -61,8 +62,8 @@ class GraphedSteps:
             self._graph.replay()
         return self._logits_BV
 
-    def grown(self, keep: torch.Tensor | None = None) -> Any:
-        """Return the cache as it stands, of some rows alone, in the library's growing kind, to begin anew from."""
+    def dynamic_cache(self, keep: torch.Tensor | None = None) -> Any:
+        """Return a DynamicCache of all positions so far; of some rows alone where `keep` names them."""
         from transformers import DynamicCache
 
         size = self._filled + ROOM - self.room
@@ -84,11 +85,11 @@ class GraphedSteps:
         return logits_BV
 
     def _capture(self) -> None:
-        """Make the graph; what the trials write is written again by the first step."""
+        """Capture the graph; what the warm-up passes write is overwritten by the first step."""
         stream = torch.cuda.Stream()
         stream.wait_stream(torch.cuda.current_stream())
         with torch.cuda.stream(stream):
-            for _ in range(_WARM_UPS):
+            for _ in range(_NUM_WARMUPS):
                 self._rewind()
                 self._forward()
         torch.cuda.current_stream().wait_stream(stream)
@@ -103,7 +104,7 @@ class GraphedSteps:
 
 
 def supports_static_cache(model: Any) -> bool:
-    """Return whether every layer of a model has a plain cache; windows that slide and states that run do not."""
+    """Return whether every layer of a model has a plain cache; sliding windows and recurrent states do not."""
     from transformers import StaticCache
     from transformers.cache_utils import StaticLayer
 

@@ -1,120 +1,182 @@
-"""Our own decode loop: rows that ended leave the batch, each keeps to its own limit, stop flags are read seldom.
+"""Our own decoding loop: rows that have ended leave the batch, each row has its own limit, stop flags are read rarely.
 
-Shapes: B rows still alive, T prompt positions, S positions so far, N new positions, V vocabulary.
+Shapes: B rows still in the batch, T prompt positions, S positions so far, N new positions, V vocabulary.
 """
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from typing import Any
 
 import torch
 
 from roundtrip.engine.cuda_graphs import GraphedSteps, supports_static_cache
-from roundtrip.engine.request import GeneratedIds, GenerationRequest, repeated
+from roundtrip.engine.request import GeneratedIds, GenerationRequest, repeat_each
 from roundtrip.engine.sampling import sample_next
 from roundtrip.models import attention
 from roundtrip.recipe.schema import Generate
 from roundtrip.tokens.batching import left_pad
 
-# Rows that ended are taken out of the batch once so large a share of it is idle.
+# Rows that have ended are removed once they are so large a share of the batch.
 COMPACT_SHARE = 0.25
-FIXED_COMPACT_SHARE = 0.5
-# Elsewhere a setting that was made for training on a GPU does nothing.
+# With a graph, which is captured anew for fewer rows; that costs more than a few steps of idle rows.
+STATIC_COMPACT_SHARE = 0.5
+# Elsewhere `generate.cuda_graphs` has no effect.
 GRAPHS_ON = ("cuda",)
-# On a GPU a look at the stop flags waits for the device; on a CPU it is free.
-CUDA_LOOK_EVERY = 8
+# Reading the stop flags of a GPU waits for the device; on a CPU it is free.
+CUDA_CHECK_EVERY = 8
 
 
 @torch.inference_mode()
-def decode(model: Any, work: GenerationRequest) -> GeneratedIds:
-    """Continue one batch until every row has stopped or reached its limit; rows that ended leave the batch.
+def decode(model: Any, request: GenerationRequest) -> GeneratedIds:
+    """Continue one batch until every row has stopped or reached its limit.
 
-    Samples of one prompt share its forward pass.
+    Candidates of one prompt share its forward pass.
     """
     with attention.decode_attention(model):
-        return _decode(model, work)
+        return _decode(model, request)
 
 
-def _decode(model: Any, work: GenerationRequest) -> GeneratedIds:
-    device, recipe = next(model.parameters()).device, work.recipe
-    random = torch.Generator(device).manual_seed(work.seed)
-    ids_BT, mask_BS = (tensor.to(device) for tensor in left_pad(work.prompts, work.pad_id))
-    limits = repeated(work.limits, recipe.num_candidates)
-    stops, limits_B = torch.tensor(work.stop_ids, device=device), torch.tensor(limits, device=device)
-    look_every = 1 if device.type == "cpu" else CUDA_LOOK_EVERY
-    num_new = max(limits) + 1
-    new_BN = torch.full((len(limits), num_new), work.pad_id, dtype=torch.int64, device=device)
-    logprob_B = torch.zeros(len(limits), device=device) if work.return_logprobs else None
-    alive_B = torch.arange(len(limits), device=device)
-    done_B = torch.zeros_like(alive_B, dtype=torch.bool)
-    seen_BV: torch.Tensor | None = None
-    position_BT = (mask_BS.cumsum(-1) - 1).clamp(min=0)
-    past = _Past(model, recipe)
-    for number in range(num_new):
-        logits_BV = past.step(ids_BT, position_BT, mask_BS)
-        if number == 0 and recipe.num_candidates > 1:
-            past.repeat(recipe.num_candidates)
-            logits_BV, mask_BS, position_BT = (
-                tensor.repeat_interleave(recipe.num_candidates, 0) for tensor in (logits_BV, mask_BS, position_BT)
-            )
-        if recipe.repetition_penalty != 1 and seen_BV is None:
-            seen_BV = torch.zeros_like(logits_BV, dtype=torch.bool)
-        next_B = sample_next(logits_BV, recipe, random, seen_BV)
-        if seen_BV is not None:
-            seen_BV.scatter_(1, next_B[:, None], True)
-        new_BN[alive_B, number] = next_B
-        stops_B, over_B = torch.isin(next_B, stops), limits_B[alive_B] <= number
-        if logprob_B is not None:
-            # What stands at the limit and is no end is cut off.
-            counts_B = ~done_B & (stops_B | ~over_B)
-            logprob_B[alive_B] += torch.where(counts_B, _logprob(logits_BV, next_B), 0.0)
-        done_B = done_B | stops_B | over_B
-        # Rows that wait for others to end stand still: at their own limit the model may have no more positions.
-        ids_BT, position_BT = next_B[:, None], position_BT[:, -1:] + ~done_B[:, None]
-        mask_BS = torch.cat([mask_BS, mask_BS.new_ones(len(mask_BS), 1)], dim=1)
-        if number % look_every == 0:
-            num_done = int(done_B.sum())
-            if num_done == len(done_B):
+def _decode(model: Any, request: GenerationRequest) -> GeneratedIds:
+    device, settings = next(model.parameters()).device, request.settings
+    generator = torch.Generator(device).manual_seed(request.seed)
+    output = _Output.of(request, device)
+    ids_BT, mask_BT = (tensor.to(device) for tensor in left_pad(request.prompts, request.stop.pad_id))
+    rows = _Rows.of(ids_BT, mask_BT)
+    cache = _KVCache(model, settings)
+    check_every = 1 if device.type == "cpu" else CUDA_CHECK_EVERY
+    for step in range(output.ids_BN.shape[1]):
+        logits_BV = cache.step(rows)
+        if step == 0 and settings.num_candidates > 1:
+            cache.repeat(settings.num_candidates)
+            rows = rows.repeat(settings.num_candidates)
+            logits_BV = logits_BV.repeat_interleave(settings.num_candidates, 0)
+        next_B = sample_next(logits_BV, settings, generator)
+        rows = rows.append(next_B, output.write(step, rows, logits_BV, next_B))
+        if step % check_every == 0:
+            num_done = int(rows.done_B.sum())
+            if num_done == len(rows.done_B):
                 break
-            if num_done >= past.compact_share * len(done_B):
-                keep = (~done_B).nonzero()[:, 0]
-                past.keep(keep)
-                alive_B, done_B, mask_BS = alive_B[keep], done_B[keep], mask_BS[keep]
-                ids_BT, position_BT = ids_BT[keep], position_BT[keep]
-                seen_BV = seen_BV[keep] if seen_BV is not None else None
-    return GeneratedIds(new_BN, logprob_B)
+            if num_done >= cache.compact_share * len(rows.done_B):
+                keep = (~rows.done_B).nonzero()[:, 0]
+                cache.select(keep)
+                rows = rows.select(keep)
+    return GeneratedIds(output.ids_BN, output.logprob_B)
 
 
-class _Past:
+@dataclass(frozen=True)
+class _Rows:
+    """The rows that are still in the batch, and the input of their next step.
+
+    Attributes:
+        index_B: int64, which row of the output each one is.
+        ids_BT: int64, the whole prompts at the first step, then one token each.
+        position_BT: int64, their positions.
+        mask_BS: int64, 1 where a position so far holds a token.
+        done_B: bool, rows that have ended and are not removed yet.
+    """
+
+    index_B: torch.Tensor
+    ids_BT: torch.Tensor
+    position_BT: torch.Tensor
+    mask_BS: torch.Tensor
+    done_B: torch.Tensor
+
+    @classmethod
+    def of(cls, ids_BT: torch.Tensor, mask_BT: torch.Tensor) -> _Rows:
+        index_B = torch.arange(len(ids_BT), device=ids_BT.device)
+        position_BT = (mask_BT.cumsum(-1) - 1).clamp(min=0)
+        return cls(index_B, ids_BT, position_BT, mask_BT, torch.zeros_like(index_B, dtype=torch.bool))
+
+    def repeat(self, times: int) -> _Rows:
+        """Return each row `times` times, as a row of the output of its own."""
+        ids_BT, position_BT, mask_BS, done_B = (
+            tensor.repeat_interleave(times, 0) for tensor in (self.ids_BT, self.position_BT, self.mask_BS, self.done_B)
+        )
+        return _Rows(torch.arange(len(ids_BT), device=ids_BT.device), ids_BT, position_BT, mask_BS, done_B)
+
+    def append(self, next_B: torch.Tensor, ended_B: torch.Tensor) -> _Rows:
+        """Return the rows with one more token each."""
+        done_B = self.done_B | ended_B
+        # The position of a row that waits for others does not advance: at its own limit the model may have no more.
+        position_B1 = self.position_BT[:, -1:] + ~done_B[:, None]
+        mask_BS = torch.cat([self.mask_BS, self.mask_BS.new_ones(len(self.mask_BS), 1)], dim=1)
+        return _Rows(self.index_B, next_B[:, None], position_B1, mask_BS, done_B)
+
+    def select(self, keep: torch.Tensor) -> _Rows:
+        """Return some rows."""
+        return _Rows(
+            self.index_B[keep], self.ids_BT[keep], self.position_BT[keep], self.mask_BS[keep], self.done_B[keep]
+        )
+
+
+@dataclass(frozen=True)
+class _Output:
+    """What has been generated, written in place; here B counts all hypotheses.
+
+    Attributes:
+        ids_BN: int64.
+        logprob_B: float32; None where it is not wanted.
+        limit_B: int64, most new tokens of each row.
+        stops: int64, ids that end a row.
+    """
+
+    ids_BN: torch.Tensor
+    logprob_B: torch.Tensor | None
+    limit_B: torch.Tensor
+    stops: torch.Tensor
+
+    @classmethod
+    def of(cls, request: GenerationRequest, device: torch.device) -> _Output:
+        limits = repeat_each(request.limits, request.settings.num_candidates)
+        shape = (len(limits), max(limits) + 1)
+        return cls(
+            torch.full(shape, request.stop.pad_id, dtype=torch.int64, device=device),
+            torch.zeros(len(limits), device=device) if request.return_logprobs else None,
+            torch.tensor(limits, device=device),
+            torch.tensor(request.stop.all_ids, device=device),
+        )
+
+    def write(self, step: int, rows: _Rows, logits_BV: torch.Tensor, next_B: torch.Tensor) -> torch.Tensor:
+        """Write the token that each row still in the batch gets in a step; return which rows end with it, bool (B,)."""
+        self.ids_BN[rows.index_B, step] = next_B
+        stops_B, over_B = torch.isin(next_B, self.stops), self.limit_B[rows.index_B] <= step
+        if self.logprob_B is not None:
+            # A token at the limit that is no stop id is cut off.
+            counts_B = ~rows.done_B & (stops_B | ~over_B)
+            self.logprob_B[rows.index_B] += torch.where(counts_B, _logprob(logits_BV, next_B), 0.0)
+        return stops_B | over_B
+
+
+class _KVCache:
     """Keys and values of all tokens so far, and the step that adds to them."""
 
-    def __init__(self, model: Any, recipe: Generate) -> None:
+    def __init__(self, model: Any, settings: Generate) -> None:
         from transformers import DynamicCache
 
         self._model = model
         self._cache: Any = DynamicCache(config=model.config)
         self._steps: GraphedSteps | None = None
         self._device = next(model.parameters()).device
-        self._fixed = recipe.cuda_graphs and self._device.type in GRAPHS_ON and supports_static_cache(model)
-        # A graph is made anew for fewer rows, which a few steps of idle rows do not outweigh.
-        self.compact_share = FIXED_COMPACT_SHARE if self._fixed else COMPACT_SHARE
-        # By index, not by slice: of a view the output layer would copy its whole weight for each row.
+        self._static = settings.cuda_graphs and self._device.type in GRAPHS_ON and supports_static_cache(model)
+        self.compact_share = STATIC_COMPACT_SHARE if self._static else COMPACT_SHARE
+        # An index, not a slice: of a view the output layer would copy its whole weight for each row.
         self._last = torch.tensor([-1], device=self._device)
 
-    def step(self, ids_BT: torch.Tensor, position_BT: torch.Tensor, mask_BS: torch.Tensor) -> torch.Tensor:
-        """Return the logits behind new tokens, (B, V)."""
-        if self._fixed and ids_BT.shape[1] == 1 and (self._steps is not None or self._cache.get_seq_length()):
+    def step(self, rows: _Rows) -> torch.Tensor:
+        """Return the logits after the next input of each row, (B, V)."""
+        if self._static and rows.ids_BT.shape[1] == 1 and (self._steps is not None or self._cache.get_seq_length()):
             if self._steps is not None and not self._steps.room:
-                self._cache, self._steps = self._steps.grown(), None
+                self._cache, self._steps = self._steps.dynamic_cache(), None
             if self._steps is None:
-                before_BS = mask_BS[:, :-1]
+                before_BS = rows.mask_BS[:, :-1]
                 self._steps = GraphedSteps(self._model, self._cache, before_BS, replay=self._device.type == "cuda")
-                self._cache = None  # it has a copy
-            return self._steps.step(ids_BT, position_BT)
+                self._cache = None  # the steps have a copy
+            return self._steps.step(rows.ids_BT, rows.position_BT)
         logits_BV: torch.Tensor = self._model(
-            input_ids=ids_BT,
-            attention_mask=mask_BS,
-            position_ids=position_BT,
+            input_ids=rows.ids_BT,
+            attention_mask=rows.mask_BS,
+            position_ids=rows.position_BT,
             cache=self._cache,
             use_cache=True,
             logits_to_keep=self._last,
@@ -122,17 +184,18 @@ class _Past:
         return logits_BV
 
     def repeat(self, times: int) -> None:
+        """Repeat each row."""
         self._cache.batch_repeat_interleave(times)
 
-    def keep(self, rows: torch.Tensor) -> None:
-        """Let the other rows go."""
+    def select(self, keep: torch.Tensor) -> None:
+        """Keep some rows."""
         if self._steps is None:
-            self._cache.batch_select_indices(rows)
+            self._cache.batch_select_indices(keep)
         else:
-            self._cache, self._steps = self._steps.grown(rows), None
+            self._cache, self._steps = self._steps.dynamic_cache(keep), None
 
 
 def _logprob(logits_BV: torch.Tensor, chosen_B: torch.Tensor) -> torch.Tensor:
-    """Return the log-probability of tokens by the model itself, whatever the sampling made of it; float32."""
+    """Return the log-probability of tokens by the model itself, without temperature or filter; float32."""
     logits_BV = logits_BV.float()
     return logits_BV.gather(1, chosen_B[:, None])[:, 0] - logits_BV.logsumexp(-1)

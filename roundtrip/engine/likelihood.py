@@ -1,4 +1,4 @@
-"""How likely a model holds given targets: one forward pass over rows, nothing is generated."""
+"""Log-probabilities of given targets: forward passes over rows, nothing is generated."""
 
 from __future__ import annotations
 
@@ -9,14 +9,14 @@ import torch
 
 from roundtrip.runtime.distributed import SINGLE_PROCESS, ProcessGroup
 from roundtrip.runtime.errors import ModelError
-from roundtrip.runtime.memory import free_after_failure, is_out_of_memory
+from roundtrip.runtime.memory import run_in_halves
 from roundtrip.tokens.batching import TokenDataset, collate, token_budget_batches
 
 
 @torch.inference_mode()
 def log_likelihood(
     model: Any,
-    table: TokenDataset,
+    dataset: TokenDataset,
     pad_id: int,
     max_tokens_per_microbatch: int,
     on_progress: Callable[[int, int], None] = lambda rows, tokens: None,
@@ -24,52 +24,44 @@ def log_likelihood(
 ) -> torch.Tensor:
     """Return the summed log-probability of each row's labels, in nats; float32, (R,).
 
-    Rows that do not fit into memory together go on in halves.
+    Rows that do not fit into memory together continue in halves.
 
     Args:
         model: in eval mode.
-        table: on the device of the model.
+        dataset: on the device of the model.
         max_tokens_per_microbatch: padded tokens of one forward pass.
-        tell: called after each pass with no new rows and tokens; may raise to stop.
-        ranks: who else takes a part of the passes.
+        on_progress: called after each pass with no new rows and tokens; may raise to stop.
+        processes: who else takes a part of the passes.
 
     Raises:
         ModelError: not even a single row fits into memory.
     """
-    found_R = torch.zeros(len(table), device=table.ids_X.device)
-    waiting = processes.shard(list(token_budget_batches(range(len(table)), table.sizes, max_tokens_per_microbatch)))[
-        ::-1
-    ]
-    while waiting:
-        group = waiting.pop()
-        if not _pass(model, table, group, pad_id, found_R):
-            if len(group) == 1:
-                raise ModelError(
-                    f"memory ran out on a single row of {table.sizes[group[0]]} tokens",
-                    place="train.max_tokens_per_microbatch",
-                    cure="lower data.filter.max_chars, or leave out generate.num_candidates and train.patience",
-                )
-            free_after_failure()
-            half = len(group) // 2
-            waiting += [group[half:], group[:half]]
+    logprob_R = torch.zeros(len(dataset), device=dataset.ids_X.device)
+    groups = list(token_budget_batches(range(len(dataset)), dataset.sizes, max_tokens_per_microbatch))
+    for group, logprob_B in run_in_halves(
+        processes.shard(groups),
+        lambda group: (group, _forward(model, dataset, group, pad_id)),
+        lambda group: [group[: len(group) // 2], group[len(group) // 2 :]] if len(group) > 1 else [],
+        size=lambda group: len(group) * max(dataset.sizes[i] for i in group),
+        too_large=lambda group: ModelError(
+            f"memory ran out on a single row of {dataset.sizes[group[0]]} tokens",
+            place="train.max_tokens_per_microbatch",
+            cure="lower data.filter.max_chars, or leave out generate.num_candidates and train.patience",
+        ),
+        on_split=lambda group: on_progress(0, 0),
+    ):
+        logprob_R[torch.tensor(group, device=logprob_R.device)] = logprob_B
         on_progress(0, 0)
-    return processes.all_reduce(found_R)
+    return processes.all_reduce(logprob_R)
 
 
-def _pass(model: Any, table: TokenDataset, group: Sequence[int], pad_id: int, found_R: torch.Tensor) -> bool:
-    """Write the values of some rows; return False where memory runs out."""
-    batch = collate(table, group, pad_id)
+def _forward(model: Any, dataset: TokenDataset, group: Sequence[int], pad_id: int) -> torch.Tensor:
+    """Return the values of some rows, (B,)."""
+    batch = collate(dataset, group, pad_id)
     keep_BT, targets_N = batch.predictions()
-    try:
-        logits_NV = model(input_ids=batch.ids_BT, use_cache=False, logits_to_keep=keep_BT, **batch.inputs).logits
-        loss_N = torch.nn.functional.cross_entropy(
-            logits_NV.float().reshape(len(targets_N), logits_NV.shape[-1]), targets_N, reduction="none"
-        )
-    except (RuntimeError, MemoryError) as error:
-        if not is_out_of_memory(error):
-            raise
-        return False
-    at = torch.tensor(group, device=found_R.device)
-    found_R[at] = 0.0
-    found_R.index_add_(0, at[keep_BT.nonzero()[:, 0]], loss_N, alpha=-1)
-    return True
+    logits_NV = model(input_ids=batch.ids_BT, use_cache=False, logits_to_keep=keep_BT, **batch.inputs).logits
+    loss_N = torch.nn.functional.cross_entropy(
+        logits_NV.float().reshape(len(targets_N), logits_NV.shape[-1]), targets_N, reduction="none"
+    )
+    logprob_B = torch.zeros(len(group), device=loss_N.device)
+    return logprob_B.index_add_(0, keep_BT.nonzero()[:, 0], loss_N, alpha=-1)

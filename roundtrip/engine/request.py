@@ -1,19 +1,68 @@
-"""One batch of prompts that an engine has to continue, and what it gives back.
+"""What a generation backend is asked for, and the ids that it returns.
 
 Shapes: B hypotheses, those of one prompt next to each other; N new positions.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from typing import TypeVar
 
 import torch
 
+from roundtrip.engine.hypotheses import Hypotheses
 from roundtrip.recipe.schema import Generate
 
 T = TypeVar("T")
+
+
+@dataclass(frozen=True)
+class StopRule:
+    """Where a hypothesis ends.
+
+    Attributes:
+        stop_ids: any of these ends a hypothesis; recognized by position, the first after the prompt.
+        text_stop_ids: so do these, which stay in the hypothesis since they are text in part (such as `.` + line break).
+        pad_id: fills up rows.
+    """
+
+    stop_ids: Sequence[int]
+    text_stop_ids: Sequence[int] = ()
+    pad_id: int = 0
+
+    @property
+    def all_ids(self) -> list[int]:
+        """All ids that end a hypothesis, sorted."""
+        return sorted({*self.stop_ids, *self.text_stop_ids})
+
+
+def _no_progress(num_rows: int, num_tokens: int) -> None:
+    """Ignore progress."""
+
+
+def _no_batch(indices: list[int], hypotheses: Hypotheses) -> None:
+    """Ignore a finished batch."""
+
+
+def _no_split(num_rows: int) -> None:
+    """Ignore that a batch was divided."""
+
+
+@dataclass(frozen=True)
+class Callbacks:
+    """What is called while hypotheses are generated.
+
+    Attributes:
+        on_progress: called after each batch of this process with its numbers of prompts and new tokens; may raise to
+            stop.
+        on_batch: called before that with the indices of the batch among all hypotheses, and these.
+        on_oom_split: called with the number of prompts of a batch that did not fit into memory and continues in halves.
+    """
+
+    on_progress: Callable[[int, int], None] = _no_progress
+    on_batch: Callable[[list[int], Hypotheses], None] = _no_batch
+    on_oom_split: Callable[[int], None] = _no_split
 
 
 @dataclass(frozen=True)
@@ -23,42 +72,48 @@ class GenerationRequest:
     Attributes:
         prompts: token ids.
         limits: most new tokens of each prompt, the end token not counted.
-        recipe: sampling settings; `samples` hypotheses of each prompt.
-        pad_id: fills up rows.
-        stop_ids: any of these ends a hypothesis.
+        settings: `num_candidates` hypotheses of each prompt; sampling, temperature 0 is greedy; backend.
+        stop: where a hypothesis ends.
         seed: of sampling.
-        scored: whether log-probabilities are wanted.
+        return_logprobs: whether the log-probability of each hypothesis is wanted.
     """
 
     prompts: Sequence[Sequence[int]]
     limits: Sequence[int]
-    recipe: Generate
-    pad_id: int
-    stop_ids: Sequence[int]
+    settings: Generate
+    stop: StopRule
     seed: int
     return_logprobs: bool = False
 
-    def one_each(self) -> GenerationRequest:
-        """Return the same with a prompt for each hypothesis."""
-        if self.recipe.num_candidates == 1:
+    def select(self, indices: Sequence[int], seed: int) -> GenerationRequest:
+        """Return the request of some prompts, with a seed of its own."""
+        prompts, limits = [self.prompts[i] for i in indices], [self.limits[i] for i in indices]
+        return replace(self, prompts=prompts, limits=limits, seed=seed)
+
+    def repeat_per_candidate(self) -> GenerationRequest:
+        """Return the same request with one prompt for each hypothesis."""
+        times = self.settings.num_candidates
+        if times == 1:
             return self
-        times, once = self.recipe.num_candidates, self.recipe.model_copy(update={"num_candidates": 1})
-        return replace(self, prompts=repeated(self.prompts, times), limits=repeated(self.limits, times), recipe=once)
+        settings = self.settings.model_copy(update={"num_candidates": 1})
+        return replace(
+            self, prompts=repeat_each(self.prompts, times), limits=repeat_each(self.limits, times), settings=settings
+        )
 
 
 @dataclass(frozen=True)
 class GeneratedIds:
-    """What an engine has written.
+    """What a backend has generated.
 
     Attributes:
         ids_BN: int64. What follows a stop id in a row, or stands beyond its limit, has no meaning.
-        logprob_B: float32, of each hypothesis with its stop id; None where the engine does not say.
+        logprob_B: float32, of each hypothesis with its stop id; None where the backend does not return it.
     """
 
     ids_BN: torch.Tensor
     logprob_B: torch.Tensor | None = None
 
 
-def repeated(values: Sequence[T], times: int) -> list[T]:
-    """Return each value so many times, one after the other."""
+def repeat_each(values: Sequence[T], times: int) -> list[T]:
+    """Return each value `times` times, repetitions next to each other."""
     return [value for value in values for _ in range(times)]

@@ -10,9 +10,11 @@ from pathlib import Path
 from typing import Any
 
 from roundtrip.engine.cuda_graphs import supports_static_cache
-from roundtrip.engine.generate import Hypotheses, generate, length_limit
+from roundtrip.engine.generate import generate, length_limit
+from roundtrip.engine.hypotheses import Hypotheses
 from roundtrip.engine.likelihood import log_likelihood
-from roundtrip.models import direction_model as learners
+from roundtrip.engine.request import Callbacks, GenerationRequest, StopRule
+from roundtrip.models import direction_model
 from roundtrip.models.adapters import as_exported
 from roundtrip.models.base_model import LoadedModel, choose_device
 from roundtrip.models.direction_model import DirectionModel
@@ -27,13 +29,13 @@ from roundtrip.tokens.prompt_template import PromptTemplate
 
 @dataclass(frozen=True)
 class Translations:
-    """What a direction wrote, one entry a hypothesis; those of one source stand next to each other.
+    """What a direction generated, one entry a hypothesis; candidates of one source stand next to each other.
 
     Attributes:
         texts: as the template's `hypothesis_text` gives them.
         finished: an end token came within the limit.
         hypotheses: the ids, on the device.
-        prompts: of these texts as sources, where they were asked for.
+        prompts: the prompts of another direction with these texts as sources, where they were asked for.
     """
 
     texts: list[str]
@@ -47,9 +49,9 @@ class DirectionTemplates:
     """How rows of different kinds become one text.
 
     Attributes:
-        real: what the direction is asked with, in training and ever after.
-        synthetic: with the tag in front of the source, so that the model can tell a source that a model wrote
-            (https://arxiv.org/abs/1906.06442); the same as `real` where the recipe has none.
+        real: for sources written by people, in training and in use.
+        synthetic: with the tag in front of the source, so that the model can distinguish sources that a model
+            generated (https://arxiv.org/abs/1906.06442); the same as `real` where the recipe has no tag.
         noised: from the target language into itself.
     """
 
@@ -60,10 +62,10 @@ class DirectionTemplates:
 
 @dataclass(frozen=True)
 class Translator:
-    """One direction: what it learns with, how its prompts are made, and which processes write together.
+    """One direction: its weights, its prompts, and the processes that generate together.
 
     Attributes:
-        expansion: tokens of a target for each of its source, see `expansion_of`; the length limit grows with it.
+        expansion: target tokens per source token, see `expansion_of`; the length limit grows with it.
     """
 
     direction: Direction
@@ -74,36 +76,69 @@ class Translator:
 
     @property
     def template(self) -> PromptTemplate:
+        """The template of sources written by people."""
         return self.templates.real
 
     @property
     def base(self) -> LoadedModel:
+        """The model as loaded."""
         return self.direction_model.base
 
-    def write(
+    def translate(
         self,
         sources: Sequence[str],
         settings: Generate,
         seed: int,
         *,
-        adapted: bool = True,
-        reader: PromptTemplate | None = None,
-        on_progress: Callable[[int, int], None] = lambda rows, tokens: None,
-        on_oom_split: Callable[[int], None] = lambda rows: None,
+        use_adapter: bool = True,
+        reread_with: PromptTemplate | None = None,
+        callbacks: Callbacks = Callbacks(),  # noqa: B008 (frozen)
     ) -> Translations:
-        """Translate texts with the direction's weights as they are now, each `settings.num_candidates` times.
+        """Translate texts with the direction's current weights, each `settings.num_candidates` times.
+
+        While the device generates the next batch, a thread decodes the last one.
 
         Args:
-            adapted: False asks the bare base.
-            reader: a template that makes prompts of the hypotheses; while the device writes the next batch, a thread
-                decodes the last one and encodes it again.
-            tell, halved: see `generate`.
+            seed: of sampling.
+            use_adapter: False translates with the bare base.
+            reread_with: a template that makes prompts of the hypotheses, see `Translations.prompts`.
 
         Raises:
-            ModelError: a source does not fit into the model.
+            ModelError: a source does not fit into the model, or into memory.
         """
-        template = self.template
-        prompts = template.prompts(sources)
+        prompts = self.template.prompts(sources)
+        segments = self.template.segments
+        request = GenerationRequest(
+            prompts,
+            self._limits(sources, prompts, settings),
+            settings,
+            StopRule(segments.stop_ids, segments.break_ids, self.base.pad_id),
+            seed,
+            return_logprobs=settings.num_candidates > 1 and settings.candidate_selection == "likelihood",
+        )
+        with (
+            _HypothesisDecoder(self.template, reread_with) as decoder,
+            self.direction_model.generating(use_adapter=use_adapter) as model,
+        ):
+
+            def on_batch(indices: list[int], hypotheses: Hypotheses) -> None:
+                callbacks.on_batch(indices, hypotheses)
+                decoder.submit(indices, hypotheses)
+
+            hypotheses = generate(
+                model, request, callbacks=replace(callbacks, on_batch=on_batch), processes=self.processes
+            )
+            texts, reread = decoder.collect(len(hypotheses.size_B), self.processes)
+        return Translations(
+            texts, hypotheses.finished_B.tolist(), hypotheses, reread if reread_with is not None else None
+        )
+
+    def _limits(self, sources: Sequence[str], prompts: Sequence[Sequence[int]], settings: Generate) -> list[int]:
+        """Return the most new tokens of each prompt.
+
+        Raises:
+            ModelError: a prompt and its limit do not fit into the model.
+        """
         limits = [self.num_needed(prompt, settings) - len(prompt) for prompt in prompts]
         for number, (prompt, limit) in enumerate(zip(prompts, limits, strict=True)):
             if not self.fits(len(prompt) + limit):
@@ -113,43 +148,7 @@ class Translator:
                     place=f"{self.direction.name}, a model of {self.base.max_positions} positions",
                     cure="lower data.filter.max_chars",
                 )
-        reads: list[tuple[list[int], Future[tuple[list[str], list[list[int]]]]]] = []
-        thread = ThreadPoolExecutor(1)
-
-        def on_batch(rows: list[int], some: Hypotheses) -> None:
-            if reads and reads[-1][1].done():
-                reads[-1][1].result()  # raises what went wrong there, now rather than at the end
-            reads.append((rows, thread.submit(_read, template, some, reader)))
-
-        try:
-            with self.direction_model.generating(adapted=adapted) as model:
-                hypotheses = generate(
-                    model,
-                    prompts,
-                    limits,
-                    settings,
-                    pad_id=self.base.pad_id,
-                    stop_ids=template.segments.stop_ids,
-                    text_stop_ids=template.segments.break_ids,
-                    seed=seed,
-                    return_logprobs=settings.num_candidates > 1 and settings.candidate_selection == "likelihood",
-                    processes=self.processes,
-                    on_progress=on_progress,
-                    on_batch=on_batch,
-                    on_oom_split=on_oom_split,
-                )
-            num = len(prompts) * settings.num_candidates
-            texts = [""] * num
-            read: list[list[int]] | None = [[] for _ in range(num)] if reader is not None else None
-            own = [(rows, *future.result()) for rows, future in reads]
-            for rows, some, ids_of_rows in (part for parts in self.processes.gather(own) for part in parts):
-                for row, text, ids in zip(rows, some, ids_of_rows, strict=True):
-                    texts[row] = text
-                    if read is not None:
-                        read[row] = ids
-        finally:
-            thread.shutdown(cancel_futures=True)
-        return Translations(texts, hypotheses.finished_B.tolist(), hypotheses, read)
+        return limits
 
     def likelihoods(
         self,
@@ -157,20 +156,25 @@ class Translator:
         max_tokens_per_microbatch: int,
         on_progress: Callable[[int, int], None] = lambda rows, tokens: None,
     ) -> list[float]:
-        """Return the log-probability of each target given its source, in nats, with the weights as they are now."""
-        table = TokenDataset.of(self.template.rows(pairs), self.base.device)
+        """Return the log-probability of each target given its source, in nats, with the current weights.
+
+        Args:
+            pairs: (source, target).
+            max_tokens_per_microbatch: padded tokens of one forward pass.
+        """
+        dataset = TokenDataset.of(self.template.rows(pairs), self.base.device)
         with self.direction_model.generating() as model:
-            found_R = log_likelihood(
-                model, table, self.base.pad_id, max_tokens_per_microbatch, on_progress, self.processes
+            logprob_R = log_likelihood(
+                model, dataset, self.base.pad_id, max_tokens_per_microbatch, on_progress, self.processes
             )
-        return found_R.tolist()  # type: ignore[no-any-return]
+        return logprob_R.tolist()  # type: ignore[no-any-return]
 
     def num_source_tokens(self, prompt: Sequence[int]) -> int:
-        """Return how many tokens of a prompt are not the template's."""
+        """Return the number of tokens of a prompt that are its source's."""
         return max(1, len(prompt) - self.template.num_fixed)
 
     def num_needed(self, prompt: Sequence[int], settings: Generate) -> int:
-        """Return how many tokens a prompt and its longest translation take."""
+        """Return the number of tokens of a prompt and its longest translation."""
         return len(prompt) + length_limit(math.ceil(self.expansion * self.num_source_tokens(prompt)), settings)
 
     def can_translate(self, texts: Sequence[str], settings: Generate) -> list[bool]:
@@ -178,23 +182,53 @@ class Translator:
         return [self.fits(self.num_needed(prompt, settings)) for prompt in self.template.prompts(texts)]
 
     def fits(self, num_tokens: int) -> bool:
-        """Return whether so many tokens fit into the model."""
+        """Return whether a text of `num_tokens` fits into the model."""
         return self.base.max_positions is None or num_tokens < self.base.max_positions
 
 
-def _read(
-    template: PromptTemplate, hypotheses: Hypotheses, reader: PromptTemplate | None
-) -> tuple[list[str], list[list[int]]]:
-    """Return the texts of hypotheses, and their prompts for a reader; empty ones where there is none."""
-    texts = [template.hypothesis_text(ids) for ids in hypotheses.lists()]
-    return texts, reader.prompts(texts) if reader is not None else [[] for _ in texts]
+class _HypothesisDecoder:
+    """Decodes finished batches in a thread, and encodes the texts again where a template is given."""
+
+    def __init__(self, template: PromptTemplate, reread_with: PromptTemplate | None) -> None:
+        self._template, self._reread_with = template, reread_with
+        self._thread = ThreadPoolExecutor(1)
+        self._batches: list[tuple[list[int], Future[tuple[list[str], list[list[int]]]]]] = []
+
+    def __enter__(self) -> _HypothesisDecoder:
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        self._thread.shutdown(cancel_futures=True)
+
+    def submit(self, indices: list[int], hypotheses: Hypotheses) -> None:
+        """Start to decode a batch.
+
+        Args:
+            indices: of the batch among all hypotheses.
+        """
+        if self._batches and self._batches[-1][1].done():
+            self._batches[-1][1].result()  # raises an error of the thread now rather than at the end
+        self._batches.append((indices, self._thread.submit(self._decode, hypotheses)))
+
+    def _decode(self, hypotheses: Hypotheses) -> tuple[list[str], list[list[int]]]:
+        texts = [self._template.hypothesis_text(ids) for ids in hypotheses.lists()]
+        return texts, self._reread_with.prompts(texts) if self._reread_with is not None else [[] for _ in texts]
+
+    def collect(self, num_hypotheses: int, processes: ProcessGroup) -> tuple[list[str], list[list[int]]]:
+        """Return texts and prompts of all batches of all processes; the prompts are empty without a template."""
+        texts, prompts = [""] * num_hypotheses, [[0] * 0 for _ in range(num_hypotheses)]
+        own = [(indices, *future.result()) for indices, future in self._batches]
+        for batch in (batch for batches in processes.gather(own) for batch in batches):
+            for index, text, prompt in zip(*batch, strict=True):
+                texts[index], prompts[index] = text, prompt
+        return texts, prompts
 
 
 def load(
     recipe: Recipe,
     folder: Path,
     segments: Mapping[str, Segments] | None = None,
-    starts: Path | None = None,
+    residual_folder: Path | None = None,
     processes: ProcessGroup = SINGLE_PROCESS,
 ) -> dict[str, Translator]:
     """Load both directions of a recipe as they begin.
@@ -202,41 +236,48 @@ def load(
     Args:
         folder: where relative paths of the recipe start.
         segments: of an earlier run, by direction; the templates are rebuilt from the tokenizers where None.
-        starts: see `learner.load`.
-        ranks: who else writes; see `generate`.
+        residual_folder: see `direction_model.load`.
+        processes: who else generates; see `generate`.
 
     Returns:
         By name of the direction.
 
     Raises:
-        SourceError, ModelError, TemplateError: something in `[model]`, `[adapter]` or `[template]` cannot be had.
+        SourceError, ModelError, TemplateError: something in `[model]`, `[adapter]` or `[template]` cannot be loaded.
     """
     for name, spec in recipe.model.items():
+        device = choose_device(spec.device).type
         # Seen with bitsandbytes 0.50: gradients of a batch of one row are lost there without an error.
-        if spec.quantize != "none" and choose_device(spec.device).type == "cpu":
+        if spec.quantize != "none" and device == "cpu":
             raise ModelError(
-                f"{name}: a base of {spec.quantize} does not train on a CPU, where its kernels lose gradients",
+                f"{name}: a base in {spec.quantize} cannot be trained on a CPU, whose kernels lose gradients",
                 place="model.quantize",
                 cure='set it to "none", or train on a GPU',
             )
-        if recipe.generate.cuda_graphs and choose_device(spec.device).type != "cuda":
+        if recipe.generate.cuda_graphs and device != "cuda":
             raise ModelError(
-                f"{name}: graphs are a GPU's, and this model is on a {choose_device(spec.device).type}",
+                f"{name}: CUDA graphs require a CUDA device; this model is on {device}",
                 place="generate.cuda_graphs",
                 cure="set it to false",
             )
-    found = learners.load(
-        recipe.model, recipe.adapter, folder, one_base=recipe.one_base, seed=recipe.seed, starts=starts
+    models = direction_model.load(
+        recipe.model,
+        recipe.adapter,
+        folder,
+        one_base=recipe.one_base,
+        seed=recipe.seed,
+        residual_folder=residual_folder,
     )
-    for name, learner in found.items():
-        if recipe.generate.cuda_graphs and not supports_static_cache(learner.base.model):
+    for name, model in models.items():
+        if recipe.generate.cuda_graphs and not supports_static_cache(model.base.model):
             raise ModelError(
-                f"{name}: this model has windows that slide or states that run, which no graph is made for",
+                f"{name}: CUDA graphs require a plain key-value cache; this model has sliding windows or recurrent "
+                "states",
                 place="generate.cuda_graphs",
                 cure="set it to false",
             )
     return {
-        direction.name: _translator(recipe, direction, found[direction.name], segments or {}, processes)
+        direction.name: _translator(recipe, direction, models[direction.name], segments or {}, processes)
         for direction in directions(recipe)
     }
 
@@ -246,29 +287,31 @@ def load_one(
     direction: Direction,
     folder: Path,
     segments: Mapping[str, Segments],
-    changes: Mapping[str, object],
+    overrides: Mapping[str, object],
 ) -> Translator:
     """Load a single direction, for use.
 
     Args:
-        changes: keys of `[model]` that are other here than in training, such as the device.
+        overrides: keys of `[model]` that differ from those of training, such as the device.
     """
-    spec = recipe.model[direction.name].model_copy(update=dict(changes))
-    only = {direction.name: as_exported(recipe.adapter[direction.name])}
-    found = learners.load({direction.name: spec}, only, folder, one_base=False, seed=recipe.seed)
-    return _translator(recipe, direction, found[direction.name], segments)
+    spec = recipe.model[direction.name].model_copy(update=dict(overrides))
+    adapter = as_exported(recipe.adapter[direction.name])
+    models = direction_model.load(
+        {direction.name: spec}, {direction.name: adapter}, folder, one_base=False, seed=recipe.seed
+    )
+    return _translator(recipe, direction, models[direction.name], segments)
 
 
 def _translator(
     recipe: Recipe,
     direction: Direction,
-    direction_model: DirectionModel,
-    fixed: Mapping[str, Segments],
+    model: DirectionModel,
+    segments: Mapping[str, Segments],
     processes: ProcessGroup = SINGLE_PROCESS,
 ) -> Translator:
-    base = direction_model.base
+    base = model.base
     return Translator(
-        direction, direction_model, templates(recipe, direction, base.tokenizer, base.stop_ids, fixed), processes
+        direction, model, templates(recipe, direction, base.tokenizer, base.stop_ids, segments), processes
     )
 
 

@@ -1,4 +1,4 @@
-"""Adapters on a frozen base: making, choosing, merging into a scratch copy, saving and loading."""
+"""Adapters on a frozen base: creating, activating, merging into a copy, saving and loading."""
 
 from __future__ import annotations
 
@@ -23,88 +23,84 @@ from roundtrip.runtime.seeding import derive_seed
 
 _TARGETS = "adapter.targets"
 WEIGHTS, CONFIG = "adapter_model.safetensors", "adapter_config.json"
-
-
 _INIT = {"pissa": "pissa_niter_16", "olora": "olora"}
-# Beside the matrices: of DoRA, one number for each output of a layer.
+# A parameter of DoRA beside the matrices: one number for each output of a layer.
 _MAGNITUDE = "lora_magnitude_vector"
 
 
-def add_adapters(model: nn.Module, recipe: Mapping[str, Adapter], seed: int) -> PeftModel:
-    """Put one fresh adapter per direction on a base.
+def add_adapters(model: nn.Module, settings: Mapping[str, Adapter], seed: int) -> PeftModel:
+    """Add one new adapter per direction to a base, in the precision of the base.
 
-    Each adapter is initialised from its own seed, so that neither depends on the order or on what ran before.
+    Each adapter is initialized from its own seed, so that none depends on the order or on what ran before.
 
     Args:
-        recipe: by name of the adapter.
+        settings: by name of the adapter.
 
     Raises:
         ModelError: PEFT finds no layer of that name, or cannot put this kind of adapter on it.
     """
-    if any(one.ephemeral_gpu_offload for one in recipe.values()) and not torch.cuda.is_available():
+    if any(adapter.ephemeral_gpu_offload for adapter in settings.values()) and not torch.cuda.is_available():
         raise ModelError(
-            "there is no GPU to do DoRA's start on", place="adapter.ephemeral_gpu_offload", cure="set it to false"
+            "initializing DoRA on a GPU requires a CUDA device, and there is none",
+            place="adapter.ephemeral_gpu_offload",
+            cure="set it to false",
         )
     peft_model: PeftModel | None = None
-    for name, settings in recipe.items():
-        upcast = settings.dtype == "float32"
+    for name, adapter in settings.items():
         with torch.random.fork_rng(devices=[]), warnings.catch_warnings():
-            # It tells that it sets fan_in_fan_out rightly, and of tied weights, which are refused below.
+            # PEFT warns that it corrects fan_in_fan_out, and of tied weights, which are refused below.
             warnings.filterwarnings("ignore", "fan_in_fan_out|Model has `tie_word_embeddings", UserWarning)
             torch.manual_seed(derive_seed(seed, "adapter", name))
             try:
                 if peft_model is None:
                     peft_model = get_peft_model(
-                        model, config_of(settings), adapter_name=name, autocast_adapter_dtype=upcast
+                        model, lora_config(adapter), adapter_name=name, autocast_adapter_dtype=False
                     )
                 else:
-                    peft_model.add_adapter(name, config_of(settings), autocast_adapter_dtype=upcast)
+                    peft_model.add_adapter(name, lora_config(adapter), autocast_adapter_dtype=False)
             except torch.OutOfMemoryError:
                 raise
             except (ValueError, TypeError, RuntimeError) as error:
                 raise ModelError(first_line(error), place=f"{_TARGETS} ({name})") from error
     assert peft_model is not None
     _refuse_unmergeable(peft_model)
-    for name, settings in recipe.items():
+    for name in settings:
         for parameter in parameters(peft_model, name).values():
-            # PEFT makes adapters in float32 and casts only up; a bf16 base trains fastest with bf16 adapters.
-            if settings.dtype == "base":
-                parameter.data = parameter.data.to(_base_dtype(peft_model))
+            # PEFT creates adapters in float32 and casts only up; a bf16 base trains fastest with bf16 adapters.
+            parameter.data = parameter.data.to(_base_dtype(peft_model))
     fused_lora.fuse(peft_model)
     freeze(peft_model)
     return peft_model
 
 
-def config_of(recipe: Adapter) -> LoraConfig:
-    """Return PEFT's settings for an adapter.
+def lora_config(settings: Adapter) -> LoraConfig:
+    """Return PEFT's configuration of an adapter.
 
     LoRA (https://arxiv.org/abs/2106.09685) scales its update by alpha / rank, rsLoRA by alpha / sqrt(rank)
     (https://arxiv.org/abs/2312.03732); DoRA learns magnitude and direction apart (https://arxiv.org/abs/2402.09353);
-    PiSSA (https://arxiv.org/abs/2404.02948) and OLoRA (https://arxiv.org/abs/2406.01775) start from a part of the
-    base's own weights, which they take out of it.
+    for PiSSA and OLoRA see `pissa_olora`.
     """
     return LoraConfig(
-        r=recipe.rank,
-        lora_alpha=recipe.alpha,
-        lora_dropout=recipe.dropout,
-        target_modules=recipe.targets if isinstance(recipe.targets, str) else list(recipe.targets),
-        layers_to_transform=None if recipe.layers is None else list(recipe.layers),
-        use_rslora=recipe.method in {"rslora", "rsdora"},
-        use_dora=recipe.method in {"dora", "rsdora"},
-        init_lora_weights=_INIT.get(recipe.method, True),
-        runtime_config=LoraRuntimeConfig(ephemeral_gpu_offload=recipe.ephemeral_gpu_offload),
+        r=settings.rank,
+        lora_alpha=settings.alpha,
+        lora_dropout=settings.dropout,
+        target_modules=settings.targets if isinstance(settings.targets, str) else list(settings.targets),
+        use_rslora=settings.method in {"rslora", "rsdora"},
+        use_dora=settings.method in {"dora", "rsdora"},
+        init_lora_weights=_INIT.get(settings.method, True),
+        runtime_config=LoraRuntimeConfig(ephemeral_gpu_offload=settings.ephemeral_gpu_offload),
         task_type=TaskType.CAUSAL_LM,
     )
 
 
 def _refuse_unmergeable(model: PeftModel) -> None:
-    """Refuse layers whose merged weight would reach other places of the model, or that are no matrix product."""
+    """Refuse layers that are not linear, or that share their weight with another part of the model."""
     tied = [layer.weight for layer in (model.get_input_embeddings(),) if layer is not None]
     for path, layer in model.base_model.model.named_modules():
         if not isinstance(layer, LoraLayer):
             continue
         inner = layer.get_base_layer()
-        # bitsandbytes' layers are linear ones too.
+        # bitsandbytes' layers are subclasses of nn.Linear.
         if not isinstance(inner, nn.Linear | Conv1D):
             raise ModelError(
                 f"'{path}' is a {type(inner).__name__}, only linear layers take an adapter", place=_TARGETS
@@ -127,24 +123,23 @@ def parameters(model: nn.Module, name: str) -> dict[str, nn.Parameter]:
 
 
 def activate(model: PeftModel, name: str, *, train: bool) -> None:
-    """Make one adapter the active one; with `train` it alone requires gradients and dropout is on."""
+    """Activate one adapter; with `train` it alone requires gradients, and dropout is on."""
     model.set_adapter(name, inference_mode=not train)
     model.train(train)
 
 
 def freeze(model: PeftModel) -> None:
-    """Leave training: nothing requires a gradient, dropout is off."""
+    """Switch to eval mode, where nothing requires a gradient."""
     model.requires_grad_(False)
     model.eval()
 
 
 @torch.no_grad()
 def write_merged(merged_copy: nn.Module, model: PeftModel, name: str | None) -> None:
-    """Write the weights that the base and one adapter come to into a plain copy; None writes those of the base.
+    """Write the merged weights of the base and one adapter into a plain copy; None writes those of the base.
 
-    For an adapter that has changed its base see `moving`.
-
-    The sum is formed in float32 and rounded once, so nothing drifts however often it is done.
+    The sum is formed in float32 and rounded once, so repeated merges do not accumulate errors. For an adapter that was
+    subtracted from its base see `pissa_olora.write_merged_residual`.
     """
     targets = dict(merged_copy.named_modules())
     for path, layer in model.base_model.model.named_modules():
@@ -155,9 +150,9 @@ def write_merged(merged_copy: nn.Module, model: PeftModel, name: str | None) -> 
 
 
 def merged(layer: LoraLayer, name: str) -> torch.Tensor:
-    """Return the weight that one linear layer and its adapter come to, float32.
+    """Return the merged weight of a linear layer and its adapter, float32.
 
-    That is `W + scale B A`; with DoRA each of its rows is brought to the length that was learnt.
+    That is `W + scale B A`; with DoRA each of its rows is scaled to the learned magnitude.
     """
     weight = layer.get_base_layer().weight.float()
     if name not in layer.lora_A:  # not a target of this direction
@@ -190,8 +185,8 @@ def export(
 
     Args:
         base: where the base came from.
-        began: what the adapter took out of its base, see `moving`. The base as published still has it, so an adapter
-            of twice the rank is saved that adds what was learnt and takes away what it began as.
+        initial_adapter: what was subtracted from the base, see `pissa_olora`. The base as published still has it, so
+            the saved adapter has twice the rank: it adds the trained one and subtracts the initial one.
     """
     folder.mkdir(parents=True, exist_ok=True)
     saved = {key: value.cpu() for key, value in tensors(model, name).items()}
@@ -207,10 +202,12 @@ def export(
     (folder / CONFIG).write_text(text + "\n", encoding="utf-8")
 
 
-def as_exported(recipe: Adapter) -> Adapter:
+def as_exported(settings: Adapter) -> Adapter:
     """Return the settings of an adapter as `export` saves it, for the base as published."""
-    twice = {"method": "lora", "rank": 2 * recipe.rank, "alpha": 2 * recipe.alpha} if recipe.method in _INIT else {}
-    return recipe.model_copy(update={"init": None, "ephemeral_gpu_offload": False, **twice})
+    update: dict[str, Any] = {"init": None, "ephemeral_gpu_offload": False}
+    if settings.method in _INIT:
+        update |= {"method": "lora", "rank": 2 * settings.rank, "alpha": 2 * settings.alpha}
+    return settings.model_copy(update=update)
 
 
 def _plain(value: object) -> object:
@@ -221,12 +218,12 @@ def read(folder: Path) -> dict[str, torch.Tensor]:
     """Return the tensors of an adapter folder.
 
     Raises:
-        ModelError: there is none, or it is broken.
+        ModelError: there is none, or it is damaged.
     """
     path = folder / WEIGHTS
     if not path.exists() and (pickle := path.with_suffix(".bin")).exists():
         raise ModelError(
-            f"{pickle.name} is a pickle: to load it is to run a program of whoever made it, which is not done here",
+            f"{pickle.name} is a pickle, which can execute arbitrary code when it is loaded",
             place=str(folder),
             cure="if you trust its author, load it with PEFT and save it again",
         )
@@ -243,48 +240,49 @@ def load(
     saved: Mapping[str, torch.Tensor],
     initial_adapter: Mapping[str, torch.Tensor] | None = None,
 ) -> None:
-    """Put saved values into an adapter's parameters.
+    """Copy saved values into an adapter's parameters.
 
     Args:
         saved: as in `adapter_model.safetensors`: names without the adapter's.
-        began: see `export`; the first half of what was saved is what was learnt.
+        initial_adapter: see `export`; the first half of a saved tensor is the trained one.
 
     Raises:
         ModelError: a tensor is missing, left over or of another shape.
     """
     own = {_saved_name(key, name): value for key, value in parameters(model, name).items()}
     if own.keys() != saved.keys():
-        odd = sorted(own.keys() ^ saved.keys())[0]
-        raise ModelError(f"the saved adapter '{name}' does not fit this base: '{odd}' is on one side only")
+        key = sorted(own.keys() ^ saved.keys())[0]
+        raise ModelError(f"the saved adapter '{name}' does not fit this base: only one of them has '{key}'")
     for key, value in own.items():
         new = saved[key]
         if initial_adapter is not None:
             new = new.chunk(2, 0 if ".lora_A." in key else 1)[0]
         if value.shape != new.shape:
-            raise ModelError(f"the saved adapter '{name}' has {tuple(new.shape)} at '{key}', here {tuple(value.shape)}")
+            raise ModelError(
+                f"the saved adapter '{name}' has shape {tuple(new.shape)} at '{key}', expected {tuple(value.shape)}"
+            )
         value.copy_(new)
 
 
-def init_from_folder(model: PeftModel, name: str, recipe: Adapter, folder: Path) -> None:
-    """Start an adapter from an earlier one instead of from nothing.
+def init_from_folder(model: PeftModel, name: str, settings: Adapter, folder: Path) -> None:
+    """Initialize an adapter with the weights of an earlier one.
 
     Args:
         folder: an adapter as PEFT saves it.
 
     Raises:
-        ModelError: there is none, or it is of another kind, rank or base.
+        ModelError: there is none, or it has another kind, rank or base.
     """
     place = f"adapter.{name}, init = '{folder}'"
     try:
         config = json.loads((folder / CONFIG).read_text(encoding="utf-8"))
     except (OSError, ValueError) as error:
         raise ModelError(f"no readable adapter: {error}", place=place) from error
-    wanted = config_of(recipe)
+    expected = lora_config(settings)
     for key in ("peft_type", "r", "lora_alpha", "use_rslora", "use_dora"):
-        before, here = config.get(key), getattr(wanted, key)
-        if before != here:
+        if config.get(key) != getattr(expected, key):
             raise ModelError(
-                f"it has {key} {before!r}, the recipe {here!r}",
+                f"its {key} is {config.get(key)!r}, the recipe's {getattr(expected, key)!r}",
                 place=place,
                 cure="set method, rank and alpha of the recipe to those of the adapter",
             )
@@ -292,5 +290,5 @@ def init_from_folder(model: PeftModel, name: str, recipe: Adapter, folder: Path)
         load(model, name, read(folder))
     except ModelError as error:
         raise ModelError(
-            error.problem, place=place, cure="it was made for another base or for other targets; name one that fits"
+            error.problem, place=place, cure="it was trained on another base or other targets; name one that fits"
         ) from error

@@ -186,7 +186,7 @@ def uninitialized(spec: Model, folder: Path, dtype: torch.dtype) -> Any:
     from transformers import AutoConfig, AutoModelForCausalLM
 
     if spec.from_scratch is not None:
-        config = from_scratch.config_of(spec.from_scratch, spec.from_scratch.vocab_size)
+        config = from_scratch.llama_config(spec.from_scratch, spec.from_scratch.vocab_size)
     else:
         location = locate_model(spec, folder)
         config = _read(

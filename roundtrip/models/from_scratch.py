@@ -1,4 +1,4 @@
-"""A model from nothing: a tokenizer trained on the recipe's own text, and a Llama with random weights."""
+"""A model from scratch: a tokenizer trained on the recipe's own text, and a Llama with random weights."""
 
 from __future__ import annotations
 
@@ -17,12 +17,15 @@ from roundtrip.runtime.errors import ModelError
 _SPACE = "▁"
 _SPECIALS = ("<unk>", "<s>", "</s>", "<pad>")
 _NUM_BYTES = 256
-# SentencePiece keeps its sample in memory; so many lines are plenty for a vocabulary.
+# SentencePiece keeps its sample in memory; this is plenty for a vocabulary.
 _MAX_LINES = 1_000_000
+_HEAD_SIZE = 64
+# Longest row in tokens; rotary positions have no weights.
+_MAX_POSITIONS = 512
 
 
-def create_model(recipe: FromScratch, lines: Iterable[str], folder: Path, seed: int) -> None:
-    """Make a model folder that `from_pretrained` reads; one that is there already is left alone.
+def create_model(settings: FromScratch, lines: Iterable[str], folder: Path, seed: int) -> None:
+    """Make a model folder that `from_pretrained` reads; an existing one is left alone.
 
     Args:
         lines: text of both languages, for the tokenizer.
@@ -35,34 +38,39 @@ def create_model(recipe: FromScratch, lines: Iterable[str], folder: Path, seed: 
         return
     from transformers import LlamaForCausalLM
 
-    tokenizer = train_tokenizer(lines, recipe.vocab_size)
+    tokenizer = train_tokenizer(lines, settings.vocab_size)
     special = {f"{name}_token_id": getattr(tokenizer, f"{name}_token_id") for name in ("bos", "eos", "pad")}
-    config = config_of(recipe, len(tokenizer), special)
+    config = llama_config(settings, len(tokenizer), special)
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         model = LlamaForCausalLM(config)
-    with atomic_path(folder) as beside:
-        model.save_pretrained(beside)
-        tokenizer.save_pretrained(beside)
+    with atomic_path(folder) as temporary:
+        model.save_pretrained(temporary)
+        tokenizer.save_pretrained(temporary)
 
 
-def config_of(recipe: FromScratch, vocabulary: int, special: Mapping[str, int] = {}) -> Any:  # noqa: B006 (read only)
-    """Return the shape of the model.
+def llama_config(
+    settings: FromScratch,
+    vocab_size: int,
+    special: Mapping[str, int] = {},  # noqa: B006 (read only)
+) -> Any:
+    """Return the shape of the model; each attention head has 64 numbers.
 
     Args:
         special: ids of special tokens, as the library's configuration names them.
     """
     from transformers import LlamaConfig
 
+    num_heads = max(1, settings.hidden_size // _HEAD_SIZE)
     return LlamaConfig(
-        vocab_size=vocabulary,
-        hidden_size=recipe.hidden_size,
+        vocab_size=vocab_size,
+        hidden_size=settings.hidden_size,
         # Two thirds of the usual four, since there are three matrices (https://arxiv.org/abs/2002.05202).
-        intermediate_size=(8 * recipe.hidden_size // 3 + 63) // 64 * 64,
-        num_hidden_layers=recipe.num_layers,
-        num_attention_heads=recipe.num_heads,
-        num_key_value_heads=recipe.num_heads,
-        max_position_embeddings=recipe.max_positions,
+        intermediate_size=(8 * settings.hidden_size // 3 + 63) // 64 * 64,
+        num_hidden_layers=settings.num_layers,
+        num_attention_heads=num_heads,
+        num_key_value_heads=num_heads,
+        max_position_embeddings=_MAX_POSITIONS,
         tie_word_embeddings=True,
         **special,
     )
@@ -76,11 +84,11 @@ def train_sentencepiece(lines: Iterable[str], size: int) -> bytes:
     """
     import sentencepiece
 
-    written = io.BytesIO()
+    model = io.BytesIO()
     try:
         sentencepiece.SentencePieceTrainer.train(
             sentence_iterator=iter(lines),
-            model_writer=written,
+            model_writer=model,
             model_type="bpe",
             vocab_size=size,
             byte_fallback=True,
@@ -95,21 +103,21 @@ def train_sentencepiece(lines: Iterable[str], size: int) -> bytes:
             minloglevel=2,
         )
     except RuntimeError as error:
-        said = str(error).rpartition(") ")[2].strip()
-        small = "smaller than required" in said
+        message = str(error).rpartition(") ")[2].strip()
+        too_small = "smaller than required" in message
         raise ModelError(
-            f"no tokenizer of {size} tokens comes out of this text: {said}",
+            f"a tokenizer of {size} tokens cannot be trained on this text: {message}",
             place="model.from_scratch.vocab_size",
-            cure="raise it: each character and byte is a token" if small else "lower it, or give more text",
+            cure="raise it: each character and byte is a token" if too_small else "lower it, or give more text",
         ) from error
-    return written.getvalue()
+    return model.getvalue()
 
 
 def train_tokenizer(lines: Iterable[str], size: int) -> Any:
     """Train a byte-pair encoding with SentencePiece (https://arxiv.org/abs/1808.06226) and make it a fast tokenizer.
 
-    What is no piece falls back to bytes, so that nothing is unknown; text is not normalized, so that nothing is lost
-    but a space at its very beginning.
+    Characters outside of the vocabulary fall back to bytes, so that nothing is unknown; text is not normalized, so that
+    nothing is lost except a space at the very beginning.
 
     Raises:
         ModelError: the text is too little for so many tokens.
@@ -146,14 +154,14 @@ def train_tokenizer(lines: Iterable[str], size: int) -> Any:
     )
 
 
-def _merges(learnt: list[str], known: set[str]) -> list[tuple[str, str]]:
-    """Return the merges behind the pieces, which stand in the order in which they were learnt.
+def _merges(learned: list[str], known: set[str]) -> list[tuple[str, str]]:
+    """Return the merges of the pieces, which are in the order in which they were learned.
 
-    SentencePiece joins the two neighbours whose joint piece was learnt first, by whatever cut.
+    SentencePiece joins the two neighbours whose joint piece was learned first, wherever it is divided.
     """
     return [
         (piece[:cut], piece[cut:])
-        for piece in learnt
+        for piece in learned
         for cut in range(1, len(piece))
         if piece[:cut] in known and piece[cut:] in known
     ]

@@ -1,7 +1,7 @@
 """Liger's kernels (https://arxiv.org/abs/2410.10989) on one loaded model: norms, feed-forward, and the fused loss.
 
-Only this model is patched. Liger's own way for a loaded model also replaces classes of the library, so that every
-model made later in the process would have them; what it replaced there is put back.
+Only this model is patched. Liger's own function for a loaded model also replaces classes of transformers, so that every
+model made later in the process would have them; these are restored.
 """
 
 from __future__ import annotations
@@ -19,11 +19,11 @@ _CURE = "set model.use_liger_kernel = false"
 
 
 def unsupported_reason(model: nn.Module) -> str | None:
-    """Return why a model cannot have Liger's kernels here, None where it can."""
+    """Return why a model cannot use Liger's kernels on this machine, None where it can."""
     if importlib.util.find_spec("liger_kernel") is None or importlib.util.find_spec("triton") is None:
         return "liger-kernel and triton are not installed: pip install 'roundtrip[liger]'"
     if next(model.parameters()).device.type != "cuda":
-        return "its kernels run on a GPU only"
+        return "its kernels require a CUDA device"
     from liger_kernel.transformers.monkey_patch import MODEL_TYPE_TO_APPLY_LIGER_FN
 
     config: Any = model.config
@@ -31,18 +31,18 @@ def unsupported_reason(model: nn.Module) -> str | None:
         return f"it has no kernels for models of type {config.model_type}"
     for key in ("logits_scaling", "logit_scale"):
         if getattr(config, key, None) not in (None, 1.0):
-            return f"its fused loss does not know this model's {key}"
+            return f"its fused loss does not support this model's {key}"
     return None
 
 
 def apply_liger(model: nn.Module) -> None:
-    """Give a loaded causal LM Liger's norms and feed-forward; the fused loss is `fused_loss`.
+    """Give a loaded causal LM Liger's norms and feed-forward; the fused loss is `liger_loss`.
 
     Raises:
-        ModelError: it cannot have them here.
+        ModelError: it cannot use them on this machine.
     """
-    if (why := unsupported_reason(model)) is not None:
-        raise ModelError(f"Liger: {why}", place="model.use_liger_kernel", cure=_CURE)
+    if (reason := unsupported_reason(model)) is not None:
+        raise ModelError(f"Liger: {reason}", place="model.use_liger_kernel", cure=_CURE)
     from liger_kernel.transformers.monkey_patch import _apply_liger_kernel_to_instance
 
     module = vars(sys.modules[type(model).__module__])
@@ -52,18 +52,15 @@ def apply_liger(model: nn.Module) -> None:
         module[name] = value
 
 
-def fused_loss(
-    model: nn.Module, hidden_ND: torch.Tensor, targets_N: torch.Tensor, smoothing: float = 0.0
-) -> torch.Tensor:
+def liger_loss(model: nn.Module, hidden_ND: torch.Tensor, targets_N: torch.Tensor) -> torch.Tensor:
     """Return the summed cross-entropy of targets, without logits of the whole vocabulary in memory; float32, shape ().
 
-    The weight of the output layer is read as it is: an adapter on it would be passed over, so such a recipe is refused.
+    The weight of the output layer is read as it is: an adapter on it would be ignored, so such a recipe is refused.
 
     Args:
         model: a causal LM without adapters on its output layer.
-        hidden_ND: what its decoder gives at the positions that predict.
+        hidden_ND: the last hidden state of its decoder at the positions that predict.
         targets_N: int64.
-        smoothing: share of each label that goes to all tokens alike.
     """
     from liger_kernel.transformers.functional import liger_fused_linear_cross_entropy
 
@@ -76,6 +73,5 @@ def fused_loss(
         bias=getattr(head, "bias", None),
         reduction="sum",
         softcap=softcap,
-        label_smoothing=smoothing,
     )
     return loss.float()

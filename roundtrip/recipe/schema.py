@@ -75,8 +75,6 @@ class FromScratch(Section):
     vocab_size: Annotated[int, Field(ge=300)] = 8000
     num_layers: Positive = 6
     hidden_size: Positive = 384
-    num_heads: Positive = 6
-    max_positions: Positive = 512
 
 
 class Model(Section):
@@ -86,7 +84,6 @@ class Model(Section):
     revision: str | None = None
     from_scratch: FromScratch | None = None
     shared: bool = True
-    merged_copy: bool = True
     dtype: Literal["auto", "float32", "bfloat16"] = "auto"
     quantize: Literal["none", "8bit", "4bit"] = "none"
     device: str = "auto"
@@ -153,12 +150,9 @@ class Adapter(Section):
     alpha: Annotated[float, Field(gt=0)] = 32.0
     dropout: Annotated[float, Field(ge=0.0, lt=1.0)] = 0.0
     targets: str | tuple[str, ...] = "all-linear"
-    layers: tuple[Count, ...] | None = None
     init: str | None = None
-    lr: Annotated[float, Field(gt=0)] | None = None
     loraplus_lr_ratio: Annotated[float, Field(ge=1.0)] = 1.0
     ephemeral_gpu_offload: bool = False
-    dtype: Literal["base", "float32"] = "base"
 
 
 class Train(Section):
@@ -168,18 +162,13 @@ class Train(Section):
     lr_schedule: Literal["constant", "linear", "cosine"] = "linear"
     lr_warmup_steps: Count = 10
     weight_decay: Annotated[float, Field(ge=0)] = 0.0
-    max_grad_norm: Annotated[float, Field(gt=0)] = 1.0
     batch_size: Positive = 16
     max_tokens_per_microbatch: Positive = 2048
-    packing: Literal["auto", "always", "never"] = "auto"
     max_length: Positive = 512
     pretrain_lines: Count = 0
     parallel_epochs: Count = 3
     final_epochs: Count = 0
     patience: Count = 0
-    synthetic_weight: Annotated[float, Field(gt=0.0, le=1.0)] = 1.0
-    label_smoothing: Annotated[float, Field(ge=0.0, lt=1.0)] = 0.0
-    ema_decay: Annotated[float, Field(ge=0.0, lt=1.0)] = 0.0
     kl_weight: Annotated[float, Field(ge=0.0)] = 0.0
     max_nonfinite_steps: Count = 10
 
@@ -205,8 +194,6 @@ class Override(Section):
     candidate_selection: Literal["reverse_likelihood", "likelihood", "all"] | None = None
     temperature: Annotated[float, Field(ge=0.0)] | Literal["auto"] | None = None
     top_p: Annotated[float, Field(gt=0.0, le=1.0)] | None = None
-    top_k: Count | None = None
-    min_p: Annotated[float, Field(ge=0.0, lt=1.0)] | None = None
 
 
 class Generate(Section):
@@ -216,7 +203,7 @@ class Generate(Section):
     `sampling_min_chrf`, then samples at `sampling_temperature`; see `sampling_schedule.py`.
     """
 
-    engine: Literal["native", "transformers", "continuous"] = "native"
+    engine: Literal["native", "transformers"] = "native"
     cuda_graphs: bool = False
     num_candidates: Positive = 1
     candidate_selection: Literal["reverse_likelihood", "likelihood", "all"] = "reverse_likelihood"
@@ -224,9 +211,6 @@ class Generate(Section):
     sampling_min_chrf: Annotated[float, Field(ge=0.0, le=100.0)] = 40.0
     sampling_temperature: Annotated[float, Field(gt=0.0)] = 0.7
     top_p: Annotated[float, Field(gt=0.0, le=1.0)] = 1.0
-    top_k: Count = 0
-    min_p: Annotated[float, Field(ge=0.0, lt=1.0)] = 0.0
-    repetition_penalty: Annotated[float, Field(ge=1.0)] = 1.0
     max_length_ratio: Annotated[float, Field(gt=0)] = 1.5
     max_length_offset: Count = 10
     max_tokens_per_batch: Positive = 8192
@@ -266,11 +250,10 @@ class Evaluation(Section):
 
 
 class Checkpoint(Section):
-    """What is kept for `--resume`, and what to do where there is no room for it."""
+    """What is kept for `--resume`."""
 
     every_steps: Positive = 50
     keep: Positive = 2
-    full_disk: Literal["end", "wait"] = "end"
 
 
 class Recipe(Section):

@@ -1,4 +1,4 @@
-"""Memory: whether an error says that it ran out, giving it back, and how much is in use."""
+"""Memory: recognizing that it ran out, continuing with smaller batches, freeing it, and how much is in use."""
 
 from __future__ import annotations
 
@@ -7,11 +7,17 @@ import gc
 import mmap
 import os
 import sys
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
+from typing import TypeVar
 
 import torch
 
-# Prepared products of matrices that are kept on a CPU.
+from roundtrip.runtime.errors import RoundtripError
+
+B = TypeVar("B")
+R = TypeVar("R")
+# Prepared matrix products that oneDNN keeps on a CPU.
 KERNELS = 256
 _TEXTS = ("can't allocate memory", "out of memory", "CUBLAS_STATUS_ALLOC_FAILED", "Memory footprint")
 
@@ -23,8 +29,53 @@ def is_out_of_memory(error: BaseException) -> bool:
     return isinstance(error, RuntimeError) and any(text in str(error) for text in _TEXTS)
 
 
+def run_in_halves(
+    batches: Iterable[B],
+    run: Callable[[B], R],
+    halve: Callable[[B], Sequence[B]],
+    *,
+    size: Callable[[B], int],
+    too_large: Callable[[B], RoundtripError],
+    on_split: Callable[[B], None] = lambda batch: None,
+) -> Iterator[R]:
+    """Yield the result of each batch, in order; a batch on which memory runs out is replaced by its halves.
+
+    So are waiting batches of at least its size: they would fail as well.
+
+    Args:
+        run: computes a batch.
+        halve: returns the parts of a batch in their order; empty where it cannot be divided.
+        size: of a batch, in units that memory grows with.
+        too_large: makes the error of a batch that does not fit and cannot be divided.
+        on_split: called with the batch that did not fit, before its halves are tried.
+    """
+    waiting = list(batches)[::-1]
+    while waiting:
+        batch = waiting.pop()
+        try:
+            result = run(batch)
+        except (RuntimeError, MemoryError) as error:
+            if not is_out_of_memory(error):
+                raise
+            if not halve(batch):
+                raise too_large(batch) from error
+        else:
+            yield result
+            # Not held while the next batch is computed.
+            del result
+            continue
+        free_after_failure()
+        limit = size(batch)
+        waiting = [
+            part
+            for other in (*waiting, batch)
+            for part in ((size(other) >= limit and list(halve(other))[::-1]) or [other])
+        ]
+        on_split(batch)
+
+
 def free_after_failure() -> None:
-    """Give back what a failed batch still holds; call it outside of the `except`, which keeps its frames alive."""
+    """Free what a failed batch still holds; call it outside of the `except`, which keeps its frames alive."""
     gc.collect()
     if torch.cuda.is_available():
         torch.cuda.empty_cache()
@@ -32,27 +83,27 @@ def free_after_failure() -> None:
 
 
 def trim_heap() -> None:
-    """Give free memory of a CPU back to the system, in some tens of milliseconds.
+    """Return free CPU memory to the system, in some tens of milliseconds.
 
-    The C library holds what it once had: without this a run that trains and generates in turns grows by half.
+    The C library keeps what it once had: without this a run that alternates training and generation grows by half.
     """
-    give_back = getattr(ctypes.CDLL(None), "malloc_trim", None) if sys.platform == "linux" else None
-    if give_back is not None:
-        give_back(0)
+    malloc_trim = getattr(ctypes.CDLL(None), "malloc_trim", None) if sys.platform == "linux" else None
+    if malloc_trim is not None:
+        malloc_trim(0)
 
 
 def limit_kernel_cache() -> None:
-    """Let PyTorch keep as many prepared products of matrices as a few batches need.
+    """Limit the cache of prepared matrix products to what a few batches need.
 
-    It prepares one for each shape, and batches of sentences are of ever new shapes: a third of a MiB each, 1,024 of
-    them if it is left to itself. Call this before the first product; who has set a variable is not overruled.
+    oneDNN prepares one for each shape (a third of a MiB), and batches of sentences keep having new shapes; the default
+    limit is 1,024. Call this before the first product; variables that are set already keep their value.
     """
     for name in ("LRU_CACHE_CAPACITY", "ONEDNN_PRIMITIVE_CACHE_CAPACITY"):
         os.environ.setdefault(name, str(KERNELS))
 
 
 def peak_bytes(device: torch.device) -> int:
-    """Return the most bytes in use so far: on the GPU what PyTorch held there, on a CPU what the process held."""
+    """Return the most bytes in use so far: by PyTorch on a GPU, by the whole process on a CPU."""
     if device.type == "cuda":
         return int(torch.cuda.max_memory_allocated(device))
     import resource
@@ -62,7 +113,7 @@ def peak_bytes(device: torch.device) -> int:
 
 
 def used_bytes(device: torch.device) -> int:
-    """Return the bytes in use now, as `peak` counts them; 0 where the system does not say."""
+    """Return the bytes in use now, counted as in `peak_bytes`; 0 where the system does not report them."""
     if device.type == "cuda":
         return int(torch.cuda.memory_allocated(device))
     status = Path("/proc/self/statm")

@@ -1,6 +1,6 @@
-"""Rows of token ids into batches: which rows go together, and the padded tensors.
+"""Batches of token rows: which rows go together, and the padded or packed tensors.
 
-Shapes: R rows of a table, X their tokens one behind the other, B rows of a batch, T positions.
+Shapes: R rows of a dataset, X their tokens one behind the other, B rows of a batch, T positions.
 """
 
 from __future__ import annotations
@@ -20,52 +20,48 @@ __all__ = ["IGNORE", "Batch", "TokenDataset", "collate", "left_pad", "pack", "st
 
 @dataclass(frozen=True)
 class TokenDataset:
-    """All rows of a phase on the device of the model; the host knows their sizes only.
+    """All rows of a phase on the device of the model; the host knows only their sizes.
 
     Attributes:
         ids_X: int32, the tokens of all rows.
         offset_R: int64, where each row begins.
-        sizes, starts: tokens of each row, and the place of its first label.
-        weights: what the loss of each row counts.
+        sizes, starts: tokens of each row, and the position of its first label.
     """
 
     ids_X: torch.Tensor
     offset_R: torch.Tensor
     sizes: list[int]
     starts: list[int]
-    weights: list[float]
 
     def __len__(self) -> int:
         return len(self.sizes)
 
     @classmethod
-    def of(cls, rows: Sequence[TokenRow], device: torch.device | str = "cpu", weight: float = 1.0) -> TokenDataset:
-        """Make a table of rows of the string road."""
+    def of(cls, rows: Sequence[TokenRow], device: torch.device | str = "cpu") -> TokenDataset:
+        """Make a dataset of rows that were encoded as text."""
         sizes = [len(row.ids) for row in rows]
         flat = torch.tensor([token for row in rows for token in row.ids], dtype=torch.int32)
-        return cls(flat.to(device), _offsets(sizes, device), sizes, [row.start for row in rows], [weight] * len(rows))
+        return cls(flat.to(device), _offsets(sizes, device), sizes, [row.start for row in rows])
 
     @classmethod
-    def of_spliced(cls, rows: SplicedRows, weight: float = 1.0) -> TokenDataset:
-        """Make a table of spliced rows; one look at the device for their sizes."""
+    def of_spliced(cls, rows: SplicedRows) -> TokenDataset:
+        """Make a dataset of spliced rows; the host waits for the device once, for their sizes."""
         sizes, starts = torch.stack([rows.size_B, rows.start_B]).tolist()
-        live_BT = torch.arange(rows.ids_BT.shape[1], device=rows.ids_BT.device) < rows.size_B[:, None]
         device = rows.ids_BT.device
-        return cls(rows.ids_BT[live_BT].to(torch.int32), _offsets(sizes, device), sizes, starts, [weight] * len(sizes))
+        live_BT = torch.arange(rows.ids_BT.shape[1], device=device) < rows.size_B[:, None]
+        return cls(rows.ids_BT[live_BT].to(torch.int32), _offsets(sizes, device), sizes, starts)
 
     def plus(self, other: TokenDataset) -> TokenDataset:
-        """Return both tables as one, the other's rows behind these."""
+        """Return both datasets as one, the other's rows behind these."""
         offset_R = torch.cat([self.offset_R, other.offset_R + len(self.ids_X)])
         ids_X = torch.cat([self.ids_X, other.ids_X])
-        weights = self.weights + other.weights
-        return TokenDataset(ids_X, offset_R, self.sizes + other.sizes, self.starts + other.starts, weights)
+        return TokenDataset(ids_X, offset_R, self.sizes + other.sizes, self.starts + other.starts)
 
-    def pick(self, indices: Sequence[int]) -> TokenDataset:
-        """Return a table of some rows, in the given order."""
-        at = torch.tensor(indices, dtype=torch.int64, device=self.offset_R.device)
-        sizes, starts = ([of[i] for i in indices] for of in (self.sizes, self.starts))
-        weights = [self.weights[i] for i in indices]
-        return TokenDataset(self.ids_X, self.offset_R[at], sizes, starts, weights)
+    def select(self, indices: Sequence[int]) -> TokenDataset:
+        """Return a dataset of some rows, in the given order."""
+        index_R = torch.tensor(indices, dtype=torch.int64, device=self.offset_R.device)
+        sizes, starts = ([values[i] for i in indices] for values in (self.sizes, self.starts))
+        return TokenDataset(self.ids_X, self.offset_R[index_R], sizes, starts)
 
 
 def _offsets(sizes: Sequence[int], device: torch.device | str) -> torch.Tensor:
@@ -78,9 +74,9 @@ class Batch:
     """A batch for training.
 
     Attributes:
-        ids_BT, labels_BT: int64; labels are IGNORE where nothing is to be learnt.
-        inputs: what the model is given besides the ids: a mask where rows are padded; where they stand one behind the
-            other in a single row, the places and bounds by which they do not see each other.
+        ids_BT, labels_BT: int64; labels are IGNORE where a token is no target.
+        inputs: further arguments of the model: a mask where rows are padded; where they stand one behind the other in a
+            single row, the positions and bounds that keep them apart.
     """
 
     ids_BT: torch.Tensor
@@ -101,46 +97,46 @@ class Batch:
         return keep_BT, targets_BT[targets_BT != IGNORE]
 
 
-def collate(table: TokenDataset, indices: Sequence[int], pad_id: int) -> Batch:
-    """Return some rows of a table, padded on the right; labels are the target and its end token."""
-    device = table.ids_X.device
-    chosen = torch.tensor([[i, table.sizes[i], table.starts[i]] for i in indices], dtype=torch.int64).to(
-        device, non_blocking=True
-    )
-    at_B, size_B, start_B = chosen.unbind(1)
-    place_T = torch.arange(max(table.sizes[i] for i in indices), device=device)
-    live_BT = place_T < size_B[:, None]
-    # Past its end a row meets the next one, the last row the end of the table.
-    where_BT = (table.offset_R[at_B][:, None] + place_T).clamp(max=len(table.ids_X) - 1)
-    ids_BT = torch.where(live_BT, table.ids_X[where_BT].long(), pad_id)
-    labels_BT = torch.where(live_BT & (place_T >= start_B[:, None]), ids_BT, IGNORE)
+def _columns(dataset: TokenDataset, indices: Sequence[int]) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    """Return offset_B, size_B and start_B of some rows, on the device of the dataset."""
+    columns = torch.tensor([[i, dataset.sizes[i], dataset.starts[i]] for i in indices], dtype=torch.int64)
+    index_B, size_B, start_B = columns.to(dataset.ids_X.device, non_blocking=True).unbind(1)
+    return dataset.offset_R[index_B], size_B, start_B
+
+
+def collate(dataset: TokenDataset, indices: Sequence[int], pad_id: int) -> Batch:
+    """Return some rows of a dataset, padded on the right; labels are the target and its end token."""
+    offset_B, size_B, start_B = _columns(dataset, indices)
+    position_T = torch.arange(max(dataset.sizes[i] for i in indices), device=dataset.ids_X.device)
+    live_BT = position_T < size_B[:, None]
+    # Behind its end a row meets the next one, the last row the end of the dataset.
+    source_BT = (offset_B[:, None] + position_T).clamp(max=len(dataset.ids_X) - 1)
+    ids_BT = torch.where(live_BT, dataset.ids_X[source_BT].long(), pad_id)
+    labels_BT = torch.where(live_BT & (position_T >= start_B[:, None]), ids_BT, IGNORE)
     return Batch(ids_BT, labels_BT, {"attention_mask": live_BT.long()})
 
 
-def pack(table: TokenDataset, indices: Sequence[int]) -> Batch:
-    """Return some rows of a table one behind the other in a single row, without padding.
+def pack(dataset: TokenDataset, indices: Sequence[int]) -> Batch:
+    """Return some rows of a dataset one behind the other in a single row, without padding.
 
-    FlashAttention goes by `cu_seq_lens`; other attentions make a mask of the places, which start over with each row.
+    FlashAttention reads `cu_seq_lens`; other attentions make a mask of the positions, which begin at 0 with each row.
     """
-    device = table.ids_X.device
-    chosen = torch.tensor([[i, table.sizes[i], table.starts[i]] for i in indices], dtype=torch.int64).to(
-        device, non_blocking=True
-    )
-    at_B, size_B, start_B = chosen.unbind(1)
-    longest, total = max(table.sizes[i] for i in indices), sum(table.sizes[i] for i in indices)
+    device = dataset.ids_X.device
+    offset_B, size_B, start_B = _columns(dataset, indices)
+    longest, total = max(dataset.sizes[i] for i in indices), sum(dataset.sizes[i] for i in indices)
     end_B = size_B.cumsum(0)
     row_T = torch.repeat_interleave(torch.arange(len(indices), device=device), size_B, output_size=total)
-    place_T = torch.arange(total, device=device) - (end_B - size_B)[row_T]
-    ids_T = table.ids_X[table.offset_R[at_B][row_T] + place_T].long()
+    position_T = torch.arange(total, device=device) - (end_B - size_B)[row_T]
+    ids_T = dataset.ids_X[offset_B[row_T] + position_T].long()
     # A row's first token is never a label, so that no row is predicted from the one before it.
-    labels_T = torch.where(place_T >= start_B[row_T].clamp(min=1), ids_T, IGNORE)
+    labels_T = torch.where(position_T >= start_B[row_T].clamp(min=1), ids_T, IGNORE)
     bounds = torch.nn.functional.pad(end_B, (1, 0)).to(torch.int32)
-    inputs = {"position_ids": place_T[None], "cu_seq_lens_q": bounds, "cu_seq_lens_k": bounds}
+    inputs = {"position_ids": position_T[None], "cu_seq_lens_q": bounds, "cu_seq_lens_k": bounds}
     return Batch(ids_T[None], labels_T[None], inputs | {"max_length_q": longest, "max_length_k": longest})
 
 
 def left_pad(prompts: Sequence[Sequence[int]], pad_id: int) -> tuple[torch.Tensor, torch.Tensor]:
-    """Return ids_BT and mask_BT with the padding in front, as decoding needs it."""
+    """Return ids_BT and mask_BT, padded on the left, as decoding needs it."""
     width = max(len(prompt) for prompt in prompts)
     ids_BT = torch.full((len(prompts), width), pad_id, dtype=torch.int64)
     mask_BT = torch.zeros_like(ids_BT)
@@ -151,9 +147,9 @@ def left_pad(prompts: Sequence[Sequence[int]], pad_id: int) -> tuple[torch.Tenso
 
 
 def step_batches(lengths: Sequence[int], batch_size: int, seed: int) -> list[list[int]]:
-    """Return the rows of each optimizer step: neighbours in length, steps in random order.
+    """Return the rows of each optimizer step: rows of similar length together, steps in random order.
 
-    Rows are shuffled before the (stable) sort, so that rows of one length meet other neighbours in each pass.
+    Rows are shuffled before the (stable) sort, so that rows of one length have other neighbours in each pass.
     """
     size = len(lengths)
     order = sorted((permuted_index(i, size, seed, 0) for i in range(size)), key=lambda i: lengths[i])
@@ -164,9 +160,9 @@ def step_batches(lengths: Sequence[int], batch_size: int, seed: int) -> list[lis
 def token_budget_batches(
     indices: Sequence[int], lengths: Sequence[int], max_tokens: int, *, packed: bool = False
 ) -> Iterator[list[int]]:
-    """Split indices into groups whose size stays within a budget of tokens.
+    """Split indices into groups whose size stays within a budget of tokens, longest rows first.
 
-    A row that is longer than the budget goes alone.
+    A row that is longer than the budget is a group by itself.
 
     Args:
         packed: the size of a group is the sum of its rows, not rows times longest as with padding.

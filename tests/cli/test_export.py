@@ -48,7 +48,7 @@ def run(tmp_path_factory: pytest.TempPathFactory, model_folder: Path) -> RunFold
 
 def ours(run: RunFolder, target: str) -> list[str]:
     one = trained_models.load(run, trained_models.direction_into(run, target), device="cpu")
-    return one.write(SOURCES, greedy_settings(run.recipe()[0]), 0).texts
+    return one.translate(SOURCES, greedy_settings(run.recipe()[0]), 0).texts
 
 
 def theirs(model: Any, tokenizer: Any) -> list[str]:

@@ -1,11 +1,11 @@
-"""Three engines, one answer: our loop, `generate` of transformers, and its continuous batching."""
+"""Our decoding loop against `generate` of transformers."""
 
 from __future__ import annotations
 
 import math
 from collections import Counter
+from dataclasses import replace
 from pathlib import Path
-from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -14,14 +14,11 @@ from transformers import Qwen2Config, Qwen2ForCausalLM
 
 from roundtrip.backtranslation.validation import greedy_settings
 from roundtrip.data.corpora import prepare
-from roundtrip.engine import cuda_graphs, translator
-from roundtrip.engine import decoding as decoding
+from roundtrip.engine import cuda_graphs, decoding, translator
 from roundtrip.engine import generate as generating
 from roundtrip.engine.cuda_graphs import GraphedSteps
 from roundtrip.engine.generate import generate
-from roundtrip.engine.hf_backends import generate_continuous
-from roundtrip.engine.request import GenerationRequest
-from roundtrip.engine.sampling import sample_next
+from roundtrip.engine.request import Callbacks, GenerationRequest, StopRule
 from roundtrip.recipe import loader
 from roundtrip.recipe.schema import Generate
 from roundtrip.runtime.errors import ModelError, RecipeError
@@ -58,7 +55,7 @@ def model_of(kind: str) -> Any:
 def taken(monkeypatch: pytest.MonkeyPatch) -> list[str]:
     """Which ways have been taken, by name."""
     found: list[str] = []
-    for name in ("decode", "generate_hf", "generate_continuous"):
+    for name in ("decode", "generate_hf"):
         original = getattr(generating, name)
 
         def spy(*arguments: Any, name: str = name, original: Any = original) -> Any:
@@ -70,33 +67,23 @@ def taken(monkeypatch: pytest.MonkeyPatch) -> list[str]:
 
 
 def written(model: Any, settings: Generate, seed: int = 1) -> list[tuple[list[int], bool]]:
-    found = generate(model, PROMPTS, LIMITS, settings, pad_id=0, stop_ids=STOPS, seed=seed)
+    found = generate(model, GenerationRequest(PROMPTS, LIMITS, settings, StopRule(STOPS), seed))
     return list(zip(found.lists(), found.finished_B.tolist(), strict=True))
 
 
 @pytest.mark.parametrize("kind", ALL)
 @pytest.mark.parametrize("attention", ["sdpa", "eager"])
-@pytest.mark.parametrize("engine", ["transformers", "continuous"])
-def test_greedy_is_the_same_token_by_token(kind: str, attention: str, engine: Any, taken: list[str]) -> None:
+def test_greedy_is_the_same_token_by_token(kind: str, attention: str, taken: list[str]) -> None:
     model = model_of(kind)
     model.set_attn_implementation(attention)
     ours = written(model, Generate(max_tokens_per_batch=80))
     assert set(taken) == {"decode"}
     assert {finished for _, finished in ours} == {True, False}, "the test wants both kinds"
     taken.clear()
-    assert written(model, Generate(max_tokens_per_batch=80, engine=engine)) == ours
-    assert set(taken) == {"generate_hf" if engine == "transformers" else "generate_continuous"}
+    assert written(model, Generate(max_tokens_per_batch=80, engine="transformers")) == ours
+    assert set(taken) == {"generate_hf"}
     assert model.config._attn_implementation == attention, "the model is as it was"
     assert written(model, Generate(max_tokens_per_batch=80)) == ours
-
-
-@pytest.mark.parametrize("kind", ALL)
-def test_a_repetition_penalty_is_that_of_transformers_and_leaves_the_prompt_alone(kind: str) -> None:
-    model = model_of(kind)
-    settings = Generate(max_tokens_per_batch=80, repetition_penalty=1.8)
-    ours = written(model, settings)
-    assert ours == written(model, settings.model_copy(update={"engine": "transformers"}))
-    assert ours != written(model, Generate(max_tokens_per_batch=80))
 
 
 def test_what_the_author_of_a_model_ships_does_not_mix_in() -> None:
@@ -108,14 +95,15 @@ def test_what_the_author_of_a_model_ships_does_not_mix_in() -> None:
     assert model.generation_config.repetition_penalty == 9.0
 
 
-@pytest.mark.parametrize("settings", [{}, {"top_k": 4}, {"top_p": 0.7}, {"min_p": 0.3}, {"top_k": 6, "min_p": 0.2}])
+@pytest.mark.parametrize("settings", [{}, {"top_p": 0.7}, {"top_p": 0.9}])
 def test_sampled_rows_match_in_distribution(settings: dict[str, Any]) -> None:
     """Frequencies of the first token and of the first two, ours against those of transformers, to four deviations."""
     model = model_of("RoPE, tied head")
     found = []
     for engine in ("native", "transformers"):
         recipe = Generate(engine=engine, temperature=0.9, max_tokens_per_batch=40_000, **settings)  # type: ignore[arg-type]
-        made = generate(model, [PROMPTS[5]] * 4000, [2] * 4000, recipe, pad_id=0, stop_ids=[1], seed=3).lists()
+        request = GenerationRequest([PROMPTS[5]] * 4000, [2] * 4000, recipe, StopRule([1]), 3)
+        made = generate(model, request).lists()
         found.append([Counter(tuple(row[:size]) for row in made) for size in (1, 2)])
     for ours, theirs in zip(*found, strict=True):
         common = [key for key, number in (ours + theirs).most_common(12) if number > 60]
@@ -127,39 +115,11 @@ def test_sampled_rows_match_in_distribution(settings: dict[str, Any]) -> None:
         assert all(ours[key] and theirs[key] for key, number in (ours + theirs).items() if number > 30)
 
 
-def test_min_p_keeps_what_is_likely_against_the_likeliest() -> None:
-    logits = torch.tensor([0.5, 0.3, 0.15, 0.05]).log().repeat(5000, 1)
-    for min_p, allowed in ((0.05, {0, 1, 2, 3}), (0.2, {0, 1, 2}), (0.5, {0, 1}), (0.9, {0})):
-        random = torch.Generator().manual_seed(1)
-        assert set(sample_next(logits, Generate(temperature=1.0, min_p=min_p), random).tolist()) == allowed
-
-
-def test_a_row_that_the_library_drops_is_told(monkeypatch: pytest.MonkeyPatch) -> None:
-    model = model_of("RoPE, tied head")
-    monkeypatch.setattr(type(model), "generate_batch", lambda self, **settings: {}, raising=False)
-    with pytest.raises(ModelError, match="9 rows are missing"):
-        generate_continuous(model, GenerationRequest(PROMPTS, LIMITS, Generate(), 0, STOPS, 1))
-
-    def broken(said: str) -> Any:
-        one = SimpleNamespace(error=said, generated_tokens=[])
-        return lambda self, **settings: {f"req_{number}": one for number in range(9)}
-
-    monkeypatch.setattr(type(model), "generate_batch", broken("no such block"), raising=False)
-    with pytest.raises(ModelError, match="no such block"):
-        generate_continuous(model, GenerationRequest(PROMPTS, LIMITS, Generate(), 0, STOPS, 1))
-    monkeypatch.setattr(type(model), "generate_batch", broken("CUDA out of memory"), raising=False)
-    with pytest.raises(torch.OutOfMemoryError):
-        generate_continuous(model, GenerationRequest(PROMPTS, LIMITS, Generate(), 0, STOPS, 1))
-
-
-@pytest.mark.parametrize("engine", ["transformers", "continuous"])
-def test_a_run_is_the_same_by_every_engine(
-    write_recipe: WriteRecipe, tmp_path: Any, engine: str, taken: list[str]
-) -> None:
+def test_a_run_is_the_same_by_both_engines(write_recipe: WriteRecipe, tmp_path: Path, taken: list[str]) -> None:
     path = write_recipe()
     go(path, tmp_path / "native", overrides=("generate.temperature=0.0",))
     taken.clear()
-    go(path, tmp_path / "library", overrides=("generate.temperature=0.0", f"generate.engine={engine}"))
+    go(path, tmp_path / "library", overrides=("generate.temperature=0.0", "generate.engine=transformers"))
     assert "decode" not in taken and taken
     assert_same(end_state(tmp_path / "library"), end_state(tmp_path / "native"))
 
@@ -167,13 +127,7 @@ def test_a_run_is_the_same_by_every_engine(
 @pytest.mark.parametrize(
     ("settings", "message"),
     [
-        (("generate.engine=continuous", "generate.temperature=0.7"), "depends on its timing"),
-        (("generate.engine=continuous",), "depends on its timing"),
-        (
-            ("generate.engine=continuous", "generate.temperature=0.0", "generate.repetition_penalty=1.2"),
-            "continuous batching leaves it out",
-        ),
-        (("generate.temperature=0.0", "generate.min_p=0.1"), "do nothing at temperature 0"),
+        (("generate.temperature=0.0", "generate.top_p=0.9"), "does nothing at temperature 0"),
         (("generate.engine=transformers", "generate.cuda_graphs=true"), "of our own loop only"),
         (("generate.temperature=0.0", "generate.num_candidates=4"), "all the same at temperature 0"),
         (("generate.candidate_selection=likelihood",), "nothing to choose from"),
@@ -190,25 +144,15 @@ def test_what_an_engine_cannot_do_is_refused(
 
 
 @pytest.mark.parametrize("kind", ALL)
-@pytest.mark.parametrize(
-    "settings", [{}, {"temperature": 0.8, "top_k": 9, "num_candidates": 3}, {"repetition_penalty": 1.5}]
-)
+@pytest.mark.parametrize("settings", [{}, {"temperature": 0.8, "top_p": 0.9, "num_candidates": 3}])
 def test_log_probabilities_are_those_of_a_forward_pass_over_what_was_written(
     kind: str, settings: dict[str, Any]
 ) -> None:
     model = model_of(kind)
     recipe = Generate(max_tokens_per_batch=300, **settings)
-    found = generate(
-        model,
-        PROMPTS,
-        LIMITS,
-        recipe,
-        pad_id=0,
-        stop_ids=STOPS[1:],
-        text_stop_ids=STOPS[:1],
-        seed=1,
-        return_logprobs=True,
-    )
+    stop = StopRule(STOPS[1:], text_stop_ids=STOPS[:1])
+    request = GenerationRequest(PROMPTS, LIMITS, recipe, stop, 1, return_logprobs=True)
+    found = generate(model, request)
     prompts = [prompt for prompt in PROMPTS for _ in range(recipe.num_candidates)]
     assert found.logprob_B is not None and len(found.logprob_B) == len(prompts)
     kinds = set()
@@ -225,13 +169,9 @@ def test_log_probabilities_are_those_of_a_forward_pass_over_what_was_written(
         kinds.add((finished, ends_in_text))
     assert (True, False) in kinds and ((False, False) in kinds or settings)
     if recipe.temperature == 0:
-        for engine in ("transformers", *(["continuous"] if recipe.repetition_penalty == 1 else [])):
-            other = generate(
-                model, PROMPTS, LIMITS, recipe.model_copy(update={"engine": engine}), pad_id=0, stop_ids=STOPS[1:],
-                text_stop_ids=STOPS[:1], seed=1, return_logprobs=True,
-            )  # fmt: skip
-            assert other.logprob_B is not None
-            assert torch.allclose(other.logprob_B, found.logprob_B, rtol=1e-4, atol=1e-4)
+        other = generate(model, replace(request, settings=recipe.model_copy(update={"engine": "transformers"})))
+        assert other.logprob_B is not None
+        assert torch.allclose(other.logprob_B, found.logprob_B, rtol=1e-4, atol=1e-4)
 
 
 @pytest.mark.parametrize("engine", ["native", "transformers"])
@@ -241,7 +181,9 @@ def test_samples_of_one_prompt_stand_next_to_each_other(engine: Any) -> None:
     recipe = Generate(engine=engine, temperature=0.3, num_candidates=50, max_tokens_per_batch=900)
     seen: list[int] = []
     made = generate(
-        model, PROMPTS, LIMITS, recipe, pad_id=0, stop_ids=STOPS, seed=2, on_batch=lambda rows, some: seen.extend(rows)
+        model,
+        GenerationRequest(PROMPTS, LIMITS, recipe, StopRule(STOPS), 2),
+        callbacks=Callbacks(on_batch=lambda indices, hypotheses: seen.extend(indices)),
     ).lists()
     assert sorted(seen) == list(range(9 * 50)) and len(made) == 450
     for number, prompt in enumerate(PROMPTS):
@@ -255,9 +197,9 @@ def test_samples_of_one_prompt_stand_next_to_each_other(engine: Any) -> None:
 
 def test_greedy_samples_are_the_greedy_row() -> None:
     model = model_of("RoPE, tied head")
-    settings = {"pad_id": 0, "stop_ids": STOPS, "seed": 1}
-    once = generate(model, PROMPTS, LIMITS, Generate(), **settings).lists()
-    thrice = generate(model, PROMPTS, LIMITS, Generate(num_candidates=3), **settings).lists()
+    request = GenerationRequest(PROMPTS, LIMITS, Generate(), StopRule(STOPS), 1)
+    once = generate(model, request).lists()
+    thrice = generate(model, replace(request, settings=Generate(num_candidates=3))).lists()
     assert thrice == [row for row in once for _ in range(3)]
 
 
@@ -281,16 +223,14 @@ def fixed(monkeypatch: pytest.MonkeyPatch) -> list[int]:
 
 @pytest.mark.parametrize("kind", ALL)
 @pytest.mark.parametrize("room", [1, 3, 64])
-@pytest.mark.parametrize(
-    "settings", [{}, {"temperature": 0.8, "top_k": 9, "num_candidates": 3}, {"repetition_penalty": 1.5}]
-)
+@pytest.mark.parametrize("settings", [{}, {"temperature": 0.8, "top_p": 0.9, "num_candidates": 3}])
 def test_steps_of_a_fixed_shape_write_the_same(
     kind: str, room: int, settings: dict[str, Any], fixed: list[int], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Through growing caches and rows that leave; a sliding window keeps to the growing cache."""
     monkeypatch.setattr(cuda_graphs, "ROOM", room)
     # Rows leave the batch at the same steps, so that the same random numbers are drawn.
-    monkeypatch.setattr(decoding, "FIXED_COMPACT_SHARE", decoding.COMPACT_SHARE)
+    monkeypatch.setattr(decoding, "STATIC_COMPACT_SHARE", decoding.COMPACT_SHARE)
     model = model_of(kind)
     expected = written(model, Generate(max_tokens_per_batch=300, **settings))
     assert not fixed
@@ -306,15 +246,16 @@ def test_a_row_at_its_limit_stays_within_the_positions_of_the_model(graphs: bool
     model = model_of("learned positions")
     prompts, limits = [list(range(20, 80)), *([5, 6, 7 + number] for number in range(7))], [30] + [80] * 7
     settings = Generate(cuda_graphs=graphs)
-    together = generate(model, prompts, limits, settings, pad_id=0, stop_ids=[], seed=1).lists()
+    together = generate(model, GenerationRequest(prompts, limits, settings, StopRule([]), 1)).lists()
     assert list(map(len, together)) == limits and bool(fixed) == graphs
-    assert generate(model, prompts[:1], limits[:1], settings, pad_id=0, stop_ids=[], seed=1).lists() == together[:1]
+    request = GenerationRequest(prompts[:1], limits[:1], settings, StopRule([]), 1)
+    assert generate(model, request).lists() == together[:1]
 
 
 def test_a_gpu_setting_is_refused_in_training_elsewhere(write_recipe: WriteRecipe, tmp_path: Path) -> None:
     if torch.cuda.is_available():
         pytest.skip("this machine has a GPU")
-    with pytest.raises(ModelError, match="graphs are a GPU's"):
+    with pytest.raises(ModelError, match="CUDA graphs require a CUDA device; this model is on cpu"):
         go(write_recipe(), tmp_path / "run", overrides=("generate.cuda_graphs=true",))
 
 
@@ -328,7 +269,9 @@ def test_replayed_graphs_write_what_plain_steps_write(kind: str) -> None:
         [min(9 * limit, 94 - len(prompt)) for prompt, limit in zip(PROMPTS, LIMITS, strict=True)] * 4,
     )
     found = [
-        generate(model, prompts, limits, Generate(cuda_graphs=graphs), pad_id=0, stop_ids=STOPS[:9], seed=1).lists()
+        generate(
+            model, GenerationRequest(prompts, limits, Generate(cuda_graphs=graphs), StopRule(STOPS[:9]), 1)
+        ).lists()
         for graphs in (False, True)
     ]
     assert found[0] == found[1]
@@ -343,7 +286,7 @@ def test_greedy_is_the_same_on_real_text_with_a_real_model(tmp_path: Path) -> No
     one = next(iter(translator.load(loaded.recipe, loaded.folder).values()))
     assert one.base.dtype == torch.float32
     settings = greedy_settings(loaded.recipe)
-    ours = one.write(lines, settings, 0)
-    theirs = one.write(lines, settings.model_copy(update={"engine": "transformers"}), 0)
+    ours = one.translate(lines, settings, 0)
+    theirs = one.translate(lines, settings.model_copy(update={"engine": "transformers"}), 0)
     assert ours.hypotheses.lists() == theirs.hypotheses.lists()
     assert ours.finished == theirs.finished and any(ours.finished)

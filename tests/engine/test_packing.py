@@ -1,4 +1,4 @@
-"""Rows packed one behind the other: what padded rows learn, and no row sees its neighbour."""
+"""Packed rows have the loss and gradients of padded ones, and no row sees its neighbour."""
 
 from __future__ import annotations
 
@@ -13,8 +13,8 @@ from transformers import LlamaForCausalLM
 from roundtrip.engine import train_step as stepping
 from roundtrip.engine.train_step import loss_sum
 from roundtrip.models import adapters, attention
+from roundtrip.models.direction_model import DirectionModel
 from roundtrip.recipe.schema import Adapter
-from roundtrip.runtime.errors import ModelError
 from roundtrip.tokens.batching import IGNORE, TokenDataset, collate, pack, token_budget_batches
 from roundtrip.tokens.prompt_template import TokenRow
 from tests.conftest import WriteRecipe
@@ -104,6 +104,7 @@ def test_a_run_with_packed_rows_learns_what_padded_rows_teach(
     )
     made: list[int] = []
     original = stepping.pack
+    choose = DirectionModel._choose_attention
 
     def spy(table: TokenDataset, indices: Any) -> Any:
         made.append(len(indices))
@@ -111,27 +112,29 @@ def test_a_run_with_packed_rows_learns_what_padded_rows_teach(
 
     monkeypatch.setattr(stepping, "pack", spy)
     losses = {}
-    for packing in ("never", "always"):
-        go(path, tmp_path / packing, overrides=(f"train.packing={packing}",))
-        events = map(json.loads, (tmp_path / packing / "events.jsonl").read_text().splitlines())
-        losses[packing] = [event["loss"] for event in events if event["event"] == "step"]
-        assert bool(made) == (packing == "always")
-    assert losses["always"] == pytest.approx(losses["never"], rel=1e-4)
-    assert losses["never"][-1] < 0.9 * losses["never"][0]
+    for how in ("padded", "packed"):
+        monkeypatch.setattr(DirectionModel, "_choose_attention", choose if how == "packed" else lambda self: False)
+        go(path, tmp_path / how)
+        events = map(json.loads, (tmp_path / how / "events.jsonl").read_text().splitlines())
+        losses[how] = [event["loss"] for event in events if event["event"] == "step"]
+        assert bool(made) == (how == "packed")
+    assert losses["packed"] == pytest.approx(losses["padded"], rel=1e-4)
+    assert losses["padded"][-1] < 0.9 * losses["padded"][0]
 
 
 def test_a_model_whose_rows_see_each_other_is_not_packed(
     write_recipe: WriteRecipe, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Some models swallow the places without a word; two rows are tried before any are packed."""
+    """Some models ignore positions without an error; two rows are tried before any are packed."""
     forward = LlamaForCausalLM.forward
 
     def blind(self: Any, *arguments: Any, position_ids: Any = None, **settings: Any) -> Any:
         return forward(self, *arguments, **settings)
 
     monkeypatch.setattr(LlamaForCausalLM, "forward", blind)
-    with pytest.raises(ModelError, match="packed rows see each other"):
-        go(write_recipe(), tmp_path / "run", overrides=("train.packing=always", "model.attention=eager"))
+    monkeypatch.setattr(DirectionModel, "_keeps_rows_apart", lambda self, alone: False)
+    shown = go(write_recipe(), tmp_path / "run", overrides=("rounds.count=0",))
+    assert "rows are padded: this model does not keep packed ones apart" in shown
 
 
 @pytest.mark.gpu

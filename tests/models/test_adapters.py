@@ -14,9 +14,9 @@ from peft.tuners.lora import LoraLayer
 from safetensors.torch import save_file
 from transformers import AutoModelForCausalLM
 
-from roundtrip.models import adapters, base_model, residual_init
+from roundtrip.models import adapters, base_model, pissa_olora
 from roundtrip.models.optimizer import Optimizer, lr_factor
-from roundtrip.models.residual_init import ResidualBase
+from roundtrip.models.pissa_olora import ResidualBase
 from roundtrip.recipe.schema import Adapter, Train
 from roundtrip.runtime.errors import ModelError
 
@@ -33,11 +33,11 @@ def added(
 ) -> tuple[Any, ResidualBase | None]:
     """Return a model with one fresh adapter, and what that took out of it."""
     model = fresh(folder)
-    before = residual_init.linear_weights(model)
+    before = pissa_olora.linear_weights(model)
     model = adapters.add_adapters(model, {name: settings}, 1)
-    return model, residual_init.subtract_from_base(
+    return model, pissa_olora.subtract_from_base(
         model, name, before, kept
-    ) if settings.method in residual_init.METHODS else None
+    ) if settings.method in pissa_olora.METHODS else None
 
 
 def adapted(folder: Path, *, residual: bool = True, name: str = "en-es", **settings: Any) -> Any:
@@ -96,7 +96,7 @@ def write(merged_copy: Any, model: Any, residual: ResidualBase | None, *, adapte
     if residual is None:
         adapters.write_merged(merged_copy, model, "en-es" if adapted else None)
     else:
-        residual_init.write_merged_residual(merged_copy, model, "en-es", residual, adapted=adapted)
+        pissa_olora.write_merged_residual(merged_copy, model, "en-es", residual, use_adapter=adapted)
 
 
 @pytest.mark.parametrize("method", METHODS)
@@ -125,11 +125,11 @@ def test_what_is_saved_works_on_the_base_as_published(
 
     def make() -> tuple[Any, ResidualBase | None]:
         model = fresh(model_folder).to(dtype)
-        before = residual_init.linear_weights(model)
+        before = pissa_olora.linear_weights(model)
         model = adapters.add_adapters(model, {"en-es": settings}, 1)
-        return model, residual_init.subtract_from_base(
+        return model, pissa_olora.subtract_from_base(
             model, "en-es", before, None
-        ) if method in residual_init.METHODS else None
+        ) if method in pissa_olora.METHODS else None
 
     model, residual = make()
     initial_adapter = None if residual is None else residual.initial_adapter
@@ -263,7 +263,7 @@ def test_moving_methods_keep_the_sum_and_change_the_base(model_folder: Path) -> 
     before = base_model.weights_hash(fresh(model_folder))
     for method in METHODS:
         model = adapted(model_folder, method=method, residual=False)
-        assert (base_model.weights_hash(model) != before) == (method in residual_init.METHODS), method
+        assert (base_model.weights_hash(model) != before) == (method in pissa_olora.METHODS), method
 
 
 def stepped(model: Any, adapter: Adapter, number: int, optimizer: Optimizer | None = None) -> Optimizer:

@@ -14,6 +14,7 @@ from transformers import AttentionInterface
 from transformers.integrations.sdpa_attention import sdpa_attention_forward
 
 from roundtrip.engine.generate import generate
+from roundtrip.engine.request import GenerationRequest, StopRule
 from roundtrip.engine.train_step import loss_sum
 from roundtrip.models import adapters, attention, fused_lora, prepacked_linear
 from roundtrip.models import base_model as bases
@@ -236,7 +237,7 @@ def test_decoding_takes_our_attention_for_sdpa_alone_and_puts_it_back(monkeypatc
     shares: list[int] = []
     original = attention._masked
     monkeypatch.setattr(attention, "_masked", lambda *given: [shares.append(1), original(*given)][1])
-    generate(model, PROMPTS, LIMITS, Generate(), pad_id=0, stop_ids=STOPS, seed=1)
+    generate(model, GenerationRequest(PROMPTS, LIMITS, Generate(), StopRule(STOPS), 1))
     assert shares, "a batch of prompts of many lengths decodes by it"
 
 

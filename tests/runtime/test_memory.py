@@ -13,8 +13,8 @@ import torch
 from roundtrip.engine import generate as generating
 from roundtrip.engine import train_step as stepping
 from roundtrip.engine.generate import generate
-from roundtrip.engine.request import GeneratedIds, GenerationRequest
-from roundtrip.engine.train_step import train_step
+from roundtrip.engine.request import Callbacks, GeneratedIds, GenerationRequest, StopRule
+from roundtrip.engine.train_step import StepSettings, train_step
 from roundtrip.models import adapters
 from roundtrip.models.optimizer import Optimizer
 from roundtrip.recipe.schema import Adapter, Generate, Train
@@ -27,6 +27,7 @@ from tests.models.test_adapters import fresh
 from tests.runs import end_state, go
 
 CPU_ERROR = "[enforce fail at alloc_cpu.cpp:119] err == 0. DefaultCPUAllocator: can't allocate memory: you tried ..."
+STOP = StopRule([1])
 ERRORS = {"GPU": torch.OutOfMemoryError("CUDA out of memory"), "CPU": RuntimeError(CPU_ERROR), "host": MemoryError()}
 
 
@@ -54,7 +55,7 @@ def test_a_step_learns_the_same_in_smaller_pieces(
         adapters.activate(model, "en-es", train=True)
         if room == "little":
             monkeypatch.setattr(stepping, "loss_sum", small)
-        result = train_step(model, optimizer, table, range(12), 3, 250, 7)
+        result = train_step(model, optimizer, table, range(12), StepSettings(3, 250), seed=7)
         found.append((result, [parameter.detach().clone() for parameter in own.values()]))
     (plain, moved), (on_oom_split, also) = found
     assert plain.max_tokens_per_microbatch == 250 and 19 <= on_oom_split.max_tokens_per_microbatch <= 60
@@ -76,10 +77,10 @@ def test_a_single_row_that_does_not_fit_ends_the_run_with_a_cure(
 
     monkeypatch.setattr(stepping, "loss_sum", never)
     with pytest.raises(TrainingError, match="memory ran out on a single row"):
-        train_step(model, optimizer, TokenDataset.of(rows(4)), range(4), 3, 250, 7)
+        train_step(model, optimizer, TokenDataset.of(rows(4)), range(4), StepSettings(3, 250), seed=7)
     monkeypatch.setattr(generating, "decode", never)
-    with pytest.raises(ModelError, match="memory ran out on a single text of 3 tokens"):
-        generate(model, [[5, 6, 7]], [4], Generate(), pad_id=0, stop_ids=[1], seed=0)
+    with pytest.raises(ModelError, match="memory ran out on a single prompt of 3 tokens"):
+        generate(model, GenerationRequest([[5, 6, 7]], [4], Generate(), STOP, 0))
 
 
 def test_other_errors_stay_what_they_are(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -88,7 +89,7 @@ def test_other_errors_stay_what_they_are(monkeypatch: pytest.MonkeyPatch) -> Non
 
     monkeypatch.setattr(generating, "decode", wrong)
     with pytest.raises(RuntimeError, match="shape mismatch"):
-        generate(MODELS["RoPE, tied head"](), [[5]] * 3, [4] * 3, Generate(), pad_id=0, stop_ids=[1], seed=0)
+        generate(MODELS["RoPE, tied head"](), GenerationRequest([[5]] * 3, [4] * 3, Generate(), STOP, 0))
     assert not is_out_of_memory(ValueError("out of memory"))
 
 
@@ -96,28 +97,29 @@ def test_generation_in_halves_writes_the_same(monkeypatch: pytest.MonkeyPatch) -
     torch.manual_seed(4)
     model = MODELS["RoPE, tied head"]().eval()
     prompts, limits = [row.ids for row in rows(11)], [9] * 11
-    plain = generate(model, prompts, limits, Generate(), pad_id=0, stop_ids=[1], seed=0).lists()
-    decode, told = generating.decode, []
+    request = GenerationRequest(prompts, limits, Generate(), STOP, 0)
+    plain = generate(model, request).lists()
+    decode, split = generating.decode, []
 
-    def small(model: Any, work: GenerationRequest) -> GeneratedIds:
-        if len(work.prompts) > 3:
+    def small(model: Any, request: GenerationRequest) -> GeneratedIds:
+        if len(request.prompts) > 3:
             raise torch.OutOfMemoryError("CUDA out of memory")
-        return decode(model, work)
+        return decode(model, request)
 
     monkeypatch.setattr(generating, "decode", small)
-    halves = generate(model, prompts, limits, Generate(), pad_id=0, stop_ids=[1], seed=0, on_oom_split=told.append)
+    halves = generate(model, request, callbacks=Callbacks(on_oom_split=split.append))
     assert halves.lists() == plain
-    assert told[0] == 11 and min(told) > 3
+    assert split[0] == 11 and min(split) > 3
     # Batches that are as large as one that failed are not tried.
     tried: list[int] = []
 
-    def counting(model: Any, work: GenerationRequest) -> GeneratedIds:
-        tried.append(len(work.prompts))
-        return small(model, work)
+    def counting(model: Any, request: GenerationRequest) -> GeneratedIds:
+        tried.append(len(request.prompts))
+        return small(model, request)
 
     monkeypatch.setattr(generating, "decode", counting)
     many, few = [prompts[0]] * 40, Generate(max_tokens_per_batch=10 * (len(prompts[0]) + 10))
-    generate(model, many, [9] * 40, few, pad_id=0, stop_ids=[1], seed=0)
+    generate(model, GenerationRequest(many, [9] * 40, few, STOP, 0))
     assert sum(size > 3 for size in tried) == 2, "10 and 5, once each"
 
 
@@ -127,10 +129,10 @@ def test_a_run_goes_on_and_says_so(write_recipe: WriteRecipe, tmp_path: Path, mo
     go(path, tmp_path / "plain", overrides=greedy)
     decode, loss_sum, failed = generating.decode, stepping.loss_sum, []
 
-    def small(model: Any, work: GenerationRequest) -> GeneratedIds:
-        if len(work.prompts) > 10:
+    def small(model: Any, request: GenerationRequest) -> GeneratedIds:
+        if len(request.prompts) > 10:
             raise torch.OutOfMemoryError("CUDA out of memory")
-        return decode(model, work)
+        return decode(model, request)
 
     def once(*arguments: Any, **settings: Any) -> torch.Tensor:
         if not failed:

@@ -21,7 +21,7 @@ from roundtrip.backtranslation.run_folder import RunFolder
 from roundtrip.backtranslation.trainer import Trainer
 from roundtrip.backtranslation.validation import greedy_settings
 from roundtrip.engine import long_inputs, translator
-from roundtrip.engine.train_step import loss_sum, train_step
+from roundtrip.engine.train_step import StepSettings, loss_sum, train_step
 from roundtrip.models import direction_model, from_scratch
 from roundtrip.models.direction_model import frozen_hashes
 from roundtrip.models.optimizer import Optimizer
@@ -109,10 +109,10 @@ def weights(one: translator.Translator) -> dict[str, torch.Tensor]:
     return {name: value.detach().clone() for name, value in one.direction_model.parameters().items()}
 
 
-def logits(one: translator.Translator, *, adapted: bool = True) -> torch.Tensor:
+def logits(one: translator.Translator, *, use_adapter: bool = True) -> torch.Tensor:
     table = rows(one)
     batch = collate(table, range(len(table)), one.base.pad_id)
-    with one.direction_model.generating(adapted=adapted) as model, torch.no_grad():
+    with one.direction_model.generating(use_adapter=use_adapter) as model, torch.no_grad():
         found: torch.Tensor = model(input_ids=batch.ids_BT, attention_mask=batch.mask_BT).logits
     return found.clone()
 
@@ -145,7 +145,9 @@ def test_both_learn_and_neither_touches_the_other(paired: Any, tmp_path: Path, p
             before, untouched = weights(one), weights(other)
             with one.direction_model.training():
                 model = one.direction_model.model
-                result = train_step(model, optimizers[name], rows(one), range(6), one.base.pad_id, 2048, number)
+                result = train_step(
+                    model, optimizers[name], rows(one), range(6), StepSettings(one.base.pad_id, 2048), seed=number
+                )
             assert result.grad_norm > 0
             after, same = weights(one), weights(other)
             # With B at zero, A gets no gradient in the first step.
@@ -155,8 +157,8 @@ def test_both_learn_and_neither_touches_the_other(paired: Any, tmp_path: Path, p
     for one in both.values():
         assert torch.equal(logits(one), logits(one)), "what generates is in eval mode"
         assert not any(parameter.requires_grad for parameter in one.direction_model.model.parameters())
-        if not one.direction_model.whole:
-            assert not torch.allclose(logits(one), logits(one, adapted=False), atol=1e-4)
+        if not one.direction_model.trains_all_weights:
+            assert not torch.allclose(logits(one), logits(one, use_adapter=False), atol=1e-4)
 
 
 @pytest.mark.parametrize("pairing", ["one base, checkpointing", "full, checkpointing"])
@@ -183,13 +185,13 @@ def test_saved_and_restored_gives_the_same_logits(paired: Any, tmp_path: Path, p
         before = logits(one)
         again[name].direction_model.restore(tmp_path / "saved" / name)
         assert torch.equal(logits(again[name]), before)
-        if one.direction_model.whole:
+        if one.direction_model.trains_all_weights:
             one.direction_model.restore(None)
         published = AutoModelForCausalLM.from_pretrained(one.base.location, dtype="float32")
         batch = collate(rows(one), range(6), one.base.pad_id)
         with torch.no_grad():
             base = published(input_ids=batch.ids_BT, attention_mask=batch.mask_BT).logits
-        assert torch.equal(logits(one, adapted=False), base), "the bare base is the one that was published"
+        assert torch.equal(logits(one, use_adapter=False), base), "the bare base is the one that was published"
         assert not torch.allclose(base, before, atol=1e-2)
 
 
@@ -237,7 +239,7 @@ def test_whole_runs_resume_and_translate(
     for name, alone in bare.items():
         one, side = replace(alone, expansion=expansions[name]), 0 if name == "en-es" else 1
         lines = [line.split("\t")[side] for line in (tmp_path / "whole/data/test.tsv").read_text().splitlines()]
-        texts = one.write(lines, greedy_settings(loader.load(str(recipe)).recipe), 0, adapted=False).texts
+        texts = one.translate(lines, greedy_settings(loader.load(str(recipe)).recipe), 0, use_adapter=False).texts
         kept = (tmp_path / "whole" / "translations" / f"test.base.{name}.txt").read_text().split("\n")[:-1]
         assert [" ".join(text.split()) for text in texts] == kept
     assert ("all rows" in shown or "strings" in shown) == (pairing == "another model"), shown
@@ -353,7 +355,7 @@ def test_a_quantized_base_generates_through_its_adapter(wide_folder: Path, bits:
             parameter.data += 0.02
         with one.generating() as model, torch.no_grad():
             adapted = model(ids.to(one.base.device)).logits.float().cpu()
-        with one.generating(adapted=False) as model, torch.no_grad():
+        with one.generating(use_adapter=False) as model, torch.no_grad():
             found.append((adapted, model(ids.to(one.base.device)).logits.float().cpu()))
         assert not any(parameter.requires_grad for parameter in one.model.parameters())
     for exact, rounded in zip(*found, strict=True):

@@ -1,8 +1,10 @@
 """Adapters that begin with the strongest part of the base's own weights: PiSSA and OLoRA.
 
-What an adapter begins with is taken out of the base, so that the sum stays what it was. The base as published is
-`W`, what is trained on is `W - scale B0 A0`, and everything that is generated, scored or saved comes from
-`W + scale (B A - B0 A0)`: what anybody computes who loads the published base and the saved adapter.
+The initial adapter is subtracted from the base, so that the sum does not change. The base as published is `W`, training
+runs on `W - scale B0 A0`, and everything that is generated, scored or saved comes from `W + scale (B A - B0 A0)`: the
+published base with the saved adapter.
+
+PiSSA: https://arxiv.org/abs/2404.02948, OLoRA: https://arxiv.org/abs/2406.01775.
 """
 
 from __future__ import annotations
@@ -28,10 +30,10 @@ METHODS = ("pissa", "olora")
 
 @dataclass(frozen=True)
 class ResidualBase:
-    """What one adapter has taken out of its base.
+    """What one adapter has subtracted from its base.
 
     Attributes:
-        began: the adapter's tensors at the start, by the names that PEFT saves them by, on the CPU.
+        initial_adapter: the adapter's tensors at the start, under the names that PEFT saves them by, on the CPU.
         published: weights of the layers with an adapter as they were, by path, on the CPU.
     """
 
@@ -47,45 +49,45 @@ def linear_weights(model: nn.Module) -> dict[str, torch.Tensor]:
 
 @torch.no_grad()
 def subtract_from_base(
-    model: PeftModel, name: str, before: Mapping[str, torch.Tensor], kept: Path | None
+    model: PeftModel, name: str, before: Mapping[str, torch.Tensor], path: Path | None
 ) -> ResidualBase:
-    """Take what a fresh adapter begins with out of its base.
+    """Subtract a new adapter from its base.
 
     Args:
-        before: from `weights`; PEFT has changed the base by its own arithmetic.
-        kept: file of the start, since another machine, or another number of threads, decomposes a matrix otherwise:
-            read where it is there, else written.
+        before: from `linear_weights`; PEFT has changed the base by its own arithmetic.
+        path: file of the initial adapter, since another machine or another number of threads decomposes a matrix
+            otherwise: read where it exists, else written; None keeps nothing.
 
     Raises:
         ModelError: the file is damaged, or of another adapter.
     """
-    if kept is not None and kept.exists():
+    if path is not None and path.exists():
         try:
-            adapters.load(model, name, load_file(kept))
+            adapters.load(model, name, load_file(path))
         except (OSError, SafetensorError, ModelError) as error:
-            raise ModelError(f"the start of {name} cannot be read: {error}", place=str(kept)) from error
+            raise ModelError(f"the initial adapter of {name} cannot be read: {error}", place=str(path)) from error
     initial_adapter = {key: value.to("cpu", copy=True) for key, value in adapters.tensors(model, name).items()}
-    if kept is not None and not kept.exists():
-        with atomic_path(kept) as beside:
-            save_file({key: value.contiguous() for key, value in initial_adapter.items()}, beside)
+    if path is not None and not path.exists():
+        with atomic_path(path) as temporary:
+            save_file({key: value.contiguous() for key, value in initial_adapter.items()}, temporary)
     published = {}
-    for path, layer in _layers(model, name):
-        published[path] = before[path]
+    for layer_path, layer in _layers(model, name):
+        published[layer_path] = before[layer_path]
         weight = layer.get_base_layer().weight
         product = adapters.scaled_product(layer, name)
-        weight.copy_(before[path].to(weight.device).float() - (product.T if layer.fan_in_fan_out else product))
+        weight.copy_(before[layer_path].to(weight.device).float() - (product.T if layer.fan_in_fan_out else product))
     return ResidualBase(initial_adapter, published)
 
 
 @torch.no_grad()
 def write_merged_residual(
-    merged_copy: nn.Module, model: PeftModel, name: str, residual: ResidualBase, *, adapted: bool
+    merged_copy: nn.Module, model: PeftModel, name: str, residual: ResidualBase, *, use_adapter: bool
 ) -> None:
     """Write `W + scale (B A - B0 A0)` of one direction into a plain copy, or `W` as published."""
     targets = dict(merged_copy.named_modules())
     for path, layer in _layers(model, name):
         weight = residual.published[path].to(layer.get_base_layer().weight.device).float()
-        if adapted:
+        if use_adapter:
             a, b = (layer.lora_A[name].weight, layer.lora_B[name].weight)
             key = f"base_model.model.{path}.lora_{{}}.weight"
             first, second = (residual.initial_adapter[key.format(side)].to(weight.device) for side in "AB")

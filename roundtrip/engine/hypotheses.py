@@ -1,0 +1,81 @@
+"""Generated hypotheses as tensors.
+
+Shapes: B hypotheses, N new positions.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+
+
+@dataclass(frozen=True)
+class Hypotheses:
+    """Generated ids without prompt and end token, on the device that generated them.
+
+    Attributes:
+        ids_BN: int64, left-aligned; what stands at and after `size_B` has no meaning. A stop id that holds text is
+            the last of its row.
+        size_B: int64, tokens of each hypothesis.
+        finished_B: bool, an end token came within the limit.
+        tokens_B: int64, tokens including an end token that is no part of the hypothesis.
+        logprob_B: float32, the sum over these tokens, in nats, by the model itself (temperature 1, no filter); None
+            where it was not asked for.
+    """
+
+    ids_BN: torch.Tensor
+    size_B: torch.Tensor
+    finished_B: torch.Tensor
+    tokens_B: torch.Tensor
+    logprob_B: torch.Tensor | None = None
+
+    def per_token(self) -> list[float]:
+        """Return the mean log-probability of a token of each row; 0 for one without tokens."""
+        assert self.logprob_B is not None, "log-probabilities exist only where they were asked for"
+        return (self.logprob_B / self.tokens_B.clamp(min=1)).tolist()  # type: ignore[no-any-return]
+
+    def lists(self) -> list[list[int]]:
+        """Return the ids of each row; the host waits for the device."""
+        return [ids[:size] for ids, size in zip(self.ids_BN.tolist(), self.size_B.tolist(), strict=True)]
+
+    def to(self, device: torch.device | str) -> Hypotheses:
+        """Return the same on another device."""
+        logprob_B = None if self.logprob_B is None else self.logprob_B.to(device)
+        ids_BN, size_B = self.ids_BN.to(device), self.size_B.to(device)
+        return Hypotheses(ids_BN, size_B, self.finished_B.to(device), self.tokens_B.to(device), logprob_B)
+
+    def select(self, indices: Sequence[int]) -> Hypotheses:
+        """Return some rows, in the given order."""
+        index_R = torch.tensor(indices, dtype=torch.int64, device=self.ids_BN.device)
+        logprob_B = None if self.logprob_B is None else self.logprob_B[index_R]
+        return Hypotheses(
+            self.ids_BN[index_R], self.size_B[index_R], self.finished_B[index_R], self.tokens_B[index_R], logprob_B
+        )
+
+
+def join_hypotheses(
+    batches: Sequence[Hypotheses], order: Sequence[int], pad_id: int, device: torch.device
+) -> Hypotheses:
+    """Join batches, and sort their rows.
+
+    Args:
+        order: the index of each row among all hypotheses.
+    """
+    if not batches:
+        empty = torch.zeros(0, dtype=torch.int64, device=device)
+        return Hypotheses(empty[:, None], empty, empty.bool(), empty)
+    width = max(batch.ids_BN.shape[1] for batch in batches)
+    wide = [
+        torch.nn.functional.pad(batch.ids_BN, (0, width - batch.ids_BN.shape[1]), value=pad_id) for batch in batches
+    ]
+    logprobs = [batch.logprob_B for batch in batches if batch.logprob_B is not None]
+    joined = Hypotheses(
+        torch.cat(wide),
+        torch.cat([batch.size_B for batch in batches]),
+        torch.cat([batch.finished_B for batch in batches]),
+        torch.cat([batch.tokens_B for batch in batches]),
+        torch.cat(logprobs) if logprobs else None,
+    )
+    return joined.select(sorted(range(len(order)), key=lambda row: order[row]))

@@ -1,0 +1,46 @@
+"""The KL penalty that keeps an adapter close to its base on text of the target language."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+from peft import PeftModel
+from torch import nn
+
+from roundtrip.tokens.batching import Batch, TokenDataset
+
+
+@dataclass(frozen=True)
+class KLPenalty:
+    """The divergence of the adapted model from its base on monolingual text, as a part of the loss.
+
+    Attributes:
+        dataset: the target texts alone, in the order of the rows that are trained on.
+        weight: of the mean divergence of a token, in nats, relative to the mean loss of a label.
+    """
+
+    dataset: TokenDataset
+    weight: float
+
+    def scale(self, rows: Sequence[int], num_labels: int) -> float:
+        """Return the factor of `kl_sum` in a loss that is divided by `num_labels` in the end."""
+        return self.weight * (num_labels / sum(self.dataset.sizes[i] - self.dataset.starts[i] for i in rows))
+
+
+def kl_sum(model: nn.Module, batch: Batch) -> torch.Tensor:
+    """Return the summed KL divergence of the adapted model from its base over the predicted tokens of a batch.
+
+    KL(base || adapted), as in learning without forgetting (https://arxiv.org/abs/1606.09282).
+
+    Returns:
+        In nats; float32, shape ().
+    """
+    assert isinstance(model, PeftModel)
+    keep_BT, targets_N = batch.predictions()
+    inputs = {"input_ids": batch.ids_BT, "use_cache": False, "logits_to_keep": keep_BT, **batch.inputs}
+    with torch.no_grad(), model.disable_adapter():
+        base_NV = model(**inputs).logits.float().view(len(targets_N), -1).log_softmax(-1)
+    adapted_NV = model(**inputs).logits.float().view(len(targets_N), -1).log_softmax(-1)
+    return torch.nn.functional.kl_div(adapted_NV, base_NV, log_target=True, reduction="sum")
