@@ -20,8 +20,7 @@ from transformers import masking_utils
 from roundtrip.engine.generate import length_limit
 from roundtrip.engine.translator import expansion_of
 from roundtrip.models import adapters, attention, base_model, prepacked_linear, residual_init
-from roundtrip.recipe import sampling_schedule
-from roundtrip.recipe.plan import directions
+from roundtrip.recipe.sampling_schedule import sampling_settings
 from roundtrip.recipe.schema import Adapter, Model, Recipe
 from roundtrip.runtime.errors import ModelError, RoundtripError, first_line
 from roundtrip.runtime.memory import KERNELS, used_bytes
@@ -35,8 +34,6 @@ _BYTES_A_WEIGHT = {"8bit": 1.02, "4bit": 0.53}
 _BYTES_A_LOGIT = {torch.float32: 4 + 4 + 4, torch.bfloat16: 2 + 4 + 4 + 4}
 # The base's logit beside it, for the distance between the two.
 _BYTES_OF_BASE_LOGIT = 4 + 4
-# Of generation, where no round writes.
-_LEAST = {"num_candidates": 1, "heat": 0.0}
 # On a CPU, what the C library takes for tensors of ever new sizes by what they hold, until it is trimmed. Measured.
 _HOLES = 1.3
 # Of one prepared product of matrices on a CPU.
@@ -269,12 +266,9 @@ def _generating(
 ) -> int:
     """Return cache, logits and the prompts' forward pass of the largest batch of hypotheses."""
     config, settings = model.config.get_text_config(decoder=True), recipe.generate
-    # The most that is asked for in any round, once the writers are warm.
-    chrf = None if recipe.blind else 100.0
-    writers = [direction.name for direction in directions(recipe)]
-    rounds = range(1, recipe.rounds.count + 1)
-    asked = [sampling_schedule.sampling_settings(settings, name, number, chrf) for name in writers for number in rounds]
-    samples, heat = (max((getattr(one, key) for one in asked), default=least) for key, least in _LEAST.items())
+    # The most that is asked for in any round: with good models, `auto` samples.
+    most = sampling_settings(settings, None if recipe.blind else 100.0)
+    samples, heat = (most.num_candidates, most.heat) if recipe.rounds.count else (1, 0.0)
     prompts = [len(prompt) for prompt in template.prompts([source for source, _ in pairs])]
     grown = expansion_of(template, pairs)
     limits = [length_limit(math.ceil(grown * max(1, prompt - template.num_fixed)), settings) for prompt in prompts]

@@ -17,7 +17,7 @@ from roundtrip.backtranslation.validation import Scorer, mean_chrf
 from roundtrip.data.corpora import Corpora
 from roundtrip.engine.translator import Translator
 from roundtrip.models.optimizer import Optimizer
-from roundtrip.recipe.plan import BASE, TEXT, Phase, next_phase
+from roundtrip.recipe.plan import BASE, PRETRAIN, Phase, next_phase
 from roundtrip.recipe.schema import Recipe
 from roundtrip.runtime import memory
 from roundtrip.runtime.distributed import ProcessGroup
@@ -67,9 +67,9 @@ class ModelSelection:
         with self.averaged():
             seen = self.keeping.stage(phase.stage, self.translators)
             state = self._score(replace(state, files=state.files | seen), phase.stage)
-        patience = self.recipe.rounds.patience
+        patience = self.recipe.train.patience
         if phase.round and patience:
-            means = [mean_chrf(one) for stage, one in state.scores.items() if stage not in {"copy", BASE, TEXT}]
+            means = [mean_chrf(one) for stage, one in state.scores.items() if stage not in {"copy", BASE, PRETRAIN}]
             after = next_phase(phases, phase, enough=True)
             if has_stopped_improving(means, patience) and after != state.phase:
                 self.events.say(f"  no better round for {patience}: no further one begins")
@@ -130,6 +130,6 @@ def _shown(scores: Mapping[str, float]) -> str:
 
 def best_stage(scores: Mapping[str, Mapping[str, Mapping[str, float]]]) -> str:
     """Return the trained stage with the best mean chrF++ of both directions, the first of equals; else the base."""
-    trained = [stage for stage in scores if stage not in {"copy", BASE, TEXT}]
-    trained = trained or [stage for stage in scores if stage == TEXT]
+    trained = [stage for stage in scores if stage not in {"copy", BASE, PRETRAIN}]
+    trained = trained or [stage for stage in scores if stage == PRETRAIN]
     return max(trained, key=lambda stage: mean_chrf(scores[stage]), default=BASE)

@@ -52,7 +52,7 @@ def what_to_try(rejected: Mapping[str, int]) -> str:
     return {
         "unfinished": f"{warmer}, or a larger generate.max_length_ratio",
         "length ratio": f"{warmer}, or a larger filter.max_length_ratio",
-        "copy": f"{warmer}, or a larger filter.max_copy_chrf where the languages are alike",
+        "copy": f"{warmer}, or a template that names the languages clearly",
         "repeats itself": f"{warmer}, or generate.repetition_penalty = 1.1",
         "wrong language": f"{warmer}; the prompt may not name the languages clearly",
         "lost on the way back": f"{warmer}, or a smaller filter.min_round_trip_chrf",

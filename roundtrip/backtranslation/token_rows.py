@@ -8,7 +8,7 @@ from itertools import groupby
 
 import torch
 
-from roundtrip.backtranslation.examples import EARLIER, NOISED, PLAIN, REAL, SYNTHETIC, PhaseExamples
+from roundtrip.backtranslation.examples import EARLIER, NOISED, PLAIN, SYNTHETIC, PhaseExamples
 from roundtrip.engine.translator import DirectionTemplates
 from roundtrip.tokens.batching import TokenDataset
 from roundtrip.tokens.prompt_template import TokenRow
@@ -67,6 +67,6 @@ def token_rows_of(
 def _by_strings(kind: str, rows: list[list[str]], templates: DirectionTemplates) -> list[TokenRow]:
     """Return rows of one kind, encoded as text."""
     if kind == PLAIN:
-        return templates.real.plain_rows([text for _, _, text in rows])
-    template = {REAL: templates.real, NOISED: templates.noised}.get(kind, templates.synthetic)
+        return templates.parallel.plain_rows([text for _, _, text in rows])
+    template = templates.denoising if kind == NOISED else templates.parallel
     return template.rows([(source, target) for _, source, target in rows])

@@ -27,8 +27,8 @@ from roundtrip.engine.train_step import KLPenalty, StepResult, train_step
 from roundtrip.engine.translator import Translator
 from roundtrip.models import attention
 from roundtrip.models.optimizer import Optimizer
-from roundtrip.recipe import sampling_schedule
-from roundtrip.recipe.plan import TEXT, Phase, directions, next_phase, num_steps, phases
+from roundtrip.recipe.plan import PRETRAIN, Phase, directions, epochs_may_end_early, next_phase, num_steps, phases
+from roundtrip.recipe.sampling_schedule import describe_sampling, sampling_settings
 from roundtrip.recipe.schema import Recipe
 from roundtrip.runtime import memory
 from roundtrip.runtime.atomic_io import read_rows, write_json, write_rows
@@ -75,7 +75,7 @@ class Trainer:
         self.directions = directions(recipe)
         self.phases = phases(recipe, len(corpora.train))
         pairs = len(corpora.train)
-        total = {direction.name: num_steps(recipe, pairs, direction) for direction in self.directions}
+        total = {direction.name: num_steps(recipe, pairs) for direction in self.directions}
         self.optimizers = {
             name: Optimizer(one.direction_model.parameters(), recipe.train, total[name], recipe.adapter[name])
             for name, one in translators.items()
@@ -111,7 +111,7 @@ class Trainer:
         if phase.round == 1:
             require_better_than_copy(self.recipe, self.state.scores)
         cursors = self.state.cursors
-        plain = phase.stage == TEXT
+        plain = phase.stage == PRETRAIN
         block = blocks.of_text(phase, self.recipe, self.corpora, cursors) if plain else self._round(phase, cursors)
         self.keeping.write(lambda: write_rows(path, block.rows), path)
         seen = self.keeping.seen(path)
@@ -124,9 +124,8 @@ class Trainer:
         writer = phase.direction.reverse.name
         row_builder = self.row_builders[phase.direction.name]
         chrf = None if self.recipe.blind else list(self.state.scores.values())[-1][writer]["chrf"]
-        settings = sampling_schedule.sampling_settings(self.recipe.generate, writer, phase.round, chrf)
-        said = sampling_schedule.requested_settings(self.recipe.generate, writer, phase.round)
-        self.events.say(f"  {sampling_schedule.describe_sampling(said, settings, writer, chrf)}")
+        settings = sampling_settings(self.recipe.generate, chrf)
+        self.events.say(f"  {describe_sampling(self.recipe.generate, settings, writer, chrf)}")
         with (
             self.stages.averaged(),
             self.events.task(
@@ -270,7 +269,7 @@ class Trainer:
         what = f"loss {result.loss}, gradient norm {result.grad_norm} at step {number}"
         self.events.say(f"  {what}: skipped; its rows are in {path}")
         self.events.log("skipped", direction=name, step=number, phase=phase.number)
-        skipped.refuse_more(here, self.recipe.train.max_nonfinite_steps, what, phase, self.run.skipped)
+        skipped.refuse_more(here, what, phase, self.run.skipped)
 
     def phase(self) -> Phase | None:
         """Return the phase that is next or under way; None behind the last one."""
@@ -287,7 +286,7 @@ class Trainer:
         """
         memory.trim_heap()
         skipped.refuse_all(self.state.skipped_here, self.state.step, phase, self.run.skipped)
-        if phase.stage == TEXT and self.recipe.one_start:
+        if phase.stage == PRETRAIN and self.recipe.one_start:
             self._share_start(phase.direction.name)
         enough = self._enough_passes(phase)
         # The rows of a round are read again where a later one may learn from them.
@@ -324,7 +323,7 @@ class Trainer:
 
     def _enough_passes(self, phase: Phase) -> bool:
         """Look at dev after a pass over pairs, where passes end at a stall; return whether both directions have."""
-        if not (phase.real and self.recipe.train.patience):
+        if not (phase.real and epochs_may_end_early(self.recipe)):
             return False
         self.state = self.stages.dev_loss(self.state, phase)
         if phase.direction != self.directions[-1]:

@@ -23,6 +23,9 @@ from roundtrip.runtime.seeding import derive_seed
 from roundtrip.tokens.batching import TokenDataset, token_budget_batches
 from roundtrip.tokens.prompt_template import TokenRow
 
+# Tokens that a hypothesis may have beyond `max_length_ratio` times its source.
+MAX_LENGTH_OFFSET = 10
+
 # A batch that waits: its place, of which its seed is derived, and which prompts it holds.
 _Entry = tuple[tuple[int, ...], list[int]]
 _Engine = Callable[[nn.Module, GenerationRequest], GeneratedIds]
@@ -72,7 +75,7 @@ class Hypotheses:
 
 def length_limit(num_source_tokens: int, recipe: Generate) -> int:
     """Return how many tokens a translation of so many source tokens may have."""
-    return int(recipe.max_length_ratio * num_source_tokens) + recipe.max_length_offset
+    return int(recipe.max_length_ratio * num_source_tokens) + MAX_LENGTH_OFFSET
 
 
 def generate(
