@@ -159,7 +159,7 @@ def others(kit: Kit, case: Case) -> dict[str, Timed]:
     plain, end = kit.plain_writer.tokenizer, kit.plain_writer.segments.end_id
     skip, collecting = (prior_art.Skip(plain, end, collect=collect) for collect in (False, True))
     source, target = map(language_name, LANGUAGES)
-    instruction = CHAT.instruction.replace("{source_language}", source).replace("{target_language}", target)
+    instruction = CHAT.prompt_text.replace("{source_language}", source).replace("{target_language}", target)
     return {
         "strings": Timed(lambda: by_strings(kit, case)),
         "strings, fewest calls": Timed(lambda: by_fewest_calls(kit, case)),

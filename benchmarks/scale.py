@@ -66,8 +66,8 @@ def corpus(recipe: Recipe, folder: Path, number: int, base: Corpora) -> Path:
     data = f'[data]\ntrain = "train.tsv"\ndev = "dev.tsv"\ntest = "test.tsv"\nmono = {{ {mono} }}\n'
     spec = next(iter(recipe.model.values()))
     text = f'languages = ["{recipe.languages[0]}", "{recipe.languages[1]}"]\n[model]\npath = "{spec.path}"\n'
-    text += f'[template]\nkind = "plain"\ntext = {json.dumps(recipe.template.text)}\n{data}'
-    text += f"[rounds]\nlines = {min(LINES_PER_ROUND, number)}\n[judge]\nmax_ratio = 9.0\nmax_copy = 100.0\n"
+    text += f'[template]\nkind = "plain"\nprompt = {json.dumps(recipe.template.prompt_text)}\n{data}'
+    text += f"[rounds]\nmonolingual_lines = {min(LINES_PER_ROUND, number)}\n[filter]\nmax_length_ratio = 9.0\n"
     (folder / "recipe.toml").write_text(text, encoding="utf-8")
     return folder / "recipe.toml"
 

@@ -43,14 +43,12 @@ def _jinja(turn: str, opening: str = "", start: str = "") -> str:
 
 _CHATML_TOKENS = _tokens("<|im_start|>", "<|im_end|>")
 TEMPLATES: dict[str, Form] = {
-    "plain": Form(TemplateRecipe(kind="plain", text="{source_language}: {source}\n{target_language}: {target}")),
-    "plain-space": Form(TemplateRecipe(kind="plain", text="{source_language}: {source} {target_language}: {target}")),
-    "plain-bare": Form(TemplateRecipe(kind="plain", text="{source}\n{target}")),
+    "plain": Form(TemplateRecipe(kind="plain", prompt="{source_language}: {source}\n{target_language}: {target}")),
+    "plain-space": Form(TemplateRecipe(kind="plain", prompt="{source_language}: {source} {target_language}: {target}")),
+    "plain-bare": Form(TemplateRecipe(kind="plain", prompt="{source}\n{target}")),
     "chatml": Form(OWN, CHATML, _CHATML_TOKENS, "<|im_end|>"),
     "chatml-system": Form(
-        TemplateRecipe(
-            kind="chat", system="You are a careful translator.", instruction="{source}\nIn {target_language}:"
-        ),
+        TemplateRecipe(kind="chat", system="You are a careful translator.", prompt="{source}\nIn {target_language}:"),
         CHATML,
         _CHATML_TOKENS,
         "<|im_end|>",

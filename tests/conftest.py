@@ -174,9 +174,6 @@ require_better_than_copy = false
 [filter]
 max_length_ratio = 100.0
 
-[evaluation]
-bootstrap_samples = 50
-
 [checkpoint]
 every_steps = 1
 """

@@ -171,13 +171,7 @@ def encode(
     pairs, _ = _pairs(phase, recipe, corpora, cursors, num_parallel(recipe, len(lines), len(corpora.train)))
     rows = [_real(row, phase.direction, recipe.languages[0]) for row in pairs]
     writer.template.expect(sources=lines)
-    real, synthetic = learner.templates.real, learner.templates.synthetic
-    pairs_of_rows = [(source, target) for _, source, target in rows]
-    if real is synthetic:
-        real.expect(targets=lines, pairs=pairs_of_rows)
-    else:
-        real.expect(pairs=pairs_of_rows)
-        synthetic.expect(targets=lines)
+    learner.template.expect(targets=lines, pairs=[(source, target) for _, source, target in rows])
 
 
 def _read(

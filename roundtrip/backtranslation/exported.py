@@ -55,7 +55,7 @@ def load(folder: Path, direction: Direction, device: str) -> Translator:
     if not one.trains_all_weights:
         one.restore(folder)
     template = PromptTemplate(one.base.tokenizer, segments)
-    return Translator(direction, one, DirectionTemplates(template, template, template), expansion=expansion)
+    return Translator(direction, one, DirectionTemplates(template, template), expansion=expansion)
 
 
 def _adapter(folder: Path, device: str) -> tuple[Model, Adapter]:

@@ -10,6 +10,10 @@ from roundtrip.data.corpora import relative_length
 from roundtrip.evaluation.metrics import sentence_chrf
 from roundtrip.recipe.schema import CandidateFilter
 
+# A source with at least this chrF to its target is a copy of it.
+MAX_COPY_CHRF = 80.0
+# Times that a phrase may follow itself in a source, unless it does so in the target.
+MAX_REPEATS = 4
 # The longest phrase that is looked for one behind the other, in words.
 _LONGEST_PHRASE = 8
 
@@ -77,9 +81,9 @@ def rejection_reason(
         return "several lines"
     if relative_length(len(text), len(target) * usual_ratio) > recipe.max_length_ratio:
         return "length ratio"
-    if text.casefold() == target.casefold() or sentence_chrf(text, target) >= recipe.max_copy_chrf:
+    if text.casefold() == target.casefold() or sentence_chrf(text, target) >= MAX_COPY_CHRF:
         return "copy"
-    if (times := repeats(text)) > recipe.max_repeats and times > repeats(target):
+    if (times := repeats(text)) > MAX_REPEATS and times > repeats(target):
         return "repeats itself"
     return None
 

@@ -14,16 +14,18 @@ from roundtrip.backtranslation.run_folder import BEST, RunFolder, versions
 from roundtrip.backtranslation.validation import bleu_tokenize, mean_chrf, parallel_texts, translations_path
 from roundtrip.data.corpora import Corpora
 from roundtrip.evaluation import metrics
-from roundtrip.recipe.plan import BASE, FINAL, PARALLEL, TEXT, Direction, directions
+from roundtrip.recipe.plan import BASE, FINAL, PARALLEL, PRETRAIN, Direction, directions
 from roundtrip.recipe.schema import Recipe
 from roundtrip.runtime.errors import printable
 from roundtrip.runtime.seeding import derive_seed, permuted_index
 
 NUM_SAMPLES = 3
+# Resamplings of the paired bootstrap.
+BOOTSTRAP_SAMPLES = 1000
 _LABELS = {
     "copy": "copying the source",
     BASE: "base model, zero-shot",
-    TEXT: "plain text",
+    PRETRAIN: "plain text",
     PARALLEL: "parallel pairs",
     FINAL: "parallel pairs again",
 }
@@ -75,13 +77,13 @@ def _compare(run: RunFolder, recipe: Recipe, corpora: Corpora, stages: Sequence[
             system,
             references,
             bleu_tokenize=bleu_tokenize(recipe, direction),
-            samples=recipe.evaluation.bootstrap_samples,
+            samples=BOOTSTRAP_SAMPLES,
         )
         found[direction.name] = [comparison.to_dict() for comparison in comparisons]
     return {
         "baseline": stages[0],
         "system": stages[1],
-        "samples": recipe.evaluation.bootstrap_samples,
+        "samples": BOOTSTRAP_SAMPLES,
         "directions": found,
     }
 

@@ -36,7 +36,7 @@ from roundtrip.runtime.errors import RunError
 
 BEST = "best"
 # What may be another at a resume, since no figure depends on it.
-_FREE = {"checkpoint", "train.max_nonfinite_steps", "rounds.require_better_than_copy"}
+_FREE = {"checkpoint", "rounds.require_better_than_copy"}
 # What may be in the folder of a run before its run.json is.
 _BEFORE = {"lock", ".run.json.tmp"}
 _LIBRARIES = ("torch", "transformers", "peft", "tokenizers", "sacrebleu", "numpy")

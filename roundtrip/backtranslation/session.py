@@ -24,7 +24,7 @@ from roundtrip.models import from_scratch
 from roundtrip.models.direction_model import frozen_hashes
 from roundtrip.recipe.loader import LoadedRecipe
 from roundtrip.recipe.plan import (
-    TEXT,
+    PRETRAIN,
     directions,
     num_denoising,
     num_parallel,
@@ -149,7 +149,9 @@ def _segments(translators: Mapping[str, Translator]) -> dict[str, Any]:
     """Return the parts of all prompts, so that a resumed run has the same whatever the day is."""
     real = {name: one.template.segments.to_dict() for name, one in translators.items()}
     others = {
-        name: one.templates.noised for name, one in translators.items() if one.templates.noised is not one.template
+        name: one.templates.denoising
+        for name, one in translators.items()
+        if one.templates.denoising is not one.template
     }
     return real | {noised_name(name): template.segments.to_dict() for name, template in others.items()}
 
@@ -186,10 +188,9 @@ def _roads(
     if not recipe.rounds.count:
         return {}
     samples = {d.name: list(zip(*parallel_texts(corpora, recipe, "dev", d), strict=True)) for d in directions(recipe)}
-    writers = {name: one.templates.real for name, one in translators.items()}
-    learners = {name: one.templates.synthetic for name, one in translators.items()}
+    templates = {name: one.template for name, one in translators.items()}
     devices = {name: one.base.device for name, one in translators.items()}
-    found, verdicts = row_builders.find(recipe, writers, learners, samples, devices, events)
+    found, verdicts = row_builders.find(recipe, templates, templates, samples, devices, events)
     for name, verdict in verdicts.items():
         row_builders.say(events, name, verdict)
         events.log("verdict", direction=name, **verdict.to_dict())
@@ -293,11 +294,11 @@ def _show_plan(loaded: LoadedRecipe, corpora: Corpora, translators: Mapping[str,
     num_pairs = len(corpora.train)
     for phase in phases(recipe, num_pairs):
         what = f"{num_pairs} pairs, {phase.passes} passes"
-        if phase.stage == TEXT:
+        if phase.stage == PRETRAIN:
             what = f"{recipe.train.pretrain_lines} plain lines of each language"
         if phase.round:
-            new = num_synthetic(recipe, phase.round, phase.direction)
-            old = num_replayed(recipe, phase.round, phase.direction)
+            new = num_synthetic(recipe)
+            old = num_replayed(recipe, phase.round)
             real = num_parallel(recipe, new + old, num_pairs)
             what = f"{recipe.rounds.monolingual_lines} new lines, {new} synthetic sources"
             what += f", {old} earlier ones" if old else ""
@@ -305,5 +306,5 @@ def _show_plan(loaded: LoadedRecipe, corpora: Corpora, translators: Mapping[str,
             noised = num_denoising(recipe, new + old + real)
             what += f", and {noised} noised lines" if noised else ""
         events.say(f"{phase.stage}: {phase.direction.name} learns from {what}")
-    totals = ", ".join(f"{num_steps(recipe, num_pairs, one)} for {one.name}" for one in directions(recipe))
+    totals = ", ".join(f"{num_steps(recipe, num_pairs)} for {one.name}" for one in directions(recipe))
     events.say(f"optimizer steps: {totals}; nothing was written")

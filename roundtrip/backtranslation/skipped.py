@@ -13,6 +13,8 @@ from roundtrip.recipe.plan import Phase
 from roundtrip.runtime.errors import TrainingError
 from roundtrip.tokens.batching import TokenDataset
 
+# More steps of one phase with a loss or gradient that is not finite end the run.
+MAX_NONFINITE_STEPS = 10
 _DIVERGED = (
     "look at the rows in {}; the weights are those of the last sound step: lower train.lr, or set model.dtype "
     "to 'float32', and start anew"
@@ -42,13 +44,13 @@ def document(
     }
 
 
-def refuse_more(here: int, allowed: int, what: str, phase: Phase, folder: Path) -> None:
-    """End a run where more steps of a phase were skipped than its recipe allows.
+def refuse_more(here: int, what: str, phase: Phase, folder: Path) -> None:
+    """End a run where too many steps of a phase were skipped.
 
     Raises:
         TrainingError: they were.
     """
-    if here > allowed:
+    if here > MAX_NONFINITE_STEPS:
         raise TrainingError(
             f"{what}, the {here}. of this phase that had to be skipped",
             place=f"{phase.stage}, {phase.direction.name}",

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from pathlib import Path
 
+from roundtrip.backtranslation.filtering import MAX_COPY_CHRF
 from roundtrip.backtranslation.run_folder import RunFolder
 from roundtrip.data.corpora import Corpora
 from roundtrip.data.language_codes import bleu_tokenizer
@@ -93,8 +94,9 @@ class Scorer:
         fits = reverse.can_translate(there, greedy_settings(self.recipe))
         fitting = [text if can else "" for text, can in zip(there, fits, strict=True)]
         back, _ = self._translate(fitting, stage, direction.reverse, "translates them back")
-        limit = self.recipe.filter.max_copy_chrf
-        copied = sum(metrics.sentence_chrf(text, line) >= limit for text, line in zip(there, lines, strict=True))
+        copied = sum(
+            metrics.sentence_chrf(text, line) >= MAX_COPY_CHRF for text, line in zip(there, lines, strict=True)
+        )
         scores = metrics.corpus_scores(back, lines, bleu_tokenize(self.recipe, direction.reverse)).to_dict()
         return scores | {"unfinished": unfinished, "copied": copied / len(lines)}
 
@@ -123,7 +125,6 @@ def greedy_settings(recipe: Recipe) -> Generate:
         engine=settings.engine,
         cuda_graphs=settings.cuda_graphs,
         max_length_ratio=settings.max_length_ratio,
-        max_length_offset=settings.max_length_offset,
         max_tokens_per_batch=settings.max_tokens_per_batch,
     )
 

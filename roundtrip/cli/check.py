@@ -64,10 +64,9 @@ def _work(arguments: argparse.Namespace) -> None:
         learnt = {d.name: samples[d.name] + rows for d, rows in zip(directions(recipe), both_ways, strict=True)}
         tokenizers = {d.name: _tokenizer(recipe, d.name, loaded.folder, corpora) for d in directions(recipe)}
     both = {d.name: templates_of(recipe, d, *tokenizers[d.name]) for d in directions(recipe)}
-    templates = {name: one.real for name, one in both.items()}
-    learners = {name: one.synthetic for name, one in both.items()}
+    templates = {name: one.parallel for name, one in both.items()}
     devices = {name: base_model.choose_device(spec.device) for name, spec in recipe.model.items()}
-    _, verdicts = row_builders.find(recipe, templates, learners, samples, devices, events)
+    _, verdicts = row_builders.find(recipe, templates, templates, samples, devices, events)
     memory, why = None, ""
     try:
         memory = forecast(recipe, loaded.folder, templates, learnt)

@@ -12,7 +12,7 @@ from huggingface_hub import EvalResult, ModelCardData
 from roundtrip import __version__
 from roundtrip.backtranslation.run_folder import BEST, RunFolder
 from roundtrip.engine.translator import Translator
-from roundtrip.recipe.plan import FINAL, PARALLEL, TEXT
+from roundtrip.recipe.plan import FINAL, PARALLEL, PRETRAIN
 from roundtrip.tokens.prompt_segments import language_name
 
 _METRICS = {"chrf": "chrF++", "bleu": "BLEU"}
@@ -102,7 +102,7 @@ def _what(run: RunFolder, one: Translator, is_model: bool) -> str:
 
 def _how(one: Translator, stage: str, target: str, *, has_rounds: bool) -> str:
     by = f"It was trained with roundtrip {__version__}"
-    if stage == TEXT:
+    if stage == PRETRAIN:
         return f"{by} on plain text."
     if stage == PARALLEL or (stage == FINAL and not has_rounds):
         return f"{by} on translated lines."

@@ -19,6 +19,10 @@ from roundtrip.runtime.seeding import derive_seed, permuted_index
 
 # Of short texts one is soon twice as long as the other; so many characters are free before a ratio counts.
 RATIO_SLACK = 10
+# Pairs with sides whose lengths differ by more are dropped.
+MAX_LENGTH_RATIO = 4.0
+# Monolingual lines whose round-trip translations choose the best stage where there are no dev pairs.
+ROUND_TRIP_LINES = 200
 
 
 @dataclass(frozen=True)
@@ -126,7 +130,7 @@ def _lines_for_dev(
     for side, language in enumerate(recipe.languages):
         lines = ((line,) for line in _lines(recipe.data.mono[language], language, folder, report))
         fitting = (row[0] for _, row in _fitting(lines, (side,), recipe.data.filter, Counter(), held_out))
-        sides.append(list(islice(dict.fromkeys(fitting), recipe.evaluation.round_trip_lines)))
+        sides.append(list(islice(dict.fromkeys(fitting), ROUND_TRIP_LINES)))
     rows = list(zip(*sides, strict=False))
     held_out.update((side, _fingerprint(text)) for row in rows for side, text in enumerate(row))
     counts["dev"] = Counter(kept=len(rows))
@@ -280,7 +284,7 @@ def _unfit(row: TextRow, limits: LineFilter) -> str | None:
             return "too many words"
         if len(text) > limits.max_chars:
             return "too many characters"
-    if len(row) == 2 and relative_length(len(row[0]), len(row[1])) > limits.max_length_ratio:
+    if len(row) == 2 and relative_length(len(row[0]), len(row[1])) > MAX_LENGTH_RATIO:
         return "length ratio"
     if len(row) == 2 and row[0] == row[1]:
         return "both sides equal"

@@ -10,6 +10,7 @@ from typing import Any
 
 from roundtrip.data.text_files import open_text, read_text_lines
 from roundtrip.recipe.schema import TextSource
+from roundtrip.runtime.downloads import DatasetSpec, parse_dataset
 from roundtrip.runtime.errors import RoundtripError, TextError
 
 _ROWS_AT_ONCE = 1024
@@ -95,28 +96,28 @@ def read_dataset(source: TextSource, languages: tuple[str, ...]) -> Iterator[tup
     Raises:
         TextError: `datasets` is not installed, the data set cannot be reached, or lacks the columns.
     """
-    name = str(source.path).removeprefix("hf:")
+    spec = parse_dataset(str(source.path))
     columns: tuple[str, ...] | None = None
-    for number, record in enumerate(_dataset_records(name, source), start=1):
+    for number, record in enumerate(_dataset_records(spec), start=1):
         if columns is None:
-            columns = _names(source, languages, place=f"hf:{name}", found=list(record))
-        place = f"hf:{name} ({source.split}), row {number}"
+            columns = _names(source, languages, place=f"hf:{spec.name}", found=list(record))
+        place = f"hf:{spec.name} ({spec.split}), row {number}"
         yield tuple(_reach(record, column, place) for column in columns)
 
 
-def _dataset_records(name: str, source: TextSource) -> Iterator[dict[str, Any]]:
+def _dataset_records(spec: DatasetSpec) -> Iterator[dict[str, Any]]:
     try:
         from datasets import load_dataset
     except ImportError as error:
-        raise _missing("datasets", f"hf:{name}") from error
+        raise _missing("datasets", f"hf:{spec.name}") from error
     try:
-        yield from load_dataset(name, source.subset, split=source.split, streaming=True)
+        yield from load_dataset(spec.name, spec.subset, split=spec.split, streaming=True)
     except RoundtripError:
         raise
     except Exception as error:  # a hub fails in as many ways as the libraries below it; they share no base
         raise TextError(
             f"the data set cannot be read ({type(error).__name__}: {_first_line(error)})",
-            place=f"hf:{name}",
+            place=f"hf:{spec.name}",
             cure="Check its name, `subset`, `split` and the network, or name a local file.",
         ) from error
 
@@ -141,7 +142,7 @@ def _fields(
     columns: Sequence[str | int] = source.columns or range(len(languages))
     _check_number(columns, languages, str(path))
     header: list[str] = []
-    if source.header or any(isinstance(column, str) for column in columns):
+    if any(isinstance(column, str) for column in columns):
         header = [name.strip() for name in next(rows, (0, []))[1]]
     if absent := [column for column in columns if isinstance(column, str) and column not in header]:
         raise _no_column(absent[0], f"{path}:1", header)

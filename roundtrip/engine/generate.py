@@ -23,6 +23,8 @@ from roundtrip.runtime.seeding import derive_seed
 from roundtrip.tokens.batching import TokenDataset, token_budget_batches
 from roundtrip.tokens.prompt_template import TokenRow
 
+# Tokens that a hypothesis may have beyond `max_length_ratio` times its source.
+MAX_LENGTH_OFFSET = 10
 # A batch: its number, with a 0 or 1 for each time it was halved, of which its seed is derived; and the indices of its
 # prompts.
 _Batch = tuple[tuple[int, ...], list[int]]
@@ -30,7 +32,7 @@ _Batch = tuple[tuple[int, ...], list[int]]
 
 def length_limit(num_source_tokens: int, settings: Generate) -> int:
     """Return the most tokens that a translation of `num_source_tokens` tokens may have."""
-    return int(settings.max_length_ratio * num_source_tokens) + settings.max_length_offset
+    return int(settings.max_length_ratio * num_source_tokens) + MAX_LENGTH_OFFSET
 
 
 def generate(

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -49,15 +49,12 @@ class DirectionTemplates:
     """How rows of different kinds become one text.
 
     Attributes:
-        real: for sources written by people, in training and in use.
-        synthetic: with the tag in front of the source, so that the model can distinguish sources that a model
-            generated (https://arxiv.org/abs/1906.06442); the same as `real` where the recipe has no tag.
-        noised: from the target language into itself.
+        parallel: of parallel and synthetic rows, and of every translation.
+        denoising: from the target language into itself; the same as `parallel` where the recipe has no such rows.
     """
 
-    real: PromptTemplate
-    synthetic: PromptTemplate
-    noised: PromptTemplate
+    parallel: PromptTemplate
+    denoising: PromptTemplate
 
 
 @dataclass(frozen=True)
@@ -76,8 +73,7 @@ class Translator:
 
     @property
     def template(self) -> PromptTemplate:
-        """The template of sources written by people."""
-        return self.templates.real
+        return self.templates.parallel
 
     @property
     def base(self) -> LoadedModel:
@@ -354,13 +350,11 @@ def templates(
     own = fixed.get(direction.name) or build_segments(
         tokenizer, recipe.template, direction.source, direction.target, stop_ids
     )
-    real, tag = PromptTemplate(tokenizer, own), recipe.template.synthetic_tag
-    tagged = PromptTemplate(tokenizer, replace(own, head=own.head + tag)) if tag else real
-    noised = real
+    parallel = denoising = PromptTemplate(tokenizer, own)
     if recipe.rounds.denoising_ratio:
         # From the language into itself, so that the model knows that this is no translation.
         into_itself = fixed.get(noised_name(direction.name)) or build_segments(
             tokenizer, recipe.template, direction.target, direction.target, stop_ids
         )
-        noised = PromptTemplate(tokenizer, into_itself)
-    return DirectionTemplates(real, tagged, noised)
+        denoising = PromptTemplate(tokenizer, into_itself)
+    return DirectionTemplates(parallel, denoising)

@@ -1,40 +1,44 @@
-"""Finding, reading and judging recipe files: all problems come in one error, each with its place and a cure."""
+"""Finding, reading and checking recipe files: one error names every problem with its key and what to do."""
 
 from __future__ import annotations
 
-import difflib
 import json
 import tomllib
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, get_args
 
 from pydantic import BaseModel, ValidationError
 
-from roundtrip.recipe.schema import Recipe, TextSource
-from roundtrip.recipe.validation import OF_ADAPTERS, combination_problems, did_you_mean
-from roundtrip.runtime.downloads import forbid_hub, is_hub_id, parse_pypi, resolve
-from roundtrip.runtime.errors import RecipeError, SourceError
+from roundtrip.recipe.renamed import explain_unknown_key
+from roundtrip.recipe.schema import Adapter, Recipe, TextSource
+from roundtrip.recipe.validation import combination_problems
+from roundtrip.runtime.downloads import forbid_hub, is_hub_id, parse_dataset, parse_pypi, resolve
+from roundtrip.runtime.errors import RecipeError, SourceError, did_you_mean
 
-# Sections in which a table may stand for one direction alone: [adapter."en-es"].
+# Sections that may hold a table for one direction alone, as [adapter."en-es"].
 BY_DIRECTION = ("model", "adapter")
-CONFIG = "adapter_config.json"
-_UNKNOWN = ("first direction", "second direction")
+# Keys of an adapter; they mean nothing where all weights are trained.
+ADAPTER_ONLY = tuple(key for key in Adapter.model_fields if key not in {"method", "lr"})
+ADAPTER_CONFIG = "adapter_config.json"
 _PACKAGE = Path(__file__).parents[1]
-# In the wheel the shipped recipes lie inside the package, in a checkout beside it.
-SHELVES = (_PACKAGE / "recipes", _PACKAGE.parent / "recipes")
+# The wheel holds the shipped recipes inside the package, a checkout beside it.
+RECIPE_FOLDERS = (_PACKAGE / "recipes", _PACKAGE.parent / "recipes")
+_UNKNOWN_DIRECTIONS = ("first direction", "second direction")
+
+# The path of a key: names of tables, positions in lists.
+KeyPath = tuple[str | int, ...]
 
 
 @dataclass(frozen=True)
 class LoadedRecipe:
-    """A recipe that was found sound.
+    """A valid recipe.
 
     Attributes:
-        recipe: the value.
-        path: the file it came from; relative paths in it start at its folder.
-        text: the file as written.
-        overrides: what `--set` changed, as given.
+        path: its file; relative paths in it start at the folder of this file.
+        text: content of the file.
+        overrides: arguments of `--set`.
     """
 
     recipe: Recipe
@@ -56,17 +60,16 @@ def find(name: str) -> Path:
     path = Path(name).expanduser()
     if path.is_file():
         return path.resolve()
-    shipped = {file.stem: file for shelf in SHELVES if shelf.is_dir() for file in sorted(shelf.glob("*.toml"))}
+    folders = [folder for folder in RECIPE_FOLDERS if folder.is_dir()]
+    shipped = {file.stem: file for folder in folders for file in sorted(folder.glob("*.toml"))}
     if name in shipped:
         return shipped[name].resolve()
     beside = [str(path.with_name(file.name)) for file in path.parent.glob("*.toml")] if path.parent.is_dir() else []
-    close = difflib.get_close_matches(name, [*shipped, *beside], 1)
-    hint = f"did you mean '{close[0]}'? " if close else ""
-    raise RecipeError(f"no recipe '{name}'", cure=f"{hint}shipped recipes: {', '.join(sorted(shipped))}")
+    raise RecipeError(f"no recipe '{name}'", cure=did_you_mean(name, [*shipped, *beside], "there are"))
 
 
 def load(name: str, overrides: Sequence[str] = ()) -> LoadedRecipe:
-    """Read and judge a recipe.
+    """Read and check a recipe.
 
     Args:
         name: see `find`.
@@ -82,36 +85,41 @@ def load(name: str, overrides: Sequence[str] = ()) -> LoadedRecipe:
     except (tomllib.TOMLDecodeError, UnicodeDecodeError, OSError) as error:
         raise RecipeError(f"not a readable TOML file: {error}", place=str(path)) from error
     for override in overrides:
-        _override(data, override)
+        _apply_override(data, override)
     recipe, problems = validate_recipe(data, path.parent)
-    if problems or recipe is None:
+    if recipe is None:
         count = f"{len(problems)} problem{'s' if len(problems) > 1 else ''}"
         raise RecipeError(f"{count} in this recipe\n" + "\n".join(f"  - {p}" for p in problems), place=str(path))
     return LoadedRecipe(recipe, path, text, tuple(overrides))
 
 
 def validate_recipe(data: dict[str, Any], folder: Path) -> tuple[Recipe | None, list[str]]:
-    """Return the recipe (None where it has no sound shape) and every problem in it, as text."""
-    recipe, problems = _shape(data)
+    """Return the recipe, or None and every problem in it as text.
+
+    Args:
+        data: as parsed from TOML.
+        folder: where relative paths start.
+    """
+    recipe, invalid = _parse(data)
     if recipe is None:
-        # Judge what is left without the broken keys, so that one run shows everything.
-        recipe, _ = _shape(_without(data, problems))
-    texts = [f"{'.'.join(map(str, place))}: {text}" for place, text in problems]
+        # Check what is left without the invalid keys, so that one error shows everything.
+        recipe, _ = _parse(_without(data, invalid))
+    problems = [f"{'.'.join(map(str, key))}: {text}" for key, text in invalid.items()]
     if recipe is not None:
-        texts += _unused(data, recipe)
-        texts += combination_problems(recipe)
-        texts += path_problems(recipe, folder)
-    return (None if texts else recipe), texts
+        problems += _unused_adapter_keys(data, recipe)
+        problems += combination_problems(recipe)
+        problems += path_problems(recipe, folder)
+    return (None if problems else recipe), problems
 
 
 def forbid_unused_hub(recipe: Recipe, folder: Path) -> None:
-    """Let nobody in this process speak to the hub where the recipe names nothing there; to be called before imports."""
+    """Keep libraries from contacting the hub where the recipe names nothing on it; to be called before imports."""
     if not names_hub(recipe, folder):
         forbid_hub()
 
 
 def names_hub(recipe: Recipe, folder: Path) -> bool:
-    """Return whether a recipe names anything on the hub; if not, nobody has to be asked there."""
+    """Return whether a recipe names a model or data set on the hub."""
     models = [model.path for model in recipe.model.values() if model.path is not None]
     return any(is_hub_id(path, folder) for path in models) or any(
         source.format == "datasets" or str(source.path).startswith("hf:") for _, source, _ in recipe.sources()
@@ -119,45 +127,48 @@ def names_hub(recipe: Recipe, folder: Path) -> bool:
 
 
 def path_problems(recipe: Recipe, folder: Path) -> list[str]:
-    """Name the local files that are not there and the specs without form; what is remote is tried when fetched."""
+    """Return a problem for each missing local file and malformed remote path; downloads are tried later."""
     specs = [
         (key, spec)
         for key, source, _ in recipe.sources()
         for spec in ((source.path,) if isinstance(source.path, str) else source.path)
-        if not spec.startswith("hf:")
     ]
     for spec in dict.fromkeys(model.path for model in recipe.model.values()):
         if spec is not None and (spec.startswith(("pypi:", ".", "/", "~")) or spec.endswith(".gguf")):
             specs.append(("model.path", spec))
     for name, adapter in recipe.adapter.items():
         if adapter.init is not None and adapter.method != "full":
-            specs.append((f"adapter.{name}.init", str(Path(adapter.init).expanduser() / CONFIG)))
+            specs.append((f"adapter.{name}.init", str(Path(adapter.init).expanduser() / ADAPTER_CONFIG)))
     problems = []
     for key, spec in specs:
         try:
-            parse_pypi(spec) if spec.startswith("pypi:") else resolve(spec, folder)
+            if spec.startswith("hf:"):
+                parse_dataset(spec)
+            elif spec.startswith("pypi:"):
+                parse_pypi(spec)
+            else:
+                resolve(spec, folder)
         except SourceError as error:
-            problems.append(f"{key}: {error.problem}; {error.cure} (seen from {error.place})")
+            problems.append(f"{key}: {error.problem}; {error.cure} (in {error.place})")
     return problems
 
 
-Place = tuple[str | int, ...]
-
-
-def _shape(data: dict[str, Any]) -> tuple[Recipe | None, list[tuple[Place, str]]]:
+def _parse(data: dict[str, Any]) -> tuple[Recipe | None, dict[KeyPath, str]]:
+    """Return the recipe, or None and what is wrong with each invalid key."""
     names = _direction_names(data)
     try:
         # Through JSON, since only there does pydantic's strict mode take an array for a tuple.
-        return Recipe.model_validate_json(json.dumps(_spread(data, names), default=str)), []
+        return Recipe.model_validate_json(json.dumps(_spread(data, names), default=str)), {}
     except ValidationError as error:
-        found = {}
+        invalid = {}
         for item in error.errors():
-            place = tuple(part for part in item["loc"] if not _is_type_name(part))
-            place = _as_written(place, data, names)
-            if names == _UNKNOWN and len(place) == 2 and place[0] in BY_DIRECTION and isinstance(item["input"], dict):
-                continue  # for one direction, whose name is not known while the languages are wrong
-            found[place] = _explain(item, place, names)
-        return None, list(found.items())
+            key = tuple(part for part in item["loc"] if not _is_type_name(part))
+            key = _as_written(key, data, names)
+            of_direction = len(key) == 2 and key[0] in BY_DIRECTION and isinstance(item["input"], dict)
+            if of_direction and names == _UNKNOWN_DIRECTIONS:
+                continue  # the names of the directions are unknown while the languages are invalid
+            invalid[key] = _explain(item, key, names)
+        return None, invalid or {("languages",): "two different language codes wanted"}
 
 
 def _direction_names(data: dict[str, Any]) -> tuple[str, str]:
@@ -165,103 +176,105 @@ def _direction_names(data: dict[str, Any]) -> tuple[str, str]:
     if isinstance(languages, list) and len(languages) == 2 and len(set(map(str, languages))) == 2:
         first, second = map(str, languages)
         return f"{first}-{second}", f"{second}-{first}"
-    return _UNKNOWN
+    return _UNKNOWN_DIRECTIONS
 
 
 def _spread(data: dict[str, Any], names: Sequence[str]) -> dict[str, Any]:
-    """Give each direction its own table where directions may differ: what both have in common, then what is its own."""
+    """Give each direction its own table: the keys of both, overridden by its own."""
     spread = dict(data)
     for key in BY_DIRECTION:
         table = data.get(key, {})
         if isinstance(table, dict):
             own = {name: table[name] for name in names if isinstance(table.get(name), dict)}
             common = {name: value for name, value in table.items() if name not in own}
-            spread[key] = {name: _over(common, own.get(name, {})) for name in names}
+            spread[key] = {name: _merge(common, own.get(name, {})) for name in names}
     return spread
 
 
-def _over(common: dict[str, Any], own: dict[str, Any]) -> dict[str, Any]:
-    """Return a table with the keys of another over it, tables in it too."""
+def _merge(common: dict[str, Any], own: dict[str, Any]) -> dict[str, Any]:
+    """Return a table overridden by another, recursively."""
     return common | {
-        key: _over(common[key], value) if isinstance(value, dict) and isinstance(common.get(key), dict) else value
+        key: _merge(common[key], value) if isinstance(value, dict) and isinstance(common.get(key), dict) else value
         for key, value in own.items()
     }
 
 
-def _unused(data: dict[str, Any], recipe: Recipe) -> list[str]:
-    """Name what a recipe says of adapters where all weights learn."""
+def _unused_adapter_keys(data: dict[str, Any], recipe: Recipe) -> list[str]:
+    """Return a problem for each key of an adapter where all weights are trained."""
     table = data.get("adapter", {})
     full = [name for name, adapter in recipe.adapter.items() if adapter.method == "full"]
-    places = {f"adapter.{name}": table[name] for name in full if isinstance(table.get(name), dict)}
+    tables = {f"adapter.{name}": table[name] for name in full if isinstance(table.get(name), dict)}
     if len(full) == len(recipe.adapter):
-        places["adapter"] = table
+        tables["adapter"] = table
     return [
-        f"{place}.{key}: does nothing where all weights learn (adapter.method = 'full')"
-        for place, keys in places.items()
-        for key in OF_ADAPTERS
+        f"{section}.{key}: has no effect where all weights are trained (adapter.method = 'full')"
+        for section, keys in tables.items()
+        for key in ADAPTER_ONLY
         if key in keys
     ]
 
 
-def _as_written(place: Place, data: dict[str, Any], names: Sequence[str]) -> Place:
-    """Return where a key stands in the file: with both directions, or with the one that has it for itself."""
-    if len(place) < 2 or place[0] not in BY_DIRECTION or place[1] not in names:
-        return place
-    own = data[place[0]].get(place[1])
-    return place if len(place) > 2 and isinstance(own, dict) and place[2] in own else (place[0], *place[2:])
+def _as_written(key: KeyPath, data: dict[str, Any], names: Sequence[str]) -> KeyPath:
+    """Return a key as the file has it: in the table of both directions, or in that of one."""
+    if len(key) < 2 or key[0] not in BY_DIRECTION or key[1] not in names:
+        return key
+    own = data[key[0]].get(key[1])
+    return key if len(key) > 2 and isinstance(own, dict) and key[2] in own else (key[0], *key[2:])
 
 
 def _is_type_name(part: str | int) -> bool:
-    """Pydantic adds the member of a union (`str`, `tuple[...]`) to the place; a person wrote no such key."""
+    """Return whether pydantic added this part, the member of a union (`str`, `tuple[...]`), to the path of a key."""
     return isinstance(part, str) and (part in {"str", "int"} or part.startswith(("tuple[", "literal[", "function-")))
 
 
-def _explain(item: Any, place: Place, directions: Sequence[str]) -> str:
+def _explain(item: Any, key: KeyPath, directions: Sequence[str]) -> str:
+    """Return what is wrong with a key, from an error of pydantic."""
     value = f"{item['input']!r}" if not isinstance(item["input"], dict | list) else "this table"
-    if item["type"] == "extra_forbidden":
-        if len(place) == 2 and place[0] in BY_DIRECTION and place[1] in directions:
-            return f"{value}: a table wanted, [{place[0]}.{json.dumps(place[1])}]"
-        section = _section(place[:-1])
-        names = list(section.model_fields) if section else []
-        if place[0] in BY_DIRECTION and len(place) == 2:
-            names += directions
-        return f"unknown key{did_you_mean(str(place[-1]), names)}"
     if item["type"] == "missing":
         return "missing, and there is no default"
-    return f"{value}: {item['msg'][0].lower()}{item['msg'][1:]}"
+    if item["type"] != "extra_forbidden":
+        return f"{value}: {item['msg'][0].lower()}{item['msg'][1:]}"
+    if len(key) == 2 and key[0] in BY_DIRECTION and key[1] in directions:
+        return f"{value}: a table wanted, [{key[0]}.{json.dumps(key[1])}]"
+    section = _section(key[:-1])
+    known = [*section.model_fields, *(directions if len(key) == 2 and key[0] in BY_DIRECTION else ())]
+    return explain_unknown_key(".".join(_names(key)), known, of_source=section is TextSource)
 
 
-def _section(place: Place) -> type[BaseModel] | None:
-    """Return the model that describes the table at a place."""
-    section: Any = Recipe
-    for part in place:
-        if isinstance(part, int) or (section is not Recipe and "-" in part):  # of a list, or of a direction
-            continue
-        field = section.model_fields.get(part) if section else None
-        section = _model_in(field.annotation) if field else None
-        if section is None:
-            return TextSource if place and place[0] == "data" else None
-    return section  # type: ignore[no-any-return]
+def _names(key: KeyPath) -> list[str]:
+    """Return the parts of a key without positions in lists and the name of a direction."""
+    names = [part for part in key if isinstance(part, str)]
+    return [name for number, name in enumerate(names) if number != 1 or names[0] not in BY_DIRECTION or "-" not in name]
 
 
-def _model_in(annotation: Any) -> type[BaseModel] | None:
+def _section(table: KeyPath) -> type[BaseModel]:
+    """Return the class that describes a table."""
+    section: type[BaseModel] = Recipe
+    for name in _names(table):
+        if section is not TextSource:  # below `data.mono` a name is a language code
+            section = section_in(section.model_fields[name].annotation) or section
+    return section
+
+
+def section_in(annotation: Any) -> type[BaseModel] | None:
+    """Return the section that a type holds, as `Model` for `dict[str, Model]`."""
     if isinstance(annotation, type) and issubclass(annotation, BaseModel):
         return annotation
-    return next((model for part in get_args(annotation) if (model := _model_in(part))), None)
+    return next((section for part in get_args(annotation) if (section := section_in(part))), None)
 
 
-def _without(data: dict[str, Any], problems: list[tuple[Place, str]]) -> dict[str, Any]:
+def _without(data: dict[str, Any], keys: Iterable[KeyPath]) -> dict[str, Any]:
     copy: dict[str, Any] = json.loads(json.dumps(data, default=str))
-    for place, _ in problems:
-        holder: Any = copy
-        for part in place[:-1]:
-            holder = holder.get(part) if isinstance(holder, dict) else None
-        if isinstance(holder, dict):
-            holder.pop(place[-1], None)
+    for key in keys:
+        table: Any = copy
+        for part in key[:-1]:
+            table = table.get(part) if isinstance(table, dict) else None
+        if isinstance(table, dict):
+            table.pop(key[-1], None)
     return copy
 
 
-def _override(data: dict[str, Any], override: str) -> None:
+def _apply_override(data: dict[str, Any], override: str) -> None:
     key, equals, text = override.partition("=")
     parts = [part.strip("\"'") for part in key.strip().split(".")]
     if not equals or not all(parts):
@@ -270,9 +283,9 @@ def _override(data: dict[str, Any], override: str) -> None:
         value = tomllib.loads(f"value = {text}")["value"]
     except tomllib.TOMLDecodeError:
         value = text.strip()
-    holder = data
+    table = data
     for part in parts[:-1]:
-        holder = holder.setdefault(part, {})
-        if not isinstance(holder, dict):
+        table = table.setdefault(part, {})
+        if not isinstance(table, dict):
             raise RecipeError(f"'{key}': '{part}' is a value, not a table", place="--set")
-    holder[parts[-1]] = value
+    table[parts[-1]] = value

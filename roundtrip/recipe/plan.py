@@ -1,4 +1,4 @@
-"""What a recipe will do, before it is done: directions, phases and the number of optimizer steps."""
+"""What a recipe will do: directions, stages, phases and the number of optimizer steps."""
 
 from __future__ import annotations
 
@@ -9,7 +9,8 @@ from dataclasses import dataclass
 from roundtrip.recipe.sampling_schedule import sampling_settings
 from roundtrip.recipe.schema import Recipe
 
-BASE, TEXT, PARALLEL, FINAL = "base", "text", "parallel", "final"
+# Names of stages, as in file names and metrics.json; those of the rounds are `round-1`, `round-2`, ...
+BASE, PRETRAIN, PARALLEL, FINAL = "base", "text", "parallel", "final"
 
 
 @dataclass(frozen=True)
@@ -30,14 +31,14 @@ class Direction:
 
 @dataclass(frozen=True)
 class Phase:
-    """One block of one direction: all that is learnt between two looks at new text.
+    """Training of one direction on one set of examples. A stage is a phase of each direction, or several.
 
     Attributes:
-        number: from 0.
-        stage: `text`, `parallel`, `round-K` or `final`; both directions of a stage are scored together after it.
+        number: from 0, over the whole run.
+        stage: `text`, `parallel`, `round-K` or `final`; after it both directions are scored.
         round: 0 outside the rounds.
-        ends_stage: this is the stage's last phase.
-        passes: over the rows of its block.
+        ends_stage: whether this is the last phase of the stage.
+        passes: epochs over its examples.
     """
 
     number: int
@@ -49,7 +50,7 @@ class Phase:
 
     @property
     def real(self) -> bool:
-        """Whether it learns from real pairs alone."""
+        """Whether it trains on parallel pairs alone."""
         return self.stage in {PARALLEL, FINAL}
 
 
@@ -60,84 +61,92 @@ def directions(recipe: Recipe) -> tuple[Direction, Direction]:
 
 
 def phases(recipe: Recipe, num_pairs: int) -> list[Phase]:
-    """Return all phases of a run, in order: plain text, parallel pairs, the rounds, pairs again; in both directions.
+    """Return all phases of a run in order: monolingual text, parallel pairs, the rounds, parallel pairs again.
 
-    Where a stage of pairs may end at a stall, each pass is a phase of its own.
+    Where a stage of pairs may end early, each of its epochs is a phase.
     """
-    train, both = recipe.train, directions(recipe)
-    stages: list[tuple[str, int, int, int]] = [(TEXT, 0, 1, 1)] if train.pretrain_lines else []
-    stages += _of_pairs(PARALLEL, train.parallel_epochs, num_pairs, train.patience)
+    train = recipe.train
+    # Of each stage: its name, its round, how often the directions take turns, and the epochs of each turn.
+    stages = [(PRETRAIN, 0, 1, 1)] if train.pretrain_lines else []
+    stages += _epochs(recipe, PARALLEL, train.parallel_epochs, num_pairs)
     stages += [(f"round-{number}", number, 1, 1) for number in range(1, recipe.rounds.count + 1)]
-    stages += _of_pairs(FINAL, train.final_epochs, num_pairs, train.patience)
-    found: list[Phase] = []
-    for stage, number, turns, passes in stages:
-        who = both[:1] if stage == TEXT and recipe.one_start else both
-        for turn in range(turns):
-            for direction in who:
-                ends = turn == turns - 1 and direction == who[-1]
-                found.append(Phase(len(found), stage, number, direction, ends, passes))
-    return found
+    stages += _epochs(recipe, FINAL, train.final_epochs, num_pairs)
+    result: list[Phase] = []
+    for stage, number, num_turns, num_epochs in stages:
+        # Where both directions start with the same weights, one is pretrained and the other copies it.
+        trained = directions(recipe)[:1] if stage == PRETRAIN and recipe.one_start else directions(recipe)
+        for turn in range(num_turns):
+            for direction in trained:
+                ends_stage = turn == num_turns - 1 and direction == trained[-1]
+                result.append(Phase(len(result), stage, number, direction, ends_stage, num_epochs))
+    return result
+
+
+def _epochs(recipe: Recipe, stage: str, num_epochs: int, num_pairs: int) -> list[tuple[str, int, int, int]]:
+    if not num_pairs or not num_epochs:
+        return []
+    return [(stage, 0, num_epochs, 1) if epochs_may_end_early(recipe) else (stage, 0, 1, num_epochs)]
+
+
+def epochs_may_end_early(recipe: Recipe) -> bool:
+    """Return whether the dev loss is computed after each epoch over pairs; it needs dev pairs."""
+    return bool(recipe.train.patience) and not recipe.blind
 
 
 def next_phase(phases: Sequence[Phase], phase: Phase, *, enough: bool) -> int:
-    """Return the number of the next phase.
+    """Return the number of the phase to train next.
 
     Args:
-        enough: the passes or rounds that would come next are left out, since nothing gets better any more.
+        phases: of the whole run.
+        phase: the one that has ended.
+        enough: skip the rest of its stage, or after a round all further rounds, since they bring no improvement.
     """
     for after in phases[phase.number + 1 :]:
-        if not enough or (not after.round if phase.round else after.stage != phase.stage):
+        skipped = bool(after.round) if phase.round else after.stage == phase.stage
+        if not (enough and skipped):
             return after.number
     return len(phases)
 
 
-def _of_pairs(stage: str, passes: int, num_pairs: int, stall: int) -> list[tuple[str, int, int, int]]:
-    """Return the stage, its round, how often both directions take turns, and the passes of each turn."""
-    if not num_pairs or not passes:
-        return []
-    return [(stage, 0, passes, 1) if stall else (stage, 0, 1, passes)]
-
-
 def num_parallel(recipe: Recipe, num_synthetic: int, num_pairs: int) -> int:
-    """Return how many real pairs go with so many synthetic ones: `parallel_ratio` of both, repeated as needed."""
+    """Return how many parallel pairs are mixed with synthetic ones: `parallel_ratio` of both, repeated as needed."""
     share = recipe.rounds.parallel_ratio if num_pairs else 0.0
     return round(num_synthetic * share / (1.0 - share))
 
 
 def num_denoising(recipe: Recipe, num_others: int) -> int:
-    """Return how many noised lines go with so many other rows: `denoising_ratio` of all."""
+    """Return how many denoising rows are mixed with other rows: `denoising_ratio` of all."""
     share = recipe.rounds.denoising_ratio
     return round(num_others * share / (1.0 - share))
 
 
-def num_synthetic(recipe: Recipe, number: int, direction: Direction) -> int:
-    """Return how many synthetic rows a direction gets in round `number` if none is rejected.
+def num_synthetic(recipe: Recipe) -> int:
+    """Return how many new synthetic rows a direction has in a round if none is rejected.
 
-    Under `temperature = "auto"` the writer is taken for cold: once it is warm, and all of several samples are learnt
-    from, there are more.
+    `temperature = "auto"` counts as greedy: once it samples and all candidates are kept, there are more rows.
     """
-    found = sampling_settings(recipe.generate, direction.reverse.name, number, None)
-    return recipe.rounds.monolingual_lines * (found.num_candidates if found.candidate_selection == "all" else 1)
+    settings = sampling_settings(recipe.generate, None)
+    return recipe.rounds.monolingual_lines * (settings.num_candidates if settings.candidate_selection == "all" else 1)
 
 
-def num_replayed(recipe: Recipe, number: int, direction: Direction) -> int:
-    """Return how many synthetic rows of rounds before are learnt from again in round `number`, at the most."""
-    before = sum(num_synthetic(recipe, earlier, direction) for earlier in range(1, number))
-    return min(recipe.rounds.replay_examples, before)
+def num_replayed(recipe: Recipe, number: int) -> int:
+    """Return how many synthetic rows of earlier rounds are trained on again in round `number`, at most."""
+    return min(recipe.rounds.replay_examples, (number - 1) * num_synthetic(recipe))
 
 
-def num_rows(recipe: Recipe, number: int, num_pairs: int, direction: Direction) -> int:
-    """Return how many rows round `number` has if no source is rejected: new ones, earlier ones, real and noised."""
-    synthetic = num_synthetic(recipe, number, direction) + num_replayed(recipe, number, direction)
+def num_rows(recipe: Recipe, number: int, num_pairs: int) -> int:
+    """Return how many rows of all kinds round `number` has if no source is rejected."""
+    synthetic = num_synthetic(recipe) + num_replayed(recipe, number)
     others = synthetic + num_parallel(recipe, synthetic, num_pairs)
     return others + num_denoising(recipe, others)
 
 
-def num_steps(recipe: Recipe, num_pairs: int, direction: Direction) -> int:
-    """Return how many optimizer steps a direction takes if no synthetic source is rejected."""
-    per_step = recipe.train.batch_size
-    text = math.ceil(2 * recipe.train.pretrain_lines / per_step)
-    passes = recipe.train.parallel_epochs + recipe.train.final_epochs
+def num_steps(recipe: Recipe, num_pairs: int) -> int:
+    """Return how many optimizer steps a direction takes if no source is rejected and no stage ends early."""
+    train = recipe.train
     rounds = range(1, recipe.rounds.count + 1)
-    blocks = sum(math.ceil(num_rows(recipe, number, num_pairs, direction) / per_step) for number in rounds)
-    return text + passes * math.ceil(num_pairs / per_step) + blocks
+    return (
+        math.ceil(2 * train.pretrain_lines / train.batch_size)
+        + (train.parallel_epochs + train.final_epochs) * math.ceil(num_pairs / train.batch_size)
+        + sum(math.ceil(num_rows(recipe, number, num_pairs) / train.batch_size) for number in rounds)
+    )

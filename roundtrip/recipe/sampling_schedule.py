@@ -1,55 +1,47 @@
-"""How the sources of one round are written: what the recipe says, changed by round and direction, and by how good
-the writer is."""
+"""At which temperature a direction generates the synthetic sources of a round."""
 
 from __future__ import annotations
 
 from roundtrip.recipe.schema import Generate
 
+# `temperature = "auto"` samples at this temperature once the generating direction reaches this chrF++ on dev.
+SAMPLING_TEMPERATURE = 0.7
+SAMPLING_MIN_CHRF = 40.0
 
-def sampling_settings(generate: Generate, writer: str, number: int, dev_chrf: float | None) -> Generate:
-    """Return how a direction writes in a round.
 
-    Sampled sources are more varied and teach more once the writer is good; those of a weak one are noise, and greedy
-    search, its best guess, teaches more (https://arxiv.org/abs/1808.09381, sections 4.2 and 5.3).
+def sampling_settings(generate: Generate, dev_chrf: float | None) -> Generate:
+    """Return the settings of a direction that generates, with a temperature that is a number.
+
+    Sampled sources are more varied and teach more, but only if the model that generates them is good enough; those of
+    a weak model are noise, and greedy search teaches more (https://arxiv.org/abs/1808.09381, sections 4.2 and 5.3).
 
     Args:
         generate: of the recipe.
-        writer: name of the direction that writes.
-        number: of the round, from 1.
-        dev_chrf: chrF++ of the writer on dev after the last stage; None where there are no dev pairs.
-
-    Returns:
-        Settings with a temperature that is a number, and without changes.
+        dev_chrf: chrF++ of the generating direction on dev after the last stage; None without dev pairs.
     """
-    found = requested_settings(generate, writer, number)
-    heat = found.heat
-    if found.temperature == "auto" and dev_chrf is not None and dev_chrf >= found.sampling_min_chrf:
-        heat = found.sampling_temperature
-    # Greedy ones of one line are all the same.
-    samples = found.num_candidates if heat else 1
-    return found.model_copy(update={"temperature": heat, "num_candidates": samples, "change": ()})
+    temperature = generate.temperature
+    if temperature == "auto":
+        temperature = SAMPLING_TEMPERATURE if (dev_chrf or 0.0) >= SAMPLING_MIN_CHRF else 0.0
+    # Greedy candidates of one line are all the same.
+    num_candidates = generate.num_candidates if temperature else 1
+    return generate.model_copy(update={"temperature": temperature, "num_candidates": num_candidates})
 
 
-def requested_settings(generate: Generate, writer: str, number: int) -> Generate:
-    """Return what the recipe says of a direction that writes in a round, `auto` and all."""
-    found = generate
-    for change in sorted(generate.overrides, key=lambda change: change.round):
-        if change.round <= number and change.direction in {None, writer}:
-            found = found.model_copy(update=change.model_dump(exclude={"round", "direction"}, exclude_none=True))
-    return found.model_copy(update={"change": ()})
-
-
-def describe_sampling(said: Generate, taken: Generate, writer: str, dev_chrf: float | None) -> str:
-    """Return what was taken and why, in a few words.
+def describe_sampling(generate: Generate, settings: Generate, direction: str, dev_chrf: float | None) -> str:
+    """Return in a few words how a direction generates, and why.
 
     Args:
-        said: see `asked`.
+        generate: of the recipe.
+        settings: see `sampling_settings`.
+        direction: name of the generating direction.
+        dev_chrf: as for `sampling_settings`.
     """
-    how = f"samples at temperature {taken.heat:g}" if taken.heat else "writes greedily"
-    if taken.num_candidates > 1:
-        how += f", {taken.num_candidates} of each line"
+    text = f"{direction} " + (f"samples at temperature {settings.heat:g}" if settings.heat else "uses greedy search")
+    if settings.num_candidates > 1:
+        text += f", {settings.num_candidates} candidates per line"
+    if generate.temperature != "auto":
+        return text
     if dev_chrf is None:
-        return f"{writer} {how}" + (": no dev pairs tell how warm it is" if said.temperature == "auto" else "")
-    warm = "below" if dev_chrf < said.sampling_min_chrf else "at or above"
-    why = f": its dev chrF++ {dev_chrf:.1f} is {warm} generate.sampling_min_chrf {said.sampling_min_chrf:g}"
-    return f"{writer} {how}{why if said.temperature == 'auto' else ''}"
+        return f"{text}: without dev pairs its quality is unknown"
+    relation = "below" if dev_chrf < SAMPLING_MIN_CHRF else "at least"
+    return f"{text}: its dev chrF++ {dev_chrf:.1f} is {relation} {SAMPLING_MIN_CHRF:g}"

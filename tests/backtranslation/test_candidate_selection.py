@@ -17,7 +17,7 @@ from roundtrip.engine.generate import Hypotheses
 from roundtrip.engine.likelihood import log_likelihood
 from roundtrip.engine.translator import Translations, Translator
 from roundtrip.recipe import loader
-from roundtrip.recipe.plan import Direction, num_steps
+from roundtrip.recipe.plan import num_steps
 from roundtrip.recipe.schema import Generate, Train
 from roundtrip.runtime.errors import ModelError
 from roundtrip.tokens.batching import TokenDataset
@@ -102,7 +102,7 @@ def test_the_schedule_counts_every_source_that_is_kept(write_recipe: WriteRecipe
             "rounds.monolingual_lines=64",
             f"generate.candidate_selection={choose_by}",
         ]
-        sizes.append(num_steps(loader.load(str(path), overrides).recipe, 0, Direction("en", "es")))
+        sizes.append(num_steps(loader.load(str(path), overrides).recipe, 0))
     assert sizes[1] == pytest.approx(4 * sizes[0], rel=0.2)
 
 

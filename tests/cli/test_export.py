@@ -177,8 +177,8 @@ def test_a_tokenizer_that_would_make_other_prompts_has_no_chat_template(run: Run
     assert template.segments.bos_id is not None
     odd = replace(
         one,
-        learner=replace(one.direction_model, base=replace(one.base, tokenizer=tokenizer)),
-        templates=DirectionTemplates(template, template, template),
+        direction_model=replace(one.direction_model, base=replace(one.base, tokenizer=tokenizer)),
+        templates=DirectionTemplates(template, template),
     )
     assert export._write_tokenizer(odd, tmp_path) is False
     assert AutoTokenizer.from_pretrained(tmp_path).chat_template is None

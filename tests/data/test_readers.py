@@ -246,11 +246,10 @@ def test_a_moses_pair_is_not_one_language(tmp_path: Path) -> None:
     ("keys", "expected"),
     [
         ({"columns": (2, 0)}, [("c", "a"), ("3", "1")]),
-        ({"columns": (2, 0), "header": True}, [("3", "1")]),
         ({"columns": ("c", "b")}, [("3", "2")]),
         ({"columns": ("b", 0)}, [("2", "1")]),
         ({"columns": ("a", "b")}, [("1", "2")]),
-        ({"header": True}, [("1", "2")]),
+        ({}, [("a", "b"), ("1", "2")]),
     ],
 )
 @pytest.mark.parametrize(("name", "split"), [("a.tsv", "\t"), ("a.csv", ",")])
@@ -428,9 +427,8 @@ def test_a_data_set(monkeypatch: pytest.MonkeyPatch) -> None:
         yield from ({"translation": {"en": f"a {n}", "es": f"b {n}"}, "en": "c"} for n in count())
 
     hub(monkeypatch, load)
-    source = TextSource(
-        path="hf:a/b", subset="en-es", split="test", columns=("translation.en", "translation.es"), limit=2
-    )
+    columns = ("translation.en", "translation.es")
+    source = TextSource(path="hf:a/b#subset=en-es&split=test", columns=columns, limit=2)
     assert list(read_pairs(source, [], LANGUAGES)) == [("a 0", "b 0"), ("a 1", "b 1")]
     assert asked == [(("a/b", "en-es"), {"split": "test", "streaming": True})]
     assert list(read_lines(TextSource(path="a/b", format="datasets", limit=1), [], "en")) == ["c"]

@@ -147,8 +147,8 @@ def test_missing_file_names_what_is_near(tmp_path: Path) -> None:
         downloads.resolve("data/train.en-se.tsv", tmp_path)
     assert caught.value.place == str(tmp_path / "data")
     assert "'data/train.en-se.tsv'" in caught.value.problem
-    assert caught.value.cure == "did you mean train.en-es.tsv?"
-    with pytest.raises(SourceError, match="did you mean data[?]"):
+    assert caught.value.cure == "did you mean 'train.en-es.tsv'?"
+    with pytest.raises(SourceError, match="did you mean 'data'[?]"):
         downloads.resolve("dat/deep/down/train.tsv", tmp_path)
     with pytest.raises(SourceError, match="nothing matches") as caught:
         downloads.resolve("data/*.xyz", tmp_path)
@@ -424,7 +424,7 @@ def test_missing_member_names_what_is_near(shelf: Shelf, wheel: Path) -> None:
     with pytest.raises(SourceError) as caught:
         fetch(shelf, wheel, "words/data/se.po")
     assert caught.value.place == wheel.name
-    assert "did you mean words/data/es.po" in str(caught.value.cure)
+    assert "did you mean 'words/data/es.po'" in str(caught.value.cure)
 
 
 # Hostile archives

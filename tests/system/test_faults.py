@@ -20,7 +20,7 @@ import pytest
 import torch
 from rich.console import Console
 
-from roundtrip.backtranslation import checkpoint, session
+from roundtrip.backtranslation import checkpoint, session, skipped
 from roundtrip.backtranslation.run_folder import RunFolder, run_lock
 from roundtrip.backtranslation.trainer import Trainer
 from roundtrip.engine import train_step as stepping
@@ -339,7 +339,8 @@ def test_more_skipped_steps_than_allowed_end_the_run_with_advice(
     write_recipe: WriteRecipe, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     breaking(monkeypatch, {0, 1}, HOW["loss is nan"])
-    path = write_recipe(("parallel_epochs = 1", "parallel_epochs = 3\nmax_skipped = 1"))
+    monkeypatch.setattr(skipped, "MAX_NONFINITE_STEPS", 1)
+    path = write_recipe(("parallel_epochs = 1", "parallel_epochs = 3"))
     with pytest.raises(
         TrainingError, match=r"the 2\. of this phase(.|\n)*look at the rows in .*skipped.*lower train\.lr"
     ):
@@ -355,8 +356,11 @@ def test_a_phase_without_a_single_sound_step_ends_the_run(
         go(write_recipe(), tmp_path / "run")
 
 
-def test_a_rate_that_breaks_the_weights_ends_the_run(write_recipe: WriteRecipe, tmp_path: Path) -> None:
-    path = write_recipe(("lr = 5e-3", "lr = 1e30\nlr_warmup_steps = 0\nmax_grad_norm = 1e30\nmax_skipped = 0"))
+def test_a_rate_that_breaks_the_weights_ends_the_run(
+    write_recipe: WriteRecipe, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(skipped, "MAX_NONFINITE_STEPS", 0)
+    path = write_recipe(("lr = 5e-3", "lr = 1e30\nlr_warmup_steps = 0\nmax_grad_norm = 1e30"))
     with pytest.raises(TrainingError, match=r"loss (nan|inf)(.|\n)*lower train\.lr"):
         go(path, tmp_path / "run")
 
@@ -364,7 +368,8 @@ def test_a_rate_that_breaks_the_weights_ends_the_run(write_recipe: WriteRecipe, 
 def test_skipped_steps_survive_a_resume(
     write_recipe: WriteRecipe, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    path = write_recipe(("parallel_epochs = 1", "parallel_epochs = 2\nmax_skipped = 1"))
+    path = write_recipe(("parallel_epochs = 1", "parallel_epochs = 2"))
+    monkeypatch.setattr(skipped, "MAX_NONFINITE_STEPS", 1)
     with monkeypatch.context() as patch:
         breaking(patch, {0}, HOW["loss is nan"])
         step = Trainer.step
@@ -650,7 +655,7 @@ def test_what_no_figure_depends_on_may_change_at_a_resume(
     finished: tuple[Path, Path], inside: tuple[Path, Path]
 ) -> None:
     recipe, folder = inside
-    go_on(recipe, folder, "checkpoint.full_disk=wait", "checkpoint.every_steps=2", "train.max_nonfinite_steps=3")
+    go_on(recipe, folder, "checkpoint.full_disk=wait", "checkpoint.every_steps=2")
     assert_same(end_state(folder), end_state(finished[1]))
     assert RunFolder(folder).recipe()[0].checkpoint.full_disk == "wait"
     with pytest.raises(RunError, match=r"train\.lr: 0\.005 then"):

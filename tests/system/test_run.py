@@ -332,7 +332,7 @@ MISTAKES: dict[str, tuple[tuple[str, str], str]] = {
     "unknown device": (('dtype = "float32"', 'dtype = "float32"\ndevice = "cuda:7"'), "no device 'cuda:7'"),
     "unknown layers": (("rank = 4", 'rank = 4\ntargets = ["q_prog"]'), "adapter.targets"),
     "mecab not installed": (
-        ("bootstrap_samples = 50", "bleu_tokenize = {es = 'ko-mecab'}"),
+        ("[checkpoint]", "[evaluation]\nbleu_tokenize = {es = 'ko-mecab'}\n[checkpoint]"),
         "evaluation.bleu_tokenize",
     ),
 }

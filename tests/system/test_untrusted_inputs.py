@@ -288,7 +288,7 @@ def test_a_hub_id_is_asked_for_otherwise(write_recipe: WriteRecipe, model_folder
 def test_offline_no_tokenizer_of_a_metric_is_fetched(
     write_recipe: WriteRecipe, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    path = write_recipe(("bootstrap_samples = 50", "bleu_tokenize = {es = 'flores200'}"))
+    path = write_recipe(("[checkpoint]", "[evaluation]\nbleu_tokenize = {es = 'flores200'}\n[checkpoint]"))
     output, errors, num_calls = reach(path, tmp_path, "--offline", SACREBLEU=str(tmp_path / "sacrebleu"))
     assert "code 2" in output and num_calls == 0
     assert "sacreBLEU would fetch its tokenizer 'flores200', and we are offline" in errors

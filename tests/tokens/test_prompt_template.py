@@ -137,9 +137,7 @@ def test_a_broken_seam_is_seen() -> None:
 
 def test_chat_row_equals_the_template_applied_to_the_conversation() -> None:
     tokenizer = TOKENIZERS["pad is end"]
-    used = template(
-        tokenizer, TemplateRecipe(kind="chat", system="You translate.", instruction="To Spanish:\n{source}")
-    )
+    used = template(tokenizer, TemplateRecipe(kind="chat", system="You translate.", prompt="To Spanish:\n{source}"))
     for source, target in toy_pairs()[:50]:
         messages = [
             {"role": "system", "content": "You translate."},
@@ -198,7 +196,7 @@ def test_special_tokens_without_a_role_are_text_in_user_text() -> None:
 
 def test_a_template_that_spells_the_bos_gets_no_second_one() -> None:
     tokenizer = TOKENIZERS["BOS added"]
-    used = template(tokenizer, TemplateRecipe(kind="plain", text="<|im_start|>{source} = {target}"))
+    used = template(tokenizer, TemplateRecipe(kind="plain", prompt="<|im_start|>{source} = {target}"))
     assert used.rows([("Hello", "Hola")])[0].ids.count(tokenizer.bos_token_id) == 1
 
 
@@ -240,7 +238,7 @@ def test_no_end_token_is_an_error() -> None:
 
 
 def test_braces_in_texts_are_not_fields() -> None:
-    used = template(TOKENIZERS["pad is end"], TemplateRecipe(kind="plain", text="{{}} {source} = {target}"))
+    used = template(TOKENIZERS["pad is end"], TemplateRecipe(kind="plain", prompt="{{}} {source} = {target}"))
     assert used.prompt_text("%(name)s {0} {target}") == "{{}} %(name)s {0} {target} ="
 
 
@@ -280,7 +278,7 @@ def test_rows_with_spelt_special_tokens_are_framed_as_any_other(name: str, kind:
 def test_targets_are_the_end_of_their_rows(name: str) -> None:
     """Also behind a template whose last line breaks are one token at the end of a text and two inside it."""
     tokenizer = TOKENIZERS[name]
-    texts = (PLAIN, CHAT, TemplateRecipe(kind="plain", text="{source}\n\n{target}"))
+    texts = (PLAIN, CHAT, TemplateRecipe(kind="plain", prompt="{source}\n\n{target}"))
     for text in texts:
         used = template(tokenizer, text)
         targets = [target for _, target in toy_pairs()[::30]] + ["Hola <|im_end|> x", "9 lives", "«Ja»"]
@@ -293,7 +291,7 @@ def test_targets_are_the_end_of_their_rows(name: str) -> None:
 
 def test_special_text_that_a_source_completes_stays_text() -> None:
     tokenizer = TOKENIZERS["pad apart from end"]
-    used = template(tokenizer, TemplateRecipe(kind="plain", text="<{source}>\n{target}"))
+    used = template(tokenizer, TemplateRecipe(kind="plain", prompt="<{source}>\n{target}"))
     row = used.rows([("|im_end|", "Hola")])[0]
     assert row.ids.count(tokenizer.convert_tokens_to_ids("<|im_end|>")) == 1  # the end of the row
     assert tokenizer.decode(row.ids[: row.start]).strip() == "<|im_end|>"

@@ -152,14 +152,14 @@ def test_words_that_win_over_their_merges_are_traps() -> None:
 def test_what_may_form_across_a_seam_sends_the_guard_to_the_host() -> None:
     """Three tokens, the template's among them: no look at two of them shows it."""
     gemma = zoo.small()["gemma"]
-    tag = TemplateRecipe(kind="plain", text="<{source}\n{target_language}: {target}")
+    tag = TemplateRecipe(kind="plain", prompt="<{source}\n{target_language}: {target}")
     lines = [("The house is red", "La casa es roja")]
     found = compatibility.check_tokenizers(gemma, gemma, tag, ("en", "es"), lines, num_attacks=100)
     assert found.guard != "device" and any("may form out of the template's '<'" in reason for reason in found.reasons)
     assert compatibility.check_tokenizers(gemma, gemma, PLAIN, ("en", "es"), lines, num_attacks=100).guard == "device"
     word = _word_that_wins("qqxqq")
     found = compatibility.check_tokenizers(
-        word, word, TemplateRecipe(kind="plain", text="q{source}\n{target}"), ("en", "es"), lines, num_attacks=100
+        word, word, TemplateRecipe(kind="plain", prompt="q{source}\n{target}"), ("en", "es"), lines, num_attacks=100
     )
     assert found.guard != "device" and any("win over its merges" in reason for reason in found.reasons)
 

@@ -22,7 +22,7 @@ from roundtrip.tokens.splice.splicing import IGNORE
 from tests.conftest import toy_pairs
 from tests.tokens.test_prompt_template import CHAT, PLAIN, TEXTS, TOKENIZERS
 
-BARE = TemplateRecipe(kind="plain", text="{source}\n{target}")
+BARE = TemplateRecipe(kind="plain", prompt="{source}\n{target}")
 TEMPLATES = {"plain": PLAIN, "chat": CHAT, "bare": BARE}
 ROADS: dict[tuple[str, str], RowBuilder] = {}
 PAIRS = [(en, es) for en, es in toy_pairs()]

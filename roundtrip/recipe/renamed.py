@@ -1,0 +1,105 @@
+"""Keys of earlier recipes: what they are called now, or why they are gone. They only improve error messages."""
+
+from __future__ import annotations
+
+from roundtrip.runtime.errors import did_you_mean
+
+RENAMED = {
+    "data.cut": "data.split",
+    "judge": "filter",
+    "score": "evaluation",
+    "model.liger": "model.use_liger_kernel",
+    "model.from_scratch.vocabulary": "model.from_scratch.vocab_size",
+    "model.from_scratch.layers": "model.from_scratch.num_layers",
+    "model.from_scratch.width": "model.from_scratch.hidden_size",
+    "template.text": "template.prompt",
+    "template.instruction": "template.prompt",
+    "adapter.loraplus_ratio": "adapter.loraplus_lr_ratio",
+    "train.schedule": "train.lr_schedule",
+    "train.rows_per_step": "train.batch_size",
+    "train.tokens_per_forward": "train.max_tokens_per_microbatch",
+    "train.max_row_tokens": "train.max_length",
+    "train.text_lines": "train.pretrain_lines",
+    "train.parallel_passes": "train.parallel_epochs",
+    "train.final_passes": "train.final_epochs",
+    "train.stall": "train.patience",
+    "rounds.number": "rounds.count",
+    "rounds.lines": "rounds.monolingual_lines",
+    "rounds.real_share": "rounds.parallel_ratio",
+    "rounds.reservoir": "rounds.replay_examples",
+    "rounds.noised_share": "rounds.denoising_ratio",
+    "rounds.patience": "train.patience",
+    "rounds.warm_start": "rounds.require_better_than_copy",
+    "generate.samples": "generate.num_candidates",
+    "generate.choose": "generate.candidate_selection",
+    "generate.length_ratio": "generate.max_length_ratio",
+    "generate.tokens_per_batch": "generate.max_tokens_per_batch",
+    "tokens.road": "tokens.mode",
+    "filter.max_ratio": "filter.max_length_ratio",
+    "filter.min_round_trip": "filter.min_round_trip_chrf",
+}
+
+_SCHEDULE = "generate.temperature = 'auto' samples at 0.7 once dev chrF++ is 40"
+_DATASET = "write it into the path: hf:DATASET#subset=NAME&split=NAME"
+REMOVED = {
+    "model.scratch": "the adapter is always merged into a second copy where the model allows it",
+    "model.merged_copy": "the adapter is always merged into a second copy where the model allows it",
+    "model.from_scratch.heads": "it follows from hidden_size",
+    "model.from_scratch.num_heads": "it follows from hidden_size",
+    "model.from_scratch.positions": "it follows from train.max_length",
+    "model.from_scratch.max_positions": "it follows from train.max_length",
+    "template.synthetic_tag": "synthetic rows have the prompt of all others",
+    "data.filter.max_ratio": "it is always 4 now",
+    "data.filter.max_length_ratio": "it is always 4 now",
+    "adapter.layers": "name the layers in adapter.targets",
+    "adapter.lr": "train.lr is for both directions",
+    "adapter.dtype": "it is always that of the model now",
+    "train.max_grad_norm": "it is always 1 now",
+    "train.packing": "rows are packed where the attention kernel allows it",
+    "train.synthetic_weight": "all rows have the same weight",
+    "train.label_smoothing": "it is always 0 now",
+    "train.ema_decay": "weights are not averaged",
+    "train.max_skipped": "it is always 10 now",
+    "train.max_nonfinite_steps": "it is always 10 now",
+    "generate.change": "settings are the same in all rounds",
+    "generate.overrides": "settings are the same in all rounds",
+    "generate.warm_chrf": _SCHEDULE,
+    "generate.sampling_min_chrf": _SCHEDULE,
+    "generate.warm_temperature": _SCHEDULE,
+    "generate.sampling_temperature": _SCHEDULE,
+    "generate.length_extra": "it is always 10 now",
+    "generate.max_length_offset": "it is always 10 now",
+    "generate.min_p": "use generate.top_p",
+    "generate.top_k": "use generate.top_p",
+    "generate.repetition_penalty": "it is always 1 now",
+    "tokens.guard": "the device checks rows where it can",
+    "tokens.strict": "tokens.mode = 'splice' refuses tokenizers that allow no splicing",
+    "filter.max_copy": "it is always 80 now",
+    "filter.max_copy_chrf": "it is always 80 now",
+    "filter.max_repeats": "it is always 4 now",
+    "evaluation.round_trip_lines": "it is always 200 now",
+    "evaluation.bootstrap_samples": "it is always 1000 now",
+    "checkpoint.full_disk": "a run always ends where the disk is full",
+}
+_OF_SOURCES = {
+    "header": "names in columns imply a header line",
+    "subset": _DATASET,
+    "split": _DATASET,
+}
+
+
+def explain_unknown_key(key: str, known: list[str], *, of_source: bool = False) -> str:
+    """Return why a key does not exist, with what to write in its place.
+
+    Args:
+        key: its full name, as `train.stall`, without the name of a direction.
+        known: the names that its table may hold.
+        of_source: whether the table is a text source.
+    """
+    *_, name = key.split(".")
+    removed = _OF_SOURCES.get(name) if of_source else REMOVED.get(key)
+    if removed is not None:
+        return f"this key was removed: {removed}"
+    if key in RENAMED:
+        return f"unknown key; did you mean '{RENAMED[key]}'?"
+    return f"unknown key; {did_you_mean(name, known)}"

@@ -1,0 +1,148 @@
+"""Combinations of keys that are impossible or have no effect are named."""
+
+from __future__ import annotations
+
+import pytest
+
+from roundtrip.recipe import loader
+from roundtrip.runtime.errors import RecipeError
+from tests.conftest import WriteRecipe
+
+SPLIT = '[data.split]\ncorpus = { path = "toy.tsv" }\ntrain = 32\ndev = 12\ntest = 12'
+
+
+def problems(write_recipe: WriteRecipe, *overrides: str) -> str:
+    with pytest.raises(RecipeError) as caught:
+        loader.load(str(write_recipe()), overrides)
+    return str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("overrides", "problem"),
+    [
+        (("rounds.count=0", "filter.language=true"), "filter.language: has no effect with rounds.count = 0"),
+        (("rounds.count=0", "filter.min_round_trip_chrf=5.0"), "filter.min_round_trip_chrf: has no effect"),
+        (("rounds.count=0", "rounds.replay_examples=5"), "rounds.replay_examples: has no effect"),
+        (("rounds.count=0", "rounds.denoising_ratio=0.5"), "rounds.denoising_ratio: has no effect"),
+        (("rounds.count=0", "train.parallel_epochs=0"), "rounds.count: 0 rounds and 0 train.parallel_epochs"),
+        (("rounds.replay_examples=5",), "rounds.replay_examples: there are no earlier rounds"),
+        (("rounds.count=2", "train.parallel_epochs=2", "train.patience=2"), "train.patience: 2 epochs or rounds"),
+        (("train.patience=1",), "cannot end 1 parallel_epochs, 0 final_epochs or 1 rounds early"),
+        (("data.split.train=0", "train.parallel_epochs=9", "train.patience=1"), "train.patience: 1 epochs or rounds"),
+        (("train.max_length=4096",), "train.max_length: 4096 does not fit into train.max_tokens_per_microbatch 2048"),
+        (("generate.temperature=0.0", "generate.num_candidates=3"), "generate.num_candidates: all candidates are the"),
+        (("generate.temperature=0.0", "generate.top_p=0.9"), "generate.top_p: has no effect at temperature 0"),
+        (("generate.candidate_selection=all",), "generate.candidate_selection: has no effect with one candidate"),
+        (("generate.engine=transformers", "generate.cuda_graphs=true"), "generate.cuda_graphs: only the engine"),
+        (("tokens.mode=text", "tokens.audit=0.5"), "tokens.audit: has no effect with tokens.mode = 'text'"),
+        (("evaluation.bleu_tokenize.de='13a'",), "evaluation.bleu_tokenize.de: not one of the languages en, es"),
+        (("data.split.train=0", "train.final_epochs=1"), "train.final_epochs: there are no parallel pairs"),
+        (("data.split.train=0", "rounds.count=0"), "data.split.train: 0 pairs and 0 rounds train nothing"),
+        (("data.split.dev=0",), "data.split.dev: 0, and there is no data.dev"),
+        (("data.split.corpus=[]",), "data.split.corpus: no source given"),
+        (("data.dev='toy.tsv'",), "data.split: excludes data.dev unless data.split.dev is 0"),
+        (("data.mono={en='toy.tsv'}",), "data.split: excludes data.mono"),
+        (("data.filter.min_words=5", "data.filter.max_words=2"), "data.filter.max_words: 2 is below min_words 5"),
+    ],
+)
+def test_problems_of_data_and_training_are_named(
+    overrides: tuple[str, ...], problem: str, write_recipe: WriteRecipe
+) -> None:
+    assert problem in problems(write_recipe, *overrides)
+
+
+@pytest.mark.parametrize(
+    ("overrides", "problem"),
+    [
+        (("train.kl_weight=0.1", "adapter.method=pissa", "model.shared=false"), "train.kl_weight: adapter.method"),
+        (("adapter.method=pissa",), "adapter.method: 'pissa' takes its start out of the base"),
+        (("adapter.method=pissa", "model.shared=false", "adapter.init='x'"), "adapter.init: adapter.method: 'pissa'"),
+        (("adapter.method=full", "model.quantize=4bit"), "adapter.method: 'full' trains all weights"),
+        (("adapter.method=full",), "adapter.rank: has no effect where all weights are trained"),
+        (("adapter.method=dora", "model.quantize=8bit"), "adapter.method: 'dora' reads the weights of the base"),
+        (("adapter.ephemeral_gpu_offload=true",), "adapter.ephemeral_gpu_offload: has an effect on DoRA only"),
+        (("adapter.targets=['lm_head']", "model.quantize=4bit"), "adapter.targets: lm_head is not quantized"),
+        (("adapter.targets=['lm_head']", "model.use_liger_kernel=true"), "adapter.targets: Liger's loss"),
+        (("model.from_scratch.vocab_size=420",), "model.from_scratch: excludes model.path"),
+    ],
+)
+def test_problems_of_model_and_adapter_are_named(
+    overrides: tuple[str, ...], problem: str, write_recipe: WriteRecipe
+) -> None:
+    text = problems(write_recipe, *overrides)
+    assert text.count(problem) == 1, "once, though both directions have it"
+
+
+@pytest.mark.parametrize(
+    ("template", "problem"),
+    [
+        ('kind = "plain"\nprompt = "{source}"', "template.prompt: needs {target} exactly once"),
+        ('kind = "plain"\nprompt = "{sorce}{source}{target}"', "unknown field {sorce}; did you mean 'source'?"),
+        ('kind = "plain"\nprompt = "{source}{target}!"', "template.prompt: must end with {target}"),
+        ('kind = "plain"\nsystem = "x"', "template.system: has no effect with template.kind = 'plain'"),
+        ('kind = "chat"\nprompt = "{source}{target}"', "template.prompt: unknown field {target}"),
+        ('kind = "chat"\nprompt = "x"', "template.prompt: needs {source} exactly once"),
+        ('kind = "chat"\nsystem = "{lang}"', "template.system: unknown field {lang}"),
+    ],
+)
+def test_problems_of_the_template_are_named(template: str, problem: str, write_recipe: WriteRecipe) -> None:
+    with pytest.raises(RecipeError) as caught:
+        loader.load(str(write_recipe(('kind = "plain"', template))))
+    assert problem in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("source", "problem"),
+    [
+        ('{ path = "toy.tsv", format = "datasets" }', "format 'datasets': the path must be hf:DATASET"),
+        ('{ path = "toy.tsv", format = "po", columns = [0, 1] }', "columns: only tables have columns"),
+        ('{ path = "toy.tsv", columns = ["en"] }', "columns ['en']: 2 wanted"),
+        ('{ path = ["hf:a/b", "toy.tsv"] }', "cannot be data sets; name one hf:DATASET"),
+        ('"hf:a/b#splt=test"', "data.split.corpus: unknown option 'splt'; did you mean 'split'?"),
+        ('"hf:a/b#split="', "data.split.corpus: split has no value"),
+        ('"hf:#split=dev"', "data.split.corpus: the name of the data set is missing"),
+    ],
+)
+def test_problems_of_a_text_source_are_named(source: str, problem: str, write_recipe: WriteRecipe) -> None:
+    with pytest.raises(RecipeError) as caught:
+        loader.load(str(write_recipe(('{ path = "toy.tsv" }', source))))
+    assert problem in str(caught.value)
+
+
+def test_missing_parts_of_own_data_are_named(write_recipe: WriteRecipe) -> None:
+    with pytest.raises(RecipeError) as caught:
+        loader.load(str(write_recipe((SPLIT, "[data.mono]\nfr = 'toy.tsv'"))), ["train.pretrain_lines=9"])
+    for part in (
+        "data.dev: missing",
+        "data.test: missing",
+        "data.mono: no 'en'",
+        "data.mono: no 'es'",
+        "data.mono.fr: not one of",
+        "train.pretrain_lines: reads text of both languages, and data.mono has no 'es'",
+    ):
+        assert part in str(caught.value)
+
+
+def test_a_moses_pair_is_not_monolingual_text(write_recipe: WriteRecipe) -> None:
+    own = "[data]\ndev='toy.tsv'\ntest='toy.tsv'\nmono={en={path=['toy.tsv','toy.tsv']},es='toy.tsv'}"
+    with pytest.raises(RecipeError, match="two files .* where one language is wanted"):
+        loader.load(str(write_recipe((SPLIT, own))))
+
+
+@pytest.mark.parametrize(
+    ("overrides", "problem"),
+    [
+        (("train.parallel_epochs=3", "train.patience=1"), "train.patience: 1 epochs or rounds"),
+        (("rounds.count=0",), "data.dev: missing"),
+        (("generate.num_candidates=4",), "all candidates are the same without dev pairs, where 'auto' is greedy"),
+    ],
+)
+def test_what_needs_dev_pairs_is_refused_without(
+    overrides: tuple[str, ...], problem: str, write_recipe: WriteRecipe
+) -> None:
+    own = "[data]\ntrain='toy.tsv'\ntest='toy.tsv'\nmono={en='toy.tsv',es='toy.tsv'}"
+    path = write_recipe((SPLIT, own))
+    loader.load(str(path))
+    with pytest.raises(RecipeError) as caught:
+        loader.load(str(path), overrides)
+    assert problem in str(caught.value)
