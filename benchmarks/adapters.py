@@ -83,7 +83,7 @@ def recipe_of(adapter: Mapping[str, Any], model: Mapping[str, Any], device: str,
     own = adapter.get("method") in {"full", *pissa_olora.METHODS}
     changes = {"seed": seed, "model.device": device, "model.shared": not own}
     changes |= {f"model.{key}": value for key, value in model.items()}
-    loaded = loader.load("quickstart", [f"{key}={json.dumps(value)}" for key, value in changes.items()])
+    loaded = loader.load_recipe("quickstart", [f"{key}={json.dumps(value)}" for key, value in changes.items()])
     adapters = dict.fromkeys(loaded.recipe.adapter, Adapter(**adapter))
     return loaded.recipe.model_copy(update={"adapter": adapters}), loaded.folder
 

@@ -143,7 +143,7 @@ def main() -> None:
     asking.add_argument("--engines", nargs="+", default=here)
     asking.add_argument("--lines", type=int, default=200)
     asked = asking.parse_args()
-    loaded = loader.load("quickstart", [f"model.device={asked.device}"])
+    loaded = loader.load_recipe("quickstart", [f"model.device={asked.device}"])
     recipe = loaded.recipe
     with tempfile.TemporaryDirectory() as folder:
         corpora = prepare(recipe, loaded.folder, Path(folder), lambda text: None)

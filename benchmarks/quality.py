@@ -179,7 +179,7 @@ def arms(
             if experiment.start is not None and to_run:
                 overrides = (*overrides, *_begun(name, experiment.start, work, seed))
             if arm == PAIRS_ONLY and to_run:
-                overrides = (*overrides, *equal_steps(loader.load(experiment.recipe, overrides).recipe))
+                overrides = (*overrides, *equal_steps(loader.load_recipe(experiment.recipe, overrides).recipe))
             place = work / name / f"{arm.replace(' ', '-').replace(',', '')}-{seed}"
             yield Arm(arm, seed, experiment.recipe, overrides, place)
 

@@ -345,7 +345,7 @@ def main() -> None:
     )
     asking.add_argument("--prior-art", help="a Python that has CycleFormers, from an environment of its own")
     asked = asking.parse_args()
-    loaded = loader.load("quickstart", [f"model.device={asked.device}"])
+    loaded = loader.load_recipe("quickstart", [f"model.device={asked.device}"])
     recipe = loaded.recipe
     both = translator.load(recipe, loaded.folder)
     with tempfile.TemporaryDirectory() as folder:

@@ -31,7 +31,7 @@ def measure(device: str, num_lines: int) -> dict[str, Any]:
     the recipe mixes in. Decoding stands apart: both roads need texts for the judge, and in the loop a thread decodes
     while the device writes. A generator that is N times as fast is a projection: its seconds are divided by N.
     """
-    loaded = loader.load("quickstart")
+    loaded = loader.load_recipe("quickstart")
     models = {name: spec.model_copy(update={"device": device}) for name, spec in loaded.recipe.model.items()}
     recipe = loaded.recipe.model_copy(update={"model": models})
     with tempfile.TemporaryDirectory() as folder:

@@ -74,12 +74,12 @@ def corpus(recipe: Recipe, folder: Path, number: int, base: Corpora) -> Path:
 
 def measure(number: int, *, real: bool, rounds: int) -> dict[str, Any]:
     """Return seconds of each part and the peak of this process."""
-    shipped = loader.load("quickstart")
+    shipped = loader.load_recipe("quickstart")
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
         (folder / "base").mkdir()
         base = prepare(shipped.recipe, shipped.folder, folder / "base", lambda text: None)
-        loaded = loader.load(str(corpus(shipped.recipe, folder, number, base)))
+        loaded = loader.load_recipe(str(corpus(shipped.recipe, folder, number, base)))
         (folder / "stores").mkdir()
         memory.free_after_failure()
         forget_peak()

@@ -175,7 +175,7 @@ def draw(document: Mapping[str, Any], path: Path) -> None:
 
 
 def load(device: str, *changes: str) -> tuple[Any, Translator]:
-    loaded = loader.load("quickstart", [f"model.device={device}", *changes])
+    loaded = loader.load_recipe("quickstart", [f"model.device={device}", *changes])
     return loaded, next(iter(translator.load(loaded.recipe, loaded.folder).values()))
 
 

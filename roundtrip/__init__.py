@@ -1,3 +1,86 @@
-"""roundtrip trains two translation directions by letting them teach each other."""
+"""Back-translation for causal language models: two translation directions that generate training data for each other.
 
-__version__ = "0.1.0"
+Every public name is imported when it is first used, so that `import roundtrip` takes no time.
+"""
+
+from __future__ import annotations
+
+import importlib
+from typing import TYPE_CHECKING, Any
+
+__version__ = "0.2.0"
+
+if TYPE_CHECKING:
+    from roundtrip.backtranslation.candidate_selection import select_candidates
+    from roundtrip.backtranslation.filtering import Candidate, filter_candidates, round_trip_chrf
+    from roundtrip.backtranslation.session import train
+    from roundtrip.backtranslation.trained_models import load_trained
+    from roundtrip.cli.export import export
+    from roundtrip.engine.train_step import StepSettings, train_step
+    from roundtrip.engine.translator import Translations, Translator, load_translators
+    from roundtrip.evaluation.metrics import corpus_scores, paired_bootstrap
+    from roundtrip.models.optimizer import Optimizer
+    from roundtrip.recipe.loader import load_recipe
+    from roundtrip.recipe.schema import Recipe
+    from roundtrip.runtime.errors import RoundtripError
+    from roundtrip.tokens.batching import TokenDataset
+    from roundtrip.tokens.compatibility import CompatibilityReport, build_row_builder, check_tokenizers
+    from roundtrip.tokens.prompt_template import PromptTemplate
+    from roundtrip.tokens.row_builder import RowBuilder
+
+_MODULES = {
+    "backtranslation.candidate_selection": ("select_candidates",),
+    "backtranslation.filtering": ("Candidate", "filter_candidates", "round_trip_chrf"),
+    "backtranslation.session": ("train",),
+    "backtranslation.trained_models": ("load_trained",),
+    "cli.export": ("export",),
+    "engine.train_step": ("StepSettings", "train_step"),
+    "engine.translator": ("Translations", "Translator", "load_translators"),
+    "evaluation.metrics": ("corpus_scores", "paired_bootstrap"),
+    "models.optimizer": ("Optimizer",),
+    "recipe.loader": ("load_recipe",),
+    "recipe.schema": ("Recipe",),
+    "runtime.errors": ("RoundtripError",),
+    "tokens.batching": ("TokenDataset",),
+    "tokens.compatibility": ("CompatibilityReport", "build_row_builder", "check_tokenizers"),
+    "tokens.prompt_template": ("PromptTemplate",),
+    "tokens.row_builder": ("RowBuilder",),
+}
+_MODULE_OF = {name: module for module, names in _MODULES.items() for name in names}
+
+__all__ = [
+    "Candidate",
+    "CompatibilityReport",
+    "Optimizer",
+    "PromptTemplate",
+    "Recipe",
+    "RoundtripError",
+    "RowBuilder",
+    "StepSettings",
+    "TokenDataset",
+    "Translations",
+    "Translator",
+    "build_row_builder",
+    "check_tokenizers",
+    "corpus_scores",
+    "export",
+    "filter_candidates",
+    "load_recipe",
+    "load_trained",
+    "load_translators",
+    "paired_bootstrap",
+    "round_trip_chrf",
+    "select_candidates",
+    "train",
+    "train_step",
+]
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _MODULE_OF:
+        raise AttributeError(f"module 'roundtrip' has no attribute '{name}'")
+    return getattr(importlib.import_module(f"roundtrip.{_MODULE_OF[name]}"), name)
+
+
+def __dir__() -> list[str]:
+    return sorted([*globals(), *__all__])

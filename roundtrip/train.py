@@ -1,8 +1,24 @@
 """python -m roundtrip.train RECIPE: trains both directions of a recipe."""
 
-from roundtrip.cli.train import main
+from __future__ import annotations
 
-__all__ = ["main"]
+import sys
+from types import ModuleType
+from typing import Any
+
+
+class _CallableModule(ModuleType):
+    """`roundtrip.train` is a function of the library; importing this module, its namesake, must not hide it."""
+
+    def __call__(self, *arguments: Any, **settings: Any) -> Any:
+        from roundtrip.backtranslation.session import train
+
+        return train(*arguments, **settings)
+
 
 if __name__ == "__main__":
+    from roundtrip.cli.train import main
+
     main()
+else:
+    sys.modules[__name__].__class__ = _CallableModule

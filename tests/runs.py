@@ -24,9 +24,9 @@ NAMES = ["en-es", "es-en"]
 def go(path: Path, out: Path, *, resume: bool = False, overrides: tuple[str, ...] = ()) -> str:
     """Run a recipe in this process and return what was shown."""
     shown = io.StringIO()
-    loaded = loader.load(str(path), overrides)
+    loaded = loader.load_recipe(str(path), overrides)
     with run_lock(out):
-        session.train(out, loaded, EventLog(Console(file=shown, width=160)), resume=resume)
+        session.run_recipe(out, loaded, EventLog(Console(file=shown, width=160)), resume=resume)
     return shown.getvalue()
 
 

@@ -1,56 +1,52 @@
-"""Which of several synthetic sources of one real line are learnt from."""
+"""Candidate selection: which of several synthetic sources of one real line are trained on."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from itertools import groupby
 
-from roundtrip.backtranslation.filtering import FilteredCandidates
-from roundtrip.engine.translator import Translations, Translator
-from roundtrip.recipe.schema import Generate
+from roundtrip.backtranslation.filtering import Candidate
+from roundtrip.engine.translator import Translator
 
 
-def select_candidates(
-    judged: FilteredCandidates,
-    written: Translations,
-    settings: Generate,
-    max_tokens_per_microbatch: int,
-    learner: Translator,
+def select_candidates(candidates: Sequence[Candidate], scores: Sequence[float]) -> list[Candidate]:
+    """Return the candidate with the highest score of each line, the first of equals.
+
+    Args:
+        candidates: those of one line next to each other.
+        scores: one per candidate, such as `reverse_likelihood` or your own.
+
+    Example:
+        >>> options = [Candidate(0, "the table", "la mesa"), Candidate(0, "table", "la mesa")]
+        >>> [candidate.source for candidate in select_candidates(options, [-0.2, -0.9])]
+        ['the table']
+    """
+    pairs = list(zip(candidates, scores, strict=True))
+    groups = groupby(pairs, key=lambda pair: pair[0].line)
+    return [max(group, key=lambda pair: pair[1])[0] for _, group in groups]
+
+
+def reverse_likelihood(
+    forward: Translator,
+    candidates: Sequence[Candidate],
+    max_tokens: int,
     on_progress: Callable[[int, int], None] = lambda rows, tokens: None,
-) -> FilteredCandidates:
-    """Keep one source of each line, or all.
+) -> list[float]:
+    """Return the log-probability of each real line given its synthetic source, in nats.
 
-    `own` takes the one its writer holds the likeliest, by token, so that short ones have no advantage. `dual` takes the
-    one from which the direction that will learn gives back the real line best, which is what a source is for (dual
-    learning, https://arxiv.org/abs/1611.00179, turned to choosing).
-
-    Args:
-        judged: accepted sources; their places count all hypotheses, those of one line next to each other.
-        settings: by which they were written.
-        max_tokens_per_microbatch: padded tokens of one forward pass of the learner.
-        learner: the direction that will learn from them.
-        tell: called now and then; may raise to stop.
-
-    Returns:
-        The same without those that were not chosen, which are no rejections.
-    """
-    samples, how = settings.num_candidates, settings.candidate_selection
-    if samples == 1 or how == "all" or not judged.places:
-        return judged
-    if how == "reverse_likelihood":
-        values = learner.likelihoods(judged.pairs, max_tokens_per_microbatch, on_progress)
-    else:
-        per_token = written.hypotheses.per_token()
-        values = [per_token[place] for place in judged.places]
-    kept = best_of_each([place // samples for place in judged.places], values)
-    return FilteredCandidates([judged.pairs[i] for i in kept], [judged.places[i] for i in kept], judged.rejected)
-
-
-def best_of_each(lines: Sequence[int], values: Sequence[float]) -> list[int]:
-    """Return the place of the largest value of each line, the first of equals.
+    The source from which the forward direction restores the real line best is chosen: dual learning
+    (https://arxiv.org/abs/1611.00179) as a selection criterion.
 
     Args:
-        lines: which line each value is of; equal ones next to each other.
+        forward: the direction that will train on the candidates.
+        max_tokens: padded tokens of one forward pass.
+        on_progress: called after each pass; may raise to stop.
     """
-    groups = groupby(range(len(lines)), key=lambda i: lines[i])
-    return [max(group, key=lambda i: values[i]) for _, group in groups]
+    pairs = [(candidate.source, candidate.target) for candidate in candidates]
+    return forward.likelihoods(pairs, max_tokens, on_progress)
+
+
+def likelihood(candidates: Sequence[Candidate]) -> list[float]:
+    """Return the log-probability per token of each source by its generating model, so that short ones gain nothing."""
+    assert all(candidate.logprob is not None for candidate in candidates), "log-probabilities were not asked for"
+    return [float(candidate.logprob or 0.0) for candidate in candidates]

@@ -1,4 +1,4 @@
-"""Checkpoints for `--resume`: one JSON and safetensors, whole or not there at all."""
+"""Checkpoints for `--resume`: one JSON file and safetensors, complete or not there at all."""
 
 from __future__ import annotations
 
@@ -12,38 +12,50 @@ import torch
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 
+from roundtrip.backtranslation.run_folder import BEST, RunFolder
 from roundtrip.data.sampler import Cursor
+from roundtrip.engine.translator import Translator
+from roundtrip.models.optimizer import Optimizer
+from roundtrip.recipe.plan import BASE
 from roundtrip.runtime import atomic_io
-from roundtrip.runtime.errors import RunError
+from roundtrip.runtime.disk_space import write_checked
+from roundtrip.runtime.distributed import SINGLE_PROCESS, ProcessGroup
+from roundtrip.runtime.errors import RunError, TrainingError
+from roundtrip.tokens.row_builder import RowBuilder
+from roundtrip.tokens.splice.canonicality import CanonicalityChecker
 
-FORMAT = 2
+FORMAT = 3
 STATE = "state.json"
 # Written last: names every other file with its hash. A folder without it is no checkpoint.
-MARKER = "whole.json"
-_NONE_WHOLE = "bring back what is named above, or start over with another --out"
+MARKER = "complete.json"
+# Part of a checkpoint: the pairs of tokens that the guard has settled.
+_PAIRS = "pairs"
+_BROKEN = (OSError, ValueError, KeyError, TypeError, AttributeError, SafetensorError)
+
+Tensors = dict[str, dict[str, torch.Tensor]]
 
 
 @dataclass(frozen=True)
 class State:
     """How far a run is; with the tensors of both optimizers it is all that a resume needs.
 
-    No random state is kept, since every random choice is derived from the seed and its own place in the run.
+    No random state is kept, since every random choice is derived from the seed and its place in the run.
 
     Attributes:
-        phase: number of the phase under way.
+        phase: number of the phase in progress.
         step: optimizer steps taken in it.
         optimizer_steps: steps taken in all, by direction.
-        cursors: how far each stream is read: up to the phase, or behind its block once it has taken a step.
+        cursors: how far each stream is read: up to the phase, or past its examples once it has taken a step.
         scores: dev scores by stage and direction.
         best: the stage with the best mean dev chrF++ so far.
         seconds: time spent, by activity.
-        max_tokens_per_microbatch: what fitted, once memory has run out; 0 before that.
-        roads: of the synthetic rows, how many went by the splice and how many by strings for which reason.
-        files: hashes of what else in the run folder this state stands on, by path: the rows of the phase under way,
-            the weights of each stage.
-        skipped: steps that changed nothing, since their loss or gradient was not finite, by direction.
-        skipped_here: such steps in the phase under way.
-        losses: by direction, what dev cost after each pass over pairs of the stage under way, in nats per label.
+        max_tokens_per_microbatch: reduced size after memory ran out; 0 before that.
+        token_rows: of the synthetic examples, how many were spliced and how many took the text path, by reason.
+        files: SHA-256 of other files in the run folder that this state depends on, by path: the examples of the phase
+            in progress, the weights of each stage.
+        nonfinite_steps: steps without effect, since their loss or gradient was not finite, by direction.
+        nonfinite_in_phase: such steps in the phase in progress.
+        dev_losses: by direction, the dev loss after each epoch of the stage in progress, in nats per label.
     """
 
     phase: int = 0
@@ -53,46 +65,157 @@ class State:
     scores: dict[str, dict[str, dict[str, float]]] = field(default_factory=dict)
     best: str | None = None
     seconds: dict[str, float] = field(default_factory=dict)
-    row_builders: dict[str, dict[str, int]] = field(default_factory=dict)
+    token_rows: dict[str, dict[str, int]] = field(default_factory=dict)
     max_tokens_per_microbatch: int = 0
     files: dict[str, str] = field(default_factory=dict)
-    skipped: dict[str, int] = field(default_factory=dict)
-    skipped_here: int = 0
-    losses: dict[str, list[float]] = field(default_factory=dict)
+    nonfinite_steps: dict[str, int] = field(default_factory=dict)
+    nonfinite_in_phase: int = 0
+    dev_losses: dict[str, list[float]] = field(default_factory=dict)
 
     def total_steps(self) -> int:
         return sum(self.optimizer_steps.values())
 
+    @property
+    def name(self) -> str:
+        """Name of the checkpoint folder of this state."""
+        return f"{self.phase:04d}-{self.step:06d}"
 
-def save(folder: Path, state: State, tensors: Mapping[str, Mapping[str, torch.Tensor]], keep: int) -> Path:
-    """Write a checkpoint beside the others, make it whole in one rename, and drop the oldest.
+
+class CheckpointStore:
+    """Writes checkpoints and stage weights into a run folder, as one of the processes that share the run.
 
     Args:
-        tensors: by direction; each becomes one safetensors file.
-        keep: how many checkpoints stay.
+        optimizers, row_builders: by direction; with the state, all that a checkpoint holds.
+        keep: how many checkpoints are kept.
     """
-    target = folder / name_of(state)
-    with atomic_io.atomic_path(target) as beside:
-        beside.mkdir()
+
+    def __init__(
+        self,
+        run: RunFolder,
+        optimizers: Mapping[str, Optimizer],
+        row_builders: Mapping[str, RowBuilder],
+        keep: int,
+        processes: ProcessGroup = SINGLE_PROCESS,
+    ) -> None:
+        self.run, self.optimizers, self.keep, self.processes = run, optimizers, keep, processes
+        guards = {id(builder.guard): builder.guard for builder in row_builders.values() if builder.guard is not None}
+        self._guards: dict[str, CanonicalityChecker] = {
+            f"{_PAIRS}-{number}" if number else _PAIRS: guard for number, guard in enumerate(guards.values())
+        }
+        self._last: State | None = None
+
+    def write(self, write: Callable[[], object], path: Path, num_bytes: int = 0) -> dict[str, str]:
+        """Write something once; all processes continue when it is there.
+
+        Args:
+            num_bytes: how many bytes it needs, where that is known.
+
+        Returns:
+            The hashes of what was written, for `State.files`.
+
+        Raises:
+            DiskError: the disk is full.
+        """
+        hashes: dict[str, str] = {}
+        if self.processes.is_main:
+            write_checked(write, path, num_bytes)
+            hashes = atomic_io.file_hashes(path, self.run.path)
+        return self.processes.broadcast(hashes)
+
+    def steps_since_save(self, state: State) -> int:
+        return state.total_steps() - (self._last.total_steps() if self._last is not None else 0)
+
+    def save(self, state: State) -> None:
+        """Write a checkpoint, unless the last one is of the same phase and step.
+
+        Raises:
+            TrainingError: the weights differ between processes.
+            DiskError: the disk is full.
+        """
+        if self._last is not None and state.name == self._last.name:
+            return
+        self._check_equal_weights()
+        tensors = {name: optimizer.state() for name, optimizer in self.optimizers.items()}
+        tensors |= {part: guard.state() for part, guard in self._guards.items()}
+        sizes = (value.numel() * value.element_size() for part in tensors.values() for value in part.values())
+        folder = self.run.checkpoints
+        if self.processes.is_main:
+            write_checked(lambda: save(folder, state, tensors, self.keep), folder, sum(sizes))
+        self.processes.broadcast(None)
+        self._last = state
+
+    def resume(self, report: Callable[[str], None]) -> State | None:
+        """Restore the newest complete checkpoint; None where there is none yet.
+
+        Args:
+            report: shows which checkpoints are skipped or what is repaired, and why.
+
+        Raises:
+            RunError: there are checkpoints, and none is complete.
+        """
+        # The main process looks which one is complete, so that all restore the same.
+        newest_one = newest(self.run.checkpoints, report) if self.processes.is_main else None
+        name = self.processes.broadcast(None if newest_one is None else newest_one[0].name)
+        if name is None:
+            return None
+        state, tensors = newest_one or load(self.run.checkpoints / name)
+        for direction, optimizer in self.optimizers.items():
+            optimizer.restore(tensors[direction], state.optimizer_steps.get(direction, 0))
+        for part, guard in self._guards.items():
+            if part in tensors:
+                guard.restore(tensors[part])
+        self._last = state
+        if self.processes.is_main and state.best not in {None, BASE} and not self.run.has_best(str(state.best)):
+            report(f"adapters/{BEST} does not match its stage; {state.best} is copied there again")
+            write_checked(lambda: self.run.keep_best(str(state.best)), self.run.adapters / BEST)
+        return state
+
+    def keep_stage(self, stage: str, translators: Mapping[str, Translator]) -> dict[str, str]:
+        """Save both directions as they are now, as PEFT folders or whole models; return their hashes."""
+        path = self.run.adapters / stage
+
+        def write() -> None:
+            with atomic_io.atomic_path(path) as temporary:
+                for direction, translator in translators.items():
+                    translator.direction_model.export(temporary / direction)
+
+        return self.write(write, path)
+
+    def keep_best(self, stage: str) -> None:
+        """Make `adapters/best` a copy of a stage."""
+        self.write(lambda: self.run.keep_best(stage), self.run.adapters / BEST)
+
+    def _check_equal_weights(self) -> None:
+        """Compare the weights of all processes, which sum gradients and step alike to the last bit."""
+        if self.processes.world_size == 1:
+            return
+        for name, optimizer in self.optimizers.items():
+            if len(set(self.processes.gather(optimizer.digest()))) > 1:
+                raise TrainingError(
+                    f"the weights of {name} differ between the processes",
+                    cure="use machines of one kind, or one process; the last checkpoint is valid",
+                )
+
+
+def save(folder: Path, state: State, tensors: Mapping[str, Mapping[str, torch.Tensor]], keep: int) -> Path:
+    """Write a checkpoint beside the others, complete it in one rename, and delete the oldest.
+
+    Args:
+        tensors: by part; each becomes one safetensors file.
+        keep: how many checkpoints are kept.
+    """
+    target = folder / state.name
+    with atomic_io.atomic_path(target) as temporary:
+        temporary.mkdir()
         for part, values in tensors.items():
-            whole = {key: value.detach().cpu().contiguous() for key, value in values.items()}
-            save_file(whole, beside / f"{part}.safetensors")
-        (beside / STATE).write_text(json.dumps(asdict(state), indent=1), encoding="utf-8")
-        marker = {"format": FORMAT, "files": atomic_io.file_hashes(beside, beside)}
-        (beside / MARKER).write_text(json.dumps(marker, indent=1), encoding="utf-8")
+            contiguous = {key: value.detach().cpu().contiguous() for key, value in values.items()}
+            save_file(contiguous, temporary / f"{part}.safetensors")
+        (temporary / STATE).write_text(json.dumps(asdict(state), indent=1), encoding="utf-8")
+        marker = {"format": FORMAT, "files": atomic_io.file_hashes(temporary, temporary)}
+        (temporary / MARKER).write_text(json.dumps(marker, indent=1), encoding="utf-8")
     for old in names(folder)[:-keep]:
         atomic_io.remove_path(folder / old)
     return target
-
-
-def name_of(state: State) -> str:
-    """Return the name of the checkpoint of a state."""
-    return f"{state.phase:04d}-{state.step:06d}"
-
-
-def num_bytes(tensors: Mapping[str, Mapping[str, torch.Tensor]]) -> int:
-    """Return how many bytes a checkpoint of these takes, its few texts left out."""
-    return sum(value.numel() * value.element_size() for values in tensors.values() for value in values.values())
 
 
 def names(folder: Path) -> list[str]:
@@ -100,17 +223,17 @@ def names(folder: Path) -> list[str]:
     return sorted(path.name for path in folder.glob("*") if path.is_dir() and not path.name.startswith("."))
 
 
-def newest(folder: Path, report: Callable[[str], None]) -> tuple[State, dict[str, dict[str, torch.Tensor]]] | None:
-    """Load the newest whole checkpoint; others are named and passed over. None where there is none.
+def newest(folder: Path, report: Callable[[str], None]) -> tuple[State, Tensors] | None:
+    """Load the newest complete checkpoint; others are named and skipped. None where there is none.
 
-    Whole is one whose files, and all that its state stands on in the folder of the run, are as they were written.
+    Complete means: its files, and all files of the run that its state depends on, are as they were written.
 
     Args:
         folder: `checkpoints` of a run.
-        tell: gets the name of each that is passed over, with the reason.
+        report: receives the name of each that is skipped, with the reason.
 
     Raises:
-        RunError: there are checkpoints and none is whole.
+        RunError: there are checkpoints and none is complete.
     """
     all_names = names(folder)
     for name in reversed(all_names):
@@ -119,21 +242,34 @@ def newest(folder: Path, report: Callable[[str], None]) -> tuple[State, dict[str
             if problem := atomic_io.first_damaged(state.files, folder.parent):
                 raise ValueError(problem)
             return state, tensors
-        except (OSError, ValueError, KeyError, TypeError, AttributeError, SafetensorError) as error:
-            report(f"checkpoint {name} is passed over: {_reason(error)}")
+        except _BROKEN as error:
+            report(f"checkpoint {name} is skipped: {_reason(error)}")
     if all_names:
-        raise RunError("no checkpoint is whole", place=str(folder), cure=_NONE_WHOLE)
+        raise RunError(
+            "no checkpoint is complete",
+            place=str(folder),
+            cure="restore the files named above, or start a new run with another --out",
+        )
     return None
 
 
-def _reason(error: Exception) -> str:
-    match error:
-        case FileNotFoundError():
-            return f"{Path(error.filename).name} is gone"
-        case KeyError():
-            return f"{error} is missing in its text"
-        case _:
-            return str(error)
+def load(path: Path) -> tuple[State, Tensors]:
+    """Load one checkpoint.
+
+    Raises:
+        OSError, ValueError, KeyError, TypeError, AttributeError, SafetensorError: it is not complete.
+    """
+    marker = _read(path / MARKER)
+    if marker["format"] != FORMAT:
+        raise ValueError(f"it has format {marker['format']}, this version reads {FORMAT}")
+    if STATE not in marker["files"]:
+        raise ValueError(f"its {MARKER} does not name {STATE}")
+    if problem := atomic_io.first_damaged(marker["files"], path):
+        raise ValueError(problem)
+    tensors = {file.removesuffix(".safetensors"): load_file(path / file) for file in marker["files"] if file != STATE}
+    document = _read(path / STATE)
+    document["cursors"] = {key: Cursor(**value) for key, value in document["cursors"].items()}
+    return State(**document), tensors
 
 
 def _read(path: Path) -> dict[str, Any]:
@@ -144,20 +280,11 @@ def _read(path: Path) -> dict[str, Any]:
     return document
 
 
-def load(path: Path) -> tuple[State, dict[str, dict[str, torch.Tensor]]]:
-    """Load one checkpoint.
-
-    Raises:
-        OSError, ValueError, KeyError, TypeError, AttributeError, SafetensorError: it is not whole.
-    """
-    marker = _read(path / MARKER)
-    if marker["format"] != FORMAT:
-        raise ValueError(f"it is of format {marker['format']}, this version reads {FORMAT}")
-    if STATE not in marker["files"]:
-        raise ValueError(f"its {MARKER} does not name {STATE}")
-    if problem := atomic_io.first_damaged(marker["files"], path):
-        raise ValueError(problem)
-    tensors = {file.removesuffix(".safetensors"): load_file(path / file) for file in marker["files"] if file != STATE}
-    document = _read(path / STATE)
-    document["cursors"] = {key: Cursor(**value) for key, value in document["cursors"].items()}
-    return State(**document), tensors
+def _reason(error: Exception) -> str:
+    match error:
+        case FileNotFoundError():
+            return f"{Path(error.filename).name} is missing"
+        case KeyError():
+            return f"{error} is missing in its text"
+        case _:
+            return str(error)

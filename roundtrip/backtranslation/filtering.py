@@ -1,98 +1,128 @@
-"""Which synthetic sources are good enough to learn from, and why the others are not."""
+"""Filtering of synthetic sources: which hypotheses are good enough to train on, and why the others are not."""
 
 from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+
+import torch
 
 from roundtrip.data.corpora import relative_length
+from roundtrip.engine.request import Callbacks
+from roundtrip.engine.translator import Translator
 from roundtrip.evaluation.metrics import sentence_chrf
-from roundtrip.recipe.schema import CandidateFilter
+from roundtrip.recipe.schema import CandidateFilter, Generate
 
-# A source with at least this chrF to its target is a copy of it.
+# chrF of a source against its target from which on it counts as a copy.
 MAX_COPY_CHRF = 80.0
-# Times that a phrase may follow itself in a source, unless it does so in the target.
+# How often the same phrase may follow itself, where it does not in the target.
 MAX_REPEATS = 4
-# The longest phrase that is looked for one behind the other, in words.
+# The longest phrase that is looked for, in words.
 _LONGEST_PHRASE = 8
 
 
 @dataclass(frozen=True)
+class Candidate:
+    """A synthetic source that the reverse direction generated for one real line.
+
+    Attributes:
+        line: number of the real line among those of the phase.
+        source: the generated text.
+        target: the real line.
+        finished: an end token came within the length limit.
+        ids_N: int64, the generated ids on the device that made them; None for text from elsewhere.
+        logprob: mean log-probability of a generated token by the generating model, in nats; None where not asked for.
+        prompt: ids of the source's prompt in the forward direction, where verification on the host asked for them.
+    """
+
+    line: int
+    source: str
+    target: str
+    finished: bool = True
+    ids_N: torch.Tensor | None = field(default=None, repr=False, compare=False)
+    logprob: float | None = None
+    prompt: list[int] | None = field(default=None, repr=False, compare=False)
+
+
+# Returns the reason against a candidate, None where there is none.
+RejectionRule = Callable[[Candidate], str | None]
+
+
+@dataclass(frozen=True)
 class FilteredCandidates:
-    """The accepted (source, target) pairs of a block, their places in it, and the number of rejections by reason."""
+    """The candidates that were kept, in order, and the number of rejected ones by reason."""
 
-    pairs: list[tuple[str, str]]
-    places: list[int]
-    rejected: dict[str, int]
+    kept: list[Candidate]
+    rejected: Counter[str]
 
-    def without(self, bad: Sequence[bool], reason: str) -> FilteredCandidates:
-        """Return the pairs that are not bad; the others are counted as rejected."""
-        kept = [number for number, is_bad in enumerate(bad) if not is_bad]
-        rejected = dict(self.rejected)
-        if len(kept) < len(self.pairs):
-            rejected[reason] = rejected.get(reason, 0) + len(self.pairs) - len(kept)
-        return FilteredCandidates(
-            [self.pairs[i] for i in kept], [self.places[i] for i in kept], dict(sorted(rejected.items()))
-        )
+    def without(self, is_bad: Sequence[bool], reason: str) -> FilteredCandidates:
+        """Reject some of the kept candidates for one reason."""
+        kept = [candidate for candidate, bad in zip(self.kept, is_bad, strict=True) if not bad]
+        num_bad = len(self.kept) - len(kept)
+        return FilteredCandidates(kept, self.rejected + Counter({reason: num_bad}))
 
 
 def filter_candidates(
-    texts: Sequence[str],
-    finished: Sequence[bool],
-    targets: Sequence[str],
-    recipe: CandidateFilter,
-    usual_ratio: float = 1.0,
-    is_other: Callable[[str], bool] = lambda text: False,
+    candidates: Sequence[Candidate],
+    settings: CandidateFilter = CandidateFilter(),  # noqa: B008 (frozen)
+    *,
+    length_ratio: float = 1.0,
+    filters: Sequence[RejectionRule] = (),
 ) -> FilteredCandidates:
-    """Judge a block of synthetic sources.
+    """Reject synthetic sources that are empty, cut off, copies, of an unlikely length, or repetitive.
 
     Args:
-        texts: the hypotheses as text.
-        finished: whether each came to its end within the length limit.
-        targets: the real line each was written for.
-        usual_ratio: characters of a source for each of its target in real pairs; Chinese has a third of English.
-        is_other: whether a text is in another language than a source should be; see `identify`.
+        settings: `[filter]` of a recipe.
+        length_ratio: characters of a source per character of its target in real pairs; Chinese has a third of English.
+        filters: further filters, asked in order after the built-in ones: each returns a reason, or None.
+
+    Returns:
+        The kept candidates and the number of rejections by reason.
+
+    Example:
+        >>> good = Candidate(0, "The file is closed.", "El archivo está cerrado.")
+        >>> copy = Candidate(1, "Guardar", "Guardar")
+        >>> filtered = filter_candidates([good, copy])
+        >>> [candidate.line for candidate in filtered.kept], dict(filtered.rejected)
+        ([0], {'copy': 1})
     """
-    pairs: list[tuple[str, str]] = []
+    kept: list[Candidate] = []
     rejected: Counter[str] = Counter()
-    places = []
-    for place, (text, whole, target) in enumerate(zip(texts, finished, targets, strict=True)):
-        reason = rejection_reason(text, target, whole, recipe, usual_ratio)
-        if reason is None and is_other(text):
-            reason = "wrong language"
+    for candidate in candidates:
+        reason = rejection_reason(candidate, settings, length_ratio)
+        for rejects in filters:
+            reason = reason or rejects(candidate)
         if reason is None:
-            pairs.append((text, target))
-            places.append(place)
+            kept.append(candidate)
         else:
             rejected[reason] += 1
-    return FilteredCandidates(pairs, places, dict(sorted(rejected.items())))
+    return FilteredCandidates(kept, rejected)
 
 
-def rejection_reason(
-    text: str, target: str, finished: bool, recipe: CandidateFilter, usual_ratio: float = 1.0
-) -> str | None:
-    """Return the first reason against a synthetic source, None where there is none."""
-    if not text:
+def rejection_reason(candidate: Candidate, settings: CandidateFilter, length_ratio: float = 1.0) -> str | None:
+    """Return the first reason against a candidate, None where there is none."""
+    source, target = candidate.source, candidate.target
+    if not source:
         return "empty"
-    if not finished:
+    if not candidate.finished:
         return "unfinished"
-    if "\n" in text:
-        return "several lines"
-    if relative_length(len(text), len(target) * usual_ratio) > recipe.max_length_ratio:
-        return "length ratio"
-    if text.casefold() == target.casefold() or sentence_chrf(text, target) >= MAX_COPY_CHRF:
+    if "\n" in source:
+        return "multiple_lines"
+    if relative_length(len(source), len(target) * length_ratio) > settings.max_length_ratio:
+        return "length_ratio"
+    if source.casefold() == target.casefold() or sentence_chrf(source, target) >= MAX_COPY_CHRF:
         return "copy"
-    if (times := repeats(text)) > MAX_REPEATS and times > repeats(target):
-        return "repeats itself"
+    if (times := num_repeats(source)) > MAX_REPEATS and times > num_repeats(target):
+        return "repetition"
     return None
 
 
-def repeats(text: str) -> int:
-    """Return how many times in a row the same phrase stands in a text, at the most; 1 where none does twice.
+def num_repeats(text: str) -> int:
+    """Return how many times in a row the same phrase occurs in a text, at most; 1 where none is repeated.
 
-    A phrase is up to eight words, or characters where the text has no spaces. Models that have lost their way go round
-    in such circles (https://arxiv.org/abs/1904.09751).
+    A phrase is up to eight words, or characters where the text has no spaces. Degenerate models loop like this
+    (https://arxiv.org/abs/1904.09751).
     """
     parts = text.split() if " " in text else list(text)
     most = 1
@@ -102,3 +132,28 @@ def repeats(text: str) -> int:
             equal = equal + 1 if before == here else 0
             most = max(most, 1 + equal // size)
     return most
+
+
+def round_trip_chrf(
+    forward: Translator,
+    candidates: Sequence[Candidate],
+    settings: Generate = Generate(),  # noqa: B008 (frozen)
+    callbacks: Callbacks = Callbacks(),  # noqa: B008 (frozen)
+) -> list[float]:
+    """Return the chrF (0 to 100) of each target against the greedy translation of its synthetic source.
+
+    Args:
+        forward: translates sources into the language of the targets.
+        settings: engine and batch size; how the sources were generated does not matter.
+
+    Returns:
+        One value per candidate, 0 where a source is too long for the model, which could not train on it either.
+    """
+    greedy = settings.model_copy(update={"temperature": 0.0, "num_candidates": 1})
+    sources = [candidate.source for candidate in candidates]
+    fitting = [i for i, fits in enumerate(forward.can_translate(sources, greedy)) if fits]
+    translations = forward.translate([sources[i] for i in fitting], greedy, 0, callbacks=callbacks)
+    scores = [0.0] * len(candidates)
+    for i, text in zip(fitting, translations.texts, strict=True):
+        scores[i] = sentence_chrf(text, candidates[i].target)
+    return scores

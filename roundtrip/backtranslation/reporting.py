@@ -1,7 +1,8 @@
-"""What came out of a run: one JSON document, and a table and samples that a person can read."""
+"""What a run reports: a few lines per phase, and at the end one JSON document and a table."""
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -10,169 +11,253 @@ from rich.table import Table
 from rich.text import Text
 
 from roundtrip.backtranslation.checkpoint import State
+from roundtrip.backtranslation.context import RunContext
+from roundtrip.backtranslation.dev_scoring import bleu_tokenize, mean_chrf, translations_path
+from roundtrip.backtranslation.early_stopping import ScoresByStage
+from roundtrip.backtranslation.examples import KINDS, SYNTHETIC, PhaseExamples
+from roundtrip.backtranslation.nonfinite_steps import json_number
 from roundtrip.backtranslation.run_folder import BEST, RunFolder, versions
-from roundtrip.backtranslation.validation import bleu_tokenize, mean_chrf, parallel_texts, translations_path
-from roundtrip.data.corpora import Corpora
+from roundtrip.engine.train_step import StepResult
 from roundtrip.evaluation import metrics
-from roundtrip.recipe.plan import BASE, FINAL, PARALLEL, PRETRAIN, Direction, directions
-from roundtrip.recipe.schema import Recipe
-from roundtrip.runtime.errors import printable
+from roundtrip.recipe.plan import BASE, FINAL, PARALLEL, PRETRAIN, Direction, Phase, directions
+from roundtrip.runtime.errors import TrainingError, printable
+from roundtrip.runtime.event_log import EventLog
 from roundtrip.runtime.seeding import derive_seed, permuted_index
+from roundtrip.tokens.row_builder import SPLICED
 
-NUM_SAMPLES = 3
-# Resamplings of the paired bootstrap.
 BOOTSTRAP_SAMPLES = 1000
+NUM_SAMPLES = 3
 _LABELS = {
     "copy": "copying the source",
     BASE: "base model, zero-shot",
-    PRETRAIN: "plain text",
+    PRETRAIN: "monolingual text",
     PARALLEL: "parallel pairs",
     FINAL: "parallel pairs again",
 }
-ByStage = Mapping[str, Mapping[str, Mapping[str, float]]]
+_WEAK = "more train.parallel_epochs, since the generating direction is still weak"
+_ADVICE = {
+    "unfinished": f"{_WEAK}, or a larger generate.max_length_ratio",
+    "length_ratio": f"{_WEAK}, or a larger filter.max_length_ratio",
+    "repetition": f"{_WEAK}, or generate.temperature = 0.7",
+    "wrong_language": f"{_WEAK}; the prompt may not name the languages clearly",
+    "low_round_trip": f"{_WEAK}, or a smaller filter.min_round_trip_chrf",
+    "target_too_long": "a larger train.max_length, or a smaller data.filter.max_chars",
+    "multiple_lines": "a template whose end token the model knows, such as kind = 'chat'",
+}
 
 
-def collect(
-    run: RunFolder,
-    recipe: Recipe,
-    corpora: Corpora,
-    state: State,
-    test: ByStage,
-    seconds: Mapping[str, float],
-    peak: Mapping[str, int],
+def report_examples(events: EventLog, phase: Phase, made: PhaseExamples) -> None:
+    """Report the examples of a phase.
+
+    Raises:
+        TrainingError: it is a round, and all its candidates were rejected.
+    """
+    counts = Counter(example.kind for example in made.examples)
+    events.log(
+        "examples",
+        stage=phase.stage,
+        direction=phase.direction.name,
+        **{kind: counts[kind] for kind in KINDS},
+        rejected=dict(made.rejected),
+        restarted=list(made.restarted),
+    )
+    for name in made.restarted:
+        events.say(f"  all rows of {name} are read; it starts over, reshuffled")
+    if not phase.round:
+        return
+    num_rejected, by_reason = made.rejected.total(), dict(sorted((+made.rejected).items()))
+    if not counts[SYNTHETIC]:
+        samples = "".join(f"\n    {one.source!r} for {one.target!r}" for one in made.samples)
+        raise TrainingError(
+            f"all {num_rejected} synthetic sources were rejected: {by_reason}{samples}",
+            place=f"{phase.stage}, {phase.direction.name}",
+            cure=f"start a new run with {advice(made.rejected)}",
+        )
+    if num_rejected:
+        events.say(f"  {num_rejected} of {made.num_candidates} synthetic sources rejected: {by_reason}")
+    if 2 * num_rejected > made.num_candidates:
+        events.say(f"  more than half of the synthetic sources were rejected: try {advice(made.rejected)}")
+
+
+def advice(rejected: Counter[str]) -> str:
+    """Return what helps against the commonest reason of rejections."""
+    return _ADVICE.get(rejected.most_common(1)[0][0] if rejected else "", _WEAK)
+
+
+def report_token_rows(events: EventLog, phase: Phase, counts: Counter[str], *, asked_for: bool) -> None:
+    """Report which path the synthetic rows of a phase took.
+
+    Args:
+        asked_for: the recipe sends all of them by the text path, which needs no message.
+    """
+    events.log("token_rows", stage=phase.stage, direction=phase.direction.name, rows=dict(counts))
+    by_text = {reason: number for reason, number in counts.items() if reason != SPLICED}
+    if by_text and not asked_for:
+        events.say(f"  {sum(by_text.values())} of {counts.total()} synthetic rows took the text path: {by_text}")
+
+
+def report_rows_left_out(events: EventLog, phase: Phase, num_rows: int, num_fitting: int, limit: int) -> None:
+    """Report how many rows are over the length limit.
+
+    Raises:
+        TrainingError: all of them are.
+    """
+    if num_fitting < num_rows:
+        events.say(f"  {num_rows - num_fitting} rows over {limit} tokens left out")
+        events.log("rows_left_out", stage=phase.stage, number=num_rows - num_fitting)
+    if not num_fitting:
+        raise TrainingError(
+            f"all {num_rows} rows are over {limit} tokens",
+            place=phase.stage,
+            cure="start a new run with a larger train.max_length",
+        )
+
+
+def report_step(events: EventLog, direction: str, step: int, result: StepResult) -> None:
+    """Log one optimizer step."""
+    events.log(
+        "step",
+        direction=direction,
+        step=step,
+        loss=json_number(result.loss),
+        grad_norm=json_number(result.grad_norm),
+        labels=result.num_labels,
+        tokens=result.num_tokens,
+    )
+
+
+def report_smaller_microbatches(events: EventLog, tokens: int) -> None:
+    events.say(f"  out of memory; from here on microbatches have at most {tokens} tokens")
+    events.log("memory", activity="training", tokens=tokens)
+
+
+def collect_metrics(
+    context: RunContext, state: State, test: ScoresByStage, peak_bytes: Mapping[str, int]
 ) -> dict[str, Any]:
     """Return everything worth keeping of a finished run.
 
     The document's `comparison` is a paired bootstrap of the last two trained stages (or of the base and the only
     one) on test.
     """
+    recipe = context.recipe
     kept = [stage for stage in test if stage != "copy"]
-    pair = kept[-2:] if len(kept) > 1 else []
+    both = directions(recipe)
     return {
         "languages": list(recipe.languages),
         "dev": {stage: dict(scores) for stage, scores in state.scores.items()},
         "test": {stage: dict(scores) for stage, scores in test.items()},
         "best": state.best,
-        "comparison": _compare(run, recipe, corpora, pair) if pair else None,
-        "signatures": {d.name: metrics.signatures(bleu_tokenize(recipe, d)) for d in directions(recipe)},
-        "samples": {d.name: _samples(run, recipe, corpora, state.best or BASE, d) for d in directions(recipe)},
+        "comparison": _compare(context, kept[-2:]) if len(kept) > 1 else None,
+        "signatures": {one.name: metrics.signatures(bleu_tokenize(recipe, one)) for one in both},
+        "samples": {one.name: _samples(context, state.best or BASE, one) for one in both},
         "steps": dict(state.optimizer_steps),
-        "skipped": dict(state.skipped),
-        "seconds": {activity: round(value, 1) for activity, value in seconds.items()},
-        "peak_bytes": dict(peak),
-        "lines": corpora.counts,
-        "roads": {name: dict(counts) for name, counts in state.row_builders.items()},
+        "nonfinite_steps": dict(state.nonfinite_steps),
+        "seconds": {activity: round(value, 1) for activity, value in context.events.seconds.items()},
+        "peak_bytes": dict(peak_bytes),
+        "lines": context.corpora.counts,
+        "token_rows": {name: dict(counts) for name, counts in state.token_rows.items()},
         "seed": recipe.seed,
         "versions": versions(),
     }
 
 
-def _compare(run: RunFolder, recipe: Recipe, corpora: Corpora, stages: Sequence[str]) -> dict[str, Any]:
-    found = {}
-    for direction in directions(recipe):
-        baseline, system = (_translations(run, stage, direction) for stage in stages)
-        _, references = parallel_texts(corpora, recipe, "test", direction)
+def _compare(context: RunContext, stages: Sequence[str]) -> dict[str, Any]:
+    by_direction = {}
+    for direction in directions(context.recipe):
+        baseline, system = (_translations(context.run, stage, direction) for stage in stages)
+        _, references = context.parallel_texts("test", direction)
         comparisons = metrics.paired_bootstrap(
             baseline,
             system,
             references,
-            bleu_tokenize=bleu_tokenize(recipe, direction),
+            bleu_tokenize=bleu_tokenize(context.recipe, direction),
             samples=BOOTSTRAP_SAMPLES,
         )
-        found[direction.name] = [comparison.to_dict() for comparison in comparisons]
-    return {
-        "baseline": stages[0],
-        "system": stages[1],
-        "samples": BOOTSTRAP_SAMPLES,
-        "directions": found,
-    }
+        by_direction[direction.name] = [comparison.to_dict() for comparison in comparisons]
+    return {"baseline": stages[0], "system": stages[1], "samples": BOOTSTRAP_SAMPLES, "directions": by_direction}
 
 
 def _translations(run: RunFolder, stage: str, direction: Direction) -> list[str]:
     return translations_path(run, "test", stage, direction).read_text(encoding="utf-8").split("\n")[:-1]
 
 
-def _samples(
-    run: RunFolder, recipe: Recipe, corpora: Corpora, stage: str, direction: Direction
-) -> list[dict[str, str]]:
-    sources, references = parallel_texts(corpora, recipe, "test", direction)
-    hypotheses, base = (_translations(run, name, direction) for name in (stage, BASE))
-    seed = derive_seed(recipe.seed, "samples")
+def _samples(context: RunContext, stage: str, direction: Direction) -> list[dict[str, str]]:
+    sources, references = context.parallel_texts("test", direction)
+    hypotheses, base = (_translations(context.run, name, direction) for name in (stage, BASE))
+    seed = derive_seed(context.recipe.seed, "samples")
     chosen = [permuted_index(i, len(sources), seed, 0) for i in range(min(NUM_SAMPLES, len(sources)))]
     return [
         {"source": sources[i], "reference": references[i], "base": base[i], "hypothesis": hypotheses[i]} for i in chosen
     ]
 
 
-def show(metrics: Mapping[str, Any], run: RunFolder, console: Console) -> None:
+def show_metrics(results: Mapping[str, Any], run: RunFolder, console: Console) -> None:
     """Print the table of scores, the comparison and the samples."""
-    names = list(metrics["signatures"])
+    names = list(results["signatures"])
+    blind = any("copied" in values for scores in results["dev"].values() for values in scores.values())
+    _show_table(results, names, console, "mean round-trip chrF++" if blind else "dev mean chrF++")
+    if blind:
+        shares = ", ".join(f"{results['dev'][results['best']][name]['copied']:.0%} of {name}" for name in names)
+        _line(console, f"Chosen without dev pairs, by the round trip of monolingual lines; copies: {shares}", "bold")
+    for stage, scores in results["test"].items():
+        cut = {name: scores[name].get("unfinished", 0) for name in names}
+        if any(cut.values()):
+            counts = ", ".join(f"{number:.0f} of {name}" for name, number in cut.items())
+            _line(console, f"{_LABELS.get(stage, stage)}: translations cut at their length limit: {counts}", "dim")
+    _show_comparison(results["comparison"], console)
+    for name, signature in results["signatures"].items():
+        _line(console, f"{name}: {signature['chrf']}; {signature['bleu']}", "dim")
+    for name, samples in results["samples"].items():
+        for sample in samples:
+            _line(console, f"\n{name}  {sample['source']}")
+            _line(console, f"  reference   {sample['reference']}")
+            _line(console, f"  base        {sample['base']}", "dim")
+            _line(console, f"  translation {sample['hypothesis']}", "bold")
+    for name, count in results["nonfinite_steps"].items():
+        what = f"{name}: {count} of {results['steps'][name]} steps had a non-finite loss or gradient"
+        _line(console, f"{what}: see {run.nonfinite_steps}", "bold")
+    for name, counts in results["token_rows"].items():
+        shown = ", ".join(f"{count} {reason}" for reason, count in counts.items())
+        _line(console, f"{name}: token rows of its synthetic examples: {shown}", "dim")
+    spent = ", ".join(f"{activity} {value:.0f} s" for activity, value in results["seconds"].items())
+    total = sum(results["seconds"].values())
+    _line(console, f"\nTime: {spent}; {total:.0f} s in all. One seed ({results['seed']}).")
+    _line(console, f"Adapters: {run.adapters / BEST}")
+    target = results["languages"][1]
+    _line(console, f"Translate: python -m roundtrip translate {run.path} --to {target} < in.txt > out.txt")
+
+
+def _show_table(results: Mapping[str, Any], names: Sequence[str], console: Console, dev_title: str) -> None:
     table = Table(title="Test scores: chrF++ / BLEU (higher is better)", title_justify="left")
     table.add_column("after")
     for name in names:
         table.add_column(name, justify="right")
-    blind = any("copied" in one for scores in metrics["dev"].values() for one in scores.values())
-    table.add_column("mean chrF++ there and back" if blind else "dev mean chrF++", justify="right")
-    for stage, scores in metrics["test"].items():
-        dev = metrics["dev"].get(stage)
-        mean = f"{mean_chrf(dev):.1f}" if dev else "-"
-        label = _LABELS.get(stage, stage)
-        marked = f"{label} (kept as best)" if stage == metrics["best"] else label
+    table.add_column(dev_title, justify="right")
+    for stage, scores in results["test"].items():
+        dev = results["dev"].get(stage)
+        is_best = stage == results["best"]
+        label = _LABELS.get(stage, stage) + (" (kept as best)" if is_best else "")
         cells = [f"{scores[name]['chrf']:.1f} / {scores[name]['bleu']:.1f}" for name in names]
-        table.add_row(marked, *cells, mean, style="bold" if stage == metrics["best"] else None)
+        table.add_row(label, *cells, f"{mean_chrf(dev):.1f}" if dev else "-", style="bold" if is_best else None)
     console.print(table)
-    if blind:
-        shares = ", ".join(f"{metrics['dev'][metrics['best']][name]['copied']:.0%} of {name}" for name in names)
-        _line(console, Text(f"Chosen without dev pairs, by lines that went there and back; copies: {shares}", "bold"))
-    for stage, scores in metrics["test"].items():
-        cut = {name: scores[name].get("unfinished", 0) for name in names}
-        if any(cut.values()):
-            counts = ", ".join(f"{number:.0f} of {name}" for name, number in cut.items())
-            _line(console, Text(f"{_LABELS.get(stage, stage)}: cut at their length limit: {counts}", style="dim"))
-    _show_comparison(metrics["comparison"], console)
-    for name, signature in metrics["signatures"].items():
-        _line(console, Text(f"{name}: {signature['chrf']}; {signature['bleu']}", style="dim"))
-    for name, samples in metrics["samples"].items():
-        for sample in samples:
-            _line(console, Text(f"\n{name}  {sample['source']}"))
-            _line(console, Text(f"  reference   {sample['reference']}"))
-            _line(console, Text(f"  base        {sample['base']}", style="dim"))
-            _line(console, Text(f"  translation {sample['hypothesis']}", style="bold"))
-    for name, count in metrics.get("skipped", {}).items():
-        text = f"{name}: {count} of {metrics['steps'][name]} steps were skipped for a loss that was not finite"
-        _line(console, Text(f"{text}: see {run.skipped}", style="bold"))
-    for name, counts in metrics["roads"].items():
-        shown = ", ".join(f"{count} {reason}" for reason, count in counts.items())
-        _line(console, Text(f"{name}: token road of its synthetic rows: {shown}", style="dim"))
-    spent = ", ".join(f"{activity} {value:.0f} s" for activity, value in metrics["seconds"].items())
-    _line(
-        console,
-        Text(f"\nTime: {spent}; {sum(metrics['seconds'].values()):.0f} s in all. One seed ({metrics['seed']})."),
-    )
-    target = metrics["languages"][1]
-    _line(console, Text(f"Adapters: {run.adapters / BEST}"))
-    _line(console, Text(f"Translate: python -m roundtrip translate {run.path} --to {target} < in.txt > out.txt"))
-
-
-def _line(console: Console, text: Text) -> None:
-    """Print prose unbroken: a terminal wraps it, a file keeps it whole."""
-    text.plain = printable(text.plain)
-    console.print(text, soft_wrap=True)
 
 
 def _show_comparison(comparison: Mapping[str, Any] | None, console: Console) -> None:
     if comparison is None:
         return
     system, baseline, samples = (comparison[key] for key in ("system", "baseline", "samples"))
-    _line(console, Text(f"{system} against {baseline}, paired bootstrap, {samples} samples:"))
-    for name, found in comparison["directions"].items():
-        for one in found:
-            sure = "significant" if one["p_value"] < 0.05 else "not significant"
+    _line(console, f"{system} against {baseline}, paired bootstrap, {samples} samples:")
+    for name, metrics_of_direction in comparison["directions"].items():
+        for one in metrics_of_direction:
+            significance = "significant" if one["p_value"] < 0.05 else "not significant"
             change = one["system"] - one["baseline"]
             _line(
                 console,
-                Text(
-                    f"  {name} {one['metric']}: {one['baseline']:.1f} → {one['system']:.1f} ({change:+.1f}), "
-                    f"± {one['system_ci']:.1f} (95 % of the second score), p = {one['p_value']:.3f}, {sure}"
-                ),
+                f"  {name} {one['metric']}: {one['baseline']:.1f} → {one['system']:.1f} ({change:+.1f}), "
+                f"± {one['system_ci']:.1f} (95 % of the second score), p = {one['p_value']:.3f}, {significance}",
             )
+
+
+def _line(console: Console, text: str, style: str = "") -> None:
+    """Print prose unbroken: a terminal wraps it, a file keeps it whole."""
+    console.print(Text(printable(text), style), soft_wrap=True)

@@ -1,29 +1,28 @@
-"""The folder of a run: what was asked, on what versions, what happened, what came out.
+"""The folder of a run: what was asked, with which versions, what happened, what came out.
 
 recipe.toml  run.json  events.jsonl  metrics.json
 data/                     clean text, as read
-blocks/                   what each phase learnt from, one row a line: kind, source, target
-skipped/                  rows of the steps that changed nothing, since their loss or gradient was not finite
+examples/                 what each phase trained on, one example a line: kind, source, target
+nonfinite_steps/          rows of the optimizer steps whose loss or gradient was not finite
 checkpoints/              for --resume
-base/                     models from scratch as they began, and what adapters took out of a base
+base/                     models from scratch as initialized, and what adapters subtracted from a base
 adapters/STAGE/DIRECTION  PEFT folders, or whole models; STAGE is text, parallel, round-1, ..., final, best
 translations/             of dev and test, one file per stage and direction
 """
 
 from __future__ import annotations
 
-import fcntl
 import json
-import os
 import platform
 import shutil
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass, field, replace
 from importlib import metadata
 from pathlib import Path
 from typing import Any
 
+from filelock import FileLock, Timeout
 from pydantic import ValidationError
 
 from roundtrip import __version__
@@ -31,35 +30,84 @@ from roundtrip.recipe.loader import LoadedRecipe
 from roundtrip.recipe.schema import Recipe
 from roundtrip.runtime import atomic_io
 from roundtrip.runtime.atomic_io import write_json
-from roundtrip.runtime.disk_space import Disk
 from roundtrip.runtime.errors import RunError
 
 BEST = "best"
-# What may be another at a resume, since no figure depends on it.
-_FREE = {"checkpoint", "rounds.require_better_than_copy"}
-# What may be in the folder of a run before its run.json is.
-_BEFORE = {"lock", ".run.json.tmp"}
+FORMAT = 3
+# Keys that may change at --resume, since no result depends on them.
+_FREE_KEYS = {"checkpoint", "rounds.require_better_than_copy"}
+# Files that may be in the folder of a run before its run.json is.
+_EARLY_FILES = {"lock", ".run.json.tmp"}
 _LIBRARIES = ("torch", "transformers", "peft", "tokenizers", "sacrebleu", "numpy")
+_NOT_A_RUN = "name the folder that roundtrip.train made"
+_ANOTHER_FOLDER = "name another folder with --out"
+
+
+@dataclass(frozen=True)
+class RunManifest:
+    """`run.json`: what a run was started with, and what was fixed when its text and models were first loaded.
+
+    Attributes:
+        recipe: the recipe as resolved, in JSON form.
+        folder: where relative paths of the recipe start.
+        overrides: of the command line.
+        versions: see `versions`.
+        lines: per part of the text, how many rows were kept and how many dropped for which reason.
+        files: SHA-256 of the files in `data/` and `base/`, by path; empty until text and models are loaded.
+        dtypes, base_hashes, base_locations, tokenizer_hashes: of the models, by direction.
+        segments: the fixed parts of all prompts, by name.
+        expansions: target tokens per source token, by direction.
+    """
+
+    recipe: dict[str, Any]
+    folder: str
+    overrides: list[str]
+    versions: dict[str, str]
+    lines: dict[str, dict[str, int]] = field(default_factory=dict)
+    files: dict[str, str] = field(default_factory=dict)
+    dtypes: dict[str, str] = field(default_factory=dict)
+    base_hashes: dict[str, str] = field(default_factory=dict)
+    base_locations: dict[str, str] = field(default_factory=dict)
+    tokenizer_hashes: dict[str, str | None] = field(default_factory=dict)
+    segments: dict[str, dict[str, Any]] = field(default_factory=dict)
+    expansions: dict[str, float] = field(default_factory=dict)
+
+    def check_loaded(self, kind: str, hashes: Mapping[str, str | None]) -> None:
+        """Compare what was loaded for each direction with what the run was started with, if it has been.
+
+        Args:
+            kind: `base model` or `tokenizer`.
+
+        Raises:
+            RunError: the contents differ.
+        """
+        expected = self.base_hashes if kind == "base model" else self.tokenizer_hashes
+        for direction, digest in expected.items():
+            if direction in hashes and hashes[direction] != digest:
+                raise RunError(
+                    f"the {kind} of {direction} is not the one this run was started with: its content differs",
+                    place=str(self.base_locations.get(direction)),
+                    cure=f"restore that {kind}, or start a new run",
+                )
 
 
 @dataclass(frozen=True)
 class RunFolder:
-    """A run folder; `RunFolder(path)` reaches its parts, `create` and `reopen` make and check it.
-
-    Attributes:
-        disk: how to write into it while there may be no room.
-    """
+    """A run folder; `RunFolder(path)` names its parts, `create` and `reopen` make and check it."""
 
     path: Path
-    disk: Disk = Disk()
 
     @property
     def data(self) -> Path:
         return self.path / "data"
 
     @property
-    def blocks(self) -> Path:
-        return self.path / "blocks"
+    def examples(self) -> Path:
+        return self.path / "examples"
+
+    @property
+    def nonfinite_steps(self) -> Path:
+        return self.path / "nonfinite_steps"
 
     @property
     def checkpoints(self) -> Path:
@@ -78,10 +126,6 @@ class RunFolder:
         return self.path / "translations"
 
     @property
-    def skipped(self) -> Path:
-        return self.path / "skipped"
-
-    @property
     def events(self) -> Path:
         return self.path / "events.jsonl"
 
@@ -89,77 +133,61 @@ class RunFolder:
     def metrics(self) -> Path:
         return self.path / "metrics.json"
 
-    def facts(self) -> dict[str, Any]:
-        """Return `run.json`: recipe as resolved, its folder, overrides, versions, templates, counts."""
-        try:
-            document: dict[str, Any] = json.loads((self.path / "run.json").read_text(encoding="utf-8"))
-        except (OSError, ValueError) as error:
-            raise RunError(
-                f"not a run folder: {error}",
-                place=str(self.path),
-                cure="name the folder that roundtrip.train made",
-            ) from error
-        lacking = {"recipe", "folder", "versions"} - set(document)
-        if lacking:
-            raise RunError(
-                f"its run.json lacks {', '.join(sorted(lacking))}",
-                place=str(self.path),
-                cure="name the folder that roundtrip.train made",
-            )
-        return document
-
-    def recipe(self) -> tuple[Recipe, Path]:
-        """Return the recipe as it was run and the folder its relative paths start at."""
-        facts = self.facts()
-        try:
-            recipe = Recipe.model_validate_json(json.dumps(facts["recipe"]))
-        except ValidationError as error:
-            raise RunError(
-                f"its recipe is of roundtrip {facts['versions'].get('roundtrip')}, which wrote it otherwise",
-                place=str(self.path),
-                cure="use that version, or train anew",
-            ) from error
-        return self.pinned(recipe), Path(facts["folder"])
-
-    def pinned(self, recipe: Recipe) -> Recipe:
-        """Return a recipe with the precision that this run began with, and with its models from scratch."""
-        dtypes = self.facts().get("dtype", {})
-        return with_model_folders(recipe, self.base, {name: {"dtype": dtype} for name, dtype in dtypes.items()})
-
-    def check_loaded(self, fact: str, found: Mapping[str, str | None], what: str) -> None:
-        """Compare what was loaded for each direction with what this run began with, if it has begun.
-
-        Args:
-            fact: `base_hash` or `tokenizer`.
-            what: its name in a message.
+    def manifest(self) -> RunManifest:
+        """Read `run.json`.
 
         Raises:
-            RunError: they differ: the rows, or what was learnt, would be another's.
+            RunError: it is missing, broken, or of another format.
         """
-        facts = self.facts()
-        for name, digest in facts.get(fact, {}).items():
-            if name in found and found[name] != digest:
-                raise RunError(
-                    f"the {what} of {name} is not the one this run began with: its content differs",
-                    place=str(facts.get("base_location", {}).get(name)),
-                    cure=f"bring that {what} back, or start anew",
-                )
+        try:
+            document = json.loads((self.path / "run.json").read_text(encoding="utf-8"))
+        except (OSError, ValueError) as error:
+            raise RunError(f"not a run folder: {error}", place=str(self.path), cure=_NOT_A_RUN) from error
+        number = document.pop("format", None) if isinstance(document, dict) else None
+        if number != FORMAT:
+            raise RunError(
+                f"its run.json has format {number}, this version reads {FORMAT}",
+                place=str(self.path),
+                cure="use the version of roundtrip that made it, or start a new run",
+            )
+        try:
+            return RunManifest(**document)
+        except TypeError as error:
+            raise RunError(f"its run.json is damaged: {error}", place=str(self.path), cure=_NOT_A_RUN) from error
+
+    def write_manifest(self, manifest: RunManifest) -> None:
+        write_json(self.path / "run.json", {"format": FORMAT, **asdict(manifest)})
+
+    def recipe(self, manifest: RunManifest | None = None) -> Recipe:
+        """Return the recipe as it was run: with the precision and the models from scratch that it started with.
+
+        Raises:
+            RunError: see `manifest`; or another version wrote the recipe.
+        """
+        manifest = manifest or self.manifest()
+        try:
+            recipe = Recipe.model_validate_json(json.dumps(manifest.recipe))
+        except ValidationError as error:
+            raise RunError(
+                f"its recipe was written by roundtrip {manifest.versions.get('roundtrip')}, with other keys",
+                place=str(self.path),
+                cure="use that version, or train again",
+            ) from error
+        return self.with_fixed_models(recipe, manifest)
+
+    def with_fixed_models(self, recipe: Recipe, manifest: RunManifest) -> Recipe:
+        """Return a recipe with the precision that this run was started with, and with its models from scratch."""
+        return with_model_folders(recipe, self.base, {name: {"dtype": one} for name, one in manifest.dtypes.items()})
 
     def keep_best(self, stage: str) -> None:
-        """Make `adapters/best` a copy of a stage's weights; a reader never meets half of it."""
-        with atomic_io.atomic_path(self.adapters / BEST) as beside:
-            shutil.copytree(self.adapters / stage, beside)
+        """Make `adapters/best` a copy of a stage's weights, in one rename."""
+        with atomic_io.atomic_path(self.adapters / BEST) as temporary:
+            shutil.copytree(self.adapters / stage, temporary)
 
     def has_best(self, stage: str) -> bool:
-        """Return whether `adapters/best` is the copy of a stage's weights, to the last bit."""
+        """Return whether `adapters/best` equals a stage's weights bit for bit."""
         kept, best = self.adapters / stage, self.adapters / BEST
         return atomic_io.file_hashes(kept, kept) == (atomic_io.file_hashes(best, best) if best.is_dir() else {})
-
-    def write_metrics(self, metrics: Mapping[str, Any]) -> None:
-        write_json(self.metrics, metrics)
-
-    def add_facts(self, **facts: object) -> None:
-        write_json(self.path / "run.json", self.facts() | facts)
 
 
 def with_model_folders(
@@ -172,15 +200,15 @@ def with_model_folders(
     """
     models = {}
     for name, spec in recipe.model.items():
-        made = {"path": str((folder / name).resolve())} if spec.from_scratch is not None else {}
-        models[name] = spec.model_copy(update={**made, **(updates or {}).get(name, {})})
+        path = {"path": str((folder / name).resolve())} if spec.from_scratch is not None else {}
+        models[name] = spec.model_copy(update={**path, **(updates or {}).get(name, {})})
     return recipe.model_copy(update={"model": models})
 
 
 def versions() -> dict[str, str]:
-    """Return what the figures of a run depend on besides its recipe."""
-    found = {"roundtrip": __version__, "python": platform.python_version(), "machine": platform.machine()}
-    return found | {name: metadata.version(name) for name in _LIBRARIES}
+    """Return the versions that the results of a run depend on besides its recipe."""
+    own = {"roundtrip": __version__, "python": platform.python_version(), "machine": platform.machine()}
+    return own | {name: metadata.version(name) for name in _LIBRARIES}
 
 
 def create(path: Path, loaded: LoadedRecipe) -> RunFolder:
@@ -195,55 +223,51 @@ def create(path: Path, loaded: LoadedRecipe) -> RunFolder:
             raise RunError(
                 "already holds a run",
                 place=str(path),
-                cure="add --resume to go on with it, or --out for another folder",
+                cure="add --resume to continue it, or --out for another folder",
             )
-        # A run that ended before its first checkpoint, for want of a file say, is begun again.
+        # A run that ended before its first checkpoint, because a file was missing for example, starts again.
         if (path / "run.json").exists():
-            run.facts()
-        elif any(item.name not in _BEFORE for item in path.glob("*")):
-            raise RunError("is not empty and not a run", place=str(path), cure="name another folder with --out")
-        # A model from scratch, or what an adapter took out, would be another recipe's.
+            run.manifest()
+        elif any(item.name not in _EARLY_FILES for item in path.glob("*")):
+            raise RunError("is not empty and not a run", place=str(path), cure=_ANOTHER_FOLDER)
+        # A model from scratch, or what an adapter subtracted, would belong to another recipe.
         shutil.rmtree(run.base, ignore_errors=True)
         # First of all, so that a process that is killed here leaves what is known to be a run.
-        write_json(
-            path / "run.json",
-            {
-                "recipe": loaded.recipe.model_dump(mode="json"),
-                "folder": str(loaded.folder),
-                "overrides": list(loaded.overrides),
-                "versions": versions(),
-            },
+        manifest = RunManifest(
+            recipe=loaded.recipe.model_dump(mode="json"),
+            folder=str(loaded.folder),
+            overrides=list(loaded.overrides),
+            versions=versions(),
         )
-        for folder in (run.data, run.base, run.blocks, run.checkpoints, run.adapters, run.translations):
+        run.write_manifest(manifest)
+        for folder in (run.data, run.base, run.examples, run.checkpoints, run.adapters, run.translations):
             folder.mkdir(parents=True, exist_ok=True)
         changes = "".join(f"# as run with --set {override}\n" for override in loaded.overrides)
         atomic_io.write_text(path / "recipe.toml", changes + loaded.text)
     except OSError as error:
-        raise RunError(
-            f"cannot be written: {error.strerror}", place=str(path), cure="name another folder with --out"
-        ) from error
+        raise RunError(f"cannot be written: {error.strerror}", place=str(path), cure=_ANOTHER_FOLDER) from error
     return run
 
 
 def reopen(path: Path, loaded: LoadedRecipe) -> RunFolder:
-    """Open a run to go on with it; what no figure depends on, such as `[checkpoint]`, may be another.
+    """Open a run to continue it; keys that no result depends on, such as `[checkpoint]`, may have changed.
 
     Raises:
         RunError: not a run, or of another recipe or other versions; the message names the differences.
     """
     run = RunFolder(path)
-    facts = run.facts()
+    manifest = run.manifest()
     recipe = loaded.recipe.model_dump(mode="json")
-    differences = _differences(facts["recipe"], recipe, "")
-    differences += _differences(facts["versions"], versions(), "version of ")
+    differences = _differences(manifest.recipe, recipe, "")
+    differences += _differences(manifest.versions, versions(), "version of ")
     if differences:
         raise RunError(
-            "was made otherwise:\n" + "\n".join(f"  - {line}" for line in differences),
+            "was started with other settings:\n" + "\n".join(f"  - {line}" for line in differences),
             place=str(path),
-            cure="go on with the recipe and versions it was made with, or start anew with --out",
+            cure="resume with the recipe and versions it was started with, or start a new run with --out",
         )
-    if facts["recipe"] != recipe:
-        run.add_facts(recipe=recipe, overrides=list(loaded.overrides))
+    if manifest.recipe != recipe:
+        run.write_manifest(replace(manifest, recipe=recipe, overrides=list(loaded.overrides)))
     return run
 
 
@@ -251,7 +275,7 @@ def _differences(old: Mapping[str, Any], new: Mapping[str, Any], prefix: str) ->
     lines = []
     for key in sorted(old.keys() | new.keys()):
         before, after = old.get(key), new.get(key)
-        if f"{prefix}{key}" in _FREE:
+        if f"{prefix}{key}" in _FREE_KEYS:
             continue
         if isinstance(before, dict) and isinstance(after, dict):
             lines += _differences(before, after, f"{prefix}{key}.")
@@ -262,28 +286,22 @@ def _differences(old: Mapping[str, Any], new: Mapping[str, Any], prefix: str) ->
 
 @contextmanager
 def run_lock(path: Path) -> Iterator[None]:
-    """Hold a run folder against other processes. The lock ends with the process, however it ends.
+    """Hold a run folder against other processes; the lock ends with the process, however it ends.
 
     Raises:
         RunError: another process holds it, or the folder cannot be made.
     """
+    lock = FileLock(path / "lock", blocking=False)
     try:
         path.mkdir(parents=True, exist_ok=True)
-        handle = os.open(path / "lock", os.O_RDWR | os.O_CREAT, 0o644)
-    except OSError as error:
+        lock.acquire()
+    except Timeout as error:
         raise RunError(
-            f"cannot be written: {error.strerror}", place=str(path), cure="name another folder with --out"
+            "is in use by another process", place=str(path), cure=f"wait for it, or {_ANOTHER_FOLDER}"
         ) from error
-    try:
-        fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except OSError as error:
-        os.close(handle)
-        raise RunError(
-            "is in use by another process",
-            place=str(path),
-            cure="wait for it, or name another folder with --out",
-        ) from error
+        raise RunError(f"cannot be written: {error.strerror}", place=str(path), cure=_ANOTHER_FOLDER) from error
     try:
         yield
     finally:
-        os.close(handle)
+        lock.release()

@@ -1,41 +1,37 @@
-"""Running a recipe: from a sound recipe to a finished run folder, or to a look at what would be done."""
+"""Running a recipe: from a valid recipe to a finished run folder."""
 
 from __future__ import annotations
 
-import tempfile
-from collections.abc import Mapping
-from contextlib import ExitStack, closing
+from collections.abc import Mapping, Sequence
+from contextlib import closing, nullcontext
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+from rich.console import Console
+
 from roundtrip.backtranslation import row_builders
-from roundtrip.backtranslation.loop import round_trip
+from roundtrip.backtranslation.context import RunContext, parallel_texts
+from roundtrip.backtranslation.dev_scoring import check_metrics
+from roundtrip.backtranslation.filtering import Candidate, RejectionRule
+from roundtrip.backtranslation.loop import back_translate
 from roundtrip.backtranslation.row_builders import NUM_SAMPLES
-from roundtrip.backtranslation.run_folder import RunFolder, create, reopen, with_model_folders
+from roundtrip.backtranslation.run_folder import RunFolder, RunManifest, create, reopen, run_lock
 from roundtrip.backtranslation.trainer import Trainer
-from roundtrip.backtranslation.validation import check_metrics, parallel_texts
-from roundtrip.data.corpora import Corpora, describe, prepare
-from roundtrip.data.corpora import reopen as reopen_text
+from roundtrip.data import corpora as text
+from roundtrip.data.corpora import Corpora
 from roundtrip.data.language_id import MIN_CHARS, MIN_LINES, MIN_RIGHT, LanguageIdentifier
 from roundtrip.engine import translator
-from roundtrip.engine.translator import Translator, expansion_of, noised_name
+from roundtrip.engine.translator import Translator, expansion_of
 from roundtrip.models import from_scratch
+from roundtrip.models.base_model import choose_device
 from roundtrip.models.direction_model import frozen_hashes
+from roundtrip.recipe import loader
 from roundtrip.recipe.loader import LoadedRecipe
-from roundtrip.recipe.plan import (
-    PRETRAIN,
-    directions,
-    num_denoising,
-    num_parallel,
-    num_replayed,
-    num_steps,
-    num_synthetic,
-    phases,
-)
+from roundtrip.recipe.plan import directions
 from roundtrip.recipe.schema import Recipe
 from roundtrip.runtime import atomic_io
-from roundtrip.runtime.distributed import SINGLE_PROCESS, ProcessGroup
+from roundtrip.runtime.distributed import SINGLE_PROCESS, ProcessGroup, join_processes
 from roundtrip.runtime.errors import RunError, TextError, TrainingError
 from roundtrip.runtime.event_log import EventLog
 from roundtrip.runtime.interrupts import StopRequest, catch_signals
@@ -44,22 +40,62 @@ from roundtrip.tokens.prompt_segments import Segments
 from roundtrip.tokens.row_builder import RowBuilder
 from roundtrip.tokens.splice.vocabulary import fingerprint
 
+Translators = dict[str, Translator]
+
 
 def train(
+    recipe: LoadedRecipe | str | Path,
+    run_dir: Path | str,
+    *,
+    resume: bool = False,
+    filters: Sequence[RejectionRule] = (),
+    events: EventLog | None = None,
+) -> RunFolder:
+    """Train both directions of a recipe into a run folder.
+
+    Under `torchrun` every process calls this, and they share the work.
+
+    Args:
+        recipe: from `load_recipe`, or what it takes.
+        run_dir: folder of the run, new unless `resume`.
+        resume: continue an interrupted run; it finishes with identical results.
+        filters: further filters of synthetic sources, asked after those of the recipe: each takes a `Candidate` and
+            returns a reason to reject it, or None. Give the same ones when you resume.
+        events: where progress is shown; silent where None.
+
+    Returns:
+        The run folder: `run.metrics` has all figures, `run.adapters` the weights of each stage.
+
+    Raises:
+        RoundtripError: see its kinds; `Interrupted` after a signal, with everything saved.
+
+    Example:
+        >>> run = train(load_recipe("own.toml"), "runs/own")  # doctest: +SKIP
+        >>> load_trained(run.path, "en-es").translate(["Save the file"]).texts  # doctest: +SKIP
+        ['Guarda el archivo']
+    """
+    loaded = recipe if isinstance(recipe, LoadedRecipe) else loader.load_recipe(str(recipe))
+    loader.forbid_unused_hub(loaded.recipe, loaded.folder)
+    path = Path(run_dir)
+    events = events or EventLog(Console(quiet=True))
+    on_cpu = all(choose_device(model.device).type == "cpu" for model in loaded.recipe.model.values())
+    with join_processes(on_cpu) as processes, run_lock(path) if processes.is_main else nullcontext():
+        return run_recipe(path, loaded, events, resume=resume, processes=processes, filters=filters)
+
+
+def run_recipe(
     path: Path,
     loaded: LoadedRecipe,
     events: EventLog,
     *,
     resume: bool = False,
     processes: ProcessGroup = SINGLE_PROCESS,
+    filters: Sequence[RejectionRule] = (),
 ) -> RunFolder:
-    """Run a recipe into a folder, or go on with it.
-
-    Args:
-        ranks: the processes that share the work, each of which calls this.
+    """Run a recipe into a folder that this process holds, as one of the processes that share the work.
 
     Raises:
-        RoundtripError: whatever stands in the way, in words; `Interrupted` after a signal, with all saved.
+        RoundtripError: see `train`.
     """
     if processes.is_main:
         run = reopen(path, loaded) if resume else create(path, loaded)
@@ -67,169 +103,121 @@ def train(
     processes.broadcast(None)
     run = RunFolder(path)
     events.path = run.events if processes.is_main else None
-    with catch_signals(events.say) as stop, ExitStack() as ends:
-        translators, corpora = _prepared(run, loaded, events, stop, processes)
-        found = _roads(loaded.recipe, translators, corpora, events)
-        stop.leave_if_asked()
-        told = _identifier(loaded.recipe, corpora, events)
-        trip = ends.enter_context(
-            closing(Trainer(run, loaded.recipe, corpora, translators, found, events, stop, processes, told))
-        )
-        if resume:
-            trip.resume()
-            if processes.broadcast(trip.done()):
-                trip.show()
-                return run
-        events.log("start", phase=trip.state.phase, step=trip.state.step)
-        learners = {name: one.direction_model for name, one in translators.items()}
-        before = frozen_hashes(learners)
-        round_trip(trip)
-        if frozen_hashes(learners) != before:
-            raise TrainingError("the frozen base has changed during the run", cure="please report this with the recipe")
+    with catch_signals(events.say) as stop:
+        context = _load_context(run, loaded, events, stop, processes)
+        rules = _language_rules(context)
+        rules = {one.name: [*rules.get(one.name, []), *filters] for one in directions(context.recipe)}
+        builders = make_row_builders(context.recipe, context.translators, context.corpora, events)
+        stop.raise_if_requested()
+        context = replace(context, row_builders=builders, filters=rules)
+        with closing(Trainer(context)) as trainer:
+            if resume:
+                trainer.resume()
+                if processes.broadcast(trainer.is_complete()):
+                    trainer.selection.show()
+                    return run
+            events.log("start", phase=trainer.state.phase, step=trainer.state.step)
+            models = {name: one.direction_model for name, one in context.translators.items()}
+            before = frozen_hashes(models)
+            back_translate(trainer)
+            if frozen_hashes(models) != before:
+                raise TrainingError("the frozen base changed during the run", cure="please report this with the recipe")
     return run
 
 
-def _prepared(
+def _load_context(
     run: RunFolder, loaded: LoadedRecipe, events: EventLog, stop: StopRequest, processes: ProcessGroup
-) -> tuple[dict[str, Translator], Corpora]:
-    """Load text and models; what was fixed when the run began is read back from it."""
-    facts = run.facts()
-    recipe, folder = run.pinned(loaded.recipe), loaded.folder
+) -> RunContext:
+    """Load text and models; what was fixed when the run was started is read back from its manifest."""
+    manifest = run.manifest()
+    recipe, is_main = run.with_fixed_models(loaded.recipe, manifest), processes.is_main
     check_metrics(recipe)
-    identifier_of(recipe)
-    known = facts.get("lines")
-    if processes.is_main and (problem := atomic_io.first_damaged(facts.get("files", {}), run.path)):
-        raise RunError(f"is damaged: {problem}", place=str(run.path), cure="bring that file back, or start anew")
-    if not known:
-        known = processes.broadcast(_read(loaded, run.data, events).counts if processes.is_main else {})
-    corpora = reopen_text(recipe, run.data, known)
-    stop.leave_if_asked()
-    segments = {name: Segments.from_dict(value) for name, value in facts.get("segments", {}).items()} or None
+    language_identifier(recipe)
+    if is_main and (problem := atomic_io.first_damaged(manifest.files, run.path)):
+        raise RunError(f"is damaged: {problem}", place=str(run.path), cure="restore that file, or start a new run")
+    lines = manifest.lines
+    if not lines:
+        lines = processes.broadcast(read_text(loaded, run.data, events).counts if is_main else {})
+    corpora = text.reopen(recipe, run.data, lines)
+    stop.raise_if_requested()
+    segments = {name: Segments.from_dict(value) for name, value in manifest.segments.items()}
     with processes.main_process_first():
-        translators = _load(recipe, folder, corpora, events, segments, run.base, processes)
-    run.check_loaded("base_hash", {name: one.base.digest for name, one in translators.items()}, "base model")
-    tokenizers = {name: _fingerprint(one.base.tokenizer) for name, one in translators.items()}
-    run.check_loaded("tokenizer", tokenizers, "tokenizer")
-    stop.leave_if_asked()
-    begun = "files" in facts
-    expansions = facts.get("expansion", {}) if begun else _expansions(translators, corpora, recipe)
-    translators = _expanded(translators, expansions)
+        translators = load_models(recipe, loaded.folder, corpora, events, segments, run.base)
+    translators = {name: replace(one, processes=processes) for name, one in translators.items()}
+    stop.raise_if_requested()
+    manifest.check_loaded("base model", {name: one.base.digest for name, one in translators.items()})
+    manifest.check_loaded("tokenizer", _tokenizer_hashes(translators))
+    expansions = manifest.expansions if manifest.files else measure_expansions(recipe, translators, corpora)
+    translators = {name: replace(one, expansion=expansions.get(name, 1.0)) for name, one in translators.items()}
     check_lines(translators, corpora, recipe, events)
-    if processes.is_main and not begun:
-        for part in (run.data, run.base):
-            atomic_io.fsync_tree(part)
-        run.add_facts(
-            dtype={name: str(one.base.dtype).removeprefix("torch.") for name, one in translators.items()},
-            lines=corpora.counts,
-            files=atomic_io.file_hashes(run.data, run.path) | atomic_io.file_hashes(run.base, run.path),
-            base_hash={name: one.base.digest for name, one in translators.items()},
-            tokenizer=tokenizers,
-            base_location={name: one.base.location for name, one in translators.items()},
-            segments=_segments(translators),
-            expansion=expansions,
-        )
-    return translators, corpora
+    if is_main and not manifest.files:
+        run.write_manifest(_completed(manifest, run, translators, corpora))
+    return RunContext(run, recipe, corpora, translators, events, stop, processes=processes)
 
 
-def _expansions(translators: Mapping[str, Translator], corpora: Corpora, recipe: Recipe) -> dict[str, float]:
-    """Return by how much the length limit of each direction grows."""
-    found = {}
-    for side, direction in enumerate(directions(recipe)):
-        rows = [corpora.train[i] for i in range(min(NUM_SAMPLES, len(corpora.train)))] if recipe.blind else corpora.dev
-        pairs = [(row[side], row[1 - side]) for row in rows]
-        found[direction.name] = expansion_of(translators[direction.name].template, pairs)
-    return found
+def _completed(
+    manifest: RunManifest, run: RunFolder, translators: Mapping[str, Translator], corpora: Corpora
+) -> RunManifest:
+    """Return the manifest with what is fixed from here on."""
+    for part in (run.data, run.base):
+        atomic_io.fsync_tree(part)
+    return replace(
+        manifest,
+        lines=corpora.counts,
+        files=atomic_io.file_hashes(run.data, run.path) | atomic_io.file_hashes(run.base, run.path),
+        dtypes={name: str(one.base.dtype).removeprefix("torch.") for name, one in translators.items()},
+        base_hashes={name: one.base.digest for name, one in translators.items()},
+        base_locations={name: one.base.location for name, one in translators.items()},
+        tokenizer_hashes=_tokenizer_hashes(translators),
+        segments=_segments(translators),
+        expansions={name: one.expansion for name, one in translators.items()},
+    )
 
 
-def _expanded(translators: Mapping[str, Translator], expansions: Mapping[str, float]) -> dict[str, Translator]:
-    return {name: replace(one, expansion=expansions.get(name, 1.0)) for name, one in translators.items()}
-
-
-def _segments(translators: Mapping[str, Translator]) -> dict[str, Any]:
-    """Return the parts of all prompts, so that a resumed run has the same whatever the day is."""
-    real = {name: one.template.segments.to_dict() for name, one in translators.items()}
-    others = {
-        name: one.templates.denoising
-        for name, one in translators.items()
-        if one.templates.denoising is not one.template
-    }
-    return real | {noised_name(name): template.segments.to_dict() for name, template in others.items()}
-
-
-def _fingerprint(tokenizer: Any) -> str | None:
-    return fingerprint(tokenizer) if getattr(tokenizer, "is_fast", False) else None
-
-
-def _load(
-    recipe: Recipe,
-    folder: Path,
-    corpora: Corpora,
-    events: EventLog,
-    segments: dict[str, Segments] | None = None,
-    starts: Path | None = None,
-    processes: ProcessGroup = SINGLE_PROCESS,
-) -> dict[str, Translator]:
-    """Load the models of a recipe; those from scratch are made first, where they are not there yet."""
-    for name, spec in recipe.model.items():
-        if spec.from_scratch is not None:
-            assert spec.path is not None
-            with events.task("loading", f"making a model from scratch for {name}", 0):
-                seed = derive_seed(recipe.seed, "scratch", "" if recipe.one_start else name)
-                from_scratch.create_model(spec.from_scratch, corpora.all_text(), Path(spec.path), seed)
-    names = " and ".join(dict.fromkeys(spec.name for spec in recipe.model.values()))
-    with events.task("loading", f"loading {names}", 0):
-        return translator.load(recipe, folder, segments, starts, processes)
-
-
-def _roads(
-    recipe: Recipe, translators: Mapping[str, Translator], corpora: Corpora, events: EventLog
-) -> dict[str, RowBuilder]:
-    """Find the token road of each direction on the dev pairs, and say which it is; nothing where no round needs one."""
-    if not recipe.rounds.count:
-        return {}
-    samples = {d.name: list(zip(*parallel_texts(corpora, recipe, "dev", d), strict=True)) for d in directions(recipe)}
-    templates = {name: one.template for name, one in translators.items()}
-    devices = {name: one.base.device for name, one in translators.items()}
-    found, verdicts = row_builders.find(recipe, templates, templates, samples, devices, events)
-    for name, verdict in verdicts.items():
-        row_builders.say(events, name, verdict)
-        events.log("verdict", direction=name, **verdict.to_dict())
-    return found
-
-
-def identifier_of(recipe: Recipe) -> LanguageIdentifier | None:
-    """Return what tells the languages apart, where the recipe asks for it.
-
-    Raises:
-        RecipeError: see `LanguageIdentifier`.
-    """
-    return LanguageIdentifier(recipe.languages) if recipe.filter.language else None
-
-
-def _identifier(recipe: Recipe, corpora: Corpora, events: EventLog) -> LanguageIdentifier | None:
-    """Return what tells the languages apart, where the recipe asks for it and it does so on the dev text."""
-    found = identifier_of(recipe)
-    if found is None:
-        return None
-    for side, language in enumerate(recipe.languages):
-        right, number = found.share_right([row[side] for row in corpora.dev], language)
-        if number < MIN_LINES or right < MIN_RIGHT:
-            events.say(
-                f"  filter.language: not used, since it is right on {right:.0%} of {number} dev lines of {language} "
-                f"with {MIN_CHARS} characters or more ({MIN_RIGHT:.0%} of {MIN_LINES} are wanted)"
-            )
-            return None
-    return found
-
-
-def _read(loaded: LoadedRecipe, target: Path, events: EventLog) -> Corpora:
+def read_text(loaded: LoadedRecipe, target: Path, events: EventLog) -> Corpora:
+    """Read, clean and separate the text of a recipe into a folder, and report what was dropped."""
     with events.task("reading", "reading text", 0):
-        corpora = prepare(loaded.recipe, loaded.folder, target, lambda text: events.say(f"  {text}"))
+        corpora = text.prepare(loaded.recipe, loaded.folder, target, lambda line: events.say(f"  {line}"))
     for part, counts in corpora.counts.items():
         dropped = ", ".join(f"{number} {reason}" for reason, number in counts.items() if reason != "kept")
         events.say(f"  {part}: {counts.get('kept', 0)} lines" + (f" (dropped: {dropped})" if dropped else ""))
     events.log("text", lines=corpora.counts)
     return corpora
+
+
+def load_models(
+    recipe: Recipe,
+    folder: Path,
+    corpora: Corpora,
+    events: EventLog,
+    segments: Mapping[str, Segments] | None = None,
+    residual_folder: Path | None = None,
+) -> Translators:
+    """Load the models of a recipe; those from scratch are created first, where they are not there yet.
+
+    Args:
+        segments: of an earlier start of this run; built from the tokenizers where None.
+        residual_folder: see `translator.load`.
+    """
+    for name, spec in recipe.model.items():
+        if spec.from_scratch is not None:
+            assert spec.path is not None
+            with events.task("loading", f"creating a model from scratch for {name}", 0):
+                seed = derive_seed(recipe.seed, "scratch", "" if recipe.one_start else name)
+                from_scratch.create_model(spec.from_scratch, corpora.all_text(), Path(spec.path), seed)
+    names = " and ".join(dict.fromkeys(spec.name for spec in recipe.model.values()))
+    with events.task("loading", f"loading {names}", 0):
+        return translator.load(recipe, folder, segments or None, residual_folder)
+
+
+def measure_expansions(recipe: Recipe, translators: Mapping[str, Translator], corpora: Corpora) -> dict[str, float]:
+    """Return the target tokens per source token of each direction, by which length limits grow."""
+    expansions = {}
+    for side, direction in enumerate(directions(recipe)):
+        rows = [corpora.train[i] for i in range(min(NUM_SAMPLES, len(corpora.train)))] if recipe.blind else corpora.dev
+        pairs = [(row[side], row[1 - side]) for row in rows]
+        expansions[direction.name] = expansion_of(translators[direction.name].template, pairs)
+    return expansions
 
 
 def check_lines(translators: Mapping[str, Translator], corpora: Corpora, recipe: Recipe, events: EventLog) -> None:
@@ -240,71 +228,88 @@ def check_lines(translators: Mapping[str, Translator], corpora: Corpora, recipe:
     """
     for direction in directions(recipe):
         one = translators[direction.name]
-        template = one.template
         for part in ("dev", "test"):
-            sources, _ = parallel_texts(corpora, recipe, part, direction)
-            for number, prompt in enumerate(template.prompts(sources), start=1):
+            sources, _ = parallel_texts(recipe, corpora, part, direction)
+            for number, prompt in enumerate(one.template.prompts(sources), start=1):
                 if not one.fits(one.num_needed(prompt, recipe.generate)):
                     raise TextError(
                         f"line {number} has {len(prompt)} tokens, the model {one.base.max_positions} positions",
                         place=f"data.{part} ({direction.source})",
-                        cure="take the line out, lower generate.max_length_ratio, or use a model with a longer context",
+                        cure="remove the line, lower generate.max_length_ratio, or use a model with a longer context",
                     )
-        pairs = list(zip(*parallel_texts(corpora, recipe, "dev", direction), strict=True))
-        held = sum(template.boundary_holds(pair) for pair in pairs)
-        events.log("seams", direction=direction.name, held=held, lines=len(pairs))
+        pairs = list(zip(*parallel_texts(recipe, corpora, "dev", direction), strict=True))
+        held = sum(one.template.boundary_holds(pair) for pair in pairs)
+        events.log("boundaries", direction=direction.name, held=held, lines=len(pairs))
         if held < len(pairs):
             events.say(
-                f"  warning: on {len(pairs) - held} of {len(pairs)} dev lines of {direction.name} the end of the "
-                "prompt merges with the target; a chat template, or a space in front of {target}, has no such seam"
+                f"  warning: on {len(pairs) - held} of {len(pairs)} dev lines of {direction.name} the prompt's end "
+                "merges with the target into one token; a chat template, or a space in front of {target}, avoids this"
             )
 
 
-def check(loaded: LoadedRecipe, events: EventLog) -> None:
-    """Load text and models of a recipe, show what would run, and keep nothing."""
-    recipe = loaded.recipe
-    check_metrics(recipe)
-    identifier_of(recipe)
-    for line in describe(recipe.data):
-        events.say(f"  {line}")
-    with tempfile.TemporaryDirectory() as scratch:
-        corpora = _read(loaded, Path(scratch), events)
-        translators = _load(with_model_folders(recipe, Path(scratch) / "base"), loaded.folder, corpora, events)
-        translators = _expanded(translators, _expansions(translators, corpora, recipe))
-        check_lines(translators, corpora, recipe, events)
-        _roads(recipe, translators, corpora, events)
-        _show_plan(loaded, corpora, translators, events)
+def make_row_builders(
+    recipe: Recipe, translators: Mapping[str, Translator], corpora: Corpora, events: EventLog
+) -> dict[str, RowBuilder]:
+    """Make the row builder of each direction, tried on the dev pairs, and report it; none where there are no rounds."""
+    if not recipe.rounds.count:
+        return {}
+    samples = {
+        direction.name: list(zip(*parallel_texts(recipe, corpora, "dev", direction), strict=True))
+        for direction in directions(recipe)
+    }
+    templates = {name: one.template for name, one in translators.items()}
+    devices = {name: one.base.device for name, one in translators.items()}
+    builders, reports = row_builders.find(recipe, templates, templates, samples, devices, events)
+    for name, report in reports.items():
+        row_builders.say(events, name, report)
+        events.log("compatibility", direction=name, **report.to_dict())
+    return builders
 
 
-def _show_plan(loaded: LoadedRecipe, corpora: Corpora, translators: Mapping[str, Translator], events: EventLog) -> None:
-    recipe = loaded.recipe
-    shown = []
+def language_identifier(recipe: Recipe) -> LanguageIdentifier | None:
+    """Return what tells the languages of a recipe apart, where it asks for that.
+
+    Raises:
+        RecipeError: see `LanguageIdentifier`.
+    """
+    return LanguageIdentifier(recipe.languages) if recipe.filter.language else None
+
+
+def _language_rules(context: RunContext) -> dict[str, list[RejectionRule]]:
+    """Return rules against sources in the language of their target, where identification works on the dev text."""
+    recipe = context.recipe
+    identifier = language_identifier(recipe)
+    if identifier is None:
+        return {}
+    for side, language in enumerate(recipe.languages):
+        share, number = identifier.share_right([row[side] for row in context.corpora.dev], language)
+        if number < MIN_LINES or share < MIN_RIGHT:
+            context.events.say(
+                f"  filter.language: not used, since it is right on {share:.0%} of {number} dev lines of {language} "
+                f"with at least {MIN_CHARS} characters ({MIN_RIGHT:.0%} of at least {MIN_LINES} are required)"
+            )
+            return {}
+
+    def rule(language: str) -> RejectionRule:
+        def is_wrong(candidate: Candidate) -> str | None:
+            return "wrong_language" if identifier.is_other(candidate.source, language) else None
+
+        return is_wrong
+
+    return {direction.name: [rule(direction.source)] for direction in directions(recipe)}
+
+
+def _segments(translators: Mapping[str, Translator]) -> dict[str, dict[str, Any]]:
+    """Return the parts of all prompts, so that a resumed run has the same whatever the date is."""
+    segments = {name: one.template.segments.to_dict() for name, one in translators.items()}
     for name, one in translators.items():
-        number = sum(parameter.numel() for parameter in one.direction_model.parameters().values())
-        events.say(f"{name}: {one.direction_model.adapter.method}, {number:,} parameters learn")
-        if one.base.model not in shown:
-            shown.append(one.base.model)
-            number = sum(parameter.numel() for parameter in one.base.model.parameters())
-            events.say(f"  {one.base.location}: {number:,} parameters, {one.base.dtype}, on {one.base.device}")
-    for direction in directions(recipe):
-        template = translators[direction.name].template
-        sources, _ = parallel_texts(corpora, recipe, "dev", direction)
-        prompt = template.prompt_text(sources[0])
-        events.say(f"{direction.name}: prompt {prompt!r}, end token {template.segments.end_id}")
-    num_pairs = len(corpora.train)
-    for phase in phases(recipe, num_pairs):
-        what = f"{num_pairs} pairs, {phase.passes} passes"
-        if phase.stage == PRETRAIN:
-            what = f"{recipe.train.pretrain_lines} plain lines of each language"
-        if phase.round:
-            new = num_synthetic(recipe)
-            old = num_replayed(recipe, phase.round)
-            real = num_parallel(recipe, new + old, num_pairs)
-            what = f"{recipe.rounds.monolingual_lines} new lines, {new} synthetic sources"
-            what += f", {old} earlier ones" if old else ""
-            what += f" and {real} real pairs"
-            noised = num_denoising(recipe, new + old + real)
-            what += f", and {noised} noised lines" if noised else ""
-        events.say(f"{phase.stage}: {phase.direction.name} learns from {what}")
-    totals = ", ".join(f"{num_steps(recipe, num_pairs)} for {one.name}" for one in directions(recipe))
-    events.say(f"optimizer steps: {totals}; nothing was written")
+        if one.templates.denoising is not one.template:
+            segments[translator.denoising_name(name)] = one.templates.denoising.segments.to_dict()
+    return segments
+
+
+def _tokenizer_hashes(translators: Mapping[str, Translator]) -> dict[str, str | None]:
+    return {
+        name: fingerprint(one.base.tokenizer) if getattr(one.base.tokenizer, "is_fast", False) else None
+        for name, one in translators.items()
+    }

@@ -1,69 +1,75 @@
-"""From a block to the token rows that a phase trains on."""
+"""From the examples of a phase to the token rows that it trains on."""
 
 from __future__ import annotations
 
 from collections import Counter
+from collections.abc import Sequence
 from functools import reduce
 from itertools import groupby
 
 import torch
+from torch.nn.utils.rnn import pad_sequence
 
-from roundtrip.backtranslation.examples import NOISED, PLAIN, REAL, PhaseExamples
+from roundtrip.backtranslation.examples import DENOISING, MONOLINGUAL, Example
 from roundtrip.engine.translator import DirectionTemplates
 from roundtrip.tokens.batching import TokenDataset
 from roundtrip.tokens.prompt_template import TokenRow
 from roundtrip.tokens.row_builder import RowBuilder
 
-# The lookups of the guard take fifteen numbers for each token, so a large block goes in pieces.
+# The tables of the guard take several numbers for each token, so many rows are built in parts.
 ROWS_AT_ONCE = 2048
 
 
-def token_rows_of(
-    block: PhaseExamples,
+def build_token_rows(
+    examples: Sequence[Example],
     templates: DirectionTemplates,
-    row_builder: RowBuilder | None,
+    builder: RowBuilder | None,
     device: torch.device,
     seed: int,
 ) -> tuple[TokenDataset, Counter[str]]:
-    """Return the rows of a block: new synthetic ones by their road, all others, and all that is read back, by strings.
+    """Return the token rows of examples: new synthetic ones by a row builder, all others by the text path.
 
-    A row is the same by either road, so a run that goes on learns from what it would have learnt from.
+    Either way gives the same row, so a resumed run trains on what it would have trained on.
 
     Args:
-        templates: of the direction that learns.
-        road: how synthetic rows are made; None where the phase has none.
+        examples: those with a candidate, whose ids are at hand, come first.
+        templates: of the direction that trains.
+        builder: how synthetic rows are made; None where the phase has none.
         seed: chooses the rows of the audit.
 
     Returns:
-        The rows in the order of the block, and how many synthetic ones went which road, by reason.
+        The rows in the order of the examples, and the number of synthetic rows by path and reason.
 
     Raises:
-        RoadError: see `RowBuilder.rows`.
+        RowBuilderError: see `RowBuilder.build`.
     """
-    num_written = 0 if block.hypotheses is None or row_builder is None else len(block.hypotheses.size_B)
-    tables: list[TokenDataset] = []
+    spliceable = [example for example in examples if builder is not None and example.candidate is not None]
+    datasets: list[TokenDataset] = []
     counts: Counter[str] = Counter()
-    for start in range(0, num_written, ROWS_AT_ONCE):
-        some = slice(start, min(start + ROWS_AT_ONCE, num_written))
-        assert block.hypotheses is not None and row_builder is not None
-        rows, found = row_builder.rows(
-            block.hypotheses.ids_BN[some].to(device),
-            block.hypotheses.size_B[some].to(device),
-            [target for _, _, target in block.rows[some]],
-            [source for _, source, _ in block.rows[some]],
-            prompts=block.prompts[some] if block.prompts is not None else None,
+    for start in range(0, len(spliceable), ROWS_AT_ONCE):
+        part = spliceable[start : start + ROWS_AT_ONCE]
+        candidates = [example.candidate for example in part if example.candidate is not None]
+        ids = [candidate.ids_N for candidate in candidates if candidate.ids_N is not None]
+        prompts = [candidate.prompt for candidate in candidates if candidate.prompt is not None]
+        assert builder is not None and len(ids) == len(part), "a generated candidate has ids"
+        rows, reasons = builder.rows(
+            pad_sequence([ids_N.to(device) for ids_N in ids], batch_first=True),
+            torch.tensor([len(ids_N) for ids_N in ids], dtype=torch.int64, device=device),
+            [example.target for example in part],
+            [example.source for example in part],
+            prompts=prompts if len(prompts) == len(part) else None,
             seed=seed + start,
         )
-        tables.append(TokenDataset.of_spliced(rows))
-        counts += found
-    for kind, group in groupby(block.rows[num_written:], key=lambda row: row[0]):
-        tables.append(TokenDataset.of(_by_strings(kind, list(group), templates), device))
-    return reduce(TokenDataset.plus, tables or [TokenDataset.of([], device)]), counts
+        datasets.append(TokenDataset.of_spliced(rows))
+        counts += reasons
+    for kind, group in groupby(examples[len(spliceable) :], key=lambda example: example.kind):
+        datasets.append(TokenDataset.of(_text_rows(kind, list(group), templates), device))
+    return reduce(TokenDataset.plus, datasets or [TokenDataset.of([], device)]), counts
 
 
-def _by_strings(kind: str, rows: list[list[str]], templates: DirectionTemplates) -> list[TokenRow]:
+def _text_rows(kind: str, examples: Sequence[Example], templates: DirectionTemplates) -> list[TokenRow]:
     """Return rows of one kind, encoded as text."""
-    if kind == PLAIN:
-        return templates.real.plain_rows([text for _, _, text in rows])
-    template = {REAL: templates.real, NOISED: templates.noised}.get(kind, templates.synthetic)
-    return template.rows([(source, target) for _, source, target in rows])
+    if kind == MONOLINGUAL:
+        return templates.parallel.plain_rows([example.target for example in examples])
+    template = templates.denoising if kind == DENOISING else templates.parallel
+    return template.rows([(example.source, example.target) for example in examples])

@@ -1,16 +1,32 @@
-"""Loading what a run has trained, for use."""
+"""Loading trained directions for use: from the folder of a run, or from what `export` wrote."""
 
 from __future__ import annotations
 
+import json
 from collections.abc import Mapping
 from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import torch
 
 from roundtrip.backtranslation.run_folder import BEST, RunFolder
 from roundtrip.engine import translator
-from roundtrip.engine.translator import Translator
+from roundtrip.engine.translator import DirectionTemplates, Translator
+from roundtrip.models import adapters, direction_model
 from roundtrip.recipe.plan import Direction, directions
-from roundtrip.runtime.errors import RunError
+from roundtrip.recipe.schema import Adapter, Model
+from roundtrip.runtime.errors import RunError, SourceError
 from roundtrip.tokens.prompt_segments import Segments
+from roundtrip.tokens.prompt_template import PromptTemplate
+
+# By whether it is DoRA, and whether it is scaled as rsLoRA is.
+_METHODS: dict[tuple[bool, bool], Any] = {
+    (False, False): "lora",
+    (False, True): "rslora",
+    (True, False): "dora",
+    (True, True): "rsdora",
+}
 
 
 def direction_into(run: RunFolder, target: str) -> Direction:
@@ -19,11 +35,11 @@ def direction_into(run: RunFolder, target: str) -> Direction:
     Raises:
         RunError: not a run, or of other languages.
     """
-    recipe, _ = run.recipe()
-    found = [direction for direction in directions(recipe) if direction.target == target]
-    if not found:
-        raise RunError(f"translates between {' and '.join(recipe.languages)}, not into '{target}'", place=str(run.path))
-    return found[0]
+    recipe = run.recipe()
+    for direction in directions(recipe):
+        if direction.target == target:
+            return direction
+    raise RunError(f"translates between {' and '.join(recipe.languages)}, not into '{target}'", place=str(run.path))
 
 
 def load(
@@ -36,13 +52,14 @@ def load(
     """Load one direction of a run as it was at the end of a stage.
 
     Args:
-        changes: further keys of `[model]` that are other here than in training.
+        changes: keys of `[model]` that differ from training.
 
     Raises:
         RunError: not a run, no such stage, or another base than it was trained on.
     """
-    recipe, folder = run.recipe()
-    path = run.adapters / stage / direction.name
+    manifest = run.manifest()
+    recipe, name = run.recipe(manifest), direction.name
+    path = run.adapters / stage / name
     if not path.is_dir():
         kept = sorted(item.name for item in run.adapters.glob("*") if item.is_dir())
         raise RunError(
@@ -50,17 +67,93 @@ def load(
             place=str(run.path),
             cure=f"kept: {', '.join(kept) or 'none yet, train first'}",
         )
-    segments = {name: Segments.from_dict(value) for name, value in run.facts()["segments"].items()}
-    # What served training only need not be there: the attention, and the device it ran on.
-    here = {"device": device, "attention": "auto", "use_liger_kernel": False, "gradient_checkpointing": False} | dict(
-        changes or {}
+    segments = {key: Segments.from_dict(value) for key, value in manifest.segments.items()}
+    # What served training only need not be here: the attention, and the device it ran on.
+    spec: dict[str, object] = {"device": device, "attention": "auto", "use_liger_kernel": False}
+    spec |= {"gradient_checkpointing": False} | dict(changes or {})
+    is_full = recipe.adapter[name].method == "full"
+    if is_full:
+        # A whole model does not need the one it was trained from.
+        spec |= {"path": str(path.resolve()), "from_scratch": None, "revision": None}
+    loaded = translator.load_one(recipe, direction, Path(manifest.folder), segments, spec)
+    loaded = replace(loaded, expansion=manifest.expansions.get(name, 1.0))
+    if not is_full:
+        manifest.check_loaded("base model", {name: loaded.base.digest})
+        loaded.direction_model.restore(path)
+    return loaded
+
+
+def load_exported(folder: Path, direction: Direction, device: str) -> Translator:
+    """Load an exported direction: an adapter with the base that it names, or a model.
+
+    Raises:
+        RunError: a part of it is missing or broken.
+        ModelError, SourceError: the model cannot be loaded.
+    """
+    try:
+        document = json.loads((folder / "template.json").read_text(encoding="utf-8"))
+        expansion = float(document.pop("expansion", 1.0))
+        document.pop("direction", None)
+        segments = Segments.from_dict(document)
+        is_adapter = (folder / adapters.CONFIG).exists()
+        spec, adapter = _adapter_spec(folder, device) if is_adapter else _model_spec(folder, device)
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise RunError(
+            f"not an exported direction that can be read ({type(error).__name__}: {error})",
+            place=str(folder),
+            cure="export it again",
+        ) from error
+    name = direction.name
+    try:
+        model = direction_model.load({name: spec}, {name: adapter}, folder, one_base=False, seed=0)[name]
+    except SourceError as error:
+        raise RunError(
+            f"its base model cannot be loaded: {error.problem}",
+            place=str(folder),
+            cure="restore it, or export with --merged",
+        ) from error
+    if is_adapter:
+        model.restore(folder)
+    template = PromptTemplate(model.base.tokenizer, segments)
+    return Translator(direction, model, DirectionTemplates(template, template), expansion=expansion)
+
+
+def _adapter_spec(folder: Path, device: str) -> tuple[Model, Adapter]:
+    config = json.loads((folder / adapters.CONFIG).read_text(encoding="utf-8"))
+    targets = config["target_modules"]
+    adapter = Adapter(
+        method=_METHODS[config["use_dora"], config["use_rslora"]],
+        rank=config["r"],
+        alpha=config["lora_alpha"],
+        targets=targets if isinstance(targets, str) else tuple(targets),
     )
-    expansion = run.facts().get("expansion", {}).get(direction.name, 1.0)
-    if recipe.adapter[direction.name].method == "full":
-        # A whole model has no need of the one it began as.
-        here |= {"path": str(path.resolve()), "from_scratch": None, "revision": None}
-        return replace(translator.load_one(recipe, direction, folder, segments, here), expansion=expansion)
-    one = replace(translator.load_one(recipe, direction, folder, segments, here), expansion=expansion)
-    run.check_loaded("base_hash", {direction.name: one.base.digest}, "base model")
-    one.direction_model.restore(path)
-    return one
+    # An adapter has the precision of its base.
+    exact = any(tensor.dtype == torch.float32 for tensor in adapters.read(folder).values())
+    return Model(path=config["base_model_name_or_path"], device=device, dtype="float32" if exact else "auto"), adapter
+
+
+def _model_spec(folder: Path, device: str) -> tuple[Model, Adapter]:
+    config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
+    # float32 holds all that float16 does, and bfloat16 does not.
+    exact = config.get("dtype", config.get("torch_dtype")) in {"float32", "float16"}
+    spec = Model(path=str(folder.resolve()), device=device, dtype="float32" if exact else "auto")
+    return spec, Adapter(method="full")
+
+
+def load_trained(run_dir: Path | str, direction: str, *, stage: str = BEST, device: str = "auto") -> Translator:
+    """Load one direction of a run for use.
+
+    Args:
+        run_dir: folder of the run.
+        direction: such as `en-es`.
+        stage: `best`, or `parallel`, `round-1`, ...
+        device: `auto` takes CUDA where there is a GPU.
+
+    Raises:
+        RunError: not a run, no such direction or stage, or another base than it was trained on.
+    """
+    run = RunFolder(Path(run_dir))
+    by_name = {one.name: one for one in directions(run.recipe())}
+    if direction not in by_name:
+        raise RunError(f"has no direction '{direction}'", place=str(run.path), cure=f"name {' or '.join(by_name)}")
+    return load(run, by_name[direction], stage, device)

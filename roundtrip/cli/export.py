@@ -48,7 +48,8 @@ def _work(arguments: argparse.Namespace) -> None:
     from roundtrip.backtranslation.run_folder import RunFolder
 
     run = RunFolder(arguments.run)
-    recipe, start = run.recipe()
+    manifest = run.manifest()
+    recipe, start = run.recipe(manifest), Path(manifest.folder)
     forbid_unused_hub(recipe, start)
     # Seconds of imports, for which nobody should wait to read about a typo.
     from roundtrip.backtranslation import trained_models

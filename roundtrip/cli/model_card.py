@@ -72,12 +72,12 @@ def text(
     parts = [
         f"---\n{data.to_yaml()}\n---",
         f"# {_plain(source)} to {_plain(target)}",
-        f"{_what(run, one, is_model)} {_how(one, stage, target, has_rounds=bool(run.recipe()[0].rounds.count))}",
+        f"{_what(run, one, is_model)} {_how(one, stage, target, has_rounds=bool(run.recipe().rounds.count))}",
         _usage(one, is_model) if has_template else _usage_without(one),
         _scores(one, metrics, stage),
         _samples(metrics, direction.name, stage),
         f"## How it was made\n\nStage `{stage}`, seed {metrics.get('seed', '?')}, versions of the libraries and the "
-        f"whole recipe:\n\n{_pre(json.dumps(run.facts()['versions'], indent=1))}\n\n"
+        f"whole recipe:\n\n{_pre(json.dumps(run.manifest().versions, indent=1))}\n\n"
         f"{_pre((run.path / 'recipe.toml').read_text(encoding='utf-8'))}",
     ]
     return "\n\n".join(part for part in parts if part) + "\n"
@@ -85,13 +85,13 @@ def text(
 
 def _hub_id(run: RunFolder, one: Translator) -> str | None:
     """Return the base where it is one that others can find by this name."""
-    spec = run.recipe()[0].model[one.direction.name]
+    spec = run.recipe().model[one.direction.name]
     local = spec.path is None or spec.path.count("/") != 1 or spec.path.startswith((".", "/", "~", "pypi:"))
     return None if local or Path(one.base.location).exists() else spec.path
 
 
 def _what(run: RunFolder, one: Translator, is_model: bool) -> str:
-    adapter, spec = one.direction_model.adapter, run.recipe()[0].model[one.direction.name]
+    adapter, spec = one.direction_model.adapter, run.recipe().model[one.direction.name]
     base = _plain(spec.name if spec.from_scratch is None else "random weights")
     if one.direction_model.trains_all_weights:
         return f"A causal language model, all weights of which were trained, from {base}."

@@ -104,7 +104,7 @@ def own_tokenizer(places: Iterable[Path], to: str | None) -> str | None:
 
     if to is None:
         return None
-    runs = [RunFolder(place).recipe()[0] for place in places if place.is_dir() and not is_exported(place)]
+    runs = [RunFolder(place).recipe() for place in places if place.is_dir() and not is_exported(place)]
     named = [one for recipe in runs if (one := recipe.evaluation.bleu_tokenize.get(to)) is not None]
     return named[0] if named else None
 
@@ -168,21 +168,22 @@ def _load(place: Path, to: str | None, stage: str, device: str) -> tuple[Transla
         config = place / "adapter_config.json"
         if not config.exists() or not is_hub_id(_base_of(config), place):
             forbid_hub()
-        from roundtrip.backtranslation import exported
+        from roundtrip.backtranslation import trained_models
 
-        return exported.load(place, direction, device), Generate()
+        return trained_models.load_exported(place, direction, device), Generate()
     if to is None:
         raise TextError(
             f"{place} is a folder: a run translates, into which language?", place="--to", cure="give its code, --to fr"
         )
     from roundtrip.backtranslation import trained_models
+    from roundtrip.backtranslation.dev_scoring import greedy_settings
     from roundtrip.backtranslation.run_folder import RunFolder
-    from roundtrip.backtranslation.validation import greedy_settings
     from roundtrip.recipe.loader import forbid_unused_hub
 
     run = RunFolder(place)
     direction = trained_models.direction_into(run, to)
-    recipe, folder = run.recipe()
+    manifest = run.manifest()
+    recipe, folder = run.recipe(manifest), Path(manifest.folder)
     forbid_unused_hub(recipe, folder)
     return trained_models.load(run, direction, stage, device), greedy_settings(recipe)
 

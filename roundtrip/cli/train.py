@@ -1,50 +1,48 @@
-"""python -m roundtrip.train RECIPE: trains both directions of a recipe."""
+"""roundtrip train RECIPE: trains both directions of a recipe, or tells what that would take."""
 
 from __future__ import annotations
 
 import argparse
 import os
-from contextlib import nullcontext
 from pathlib import Path
 
 from rich.console import Console
 
 from roundtrip.cli.app import run_cli
+from roundtrip.cli.check import dry_run_recipe
 from roundtrip.recipe import loader
 from roundtrip.runtime.event_log import EventLog
 
 
 def main() -> None:
-    """The door."""
+    """Parse the arguments and train."""
     parser = argparse.ArgumentParser(
-        prog="python -m roundtrip.train", description="Train two translation directions that teach each other."
+        prog="python -m roundtrip.train",
+        description="Train two translation directions that generate training data for each other.",
     )
     parser.add_argument("recipe", help="a recipe file, or the name of a shipped recipe such as 'quickstart'")
     parser.add_argument("--out", metavar="RUN", type=Path, help="folder of the run (default: runs/NAME-OF-RECIPE)")
     parser.add_argument(
         "--set", metavar="KEY=VALUE", action="append", default=[], help="change a key, e.g. train.lr=1e-4"
     )
-    parser.add_argument("--resume", action="store_true", help="go on with a run that was stopped")
-    parser.add_argument("--check", action="store_true", help="validate everything, show what would run, and stop")
-    run_cli(_work, parser)
+    parser.add_argument("--resume", action="store_true", help="continue an interrupted run, with identical results")
+    parser.add_argument(
+        "--dry-run", action="store_true", help="load everything, try one batch of each kind, report, and write nothing"
+    )
+    parser.add_argument("--json", action="store_true", help="with --dry-run: write the report to standard output")
+    run_cli(_train, parser)
 
 
-def _work(arguments: argparse.Namespace) -> None:
-    loaded = loader.load(arguments.recipe, arguments.set)
-    # Of several processes the first one speaks.
-    events = EventLog(Console(quiet=os.environ.get("RANK", "0") != "0"))
-    events.say(f"recipe {loaded.path}: sound")
-    loader.forbid_unused_hub(loaded.recipe, loaded.folder)
-    # Seconds of imports, for which nobody should wait to read about a typo.
-    from roundtrip.backtranslation import session
-    from roundtrip.backtranslation.run_folder import run_lock
-    from roundtrip.models.base_model import choose_device
-    from roundtrip.runtime.distributed import join_processes
-
-    if arguments.check:
-        session.check(loaded, events)
+def _train(arguments: argparse.Namespace) -> None:
+    if arguments.dry_run:
+        dry_run_recipe(arguments)
         return
-    path = arguments.out or Path("runs") / loaded.path.stem
-    on_cpu = all(choose_device(model.device).type == "cpu" for model in loaded.recipe.model.values())
-    with join_processes(on_cpu) as processes, run_lock(path) if processes.is_main else nullcontext():
-        session.train(path, loaded, events, resume=arguments.resume, processes=processes)
+    loaded = loader.load_recipe(arguments.recipe, arguments.set)
+    # Of several processes only the first one prints.
+    events = EventLog(Console(quiet=os.environ.get("RANK", "0") != "0"))
+    events.say(f"recipe {loaded.path}: valid")
+    loader.forbid_unused_hub(loaded.recipe, loaded.folder)
+    # Imported late: these take seconds, and a typo should be reported at once.
+    from roundtrip.backtranslation import session
+
+    session.train(loaded, arguments.out or Path("runs") / loaded.path.stem, resume=arguments.resume, events=events)

@@ -35,11 +35,12 @@ def main() -> None:
 
 def _work(arguments: argparse.Namespace) -> None:
     run = RunFolder(arguments.run)
-    recipe, folder = run.recipe()
+    manifest = run.manifest()
+    recipe, folder = run.recipe(manifest), Path(manifest.folder)
     forbid_unused_hub(recipe, folder)
     # Seconds of imports, for which nobody should wait to read about a typo.
     from roundtrip.backtranslation import trained_models
-    from roundtrip.backtranslation.validation import greedy_settings
+    from roundtrip.backtranslation.dev_scoring import greedy_settings
     from roundtrip.engine.long_inputs import translate_any_length
 
     one = trained_models.load(run, trained_models.direction_into(run, arguments.to), arguments.stage, arguments.device)

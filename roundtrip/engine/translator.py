@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +18,7 @@ from roundtrip.models import direction_model
 from roundtrip.models.adapters import as_exported
 from roundtrip.models.base_model import LoadedModel, choose_device
 from roundtrip.models.direction_model import DirectionModel
+from roundtrip.recipe.loader import LoadedRecipe
 from roundtrip.recipe.plan import Direction, directions
 from roundtrip.recipe.schema import Generate, Recipe
 from roundtrip.runtime.distributed import SINGLE_PROCESS, ProcessGroup
@@ -83,8 +84,8 @@ class Translator:
     def translate(
         self,
         sources: Sequence[str],
-        settings: Generate,
-        seed: int,
+        settings: Generate = Generate(temperature=0.0),  # noqa: B008 (frozen)
+        seed: int = 0,
         *,
         use_adapter: bool = True,
         reread_with: PromptTemplate | None = None,
@@ -326,7 +327,7 @@ def expansion_of(template: PromptTemplate, pairs: Sequence[tuple[str, str]]) -> 
     return max(1.0, round(sum(len(row.ids) - row.start for row in rows) / sources, 3)) if pairs else 1.0
 
 
-def noised_name(name: str) -> str:
+def denoising_name(name: str) -> str:
     """Return the key of the segments by which a direction learns from noised lines."""
     return f"{name} noised"
 
@@ -342,7 +343,7 @@ def templates(
 
     Args:
         stop_ids: what ends a text in this model.
-        fixed: of an earlier run, by direction and `noised_name`; what is not there is built from the tokenizer.
+        fixed: of an earlier run, by direction and `denoising_name`; what is not there is built from the tokenizer.
 
     Raises:
         TemplateError: see `build_segments`.
@@ -353,8 +354,23 @@ def templates(
     parallel = denoising = PromptTemplate(tokenizer, own)
     if recipe.rounds.denoising_ratio:
         # From the language into itself, so that the model knows that this is no translation.
-        into_itself = fixed.get(noised_name(direction.name)) or build_segments(
+        into_itself = fixed.get(denoising_name(direction.name)) or build_segments(
             tokenizer, recipe.template, direction.target, direction.target, stop_ids
         )
         denoising = PromptTemplate(tokenizer, into_itself)
     return DirectionTemplates(parallel, denoising)
+
+
+def load_translators(recipe: LoadedRecipe) -> dict[str, Translator]:
+    """Load both directions of a recipe as they start, for use or for a loop of your own.
+
+    Args:
+        recipe: from `load_recipe`; its models must exist, so it is not one with `model.from_scratch`.
+
+    Returns:
+        By name of the direction, such as `en-es`.
+
+    Raises:
+        SourceError, ModelError, TemplateError: see `load`.
+    """
+    return load(recipe.recipe, recipe.folder)

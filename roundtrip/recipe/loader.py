@@ -68,7 +68,7 @@ def find(name: str) -> Path:
     raise RecipeError(f"no recipe '{name}'", cure=did_you_mean(name, [*shipped, *beside], "there are"))
 
 
-def load(name: str, overrides: Sequence[str] = ()) -> LoadedRecipe:
+def load_recipe(name: str, overrides: Sequence[str] = ()) -> LoadedRecipe:
     """Read and check a recipe.
 
     Args:

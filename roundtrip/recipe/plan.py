@@ -38,7 +38,7 @@ class Phase:
         stage: `text`, `parallel`, `round-K` or `final`; after it both directions are scored.
         round: 0 outside the rounds.
         ends_stage: whether this is the last phase of the stage.
-        passes: epochs over its examples.
+        epochs: epochs over its examples.
     """
 
     number: int
@@ -46,10 +46,10 @@ class Phase:
     round: int
     direction: Direction
     ends_stage: bool
-    passes: int = 1
+    epochs: int = 1
 
     @property
-    def real(self) -> bool:
+    def parallel(self) -> bool:
         """Whether it trains on parallel pairs alone."""
         return self.stage in {PARALLEL, FINAL}
 
@@ -93,17 +93,17 @@ def epochs_may_end_early(recipe: Recipe) -> bool:
     return bool(recipe.train.patience) and not recipe.blind
 
 
-def next_phase(phases: Sequence[Phase], phase: Phase, *, enough: bool) -> int:
+def next_phase(phases: Sequence[Phase], phase: Phase, *, stop_early: bool) -> int:
     """Return the number of the phase to train next.
 
     Args:
         phases: of the whole run.
         phase: the one that has ended.
-        enough: skip the rest of its stage, or after a round all further rounds, since they bring no improvement.
+        stop_early: skip the rest of its stage, or after a round all further rounds, since they bring no improvement.
     """
     for after in phases[phase.number + 1 :]:
         skipped = bool(after.round) if phase.round else after.stage == phase.stage
-        if not (enough and skipped):
+        if not (stop_early and skipped):
             return after.number
     return len(phases)
 

@@ -209,8 +209,8 @@ def _model_problems(model: Model) -> Iterator[str]:
 def _from_scratch_problems(size: FromScratch) -> Iterator[str]:
     if size.hidden_size % (64 if size.hidden_size > 64 else 2):
         yield (
-            f"model.from_scratch.hidden_size: {size.hidden_size} is not a multiple of 64, the size of an attention head (a "
-            "smaller size has one head, and must be even)"
+            f"model.from_scratch.hidden_size: {size.hidden_size} is not a multiple of 64, the size of an attention "
+            "head (a smaller size has one head, and must be even)"
         )
 
 

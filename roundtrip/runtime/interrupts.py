@@ -29,12 +29,12 @@ class StopRequest:
     def requested(self) -> bool:
         return self.signal_number is not None
 
-    def ask(self, number: int = signal.SIGTERM) -> None:
+    def request(self, number: int = signal.SIGTERM) -> None:
         """Ask to stop, as a signal does; the first to ask is remembered."""
         if self.signal_number is None:
             self.signal_number = number
 
-    def leave(self) -> NoReturn:
+    def raise_interrupted(self) -> NoReturn:
         """End the work.
 
         Raises:
@@ -43,10 +43,10 @@ class StopRequest:
         assert self.signal_number is not None
         raise Interrupted(self.signal_number, f"stopped by {signal.Signals(self.signal_number).name}")
 
-    def leave_if_asked(self) -> None:
+    def raise_if_requested(self) -> None:
         """End the work if a signal came."""
         if self.requested:
-            self.leave()
+            self.raise_interrupted()
 
 
 @contextmanager
@@ -62,7 +62,7 @@ def catch_signals(say: Callable[[str], None]) -> Iterator[StopRequest]:
     def heard(number: int, frame: FrameType | None) -> None:
         now = time.monotonic()
         if not stop.requested:
-            stop.ask(number)
+            stop.request(number)
             first[0] = now
             # The terminal may be gone, or in the middle of a line of its own.
             with suppress(OSError, RuntimeError):

@@ -7,27 +7,26 @@ from concurrent.futures import Future, ThreadPoolExecutor
 
 
 class Prefetcher:
-    """One piece of work that is begun before it is needed; close it in the end."""
+    """One piece of work that is started before its result is needed."""
 
     def __init__(self) -> None:
-        self._thread = ThreadPoolExecutor(1, "ahead")
-        self._begun: tuple[int, Future[None]] | None = None
+        self._thread = ThreadPoolExecutor(1, "prefetch")
+        self._started: tuple[int, Future[None]] | None = None
 
-    def begin(self, number: int, work: Callable[[], None]) -> None:
-        """Begin the work of a phase, unless it is under way."""
-        if self._begun is None or self._begun[0] != number:
-            self._begun = number, self._thread.submit(work)
+    def start(self, key: int, work: Callable[[], None]) -> None:
+        """Start a piece of work, unless the one with this key is started already."""
+        if self._started is None or self._started[0] != key:
+            self._started = key, self._thread.submit(work)
 
-    def need(self, number: int, work: Callable[[], None]) -> None:
-        """Return when the work of a phase is done; where it was not begun before it is begun now.
+    def wait(self) -> None:
+        """Return when the work that was started last is done.
 
         Raises:
             Whatever the work has raised.
         """
-        self.begin(number, work)
-        assert self._begun is not None
-        self._begun[1].result()
+        if self._started is not None:
+            self._started[1].result()
 
     def close(self) -> None:
-        """Wait for nothing: what has not begun is dropped, what is under way comes to its end unseen."""
+        """Cancel what has not started; what is running ends by itself."""
         self._thread.shutdown(wait=False, cancel_futures=True)

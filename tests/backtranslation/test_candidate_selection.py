@@ -102,7 +102,7 @@ def test_the_schedule_counts_every_source_that_is_kept(write_recipe: WriteRecipe
             "rounds.monolingual_lines=64",
             f"generate.candidate_selection={choose_by}",
         ]
-        sizes.append(num_steps(loader.load(str(path), overrides).recipe, 0))
+        sizes.append(num_steps(loader.load_recipe(str(path), overrides).recipe, 0))
     assert sizes[1] == pytest.approx(4 * sizes[0], rel=0.2)
 
 

@@ -46,7 +46,7 @@ EN_ES = Direction("en", "es")
 
 
 def recipe_with(path: Path, *overrides: str) -> Recipe:
-    return loader.load(str(path), overrides).recipe
+    return loader.load_recipe(str(path), overrides).recipe
 
 
 # ------------------------------------------------------------------------------------------------ writing sources
@@ -71,7 +71,7 @@ def test_the_length_limit_grows_with_what_a_language_takes(write_recipe: WriteRe
     assert one.expansion == facts["en-es"] == expansion_of(one.template, [(en, es) for en, es in dev])
     settings, (prompt,) = Generate(max_length_ratio=1.5), one.template.prompts([dev[0][0]])
     assert one.num_needed(prompt, settings) - len(prompt) >= 1.5 * 2.5 * one.num_source_tokens(prompt)
-    plain = translator.load(loader.load(str(path)).recipe, path.parent)["en-es"]
+    plain = translator.load(loader.load_recipe(str(path)).recipe, path.parent)["en-es"]
     assert plain.num_needed(prompt, settings) < one.num_needed(prompt, settings)
     assert expansion_of(one.template, []) == 1.0
 
@@ -164,7 +164,7 @@ def test_a_source_that_is_too_long_to_come_back_is_lost(write_recipe: WriteRecip
     from roundtrip.backtranslation.echo import round_trip_chrf
     from roundtrip.engine import translator
 
-    loaded = loader.load(str(write_recipe()))
+    loaded = loader.load_recipe(str(write_recipe()))
     one = translator.load(loaded.recipe, loaded.folder)["en-es"]
     found = round_trip_chrf(one, [("word " * 200, "la casa"), ("I see the house", "Veo la casa")], Generate())
     assert found[0] == 0.0 and found[1] > 0.0
@@ -368,7 +368,7 @@ def test_noised_rows_keep_their_prompt_whatever_the_day(
     go(path, tmp_path / "run", overrides=("rounds.denoising_ratio=0.3",))
     facts = json.loads((tmp_path / "run" / "run.json").read_text())["segments"]
     assert set(facts) == {"en-es", "es-en", "en-es noised", "es-en noised"}
-    loaded = loader.load(str(path), ("rounds.denoising_ratio=0.3",))
+    loaded = loader.load_recipe(str(path), ("rounds.denoising_ratio=0.3",))
     fixed = {name: Segments.from_dict(value) for name, value in facts.items()}
     monkeypatch.setattr(translator, "build_segments", lambda *_: pytest.fail("built anew"))
     both = translator.load(loaded.recipe, loaded.folder, fixed)
@@ -705,7 +705,7 @@ def test_a_step_of_light_rows_alone_is_a_light_step(two: Any) -> None:
 
 
 def test_weights_follow_their_rows_through_picking() -> None:
-    table = weighted(rows(4), [1.0, 0.5, 0.25, 0.125]).pick([3, 0, 2])
+    table = weighted(rows(4), [1.0, 0.5, 0.25, 0.125]).select([3, 0, 2])
     assert table.weights == [0.125, 1.0, 0.25]
     assert TokenDataset.of(rows(2)).plus(table).weights == [1.0, 1.0, 0.125, 1.0, 0.25]
 
@@ -818,12 +818,12 @@ def test_a_cut_keeps_given_dev_and_test_out_of_training(write_recipe: WriteRecip
     path = write_recipe()
     (tmp_path / "dev.tsv").write_text("".join(f"{en}\t{es}\n" for en, es in pairs[:9]), encoding="utf-8")
     settings = ("data.split.dev=0", "data.dev='dev.tsv'")
-    loaded = loader.load(str(path), settings)
+    loaded = loader.load_recipe(str(path), settings)
     folders = []
     for number, more in enumerate([(), ("seed=99",), ("data.split.seed=3", "seed=99"), ("data.split.seed=4",)]):
         folder = tmp_path / str(number)
         folder.mkdir()
-        found = prepare(loader.load(str(path), (*settings, *more)).recipe, loaded.folder, folder, lambda text: None)
+        found = prepare(loader.load_recipe(str(path), (*settings, *more)).recipe, loaded.folder, folder, lambda text: None)
         assert list(found.dev) == pairs[:9] and len(found.test) == 12 and len(found.train) == 32
         sides = [{row[side] for row in found.dev} for side in (0, 1)]
         assert not any(row[side] in sides[side] for row in (*found.train, *found.test) for side in (0, 1))
@@ -841,5 +841,5 @@ def test_settings_of_generation_reach_who_writes(write_recipe: WriteRecipe, tmp_
     from roundtrip.backtranslation.session import check
 
     shown = io.StringIO()
-    check(loader.load(str(write_recipe()), EVERYTHING), EventLog(Console(file=shown, width=200)))
+    check(loader.load_recipe(str(write_recipe()), EVERYTHING), EventLog(Console(file=shown, width=200)))
     assert "8 new lines, 8 synthetic sources, 12 earlier ones and 13 real pairs, and 8 noised lines" in shown.getvalue()

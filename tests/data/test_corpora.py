@@ -115,7 +115,7 @@ def test_nothing_to_take() -> None:
 
 def prepared(path: Path, folder: Path) -> Corpora:
     folder.mkdir(exist_ok=True)
-    loaded = loader.load(str(path))
+    loaded = loader.load_recipe(str(path))
     return prepare(loaded.recipe, loaded.folder, folder, lambda text: None)
 
 
@@ -193,7 +193,7 @@ def test_an_empty_file_is_named(write_recipe: WriteRecipe, tmp_path: Path, name:
 def test_reopened_text_is_the_same(write_recipe: WriteRecipe, tmp_path: Path) -> None:
     path = write_recipe()
     corpora = prepared(path, tmp_path / "data")
-    again = reopen(loader.load(str(path)).recipe, tmp_path / "data", corpora.counts)
+    again = reopen(loader.load_recipe(str(path)).recipe, tmp_path / "data", corpora.counts)
     assert [list(part) for part in (again.train, again.dev, again.test, *again.mono.values())] == [
         list(part) for part in (corpora.train, corpora.dev, corpora.test, *corpora.mono.values())
     ]
@@ -207,7 +207,7 @@ def test_length_ratio_is_symmetric_and_mild_on_short_texts() -> None:
 
 def test_a_store_with_fewer_rows_than_were_kept_is_refused(write_recipe: WriteRecipe, tmp_path: Path) -> None:
     """An index cut off between two rows is whole in itself."""
-    loaded = loader.load(str(write_recipe()))
+    loaded = loader.load_recipe(str(write_recipe()))
     corpora = prepare(loaded.recipe, loaded.folder, tmp_path, lambda text: None)
     reopen(loaded.recipe, tmp_path, corpora.counts)
     path = tmp_path / "mono.en.txt.starts"

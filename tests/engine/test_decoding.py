@@ -137,7 +137,7 @@ def test_what_an_engine_cannot_do_is_refused(
     write_recipe: WriteRecipe, settings: tuple[str, ...], message: str
 ) -> None:
     with pytest.raises(RecipeError, match=message):
-        loader.load(str(write_recipe()), settings)
+        loader.load_recipe(str(write_recipe()), settings)
 
 
 # ---------------------------------------------------------------------------- several hypotheses, and how likely
@@ -280,7 +280,7 @@ def test_replayed_graphs_write_what_plain_steps_write(kind: str) -> None:
 @pytest.mark.slow
 def test_greedy_is_the_same_on_real_text_with_a_real_model(tmp_path: Path) -> None:
     """SmolLM2 in float32 on dev lines of the quickstart: packed weights and all."""
-    loaded = loader.load("quickstart", ["model.dtype=float32"])
+    loaded = loader.load_recipe("quickstart", ["model.dtype=float32"])
     corpora = prepare(loaded.recipe, loaded.folder, tmp_path, lambda text: None)
     lines = [source for source, _ in corpora.dev[:100]]
     one = next(iter(translator.load(loaded.recipe, loaded.folder).values()))

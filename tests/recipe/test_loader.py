@@ -25,17 +25,17 @@ SHIPPED = sorted(path.stem for path in (ROOT / "recipes").glob("*.toml"))
 def test_every_shipped_recipe_is_sound_or_lacks_only_its_text(name: str) -> None:
     if name in {"own-data", "gpu"} or name.startswith("multi30k"):
         with pytest.raises(RecipeError) as caught:
-            loader.load(name)
+            loader.load_recipe(name)
         problems = [line for line in str(caught.value).splitlines() if line.startswith("  - ")]
         assert problems and all("no such file" in line or "nothing matches" in line for line in problems)
     else:
-        loaded = loader.load(name)
+        loaded = loader.load_recipe(name)
         assert loaded.recipe.languages == ("en", name[-2:] if name[-3:] in {"-fr", "-de"} else "es")
         assert loaded.path == ROOT / "recipes" / f"{name}.toml"
 
 
 def test_a_recipe_cannot_be_changed(write_recipe: WriteRecipe) -> None:
-    recipe = loader.load(str(write_recipe())).recipe
+    recipe = loader.load_recipe(str(write_recipe())).recipe
     with pytest.raises(ValidationError, match="frozen"):
         recipe.train.lr = 1.0  # type: ignore[misc]
 
@@ -48,7 +48,7 @@ def test_all_problems_come_at_once(write_recipe: WriteRecipe) -> None:
         ('languages = ["en", "es"]', 'languages = ["en", "en"]'),
     )
     with pytest.raises(RecipeError) as caught:
-        loader.load(str(path))
+        loader.load_recipe(str(path))
     text = str(caught.value)
     assert text.startswith(f"{path}: 5 problems")
     for part in (
@@ -85,7 +85,7 @@ def test_all_problems_come_at_once(write_recipe: WriteRecipe) -> None:
 )
 def test_each_problem_names_key_value_and_cure(write_recipe: WriteRecipe, old: str, new: str, problem: str) -> None:
     with pytest.raises(RecipeError) as caught:
-        loader.load(str(write_recipe((old, new))))
+        loader.load_recipe(str(write_recipe((old, new))))
     assert problem in str(caught.value)
 
 
@@ -101,7 +101,7 @@ def unknown_key(write_recipe: WriteRecipe, key: str) -> str:
     else:
         path.write_text(f"{name} = 1\n{text}", encoding="utf-8")
     with pytest.raises(RecipeError) as caught:
-        loader.load(str(path))
+        loader.load_recipe(str(path))
     (line,) = [line for line in str(caught.value).splitlines() if line.startswith(f"  - {key}: ")]
     return line.removeprefix(f"  - {key}: ")
 
@@ -120,7 +120,7 @@ def test_a_removed_key_says_what_holds_now(write_recipe: WriteRecipe, key: str) 
 def test_a_removed_key_of_a_text_source_says_what_holds_now(write_recipe: WriteRecipe, key: str) -> None:
     path = write_recipe(('{ path = "toy.tsv" }', f'{{ path = "toy.tsv", {key} = "x" }}'))
     with pytest.raises(RecipeError, match=rf"data\.split\.corpus\.0\.{key}: this key was removed: "):
-        loader.load(str(path))
+        loader.load_recipe(str(path))
 
 
 def test_every_renamed_key_has_a_name_that_exists() -> None:
@@ -132,7 +132,7 @@ def test_every_renamed_key_has_a_name_that_exists() -> None:
 def test_equal_languages_with_a_table_for_a_direction(write_recipe: WriteRecipe) -> None:
     path = write_recipe(('"en", "es"', '"en", "en"'), ("dropout = 0.1", "[adapter.'en-es']\nrank = 1"))
     with pytest.raises(RecipeError, match="languages: two different language codes wanted"):
-        loader.load(str(path))
+        loader.load_recipe(str(path))
 
 
 def test_no_such_recipe_names_the_nearest(tmp_path: Path) -> None:
@@ -148,7 +148,7 @@ def test_a_file_that_is_no_toml(tmp_path: Path, content: bytes) -> None:
     path = tmp_path / "a.toml"
     path.write_bytes(content)
     with pytest.raises(RecipeError, match="not a readable TOML file"):
-        loader.load(str(path))
+        loader.load_recipe(str(path))
 
 
 def test_overrides_are_toml_values_and_are_kept(write_recipe: WriteRecipe) -> None:
@@ -158,7 +158,7 @@ def test_overrides_are_toml_values_and_are_kept(write_recipe: WriteRecipe) -> No
         'adapter.targets=["q_proj"]',
         "data.filter.min_words=2",
     ]
-    loaded = loader.load(str(write_recipe()), overrides)
+    loaded = loader.load_recipe(str(write_recipe()), overrides)
     assert loaded.recipe.train.lr == 1e-4
     assert loaded.recipe.model["en-es"].dtype == "bfloat16"
     assert loaded.recipe.adapter["es-en"].targets == ("q_proj",)
@@ -169,11 +169,11 @@ def test_overrides_are_toml_values_and_are_kept(write_recipe: WriteRecipe) -> No
 @pytest.mark.parametrize("override", ["train.lr", "=3", "seed.x=1", "train..lr=1"])
 def test_bad_overrides(write_recipe: WriteRecipe, override: str) -> None:
     with pytest.raises(RecipeError, match="--set"):
-        loader.load(str(write_recipe()), [override])
+        loader.load_recipe(str(write_recipe()), [override])
 
 
 def test_the_shipped_recipe_survives_its_own_dump() -> None:
-    recipe = loader.load("quickstart").recipe
+    recipe = loader.load_recipe("quickstart").recipe
     assert Recipe.model_validate_json(recipe.model_dump_json()) == recipe
 
 

@@ -18,7 +18,7 @@ def path(write_recipe: WriteRecipe) -> Path:
 
 
 def recipe_with(path: Path, *overrides: str) -> Recipe:
-    return loader.load(str(path), overrides).recipe
+    return loader.load_recipe(str(path), overrides).recipe
 
 
 def test_phases_of_all_stages(path: Path) -> None:

@@ -13,7 +13,7 @@ SPLIT = '[data.split]\ncorpus = { path = "toy.tsv" }\ntrain = 32\ndev = 12\ntest
 
 def problems(write_recipe: WriteRecipe, *overrides: str) -> str:
     with pytest.raises(RecipeError) as caught:
-        loader.load(str(write_recipe()), overrides)
+        loader.load_recipe(str(write_recipe()), overrides)
     return str(caught.value)
 
 
@@ -87,7 +87,7 @@ def test_problems_of_model_and_adapter_are_named(
 )
 def test_problems_of_the_template_are_named(template: str, problem: str, write_recipe: WriteRecipe) -> None:
     with pytest.raises(RecipeError) as caught:
-        loader.load(str(write_recipe(('kind = "plain"', template))))
+        loader.load_recipe(str(write_recipe(('kind = "plain"', template))))
     assert problem in str(caught.value)
 
 
@@ -105,13 +105,13 @@ def test_problems_of_the_template_are_named(template: str, problem: str, write_r
 )
 def test_problems_of_a_text_source_are_named(source: str, problem: str, write_recipe: WriteRecipe) -> None:
     with pytest.raises(RecipeError) as caught:
-        loader.load(str(write_recipe(('{ path = "toy.tsv" }', source))))
+        loader.load_recipe(str(write_recipe(('{ path = "toy.tsv" }', source))))
     assert problem in str(caught.value)
 
 
 def test_missing_parts_of_own_data_are_named(write_recipe: WriteRecipe) -> None:
     with pytest.raises(RecipeError) as caught:
-        loader.load(str(write_recipe((SPLIT, "[data.mono]\nfr = 'toy.tsv'"))), ["train.pretrain_lines=9"])
+        loader.load_recipe(str(write_recipe((SPLIT, "[data.mono]\nfr = 'toy.tsv'"))), ["train.pretrain_lines=9"])
     for part in (
         "data.dev: missing",
         "data.test: missing",
@@ -126,7 +126,7 @@ def test_missing_parts_of_own_data_are_named(write_recipe: WriteRecipe) -> None:
 def test_a_moses_pair_is_not_monolingual_text(write_recipe: WriteRecipe) -> None:
     own = "[data]\ndev='toy.tsv'\ntest='toy.tsv'\nmono={en={path=['toy.tsv','toy.tsv']},es='toy.tsv'}"
     with pytest.raises(RecipeError, match="two files .* where one language is wanted"):
-        loader.load(str(write_recipe((SPLIT, own))))
+        loader.load_recipe(str(write_recipe((SPLIT, own))))
 
 
 @pytest.mark.parametrize(
@@ -142,7 +142,7 @@ def test_what_needs_dev_pairs_is_refused_without(
 ) -> None:
     own = "[data]\ntrain='toy.tsv'\ntest='toy.tsv'\nmono={en='toy.tsv',es='toy.tsv'}"
     path = write_recipe((SPLIT, own))
-    loader.load(str(path))
+    loader.load_recipe(str(path))
     with pytest.raises(RecipeError) as caught:
-        loader.load(str(path), overrides)
+        loader.load_recipe(str(path), overrides)
     assert problem in str(caught.value)

@@ -148,7 +148,7 @@ def test_where_none_is_whole_all_are_named(inside: tuple[Path, Path]) -> None:
     for path in folder.glob("checkpoints/*/state.json"):
         path.write_text("{}")
     shown = io.StringIO()
-    loaded = loader.load(str(recipe))
+    loaded = loader.load_recipe(str(recipe))
     with pytest.raises(RunError, match=r"no checkpoint is whole\n  bring back what is named above"):
         session.train(folder, loaded, EventLog(Console(file=shown, width=160)), resume=True)
     assert shown.getvalue().count("is passed over: state.json is not what was written") == len(
@@ -261,7 +261,7 @@ def test_a_hangup_stops_in_good_order_and_handlers_are_put_back() -> None:
     with interrupts.catch_signals(lambda text: None) as stop:
         os.kill(os.getpid(), signal.SIGHUP)
         with pytest.raises(Interrupted) as caught:
-            stop.leave_if_asked()
+            stop.raise_if_requested()
     assert caught.value.exit_code == 129
     assert signal.signal(signal.SIGHUP, usual) is signal.SIG_DFL
 
@@ -461,7 +461,7 @@ def test_a_full_file_system_keeps_the_checkpoint_and_says_how_much_is_missing(
 
 def go_on(recipe: Path, folder: Path, *overrides: str) -> str:
     shown = io.StringIO()
-    session.train(folder, loader.load(str(recipe), overrides), EventLog(Console(file=shown, width=160)), resume=True)
+    session.train(folder, loader.load_recipe(str(recipe), overrides), EventLog(Console(file=shown, width=160)), resume=True)
     return shown.getvalue()
 
 

@@ -125,7 +125,7 @@ def load(path: Path, tmp_path: Path) -> dict[str, translator.Translator]:
     from roundtrip.data.corpora import prepare
     from roundtrip.runtime.event_log import EventLog
 
-    loaded = loader.load(str(path))
+    loaded = loader.load_recipe(str(path))
     (tmp_path / "text").mkdir(exist_ok=True, parents=True)
     corpora = prepare(loaded.recipe, loaded.folder, tmp_path / "text", lambda text: None)
     recipe = with_model_folders(loaded.recipe, tmp_path / "base")
@@ -137,7 +137,7 @@ def test_both_learn_and_neither_touches_the_other(paired: Any, tmp_path: Path, p
     both = load(paired(pairing), tmp_path)
     learners = {name: one.direction_model for name, one in both.items()}
     frozen = frozen_hashes(learners)
-    train = loader.load(str(paired(pairing))).recipe.train
+    train = loader.load_recipe(str(paired(pairing))).recipe.train
     optimizers = {name: Optimizer(one.parameters(), train, 10, one.adapter) for name, one in learners.items()}
     for number in range(3):
         for name, one in both.items():
@@ -239,7 +239,7 @@ def test_whole_runs_resume_and_translate(
     for name, alone in bare.items():
         one, side = replace(alone, expansion=expansions[name]), 0 if name == "en-es" else 1
         lines = [line.split("\t")[side] for line in (tmp_path / "whole/data/test.tsv").read_text().splitlines()]
-        texts = one.translate(lines, greedy_settings(loader.load(str(recipe)).recipe), 0, use_adapter=False).texts
+        texts = one.translate(lines, greedy_settings(loader.load_recipe(str(recipe)).recipe), 0, use_adapter=False).texts
         kept = (tmp_path / "whole" / "translations" / f"test.base.{name}.txt").read_text().split("\n")[:-1]
         assert [" ".join(text.split()) for text in texts] == kept
     assert ("all rows" in shown or "strings" in shown) == (pairing == "another model"), shown
@@ -320,7 +320,7 @@ def test_plain_text_is_read_without_rounds(paired: Any, tmp_path: Path) -> None:
 def test_tables_in_a_directions_table_go_over_those_of_both(paired: Any) -> None:
     path = paired("from scratch")
     path.write_text(path.read_text() + '\n[model."es-en".from_scratch]\nlayers = 3\n')
-    recipe = loader.load(str(path), ['adapter."es-en".lr=0.5']).recipe
+    recipe = loader.load_recipe(str(path), ['adapter."es-en".lr=0.5']).recipe
     one, other = (recipe.model[name].from_scratch for name in NAMES)
     assert one is not None and other is not None
     assert (one.layers, other.layers) == (2, 3) and one.vocabulary == other.vocabulary == 420
@@ -447,7 +447,7 @@ def test_what_cannot_work_is_refused_when_the_recipe_is_read(
         )
     )
     with pytest.raises(RecipeError) as caught:
-        loader.load(str(path))
+        loader.load_recipe(str(path))
     assert message in str(caught.value)
     assert "first direction" not in str(caught.value)
     assert str(caught.value).count("adapter.rank: 0") <= 1, "said once for both directions"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ast
 import os
 import re
 import shutil
@@ -47,8 +48,36 @@ def test_an_upward_import_is_found(tmp_path: Path) -> None:
     assert "roundtrip.recipe is not allowed to import roundtrip.engine" in done.stdout
 
 
+def test_modules_and_functions_stay_short() -> None:
+    """At most 400 lines a module and 60 a function; ruff's PLR0913 holds parameters to six."""
+    for path in PACKAGE.rglob("*.py"):
+        source = path.read_text(encoding="utf-8")
+        assert len(source.splitlines()) <= 400, path
+        for node in ast.walk(ast.parse(source)):
+            if isinstance(node, ast.FunctionDef):
+                assert (node.end_lineno or 0) - node.lineno < 60, (path, node.name)
+
+
 def test_the_loop_fits_a_screen() -> None:
     assert len((PACKAGE / "backtranslation" / "loop.py").read_text(encoding="utf-8").splitlines()) <= 60
+
+
+@pytest.mark.parametrize(
+    ("what", "file"),
+    [
+        ("GGUF", "gguf"),
+        ("TMX", "tmx"),
+        ("early stopping", "early_stopping"),
+        ("filtering of hypotheses", "filtering"),
+        ("dev scoring", "dev_scoring"),
+        ("PiSSA", "pissa"),
+        ("replay", "replay"),
+        ("KL", "kl_"),
+    ],
+)
+def test_file_names_tell_where_a_thing_is(what: str, file: str) -> None:
+    names = [path.stem for path in PACKAGE.rglob("*.py") if file in path.stem]
+    assert len(names) == 1, (what, names)
 
 
 def test_errors_say_place_problem_and_cure() -> None:

@@ -265,10 +265,10 @@ def test_resume_refuses_another_recipe_or_version(
 ) -> None:
     recipe, folder, _ = finished
     with pytest.raises(RunError, match=r"train\.lr: 0\.005 then, 0\.1 now"):
-        reopen(folder, loader.load(str(recipe), ["train.lr=0.1"]))
+        reopen(folder, loader.load_recipe(str(recipe), ["train.lr=0.1"]))
     monkeypatch.setattr("roundtrip.backtranslation.run_folder.versions", lambda: {"torch": "9.9"})
     with pytest.raises(RunError, match=r"version of torch: '2\.\S+' then, '9\.9' now"):
-        reopen(folder, loader.load(str(recipe)))
+        reopen(folder, loader.load_recipe(str(recipe)))
 
 
 def test_unpaired_sides_start_over_and_say_so(write_recipe: WriteRecipe, tmp_path: Path) -> None:
@@ -526,7 +526,7 @@ def test_stopped_while_scoring_keeps_the_last_step(
     monkeypatch.undo()
     shown = io.StringIO()
     with run_lock(tmp_path / "run"):
-        loaded = loader.load(str(recipe), overrides)
+        loaded = loader.load_recipe(str(recipe), overrides)
         session.train(tmp_path / "run", loaded, EventLog(Console(file=shown, width=160)), resume=True)
     assert "4 steps done" in shown.getvalue()
     assert_same(end_state(tmp_path / "run"), end_state(whole))

@@ -308,13 +308,13 @@ def test_offline_takes_wheels_from_the_cache_only(monkeypatch: pytest.MonkeyPatc
 
 
 def test_what_names_the_hub_is_known(write_recipe: WriteRecipe, model_folder: Path, tmp_path: Path) -> None:
-    loaded = loader.load(str(write_recipe()))
+    loaded = loader.load_recipe(str(write_recipe()))
     assert not loader.names_hub(loaded.recipe, loaded.folder)
-    loaded = loader.load(str(write_recipe()), ["model.path=org/model"])
+    loaded = loader.load_recipe(str(write_recipe()), ["model.path=org/model"])
     assert loader.names_hub(loaded.recipe, loaded.folder)
     (tmp_path / "org" / "model").mkdir(parents=True)
     assert not loader.names_hub(loaded.recipe, loaded.folder)
-    loaded = loader.load(str(write_recipe(('{ path = "toy.tsv" }', '{ path = "hf:org/text" }'))))
+    loaded = loader.load_recipe(str(write_recipe(('{ path = "toy.tsv" }', '{ path = "hf:org/text" }'))))
     assert loader.names_hub(loaded.recipe, loaded.folder)
 
 

@@ -221,18 +221,18 @@ def test_impossible_tokens_are_refused_when_the_recipe_is_read(
 ) -> None:
     path = write_recipe(("[filter]", f"[tokens]\n{tokens}\n\n[filter]"))
     with pytest.raises(RecipeError, match=message.replace(".", r"\.")):
-        loader.load(str(path))
+        loader.load_recipe(str(path))
 
 
 def test_a_demanded_splice_that_cannot_be_had_is_refused() -> None:
     found = compatibility.CompatibilityReport("text", None, ("vocabulary: differs",), "use one base", {}, {})
-    loaded = loader.load("quickstart", ["tokens.mode=splice"])
+    loaded = loader.load_recipe("quickstart", ["tokens.mode=splice"])
     direction = next(iter(row_builders.directions(loaded.recipe)))
     with pytest.raises(RecipeError, match=r"tokens\.road: .* cannot be spliced: vocabulary: differs"):
         row_builders._refuse(loaded.recipe, direction, found)
-    row_builders._refuse(loader.load("quickstart").recipe, direction, found)
+    row_builders._refuse(loader.load_recipe("quickstart").recipe, direction, found)
     with pytest.raises(RecipeError, match=r"tokens\.guard: .* has no guard on the device"):
-        row_builders._refuse(loader.load("quickstart", ["tokens.guard=device"]).recipe, direction, found)
+        row_builders._refuse(loader.load_recipe("quickstart", ["tokens.guard=device"]).recipe, direction, found)
 
 
 def run_door(monkeypatch: pytest.MonkeyPatch, *arguments: str) -> object:

@@ -190,7 +190,7 @@ def judged(work: Callable[[], object], counts: Counter[str]) -> None:
 def read_recipe(content: bytes, folder: Path, counts: Counter[str]) -> None:
     path = folder / "a.toml"
     path.write_bytes(content)
-    judged(lambda: loader.load(str(path)), counts)
+    judged(lambda: loader.load_recipe(str(path)), counts)
 
 
 def read_change(content: bytes, folder: Path, counts: Counter[str]) -> None:
@@ -198,7 +198,7 @@ def read_change(content: bytes, folder: Path, counts: Counter[str]) -> None:
     path = folder / "sound.toml"
     if not path.exists():
         path.write_bytes((RECIPES / "quickstart.toml").read_bytes())
-    judged(lambda: loader.load(str(path), [content.decode("utf-8", "replace")]), counts)
+    judged(lambda: loader.load_recipe(str(path), [content.decode("utf-8", "replace")]), counts)
 
 
 def read_text(content: bytes, folder: Path, counts: Counter[str], kind: str, variant: int) -> None:

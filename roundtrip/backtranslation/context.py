@@ -1,0 +1,63 @@
+"""What every part of a run works with: one value, loaded once."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+
+from roundtrip.backtranslation.filtering import RejectionRule
+from roundtrip.backtranslation.run_folder import RunFolder
+from roundtrip.data.corpora import Corpora
+from roundtrip.engine.request import Callbacks
+from roundtrip.engine.translator import Translator
+from roundtrip.recipe.plan import Direction
+from roundtrip.recipe.schema import Recipe
+from roundtrip.runtime.distributed import SINGLE_PROCESS, ProcessGroup
+from roundtrip.runtime.event_log import EventLog, ProgressHandle
+from roundtrip.runtime.interrupts import StopRequest
+from roundtrip.tokens.row_builder import RowBuilder
+
+
+@dataclass(frozen=True)
+class RunContext:
+    """A run with its text and models loaded.
+
+    Attributes:
+        translators: by direction.
+        row_builders: by direction, how its synthetic rows are made; empty where the recipe has no rounds.
+        filters: further filters of synthetic sources, such as language identification.
+    """
+
+    run: RunFolder
+    recipe: Recipe
+    corpora: Corpora
+    translators: Mapping[str, Translator]
+    events: EventLog
+    stop: StopRequest
+    row_builders: Mapping[str, RowBuilder] = field(default_factory=dict)
+    filters: Mapping[str, Sequence[RejectionRule]] = field(default_factory=dict)
+    processes: ProcessGroup = SINGLE_PROCESS
+
+    def on_progress(self, task: ProgressHandle) -> Callable[[int, int], None]:
+        """Return what counts rows and tokens of a task, and raises where a signal asked the run to stop."""
+
+        def on_progress(rows: int, tokens: int) -> None:
+            task.advance(rows, tokens)
+            # Only this text is lost: the checkpoint on disk is from before it was begun.
+            self.stop.raise_if_requested()
+
+        return on_progress
+
+    def callbacks(self, task: ProgressHandle) -> Callbacks:
+        return Callbacks(on_progress=self.on_progress(task), on_oom_split=self.events.on_oom_split)
+
+    def parallel_texts(self, part: str, direction: Direction) -> tuple[list[str], list[str]]:
+        """Return sources and references of `dev` or `test` for a direction."""
+        return parallel_texts(self.recipe, self.corpora, part, direction)
+
+
+def parallel_texts(recipe: Recipe, corpora: Corpora, part: str, direction: Direction) -> tuple[list[str], list[str]]:
+    """Return sources and references of `dev` or `test` for a direction."""
+    pairs = list(corpora.dev if part == "dev" else corpora.test)
+    side = recipe.languages.index(direction.source)
+    return [pair[side] for pair in pairs], [pair[1 - side] for pair in pairs]

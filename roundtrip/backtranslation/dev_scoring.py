@@ -1,0 +1,137 @@
+"""Dev and test scoring: both directions translate a set, and the translations are scored."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+from roundtrip.backtranslation.context import RunContext
+from roundtrip.backtranslation.filtering import MAX_COPY_CHRF
+from roundtrip.backtranslation.run_folder import RunFolder
+from roundtrip.data.language_codes import bleu_tokenizer
+from roundtrip.evaluation import metrics
+from roundtrip.recipe.plan import BASE, Direction, directions
+from roundtrip.recipe.schema import Generate, Recipe
+from roundtrip.runtime.atomic_io import write_text
+from roundtrip.runtime.disk_space import write_checked
+
+DirectionScores = dict[str, dict[str, float]]
+
+
+@dataclass(frozen=True)
+class Scorer:
+    """Scores both directions with their weights as they are now."""
+
+    context: RunContext
+
+    def copies(self, part: str) -> DirectionScores:
+        """Score the sources themselves as translations, by direction."""
+        context = self.context
+        scores = {}
+        for direction in directions(context.recipe):
+            if part == "dev" and context.recipe.blind:
+                # A copy of a line survives the round trip unchanged.
+                scores[direction.name] = {"bleu": 100.0, "chrf": 100.0, "copied": 1.0}
+                continue
+            sources, references = context.parallel_texts(part, direction)
+            tokenizer = bleu_tokenize(context.recipe, direction)
+            scores[direction.name] = metrics.corpus_scores(sources, references, tokenizer).to_dict()
+        return scores
+
+    def translations(self, part: str, stage: str) -> DirectionScores:
+        """Translate `dev` or `test` greedily with both directions, keep the text, and score it.
+
+        Returns:
+            By direction: `bleu`, `chrf`, and `unfinished`, the number of hypotheses cut at their length limit. Of dev
+            without pairs the scores are those of lines after a round trip that starts with the direction, and `copied`
+            is the share of hypotheses that are copies of their sources.
+        """
+        score = self._round_trip if part == "dev" and self.context.recipe.blind else self._translation
+        return {direction.name: score(part, stage, direction) for direction in directions(self.context.recipe)}
+
+    def dev_loss(self, direction: Direction) -> float:
+        """Return the loss of the dev references given their sources, in nats per label."""
+        context = self.context
+        translator = context.translators[direction.name]
+        pairs = list(zip(*context.parallel_texts("dev", direction), strict=True))
+        with context.events.task("scoring", f"dev loss of {direction.name}", len(pairs)) as task:
+            max_tokens = context.recipe.train.max_tokens_per_microbatch
+            log_probabilities = translator.likelihoods(pairs, max_tokens, context.on_progress(task))
+        num_labels = sum(len(row.ids) - row.start for row in translator.template.rows(pairs))
+        return -sum(log_probabilities) / num_labels
+
+    def _translation(self, part: str, stage: str, direction: Direction) -> dict[str, float]:
+        sources, references = self.context.parallel_texts(part, direction)
+        lines, unfinished = self._translate(sources, stage, direction, f"translating {part}")
+        self._keep(lines, part, stage, direction)
+        tokenizer = bleu_tokenize(self.context.recipe, direction)
+        return metrics.corpus_scores(lines, references, tokenizer).to_dict() | {"unfinished": unfinished}
+
+    def _round_trip(self, part: str, stage: str, direction: Direction) -> dict[str, float]:
+        """Translate lines, translate the translations back, and score these against the lines.
+
+        The only measure without pairs; its relation to quality is loose (https://aclanthology.org/U05-1019). Copying is
+        perfect by it, so the share of copies stands beside it.
+        """
+        recipe = self.context.recipe
+        lines, _ = self.context.parallel_texts(part, direction)
+        translated, unfinished = self._translate(lines, stage, direction, "translating lines")
+        self._keep(translated, part, stage, direction)
+        reverse = self.context.translators[direction.reverse.name]
+        # A translation that is too long for the model does not come back.
+        fits = reverse.can_translate(translated, greedy_settings(recipe))
+        fitting = [text if can else "" for text, can in zip(translated, fits, strict=True)]
+        back, _ = self._translate(fitting, stage, direction.reverse, "translating them back")
+        pairs = zip(translated, lines, strict=True)
+        copied = sum(metrics.sentence_chrf(text, line) >= MAX_COPY_CHRF for text, line in pairs)
+        scores = metrics.corpus_scores(back, lines, bleu_tokenize(recipe, direction.reverse)).to_dict()
+        return scores | {"unfinished": unfinished, "copied": copied / len(lines)}
+
+    def _translate(self, sources: list[str], stage: str, direction: Direction, what: str) -> tuple[list[str], int]:
+        """Translate greedily; return one line each, and how many were cut at their length limit."""
+        context = self.context
+        with context.events.task("scoring", f"{stage}: {direction.name} {what}", len(sources)) as task:
+            translations = context.translators[direction.name].translate(
+                sources,
+                greedy_settings(context.recipe),
+                0,
+                use_adapter=stage != BASE,
+                callbacks=context.callbacks(task),
+            )
+        return [" ".join(text.split()) for text in translations.texts], translations.finished.count(False)
+
+    def _keep(self, lines: list[str], part: str, stage: str, direction: Direction) -> None:
+        path = translations_path(self.context.run, part, stage, direction)
+        if self.context.processes.is_main:
+            write_checked(lambda: write_text(path, "".join(f"{line}\n" for line in lines)), path)
+
+
+def greedy_settings(recipe: Recipe) -> Generate:
+    """Return the recipe's engine, length limits and batch size with greedy search: how translations are made."""
+    keep = {"engine", "cuda_graphs", "max_length_ratio", "max_tokens_per_batch"}
+    return Generate(**{key: getattr(recipe.generate, key) for key in sorted(keep)})
+
+
+def check_metrics(recipe: Recipe) -> None:
+    """Try the metrics once, so that a missing tokenizer is known before any time is spent.
+
+    Raises:
+        RecipeError: see `metrics.signatures`.
+    """
+    for direction in directions(recipe):
+        metrics.signatures(bleu_tokenize(recipe, direction))
+
+
+def bleu_tokenize(recipe: Recipe, direction: Direction) -> str:
+    """Return the sacreBLEU tokenizer of a direction: the recipe's, else one that fits its target language."""
+    return recipe.evaluation.bleu_tokenize.get(direction.target, bleu_tokenizer(direction.target))
+
+
+def translations_path(run: RunFolder, part: str, stage: str, direction: Direction) -> Path:
+    return run.translations / f"{part}.{stage}.{direction.name}.txt"
+
+
+def mean_chrf(scores: Mapping[str, Mapping[str, float]]) -> float:
+    """Return the mean chrF++ of the directions."""
+    return sum(score["chrf"] for score in scores.values()) / len(scores)

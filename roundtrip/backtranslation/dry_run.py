@@ -1,0 +1,269 @@
+"""Dry run: load everything, try one real batch of each kind, and report what a run would do, take and need.
+
+Memory is what the process really used for the longest training batch and a full batch of generation; time is that of
+a few real batches, times their number in the plan.
+"""
+
+from __future__ import annotations
+
+import tempfile
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+from typing import Any
+
+from roundtrip.backtranslation import row_builders, session
+from roundtrip.backtranslation.context import parallel_texts
+from roundtrip.backtranslation.dev_scoring import check_metrics, greedy_settings
+from roundtrip.backtranslation.row_builders import NUM_SAMPLES
+from roundtrip.backtranslation.run_folder import with_model_folders
+from roundtrip.data.corpora import Corpora, describe
+from roundtrip.engine.generate import generate
+from roundtrip.engine.request import GenerationRequest, StopRule
+from roundtrip.engine.train_step import StepSettings, train_step
+from roundtrip.engine.translator import Translator
+from roundtrip.models.optimizer import Optimizer
+from roundtrip.recipe.loader import LoadedRecipe
+from roundtrip.recipe.plan import (
+    BASE,
+    PRETRAIN,
+    Direction,
+    Phase,
+    directions,
+    num_rows,
+    num_steps,
+    phases,
+)
+from roundtrip.recipe.schema import Recipe
+from roundtrip.runtime import memory
+from roundtrip.runtime.event_log import EventLog
+from roundtrip.tokens.batching import TokenDataset, step_batches
+
+# Lines that generation is timed on, and batches that training is timed on.
+NUM_LINES, NUM_BATCHES = 64, 4
+
+
+@dataclass(frozen=True)
+class Rates:
+    """What one direction takes, measured on real batches.
+
+    Attributes:
+        train_token, generate_line, score_base_line: seconds per trained token, per generated line of usual length,
+            and per line that the untrained base translates, which may not know when to stop.
+        tokens_per_row: mean length of a training row.
+    """
+
+    train_token: float
+    generate_line: float
+    score_base_line: float
+    tokens_per_row: float
+
+
+@dataclass(frozen=True)
+class DryRun:
+    """The report of a dry run.
+
+    Attributes:
+        compatibility: by direction, see `CompatibilityReport.to_dict`.
+        plan: one line per phase.
+        steps: optimizer steps, by direction.
+        seconds: expected seconds, by activity and stage.
+        peak_bytes: by device, what the process has used.
+    """
+
+    compatibility: dict[str, Any]
+    plan: list[str]
+    steps: dict[str, int]
+    seconds: dict[str, dict[str, float]]
+    peak_bytes: dict[str, int]
+
+    @property
+    def total_seconds(self) -> float:
+        return sum(value for stages in self.seconds.values() for value in stages.values())
+
+    def to_dict(self) -> dict[str, Any]:
+        return asdict(self) | {"total_seconds": round(self.total_seconds, 1)}
+
+
+def dry_run(loaded: LoadedRecipe, events: EventLog) -> DryRun:
+    """Load text and models of a recipe, try one batch of everything, report, and keep nothing.
+
+    Raises:
+        RoundtripError: whatever would stop the run.
+    """
+    recipe = loaded.recipe
+    check_metrics(recipe)
+    session.language_identifier(recipe)
+    for line in describe(recipe.data):
+        events.say(f"  {line}")
+    with tempfile.TemporaryDirectory() as folder:
+        corpora = session.read_text(loaded, Path(folder), events)
+        placed = with_model_folders(recipe, Path(folder) / "base")
+        translators = session.load_models(placed, loaded.folder, corpora, events)
+        expansions = session.measure_expansions(recipe, translators, corpora)
+        translators = {name: replace(one, expansion=expansions[name]) for name, one in translators.items()}
+        session.check_lines(translators, corpora, recipe, events)
+        reports = _compatibility(recipe, translators, corpora, events)
+        rates = {
+            direction.name: _measure(recipe, translators[direction.name], corpora, direction, events)
+            for direction in directions(recipe)
+        }
+        devices = {one.base.device for one in translators.values()}
+        num_pairs = len(corpora.train)
+        report = DryRun(
+            reports,
+            [_describe(recipe, phase, num_pairs) for phase in phases(recipe, num_pairs)],
+            dict.fromkeys(translators, num_steps(recipe, num_pairs)),
+            expected_seconds(recipe, corpora, rates) | {"loading": {"all": sum(events.seconds.values())}},
+            {str(device): memory.peak_bytes(device) for device in devices},
+        )
+    _show(report, recipe, translators, corpora, events)
+    return report
+
+
+def _compatibility(
+    recipe: Recipe, translators: Mapping[str, Translator], corpora: Corpora, events: EventLog
+) -> dict[str, Any]:
+    """Return the compatibility report of each direction, shown with examples of what takes the text path."""
+    samples = {
+        direction.name: list(zip(*parallel_texts(recipe, corpora, "dev", direction), strict=True))
+        for direction in directions(recipe)
+    }
+    templates = {name: one.template for name, one in translators.items()}
+    devices = {name: one.base.device for name, one in translators.items()}
+    _, reports = row_builders.find(recipe, templates, templates, samples, devices, events)
+    for name, report in reports.items():
+        row_builders.say(events, name, report)
+        row_builders.say_examples(events, report)
+    return {name: report.to_dict() for name, report in reports.items()}
+
+
+def _measure(recipe: Recipe, one: Translator, corpora: Corpora, direction: Direction, events: EventLog) -> Rates:
+    """Take real train steps, the first on the longest batch, and generate a batch of lines."""
+    sources, references = parallel_texts(recipe, corpora, "dev", direction)
+    pairs = list(zip(sources, references, strict=True))
+    rows = [corpora.train[i] for i in range(min(NUM_SAMPLES, len(corpora.train)))]
+    side = recipe.languages.index(direction.source)
+    pairs_to_train = [(row[side], row[1 - side]) for row in rows] or pairs
+    with events.task("probing", f"one batch of everything, {direction.name}", 0):
+        train_token, tokens_per_row = _time_training(recipe, one, pairs_to_train)
+        generate_line = _time_generation(recipe, one, pairs[:NUM_LINES], trained=True)
+        score_base_line = _time_generation(recipe, one, pairs[:NUM_LINES], trained=False)
+    return Rates(train_token, generate_line, score_base_line, tokens_per_row)
+
+
+def _time_training(recipe: Recipe, one: Translator, pairs: Sequence[tuple[str, str]]) -> tuple[float, float]:
+    """Return seconds per token of train steps, and tokens per row."""
+    limit, model = recipe.train.max_length, one.direction_model
+    rows = [row for row in one.template.rows(pairs) if row.start < len(row.ids) <= limit]
+    dataset = TokenDataset.of(rows, one.base.device)
+    sizes = dataset.sizes
+    batches = step_batches(sizes, recipe.train.batch_size, 1)
+    batches.sort(key=lambda batch: sum(sizes[i] for i in batch))
+    optimizer = Optimizer(model.parameters(), recipe.train, 100, recipe.adapter[one.direction.name])
+    chosen = [batches[(2 * i + 1) * len(batches) // (2 * NUM_BATCHES)] for i in range(NUM_BATCHES)]
+    num_tokens = sum(sizes[i] for batch in chosen for i in batch)
+    with model.training() as packed:
+        settings = StepSettings(
+            one.base.pad_id,
+            recipe.train.max_tokens_per_microbatch,
+            fused_loss=model.spec.use_liger_kernel,
+            packed=packed,
+        )
+        train_step(model.model, optimizer, dataset, batches[-1], settings, seed=1)
+        start = time.perf_counter()
+        for batch in chosen:
+            train_step(model.model, optimizer, dataset, batch, settings, seed=1)
+        seconds = time.perf_counter() - start
+    return seconds / num_tokens, sum(sizes) / len(sizes)
+
+
+def _time_generation(recipe: Recipe, one: Translator, pairs: Sequence[tuple[str, str]], *, trained: bool) -> float:
+    """Return seconds per generated line.
+
+    Args:
+        trained: as a trained model generates: each line stops at the length of its reference. Otherwise the base
+            generates until it stops by itself, or to the length limit.
+    """
+    settings, template = greedy_settings(recipe), one.template
+    prompts = template.prompts([source for source, _ in pairs])
+    if trained:
+        limits = [len(row.ids) - row.start for row in template.rows(pairs)]
+        stop = StopRule((), pad_id=one.base.pad_id)
+    else:
+        limits = [one.num_needed(prompt, settings) - len(prompt) for prompt in prompts]
+        stop = StopRule(template.segments.stop_ids, template.segments.break_ids, one.base.pad_id)
+    request = GenerationRequest(prompts, limits, settings, stop, seed=1)
+    with one.direction_model.generating(use_adapter=trained) as model:
+        start = time.perf_counter()
+        generate(model, request)
+        return (time.perf_counter() - start) / len(pairs)
+
+
+def expected_seconds(recipe: Recipe, corpora: Corpora, rates: Mapping[str, Rates]) -> dict[str, dict[str, float]]:
+    """Return the expected seconds of training, generating and scoring, by stage."""
+    num_pairs, plan = len(corpora.train), phases(recipe, len(corpora.train))
+    seconds: dict[str, dict[str, float]] = {"training": {}, "generating": {}, "scoring": {}}
+
+    def add(activity: str, stage: str, value: float) -> None:
+        seconds[activity][stage] = seconds[activity].get(stage, 0.0) + value
+
+    for phase in plan:
+        rate, reverse = rates[phase.direction.name], rates[phase.direction.reverse.name]
+        rows = num_phase_rows(recipe, phase, num_pairs)
+        add("training", phase.stage, phase.epochs * rows * rate.tokens_per_row * rate.train_token)
+        if phase.round:
+            lines = recipe.rounds.monolingual_lines * recipe.generate.num_candidates
+            add("generating", phase.stage, lines * reverse.generate_line)
+    stages = [BASE, *dict.fromkeys(phase.stage for phase in plan)]
+    lines = len(corpora.dev) + len(corpora.test)
+    for stage in stages:
+        for rate in rates.values():
+            add("scoring", stage, lines * (rate.score_base_line if stage == BASE else rate.generate_line))
+    return {activity: {stage: round(value, 1) for stage, value in of.items()} for activity, of in seconds.items()}
+
+
+def num_phase_rows(recipe: Recipe, phase: Phase, num_pairs: int) -> int:
+    """Return how many rows a phase trains on in one epoch if no candidate is rejected."""
+    if phase.stage == PRETRAIN:
+        return 2 * recipe.train.pretrain_lines
+    if not phase.round:
+        return num_pairs
+    return num_rows(recipe, phase.round, num_pairs)
+
+
+def _describe(recipe: Recipe, phase: Phase, num_pairs: int) -> str:
+    """Return what a phase trains on, in words."""
+    rows = num_phase_rows(recipe, phase, num_pairs)
+    what = f"{rows} parallel pairs, {phase.epochs} epoch{'s' if phase.epochs > 1 else ''}"
+    if phase.stage == PRETRAIN:
+        what = f"{rows} monolingual lines"
+    elif phase.round:
+        lines = recipe.rounds.monolingual_lines
+        what = f"{rows} examples, with synthetic sources for {lines} new lines among them"
+    return f"{phase.stage}: {phase.direction.name} trains on {what}"
+
+
+def _show(
+    report: DryRun, recipe: Recipe, translators: Mapping[str, Translator], corpora: Corpora, events: EventLog
+) -> None:
+    for direction in directions(recipe):
+        one = translators[direction.name]
+        trainable = sum(parameter.numel() for parameter in one.direction_model.parameters().values())
+        total = sum(parameter.numel() for parameter in one.base.model.parameters())
+        sources, _ = parallel_texts(recipe, corpora, "dev", direction)
+        events.say(
+            f"{direction.name}: {recipe.adapter[direction.name].method}, {trainable:,} of {total:,} parameters train, "
+            f"{one.base.dtype} on {one.base.device}"
+        )
+        events.say(f"  prompt {one.template.prompt_text(sources[0])!r}, end token {one.template.segments.end_id}")
+    for line in report.plan:
+        events.say(line)
+    events.say("optimizer steps: " + ", ".join(f"{number} for {name}" for name, number in report.steps.items()))
+    for activity, stages in report.seconds.items():
+        shown = ", ".join(f"{stage} {value:.0f} s" for stage, value in stages.items())
+        events.say(f"expected time, {activity}: {sum(stages.values()):.0f} s ({shown})")
+    events.say(f"expected time, all: {report.total_seconds:.0f} s, if no candidate is rejected")
+    for device, size in report.peak_bytes.items():
+        events.say(f"peak memory on {device}: {size / 2**30:.2f} GiB; nothing was written")

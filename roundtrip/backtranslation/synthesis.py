@@ -1,0 +1,163 @@
+"""Synthesis of training examples: real lines are taken, translated by the reverse direction, filtered and mixed."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import partial
+
+from roundtrip.backtranslation import candidate_selection, examples
+from roundtrip.backtranslation.checkpoint import State
+from roundtrip.backtranslation.context import RunContext
+from roundtrip.backtranslation.early_stopping import require_better_than_copy
+from roundtrip.backtranslation.examples import PhaseExamples, Streams
+from roundtrip.backtranslation.filtering import Candidate, FilteredCandidates, filter_candidates, round_trip_chrf
+from roundtrip.backtranslation.replay import replayed_examples
+from roundtrip.data.sampler import Cursor
+from roundtrip.engine.request import Callbacks
+from roundtrip.recipe.plan import Phase
+from roundtrip.recipe.sampling_schedule import describe_sampling, sampling_settings
+from roundtrip.recipe.schema import Generate
+from roundtrip.runtime.prefetch import Prefetcher
+from roundtrip.runtime.seeding import derive_seed
+
+
+@dataclass(frozen=True)
+class TakenLines:
+    """The real lines that a round starts from.
+
+    Attributes:
+        settings: how the reverse direction generates in this round.
+        cursors: where the stream of lines stands after them.
+        num_too_long: lines that were left out, since they would not fit into a row.
+        state: of the run, before this phase.
+    """
+
+    lines: list[str]
+    settings: Generate
+    cursors: dict[str, Cursor]
+    num_too_long: int
+    state: State
+
+
+class Synthesizer:
+    """Makes the examples of a phase; each method takes what the one before it returned.
+
+    Args:
+        phases: all phases of the run.
+    """
+
+    def __init__(self, context: RunContext, phases: Sequence[Phase]) -> None:
+        self.context, self.recipe, self.events, self.phases = context, context.recipe, context.events, phases
+        self.prefetcher = Prefetcher()
+
+    def real_examples(self, phase: Phase, state: State) -> PhaseExamples:
+        """Return all parallel pairs, or monolingual lines for a model from scratch."""
+        if phase.parallel:
+            return examples.all_pairs(phase, self.recipe, self.context.corpora)
+        return self.streams(state).monolingual(phase)
+
+    def take_lines(self, phase: Phase, state: State) -> TakenLines:
+        """Take the next lines of the target language."""
+        if phase.round == 1:
+            require_better_than_copy(self.recipe, state.scores)
+        reverse = phase.direction.reverse.name
+        chrf = None if self.recipe.blind else list(state.scores.values())[-1][reverse]["chrf"]
+        settings = sampling_settings(self.recipe.generate, chrf)
+        self.events.say(f"  {describe_sampling(self.recipe.generate, settings, reverse, chrf)}")
+        lines, cursors = self.streams(state).lines(phase)
+        short = examples.short_lines(lines, self.recipe, settings, self.context.translators[reverse])
+        return TakenLines(short, settings, cursors, len(lines) - len(short), state)
+
+    def translate(self, phase: Phase, taken: TakenLines) -> list[Candidate]:
+        """Let the reverse direction generate sources for lines; those of one line stand next to each other."""
+        context, settings = self.context, taken.settings
+        reverse, text = phase.direction.reverse.name, f"{phase.stage}: {phase.direction.reverse.name} generates sources"
+        with self.events.task("generating", text, self.recipe.rounds.monolingual_lines) as task:
+            self.encode_ahead(phase, taken.state)
+            self.prefetcher.wait()
+            translations = context.translators[reverse].translate(
+                taken.lines,
+                settings,
+                derive_seed(self.recipe.seed, "sources", phase.number),
+                reread_with=context.row_builders[phase.direction.name].reader,
+                callbacks=context.callbacks(task),
+            )
+        hypotheses, prompts = translations.hypotheses, translations.prompts
+        logprobs = hypotheses.per_token() if hypotheses.logprob_B is not None else None
+        sizes = hypotheses.size_B.tolist()
+        return [
+            Candidate(
+                line=i // settings.num_candidates,
+                source=text,
+                target=taken.lines[i // settings.num_candidates],
+                finished=translations.finished[i],
+                ids_N=hypotheses.ids_BN[i, : sizes[i]],
+                logprob=None if logprobs is None else logprobs[i],
+                prompt=None if prompts is None else prompts[i],
+            )
+            for i, text in enumerate(translations.texts)
+        ]
+
+    def filter(self, phase: Phase, candidates: Sequence[Candidate]) -> FilteredCandidates:
+        """Reject bad candidates, counted by reason."""
+        corpora = self.context.corpora
+        pairs = corpora.train if self.recipe.blind else corpora.dev
+        return filter_candidates(
+            candidates,
+            self.recipe.filter,
+            length_ratio=examples.usual_length_ratio(pairs, self.recipe, phase.direction),
+            filters=self.context.filters.get(phase.direction.name, ()),
+        )
+
+    def select(self, phase: Phase, taken: TakenLines, filtered: FilteredCandidates) -> FilteredCandidates:
+        """Select one candidate of each line, or all, and reject those that the forward direction cannot restore."""
+        forward, settings = self.context.translators[phase.direction.name], taken.settings
+        kept, method = filtered.kept, settings.candidate_selection
+        if settings.num_candidates > 1 and method != "all" and kept:
+            if method == "likelihood":
+                scores = candidate_selection.likelihood(kept)
+            else:
+                max_tokens = self.recipe.train.max_tokens_per_microbatch
+                scores = candidate_selection.reverse_likelihood(forward, kept, max_tokens, self._stop_while_scoring)
+            filtered = FilteredCandidates(candidate_selection.select_candidates(kept, scores), filtered.rejected)
+        lowest = self.recipe.filter.min_round_trip_chrf
+        if lowest and filtered.kept:
+            callbacks = Callbacks(on_progress=self._stop_while_scoring)
+            chrf = round_trip_chrf(forward, filtered.kept, settings, callbacks)
+            filtered = filtered.without([value < lowest for value in chrf], "low_round_trip")
+        return filtered
+
+    def mix(
+        self, phase: Phase, taken: TakenLines, candidates: Sequence[Candidate], selected: FilteredCandidates
+    ) -> PhaseExamples:
+        """Mix replayed, parallel and denoising examples with the selected candidates."""
+        run, streams = self.context.run, self.streams(taken.state)
+        replayed = replayed_examples(run.examples, self.phases, phase, self.recipe.rounds.replay_examples)
+        mixed, after = examples.mix(phase, streams, selected.kept, replayed)
+        cursors = taken.cursors | after
+        rejected = selected.rejected + Counter({examples.TARGET_TOO_LONG: taken.num_too_long})
+        return PhaseExamples(
+            mixed,
+            cursors,
+            streams.restarted(cursors),
+            rejected,
+            len(candidates) + taken.num_too_long,
+            [] if selected.kept else examples.rejected_samples(candidates),
+        )
+
+    def encode_ahead(self, phase: Phase, state: State) -> None:
+        """Start a thread that encodes the real text of a round, unless it is encoded already."""
+        translators = self.context.translators
+        reverse, forward = translators[phase.direction.reverse.name], translators[phase.direction.name]
+        self.prefetcher.start(
+            phase.number, partial(examples.encode_ahead, phase, self.streams(state), reverse, forward)
+        )
+
+    def streams(self, state: State) -> Streams:
+        """Return the text streams as they stand before a phase."""
+        return Streams(self.recipe, self.context.corpora, state.cursors)
+
+    def _stop_while_scoring(self, rows: int, tokens: int) -> None:
+        self.context.stop.raise_if_requested()
