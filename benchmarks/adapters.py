@@ -32,7 +32,7 @@ from rich.table import Table as Shown
 
 from benchmarks.machine import best, processor
 from roundtrip.backtranslation.run_folder import versions
-from roundtrip.backtranslation.validation import greedy_settings
+from roundtrip.backtranslation.dev_scoring import greedy_settings
 from roundtrip.data.corpora import Corpora, prepare
 from roundtrip.engine import translator
 from roundtrip.engine.train_step import StepSettings, loss_sum, train_step

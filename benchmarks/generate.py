@@ -26,7 +26,7 @@ from rich.console import Console
 from rich.table import Table as Shown
 
 from benchmarks.machine import RESULTS, best, done, facts, parser
-from roundtrip.backtranslation.validation import greedy_settings
+from roundtrip.backtranslation.dev_scoring import greedy_settings
 from roundtrip.data.corpora import prepare
 from roundtrip.engine import translator
 from roundtrip.engine.generate import generate

@@ -19,7 +19,7 @@ from typing import Any
 
 from roundtrip.backtranslation import row_builders
 from roundtrip.backtranslation.run_folder import BEST, RunFolder, versions
-from roundtrip.backtranslation.validation import parallel_texts
+from roundtrip.backtranslation.dev_scoring import parallel_texts
 from roundtrip.data.corpora import reopen
 from roundtrip.data.sampler import Cursor, take_rows
 from roundtrip.engine import translator

@@ -42,7 +42,7 @@ def end_state(folder: Path) -> dict[str, Any]:
     tensors = {
         str(path.relative_to(folder)): load_file(path) for path in sorted(folder.glob("adapters/**/*.safetensors"))
     }
-    blocks = {path.name: path.read_text() for path in sorted((folder / "blocks").iterdir())}
+    blocks = {path.name: path.read_text() for path in sorted((folder / "examples").iterdir())}
     return {
         "tensors": tensors,
         "blocks": blocks,

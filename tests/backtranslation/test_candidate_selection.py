@@ -84,7 +84,7 @@ def test_a_run_learns_from_what_was_chosen(
     path = write_recipe()
     go(path, tmp_path / "run", overrides=settings)
     assert {name for name, _ in return_logprobs} == ({"en-es", "es-en"} if how == "reverse_likelihood" else set())
-    for block in sorted((tmp_path / "run" / "blocks").glob("*round-1*")):
+    for block in sorted((tmp_path / "run" / "examples").glob("*round-1*")):
         rows = [json.loads(line) for line in block.read_text(encoding="utf-8").splitlines()]
         times = Counter(target for kind, _, target in rows if kind == "synthetic")
         assert times and max(times.values()) == (3 if how == "all" else 1)

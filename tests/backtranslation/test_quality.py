@@ -146,7 +146,7 @@ def test_languages_are_judged_in_a_run(
     monkeypatch.setattr(language_id.LanguageIdentifier, "is_other", is_other)
     go(write_recipe(), tmp_path / "run", overrides=("filter.language=true",))
     assert set(seen) == {"en", "es"}
-    rejected = [event["rejected"] for event in events(tmp_path / "run", "block")]
+    rejected = [event["rejected"] for event in events(tmp_path / "run", "examples")]
     assert all(one["wrong language"] > 0 for one in rejected)
 
 
@@ -289,7 +289,7 @@ def everything(tmp_path_factory: pytest.TempPathFactory, model_folder: Path) -> 
 
 def test_everything_at_once_is_mixed_as_asked(everything: tuple[Path, Path, str]) -> None:
     _, run, _ = everything
-    found = [event for event in events(run, "block") if event["stage"].startswith("round")]
+    found = [event for event in events(run, "examples") if event["stage"].startswith("round")]
     for number, event in enumerate(found):
         before = [one["synthetic"] for one in found[number % 2 : number : 2]]
         assert 0 < event["earlier"] <= min(12, sum(before)) or not before
@@ -298,7 +298,7 @@ def test_everything_at_once_is_mixed_as_asked(everything: tuple[Path, Path, str]
         assert event["noised"] == round((synthetic + event["real"]) * 0.2 / 0.8)
     for number in (4, 5):  # what has a new source is not learnt from again with an old one
         rows_of = [
-            json.loads(line) for line in sorted(run.glob("blocks/*round-3*"))[number % 2].read_text().splitlines()
+            json.loads(line) for line in sorted(run.glob("examples/*round-3*"))[number % 2].read_text().splitlines()
         ]
         new, old = ({row[2] for row in rows_of if row[0] == kind} for kind in (SYNTHETIC, EARLIER))
         assert new and old and not new & old
@@ -310,7 +310,7 @@ def test_everything_at_once_goes_on_as_if_it_had_not_been_stopped(
     everything: tuple[Path, Path, str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     recipe, whole, _ = everything
-    plain = Trainer.step
+    plain = Trainer.train_step
     chosen = random.Random(1).sample(
         range(1, sum(json.loads((whole / "metrics.json").read_text())["steps"].values())), 6
     )
@@ -322,7 +322,7 @@ def test_everything_at_once_goes_on_as_if_it_had_not_been_stopped(
             os.kill(os.getpid(), signal.SIGTERM)
         return plain(self, *arguments)
 
-    monkeypatch.setattr(Trainer, "step", stopping)
+    monkeypatch.setattr(Trainer, "train_step", stopping)
     resume = False
     while stops:
         with pytest.raises(Interrupted):
@@ -336,7 +336,7 @@ def test_a_row_of_the_reservoir_that_is_damaged_is_named(
     write_recipe: WriteRecipe, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """A round learns from files of rounds before it, so its checkpoints stand on these."""
-    plain = Trainer.step
+    plain = Trainer.train_step
 
     def stopping(self: Trainer, phase: Phase, *arguments: Any) -> Any:
         if phase.round == 2:
@@ -345,10 +345,10 @@ def test_a_row_of_the_reservoir_that_is_damaged_is_named(
 
     path, overrides = write_recipe(), ("rounds.count=2", "rounds.replay_examples=9", "checkpoint.keep=1")
     with monkeypatch.context() as patch:
-        patch.setattr(Trainer, "step", stopping)
+        patch.setattr(Trainer, "train_step", stopping)
         with pytest.raises(Interrupted):
             go(path, tmp_path / "run", overrides=overrides)
-    block = next((tmp_path / "run" / "blocks").glob("*round-1-es-en.jsonl"))
+    block = next((tmp_path / "run" / "examples").glob("*round-1-es-en.jsonl"))
     text = block.read_text()
     block.write_text(text.replace("a", "b", 1))
     with pytest.raises(RunError, match="no checkpoint is whole"):
@@ -421,7 +421,7 @@ def test_passes_end_at_a_stall(write_recipe: WriteRecipe, tmp_path: Path, monkey
 def test_what_dev_costs_is_what_the_step_would_say(write_recipe: WriteRecipe, tmp_path: Path) -> None:
     """The look after a pass goes by likelihoods, training by the loss: one number by two roads."""
     seen: list[tuple[float, float]] = []
-    from roundtrip.backtranslation.validation import Scorer, parallel_texts
+    from roundtrip.backtranslation.dev_scoring import Scorer, parallel_texts
 
     plain = Scorer.dev_loss
 
@@ -486,7 +486,7 @@ def test_a_cold_start_is_refused_with_the_figures(
     with pytest.raises(TrainingError, match="no better than copying the source does: .* chrF.. .*, copying") as error:
         go(path, tmp_path / "run")
     assert "rounds.require_better_than_copy = false" in str(error.value.cure)
-    assert not list((tmp_path / "run" / "blocks").glob("*round*")), "nothing was written"
+    assert not list((tmp_path / "run" / "examples").glob("*round*")), "nothing was written"
 
 
 @pytest.mark.parametrize(("now", "cold"), [(10.0, True), (10.1, False)])
@@ -537,7 +537,7 @@ def test_without_dev_pairs_lines_that_come_back_choose(
     # By hand: what the stage writes, and what the other direction makes of it.
     from roundtrip.backtranslation import trained_models
     from roundtrip.backtranslation.run_folder import RunFolder
-    from roundtrip.backtranslation.validation import greedy_settings
+    from roundtrip.backtranslation.dev_scoring import greedy_settings
     from roundtrip.evaluation import metrics as scoring
 
     run = RunFolder(tmp_path / "run")
@@ -572,7 +572,7 @@ def test_a_pair_of_copiers_is_seen(without_dev: Path, tmp_path: Path, monkeypatc
         return replace(write(self, sources, *arguments, **settings), texts=list(sources))
 
     monkeypatch.setattr(Translator, "write", copying)
-    from roundtrip.backtranslation.validation import Scorer
+    from roundtrip.backtranslation.dev_scoring import Scorer
 
     seen: list[dict[str, float]] = []
     plain = Scorer._there_and_back
@@ -585,7 +585,7 @@ def test_a_pair_of_copiers_is_seen(without_dev: Path, tmp_path: Path, monkeypatc
 def test_a_translation_that_is_too_long_for_the_way_back_counts_as_lost(
     without_dev: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from roundtrip.backtranslation.validation import Scorer
+    from roundtrip.backtranslation.dev_scoring import Scorer
 
     plain, read = Scorer._translate, list[str]()
 

@@ -19,7 +19,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedTokenize
 from benchmarks import zoo
 from roundtrip.backtranslation import trained_models
 from roundtrip.backtranslation.run_folder import RunFolder
-from roundtrip.backtranslation.validation import greedy_settings
+from roundtrip.backtranslation.dev_scoring import greedy_settings
 from roundtrip.cli import export, model_card
 from roundtrip.engine.translator import DirectionTemplates
 from roundtrip.models.from_scratch import train_tokenizer

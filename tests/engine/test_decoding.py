@@ -12,7 +12,7 @@ import pytest
 import torch
 from transformers import Qwen2Config, Qwen2ForCausalLM
 
-from roundtrip.backtranslation.validation import greedy_settings
+from roundtrip.backtranslation.dev_scoring import greedy_settings
 from roundtrip.data.corpora import prepare
 from roundtrip.engine import cuda_graphs, decoding, translator
 from roundtrip.engine import generate as generating

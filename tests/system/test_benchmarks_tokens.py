@@ -30,13 +30,13 @@ def test_every_road_is_timed_and_ours_is_exact(tmp_path: Path, tokenizer: PreTra
     plots.show(json.loads(path.read_text(encoding="utf-8")), Console(file=text))
     small = json.loads(path.read_text(encoding="utf-8"))["tokenizers"]["small"]
     (case,) = small["cases"]
-    assert set(case["roads"]) == ROADS and all(row_builder in text.getvalue() for row_builder in ROADS)
-    times = [*case["roads"].values(), *case["parts"].values(), *small["setup_seconds"].items()]
+    assert set(case["token_rows"]) == ROADS and all(row_builder in text.getvalue() for row_builder in ROADS)
+    times = [*case["token_rows"].values(), *case["parts"].values(), *small["setup_seconds"].items()]
     assert all(one["best_ms"] > 0 and one["turns"] for one in times if isinstance(one, dict))
-    exact = {name: row_builder["exact"] for name, row_builder in case["roads"].items() if "exact" in row_builder}
+    exact = {name: row_builder["exact"] for name, row_builder in case["token_rows"].items() if "exact" in row_builder}
     assert exact.pop("strings, usual") < 1.0  # a line break follows the end token
     assert set(exact.values()) == {1.0} and len(exact) == 7
-    assert {case["roads"][f"splice, {guard} guard"]["proved"] for guard in ("cold", "warm")} == {1.0}
+    assert {case["token_rows"][f"splice, {guard} guard"]["proved"] for guard in ("cold", "warm")} == {1.0}
     for shares in (small["plain_separator"]["final punctuation"], small["plain_separator"]["none"]):
         assert shares["ours"]["targets"] == shares["ours"]["rows"] == 1.0
 

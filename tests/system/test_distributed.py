@@ -279,8 +279,8 @@ def test_skipped_steps_are_the_same_for_all(alone: tuple[Path, Path], tmp_path: 
         shown = [process.communicate(timeout=120) for process in processes]
     assert [process.returncode for process in processes] == [0, 0], shown
     metrics = json.loads((tmp_path / "run" / "metrics.json").read_text())
-    assert metrics["skipped"] == {"en-es": 1}
-    assert len(list((tmp_path / "run" / "skipped").iterdir())) == 1
+    assert metrics["nonfinite_steps"] == {"en-es": 1}
+    assert len(list((tmp_path / "run" / "nonfinite_steps").iterdir())) == 1
 
 
 def test_alone_nothing_is_asked_of_anybody(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -72,7 +72,7 @@ def test_the_campaign_can_fail(finished: tuple[Path, Path]) -> None:
 
 # Checkpoints
 
-PARTS = ["en-es.safetensors", "es-en.safetensors", "pairs.safetensors", "state.json", "whole.json"]
+PARTS = ["en-es.safetensors", "es-en.safetensors", "pairs.safetensors", "state.json", "complete.json"]
 
 
 @pytest.fixture
@@ -150,7 +150,7 @@ def test_where_none_is_whole_all_are_named(inside: tuple[Path, Path]) -> None:
     shown = io.StringIO()
     loaded = loader.load_recipe(str(recipe))
     with pytest.raises(RunError, match=r"no checkpoint is whole\n  bring back what is named above"):
-        session.train(folder, loaded, EventLog(Console(file=shown, width=160)), resume=True)
+        session.run_recipe(folder, loaded, EventLog(Console(file=shown, width=160)), resume=True)
     assert shown.getvalue().count("is passed over: state.json is not what was written") == len(
         checkpoint.names(folder / "checkpoints")
     )
@@ -307,22 +307,22 @@ def test_a_step_without_finite_numbers_is_skipped_counted_and_kept(
 ) -> None:
     breaking(monkeypatch, {1}, HOW[how])
     before: list[dict[str, torch.Tensor]] = []
-    step = Trainer.step
+    step = Trainer.train_step
 
     def watching(self: Trainer, *arguments: Any) -> Any:
         parameters = self.translators["en-es"].direction_model.parameters()
         before.append({name: value.detach().clone() for name, value in parameters.items()})
         return step(self, *arguments)
 
-    monkeypatch.setattr(Trainer, "step", watching)
+    monkeypatch.setattr(Trainer, "train_step", watching)
     shown = go(write_recipe(), tmp_path / "run")
     assert "at step 2: skipped; its rows are in" in shown
     assert "en-es: 1 of 5 steps were skipped" in shown
     assert all(torch.equal(before[1][name], before[2][name]) for name in before[1]), "the step changed nothing"
     assert not all(torch.equal(before[0][name], before[1][name]) for name in before[0])
     metrics = json.loads((tmp_path / "run" / "metrics.json").read_text())
-    assert metrics["skipped"] == {"en-es": 1} and metrics["steps"] == {"en-es": 5, "es-en": 5}
-    (kept,) = (tmp_path / "run" / "skipped").iterdir()
+    assert metrics["nonfinite_steps"] == {"en-es": 1} and metrics["steps"] == {"en-es": 5, "es-en": 5}
+    (kept,) = (tmp_path / "run" / "nonfinite_steps").iterdir()
     assert kept.name == "parallel-en-es-000002.json"
     rows = json.loads(kept.read_text())["rows"]
     train_text = (tmp_path / "run" / "data" / "train.tsv").read_text().splitlines()
@@ -345,7 +345,7 @@ def test_more_skipped_steps_than_allowed_end_the_run_with_advice(
         TrainingError, match=r"the 2\. of this phase(.|\n)*look at the rows in .*skipped.*lower train\.lr"
     ):
         go(path, tmp_path / "run")
-    assert len(list((tmp_path / "run" / "skipped").iterdir())) == 2
+    assert len(list((tmp_path / "run" / "nonfinite_steps").iterdir())) == 2
 
 
 def test_a_phase_without_a_single_sound_step_ends_the_run(
@@ -372,13 +372,13 @@ def test_skipped_steps_survive_a_resume(
     monkeypatch.setattr(skipped, "MAX_NONFINITE_STEPS", 1)
     with monkeypatch.context() as patch:
         breaking(patch, {0}, HOW["loss is nan"])
-        step = Trainer.step
+        step = Trainer.train_step
 
         def stopping(self: Trainer, *arguments: Any) -> Any:
             os.kill(os.getpid(), signal.SIGTERM)
             return step(self, *arguments)
 
-        patch.setattr(Trainer, "step", stopping)
+        patch.setattr(Trainer, "train_step", stopping)
         with pytest.raises(Interrupted):
             go(path, tmp_path / "run")
     breaking(monkeypatch, {0}, HOW["loss is nan"])
@@ -432,7 +432,7 @@ def test_a_full_file_system_keeps_the_checkpoint_and_says_how_much_is_missing(
 ) -> None:
     recipe, whole = finished
     # The last step of the first phase fills it.
-    step = Trainer.step
+    step = Trainer.train_step
 
     def filling(self: Trainer, *arguments: Any) -> Any:
         result = step(self, *arguments)
@@ -444,7 +444,7 @@ def test_a_full_file_system_keeps_the_checkpoint_and_says_how_much_is_missing(
         return result
 
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(Trainer, "step", filling)
+        patch.setattr(Trainer, "train_step", filling)
         with pytest.raises(
             DiskError, match=r"bytes are needed, \S+ are free, \S+ are missing(.|\n)*--resume"
         ) as caught:
@@ -461,7 +461,7 @@ def test_a_full_file_system_keeps_the_checkpoint_and_says_how_much_is_missing(
 
 def go_on(recipe: Path, folder: Path, *overrides: str) -> str:
     shown = io.StringIO()
-    session.train(folder, loader.load_recipe(str(recipe), overrides), EventLog(Console(file=shown, width=160)), resume=True)
+    session.run_recipe(folder, loader.load_recipe(str(recipe), overrides), EventLog(Console(file=shown, width=160)), resume=True)
     return shown.getvalue()
 
 

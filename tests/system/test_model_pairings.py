@@ -19,7 +19,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 from roundtrip.backtranslation import trained_models
 from roundtrip.backtranslation.run_folder import RunFolder
 from roundtrip.backtranslation.trainer import Trainer
-from roundtrip.backtranslation.validation import greedy_settings
+from roundtrip.backtranslation.dev_scoring import greedy_settings
 from roundtrip.engine import long_inputs, translator
 from roundtrip.engine.train_step import StepSettings, loss_sum, train_step
 from roundtrip.models import direction_model, from_scratch
@@ -214,7 +214,7 @@ def test_whole_runs_resume_and_translate(
     recipe = paired(pairing, *(more if pairing == "from scratch" else []))
     greedy_sources = ("generate.temperature=0.0",)  # sampled ones are not all canonical
     shown = go(recipe, tmp_path / "whole", overrides=greedy_sources)
-    step = Trainer.step
+    step = Trainer.train_step
 
     def stopping(self: Trainer, *arguments: Any) -> Any:
         result = step(self, *arguments)
@@ -223,7 +223,7 @@ def test_whole_runs_resume_and_translate(
             os.kill(os.getpid(), signal.SIGTERM)
         return result
 
-    monkeypatch.setattr(Trainer, "step", stopping)
+    monkeypatch.setattr(Trainer, "train_step", stopping)
     with pytest.raises(Interrupted):
         go(recipe, tmp_path / "run", overrides=greedy_sources)
     monkeypatch.undo()
@@ -312,7 +312,7 @@ def test_plain_text_is_read_without_rounds(paired: Any, tmp_path: Path) -> None:
     changes = [("parallel_epochs = 1", "parallel_epochs = 1\ntext_lines = 500"), ("count = 1", "count = 0")]
     shown = go(paired("from scratch", *changes), tmp_path / "run")
     events = [json.loads(line) for line in (tmp_path / "run" / "events.jsonl").read_text().splitlines()]
-    block = next(event for event in events if event["event"] == "block")
+    block = next(event for event in events if event["event"] == "examples")
     assert (block["plain"], block["real"], block["synthetic"]) == (1000, 0, 0)
     assert "text.en.en-es is read through and starts over" in shown
 

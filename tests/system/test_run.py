@@ -24,7 +24,7 @@ from transformers import AutoModelForCausalLM
 from roundtrip.backtranslation import checkpoint, session, trained_models
 from roundtrip.backtranslation.run_folder import RunFolder, reopen, run_lock
 from roundtrip.backtranslation.trainer import Trainer
-from roundtrip.backtranslation.validation import greedy_settings
+from roundtrip.backtranslation.dev_scoring import greedy_settings
 from roundtrip.cli import train, translate
 from roundtrip.engine import long_inputs
 from roundtrip.recipe import loader
@@ -91,7 +91,7 @@ def test_what_a_run_leaves_behind(finished: tuple[Path, Path, str]) -> None:
 def test_blocks_are_new_lines_with_synthetic_sources_and_real_pairs(finished: tuple[Path, Path, str]) -> None:
     _, folder, _ = finished
     for number, name, target in ((2, "en-es", "mono.es.txt"), (3, "es-en", "mono.en.txt")):
-        lines = (folder / "blocks" / f"{number:04d}-round-1-{name}.jsonl").read_text().splitlines()
+        lines = (folder / "examples" / f"{number:04d}-round-1-{name}.jsonl").read_text().splitlines()
         rows = [json.loads(line) for line in lines]
         synthetic = [row for row in rows if row[0] == "synthetic"]
         real = {(row[1], row[2]) for row in rows if row[0] == "real"}
@@ -127,7 +127,7 @@ def test_resumed_is_uninterrupted(
     finished: tuple[Path, Path, str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, at: int
 ) -> None:
     recipe, whole, _ = finished
-    step = Trainer.step
+    step = Trainer.train_step
 
     def stopping(self: Trainer, *arguments: Any) -> Any:
         result = step(self, *arguments)
@@ -135,7 +135,7 @@ def test_resumed_is_uninterrupted(
             os.kill(os.getpid(), signal.SIGTERM)
         return result
 
-    monkeypatch.setattr(Trainer, "step", stopping)
+    monkeypatch.setattr(Trainer, "train_step", stopping)
     with pytest.raises(Interrupted) as caught:
         go(recipe, tmp_path / "run")
     assert caught.value.exit_code == 143
@@ -182,13 +182,13 @@ def test_rows_that_fall_back_are_counted_and_said(
     shown = go(recipe, tmp_path / "run")
     one, other = end_state(tmp_path / "run"), end_state(whole)
     row_builders = one.pop("roads")
-    del other["roads"]
+    del other["token_rows"]
     assert_same(one, other)
     assert all(counts["not canonical inside"] > 0 for counts in row_builders.values())
     assert "synthetic rows by strings {'not canonical inside':" in shown
     events = [json.loads(line) for line in (tmp_path / "run" / "events.jsonl").read_text().splitlines()]
-    assert [event["rows"] for event in events if event["event"] == "roads"] == list(row_builders.values())
-    verdicts = {event["direction"]: event for event in events if event["event"] == "verdict"}
+    assert [event["rows"] for event in events if event["event"] == "token_rows"] == list(row_builders.values())
+    verdicts = {event["direction"]: event for event in events if event["event"] == "compatibility"}
     assert set(verdicts) == set(NAMES) and verdicts["en-es"]["mode"] == "per_row"
 
 
@@ -204,13 +204,13 @@ def test_another_tokenizer_is_refused_at_resume(
     folder = tmp_path / "model"
     shutil.copytree(model_folder, folder)
     path = write_recipe((str(model_folder), str(folder)))
-    step = Trainer.step
+    step = Trainer.train_step
 
     def stopping(self: Trainer, *arguments: Any) -> Any:
         os.kill(os.getpid(), signal.SIGTERM)
         return step(self, *arguments)
 
-    monkeypatch.setattr(Trainer, "step", stopping)
+    monkeypatch.setattr(Trainer, "train_step", stopping)
     with pytest.raises(Interrupted):
         go(path, tmp_path / "run")
     monkeypatch.undo()
@@ -527,6 +527,6 @@ def test_stopped_while_scoring_keeps_the_last_step(
     shown = io.StringIO()
     with run_lock(tmp_path / "run"):
         loaded = loader.load_recipe(str(recipe), overrides)
-        session.train(tmp_path / "run", loaded, EventLog(Console(file=shown, width=160)), resume=True)
+        session.run_recipe(tmp_path / "run", loaded, EventLog(Console(file=shown, width=160)), resume=True)
     assert "4 steps done" in shown.getvalue()
     assert_same(end_state(tmp_path / "run"), end_state(whole))

@@ -377,7 +377,7 @@ def test_a_hypothesis_that_steers_a_terminal_is_translated_clean(
     write_recipe: WriteRecipe, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     from roundtrip.backtranslation import trained_models
-    from roundtrip.backtranslation.validation import greedy_settings
+    from roundtrip.backtranslation.dev_scoring import greedy_settings
     from roundtrip.tokens.prompt_template import PromptTemplate
 
     go(write_recipe(), tmp_path / "run")
