@@ -12,6 +12,7 @@ from roundtrip.engine.translator import Translator
 from roundtrip.models.optimizer import Optimizer
 from roundtrip.recipe.plan import BASE
 from roundtrip.runtime.atomic_io import atomic_path, file_hashes
+from roundtrip.runtime.disk_space import report_full_disk
 from roundtrip.runtime.distributed import ProcessGroup
 from roundtrip.runtime.errors import TrainingError
 from roundtrip.tokens.row_builder import RowBuilder
@@ -51,10 +52,11 @@ class CheckpointStore:
         """Write something once; the other processes go on, or end, when it is there.
 
         Args:
-            write, place, num_bytes: see `Disk.keep`.
+            write, place, num_bytes: see `report_full_disk`.
         """
         if self.processes.is_main:
-            self.run.disk.keep(write, place, num_bytes)
+            with report_full_disk(place, num_bytes):
+                write()
         self.processes.broadcast(None)
 
     def seen(self, path: Path) -> dict[str, str]:
@@ -70,7 +72,7 @@ class CheckpointStore:
 
         Raises:
             TrainingError: the processes have come apart.
-            DiskError: see `Disk.keep`.
+            DiskError: see `report_full_disk`.
         """
         place = (state.phase, state.step)
         if place == self._at:
@@ -107,7 +109,8 @@ class CheckpointStore:
         self._at, self._steps = (state.phase, state.step), state.total_steps()
         if self.processes.is_main and state.best not in {None, BASE} and not self.run.has_best(str(state.best)):
             report(f"adapters/{BEST} is not as it was written; {state.best} is copied there again")
-            self.run.disk.keep(lambda: self.run.keep_best(str(state.best)), self.run.adapters / BEST)
+            with report_full_disk(self.run.adapters / BEST):
+                self.run.keep_best(str(state.best))
         return state
 
     def stage(self, name: str, translators: Mapping[str, Translator]) -> dict[str, str]:

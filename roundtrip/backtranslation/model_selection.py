@@ -19,6 +19,7 @@ from roundtrip.models.optimizer import Optimizer
 from roundtrip.recipe.plan import BASE, TEXT, Phase, next_phase
 from roundtrip.recipe.schema import Recipe
 from roundtrip.runtime import memory
+from roundtrip.runtime.disk_space import report_full_disk
 from roundtrip.runtime.distributed import ProcessGroup
 from roundtrip.runtime.event_log import EventLog
 
@@ -90,7 +91,8 @@ class ModelSelection:
         devices = {one.base.device for one in self.translators.values()}
         peak = {str(device): memory.peak_bytes(device) for device in devices}
         metrics = reporting.collect(self.run, self.recipe, self.corpora, state, test, self.events.seconds, peak)
-        self.run.disk.keep(lambda: self.run.write_metrics(metrics), self.run.metrics)
+        with report_full_disk(self.run.metrics):
+            self.run.write_metrics(metrics)
         self.events.log("end", seconds=metrics["seconds"], best=metrics["best"], peak_bytes=peak)
         reporting.show(metrics, self.run, self.events.console)
 

@@ -12,9 +12,7 @@ translations/             of dev and test, one file per stage and direction
 
 from __future__ import annotations
 
-import fcntl
 import json
-import os
 import platform
 import shutil
 from collections.abc import Iterator, Mapping
@@ -24,6 +22,7 @@ from importlib import metadata
 from pathlib import Path
 from typing import Any
 
+from filelock import FileLock, Timeout
 from pydantic import ValidationError
 
 from roundtrip import __version__
@@ -31,7 +30,6 @@ from roundtrip.recipe.loader import LoadedRecipe
 from roundtrip.recipe.schema import Recipe
 from roundtrip.runtime import atomic_io
 from roundtrip.runtime.atomic_io import write_json
-from roundtrip.runtime.disk_space import Disk
 from roundtrip.runtime.errors import RunError
 
 BEST = "best"
@@ -44,14 +42,9 @@ _LIBRARIES = ("torch", "transformers", "peft", "tokenizers", "sacrebleu", "numpy
 
 @dataclass(frozen=True)
 class RunFolder:
-    """A run folder; `RunFolder(path)` reaches its parts, `create` and `reopen` make and check it.
-
-    Attributes:
-        disk: how to write into it while there may be no room.
-    """
+    """A run folder; `RunFolder(path)` reaches its parts, `create` and `reopen` make and check it."""
 
     path: Path
-    disk: Disk = Disk()
 
     @property
     def data(self) -> Path:
@@ -267,23 +260,21 @@ def run_lock(path: Path) -> Iterator[None]:
     Raises:
         RunError: another process holds it, or the folder cannot be made.
     """
+    lock = FileLock(path / "lock", blocking=False)
     try:
         path.mkdir(parents=True, exist_ok=True)
-        handle = os.open(path / "lock", os.O_RDWR | os.O_CREAT, 0o644)
-    except OSError as error:
-        raise RunError(
-            f"cannot be written: {error.strerror}", place=str(path), cure="name another folder with --out"
-        ) from error
-    try:
-        fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except OSError as error:
-        os.close(handle)
+        lock.acquire()
+    except Timeout as error:
         raise RunError(
             "is in use by another process",
             place=str(path),
             cure="wait for it, or name another folder with --out",
         ) from error
+    except OSError as error:
+        raise RunError(
+            f"cannot be written: {error.strerror}", place=str(path), cure="name another folder with --out"
+        ) from error
     try:
         yield
     finally:
-        os.close(handle)
+        lock.release()

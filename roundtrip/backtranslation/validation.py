@@ -14,6 +14,7 @@ from roundtrip.evaluation import metrics
 from roundtrip.recipe.plan import BASE, Direction, directions
 from roundtrip.recipe.schema import Generate, Recipe
 from roundtrip.runtime.atomic_io import write_text
+from roundtrip.runtime.disk_space import report_full_disk
 from roundtrip.runtime.event_log import EventLog, ProgressHandle
 
 OnProgress = Callable[[int, int], None]
@@ -113,7 +114,8 @@ class Scorer:
     def _keep(self, lines: list[str], part: str, stage: str, direction: Direction) -> None:
         path = translations_path(self.run, part, stage, direction)
         if self.translators[direction.name].processes.is_main:
-            self.run.disk.keep(lambda: write_text(path, "".join(f"{line}\n" for line in lines)), path)
+            with report_full_disk(path):
+                write_text(path, "".join(f"{line}\n" for line in lines))
 
 
 def greedy_settings(recipe: Recipe) -> Generate:

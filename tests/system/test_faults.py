@@ -460,43 +460,14 @@ def go_on(recipe: Path, folder: Path, *overrides: str) -> str:
     return shown.getvalue()
 
 
-def test_a_run_can_wait_for_room(finished: tuple[Path, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    recipe, whole = finished
-    sync, calls = atomic_io.fsync_path, iter(range(10**6))
-
-    def full(path: Path) -> None:
-        if next(calls) in {30, 31, 60}:
-            raise OSError(28, "No space left on device", str(path))
-        sync(path)
-
-    monkeypatch.setattr(atomic_io, "fsync_path", full)
-    monkeypatch.setattr(disk_space, "PAUSE", 0.01)
-    shown = go(recipe, tmp_path / "run", overrides=('checkpoint.full_disk="wait"',))
-    assert shown.count("; waiting for it") == 2
-    assert_same(end_state(tmp_path / "run"), end_state(whole))
-
-
-def test_waiting_for_room_can_be_stopped(
-    finished: tuple[Path, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    def full(path: Path) -> None:
-        if "checkpoints" in str(path):
-            os.kill(os.getpid(), signal.SIGTERM)
-            raise OSError(28, "No space left on device", str(path))
-
-    monkeypatch.setattr(atomic_io, "fsync_path", full)
-    with pytest.raises(Interrupted):
-        go(finished[0], tmp_path / "run", overrides=('checkpoint.full_disk="wait"',))
-
-
 def test_a_quota_is_called_one(tmp_path: Path) -> None:
-    def write() -> None:
+    with (
+        pytest.raises(DiskError, match="a quota, or a limit of the file system"),
+        disk_space.report_full_disk(tmp_path / "a", 10),
+    ):
         raise OSError(122, "Disk quota exceeded")
-
-    with pytest.raises(DiskError, match="a quota, or a limit of the file system"):
-        disk_space.Disk().keep(write, tmp_path / "a", 10)
-    with pytest.raises(OSError, match="Input/output"):
-        disk_space.Disk().keep(lambda: (_ for _ in ()).throw(OSError(5, "Input/output error")), tmp_path / "a", 10)
+    with pytest.raises(OSError, match="Input/output"), disk_space.report_full_disk(tmp_path / "a", 10):
+        raise OSError(5, "Input/output error")
 
 
 def test_half_an_event_is_dropped(tmp_path: Path) -> None:
@@ -640,9 +611,10 @@ def test_no_room_for_the_best_is_no_room(
 
     monkeypatch.setattr(shutil, "copy2", full)
     monkeypatch.setattr(shutil.copytree, "__defaults__", (False, None, full, False, False))
-    monkeypatch.setattr(disk_space, "PAUSE", 0.01)
-    shown = go(finished[0], tmp_path / "run", overrides=('checkpoint.full_disk="wait"',))
-    assert shown.count("; waiting for it") == 1 and "adapters/best: the disk is full" in shown
+    with pytest.raises(DiskError, match="adapters/best: the disk is full"):
+        go(finished[0], tmp_path / "run")
+    monkeypatch.undo()
+    go(finished[0], tmp_path / "run", resume=True)
     assert_same(end_state(tmp_path / "run"), end_state(finished[1]))
 
 
@@ -650,9 +622,9 @@ def test_what_no_figure_depends_on_may_change_at_a_resume(
     finished: tuple[Path, Path], inside: tuple[Path, Path]
 ) -> None:
     recipe, folder = inside
-    go_on(recipe, folder, "checkpoint.full_disk=wait", "checkpoint.every_steps=2", "train.max_nonfinite_steps=3")
+    go_on(recipe, folder, "checkpoint.every_steps=2", "train.max_nonfinite_steps=3")
     assert_same(end_state(folder), end_state(finished[1]))
-    assert RunFolder(folder).recipe()[0].checkpoint.full_disk == "wait"
+    assert RunFolder(folder).recipe()[0].checkpoint.every_steps == 2
     with pytest.raises(RunError, match=r"train\.lr: 0\.005 then"):
         go_on(recipe, folder, "train.lr=1e-4")
 
