@@ -102,7 +102,6 @@ def test_weights_copies_and_optimizers_are_counted_right(write_recipe: WriteReci
     [
         (("train.max_tokens_per_microbatch=4096", "train.batch_size=64"), "training", True),
         (("model.gradient_checkpointing=true",), "training", False),
-        (("model.merged_copy=false",), "merged_copy", False),
         (("model.shared=false",), "base", True),
         (("adapter.rank=64",), "learning", True),
         (("generate.max_length_ratio=6.0",), "generating", True),

@@ -118,7 +118,7 @@ def test_all_problems_come_at_once(write_recipe: WriteRecipe) -> None:
         (
             "[filter]",
             "[generate]\ntemperature = 0.0\ntop_p = 0.9\n[filter]",
-            "top_p, top_k and min_p do nothing at temperature 0",
+            "generate.top_p: does nothing at temperature 0",
         ),
         (
             "[filter]",
