@@ -9,7 +9,6 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
-from functools import partial
 from pathlib import Path
 
 from rich.console import Console
@@ -22,7 +21,7 @@ from rich.progress import (
     TimeRemainingColumn,
 )
 
-from roundtrip.runtime.disk_space import write_checked
+from roundtrip.runtime.disk_space import report_full_disk
 from roundtrip.runtime.errors import printable
 
 _QUIET_SECONDS = 30.0
@@ -66,7 +65,8 @@ class EventLog:
         """Append one event; numbers stay numbers, so that a run can be plotted from the file."""
         if self.path is not None:
             line = json.dumps({"time": round(time.time(), 3), "event": kind, **fields}) + "\n"
-            write_checked(partial(_append, self.path, line.encode()), self.path)
+            with report_full_disk(self.path):
+                _append(self.path, line.encode())
 
     def say(self, text: str) -> None:
         """Show one line; where the terminal has gone, nobody."""

@@ -30,7 +30,7 @@ SMALLER: dict[str, dict[str, Any]] = {
     "evaluation": {"bootstrap_samples": 20},
     "checkpoint": {"every_steps": 1000, "keep": 1},
 }
-SCRATCH = {"vocabulary": 420, "layers": 2, "width": 48, "heads": 4, "positions": 128}
+SCRATCH = {"vocab_size": 420, "num_layers": 2, "hidden_size": 48}
 
 
 def toml(table: dict[str, Any], path: tuple[str, ...] = ()) -> str:
