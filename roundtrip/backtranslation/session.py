@@ -194,7 +194,7 @@ def _roads(
     devices = {name: one.base.device for name, one in translators.items()}
     found, verdicts = row_builders.find(recipe, writers, learners, samples, devices, events)
     for name, verdict in verdicts.items():
-        row_builders.say(events, name, verdict)
+        row_builders.show(events, name, verdict)
         events.log("verdict", direction=name, **verdict.to_dict())
     return found
 

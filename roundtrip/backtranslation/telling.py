@@ -70,7 +70,7 @@ def tell_roads(events: EventLog, phase: Phase, counts: Mapping[str, int], asked_
     events.log("roads", stage=phase.stage, direction=phase.direction.name, rows=dict(counts))
     by_strings = {reason: number for reason, number in counts.items() if reason != SPLICED}
     if by_strings and not asked_for:
-        events.say(f"  {sum(by_strings.values())} of {sum(counts.values())} synthetic rows by strings {by_strings}")
+        events.say(f"  {sum(by_strings.values())} of {sum(counts.values())} synthetic rows by text path {by_strings}")
 
 
 def tell_left_out(events: EventLog, phase: Phase, num_rows: int, num_fitting: int, limit: int) -> None:

@@ -40,7 +40,7 @@ def token_rows_of(
         The rows in the order of the block, and how many synthetic ones went which road, by reason.
 
     Raises:
-        RoadError: see `RowBuilder.rows`.
+        RowBuilderError: see `RowBuilder.build`.
     """
     num_written = 0 if block.hypotheses is None or row_builder is None else len(block.hypotheses.size_B)
     tables: list[TokenDataset] = []
@@ -48,7 +48,7 @@ def token_rows_of(
     for start in range(0, num_written, ROWS_AT_ONCE):
         some = slice(start, min(start + ROWS_AT_ONCE, num_written))
         assert block.hypotheses is not None and row_builder is not None
-        rows, found = row_builder.rows(
+        rows, found = row_builder.build(
             block.hypotheses.ids_BN[some].to(device),
             block.hypotheses.size_B[some].to(device),
             [target for _, _, target in block.rows[some]],

@@ -145,7 +145,7 @@ class Trainer:
                 self._tell(task),
                 earlier=earlier_rows(self.run.blocks, self.phases, phase, self.recipe.rounds.replay_examples),
                 identifier=self.identifier,
-                reader=row_builder.reader,
+                reader=row_builder.reread_template,
                 on_oom_split=self.events.on_oom_split,
             )
             num_rejected = sum(block.rejected.values())

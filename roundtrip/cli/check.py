@@ -79,8 +79,8 @@ def _work(arguments: argparse.Namespace) -> None:
         sys.stdout.write(json.dumps(document, ensure_ascii=False, indent=1) + "\n")
         return
     for name, found in verdicts.items():
-        row_builders.say(events, name, found)
-        row_builders.say_examples(events, found)
+        row_builders.show(events, name, found)
+        row_builders.show_examples(events, found)
     events.say(why if memory is None else str(memory))
 
 

@@ -239,11 +239,9 @@ class Generate(Section):
 
 
 class Tokens(Section):
-    """How generated ids become training rows, and how each row is proved."""
+    """How generated ids become training rows."""
 
     mode: Literal["auto", "splice", "text"] = "auto"
-    guard: Literal["auto", "device", "host"] = "auto"
-    strict: bool = False
     audit: Annotated[float, Field(ge=0.0, le=1.0)] = 0.01
 
 
