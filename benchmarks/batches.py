@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -76,12 +76,13 @@ def kit(tokenizer: Any, pairs: Sequence[tuple[str, str]], device: torch.device) 
     dressed = tokenizer if tokenizer.chat_template else zoo.dress(tokenizer, "chatml")[0]
     writer, learner = templates(dressed, CHAT)
     start = time.perf_counter()
-    row_builder, _ = compatibility.build_row_builder(writer, learner, pairs[:64], device=device, num_attacks=0)
+    options = compatibility.BuildOptions(device=device, num_attacks=0)
+    row_builder, _ = compatibility.build_row_builder(writer, learner, pairs[:64], options)
     both = time.perf_counter()
     plain_writer, plain_learner = templates(tokenizer, prior_art.PLAIN)
     known = row_builder.guard if dressed is tokenizer else None
     plain_road, _ = compatibility.build_row_builder(
-        plain_writer, plain_learner, pairs[:64], device=device, known=known, num_attacks=0
+        plain_writer, plain_learner, pairs[:64], replace(options, checker=known)
     )
     seconds = {"chat template": both - start, "plain template": time.perf_counter() - both}
     host = compatibility.host_row_builder(writer, learner, device)

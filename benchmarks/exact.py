@@ -29,7 +29,7 @@ from roundtrip.backtranslation.run_folder import versions
 from roundtrip.runtime.errors import TemplateError
 from roundtrip.tokens import compatibility
 from roundtrip.tokens.adversarial import AdversarialRows
-from roundtrip.tokens.audit import compare_rows, writer_ids
+from roundtrip.tokens.audit import canonical_hypotheses, compare_rows
 from roundtrip.tokens.prompt_segments import build_segments
 from roundtrip.tokens.prompt_template import PromptTemplate
 from roundtrip.tokens.row_builder import SPLICED, RowBuilder
@@ -64,10 +64,10 @@ def hypotheses(
 ) -> Iterator[list[int]]:
     """Yield generated ids: canonical rows, then attacked ones; some with an end token, some cut short."""
     chance = random.Random(seed)
-    canonical = [ids for ids in writer_ids(row_builder.writer, pairs) if ids]
+    canonical = [ids for ids in canonical_hypotheses(row_builder.reverse_template, pairs) if ids]
     some = canonical if len(canonical) <= number // 3 else chance.sample(canonical, number // 3)
     attacked = _attacks(row_builder, canonical, number - len(some), seed)
-    stops = row_builder.writer.segments.stop_ids
+    stops = row_builder.reverse_template.segments.stop_ids
     for ids in (*some, *attacked):
         kind = chance.random()
         if kind < 0.1:
@@ -87,7 +87,7 @@ def _attacks(row_builder: RowBuilder, canonical: Sequence[list[int]], number: in
         yield from AdversarialRows(row_builder.guard.pairs.vocabulary, seed).rows(canonical, number)
         return
     chance = random.Random(seed)
-    size = len(row_builder.template.tokenizer)
+    size = len(row_builder.forward_template.tokenizer)
     for _ in range(number):
         ids = list(chance.choice(canonical))
         at = chance.randrange(len(ids))
@@ -119,7 +119,7 @@ def _count(row_builder: RowBuilder, batch: list[list[int]], targets: list[str], 
         tally.spliced += taken
         if taken and have != want:
             tally.wrong += 1
-            tally.examples.append(f"{ids} {have} {want}"[:2000])
+            tally.examples.append(f"{ids} {have.ids} {want.ids}"[:2000])
         if have == want and not taken and reason != REASONS[EMPTY]:
             tally.refused[reason] += 1
 
@@ -146,12 +146,12 @@ def one(tokenizer: Any, text: Any, pairs: Sequence[tuple[str, str]], arguments: 
         learner = PromptTemplate(tokenizer, build_segments(tokenizer, text, "es", "en", ()))
         writer = PromptTemplate(tokenizer, build_segments(tokenizer, text, "en", "es", ()))
     except TemplateError as error:
-        return {"road": "none", "reasons": [error.problem]}
+        return {"mode": "none", "reasons": [error.problem]}
     row_builder, judged = compatibility.build_row_builder(
-        writer, learner, pairs[::7], guard=arguments.guard, num_attacks=200
+        writer, learner, pairs[::7], compatibility.BuildOptions(guard=arguments.guard, num_attacks=200)
     )
     found = judged.to_dict()
-    if row_builder.into is not None:
+    if row_builder.tensors is not None:
         tally = run(row_builder, pairs, arguments.rows, arguments.seed)
         found |= vars(tally) | {"refused": dict(tally.refused)}
     return found | {"seconds": round(time.perf_counter() - start, 1)}
@@ -179,7 +179,7 @@ def main() -> None:
         total.update({count: here.get(count, 0) for count in ("rows", "canonical", "spliced", "wrong")})
         total["refused"] += sum(here.get("refused", {}).values())
         shown = " ".join(
-            f"{k} {here[k]}" for k in ("road", "guard", "rows", "canonical", "spliced", "wrong") if k in here
+            f"{k} {here[k]}" for k in ("mode", "guard", "rows", "canonical", "spliced", "wrong") if k in here
         )
         sys.stdout.write(f"{key}: {shown} {here.get('refused', '')} {here['reasons'][:2]}\n")
         sys.stdout.flush()

@@ -125,7 +125,7 @@ class Ours:
         recipe, lines = self.task.recipe, self.task.lines[direction.target]
         one, writer = self.both[direction.name], self.both[direction.reverse.name]
         row_builder = self.row_builders[direction.name]
-        writing, written = clocked(lambda: writer.translate(lines, recipe.generate, 0, reread_with=row_builder.reader))
+        writing, written = clocked(lambda: writer.translate(lines, recipe.generate, 0, reread_with=row_builder.reread_template))
         pairs = [[SYNTHETIC, source, target] for source, target in zip(written.texts, lines, strict=True)]
         pairs += [[REAL, *pair] for pair in self.task.real[direction.name]]
         block = PhaseExamples(pairs, {}, hypotheses=written.hypotheses, prompts=written.prompts)

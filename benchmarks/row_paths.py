@@ -20,7 +20,6 @@ from roundtrip.tokens.prompt_template import PromptTemplate, TokenRow
 from roundtrip.tokens.row_builder import RowBuilder, padded
 from roundtrip.tokens.splice import splicing as splices
 from roundtrip.tokens.splice.canonicality import PROVED, CanonicalityChecker
-from roundtrip.tokens.splice.pair_lookup import known_canonical
 from roundtrip.tokens.splice.splicing import BoundaryTensors, TrimmedSource
 
 
@@ -90,32 +89,23 @@ def looked_up(
     target_BM: torch.Tensor,
     target_size_B: torch.Tensor,
     into: BoundaryTensors,
-    flags_V: torch.Tensor,
-    good_K: torch.Tensor,
-    merge_overrides_K: torch.Tensor | None,
+    guard: CanonicalityChecker,
 ) -> tuple[Padded, TrimmedSource, torch.Tensor]:
     """Make rows, and look up which are known to be canonical: tensors only."""
     size_B, _ = splices.find_ends(new_BN, into.flags_V)
     source = splices.trim_source(new_BN, size_B, into)
-    good_B = known_canonical(source.ids_BN, source.size_B, flags_V, good_K, merge_overrides_K)
+    good_B = guard.lookup(source.ids_BN, source.size_B)
     return splices.splice_rows(source, target_BM, target_size_B, into).padded(), source, good_B
 
 
 def by_guard(row_builder: RowBuilder, guard: CanonicalityChecker, case: Case, graph: Callable[..., Any]) -> Made:
     """Make rows and have each proved, which looks at the device once where there is nothing new."""
-    assert row_builder.into is not None and row_builder.boundary_probe is not None
-    made, source, good_B = graph(
-        case.new_BN,
-        case.target_BM,
-        case.target_size_B,
-        row_builder.into,
-        guard.flags_V,
-        guard.good_K,
-        guard.merge_overrides_K,
-    )
-    before, ask = guard.num_asked, (row_builder.boundary_probe.leaves_first, row_builder.boundary_probe.leaves_last)
-    reason_B = guard.verify(source.ids_BN, source.size_B, good_B, source.fits_B, row_builder.salts, *ask)
-    return Made(made, reason_B == PROVED, guard.num_asked - before)
+    assert row_builder.tensors is not None
+    made, source, good_B = graph(case.new_BN, case.target_BM, case.target_size_B, row_builder.tensors, guard)
+    before = guard.num_asked
+    if not (good_B & source.fits_B).all():
+        good_B = guard.verify(source.ids_BN, source.size_B) == PROVED
+    return Made(made, good_B & source.fits_B, guard.num_asked - before)
 
 
 class Remembering(PromptTemplate):
@@ -133,9 +123,11 @@ class Remembering(PromptTemplate):
 
 def by_road(row_builder: RowBuilder, case: Case, texts: Sequence[str] | None) -> Made:
     """Make rows as the loop does; texts that are not given are decoded first."""
-    assert row_builder.into is not None
-    size_B, _ = splices.find_ends(case.new_BN, row_builder.into.flags_V)
-    rows, _ = row_builder.rows(case.new_BN, size_B, case.targets, texts or decode(row_builder.writer, case.new_BN))
+    assert row_builder.tensors is not None
+    size_B, _ = splices.find_ends(case.new_BN, row_builder.tensors.flags_V)
+    rows, _ = row_builder.build(
+        case.new_BN, size_B, case.targets, texts or decode(row_builder.reverse_template, case.new_BN)
+    )
     return Made(rows.padded())
 
 
@@ -172,7 +164,7 @@ def others(kit: Kit, case: Case) -> dict[str, Timed]:
 def splicing(kit: Kit, case: Case, compiled: bool) -> dict[str, Timed]:
     """Return the roads of the splice, with their tensor part as it is or compiled."""
     row_builder = kit.row_builder
-    assert row_builder.into is not None and row_builder.guard is not None
+    assert row_builder.tensors is not None and row_builder.guard is not None
     warm = row_builder.guard
     fresh: list[CanonicalityChecker] = []
 
@@ -189,7 +181,7 @@ def splicing(kit: Kit, case: Case, compiled: bool) -> dict[str, Timed]:
     name = ", compiled" if compiled else ""
     return {
         f"splice, no guard{name}": Timed(
-            lambda: Made(bare(case.new_BN, case.target_BM, case.target_size_B, row_builder.into))
+            lambda: Made(bare(case.new_BN, case.target_BM, case.target_size_B, row_builder.tensors))
         ),
         f"splice, cold guard{name}": Timed(lambda: by_guard(row_builder, fresh[0], case, looking), zero_grad),
         f"splice, warm guard{name}": Timed(lambda: by_guard(row_builder, warm, case, looking)),
@@ -198,7 +190,7 @@ def splicing(kit: Kit, case: Case, compiled: bool) -> dict[str, Timed]:
 
 def every(kit: Kit, case: Case) -> dict[str, Timed]:
     """Return every road that is not compiled."""
-    host = replace(kit.host, template=Remembering(kit.direction_model))
+    host = replace(kit.host, forward_template=Remembering(kit.direction_model))
     ours = splicing(kit, case, False) if kit.row_builder.guard is not None else {}
     return (
         others(kit, case)

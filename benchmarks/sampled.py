@@ -40,8 +40,8 @@ def count(
 ) -> None:
     """Make the rows of one batch both ways."""
     ids_BN, size_B = written.hypotheses.ids_BN, written.hypotheses.size_B
-    assert row_builder.into is not None and row_builder.guard is not None
-    source = splices.trim_source(ids_BN, size_B, row_builder.into)
+    assert row_builder.tensors is not None and row_builder.guard is not None
+    source = splices.trim_source(ids_BN, size_B, row_builder.tensors)
     known_B = (row_builder.guard.lookup(source.ids_BN, source.size_B) & source.fits_B).tolist()
     reasons, expected, got = compare_rows(row_builder, written.hypotheses.lists(), targets)
     for reason, want, have, known, finished in zip(reasons, expected, got, known_B, written.finished, strict=True):

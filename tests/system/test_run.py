@@ -147,12 +147,12 @@ def test_resumed_is_uninterrupted(
 
 
 @pytest.mark.parametrize(
-    "tokens", [("tokens.mode=text",), ("tokens.guard=host",), ("tokens.strict=true", "tokens.audit=1.0")]
+    "tokens", [("tokens.mode=text",), ("tokens.mode=splice",), ("tokens.mode=splice", "tokens.audit=1.0")]
 )
-def test_every_road_trains_the_same_adapters(
+def test_every_tokens_mode_trains_the_same_adapters(
     finished: tuple[Path, Path, str], tmp_path: Path, tokens: tuple[str, ...]
 ) -> None:
-    """Splice or strings, guarded here or there: to the last bit the same run."""
+    """Spliced or through text, verified on device or host: the same run to the last bit."""
     recipe, whole, shown = finished
     go(recipe, tmp_path / "run", overrides=tokens)
     one, other = end_state(tmp_path / "run"), end_state(whole)
@@ -161,31 +161,31 @@ def test_every_road_trains_the_same_adapters(
     synthetic = {name: sum(counts.values()) for name, counts in usual.items()}
     assert {name: sum(counts.values()) for name, counts in row_builders.items()} == synthetic
     assert all(set(counts) == {"splice"} and counts["splice"] > 0 for counts in usual.values())
-    expected = {"strings by [tokens] road"} if "strings" in tokens[0] else {"splice"}
+    expected = {"text path by tokens.mode"} if "text" in tokens[0] else {"splice"}
     assert all(set(counts) == expected for counts in row_builders.values())
-    assert "token road of en-es: splice, proved on the device" in shown
+    assert "token rows of en-es: splice, verified on the device" in shown
 
 
 def test_rows_that_fall_back_are_counted_and_said(
     finished: tuple[Path, Path, str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from roundtrip.tokens.splice.canonicality import PAIR, CanonicalityChecker
+    from roundtrip.tokens.row_builder import RowBuilder
+    from roundtrip.tokens.splice.canonicality import PAIR
 
     recipe, whole, _ = finished
-    verify = CanonicalityChecker.verify
+    verify = RowBuilder._verify
 
-    def doubting(self: CanonicalityChecker, *arguments: Any) -> torch.Tensor:
-        reasons = verify(self, *arguments)
-        return torch.where(torch.arange(len(reasons)) % 3 == 0, PAIR, reasons)
+    def doubting(self: RowBuilder, *arguments: Any) -> list[int]:
+        return [PAIR if i % 3 == 0 else reason for i, reason in enumerate(verify(self, *arguments))]
 
-    monkeypatch.setattr(CanonicalityChecker, "prove", doubting)
+    monkeypatch.setattr(RowBuilder, "_verify", doubting)
     shown = go(recipe, tmp_path / "run")
     one, other = end_state(tmp_path / "run"), end_state(whole)
     row_builders = one.pop("roads")
     del other["token_rows"]
     assert_same(one, other)
     assert all(counts["not canonical inside"] > 0 for counts in row_builders.values())
-    assert "synthetic rows by strings {'not canonical inside':" in shown
+    assert "synthetic rows by text path {'not canonical inside':" in shown
     events = [json.loads(line) for line in (tmp_path / "run" / "events.jsonl").read_text().splitlines()]
     assert [event["rows"] for event in events if event["event"] == "token_rows"] == list(row_builders.values())
     verdicts = {event["direction"]: event for event in events if event["event"] == "compatibility"}
