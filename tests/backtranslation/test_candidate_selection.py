@@ -58,7 +58,7 @@ def test_each_way_to_choose(how: Any, kept: list[int]) -> None:
     found = select_candidates(
         judged,
         written,
-        Generate(num_candidates=3, temperature=1.0, choose=how),
+        Generate(num_candidates=3, temperature=1.0, candidate_selection=how),
         Train().max_tokens_per_microbatch,
         reader,
     )
