@@ -92,9 +92,9 @@ def prepare_corpora(recipe: Recipe, folder: Path) -> Corpora:
     return prepare(recipe, folder, Path(tempfile.mkdtemp()), lambda text: None)
 
 
-def pairs_of(corpora: Corpora, part: str, one: Translator, recipe: Recipe) -> list[tuple[str, str]]:
+def pairs_of(corpora: Corpora, part: str, forward: Translator, recipe: Recipe) -> list[tuple[str, str]]:
     """Return the pairs of `train` or `dev`, source of the direction first."""
-    side = recipe.languages.index(one.direction.source)
+    side = recipe.languages.index(forward.direction.source)
     return [(row[side], row[1 - side]) for row in getattr(corpora, part)]
 
 
@@ -108,17 +108,17 @@ def step_seconds(chosen: Mapping[str, Configuration], device: str, turns: int) -
     variants: dict[str, Callable[[], Any]] = {}
     for name, configuration in chosen.items():
         recipe, folder = recipe_of(configuration, device, 1)
-        one = next(iter(translator.load(recipe, folder).values()))
-        pairs = pairs_of(prepare_corpora(recipe, folder), "train", one, recipe)[:64]
-        table = TokenDataset.of(one.template.rows(pairs), one.base.device)
-        optimizer = Optimizer(one.direction_model.parameters(), recipe.train, 100, one.direction_model.adapter)
+        forward = next(iter(translator.load(recipe, folder).values()))
+        pairs = pairs_of(prepare_corpora(recipe, folder), "train", forward, recipe)[:64]
+        table = TokenDataset.of(forward.template.rows(pairs), forward.base.device)
+        optimizer = Optimizer(forward.direction_model.parameters(), recipe.train, 100, forward.direction_model.adapter)
         (group, *_) = step_batches(table.sizes, BATCH_SIZE, 1)
 
         def step(
-            one: Translator = one, optimizer: Any = optimizer, table: TokenDataset = table, group: Any = group
+            forward: Translator = forward, optimizer: Any = optimizer, table: TokenDataset = table, group: Any = group
         ) -> None:
-            with one.direction_model.training():
-                train_step(one.direction_model.model, optimizer, table, group, one.base.pad_id, MAX_TOKENS, 0)
+            with forward.direction_model.training():
+                train_step(forward.direction_model.model, optimizer, table, group, forward.base.pad_id, MAX_TOKENS, 0)
 
         variants[name] = step
     return common.best(variants, turns)
@@ -133,7 +133,7 @@ def gain(configuration: Configuration, asked: argparse.Namespace, seed: int) -> 
     recipe, folder = recipe_of(configuration, asked.device, seed)
     corpora = prepare_corpora(recipe, folder)
     both = translator.load(recipe, folder)
-    runs = {name: _train(one, recipe, corpora, asked, seed) for name, one in both.items()}
+    runs = {name: _train(each, recipe, corpora, asked, seed) for name, each in both.items()}
     cuda = torch.cuda.is_available()
     peak = torch.cuda.max_memory_allocated() if cuda else 1024 * resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     first = next(iter(both.values()))
@@ -141,48 +141,53 @@ def gain(configuration: Configuration, asked: argparse.Namespace, seed: int) -> 
     return {"directions": runs, "peak_bytes": peak, "parameters": num_parameters}
 
 
-def _train(one: Translator, recipe: Recipe, corpora: Corpora, asked: argparse.Namespace, seed: int) -> dict[str, Any]:
+def _train(
+    forward: Translator, recipe: Recipe, corpora: Corpora, asked: argparse.Namespace, seed: int
+) -> dict[str, Any]:
     """Take the fixed number of steps, then go on until the fixed time is up; evaluate on dev after each."""
     from roundtrip.engine.train_step import train_step
     from roundtrip.models.optimizer import Optimizer
     from roundtrip.tokens.batching import TokenDataset, step_batches
 
-    dev = pairs_of(corpora, "dev", one, recipe)[: asked.dev]
-    table = TokenDataset.of(one.template.rows(pairs_of(corpora, "train", one, recipe)), one.base.device)
-    dev_table = TokenDataset.of(one.template.rows(dev), one.base.device)
-    optimizer = Optimizer(one.direction_model.parameters(), recipe.train, 4 * asked.steps, one.direction_model.adapter)
+    dev = pairs_of(corpora, "dev", forward, recipe)[: asked.dev]
+    table = TokenDataset.of(forward.template.rows(pairs_of(corpora, "train", forward, recipe)), forward.base.device)
+    dev_table = TokenDataset.of(forward.template.rows(dev), forward.base.device)
+    model = forward.direction_model
+    optimizer = Optimizer(model.parameters(), recipe.train, 4 * asked.steps, model.adapter)
     losses: list[float] = []
-    scores: dict[str, Any] = {"start": {"loss": _dev_loss(one, dev_table)}}
+    scores: dict[str, Any] = {"start": {"loss": _dev_loss(forward, dev_table)}}
     seconds = 0.0
     groups = [group for epoch in range(50) for group in step_batches(table.sizes, BATCH_SIZE, 100 * seed + epoch)]
     for number, group in enumerate(groups):
         reached = {"steps": number, "seconds": seconds}
         if number == asked.steps:
-            scores["steps"] = _evaluate(one, recipe, dev, dev_table) | reached
+            scores["steps"] = _evaluate(forward, recipe, dev, dev_table) | reached
         if number >= asked.steps and seconds >= asked.seconds:
             if asked.seconds:
                 same = number == asked.steps
-                scores["time"] = (scores["steps"] if same else _evaluate(one, recipe, dev, dev_table)) | reached
+                scores["time"] = (scores["steps"] if same else _evaluate(forward, recipe, dev, dev_table)) | reached
             break
         start = time.perf_counter()
-        with one.direction_model.training():
-            result = train_step(one.direction_model.model, optimizer, table, group, one.base.pad_id, MAX_TOKENS, number)
+        with model.training():
+            result = train_step(model.model, optimizer, table, group, forward.base.pad_id, MAX_TOKENS, number)
         seconds += time.perf_counter() - start
         losses.append(result.loss)
     return {"losses": [round(loss, 4) for loss in losses], "dev": scores}
 
 
-def _evaluate(one: Translator, recipe: Recipe, dev: Sequence[tuple[str, str]], table: TokenDataset) -> dict[str, float]:
+def _evaluate(
+    forward: Translator, recipe: Recipe, dev: Sequence[tuple[str, str]], table: TokenDataset
+) -> dict[str, float]:
     from roundtrip.backtranslation.validation import greedy_settings
     from roundtrip.evaluation import metrics
 
-    written = one.write([source for source, _ in dev], greedy_settings(recipe), 0)
+    written = forward.write([source for source, _ in dev], greedy_settings(recipe), 0)
     lines = [" ".join(line.split()) for line in written.texts]
     chrf = metrics.corpus_scores(lines, [target for _, target in dev]).to_dict()["chrf"]
-    return {"loss": _dev_loss(one, table), "chrf": chrf}
+    return {"loss": _dev_loss(forward, table), "chrf": chrf}
 
 
-def _dev_loss(one: Translator, table: TokenDataset) -> float:
+def _dev_loss(forward: Translator, table: TokenDataset) -> float:
     """Return the mean loss in nats a token."""
     import torch
 
@@ -190,9 +195,9 @@ def _dev_loss(one: Translator, table: TokenDataset) -> float:
     from roundtrip.tokens.batching import collate, token_budget_batches
 
     total, num_labels = 0.0, sum(size - start for size, start in zip(table.sizes, table.starts, strict=True))
-    with one.direction_model.generating() as model, torch.no_grad():
+    with forward.direction_model.generating() as model, torch.no_grad():
         for group in token_budget_batches(range(len(table)), table.sizes, MAX_TOKENS):
-            total += float(loss_sum(model, collate(table, group, one.base.pad_id)))
+            total += float(loss_sum(model, collate(table, group, forward.base.pad_id)))
     return total / num_labels
 
 
@@ -213,7 +218,7 @@ def show(document: Mapping[str, Any], console: Console) -> None:
 
 def means(runs: Sequence[Mapping[str, Any]], limit: str, metric: str) -> list[float]:
     """Return the mean of both directions for each seed that has this score."""
-    per_seed = [[one["dev"] for one in run["directions"].values()] for run in runs]
+    per_seed = [[direction["dev"] for direction in run["directions"].values()] for run in runs]
     complete = [scores for scores in per_seed if all(limit in score for score in scores)]
     return [statistics.mean(score[limit][metric] for score in scores) for scores in complete]
 
@@ -249,7 +254,7 @@ def draw(document: Mapping[str, Any], path: Path) -> None:
 
 def _smooth_losses(runs: Mapping[str, Any], num_steps: int) -> list[float]:
     """Return the mean loss of all seeds and directions by step, averaged over four steps."""
-    curves = [one["losses"][:num_steps] for run in runs.values() for one in run["directions"].values()]
+    curves = [each["losses"][:num_steps] for run in runs.values() for each in run["directions"].values()]
     mean = [statistics.mean(losses) for losses in zip(*curves, strict=False)]
     return [statistics.mean(mean[max(0, i - 3) : i + 1]) for i in range(len(mean))]
 

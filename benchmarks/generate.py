@@ -34,21 +34,21 @@ BATCH_SIZE = 64
 
 
 def through_adapter(
-    one: Translator, prompts: list[list[int]], limits: list[int], settings: Any, stops: list[int], size: int
+    forward: Translator, prompts: list[list[int]], limits: list[int], settings: Any, stops: list[int], size: int
 ) -> list[Any]:
     """Return the new ids of each batch of `size` prompts, by `generate` of transformers on the PEFT model."""
     from roundtrip.engine.hf_backends import generate_hf
     from roundtrip.engine.request import GenerationRequest
     from roundtrip.models import adapters, attention
 
-    attention.choose(one.base.model, attention.GENERATING)
-    adapters.activate(one.direction_model.model, one.direction.name, train=False)
+    attention.choose(forward.base.model, attention.GENERATING)
+    adapters.activate(forward.direction_model.model, forward.direction.name, train=False)
     batches = [slice(start, start + size) for start in range(0, len(prompts), size)]
-    requests = [GenerationRequest(prompts[b], limits[b], settings, one.base.pad_id, stops, 0) for b in batches]
-    return [generate_hf(one.direction_model.model, request).ids_BN for request in requests]
+    requests = [GenerationRequest(prompts[b], limits[b], settings, forward.base.pad_id, stops, 0) for b in batches]
+    return [generate_hf(forward.direction_model.model, request).ids_BN for request in requests]
 
 
-def fixed(one: Translator, batch: int, length: int, engines: tuple[str, ...], turns: int) -> dict[str, float]:
+def fixed(forward: Translator, batch: int, length: int, engines: tuple[str, ...], turns: int) -> dict[str, float]:
     """Return tokens/s of each variant for a batch of prompts of one length and as many new tokens."""
     import torch
 
@@ -62,45 +62,47 @@ def fixed(one: Translator, batch: int, length: int, engines: tuple[str, ...], tu
 
     def by(engine: str) -> Callable[[], None]:
         def call() -> None:
-            with one.direction_model.generating() as model:
+            with forward.direction_model.generating() as model:
                 chosen = settings.model_copy(update=ENGINES[engine])
-                generate(model, prompts, limits, chosen, pad_id=one.base.pad_id, stop_ids=[], seed=0)
+                generate(model, prompts, limits, chosen, pad_id=forward.base.pad_id, stop_ids=[], seed=0)
 
         return call
 
     variants: dict[str, Callable[[], Any]] = {
-        "through the adapter": lambda: through_adapter(one, prompts, limits, settings, [], batch)
+        "through the adapter": lambda: through_adapter(forward, prompts, limits, settings, [], batch)
     }
     variants |= {engine: by(engine) for engine in engines}
     return {name: batch * length / seconds for name, seconds in common.best(variants, turns).items()}
 
 
-def lines(one: Translator, recipe: Any, sources: list[str], engines: tuple[str, ...], turns: int) -> dict[str, float]:
+def lines(
+    forward: Translator, recipe: Any, sources: list[str], engines: tuple[str, ...], turns: int
+) -> dict[str, float]:
     """Return the seconds in which each variant translates lines."""
     from roundtrip.backtranslation.validation import greedy_settings
 
     settings = greedy_settings(recipe)
-    prompts = one.template.prompts(sources)
-    limits = [one.num_needed(prompt, settings) - len(prompt) for prompt in prompts]
-    stops = [*one.template.segments.stop_ids, *one.template.segments.break_ids]
+    prompts = forward.template.prompts(sources)
+    limits = [forward.num_needed(prompt, settings) - len(prompt) for prompt in prompts]
+    stops = [*forward.template.segments.stop_ids, *forward.template.segments.break_ids]
 
     def usual() -> None:
-        for ids_BN in through_adapter(one, prompts, limits, settings, stops, BATCH_SIZE):
-            one.base.tokenizer.batch_decode(ids_BN, skip_special_tokens=True)
+        for ids_BN in through_adapter(forward, prompts, limits, settings, stops, BATCH_SIZE):
+            forward.base.tokenizer.batch_decode(ids_BN, skip_special_tokens=True)
 
     def by(engine: str) -> Callable[[], Any]:
-        return lambda: one.write(sources, settings.model_copy(update=ENGINES[engine]), 0)
+        return lambda: forward.write(sources, settings.model_copy(update=ENGINES[engine]), 0)
 
     return common.best({"through the adapter": usual} | {engine: by(engine) for engine in engines}, turns)
 
 
-def fixed_cases(one: Translator, document: Mapping[str, Any], asked: Any) -> list[dict[str, Any]]:
+def fixed_cases(forward: Translator, document: Mapping[str, Any], asked: Any) -> list[dict[str, Any]]:
     """Return rates and shares of the GEMM peak for each length and batch size."""
     per_weight = 2 / document["gemm_flops"]
     cases = []
     for length in asked.lengths:
         for batch in asked.batches:
-            rates = fixed(one, batch, length, tuple(asked.engines), asked.turns)
+            rates = fixed(forward, batch, length, tuple(asked.engines), asked.turns)
             new = {name: rate * document["weights"] * per_weight for name, rate in rates.items()}
             # As many tokens of prompts, of which the last one's logits are needed.
             done = {name: common.needed_products(document, 2 * rate, rate) * per_weight for name, rate in rates.items()}
@@ -154,10 +156,10 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as folder:
         corpora = prepare(recipe, loaded.folder, Path(folder), lambda text: None)
         sources = [source for source, _ in corpora.dev[: asked.lines]]
-    one = next(iter(translator.load(recipe, loaded.folder).values()))
-    document = common.model_provenance("generate", one)
-    document["fixed"] = fixed_cases(one, document, asked)
-    document["lines"] = lines(one, recipe, sources, tuple(asked.engines), asked.turns)
+    forward = next(iter(translator.load(recipe, loaded.folder).values()))
+    document = common.model_provenance("generate", forward)
+    document["fixed"] = fixed_cases(forward, document, asked)
+    document["lines"] = lines(forward, recipe, sources, tuple(asked.engines), asked.turns)
     common.finish(document, common.result_path("generate", asked.name), show, draw)
 
 

@@ -92,8 +92,8 @@ def prepare_task(device: str, num_lines: int, run: Path | None) -> tuple[Task, d
     start = {
         name: adapters.read(run / "adapters" / "parallel" / name)
         if run is not None
-        else {key: value.clone() for key, value in adapters.tensors(one.direction_model.model, name).items()}
-        for name, one in both.items()
+        else {key: value.clone() for key, value in adapters.tensors(each.direction_model.model, name).items()}
+        for name, each in both.items()
     }
     return Task(recipe, lines, real, start), both
 
@@ -102,7 +102,7 @@ def cycleformers(python: str, task: Task, both: Mapping[str, Translator]) -> dic
     """Return the figures of CycleFormers for the same lines, without real pairs and from new adapters."""
     from roundtrip.engine.generate import length_limit
 
-    recipe, one = task.recipe, next(iter(both.values()))
+    recipe, forward = task.recipe, next(iter(both.values()))
     limits = [
         length_limit(each.num_source_tokens(prompt), recipe.generate)
         for each in both.values()
@@ -111,14 +111,14 @@ def cycleformers(python: str, task: Task, both: Mapping[str, Translator]) -> dic
     settings = next(iter(recipe.adapter.values()))
     results = round_cycleformers.run(
         python,
-        one.base.location,
+        forward.base.location,
         task.lines,
         batch_size=recipe.train.batch_size,
         max_new_tokens=round(sum(limits) / len(limits)),
         rank=settings.rank,
         alpha=settings.alpha,
         lr=recipe.train.lr,
-        dtype=str(one.base.dtype).removeprefix("torch."),
+        dtype=str(forward.base.dtype).removeprefix("torch."),
     )
     figures = {}
     for name, result in results.items():

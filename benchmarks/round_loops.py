@@ -82,8 +82,8 @@ class Ours:
 
     def __init__(self, task: Task, both: Mapping[str, Translator]) -> None:
         self.task, self.both = task, both
-        templates = {name: one.template for name, one in both.items()}
-        devices = {name: one.base.device for name, one in both.items()}
+        templates = {name: each.template for name, each in both.items()}
+        devices = {name: each.base.device for name, each in both.items()}
         self.row_builders, _ = row_builders.find(
             task.recipe, templates, templates, task.real, devices, EventLog(Console(quiet=True))
         )
@@ -91,26 +91,26 @@ class Ours:
 
     def begin(self) -> None:
         recipe = self.task.recipe
-        for name, one in self.both.items():
-            adapters.load(one.direction_model.model, name, self.task.start[name])
+        for name, each in self.both.items():
+            adapters.load(each.direction_model.model, name, self.task.start[name])
             self.optimizers[name] = Optimizer(
-                one.direction_model.parameters(), recipe.train, 1000, recipe.adapter[name]
+                each.direction_model.parameters(), recipe.train, 1000, recipe.adapter[name]
             )
 
     def take(self, direction: Direction) -> Turn:
         recipe, lines = self.task.recipe, self.task.lines[direction.target]
-        one, reverse = self.both[direction.name], self.both[direction.reverse.name]
+        forward, reverse = self.both[direction.name], self.both[direction.reverse.name]
         row_builder = self.row_builders[direction.name]
         generating, written = timed(lambda: reverse.write(lines, recipe.generate, 0, reader=row_builder.reader))
         pairs = [[SYNTHETIC, source, target] for source, target in zip(written.texts, lines, strict=True)]
         pairs += [[REAL, *pair] for pair in self.task.real[direction.name]]
         block = PhaseExamples(pairs, {}, hypotheses=written.hypotheses, prompts=written.prompts)
-        making, (table, _) = timed(lambda: token_rows_of(block, one.templates, row_builder, one.base.device, 0))
+        making, (table, _) = timed(lambda: token_rows_of(block, forward.templates, row_builder, forward.base.device, 0))
 
         def learn() -> list[float]:
-            with one.direction_model.training(recipe.train.packing) as packed:
+            with forward.direction_model.training(recipe.train.packing) as packed:
                 return [
-                    train_step(one.direction_model.model, self.optimizers[direction.name], table, group, one.base.pad_id,  # noqa: E501
+                    train_step(forward.direction_model.model, self.optimizers[direction.name], table, group, forward.base.pad_id,  # noqa: E501
                          recipe.train.max_tokens_per_microbatch, 0, packed=packed).loss
                     for group in step_batches(table.sizes, recipe.train.batch_size, 0)
                 ]  # fmt: skip
@@ -128,14 +128,14 @@ class Usual:
         from transformers import AutoModelForCausalLM
 
         self.task, self.both = task, both
-        one = next(iter(both.values()))
-        base = AutoModelForCausalLM.from_pretrained(one.base.location, dtype=one.base.dtype).to(one.base.device)
+        base = next(iter(both.values())).base
+        model = AutoModelForCausalLM.from_pretrained(base.location, dtype=base.dtype).to(base.device)
         settings = next(iter(task.recipe.adapter.values()))
         config = LoraConfig(
             r=settings.rank, lora_alpha=settings.alpha, target_modules="all-linear", task_type="CAUSAL_LM"
         )
         names = [direction.name for direction in directions(task.recipe)]
-        self.model = get_peft_model(base, config, adapter_name=names[0])
+        self.model = get_peft_model(model, config, adapter_name=names[0])
         self.model.add_adapter(names[1], config)
 
     def begin(self) -> None:
@@ -168,9 +168,9 @@ class Plain(Usual):
     """A round as a short loop without our package takes it."""
 
     def take(self, direction: Direction) -> Turn:
-        one, recipe = self.both[direction.name], self.task.recipe
+        forward, recipe = self.both[direction.name], self.task.recipe
         generating, (texts, num_new) = timed(lambda: self.write(direction))
-        making, rows = timed(lambda: [one.template.rows([pair])[0] for pair in self.pairs(direction, texts)])
+        making, rows = timed(lambda: [forward.template.rows([pair])[0] for pair in self.pairs(direction, texts)])
 
         def learn() -> list[float]:
             self.model.set_adapter(direction.name)
@@ -181,7 +181,7 @@ class Plain(Usual):
             order = random.Random(0).sample(range(len(rows)), len(rows))
             for start in range(0, len(order), recipe.train.batch_size):
                 some = [rows[i] for i in order[start : start + recipe.train.batch_size]]
-                loss = self.model(**_padded(some, one)).loss
+                loss = self.model(**_padded(some, forward)).loss
                 loss.backward()
                 torch.nn.utils.clip_grad_norm_(trained, recipe.train.max_grad_norm)
                 optimizer.step()
@@ -193,16 +193,16 @@ class Plain(Usual):
         return Turn({"generate": generating, "rows": making, "learn": training}, losses, num_new, len(rows))
 
 
-def _padded(rows: Sequence[TokenRow], one: Translator) -> dict[str, torch.Tensor]:
+def _padded(rows: Sequence[TokenRow], forward: Translator) -> dict[str, torch.Tensor]:
     width = max(len(row.ids) for row in rows)
-    ids = torch.full((len(rows), width), one.base.pad_id)
+    ids = torch.full((len(rows), width), forward.base.pad_id)
     labels, mask = torch.full_like(ids, -100), torch.zeros_like(ids)
     for number, row in enumerate(rows):
         ids[number, : len(row.ids)] = torch.tensor(row.ids)
         labels[number, row.start : len(row.ids)] = torch.tensor(row.ids[row.start :])
         mask[number, : len(row.ids)] = 1
     given = {"input_ids": ids, "attention_mask": mask, "labels": labels}
-    return {name: value.to(one.base.device) for name, value in given.items()}
+    return {name: value.to(forward.base.device) for name, value in given.items()}
 
 
 class Trl(Usual):
@@ -212,7 +212,7 @@ class Trl(Usual):
         from transformers import PrinterCallback
         from trl.trainer.sft_trainer import SFTTrainer
 
-        one = self.both[direction.name]
+        forward = self.both[direction.name]
         generating, (texts, num_new) = timed(lambda: self.write(direction))
         pairs = self.pairs(direction, texts)
         self.model.set_adapter(direction.name)
@@ -222,21 +222,21 @@ class Trl(Usual):
             making, trainer = timed(
                 lambda: SFTTrainer(
                     self.model,
-                    self._settings(folder, one),
-                    train_dataset=Dataset.from_list([_as_completion(one, pair) for pair in pairs]),
-                    processing_class=one.base.tokenizer,
+                    self._settings(folder, forward),
+                    train_dataset=Dataset.from_list([_as_completion(forward, pair) for pair in pairs]),
+                    processing_class=forward.base.tokenizer,
                 )
             )
             trainer.remove_callback(PrinterCallback)
             kept = [row["input_ids"] for row in trainer.train_dataset]
-            same = [ids == row.ids for ids, row in zip(kept, one.template.rows(pairs), strict=True)]
+            same = [ids == row.ids for ids, row in zip(kept, forward.template.rows(pairs), strict=True)]
             # Tokens at a boundary may differ, since TRL encodes prompt and completion separately.
             assert sum(same) >= 0.9 * len(same), "TRL has to train on the same rows"
             training, _ = timed(trainer.train)
         losses = [entry["loss"] for entry in trainer.state.log_history if "loss" in entry]
         return Turn({"generate": generating, "rows": making, "learn": training}, losses, num_new, len(pairs))
 
-    def _settings(self, folder: str, one: Translator) -> Any:
+    def _settings(self, folder: str, forward: Translator) -> Any:
         from trl.trainer.sft_config import SFTConfig
 
         train = self.task.recipe.train
@@ -250,17 +250,17 @@ class Trl(Usual):
             save_strategy="no",
             logging_steps=1,
             report_to=[],
-            use_cpu=one.base.device.type == "cpu",
+            use_cpu=forward.base.device.type == "cpu",
             bf16=False,  # the base is in bfloat16 already
             disable_tqdm=True,
         )
 
 
-def _as_completion(one: Translator, pair: tuple[str, str]) -> dict[str, str]:
+def _as_completion(forward: Translator, pair: tuple[str, str]) -> dict[str, str]:
     """Return a row in the format of TRL; spaces in front of the target belong to it, as in our prompts."""
     source, target = pair
-    mid = one.template.segments.mid
-    return {"prompt": one.template.prompt_text(source), "completion": mid[len(mid.rstrip(" ")) :] + target}
+    mid = forward.template.segments.mid
+    return {"prompt": forward.template.prompt_text(source), "completion": mid[len(mid.rstrip(" ")) :] + target}
 
 
 def in_turns(task: Task, loops: Mapping[str, Loop], turns: int) -> dict[str, Turn]:

@@ -41,18 +41,19 @@ def measure(device: str, num_lines: int) -> dict[str, Any]:
 
 def _measured(recipe: Any, both: dict[str, Translator], corpora: Corpora, num_lines: int) -> dict[str, Any]:
     direction = directions(recipe)[0]
-    one, reverse = both[direction.name], both[direction.reverse.name]
-    forward, backward = one.template, reverse.template
+    forward, reverse = both[direction.name], both[direction.reverse.name]
     targets = [corpora.mono[direction.target][i][0] for i in range(num_lines)]
     dev = [(source, target) for source, target in (corpora.dev[i] for i in range(len(corpora.dev)))]
-    row_builder, report = compatibility.build_row_builder(backward, forward, dev, device=one.base.device)
+    row_builder, report = compatibility.build_row_builder(
+        reverse.template, forward.template, dev, device=forward.base.device
+    )
     reverse.write(targets[:2], recipe.generate, 0)  # the first call includes what the library loads
     generation, written = timed(lambda: reverse.write(targets, recipe.generate, 0))
     ids_BN, size_B = written.hypotheses.ids_BN, written.hypotheses.size_B
     pairs = list(zip(written.texts, targets, strict=True))
 
     def by_text() -> TokenDataset:
-        return TokenDataset.of(forward.rows(pairs), one.base.device)
+        return TokenDataset.of(forward.template.rows(pairs), forward.base.device)
 
     def by_splice() -> tuple[TokenDataset, dict[str, int]]:
         rows, counts = row_builder.rows(ids_BN, size_B, targets, written.texts)
@@ -60,20 +61,20 @@ def _measured(recipe: Any, both: dict[str, Translator], corpora: Corpora, num_li
 
     _, (_, counts) = timed(by_splice)  # the first call checks new pairs of tokens
     handling = {
-        "decode": best(lambda: [backward.hypothesis_text(ids) for ids in written.hypotheses.lists()]),
+        "decode": best(lambda: [reverse.template.hypothesis_text(ids) for ids in written.hypotheses.lists()]),
         "strings": best(by_text),
         "road": best(by_splice),
     }
     number = num_parallel(recipe, num_lines, len(corpora.train))
-    real = [tuple(corpora.train[i]) for i in range(number)]
-    table = TokenDataset.of(forward.rows(pairs + real), one.base.device)
-    training, num_steps = timed(lambda: _train(recipe, one, table))
+    real = [(source, target) for source, target in (corpora.train[i] for i in range(number))]
+    table = TokenDataset.of(forward.template.rows(pairs + real), forward.base.device)
+    training, num_steps = timed(lambda: _train(recipe, forward, table))
     return {
         "lines": num_lines,
         "real_pairs": number,
         "steps": num_steps,
-        "device": str(one.base.device),
-        "dtype": str(one.base.dtype),
+        "device": str(forward.base.device),
+        "dtype": str(forward.base.dtype),
         "verdict": report.mode,
         "by_reason": counts,
         "generation_seconds": generation,
@@ -89,21 +90,14 @@ def _measured(recipe: Any, both: dict[str, Translator], corpora: Corpora, num_li
     }
 
 
-def _train(recipe: Any, one: Translator, table: TokenDataset) -> int:
+def _train(recipe: Any, forward: Translator, table: TokenDataset) -> int:
     """Take every step of a phase and return their number."""
-    groups = step_batches(table.sizes, recipe.train.batch_size, 0)
-    optimizer = Optimizer(one.direction_model.parameters(), recipe.train, len(groups), one.direction_model.adapter)
-    with one.direction_model.training():
+    groups, model = step_batches(table.sizes, recipe.train.batch_size, 0), forward.direction_model
+    optimizer = Optimizer(model.parameters(), recipe.train, len(groups), model.adapter)
+    max_tokens = recipe.train.max_tokens_per_microbatch
+    with model.training():
         for number, group in enumerate(groups):
-            train_step(
-                one.direction_model.model,
-                optimizer,
-                table,
-                group,
-                one.base.pad_id,
-                recipe.train.max_tokens_per_microbatch,
-                number,
-            )
+            train_step(model.model, optimizer, table, group, forward.base.pad_id, max_tokens, number)
     return len(groups)
 
 

@@ -77,8 +77,8 @@ def load(folder: Path) -> tuple[Any, Any, dict[str, Any], dict[str, RowBuilder]]
     for d in directions(recipe):
         both[d.name].direction_model.restore(run.adapters / BEST / d.name)
     samples = {d.name: list(zip(*parallel_texts(corpora, recipe, "dev", d), strict=True)) for d in directions(recipe)}
-    templates = {name: one.template for name, one in both.items()}
-    devices = {name: one.base.device for name, one in both.items()}
+    templates = {name: each.template for name, each in both.items()}
+    devices = {name: each.base.device for name, each in both.items()}
     events = EventLog(Console(stderr=True))
     builders, _ = row_builders.find(recipe, templates, templates, samples, devices, events)
     return recipe, corpora, both, builders

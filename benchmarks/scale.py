@@ -110,12 +110,12 @@ def _rounds(
     from roundtrip.tokens.batching import step_batches
 
     samples = {d.name: [tuple(row) for row in corpora.dev] for d in directions(recipe)}
-    templates = {name: one.template for name, one in both.items()}
-    devices = {name: one.base.device for name, one in both.items()}
+    templates = {name: each.template for name, each in both.items()}
+    devices = {name: each.base.device for name, each in both.items()}
     builders, _ = row_builders.find(recipe, templates, templates, samples, devices, EventLog(Console(quiet=True)))  # type: ignore[arg-type]
     optimizers = {
-        name: Optimizer(one.direction_model.parameters(), recipe.train, 10**6, recipe.adapter[name])
-        for name, one in both.items()
+        name: Optimizer(each.direction_model.parameters(), recipe.train, 10**6, recipe.adapter[name])
+        for name, each in both.items()
     }
     pair = [phase for phase in phases(recipe, len(corpora.train)) if phase.round == 1]
     cursors: dict[str, Cursor] = {}
@@ -124,21 +124,21 @@ def _rounds(
     num_rounds = max(1, number // recipe.rounds.monolingual_lines)
     for turn in range(num_rounds + 1):
         for phase in pair:
-            one, reverse = both[phase.direction.name], both[phase.direction.reverse.name]
+            forward, reverse = both[phase.direction.name], both[phase.direction.reverse.name]
             times = [time.perf_counter()]
             generator = reverse if real else Stub(reverse)
             made = examples.of_round(
-                phase, recipe, corpora, cursors, generator, one, recipe.generate, lambda rows, tokens: None,  # type: ignore[arg-type]
+                phase, recipe, corpora, cursors, generator, forward, recipe.generate, lambda rows, tokens: None,  # type: ignore[arg-type]
                 reader=builders[phase.direction.name].reader,
             )  # fmt: skip
             times.append(time.perf_counter())
-            table, _ = token_rows_of(made, one.templates, builders[phase.direction.name], one.base.device, turn)
+            table, _ = token_rows_of(made, forward.templates, builders[phase.direction.name], forward.base.device, turn)
             times.append(time.perf_counter())
             groups = step_batches(table.sizes, recipe.train.batch_size, turn)
             if real:
-                with one.direction_model.training(recipe.train.packing) as packed:
+                with forward.direction_model.training(recipe.train.packing) as packed:
                     for group in groups:
-                        train_step(one.direction_model.model, optimizers[phase.direction.name], table, group, one.base.pad_id,  # noqa: E501
+                        train_step(forward.direction_model.model, optimizers[phase.direction.name], table, group, forward.base.pad_id,  # noqa: E501
                              recipe.train.max_tokens_per_microbatch, 0, packed=packed)  # fmt: skip
             times.append(time.perf_counter())
             cursors = cursors | made.cursors
@@ -152,8 +152,8 @@ def _rounds(
 class Stub:
     """A reverse model that generates nothing: a source is its line with the words in reverse."""
 
-    def __init__(self, one: Translator) -> None:
-        self.one, self.template = one, one.template
+    def __init__(self, reverse: Translator) -> None:
+        self.reverse, self.template = reverse, reverse.template
 
     def write(
         self, sources: list[str], settings: Any, seed: int, *, reader: PromptTemplate | None, **callbacks: Any
@@ -172,7 +172,7 @@ class Stub:
         return Translations(texts, done_B.tolist(), Hypotheses(new_BN, size_B, done_B, size_B + 1), prompts)
 
     def __getattr__(self, name: str) -> Any:
-        return getattr(self.one, name)
+        return getattr(self.reverse, name)
 
 
 def is_stub(case: Mapping[str, Any]) -> bool:

@@ -63,7 +63,7 @@ def packed(table: TokenDataset, budget: int) -> list[Batch]:
 
 
 def one_pass(
-    one: Translator,
+    forward: Translator,
     batches: Sequence[Batch],
     attention_name: str,
     loss_of: Callable[[Any, Batch], Any],
@@ -82,13 +82,13 @@ def one_pass(
         from roundtrip.models import attention
         from roundtrip.models.fused_lora import FusedLinear
 
-        attention.choose(one.base.model, attention_name)
-        for layer in one.direction_model.model.modules():
+        attention.choose(forward.base.model, attention_name)
+        for layer in forward.direction_model.model.modules():
             if isinstance(layer, FusedLinear | Linear):
                 layer.__class__ = FusedLinear if fused else Linear
         for batch in batches:
-            loss_of(one.direction_model.model, batch).backward()
-        for parameter in one.direction_model.parameters().values():
+            loss_of(forward.direction_model.model, batch).backward()
+        for parameter in forward.direction_model.parameters().values():
             parameter.grad = None
 
     return run
