@@ -5,8 +5,7 @@ in a process of its own, so that its peak memory is its own; both directions tra
 same rows in the same order, for a fixed number of steps and then on for a fixed time; after each the dev lines give
 a loss (nats a token) and chrF++. A method that is slower than the fixed time has the same step in both.
 
-Each result is kept as it comes, and a second call continues where the first one stopped. `--quantized` adds the bases
-of 4 and 8 bits (bitsandbytes), `--offload` DoRA's start on the GPU; both need a GPU. Writes
+Each result is kept as it comes, and a second call continues where the first one stopped. Writes
 benchmarks/results/adapters-NAME.json and .png.
 """
 
@@ -18,7 +17,6 @@ import math
 import resource
 import statistics
 import sys
-import tempfile
 import time
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
@@ -51,45 +49,32 @@ REFERENCE = "lora, rank 8"
 BATCH_SIZE = 16
 MAX_TOKENS = 2048
 
-# What is set in [adapter] and in [model].
-Configuration = tuple[dict[str, Any], dict[str, Any]]
+# What is set in [adapter].
+Configuration = dict[str, Any]
 
 
 def configurations(asked: argparse.Namespace) -> dict[str, Configuration]:
     """Return all configurations that were asked for, by name."""
     every: dict[str, Configuration] = {
-        f"{name}, rank {rank}": ({"rank": rank, "alpha": 16.0} | settings, {})
+        f"{name}, rank {rank}": {"rank": rank, "alpha": 16.0} | settings
         for rank in RANKS
         for name, settings in METHODS.items()
     }
-    every["full"] = (FULL, {})
-    if asked.offload:
-        every["dora, rank 8, offload"] = (every["dora, rank 8"][0] | {"ephemeral_gpu_offload": True}, {})
-    if asked.quantized:
-        for bits in ("8bit", "4bit"):
-            every[f"lora, rank 8, {bits}"] = (every[REFERENCE][0], {"quantize": bits})
+    every["full"] = FULL
     return {name: value for name, value in every.items() if not asked.only or name in asked.only}
 
 
-def recipe_of(configuration: Configuration, device: str, seed: int) -> tuple[Recipe, Path]:
+def recipe_of(adapter: Configuration, device: str, seed: int) -> tuple[Recipe, Path]:
     """Return the quickstart with another adapter, on one base where the method allows it; and its folder."""
     from roundtrip.models import residual_init
     from roundtrip.recipe import loader
     from roundtrip.recipe.schema import Adapter
 
-    adapter, model = configuration
     own = adapter.get("method") in {"full", *residual_init.METHODS}
     changes = {"seed": seed, "model.device": device, "model.shared": not own}
-    changes |= {f"model.{key}": value for key, value in model.items()}
     loaded = loader.load("quickstart", [f"{key}={json.dumps(value)}" for key, value in changes.items()])
     adapters = dict.fromkeys(loaded.recipe.adapter, Adapter(**adapter))
     return loaded.recipe.model_copy(update={"adapter": adapters}), loaded.folder
-
-
-def prepare_corpora(recipe: Recipe, folder: Path) -> Corpora:
-    from roundtrip.data.corpora import prepare
-
-    return prepare(recipe, folder, Path(tempfile.mkdtemp()), lambda text: None)
 
 
 def pairs_of(corpora: Corpora, part: str, forward: Translator, recipe: Recipe) -> list[tuple[str, str]]:
@@ -109,7 +94,7 @@ def step_seconds(chosen: Mapping[str, Configuration], device: str, turns: int) -
     for name, configuration in chosen.items():
         recipe, folder = recipe_of(configuration, device, 1)
         forward = next(iter(translator.load(recipe, folder).values()))
-        pairs = pairs_of(prepare_corpora(recipe, folder), "train", forward, recipe)[:64]
+        pairs = pairs_of(common.corpora_of(recipe, folder), "train", forward, recipe)[:64]
         table = TokenDataset.of(forward.template.rows(pairs), forward.base.device)
         optimizer = Optimizer(forward.direction_model.parameters(), recipe.train, 100, forward.direction_model.adapter)
         (group, *_) = step_batches(table.sizes, BATCH_SIZE, 1)
@@ -131,7 +116,7 @@ def gain(configuration: Configuration, asked: argparse.Namespace, seed: int) -> 
     from roundtrip.engine import translator
 
     recipe, folder = recipe_of(configuration, asked.device, seed)
-    corpora = prepare_corpora(recipe, folder)
+    corpora = common.corpora_of(recipe, folder)
     both = translator.load(recipe, folder)
     runs = {name: _train(each, recipe, corpora, asked, seed) for name, each in both.items()}
     cuda = torch.cuda.is_available()
@@ -266,8 +251,6 @@ def main() -> None:
     parser.add_argument("--dev", type=int, default=100, help="dev lines")
     parser.add_argument("--seeds", type=int, default=3)
     parser.add_argument("--only", nargs="*", help="some configurations, such as 'lora, rank 8'")
-    parser.add_argument("--offload", action="store_true", help="also DoRA with ephemeral_gpu_offload")
-    parser.add_argument("--quantized", action="store_true", help="also bases of 4 and 8 bits")
     parser.add_argument("--one", nargs=2, metavar=("CONFIGURATION", "SEED"), help=argparse.SUPPRESS)
     asked = parser.parse_args()
     chosen = configurations(asked)
@@ -279,7 +262,7 @@ def main() -> None:
     document: dict[str, Any] = json.loads(path.read_text(encoding="utf-8")) if path.exists() else {"methods": {}}
     document |= common.provenance("adapters", common.device_of(asked.device)) | {
         "steps": asked.steps,
-        "settings": {name: {"adapter": value[0], "model": value[1]} for name, value in chosen.items()},
+        "settings": {name: {"adapter": value, "model": {}} for name, value in chosen.items()},
     }
     for seed in map(str, range(1, asked.seeds + 1)):
         for name in chosen:

@@ -11,6 +11,7 @@ prints the tables of a result and, where its benchmark draws one, writes the plo
 from __future__ import annotations
 
 import argparse
+import atexit
 import importlib
 import importlib.util
 import json
@@ -18,6 +19,7 @@ import os
 import platform
 import subprocess
 import sys
+import tempfile
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -31,7 +33,10 @@ from rich.table import Table
 if TYPE_CHECKING:
     import torch
 
+    from roundtrip.data.corpora import Corpora
     from roundtrip.engine.translator import Translator
+    from roundtrip.recipe.loader import LoadedRecipe
+    from roundtrip.recipe.schema import Recipe
 
 RESULTS = Path(__file__).parent / "results"
 # Rows, input and output width of a matrix product: on a CPU a training batch of 1,024 tokens through the larger layer
@@ -69,6 +74,31 @@ def device_of(name: str) -> torch.device:
     import torch
 
     return torch.device(name if name != "auto" else "cuda" if torch.cuda.is_available() else "cpu")
+
+
+# What most benchmarks of speed run.
+
+
+def quickstart(device: str, *changes: str) -> tuple[LoadedRecipe, dict[str, Translator]]:
+    """Load the recipe of the quickstart with some changes, and its translators by direction."""
+    from roundtrip.engine import translator
+    from roundtrip.recipe import loader
+
+    loaded = loader.load("quickstart", [f"model.device={device}", *changes])
+    return loaded, translator.load(loaded.recipe, loaded.folder)
+
+
+def corpora_of(recipe: Recipe, folder: Path) -> Corpora:
+    """Read the corpora of a recipe into a folder that is deleted when the process ends.
+
+    Args:
+        folder: of the recipe.
+    """
+    from roundtrip.data.corpora import prepare
+
+    stores = tempfile.TemporaryDirectory()
+    atexit.register(stores.cleanup)
+    return prepare(recipe, folder, Path(stores.name), lambda text: None)
 
 
 # Timing and memory.

@@ -6,7 +6,7 @@ stop tokens and length limits. Variants:
 
 - through the adapter: `generate` of transformers on the PEFT model, batches in file order: the usual way;
 - transformers: `generate` on merged weights, batches by length;
-- native: our loop, on a GPU also with CUDA graphs; continuous: the library's continuous batching, where it runs.
+- native: our loop, on a GPU also with CUDA graphs.
 
 Shares are of the GEMM peak that the same process measures first, at 2 FLOP for each weight: `new` counts the generated
 tokens, `done` those of the prompts too, which go through the model as well (except for the output layer). Writes
@@ -15,7 +15,6 @@ benchmarks/results/generate-NAME.json and .png.
 
 from __future__ import annotations
 
-import tempfile
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -28,7 +27,7 @@ if TYPE_CHECKING:
     from roundtrip.engine.translator import Translator
 
 # What each variant sets in [generate].
-ENGINES: dict[str, dict[str, Any]] = {name: {"engine": name} for name in ("native", "transformers", "continuous")}
+ENGINES: dict[str, dict[str, Any]] = {name: {"engine": name} for name in ("native", "transformers")}
 ENGINES["CUDA graphs"] = {"engine": "native", "cuda_graphs": True}
 BATCH_SIZE = 64
 
@@ -145,21 +144,14 @@ def main() -> None:
     parser.add_argument("--lines", type=int, default=200, help="dev lines")
     asked = parser.parse_args()
 
-    from roundtrip.data.corpora import prepare
-    from roundtrip.engine import translator
-    from roundtrip.recipe import loader
-
     if asked.engines is None:
         asked.engines = [e for e in ENGINES if common.device_of(asked.device).type == "cuda" or e != "CUDA graphs"]
-    loaded = loader.load("quickstart", [f"model.device={asked.device}"])
-    recipe = loaded.recipe
-    with tempfile.TemporaryDirectory() as folder:
-        corpora = prepare(recipe, loaded.folder, Path(folder), lambda text: None)
-        sources = [source for source, _ in corpora.dev[: asked.lines]]
-    forward = next(iter(translator.load(recipe, loaded.folder).values()))
+    loaded, translators = common.quickstart(asked.device)
+    sources = [source for source, _ in common.corpora_of(loaded.recipe, loaded.folder).dev[: asked.lines]]
+    forward = next(iter(translators.values()))
     document = common.model_provenance("generate", forward)
     document["fixed"] = fixed_cases(forward, document, asked)
-    document["lines"] = lines(forward, recipe, sources, tuple(asked.engines), asked.turns)
+    document["lines"] = lines(forward, loaded.recipe, sources, tuple(asked.engines), asked.turns)
     common.finish(document, common.result_path("generate", asked.name), show, draw)
 
 

@@ -275,10 +275,16 @@ def read(arm: Arm) -> Outcome:
 
 def scores(hypotheses: Sequence[str], references: Sequence[str]) -> dict[str, float]:
     """Return BLEU, BLEU of lowercased text as older papers report it, and chrF++."""
+    lowercased, _ = _lowercased_bleu(hypotheses, references)
+    return metrics.corpus_scores(hypotheses, references).to_dict() | {"bleu_lowercased": lowercased}
+
+
+def _lowercased_bleu(hypotheses: Sequence[str], references: Sequence[str]) -> tuple[float, str]:
+    """Return the score and its signature."""
     from sacrebleu.metrics import BLEU
 
-    lowercased = BLEU(lowercase=True).corpus_score(list(hypotheses), [list(references)]).score
-    return metrics.corpus_scores(hypotheses, references).to_dict() | {"bleu_lowercased": lowercased}
+    metric = BLEU(lowercase=True)
+    return metric.corpus_score(list(hypotheses), [list(references)]).score, str(metric.get_signature())
 
 
 def rejections(path: Path) -> dict[str, int]:
@@ -311,19 +317,11 @@ def collect(
     return common.provenance("quality") | {
         "experiment": name,
         "recipe": experiment.recipe,
-        "signatures": metrics.signatures() | {"bleu_lowercased": str(_lowercased_signature())},
+        "signatures": metrics.signatures() | {"bleu_lowercased": _lowercased_bleu(["a"], ["a"])[1]},
         "baseline": experiment.baseline,
         "runs": [{"arm": arm, "seed": seed, "scores": o.scores, **o.facts} for (arm, seed), o in outcomes.items()],
         "comparisons": comparisons,
     }
-
-
-def _lowercased_signature() -> Any:
-    from sacrebleu.metrics import BLEU
-
-    metric = BLEU(lowercase=True)
-    metric.corpus_score(["a"], [["a"]])
-    return metric.get_signature()
 
 
 def markdown(document: Mapping[str, Any]) -> str:

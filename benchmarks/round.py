@@ -19,7 +19,6 @@ Writes benchmarks/results/round-NAME.json and .png.
 
 from __future__ import annotations
 
-import tempfile
 from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
@@ -73,20 +72,14 @@ def prepare_task(device: str, num_lines: int, run: Path | None) -> tuple[Task, d
         run: a finished run whose adapters all loops begin with; None for new ones.
     """
     from benchmarks.round_loops import Task
-    from roundtrip.data.corpora import prepare
-    from roundtrip.engine import translator
     from roundtrip.models import adapters
-    from roundtrip.recipe import loader
     from roundtrip.recipe.plan import directions, num_parallel
 
-    loaded = loader.load("quickstart", [f"model.device={device}"])
-    recipe = loaded.recipe
-    both = translator.load(recipe, loaded.folder)
-    with tempfile.TemporaryDirectory() as folder:
-        corpora = prepare(recipe, loaded.folder, Path(folder), lambda text: None)
-        lines = {code: [corpora.mono[code][i][0] for i in range(num_lines)] for code in recipe.languages}
-        number = num_parallel(recipe, num_lines, len(corpora.train))
-        pairs = [(source, target) for source, target in (corpora.train[i] for i in range(number))]
+    loaded, both = common.quickstart(device)
+    recipe, corpora = loaded.recipe, common.corpora_of(loaded.recipe, loaded.folder)
+    lines = {code: [corpora.mono[code][i][0] for i in range(num_lines)] for code in recipe.languages}
+    number = num_parallel(recipe, num_lines, len(corpora.train))
+    pairs = [(source, target) for source, target in (corpora.train[i] for i in range(number))]
     first = directions(recipe)[0]
     real = {first.name: pairs, first.reverse.name: [(target, source) for source, target in pairs]}
     start = {

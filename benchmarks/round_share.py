@@ -5,18 +5,14 @@ Writes nothing itself: the figures are the part `round` of benchmarks/results/to
 
 from __future__ import annotations
 
-import tempfile
 from collections.abc import Callable
-from pathlib import Path
 from typing import Any
 
+from benchmarks import common
 from benchmarks.common import timed
-from roundtrip.data.corpora import Corpora, prepare
-from roundtrip.engine import translator
 from roundtrip.engine.train_step import train_step
 from roundtrip.engine.translator import Translator
 from roundtrip.models.optimizer import Optimizer
-from roundtrip.recipe import loader
 from roundtrip.recipe.plan import directions, num_parallel
 from roundtrip.tokens import compatibility
 from roundtrip.tokens.batching import TokenDataset, step_batches
@@ -31,15 +27,8 @@ def measure(device: str, num_lines: int) -> dict[str, Any]:
     the recipe mixes in. Decoding is counted apart: both variants need texts for the filters, and in the loop a thread
     decodes while the device generates. A generator that is N times as fast is a projection: its seconds divided by N.
     """
-    loaded = loader.load("quickstart")
-    models = {name: spec.model_copy(update={"device": device}) for name, spec in loaded.recipe.model.items()}
-    recipe = loaded.recipe.model_copy(update={"model": models})
-    with tempfile.TemporaryDirectory() as folder:
-        corpora = prepare(recipe, loaded.folder, Path(folder), lambda text: None)
-        return _measured(recipe, translator.load(recipe, loaded.folder), corpora, num_lines)
-
-
-def _measured(recipe: Any, both: dict[str, Translator], corpora: Corpora, num_lines: int) -> dict[str, Any]:
+    loaded, both = common.quickstart(device)
+    recipe, corpora = loaded.recipe, common.corpora_of(loaded.recipe, loaded.folder)
     direction = directions(recipe)[0]
     forward, reverse = both[direction.name], both[direction.reverse.name]
     targets = [corpora.mono[direction.target][i][0] for i in range(num_lines)]

@@ -1,12 +1,11 @@
 """python -m benchmarks.scale: seconds a line and peak memory, for corpora of a thousand lines to ten million.
 
 Each size runs in a process of its own. It prepares a corpus of that many monolingual lines of each language (the
-quickstart's lines, numbered so that they differ), then takes rounds of it: lines read, encoded, translated, filtered,
-made into rows and trained on. Up to --real lines SmolLM2 generates and trains; above that there is no model, as the
-result says: the synthetic source of a line is the line with its words in reverse, so that only our own work is
-measured. Rounds end after --rounds lines, or --real-rounds with a model, since the cost of a round does not depend on
-the size of the corpus, as the figures show. Memory: what preparing adds to the process, and the peak of the whole
-process in the rounds, including models. Writes benchmarks/results/scale-NAME.json and .png.
+quickstart's lines, numbered so that they differ), then takes rounds of it: lines read, encoded, "translated", filtered,
+made into rows and ordered into steps. No model generates or trains: the synthetic source of a line is the line with its
+words in reverse, so that only our own work is measured. Rounds end after --rounds lines, since the cost of a round does
+not depend on the size of the corpus, as the figures show. Memory: what preparing adds to the process, and the peak of
+the whole process in the rounds, including the loaded models. Writes benchmarks/results/scale-NAME.json and .png.
 """
 
 from __future__ import annotations
@@ -58,7 +57,7 @@ def corpus(recipe: Recipe, folder: Path, number: int, base: Corpora) -> Path:
     return folder / "recipe.toml"
 
 
-def measure(number: int, *, real: bool, rounds: int) -> dict[str, Any]:
+def measure(number: int, rounds: int) -> dict[str, Any]:
     """Return seconds of each part and the peak memory of this process."""
     import torch
 
@@ -81,10 +80,10 @@ def measure(number: int, *, real: bool, rounds: int) -> dict[str, Any]:
         preparing, added = time.perf_counter() - start, common.process_peak() - before
         both = translator.load(loaded.recipe, folder)
         common.reset_process_peak()
-        seconds, lines = _rounds(loaded.recipe, corpora, both, min(number, rounds), real=real)
+        seconds, lines = _rounds(loaded.recipe, corpora, both, min(number, rounds))
     return {
         "lines": number,
-        "model": "SmolLM2-135M" if real else "stub: words in reverse",
+        "model": "stub: words in reverse",
         "prepared_lines": 2 * number,
         "prepare_seconds": preparing,
         "round_lines": lines,
@@ -95,7 +94,7 @@ def measure(number: int, *, real: bool, rounds: int) -> dict[str, Any]:
 
 
 def _rounds(
-    recipe: Recipe, corpora: Corpora, both: Mapping[str, Translator], number: int, *, real: bool
+    recipe: Recipe, corpora: Corpora, both: Mapping[str, Translator], number: int
 ) -> tuple[dict[str, float], int]:
     """Take rounds until a number of lines of each language are read; the first one is warm-up and does not count."""
     from rich.console import Console
@@ -103,8 +102,6 @@ def _rounds(
     from roundtrip.backtranslation import examples, row_builders
     from roundtrip.backtranslation.token_rows import token_rows_of
     from roundtrip.data.sampler import Cursor
-    from roundtrip.engine.train_step import train_step
-    from roundtrip.models.optimizer import Optimizer
     from roundtrip.recipe.plan import directions, phases
     from roundtrip.runtime.event_log import EventLog
     from roundtrip.tokens.batching import step_batches
@@ -113,10 +110,6 @@ def _rounds(
     templates = {name: each.template for name, each in both.items()}
     devices = {name: each.base.device for name, each in both.items()}
     builders, _ = row_builders.find(recipe, templates, templates, samples, devices, EventLog(Console(quiet=True)))  # type: ignore[arg-type]
-    optimizers = {
-        name: Optimizer(each.direction_model.parameters(), recipe.train, 10**6, recipe.adapter[name])
-        for name, each in both.items()
-    }
     pair = [phase for phase in phases(recipe, len(corpora.train)) if phase.round == 1]
     cursors: dict[str, Cursor] = {}
     seconds = dict.fromkeys(("read, write, judge", "rows", "learn"), 0.0)
@@ -126,20 +119,14 @@ def _rounds(
         for phase in pair:
             forward, reverse = both[phase.direction.name], both[phase.direction.reverse.name]
             times = [time.perf_counter()]
-            generator = reverse if real else Stub(reverse)
             made = examples.of_round(
-                phase, recipe, corpora, cursors, generator, forward, recipe.generate, lambda rows, tokens: None,  # type: ignore[arg-type]
+                phase, recipe, corpora, cursors, Stub(reverse), forward, recipe.generate, lambda rows, tokens: None,  # type: ignore[arg-type]
                 reader=builders[phase.direction.name].reader,
             )  # fmt: skip
             times.append(time.perf_counter())
             table, _ = token_rows_of(made, forward.templates, builders[phase.direction.name], forward.base.device, turn)
             times.append(time.perf_counter())
-            groups = step_batches(table.sizes, recipe.train.batch_size, turn)
-            if real:
-                with forward.direction_model.training(recipe.train.packing) as packed:
-                    for group in groups:
-                        train_step(forward.direction_model.model, optimizers[phase.direction.name], table, group, forward.base.pad_id,  # noqa: E501
-                             recipe.train.max_tokens_per_microbatch, 0, packed=packed)  # fmt: skip
+            step_batches(table.sizes, recipe.train.batch_size, turn)
             times.append(time.perf_counter())
             cursors = cursors | made.cursors
             if turn:
@@ -175,15 +162,10 @@ class Stub:
         return getattr(self.reverse, name)
 
 
-def is_stub(case: Mapping[str, Any]) -> bool:
-    return str(case["model"]).startswith("stub")
-
-
-def seconds_per_line(case: Mapping[str, Any]) -> tuple[float, float]:
-    """Return seconds a line, of the round without training and of the model's training."""
-    times = case["round_seconds"]
-    own = (times["read, write, judge"] + times["rows"]) / case["round_lines"]
-    return own, 0.0 if is_stub(case) else times["learn"] / case["round_lines"]
+def round_us(case: Mapping[str, Any]) -> float:
+    """Return the microseconds a line of a round."""
+    seconds = case["round_seconds"]
+    return float(1e6 * (seconds["read, write, judge"] + seconds["rows"]) / case["round_lines"])
 
 
 def prepare_us(case: Mapping[str, Any]) -> float:
@@ -192,14 +174,13 @@ def prepare_us(case: Mapping[str, Any]) -> float:
 
 
 def show(document: Mapping[str, Any], console: Console) -> None:
-    columns = ("model", "lines", "prepare, us a line", "prepare, MiB", "round, us a line", "round, whole process, MiB")
+    columns = ("lines", "prepare, us a line", "prepare, MiB", "round, us a line", "round, whole process, MiB")
     rows = [
         (
-            case["model"],
             f"{case['lines']:,}",
             f"{prepare_us(case):.1f}",
             f"{case['prepare_bytes'] / 2**20:,.1f}",
-            f"{1e6 * sum(seconds_per_line(case)):,.0f}",
+            f"{round_us(case):,.0f}",
             f"{case['round_bytes'] / 2**20:,.0f}",
         )
         for case in document["sizes"]
@@ -211,20 +192,13 @@ def draw(document: Mapping[str, Any], path: Path) -> None:
     """Draw microseconds a line and memory over the number of lines."""
     cases = document["sizes"]
     sizes = [case["lines"] for case in cases]
-    stubs = [case for case in cases if is_stub(case)]
     with common.plot(path, (9, 3.5), title=document["hardware"]["processor"], ncols=2) as axes:
         left, right = axes[0]
         left.plot(sizes, [prepare_us(case) for case in cases], "-o", label="prepare")
-        micros = [1e6 * seconds_per_line(case)[0] for case in stubs]
-        left.plot([case["lines"] for case in stubs], micros, "-o", label="round, stub")
+        left.plot(sizes, [round_us(case) for case in cases], "-o", label="round")
         left.set_ylabel("microseconds a line")
         right.plot(sizes, [case["prepare_bytes"] / 2**20 for case in cases], "-o", label="added by prepare")
-        for kind, marker, some in (
-            ("SmolLM2-135M", "-s", [case for case in cases if not is_stub(case)]),
-            ("stub", "-^", stubs),
-        ):
-            peaks = [case["round_bytes"] / 2**20 for case in some]
-            right.plot([case["lines"] for case in some], peaks, marker, label=f"process in rounds, {kind}")
+        right.plot(sizes, [case["round_bytes"] / 2**20 for case in cases], "-^", label="process in rounds")
         right.set_ylabel("MiB")
         for panel in (left, right):
             panel.set(xscale="log", xlabel="lines of each language", ylim=(0, None))
@@ -234,15 +208,11 @@ def draw(document: Mapping[str, Any], path: Path) -> None:
 def main() -> None:
     parser = common.parser(__doc__)
     parser.add_argument("--sizes", nargs="+", type=int, default=(1_000, 10_000, 100_000, 1_000_000, 10_000_000))
-    parser.add_argument("--real", type=int, default=0, help="up to this many lines a model generates and trains")
     parser.add_argument("--rounds", type=int, default=20_000, help="lines of each language that rounds are taken of")
-    parser.add_argument("--real-rounds", type=int, default=500, help="the same with a model")
     parser.add_argument("--one", type=int, help=argparse.SUPPRESS)
     asked = parser.parse_args()
     if asked.one:
-        real = asked.one <= asked.real
-        result = measure(asked.one, real=real, rounds=asked.real_rounds if real else asked.rounds)
-        sys.stdout.write(json.dumps(result) + "\n")
+        sys.stdout.write(json.dumps(measure(asked.one, asked.rounds)) + "\n")
         return
     document = common.provenance("scale") | {"sizes": []}
     path = common.result_path("scale", asked.name)

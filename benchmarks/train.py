@@ -10,8 +10,6 @@ pass adds to what is held before it. Writes benchmarks/results/train-NAME.json a
 
 from __future__ import annotations
 
-import importlib.util
-import tempfile
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -94,24 +92,20 @@ def one_pass(
     return run
 
 
-def ladder(
-    plain: Translator, ours: Translator, table: TokenDataset, budget: int, *, compiled: bool
-) -> dict[str, Callable[[], None]]:
+def ladder(plain: Translator, ours: Translator, table: TokenDataset, budget: int) -> dict[str, Callable[[], None]]:
     """Return the variants, from the library's defaults up.
 
     Args:
         plain: with adapters in float32.
         ours: with adapters in the precision of the base.
     """
-    import torch
-
     from roundtrip.engine.train_step import loss_sum
 
     pad = plain.base.pad_id
     similar, packs = by_length(table, pad, budget), packed(table, budget)
     # As many batches in file order as there are batches of rows of similar length.
     large = in_file_order(table, pad, -(-len(table) // len(similar)))
-    variants = {
+    return {
         "defaults, 16 rows": one_pass(plain, in_file_order(table, pad, ROWS_PER_BATCH), "sdpa", all_logits),
         "+ larger batches": one_pass(plain, large, "sdpa", all_logits),
         "+ rows of like length": one_pass(plain, similar, "sdpa", all_logits),
@@ -122,28 +116,6 @@ def ladder(
         "+ LoRA in one operation": one_pass(ours, packs, "varlen", loss_sum, fused=True),
         "packed rows, sdpa with a mask": one_pass(ours, packs, "sdpa", loss_sum, fused=True),
     }
-    if plain.base.device.type == "cuda" and importlib.util.find_spec("flash_attn") is not None:
-        variants["packed rows, FlashAttention"] = one_pass(ours, packs, "flash_attention_2", loss_sum, fused=True)
-    if compiled:
-        graph = torch.compile(ours.direction_model.model, dynamic=True)
-        loss = lambda model, batch: loss_sum(graph, batch)  # noqa: E731
-        variants["padded, torch.compile"] = one_pass(ours, similar, "eager", loss)
-    return variants
-
-
-def with_liger(liger: Translator, table: TokenDataset, budget: int) -> dict[str, Callable[[], None]]:
-    """Return the variants with Liger's kernels, which change the model they are applied to."""
-    from roundtrip.engine.train_step import loss_sum
-
-    def fused(model: Any, batch: Batch) -> Any:
-        return loss_sum(model, batch, fused=True)
-
-    packs = packed(table, budget)
-    variants = {"packed rows, varlen, Liger": one_pass(liger, packs, "varlen", fused, fused=True)}
-    if importlib.util.find_spec("flash_attn") is not None:
-        flash = one_pass(liger, packs, "flash_attention_2", fused, fused=True)
-        variants["packed rows, FlashAttention, Liger"] = flash
-    return variants
 
 
 def shares(document: Mapping[str, Any], seconds: float) -> tuple[float, float]:
@@ -177,40 +149,24 @@ def draw(document: Mapping[str, Any], path: Path) -> None:
         panel.set(xlabel="share of the GEMM peak, %", xlim=(0, 100))
 
 
-def load(device: str, *changes: str) -> tuple[Any, Translator]:
-    from roundtrip.engine import translator
-    from roundtrip.recipe import loader
-
-    loaded = loader.load("quickstart", [f"model.device={device}", *changes])
-    return loaded, next(iter(translator.load(loaded.recipe, loaded.folder).values()))
-
-
 def main() -> None:
     parser = common.parser(__doc__, turns=3, device=True)
     parser.add_argument("--rows", type=int, default=128)
-    parser.add_argument("--compile", action="store_true", help="also torch.compile, which takes minutes")
     asked = parser.parse_args()
 
-    from roundtrip.data.corpora import prepare
     from roundtrip.tokens.batching import TokenDataset
 
-    loaded, ours = load(asked.device)
-    _, plain = load(asked.device, "adapter.dtype=float32")
-    recipe = loaded.recipe
-    with tempfile.TemporaryDirectory() as folder:
-        corpora = prepare(recipe, loaded.folder, Path(folder), lambda text: None)
-        pairs = [(row[0], row[1]) for row in corpora.train[: asked.rows]]
+    loaded, ours_by_name = common.quickstart(asked.device)
+    _, plain_by_name = common.quickstart(asked.device, "adapter.dtype=float32")
+    ours, plain = (next(iter(translators.values())) for translators in (ours_by_name, plain_by_name))
+    corpora = common.corpora_of(loaded.recipe, loaded.folder)
+    pairs = [(row[0], row[1]) for row in corpora.train[: asked.rows]]
     table = TokenDataset.of(ours.template.rows(pairs), ours.base.device)
-    budget = recipe.train.max_tokens_per_microbatch
+    budget = loaded.recipe.train.max_tokens_per_microbatch
     document = common.model_provenance("train", ours)
     with plain.direction_model.training(), ours.direction_model.training():
-        variants = ladder(plain, ours, table, budget, compiled=asked.compile)
+        variants = ladder(plain, ours, table, budget)
         seconds, memory = common.best(variants, asked.turns), common.peaks(variants)
-    if ours.base.device.type == "cuda" and importlib.util.find_spec("liger_kernel") is not None:
-        _, liger = load(asked.device, "model.use_liger_kernel=true")
-        with liger.direction_model.training():
-            variants = with_liger(liger, table, budget)
-            seconds, memory = seconds | common.best(variants, asked.turns), memory | common.peaks(variants)
     document |= {
         "rows": len(table),
         "tokens": sum(table.sizes),
