@@ -74,13 +74,13 @@ def kit(tokenizer: Any, pairs: Sequence[tuple[str, str]], device: torch.device) 
     Args:
         pairs: sample lines for the compatibility check.
     """
-    dressed = tokenizer if tokenizer.chat_template else zoo.dress(tokenizer, "chatml")[0]
-    reverse, forward = templates(dressed, CHAT)
+    with_chat = tokenizer if tokenizer.chat_template else zoo.dress(tokenizer, "chatml")[0]
+    reverse, forward = templates(with_chat, CHAT)
     start = time.perf_counter()
     row_builder, _ = compatibility.build_row_builder(reverse, forward, pairs[:64], device=device, num_attacks=0)
     middle = time.perf_counter()
     plain_reverse, plain_forward = templates(tokenizer, row_baselines.PLAIN)
-    known = row_builder.guard if dressed is tokenizer else None
+    known = row_builder.guard if with_chat is tokenizer else None
     plain_builder, _ = compatibility.build_row_builder(
         plain_reverse, plain_forward, pairs[:64], device=device, known=known, num_attacks=0
     )

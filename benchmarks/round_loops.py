@@ -107,7 +107,7 @@ class Ours:
         block = PhaseExamples(pairs, {}, hypotheses=written.hypotheses, prompts=written.prompts)
         making, (table, _) = timed(lambda: token_rows_of(block, forward.templates, row_builder, forward.base.device, 0))
 
-        def learn() -> list[float]:
+        def train() -> list[float]:
             with forward.direction_model.training(recipe.train.packing) as packed:
                 return [
                     train_step(forward.direction_model.model, self.optimizers[direction.name], table, group, forward.base.pad_id,  # noqa: E501
@@ -115,7 +115,7 @@ class Ours:
                     for group in step_batches(table.sizes, recipe.train.batch_size, 0)
                 ]  # fmt: skip
 
-        training, losses = timed(learn)
+        training, losses = timed(train)
         seconds = {"generate": generating, "rows": making, "learn": training}
         return Turn(seconds, losses, int(written.hypotheses.tokens_B.sum()), len(table))
 
@@ -172,7 +172,7 @@ class Plain(Usual):
         generating, (texts, num_new) = timed(lambda: self.write(direction))
         making, rows = timed(lambda: [forward.template.rows([pair])[0] for pair in self.pairs(direction, texts)])
 
-        def learn() -> list[float]:
+        def train() -> list[float]:
             self.model.set_adapter(direction.name)
             self.model.train()
             trained = [parameter for parameter in self.model.parameters() if parameter.requires_grad]
@@ -189,7 +189,7 @@ class Plain(Usual):
                 losses.append(float(loss.detach()))
             return losses
 
-        training, losses = timed(learn)
+        training, losses = timed(train)
         return Turn({"generate": generating, "rows": making, "learn": training}, losses, num_new, len(rows))
 
 

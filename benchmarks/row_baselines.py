@@ -109,7 +109,7 @@ class Skip:
         self.special_ids = torch.tensor(sorted(named))
 
     def rows(self, batch: Generated) -> Padded:
-        """Move hypotheses in front of the separator and prompts behind it, within the rows they stand in."""
+        """Move hypotheses in front of the separator and prompts behind it, within their rows."""
         whole_BT, width = batch.whole_BT, batch.whole_BT.shape[1]
         position_T = torch.arange(width, device=whole_BT.device)
         self.special_ids = self.special_ids.to(whole_BT.device)

@@ -90,14 +90,16 @@ def looked_up(
     target_BM: torch.Tensor,
     target_size_B: torch.Tensor,
     into: BoundaryTensors,
-    flags_V: torch.Tensor,
-    good_K: torch.Tensor,
-    merge_overrides_K: torch.Tensor | None,
+    lookup: tuple[torch.Tensor, torch.Tensor, torch.Tensor | None],
 ) -> tuple[Padded, TrimmedSource, torch.Tensor]:
-    """Make rows, and look up which are known to be canonical: tensors only."""
+    """Make rows, and look up which are known to be canonical: tensors only.
+
+    Args:
+        lookup: `flags_V`, `good_K` and `merge_overrides_K` of a guard.
+    """
     size_B, _ = splices.find_ends(new_BN, into.flags_V)
     source = splices.trim_source(new_BN, size_B, into)
-    good_B = known_canonical(source.ids_BN, source.size_B, flags_V, good_K, merge_overrides_K)
+    good_B = known_canonical(source.ids_BN, source.size_B, *lookup)
     return splices.splice_rows(source, target_BM, target_size_B, into).padded(), source, good_B
 
 
@@ -109,9 +111,7 @@ def by_guard(row_builder: RowBuilder, guard: CanonicalityChecker, case: Case, gr
         case.target_BM,
         case.target_size_B,
         row_builder.into,
-        guard.flags_V,
-        guard.good_K,
-        guard.merge_overrides_K,
+        (guard.flags_V, guard.good_K, guard.merge_overrides_K),
     )
     before, ask = guard.num_asked, (row_builder.boundary_probe.leaves_first, row_builder.boundary_probe.leaves_last)
     reason_B = guard.verify(source.ids_BN, source.size_B, good_B, source.fits_B, row_builder.salts, *ask)

@@ -57,23 +57,23 @@ def measure(shape: str, device: str, rows: int, turns: int) -> dict[str, float]:
     for variant, graphs in variants.items():
         settings = Generate(cuda_graphs=graphs, max_tokens_per_batch=10**6)
 
-        def write(settings: Generate = settings) -> None:
+        def run_generation(settings: Generate = settings) -> None:
             model.eval()
             prompts = [list(range(5, 30))] * rows
             generate(model, prompts, [NUM_NEW] * rows, settings, pad_id=0, stop_ids=[1], seed=1)
 
-        milliseconds[f"{variant}, {rows} rows"] = common.best({"": write}, turns)[""] / (NUM_NEW + 1) * 1000
+        milliseconds[f"{variant}, {rows} rows"] = common.best({"": run_generation}, turns)[""] / (NUM_NEW + 1) * 1000
     optimizer = Optimizer(dict(model.named_parameters()), Train(), 1000)
     table = TokenDataset.of([TokenRow(list(range(5, 45)), 20)] * 128, device)
     for kind in ("sdpa", "eager"):
         for size in (32, 128):
 
-            def learn(size: int = size) -> None:
+            def run_step(size: int = size) -> None:
                 model.train()
                 train_step(model, optimizer, table, range(size), 0, 10**6, 1)
 
             attention.choose(model, kind)
-            milliseconds[f"learn, {kind}, {size} rows"] = common.best({"": learn}, turns)[""] * 1000
+            milliseconds[f"learn, {kind}, {size} rows"] = common.best({"": run_step}, turns)[""] * 1000
     return milliseconds
 
 

@@ -4,7 +4,7 @@ All variants take the same batch in the same process, in turns (A B C A B C, aft
 delivers them and real target lines in, `input_ids`, `attention_mask` and `labels` on the device out.
 
 - strings: decode, render, encode jointly, find the labels by offsets, pad; also each part by itself, the shortest such
-  path that we could write, and the usual one (chat template and mask, row by row);
+  path that we know of, and the usual one (chat template and mask, row by row);
 - splice: without guard, with a guard that knows no pair yet (cold) or all (warm), the same with the tensor part
   compiled, and with the guard on the host. Their targets are encoded before, since each real line is encoded once; the
   time for that is listed by itself. Rows that a guard does not prove are left as they are;

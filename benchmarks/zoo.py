@@ -117,7 +117,7 @@ def _smollm2() -> PreTrainedTokenizerFast:
 def _qwen() -> PreTrainedTokenizerFast:
     tokens = ("<|endoftext|>", "<|im_start|>", "<|im_end|>")
     converter = TikTokenConverter(str(_only(_QWEN)), pattern=QWEN, extra_special_tokens=list(tokens))
-    converter.load_tiktoken_bpe = _ranks  # the converter's own wants tiktoken installed, to read lines of two words
+    converter.load_tiktoken_bpe = _ranks  # the converter's own needs tiktoken installed
     backend = converter.converted()
     backend.normalizer = normalizers.NFC()
     # As Qwen 2: a system prompt of its own where there is none.

@@ -28,7 +28,7 @@ def lines(language: str, number: int) -> list[str]:
 def _shuffled(language: str) -> tuple[str, ...]:
     spec = DJANGO.format(_FOLDERS.get(language, language))
     found = {line: None for line in read_lines(TextSource(path=spec), resolve(spec, Path()), language) if line}
-    # As they come, the names of ninety languages stand at the front.
+    # Shuffled, since the catalogue begins with the names of ninety languages.
     return tuple(random.Random(language).sample([*found], len(found)))
 
 
