@@ -17,7 +17,7 @@ from typing import Any
 
 import torch
 
-from benchmarks.machine import processor
+from benchmarks.common import processor
 from roundtrip.backtranslation.run_folder import versions
 from roundtrip.runtime.errors import RunError
 from tests import ROOT
