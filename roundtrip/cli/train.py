@@ -1,4 +1,4 @@
-"""python -m roundtrip.train RECIPE: trains both directions of a recipe."""
+"""roundtrip train RECIPE: trains both directions of a recipe, or resumes a run."""
 
 from __future__ import annotations
 
@@ -15,27 +15,28 @@ from roundtrip.runtime.event_log import EventLog
 
 
 def main() -> None:
-    """The door."""
+    """Parse the arguments of `roundtrip train` and run it."""
     parser = argparse.ArgumentParser(
-        prog="python -m roundtrip.train", description="Train two translation directions that teach each other."
+        prog="roundtrip train", description="Train two translation directions by back-translation."
     )
     parser.add_argument("recipe", help="a recipe file, or the name of a shipped recipe such as 'quickstart'")
     parser.add_argument("--out", metavar="RUN", type=Path, help="folder of the run (default: runs/NAME-OF-RECIPE)")
     parser.add_argument(
         "--set", metavar="KEY=VALUE", action="append", default=[], help="change a key, e.g. train.lr=1e-4"
     )
-    parser.add_argument("--resume", action="store_true", help="go on with a run that was stopped")
-    parser.add_argument("--check", action="store_true", help="validate everything, show what would run, and stop")
-    run_cli(_work, parser)
+    parser.add_argument("--resume", action="store_true", help="continue an interrupted run")
+    parser.add_argument("--check", action="store_true", help="validate everything, show what would run, and exit")
+    run_cli(train_recipe, parser)
 
 
-def _work(arguments: argparse.Namespace) -> None:
+def train_recipe(arguments: argparse.Namespace) -> None:
+    """Train a recipe into its run folder, in one process or as one of several."""
     loaded = loader.load(arguments.recipe, arguments.set)
-    # Of several processes the first one speaks.
+    # Of several processes only the first prints.
     events = EventLog(Console(quiet=os.environ.get("RANK", "0") != "0"))
     events.say(f"recipe {loaded.path}: sound")
     loader.forbid_unused_hub(loaded.recipe, loaded.folder)
-    # Seconds of imports, for which nobody should wait to read about a typo.
+    # torch takes seconds to import, for which neither --help nor a typo should wait.
     from roundtrip.backtranslation import session
     from roundtrip.backtranslation.run_folder import run_lock
     from roundtrip.models.base_model import choose_device
