@@ -164,6 +164,7 @@ def _evaluate(
     forward: Translator, recipe: Recipe, dev: Sequence[tuple[str, str]], table: TokenDataset
 ) -> dict[str, float]:
     from roundtrip.backtranslation.validation import greedy_settings
+
     from roundtrip.evaluation import metrics
 
     written = forward.write([source for source, _ in dev], greedy_settings(recipe), 0)

@@ -11,6 +11,7 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
+from roundtrip.tokens.splice.pair_lookup import known_canonical
 
 from benchmarks import row_baselines
 from benchmarks.batches import CHAT, LANGUAGES, Case, Kit
@@ -20,7 +21,6 @@ from roundtrip.tokens.prompt_template import PromptTemplate, TokenRow
 from roundtrip.tokens.row_builder import RowBuilder, padded
 from roundtrip.tokens.splice import splicing as splices
 from roundtrip.tokens.splice.canonicality import PROVED, CanonicalityChecker
-from roundtrip.tokens.splice.pair_lookup import known_canonical
 from roundtrip.tokens.splice.splicing import BoundaryTensors, TrimmedSource
 
 

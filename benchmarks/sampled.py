@@ -58,10 +58,10 @@ def count(row_builder: RowBuilder, written: Translations, targets: list[str], wa
 def load(folder: Path) -> tuple[Any, Any, dict[str, Any], dict[str, RowBuilder]]:
     """Return recipe, corpora, translators with their best adapters, and row builders of a finished run."""
     from rich.console import Console
+    from roundtrip.backtranslation.validation import parallel_texts
 
     from roundtrip.backtranslation import row_builders
     from roundtrip.backtranslation.run_folder import BEST, RunFolder
-    from roundtrip.backtranslation.validation import parallel_texts
     from roundtrip.data.corpora import reopen
     from roundtrip.engine import translator
     from roundtrip.recipe.plan import directions

@@ -461,7 +461,9 @@ def test_a_full_file_system_keeps_the_checkpoint_and_says_how_much_is_missing(
 
 def go_on(recipe: Path, folder: Path, *overrides: str) -> str:
     shown = io.StringIO()
-    session.run_recipe(folder, loader.load_recipe(str(recipe), overrides), EventLog(Console(file=shown, width=160)), resume=True)
+    session.run_recipe(
+        folder, loader.load_recipe(str(recipe), overrides), EventLog(Console(file=shown, width=160)), resume=True
+    )
     return shown.getvalue()
 
 

@@ -17,9 +17,9 @@ import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from roundtrip.backtranslation import trained_models
+from roundtrip.backtranslation.dev_scoring import greedy_settings
 from roundtrip.backtranslation.run_folder import RunFolder
 from roundtrip.backtranslation.trainer import Trainer
-from roundtrip.backtranslation.dev_scoring import greedy_settings
 from roundtrip.engine import long_inputs, translator
 from roundtrip.engine.train_step import StepSettings, loss_sum, train_step
 from roundtrip.models import direction_model, from_scratch
@@ -233,18 +233,20 @@ def test_whole_runs_resume_and_translate(
     assert metrics["test"]["base"] != metrics["test"]["round-1"]
     # The base is scored on test at the end, from the weights it began with.
     bare = load(recipe, tmp_path / "again")
-    expansions = RunFolder(tmp_path / "whole").facts()["expansion"]
+    expansions = RunFolder(tmp_path / "whole").manifest().expansions
     for name, alone in bare.items():
         one, side = replace(alone, expansion=expansions[name]), 0 if name == "en-es" else 1
         lines = [line.split("\t")[side] for line in (tmp_path / "whole/data/test.tsv").read_text().splitlines()]
-        texts = one.translate(lines, greedy_settings(loader.load_recipe(str(recipe)).recipe), 0, use_adapter=False).texts
+        texts = one.translate(
+            lines, greedy_settings(loader.load_recipe(str(recipe)).recipe), 0, use_adapter=False
+        ).texts
         kept = (tmp_path / "whole" / "translations" / f"test.base.{name}.txt").read_text().split("\n")[:-1]
         assert [" ".join(text.split()) for text in texts] == kept
     assert ("all rows" in shown or "strings" in shown) == (pairing == "another model"), shown
     for name in NAMES:
         run = RunFolder(tmp_path / "whole")
         one = trained_models.load(run, trained_models.direction_into(run, name[-2:]), stage="round-1")
-        settings = greedy_settings(run.recipe()[0])
+        settings = greedy_settings(run.recipe())
         sources = (tmp_path / "whole" / "data" / "test.tsv").read_text().splitlines()
         side = 0 if name == "en-es" else 1
         lines = [line.split("\t")[side] for line in sources]

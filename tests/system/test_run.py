@@ -22,9 +22,9 @@ from safetensors.torch import load_file, save_file
 from transformers import AutoModelForCausalLM
 
 from roundtrip.backtranslation import checkpoint, session, trained_models
+from roundtrip.backtranslation.dev_scoring import greedy_settings
 from roundtrip.backtranslation.run_folder import RunFolder, reopen, run_lock
 from roundtrip.backtranslation.trainer import Trainer
-from roundtrip.backtranslation.dev_scoring import greedy_settings
 from roundtrip.cli import train, translate
 from roundtrip.engine import long_inputs
 from roundtrip.recipe import loader
