@@ -18,8 +18,8 @@ from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedTokenize
 
 from benchmarks import zoo
 from roundtrip.backtranslation import trained_models
-from roundtrip.backtranslation.run_folder import RunFolder
 from roundtrip.backtranslation.dev_scoring import greedy_settings
+from roundtrip.backtranslation.run_folder import RunFolder
 from roundtrip.cli import export, model_card
 from roundtrip.engine.translator import DirectionTemplates
 from roundtrip.models.from_scratch import train_tokenizer
@@ -28,7 +28,7 @@ from roundtrip.runtime.errors import RunError
 from roundtrip.tokens.prompt_segments import build_segments
 from roundtrip.tokens.prompt_template import PromptTemplate
 from tests.conftest import RECIPE, WriteRecipe, toy_pairs
-from tests.runs import NAMES, door, go
+from tests.runs import NAMES, go, run_module
 from tests.tokens.test_prompt_template import LINES
 
 SOURCES = [en for en, _ in toy_pairs()[::97]]
@@ -141,7 +141,7 @@ def test_text_in_the_card_stays_text(run: RunFolder, tmp_path: Path) -> None:
 
 
 def test_the_door_writes_both_directions(run: RunFolder, tmp_path: Path) -> None:
-    done = door("roundtrip", "export", str(run.path), str(tmp_path / "out"), "--stage", "parallel")
+    done = run_module("roundtrip", "export", str(run.path), str(tmp_path / "out"), "--stage", "parallel")
     assert done.returncode == 0 and done.stderr == "", done.stderr
     assert [line.rsplit(": ", 1)[1] for line in done.stdout.splitlines()] == ["an adapter", "an adapter"]
     assert sorted(path.name for path in (tmp_path / "out").iterdir()) == NAMES
