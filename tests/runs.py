@@ -1,4 +1,4 @@
-"""Whole runs in this process, the command line in another, and what a run has come to."""
+"""Whole runs in this process, the command line in another process, and the results of a run."""
 
 from __future__ import annotations
 
@@ -30,7 +30,8 @@ def go(path: Path, out: Path, *, resume: bool = False, overrides: tuple[str, ...
     return shown.getvalue()
 
 
-def door(*arguments: str, stdin: str | None = None, **settings: Any) -> subprocess.CompletedProcess[str]:
+def run_module(*arguments: str, stdin: str | None = None, **settings: Any) -> subprocess.CompletedProcess[str]:
+    """Run `python -m` with arguments in another process."""
     return subprocess.run(
         [sys.executable, "-m", *arguments], input=stdin, capture_output=True, text=True, timeout=300, **settings
     )
@@ -42,12 +43,18 @@ def end_state(folder: Path) -> dict[str, Any]:
     tensors = {
         str(path.relative_to(folder)): load_file(path) for path in sorted(folder.glob("adapters/**/*.safetensors"))
     }
-    blocks = {path.name: path.read_text() for path in sorted((folder / "examples").iterdir())}
+    examples = {path.name: path.read_text() for path in sorted((folder / "examples").iterdir())}
     return {
         "tensors": tensors,
-        "blocks": blocks,
-        **{k: metrics[k] for k in ("dev", "test", "best", "steps", "samples", "roads")},
+        "examples": examples,
+        **{k: metrics[k] for k in ("dev", "test", "best", "steps", "samples", "token_rows")},
     }
+
+
+def read_events(folder: Path, kind: str) -> list[dict[str, Any]]:
+    """Return the events of one kind, in order."""
+    events = map(json.loads, (folder / "events.jsonl").read_text(encoding="utf-8").splitlines())
+    return [event for event in events if event["event"] == kind]
 
 
 def assert_same(one: dict[str, Any], other: dict[str, Any]) -> None:
