@@ -42,11 +42,11 @@ def end_state(folder: Path) -> dict[str, Any]:
     tensors = {
         str(path.relative_to(folder)): load_file(path) for path in sorted(folder.glob("adapters/**/*.safetensors"))
     }
-    blocks = {path.name: path.read_text() for path in sorted((folder / "examples").iterdir())}
+    examples = {path.name: path.read_text() for path in sorted((folder / "examples").iterdir())}
     return {
         "tensors": tensors,
-        "blocks": blocks,
-        **{k: metrics[k] for k in ("dev", "test", "best", "steps", "samples", "roads")},
+        "examples": examples,
+        **{key: metrics[key] for key in ("dev", "test", "best", "steps", "samples", "token_rows")},
     }
 
 
