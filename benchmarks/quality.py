@@ -44,7 +44,7 @@ ROUND_TRIP, PAIRS_ONLY = "round trip", "pairs only"
 ZERO_SHOT = "zero-shot, or as it began"
 # Keys of the rounds that mean nothing without them.
 NO_ROUNDS = ("rounds.count=0", "rounds.replay_examples=0", "rounds.denoising_ratio=0", "rounds.patience=0",
-             "train.synthetic_weight=1.0", "template.synthetic_tag=''", "filter.language=false",
+             "template.synthetic_tag=''", "filter.language=false",
              "train.final_epochs=0")  # fmt: skip
 
 
@@ -108,7 +108,6 @@ ABLATION: dict[str, Sequence[str]] = {
     "wrong language": ("filter.language=true",),
     "round-trip score": ("filter.min_round_trip_chrf=25.0",),
     "tag": ("template.synthetic_tag='(draft) '",),
-    "weight 0.5": ("train.synthetic_weight=0.5",),
     "no real pairs": ("rounds.parallel_ratio=0.0",),
     "half real pairs": ("rounds.parallel_ratio=0.5",),
     "blocks of 1,000": ("rounds.count=6", "rounds.monolingual_lines=1000"),
@@ -116,8 +115,6 @@ ABLATION: dict[str, Sequence[str]] = {
     "accumulate": ("rounds.replay_examples=6000",),
     "last stage real": ("train.final_epochs=4",),
     "denoising": ("rounds.denoising_ratio=0.2",),
-    "label smoothing": ("train.label_smoothing=0.1",),
-    "EMA": ("train.ema_decay=0.995",),
 }
 
 EXPERIMENTS: dict[str, Experiment] = {

@@ -1,4 +1,4 @@
-"""Work for the next phase, done in a thread while the device is busy with this one."""
+"""Work for the next phase, done in a thread while the device works on this one."""
 
 from __future__ import annotations
 
@@ -7,27 +7,27 @@ from concurrent.futures import Future, ThreadPoolExecutor
 
 
 class Prefetcher:
-    """One piece of work that is begun before it is needed; close it in the end."""
+    """One task that is started before its result is needed; has to be closed."""
 
     def __init__(self) -> None:
-        self._thread = ThreadPoolExecutor(1, "ahead")
-        self._begun: tuple[int, Future[None]] | None = None
+        self._thread = ThreadPoolExecutor(1, "prefetch")
+        self._started: tuple[int, Future[None]] | None = None
 
     def begin(self, number: int, work: Callable[[], None]) -> None:
-        """Begin the work of a phase, unless it is under way."""
-        if self._begun is None or self._begun[0] != number:
-            self._begun = number, self._thread.submit(work)
+        """Start the work of a phase, unless it has been started."""
+        if self._started is None or self._started[0] != number:
+            self._started = number, self._thread.submit(work)
 
     def need(self, number: int, work: Callable[[], None]) -> None:
-        """Return when the work of a phase is done; where it was not begun before it is begun now.
+        """Wait for the work of a phase; starts it where it has not been started.
 
         Raises:
-            Whatever the work has raised.
+            Exception: of the work.
         """
         self.begin(number, work)
-        assert self._begun is not None
-        self._begun[1].result()
+        assert self._started is not None
+        self._started[1].result()
 
     def close(self) -> None:
-        """Wait for nothing: what has not begun is dropped, what is under way comes to its end unseen."""
+        """Drop work that has not started; running work ends in the background."""
         self._thread.shutdown(wait=False, cancel_futures=True)

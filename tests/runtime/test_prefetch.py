@@ -29,7 +29,7 @@ def test_work_is_done_once_in_a_thread_or_when_it_is_needed() -> None:
     ahead.need(1, work(1))
     ahead.need(2, work(2))
     assert [number for number, _ in done] == [1, 2]
-    assert all(name.startswith("ahead") for _, name in done)
+    assert all(name.startswith("prefetch") for _, name in done)
 
 
 def test_what_goes_wrong_there_is_raised_where_it_is_needed() -> None:
@@ -71,7 +71,7 @@ def test_a_run_encodes_each_real_line_once_for_each_use_and_learns_the_same(
     go(path, tmp_path / "ahead", overrides=settings)
     # Two phases on pairs, then four of the rounds: each but the first two is begun while the one before trains.
     assert {number for number, depth in begun if depth} == {2, 3, 4, 5}
-    assert threads["ahead"] > 0
+    assert threads["prefetch"] > 0
     texts = [(tmp_path / "ahead" / "data" / f"mono.{code}.txt").read_text(encoding="utf-8") for code in ("en", "es")]
     mono = {line for text in texts for line in text.splitlines()}
     shown = {
@@ -91,7 +91,7 @@ def test_a_run_encodes_each_real_line_once_for_each_use_and_learns_the_same(
     monkeypatch.setattr(trainer, "Ahead", Never)
     threads.clear()
     go(path, tmp_path / "plain", overrides=settings)
-    assert not threads["ahead"]
+    assert not threads["prefetch"]
     assert_same(end_state(tmp_path / "ahead"), end_state(tmp_path / "plain"))
 
 

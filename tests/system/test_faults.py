@@ -151,7 +151,7 @@ def test_where_none_is_whole_all_are_named(inside: tuple[Path, Path]) -> None:
     loaded = loader.load(str(recipe))
     with pytest.raises(RunError, match=r"no checkpoint is whole\n  bring back what is named above"):
         session.train(folder, loaded, EventLog(Console(file=shown, width=160)), resume=True)
-    assert shown.getvalue().count("is passed over: state.json is not what was written") == len(
+    assert shown.getvalue().count("is passed over: state.json has been changed") == len(
         checkpoint.names(folder / "checkpoints")
     )
 
@@ -165,7 +165,7 @@ def test_damaged_weights_of_an_earlier_stage_are_made_again(
     content[-3] ^= 1
     path.write_bytes(content)
     shown = go(recipe, folder, resume=True)
-    assert shown.count("passed over: adapters/parallel/en-es/adapter_model.safetensors is not what was written") == 3
+    assert shown.count("passed over: adapters/parallel/en-es/adapter_model.safetensors has been changed") == 3
     assert_same(end_state(folder), end_state(finished[1]))
 
 
@@ -173,7 +173,7 @@ def test_damaged_text_is_refused(inside: tuple[Path, Path]) -> None:
     recipe, folder = inside
     path = folder / "data" / "mono.es.txt"
     path.write_text(path.read_text().replace("casa", "cosa", 1))
-    with pytest.raises(RunError, match=r"is damaged: data/mono\.es\.txt is not what was written"):
+    with pytest.raises(RunError, match=r"is damaged: data/mono\.es\.txt has been changed"):
         go(recipe, folder, resume=True)
 
 
@@ -246,8 +246,8 @@ def stopping_twice(pause: float) -> subprocess.CompletedProcess[str]:
 
 def test_a_second_signal_ends_at_once() -> None:
     done = stopping_twice(1.1)
-    assert done.returncode == 130 and "stopped at once by a second signal" in done.stderr
-    assert done.stdout == "stopping at the next step; a second signal stops at once\n"
+    assert done.returncode == 130 and "ended by a second signal" in done.stderr
+    assert done.stdout == "stopping at the next step; a second signal ends the process\n"
 
 
 def test_a_signal_passed_on_twice_is_one() -> None:
@@ -640,7 +640,7 @@ def test_a_damaged_start_of_an_adapter_is_refused(write_recipe: WriteRecipe, tmp
     content = bytearray(path.read_bytes())
     content[-2] ^= 64
     path.write_bytes(content)
-    with pytest.raises(RunError, match=r"is damaged: base/en-es-start\.safetensors is not what was written"):
+    with pytest.raises(RunError, match=r"is damaged: base/en-es-start\.safetensors has been changed"):
         go(recipe, tmp_path / "run", resume=True)
 
 
