@@ -21,7 +21,7 @@ from rich.console import Console
 from safetensors.torch import load_file, save_file
 from transformers import AutoModelForCausalLM
 
-from roundtrip.backtranslation import checkpoint, session, trained_models
+from roundtrip.backtranslation import checkpoint, filtering, session, trained_models
 from roundtrip.backtranslation.run_folder import RunFolder, reopen, run_lock
 from roundtrip.backtranslation.trainer import Trainer
 from roundtrip.backtranslation.validation import greedy_settings
@@ -290,8 +290,11 @@ es = "mono.es"
     assert "mono.en is read through" not in shown
 
 
-def test_all_rejected_stops_with_counts_and_advice(write_recipe: WriteRecipe, tmp_path: Path) -> None:
-    path = write_recipe(("max_ratio = 100.0", "max_ratio = 1.0\nmax_copy = 0.000001"))
+def test_all_rejected_stops_with_counts_and_advice(
+    write_recipe: WriteRecipe, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(filtering, "MAX_COPY_CHRF", 0.0)
+    path = write_recipe(("max_length_ratio = 100.0", "max_length_ratio = 1.0"))
     with pytest.raises(TrainingError, match=r"all 24 synthetic sources were rejected(.|\n)*parallel_epochs"):
         go(path, tmp_path / "run")
 
