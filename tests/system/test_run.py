@@ -20,7 +20,7 @@ from peft import PeftModel
 from safetensors.torch import load_file, save_file
 from transformers import AutoModelForCausalLM
 
-from roundtrip.backtranslation import checkpoint, trained_models
+from roundtrip.backtranslation import checkpoint, filtering, trained_models
 from roundtrip.backtranslation.dev_scoring import greedy_settings
 from roundtrip.backtranslation.run_folder import RunFolder, reopen, run_lock
 from roundtrip.backtranslation.synthesis import Synthesizer
@@ -287,7 +287,10 @@ es = "mono.es"
     assert "mono.es" in restarted["en-es"] and "mono.en" not in restarted["es-en"]
 
 
-def test_all_rejected_stops_with_counts_and_advice(write_recipe: WriteRecipe, tmp_path: Path) -> None:
+def test_all_rejected_stops_with_counts_and_advice(
+    write_recipe: WriteRecipe, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(filtering, "MAX_COPY_CHRF", 0.0)
     with pytest.raises(TrainingError, match=r"all 24 synthetic sources were rejected(.|\n)*parallel_epochs"):
         go(write_recipe(("max_length_ratio = 100.0", "max_length_ratio = 1.0")), tmp_path / "run")
 
