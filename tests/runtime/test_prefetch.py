@@ -19,28 +19,28 @@ from tests.runs import assert_same, end_state, go
 
 def test_work_is_done_once_in_a_thread_or_when_it_is_needed() -> None:
     done: list[tuple[int, str]] = []
-    ahead = Prefetcher()
+    prefetcher = Prefetcher()
 
     def work(number: int) -> Any:
         return lambda: done.append((number, threading.current_thread().name))
 
-    ahead.begin(1, work(1))
-    ahead.begin(1, work(1))
-    ahead.need(1, work(1))
-    ahead.need(2, work(2))
+    prefetcher.begin(1, work(1))
+    prefetcher.begin(1, work(1))
+    prefetcher.need(1, work(1))
+    prefetcher.need(2, work(2))
     assert [number for number, _ in done] == [1, 2]
     assert all(name.startswith("prefetch") for _, name in done)
 
 
 def test_what_goes_wrong_there_is_raised_where_it_is_needed() -> None:
-    ahead = Prefetcher()
+    prefetcher = Prefetcher()
 
     def wrong() -> None:
         raise ValueError("no such line")
 
-    ahead.begin(1, wrong)
+    prefetcher.begin(1, wrong)
     with pytest.raises(ValueError, match="no such line"):
-        ahead.need(1, wrong)
+        prefetcher.need(1, wrong)
 
 
 def test_a_run_encodes_each_real_line_once_for_each_use_and_learns_the_same(
@@ -88,18 +88,18 @@ def test_a_run_encodes_each_real_line_once_for_each_use_and_learns_the_same(
         def need(self, number: int, work: Any) -> None:
             pass
 
-    monkeypatch.setattr(trainer, "Ahead", Never)
+    monkeypatch.setattr(trainer, "Prefetcher", Never)
     threads.clear()
     go(path, tmp_path / "plain", overrides=settings)
     assert not threads["prefetch"]
     assert_same(end_state(tmp_path / "ahead"), end_state(tmp_path / "plain"))
 
 
-def test_closing_drops_what_has_not_begun() -> None:
-    ahead, held, ran = Prefetcher(), threading.Event(), []
-    ahead.begin(1, lambda: held.wait(5) and None)
-    ahead.begin(2, lambda: ran.append(2))
-    ahead.close()
+def test_closing_drops_what_has_not_started() -> None:
+    prefetcher, held, ran = Prefetcher(), threading.Event(), []
+    prefetcher.begin(1, lambda: held.wait(5) and None)
+    prefetcher.begin(2, lambda: ran.append(2))
+    prefetcher.close()
     held.set()
-    ahead._thread.shutdown(wait=True)
+    prefetcher._thread.shutdown(wait=True)
     assert not ran
