@@ -306,7 +306,7 @@ def test_offline_wheels_come_from_the_cache_only(monkeypatch: pytest.MonkeyPatch
     monkeypatch.setenv("HF_HUB_OFFLINE", "1")
     downloads.go_offline()
     assert downloads.is_offline()
-    with pytest.raises(SourceError, match="not in the cache, and we are offline"):
+    with pytest.raises(SourceError, match="not in the cache, and downloads are disabled"):
         downloads.resolve(f"pypi:a==1/b#sha256={'0' * 64}", tmp_path)
     monkeypatch.setenv("ROUNDTRIP_OFFLINE", "0")
     assert not downloads.is_offline()
