@@ -81,7 +81,7 @@ def test_a_missing_model_is_named(write_recipe: WriteRecipe) -> None:
     text = write_recipe().read_text(encoding="utf-8")
     line = next(line for line in text.splitlines() if line.startswith("path = "))
     with pytest.raises(RecipeError) as caught:
-        loader.load(str(write_recipe((line, ""))))
+        loader.load_recipe(str(write_recipe((line, ""))))
     assert str(caught.value).count("model.path: missing; name a hub id") == 1
 
 
