@@ -34,7 +34,7 @@ def train_recipe(arguments: argparse.Namespace) -> None:
     loaded = loader.load(arguments.recipe, arguments.set)
     # Of several processes only the first prints.
     events = EventLog(Console(quiet=os.environ.get("RANK", "0") != "0"))
-    events.say(f"recipe {loaded.path}: sound")
+    events.say(f"recipe {loaded.path}: valid")
     loader.forbid_unused_hub(loaded.recipe, loaded.folder)
     # torch takes seconds to import, for which neither --help nor a typo should wait.
     from roundtrip.backtranslation import session
