@@ -52,14 +52,14 @@ def our_translations(run: RunFolder, target: str) -> list[str]:
 
 
 def their_translations(model: Any, tokenizer: Any) -> list[str]:
-    found = []
+    texts = []
     for source in SOURCES:
         ids = tokenizer.apply_chat_template(
             [{"role": "user", "content": source}], add_generation_prompt=True, return_tensors="pt"
         )
         new = model.eval().generate(**ids, max_new_tokens=40)[0, ids["input_ids"].shape[1] :]
-        found.append(tokenizer.decode(new, skip_special_tokens=True).strip().split("\n")[0])
-    return found
+        texts.append(tokenizer.decode(new, skip_special_tokens=True).strip().split("\n")[0])
+    return texts
 
 
 def test_exported_adapter_translates_as_the_run(run: RunFolder, tmp_path: Path) -> None:

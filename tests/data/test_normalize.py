@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 
 from roundtrip.data.normalize import clean
 
-# Any code point, surrogates too, with the delicate ones often enough to meet each other.
+# Any code point, surrogates too, delicate ones often enough to be adjacent.
 DELICATE = st.sampled_from(list("\ufeff\x00\x1c\x85\u2028\t\n\r\v\f \u00a0\u2000e\u0301\ud83d\ude00\x9f\u200d"))
 ANY_TEXT = st.text(st.one_of(DELICATE, st.characters(codec=None, exclude_categories=())))
 PLACEHOLDERS = ("%(name)s", "{0}", "${x}", "$x", "&amp;", "%d%%", "👩\u200d🚀", "می\u200cخواهم", "🇪🇸", "<b>")
