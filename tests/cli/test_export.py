@@ -1,4 +1,4 @@
-"""What is exported is used by transformers and PEFT alone, and asks the model as it was trained."""
+"""transformers and PEFT load what is exported, and prompt the model as it was trained."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ SOURCES = [en for en, _ in toy_pairs()[::97]]
 
 @pytest.fixture(scope="module")
 def run(tmp_path_factory: pytest.TempPathFactory, model_folder: Path) -> RunFolder:
-    """A finished run; one direction has an adapter of the kind that takes a part out of the base."""
+    """A finished run; one direction has a PiSSA adapter, which subtracts a part from the base."""
     folder = tmp_path_factory.mktemp("exported")
     (folder / "toy.tsv").write_text("".join(f"{en}\t{es}\n" for en, es in toy_pairs()), encoding="utf-8")
     text = RECIPE.format(model=model_folder).replace('dtype = "float32"', 'dtype = "float32"\nshared = false')
@@ -46,37 +46,37 @@ def run(tmp_path_factory: pytest.TempPathFactory, model_folder: Path) -> RunFold
     return RunFolder(folder / "run")
 
 
-def ours(run: RunFolder, target: str) -> list[str]:
-    one = trained_models.load(run, trained_models.direction_into(run, target), device="cpu")
-    return one.translate(SOURCES, greedy_settings(run.recipe()[0]), 0).texts
+def our_translations(run: RunFolder, target: str) -> list[str]:
+    translator = trained_models.load(run, trained_models.direction_into(run, target), device="cpu")
+    return translator.translate(SOURCES, greedy_settings(run.recipe())).texts
 
 
-def theirs(model: Any, tokenizer: Any) -> list[str]:
-    found = []
+def transformers_translations(model: Any, tokenizer: Any) -> list[str]:
+    texts = []
     for source in SOURCES:
         ids = tokenizer.apply_chat_template(
             [{"role": "user", "content": source}], add_generation_prompt=True, return_tensors="pt"
         )
         new = model.eval().generate(**ids, max_new_tokens=40)[0, ids["input_ids"].shape[1] :]
-        found.append(tokenizer.decode(new, skip_special_tokens=True).strip().split("\n")[0])
-    return found
+        texts.append(tokenizer.decode(new, skip_special_tokens=True).strip().split("\n")[0])
+    return texts
 
 
-def test_an_adapter_is_used_by_peft_and_transformers_as_it_is(run: RunFolder, tmp_path: Path) -> None:
+def test_peft_and_transformers_load_an_exported_adapter(run: RunFolder, tmp_path: Path) -> None:
     for target in ("es", "en"):
         direction = trained_models.direction_into(run, target)
         folder = tmp_path / direction.name
         export.export(run, direction, folder, "best")
         tokenizer = AutoTokenizer.from_pretrained(folder)
-        expected = ours(run, target)
+        expected = our_translations(run, target)
         assert len(set(expected)) > 1
-        assert theirs(AutoModelForCausalLM.from_pretrained(folder), tokenizer) == expected
-        assert theirs(AutoPeftModelForCausalLM.from_pretrained(folder), tokenizer) == expected
+        assert transformers_translations(AutoModelForCausalLM.from_pretrained(folder), tokenizer) == expected
+        assert transformers_translations(AutoPeftModelForCausalLM.from_pretrained(folder), tokenizer) == expected
         assert not list(folder.glob("*.bin"))
 
 
 @pytest.mark.parametrize("dtype", [None, "float32", "bfloat16"])
-def test_a_merged_model_stands_alone(run: RunFolder, tmp_path: Path, dtype: str | None) -> None:
+def test_a_merged_model_needs_no_base(run: RunFolder, tmp_path: Path, dtype: str | None) -> None:
     for target in ("es", "en"):
         direction = trained_models.direction_into(run, target)
         folder = tmp_path / direction.name
@@ -85,11 +85,13 @@ def test_a_merged_model_stands_alone(run: RunFolder, tmp_path: Path, dtype: str 
         model = AutoModelForCausalLM.from_pretrained(folder)
         assert model.dtype == getattr(torch, dtype or "float32")
         if dtype != "bfloat16":
-            assert theirs(model, AutoTokenizer.from_pretrained(folder)) == ours(run, target)
+            assert transformers_translations(model, AutoTokenizer.from_pretrained(folder)) == our_translations(
+                run, target
+            )
         else:
-            # The sum is rounded once, not the base first and the sum again.
-            one = trained_models.load(run, direction, device="cpu")
-            with one.direction_model.generating() as exact:
+            # The sum is rounded once, rather than the base first and the sum again.
+            translator = trained_models.load(run, direction, device="cpu")
+            with translator.direction_model.generating() as exact:
                 for name, value in exact.named_parameters():
                     assert torch.equal(model.get_parameter(name), value.to(torch.bfloat16)), name
 
@@ -105,42 +107,42 @@ def test_the_exported_chat_template_makes_our_prompts_and_rows(name: str, kind: 
     plain.chat_template = export.chat_template(template.segments, tokenizer)
     for line, prompt, row in zip(LINES, prompts, rows, strict=True):
         if any(special in line for special in template.special_texts):
-            continue  # their tokenizer takes these for special tokens, ours for text
+            continue  # the plain tokenizer encodes these as special tokens, ours as text
         user = {"role": "user", "content": line}
-        asked = plain.apply_chat_template([user], add_generation_prompt=True, return_dict=False)
-        assert asked == prompt, line
-        both = plain.apply_chat_template([user, {"role": "assistant", "content": line}], return_dict=False)
-        assert both == row.ids, line
+        prompt_ids = plain.apply_chat_template([user], add_generation_prompt=True, return_dict=False)
+        assert prompt_ids == prompt, line
+        row_ids = plain.apply_chat_template([user, {"role": "assistant", "content": line}], return_dict=False)
+        assert row_ids == row.ids, line
     with pytest.raises(Exception, match="The user message is the text to translate"):
         plain.apply_chat_template([{"role": "system", "content": "Be brief."}])
 
 
-def test_the_card_tells_scores_and_recipe_and_reads_as_one(run: RunFolder, tmp_path: Path) -> None:
+def test_the_model_card_holds_scores_and_recipe_and_parses(run: RunFolder, tmp_path: Path) -> None:
     export.export(run, trained_models.direction_into(run, "es"), tmp_path / "out", "best")
     text = (tmp_path / "out" / "README.md").read_text(encoding="utf-8")
     metrics = json.loads(run.metrics.read_text())
     data = ModelCard(text).data
     assert data.language == ["en", "es"] and data.pipeline_tag == "translation" and data.library_name == "peft"
     best = metrics["test"][metrics["best"]]["en-es"]
-    results = {one.metric_type: one.metric_value for one in data.eval_results}
+    results = {result.metric_type: result.metric_value for result in data.eval_results}
     assert results == {metric: round(best[metric], 2) for metric in ("bleu", "chrf")}
     assert "nw:2" in text and "# English to Spanish" in text and "parallel_epochs = 1" in text
     assert f"| **{metrics['best']}** | {best['chrf']:.1f} | {best['bleu']:.1f} |" in text
     assert json.loads((tmp_path / "out" / "template.json").read_text())["direction"] == "en-es"
 
 
-def test_text_in_the_card_stays_text(run: RunFolder, tmp_path: Path) -> None:
-    evil = "<script>alert(1)</script> | `x` [a](http://b) **c**"
+def test_the_model_card_escapes_text(run: RunFolder, tmp_path: Path) -> None:
+    markup = "<script>alert(1)</script> | `x` [a](http://b) **c**"
     metrics = json.loads(run.metrics.read_text())
-    metrics["samples"]["en-es"][0] |= {"source": evil, "hypothesis": evil, "reference": "a\nb"}
-    one = trained_models.load(run, trained_models.direction_into(run, "es"), device="cpu")
-    text = model_card.text(run, one, metrics, metrics["best"], False)
+    metrics["samples"]["en-es"][0] |= {"source": markup, "hypothesis": markup, "reference": "a\nb"}
+    translator = trained_models.load(run, trained_models.direction_into(run, "es"), device="cpu")
+    text = model_card.text(run, translator, metrics, metrics["best"], False)
     row = next(line for line in text.splitlines() if "alert(1)" in line)
     assert "<script>" not in text and row.count("|") == 4 and not set("`*[]") & set(row)
     assert row.endswith("| a b |")
 
 
-def test_the_door_writes_both_directions(run: RunFolder, tmp_path: Path) -> None:
+def test_the_command_exports_both_directions(run: RunFolder, tmp_path: Path) -> None:
     done = door("roundtrip", "export", str(run.path), str(tmp_path / "out"), "--stage", "parallel")
     assert done.returncode == 0 and done.stderr == "", done.stderr
     assert [line.rsplit(": ", 1)[1] for line in done.stdout.splitlines()] == ["an adapter", "an adapter"]
@@ -156,33 +158,32 @@ def test_the_door_writes_both_directions(run: RunFolder, tmp_path: Path) -> None
         (["--stage", "round-9"], "has no adapters 'round-9'"),
     ],
 )
-def test_mistakes_are_told(
+def test_wrong_arguments_are_refused(
     run: RunFolder, tmp_path: Path, capsys: pytest.CaptureFixture[str], arguments: list[str], message: str
 ) -> None:
-    argv = ["door", str(run.path), str(tmp_path / "out"), *arguments]
-    with pytest.MonkeyPatch.context() as patch, pytest.raises(SystemExit) as left:
-        patch.setattr(sys, "argv", argv)
+    with pytest.MonkeyPatch.context() as patch, pytest.raises(SystemExit) as caught:
+        patch.setattr(sys, "argv", ["export", str(run.path), str(tmp_path / "out"), *arguments])
         export.main()
-    assert left.value.code == 2 and message in capsys.readouterr().err
+    assert caught.value.code == 2 and message in capsys.readouterr().err
     assert not (tmp_path / "out").exists()
 
 
-def test_a_tokenizer_that_would_make_other_prompts_has_no_chat_template(run: RunFolder, tmp_path: Path) -> None:
-    """Behind a BOS that is spelt out, Metaspace puts no mark in front of the first word."""
-    one = trained_models.load(run, trained_models.direction_into(run, "es"), device="cpu")
+def test_a_tokenizer_that_would_make_other_prompts_gets_no_chat_template(run: RunFolder, tmp_path: Path) -> None:
+    """After the text of a BOS, Metaspace puts no mark in front of the first word."""
+    translator = trained_models.load(run, trained_models.direction_into(run, "es"), device="cpu")
     tokenizer = train_tokenizer([text for pair in toy_pairs() for text in pair], 420)
     framed = processors.TemplateProcessing(single="<s> $A", special_tokens=[("<s>", tokenizer.bos_token_id)])
     tokenizer = PreTrainedTokenizerFast(tokenizer_object=_framed(tokenizer, framed), bos_token="<s>", eos_token="</s>")
     template = PromptTemplate(tokenizer, build_segments(tokenizer, TemplateRecipe(kind="plain"), "en", "es", ()))
     assert template.segments.bos_id is not None
-    odd = replace(
-        one,
-        direction_model=replace(one.direction_model, base=replace(one.base, tokenizer=tokenizer)),
+    changed = replace(
+        translator,
+        direction_model=replace(translator.direction_model, base=replace(translator.base, tokenizer=tokenizer)),
         templates=DirectionTemplates(template, template),
     )
-    assert export._write_tokenizer(odd, tmp_path) is False
+    assert export._write_tokenizer(changed, tmp_path) is False
     assert AutoTokenizer.from_pretrained(tmp_path).chat_template is None
-    assert "so it has none" in model_card.text(run, odd, {}, "parallel", True, has_template=False)
+    assert "so it has none" in model_card.text(run, changed, {}, "parallel", True, has_template=False)
 
 
 def _framed(tokenizer: Any, processor: Any) -> Any:
@@ -191,18 +192,20 @@ def _framed(tokenizer: Any, processor: Any) -> Any:
     return backend
 
 
-def test_a_folder_in_use_is_left_alone(run: RunFolder, tmp_path: Path) -> None:
+def test_a_folder_with_files_is_refused(run: RunFolder, tmp_path: Path) -> None:
     (tmp_path / "notes.txt").write_text("mine")
     with pytest.raises(RunError, match="is not empty"):
         export.export(run, trained_models.direction_into(run, "es"), tmp_path, "best")
     assert [path.name for path in tmp_path.iterdir()] == ["notes.txt"]
 
 
-def test_a_whole_model_is_exported_as_one(write_recipe: WriteRecipe, tmp_path: Path) -> None:
+def test_a_fully_trained_model_is_exported_as_a_model(write_recipe: WriteRecipe, tmp_path: Path) -> None:
     path = write_recipe(("rank = 4\ndropout = 0.1", 'method = "full"'), ("count = 1", "count = 0"))
     go(path, tmp_path / "run")
     run = RunFolder(tmp_path / "run")
     export.export(run, trained_models.direction_into(run, "es"), tmp_path / "out", "best")
     model = AutoModelForCausalLM.from_pretrained(tmp_path / "out")
-    assert theirs(model, AutoTokenizer.from_pretrained(tmp_path / "out")) == ours(run, "es")
+    assert transformers_translations(model, AutoTokenizer.from_pretrained(tmp_path / "out")) == our_translations(
+        run, "es"
+    )
     assert "all weights of which were trained" in (tmp_path / "out" / "README.md").read_text()
