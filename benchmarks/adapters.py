@@ -1,13 +1,12 @@
-"""python -m benchmarks.adapters: every adapter method at rank 8 and 64, and full fine-tuning: cost and gain.
+"""python -m benchmarks.adapters: cost and gain of every adapter method at rank 8 and 64, and of full fine-tuning.
 
-Speed: all methods in one process, steps in turns (A B C A B C), as ratios to LoRA of rank 8. Gain: each method and seed
-in a process of its own, so that its peak memory is its own; both directions learn the quickstart's pairs, with the
-same rows in the same order, for a fixed number of steps and, going on, for a fixed time; after each the dev lines give
-a loss (nats a token) and chrF++. A method that is slower than the fixed time stands at the same step in both.
+Cost: all methods in one process, steps in turns (A B C A B C), as ratios to LoRA of rank 8. Gain: each method and seed
+in a process of its own, so that its peak memory is its own; both directions train on the quickstart's pairs, with the
+same rows in the same order, for a fixed number of steps and then on for a fixed time; after each the dev lines give
+a loss (nats a token) and chrF++. A method that is slower than the fixed time has the same step in both.
 
-Each result is kept as it comes and a second call goes on where the first one stopped. `--quantized` adds the bases of 4
-and 8 bits (bitsandbytes), `--offload` DoRA's start on the GPU; both want a GPU. Writes
-benchmarks/results/adapters-NAME.json and .png; a table is printed.
+Each result is kept as it comes, and a second call continues where the first one stopped. Writes
+benchmarks/results/adapters-NAME.json and .png.
 """
 
 from __future__ import annotations
@@ -15,40 +14,27 @@ from __future__ import annotations
 import argparse
 import json
 import math
-import os
 import resource
 import statistics
-import subprocess
 import sys
-import tempfile
 import time
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-import torch
-from rich.console import Console
-from rich.table import Table as Shown
+from benchmarks import common
 
-from benchmarks.machine import best, processor
-from roundtrip.backtranslation.run_folder import versions
-from roundtrip.backtranslation.dev_scoring import greedy_settings
-from roundtrip.data.corpora import Corpora, prepare
-from roundtrip.engine import translator
-from roundtrip.engine.train_step import StepSettings, loss_sum, train_step
-from roundtrip.engine.translator import Translator
-from roundtrip.evaluation import metrics
-from roundtrip.models import pissa_olora
-from roundtrip.models.optimizer import Optimizer
-from roundtrip.recipe import loader
-from roundtrip.recipe.plan import directions
-from roundtrip.recipe.schema import Adapter, Recipe
-from roundtrip.tokens.batching import TokenDataset, collate, step_batches, token_budget_batches
+if TYPE_CHECKING:
+    from rich.console import Console
 
-RESULTS = Path("benchmarks/results")
+    from roundtrip.data.corpora import Corpora
+    from roundtrip.engine.translator import Translator
+    from roundtrip.recipe.schema import Recipe
+    from roundtrip.tokens.batching import TokenDataset
+
 RANKS = (8, 64)
-# What differs from LoRA; alpha is 16 for all. One rate each was tried: a whole model and an adapter that holds the
-# strongest part of the base take less than one that begins with nothing.
+# What differs from LoRA; alpha is 16 for all. One learning rate each was tried: a whole model and an adapter that holds
+# the strongest part of the base need a lower one than an adapter that begins with zeros.
 METHODS: dict[str, dict[str, Any]] = {
     "lora": {},
     "rslora": {"method": "rslora"},
@@ -59,257 +45,237 @@ METHODS: dict[str, dict[str, Any]] = {
     "olora": {"method": "olora", "lr": 2.5e-4},
 }
 FULL = {"method": "full", "lr": 1e-4}
-NUM_ROWS_PER_STEP = 16
+REFERENCE = "lora, rank 8"
+BATCH_SIZE = 16
+MAX_TOKENS = 2048
+
+# What is set in [adapter].
+Configuration = dict[str, Any]
 
 
-def configurations(asked: argparse.Namespace) -> dict[str, tuple[dict[str, Any], dict[str, Any]]]:
-    """Return by name what is set in [adapter] and in [model]."""
-    found: dict[str, tuple[dict[str, Any], dict[str, Any]]] = {
-        f"{name}, rank {rank}": ({"rank": rank, "alpha": 16.0} | settings, {})
+def configurations(asked: argparse.Namespace) -> dict[str, Configuration]:
+    """Return all configurations that were asked for, by name."""
+    every: dict[str, Configuration] = {
+        f"{name}, rank {rank}": {"rank": rank, "alpha": 16.0} | settings
         for rank in RANKS
         for name, settings in METHODS.items()
     }
-    found["full"] = (FULL, {})
-    if asked.offload:
-        found["dora, rank 8, offload"] = (found["dora, rank 8"][0] | {"ephemeral_gpu_offload": True}, {})
-    if asked.quantized:
-        for bits in ("8bit", "4bit"):
-            found[f"lora, rank 8, {bits}"] = (found["lora, rank 8"][0], {"quantize": bits})
-    return {name: value for name, value in found.items() if not asked.only or name in asked.only}
+    every["full"] = FULL
+    return {name: value for name, value in every.items() if not asked.only or name in asked.only}
 
 
-def recipe_of(adapter: Mapping[str, Any], model: Mapping[str, Any], device: str, seed: int) -> tuple[Recipe, Path]:
+def recipe_of(adapter: Configuration, device: str, seed: int) -> tuple[Recipe, Path]:
     """Return the quickstart with another adapter, on one base where the method allows it; and its folder."""
-    own = adapter.get("method") in {"full", *pissa_olora.METHODS}
+    from roundtrip.models import residual_init
+    from roundtrip.recipe import loader
+    from roundtrip.recipe.schema import Adapter
+
+    own = adapter.get("method") in {"full", *residual_init.METHODS}
     changes = {"seed": seed, "model.device": device, "model.shared": not own}
-    changes |= {f"model.{key}": value for key, value in model.items()}
-    loaded = loader.load_recipe("quickstart", [f"{key}={json.dumps(value)}" for key, value in changes.items()])
+    loaded = loader.load("quickstart", [f"{key}={json.dumps(value)}" for key, value in changes.items()])
     adapters = dict.fromkeys(loaded.recipe.adapter, Adapter(**adapter))
     return loaded.recipe.model_copy(update={"adapter": adapters}), loaded.folder
 
 
-def text(recipe: Recipe, folder: Path) -> Corpora:
-    return prepare(recipe, folder, Path(tempfile.mkdtemp()), lambda text: None)
-
-
-def pairs_of(corpora: Corpora, part: str, one: Translator, recipe: Recipe) -> list[tuple[str, str]]:
-    side = recipe.languages.index(one.direction.source)
+def pairs_of(corpora: Corpora, part: str, forward: Translator, recipe: Recipe) -> list[tuple[str, str]]:
+    """Return the pairs of `train` or `dev`, source of the direction first."""
+    side = recipe.languages.index(forward.direction.source)
     return [(row[side], row[1 - side]) for row in getattr(corpora, part)]
 
 
-def speed(chosen: Mapping[str, Any], device: str, turns: int) -> dict[str, float]:
+def step_seconds(chosen: Mapping[str, Configuration], device: str, turns: int) -> dict[str, float]:
     """Return the seconds of one optimizer step of each method, the best of some turns."""
-    row_builders: dict[str, Callable[[], Any]] = {}
-    for name, (adapter, model) in chosen.items():
-        recipe, folder = recipe_of(adapter, model, device, 1)
-        one = next(iter(translator.load(recipe, folder).values()))
-        pairs = pairs_of(text(recipe, folder), "train", one, recipe)[:64]
-        table = TokenDataset.of(one.template.rows(pairs), one.base.device)
-        optimizer = Optimizer(one.direction_model.parameters(), recipe.train, 100, one.direction_model.adapter)
-        (group, *_) = step_batches(table.sizes, NUM_ROWS_PER_STEP, 1)
+    from roundtrip.engine import translator
+    from roundtrip.engine.train_step import train_step
+    from roundtrip.models.optimizer import Optimizer
+    from roundtrip.tokens.batching import TokenDataset, step_batches
 
-        def row_builder(
-            one: Translator = one, optimizer: Any = optimizer, table: TokenDataset = table, rows: Any = group
+    variants: dict[str, Callable[[], Any]] = {}
+    for name, configuration in chosen.items():
+        recipe, folder = recipe_of(configuration, device, 1)
+        forward = next(iter(translator.load(recipe, folder).values()))
+        pairs = pairs_of(common.corpora_of(recipe, folder), "train", forward, recipe)[:64]
+        table = TokenDataset.of(forward.template.rows(pairs), forward.base.device)
+        optimizer = Optimizer(forward.direction_model.parameters(), recipe.train, 100, forward.direction_model.adapter)
+        (group, *_) = step_batches(table.sizes, BATCH_SIZE, 1)
+
+        def step(
+            forward: Translator = forward, optimizer: Any = optimizer, table: TokenDataset = table, group: Any = group
         ) -> None:
-            with one.direction_model.training() as packed:
-                settings = StepSettings(one.base.pad_id, 2048, packed=packed)
-                train_step(one.direction_model.model, optimizer, table, rows, settings, seed=0)
+            with forward.direction_model.training():
+                train_step(forward.direction_model.model, optimizer, table, group, forward.base.pad_id, MAX_TOKENS, 0)
 
-        row_builders[name] = row_builder
-    return best(row_builders, turns)
+        variants[name] = step
+    return common.best(variants, turns)
 
 
-def gain(adapter: Mapping[str, Any], model: Mapping[str, Any], asked: argparse.Namespace, seed: int) -> dict[str, Any]:
-    """Train both directions of one method and return what came out of it."""
-    recipe, folder = recipe_of(adapter, model, asked.device, seed)
-    corpora = text(recipe, folder)
+def gain(configuration: Configuration, asked: argparse.Namespace, seed: int) -> dict[str, Any]:
+    """Train both directions with one method and return losses, dev scores, peak memory and size."""
+    import torch
+
+    from roundtrip.engine import translator
+
+    recipe, folder = recipe_of(configuration, asked.device, seed)
+    corpora = common.corpora_of(recipe, folder)
     both = translator.load(recipe, folder)
-    found: dict[str, Any] = {}
-    for name, one in both.items():
-        found[name] = _learn(one, recipe, corpora, asked, seed)
+    runs = {name: _train(each, recipe, corpora, asked, seed) for name, each in both.items()}
     cuda = torch.cuda.is_available()
     peak = torch.cuda.max_memory_allocated() if cuda else 1024 * resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    learnt = {name: sum(p.numel() for p in one.direction_model.parameters().values()) for name, one in both.items()}
-    return {"directions": found, "peak_bytes": peak, "parameters": learnt[directions(recipe)[0].name]}
+    first = next(iter(both.values()))
+    num_parameters = sum(p.numel() for p in first.direction_model.parameters().values())
+    return {"directions": runs, "peak_bytes": peak, "parameters": num_parameters}
 
 
-def _learn(one: Translator, recipe: Recipe, corpora: Corpora, asked: argparse.Namespace, seed: int) -> dict[str, Any]:
-    """Take the fixed number of steps, then go on until the fixed time is up; look at dev after each."""
-    pairs = pairs_of(corpora, "train", one, recipe)
-    dev = pairs_of(corpora, "dev", one, recipe)[: asked.dev]
-    table = TokenDataset.of(one.template.rows(pairs), one.base.device)
-    dev_table = TokenDataset.of(one.template.rows(dev), one.base.device)
-    optimizer = Optimizer(one.direction_model.parameters(), recipe.train, 4 * asked.steps, one.direction_model.adapter)
+def _train(
+    forward: Translator, recipe: Recipe, corpora: Corpora, asked: argparse.Namespace, seed: int
+) -> dict[str, Any]:
+    """Take the fixed number of steps, then go on until the fixed time is up; evaluate on dev after each."""
+    from roundtrip.engine.train_step import train_step
+    from roundtrip.models.optimizer import Optimizer
+    from roundtrip.tokens.batching import TokenDataset, step_batches
+
+    dev = pairs_of(corpora, "dev", forward, recipe)[: asked.dev]
+    table = TokenDataset.of(forward.template.rows(pairs_of(corpora, "train", forward, recipe)), forward.base.device)
+    dev_table = TokenDataset.of(forward.template.rows(dev), forward.base.device)
+    model = forward.direction_model
+    optimizer = Optimizer(model.parameters(), recipe.train, 4 * asked.steps, model.adapter)
     losses: list[float] = []
-    looks: dict[str, Any] = {"start": {"loss": _loss(one, dev_table)}}
+    scores: dict[str, Any] = {"start": {"loss": _dev_loss(forward, dev_table)}}
     seconds = 0.0
-    groups = [
-        group for epoch in range(50) for group in step_batches(table.sizes, NUM_ROWS_PER_STEP, 100 * seed + epoch)
-    ]
+    groups = [group for epoch in range(50) for group in step_batches(table.sizes, BATCH_SIZE, 100 * seed + epoch)]
     for number, group in enumerate(groups):
-        at_steps, at_time = number == asked.steps, seconds >= asked.seconds
-        if at_steps:
-            looks["steps"] = _look(one, recipe, dev, dev_table) | {"steps": number, "seconds": seconds}
-        if at_time and number >= asked.steps:
-            same = number == asked.steps
-            now = looks["steps"] if same else _look(one, recipe, dev, dev_table)
+        reached = {"steps": number, "seconds": seconds}
+        if number == asked.steps:
+            scores["steps"] = _evaluate(forward, recipe, dev, dev_table) | reached
+        if number >= asked.steps and seconds >= asked.seconds:
             if asked.seconds:
-                looks["time"] = now | {"steps": number, "seconds": seconds}
+                same = number == asked.steps
+                scores["time"] = (scores["steps"] if same else _evaluate(forward, recipe, dev, dev_table)) | reached
             break
         start = time.perf_counter()
-        with one.direction_model.training() as packed:
-            settings = StepSettings(one.base.pad_id, 2048, packed=packed)
-            result = train_step(one.direction_model.model, optimizer, table, group, settings, seed=number)
+        with model.training():
+            result = train_step(model.model, optimizer, table, group, forward.base.pad_id, MAX_TOKENS, number)
         seconds += time.perf_counter() - start
         losses.append(result.loss)
-    return {"losses": [round(loss, 4) for loss in losses], "dev": looks}
+    return {"losses": [round(loss, 4) for loss in losses], "dev": scores}
 
 
-def _look(one: Translator, recipe: Recipe, dev: Sequence[tuple[str, str]], table: TokenDataset) -> dict[str, float]:
-    written = one.translate([source for source, _ in dev], greedy_settings(recipe), 0)
+def _evaluate(
+    forward: Translator, recipe: Recipe, dev: Sequence[tuple[str, str]], table: TokenDataset
+) -> dict[str, float]:
+    from roundtrip.backtranslation.validation import greedy_settings
+
+    from roundtrip.evaluation import metrics
+
+    written = forward.write([source for source, _ in dev], greedy_settings(recipe), 0)
     lines = [" ".join(line.split()) for line in written.texts]
-    return {
-        "loss": _loss(one, table),
-        "chrf": metrics.corpus_scores(lines, [target for _, target in dev]).to_dict()["chrf"],
-    }
+    chrf = metrics.corpus_scores(lines, [target for _, target in dev]).to_dict()["chrf"]
+    return {"loss": _dev_loss(forward, table), "chrf": chrf}
 
 
-def _loss(one: Translator, table: TokenDataset) -> float:
-    total, labels = 0.0, sum(size - start for size, start in zip(table.sizes, table.starts, strict=True))
-    with one.direction_model.generating() as model, torch.no_grad():
-        for group in token_budget_batches(range(len(table)), table.sizes, 2048):
-            total += float(loss_sum(model, collate(table, group, one.base.pad_id)))
-    return total / labels
+def _dev_loss(forward: Translator, table: TokenDataset) -> float:
+    """Return the mean loss in nats a token."""
+    import torch
+
+    from roundtrip.engine.train_step import loss_sum
+    from roundtrip.tokens.batching import collate, token_budget_batches
+
+    total, num_labels = 0.0, sum(size - start for size, start in zip(table.sizes, table.starts, strict=True))
+    with forward.direction_model.generating() as model, torch.no_grad():
+        for group in token_budget_batches(range(len(table)), table.sizes, MAX_TOKENS):
+            total += float(loss_sum(model, collate(table, group, forward.base.pad_id)))
+    return total / num_labels
 
 
 def show(document: Mapping[str, Any], console: Console) -> None:
-    """Print means over seeds and directions, and how far seeds lie apart."""
-    table = Shown(title="Means of both directions and all seeds (± standard deviation of seeds)")
-    for column in ("method", "seeds", "step", "memory", "learns"):
-        table.add_column(column, justify="right" if column != "method" else "left")
-    for look in ("steps", "time"):
-        table.add_column(f"loss, fixed {look}", justify="right")
-        table.add_column(f"chrF++, fixed {look}", justify="right")
-    usual = document.get("step_seconds", {}).get("lora, rank 8")
-    for name, runs in document["methods"].items():
-        made = list(runs.values())
-        cells = [str(len(made))]
-        seconds = document.get("step_seconds", {}).get(name)
-        cells.append(f"{seconds / usual:.2f} x" if seconds and usual else "")
-        cells.append(f"{max(run['peak_bytes'] for run in made) / 2**30:.2f} GiB")
-        cells.append(f"{made[0]['parameters'] / 1e6:.1f} M")
-        for look in ("steps", "time"):
-            cells += [_spread(made, look, "loss", 3), _spread(made, look, "chrf", 1)]
-        table.add_row(name, *cells)
-    console.print(table)
+    """Print means over seeds and directions, with the standard deviation over seeds."""
+    seconds, rows = document.get("step_seconds", {}), []
+    for name, by_seed in document["methods"].items():
+        runs = list(by_seed.values())
+        ratio = f"{seconds[name] / seconds[REFERENCE]:.2f} x" if name in seconds and REFERENCE in seconds else ""
+        memory = f"{max(run['peak_bytes'] for run in runs) / 2**30:.2f} GiB"
+        rows.append([name, str(len(runs)), ratio, memory, f"{runs[0]['parameters'] / 1e6:.1f} M"])
+        for limit in ("steps", "time"):
+            rows[-1] += [_mean_and_spread(runs, limit, "loss", 3), _mean_and_spread(runs, limit, "chrf", 1)]
+    limits = [f"{what}, fixed {limit}" for limit in ("steps", "time") for what in ("loss", "chrF++")]
+    title = "Means of both directions and all seeds (± standard deviation over seeds)"
+    common.print_table(console, title, ["method", "seeds", "step", "memory", "parameters", *limits], rows)
 
 
-def means(runs: Sequence[Mapping[str, Any]], look: str, what: str) -> list[float]:
-    """Return the mean of both directions for each seed that was looked at in this way."""
-    looked = [
-        run["directions"].values() for run in runs if all(look in one["dev"] for one in run["directions"].values())
-    ]
-    return [statistics.mean(one["dev"][look][what] for one in directions) for directions in looked]
+def means(runs: Sequence[Mapping[str, Any]], limit: str, metric: str) -> list[float]:
+    """Return the mean of both directions for each seed that has this score."""
+    per_seed = [[direction["dev"] for direction in run["directions"].values()] for run in runs]
+    complete = [scores for scores in per_seed if all(limit in score for score in scores)]
+    return [statistics.mean(score[limit][metric] for score in scores) for scores in complete]
 
 
-def _spread(runs: Sequence[Mapping[str, Any]], look: str, what: str, digits: int) -> str:
-    found = means(runs, look, what)
-    if not found:
+def _mean_and_spread(runs: Sequence[Mapping[str, Any]], limit: str, metric: str, digits: int) -> str:
+    values = means(runs, limit, metric)
+    if not values:
         return ""
-    apart = f" ± {statistics.stdev(found):.{digits}f}" if len(found) > 1 else ""
-    return f"{statistics.mean(found):.{digits}f}{apart}"
+    spread = f" ± {statistics.stdev(values):.{digits}f}" if len(values) > 1 else ""
+    return f"{statistics.mean(values):.{digits}f}{spread}"
 
 
 def draw(document: Mapping[str, Any], path: Path) -> None:
     """Draw training loss over steps, one panel a rank, and dev chrF++ after the fixed number of steps."""
-    import matplotlib
+    with common.plot(path, (17, 5), title=document["hardware"]["processor"], ncols=len(RANKS) + 1) as axes:
+        for panel, rank in zip(axes[0], RANKS, strict=False):
+            for name, runs in document["methods"].items():
+                if f"rank {rank}" in name or name == "full":
+                    smooth = _smooth_losses(runs, document["steps"])
+                    color = "black" if name == "full" else None
+                    panel.plot(range(1, len(smooth) + 1), smooth, label=name, color=color)
+            panel.set(title=f"rank {rank}", xlabel="optimizer step", ylabel="training loss, nats a token (mean)")
+            panel.grid(alpha=0.3)
+            panel.legend(fontsize="small")
+        names = list(document["methods"])
+        scores = [means(list(document["methods"][name].values()), "steps", "chrf") for name in names]
+        errors = [statistics.stdev(values) if len(values) > 1 else math.nan for values in scores]
+        last = axes[0][-1]
+        last.barh(names, [statistics.mean(values) for values in scores], xerr=errors, color="tab:blue", alpha=0.7)
+        last.invert_yaxis()
+        last.set(xlabel=f"dev chrF++ after {document['steps']} steps, both directions, bars: seeds")
 
-    matplotlib.use("agg")
-    from matplotlib import pyplot
 
-    figure, axes = pyplot.subplots(1, len(RANKS) + 1, figsize=(17, 5))
-    for panel, rank in zip(axes, RANKS, strict=False):
-        for name, runs in document["methods"].items():
-            if f"rank {rank}" not in name and name != "full":
-                continue
-            curves = [one["losses"][: document["steps"]] for run in runs.values() for one in run["directions"].values()]
-            size = min(map(len, curves))
-            mean = [statistics.mean(curve[i] for curve in curves) for i in range(size)]
-            smooth = [statistics.mean(mean[max(0, i - 3) : i + 1]) for i in range(size)]
-            panel.plot(range(1, size + 1), smooth, label=name, color="black" if name == "full" else None)
-        panel.set(title=f"rank {rank}", xlabel="optimizer step", ylabel="training loss, nats a token (mean of four)")
-        panel.grid(alpha=0.3)
-        panel.legend(fontsize="small")
-    names = list(document["methods"])
-    scores = [means(list(document["methods"][name].values()), "steps", "chrf") for name in names]
-    errors = [statistics.stdev(found) if len(found) > 1 else math.nan for found in scores]
-    axes[-1].barh(names, [statistics.mean(found) for found in scores], xerr=errors, color="tab:blue", alpha=0.7)
-    axes[-1].invert_yaxis()
-    axes[-1].set(xlabel=f"dev chrF++ after {document['steps']} steps, both directions, bars: seeds")
-    figure.suptitle(document["hardware"]["processor"], fontsize=9)
-    figure.tight_layout()
-    figure.savefig(path, dpi=120)
-    pyplot.close(figure)
+def _smooth_losses(runs: Mapping[str, Any], num_steps: int) -> list[float]:
+    """Return the mean loss of all seeds and directions by step, averaged over four steps."""
+    curves = [each["losses"][:num_steps] for run in runs.values() for each in run["directions"].values()]
+    mean = [statistics.mean(losses) for losses in zip(*curves, strict=False)]
+    return [statistics.mean(mean[max(0, i - 3) : i + 1]) for i in range(len(mean))]
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--name", default="cpu", help="what to call this machine in the file names")
-    parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
-    parser.add_argument("--steps", type=int, default=32, help="the fixed number")
-    parser.add_argument(
-        "--seconds", type=float, default=60.0, help="the fixed time of training, for each direction; 0 leaves it out"
-    )
+    parser = common.parser(__doc__, turns=5, device=True)
+    parser.add_argument("--steps", type=int, default=32, help="the fixed number of steps")
+    parser.add_argument("--seconds", type=float, default=60.0, help="the fixed time of each direction; 0 leaves it out")
     parser.add_argument("--dev", type=int, default=100, help="dev lines")
     parser.add_argument("--seeds", type=int, default=3)
-    parser.add_argument("--turns", type=int, default=5, help="of the speed measurement; 0 leaves it out")
     parser.add_argument("--only", nargs="*", help="some configurations, such as 'lora, rank 8'")
-    parser.add_argument("--offload", action="store_true", help="also DoRA with ephemeral_gpu_offload")
-    parser.add_argument("--quantized", action="store_true", help="also bases of 4 and 8 bits")
     parser.add_argument("--one", nargs=2, metavar=("CONFIGURATION", "SEED"), help=argparse.SUPPRESS)
     asked = parser.parse_args()
     chosen = configurations(asked)
     if asked.one:
-        sys.stdout.write(json.dumps(gain(*chosen[asked.one[0]], asked, int(asked.one[1]))) + "\n")
+        name, seed = asked.one
+        sys.stdout.write(json.dumps(gain(chosen[name], asked, int(seed))) + "\n")
         return
-    console, path = Console(), RESULTS / f"adapters-{asked.name}.json"
+    path = common.result_path("adapters", asked.name)
     document: dict[str, Any] = json.loads(path.read_text(encoding="utf-8")) if path.exists() else {"methods": {}}
-    document |= {
-        "command": "python -m benchmarks.adapters " + " ".join(sys.argv[1:]),
-        "hardware": {"processor": processor(), "threads": torch.get_num_threads(), "device": asked.device},
-        "versions": versions(),
+    document |= common.provenance("adapters", common.device_of(asked.device)) | {
         "steps": asked.steps,
-        "settings": {name: {"adapter": value[0], "model": value[1]} for name, value in chosen.items()},
+        "settings": {name: {"adapter": value, "model": {}} for name, value in chosen.items()},
     }
-    for seed in range(1, asked.seeds + 1):
+    for seed in map(str, range(1, asked.seeds + 1)):
         for name in chosen:
-            if str(seed) in document["methods"].get(name, {}):
-                continue
-            document["methods"].setdefault(name, {})[str(seed)] = _apart(name, seed)
-            path.write_text(json.dumps(document, indent=1) + "\n", encoding="utf-8")
-            console.print(
-                f"seed {seed}, {name}: chrF++ {means([document['methods'][name][str(seed)]], 'steps', 'chrf')}"
-            )
+            runs = document["methods"].setdefault(name, {})
+            if seed not in runs:
+                command = [sys.executable, "-m", "benchmarks.adapters", *sys.argv[1:], "--one", name, seed]
+                runs[seed] = common.in_own_process(command)
+                common.save(document, path)
+                sys.stdout.write(f"seed {seed}, {name}: chrF++ {means([runs[seed]], 'steps', 'chrf')}\n")
     if asked.turns:
-        document["step_seconds"] = speed(chosen, asked.device, asked.turns)
-        path.write_text(json.dumps(document, indent=1) + "\n", encoding="utf-8")
-    show(document, console)
-    draw(document, path.with_suffix(".png"))
-
-
-def _apart(name: str, seed: int) -> dict[str, Any]:
-    """Measure in a process of its own."""
-    done = subprocess.run(
-        [sys.executable, "-m", "benchmarks.adapters", *sys.argv[1:], "--one", name, str(seed)],
-        capture_output=True,
-        text=True,
-        env=os.environ | {"TQDM_DISABLE": "1"},
-        check=False,
-    )
-    if done.returncode:
-        raise SystemExit(f"{name}, seed {seed}:\n{done.stderr}")
-    found: dict[str, Any] = json.loads(done.stdout.splitlines()[-1])
-    return found
+        document["step_seconds"] = step_seconds(chosen, asked.device, asked.turns)
+    common.finish(document, path, show, draw)
 
 
 if __name__ == "__main__":

@@ -1,4 +1,4 @@
-"""Batches that token roads are timed on: real lines in real tokenizers, as generation would deliver them.
+"""Batches for `benchmarks.tokens`: real lines in real tokenizers, as generation would deliver them.
 
 Shapes: B rows, N positions of a hypothesis, M of a target.
 """
@@ -12,7 +12,7 @@ from typing import Any
 
 import torch
 
-from benchmarks import prior_art, zoo
+from benchmarks import row_baselines, zoo
 from roundtrip.recipe.schema import TemplateRecipe
 from roundtrip.runtime.seeding import permuted_index
 from roundtrip.tokens import compatibility
@@ -26,21 +26,22 @@ LANGUAGES = ("en", "es")
 
 @dataclass(frozen=True)
 class Kit:
-    """Templates and roads of one tokenizer, from English into Spanish.
+    """Templates and row builders of one tokenizer, from English into Spanish.
 
     Attributes:
-        road, host: behind a chat template, with the guard on the device and on the host.
-        plain_writer, plain_learner, plain_road: behind the separator of the prior art.
-        seconds: what it took to find `row_builder` and `plain_road`.
+        reverse, forward: chat templates of the direction that generates and of the one that is trained.
+        row_builder, host: for the chat template, with the guard on the device and on the host.
+        plain_reverse, plain_forward, plain_builder: the same for the separator of the prior art.
+        seconds: what it took to build `row_builder` and `plain_builder`.
     """
 
-    writer: PromptTemplate
-    learner: PromptTemplate
+    reverse: PromptTemplate
+    forward: PromptTemplate
     row_builder: RowBuilder
     host: RowBuilder
-    plain_writer: PromptTemplate
-    plain_learner: PromptTemplate
-    plain_road: RowBuilder
+    plain_reverse: PromptTemplate
+    plain_forward: PromptTemplate
+    plain_builder: RowBuilder
     seconds: dict[str, float]
 
 
@@ -51,10 +52,10 @@ class Case:
     Attributes:
         new_BN: int64, each row a hypothesis and end tokens behind it.
         hypotheses: their ids, without the end token.
-        texts, targets: what they say.
-        target_BM, target_size_B: the targets in their slot, encoded before.
-        expected: the rows of the string road.
-        generated: the same texts as the prior art needs them.
+        texts, targets: the hypotheses as text, and the real lines.
+        target_BM, target_size_B: ids of the targets, encoded before.
+        expected: the rows of the text path.
+        generated: the same texts in the format of the prior art.
     """
 
     new_BN: torch.Tensor
@@ -64,32 +65,32 @@ class Case:
     target_BM: torch.Tensor
     target_size_B: torch.Tensor
     expected: list[TokenRow]
-    generated: prior_art.Generated
+    generated: row_baselines.Generated
 
 
 def kit(tokenizer: Any, pairs: Sequence[tuple[str, str]], device: torch.device) -> Kit:
-    """Find the roads of a tokenizer, and say how long that took; one without a chat template is dressed in ChatML.
+    """Build the row builders of a tokenizer; one without a chat template gets ChatML.
 
     Args:
-        pairs: sample lines for the verdict.
+        pairs: sample lines for the compatibility check.
     """
-    dressed = tokenizer if tokenizer.chat_template else zoo.dress(tokenizer, "chatml")[0]
-    writer, learner = templates(dressed, CHAT)
+    with_chat = tokenizer if tokenizer.chat_template else zoo.dress(tokenizer, "chatml")[0]
+    reverse, forward = templates(with_chat, CHAT)
     start = time.perf_counter()
-    row_builder, _ = compatibility.build_row_builder(writer, learner, pairs[:64], device=device, num_attacks=0)
-    both = time.perf_counter()
-    plain_writer, plain_learner = templates(tokenizer, prior_art.PLAIN)
-    known = row_builder.guard if dressed is tokenizer else None
-    plain_road, _ = compatibility.build_row_builder(
-        plain_writer, plain_learner, pairs[:64], device=device, known=known, num_attacks=0
+    row_builder, _ = compatibility.build_row_builder(reverse, forward, pairs[:64], device=device, num_attacks=0)
+    middle = time.perf_counter()
+    plain_reverse, plain_forward = templates(tokenizer, row_baselines.PLAIN)
+    known = row_builder.guard if with_chat is tokenizer else None
+    plain_builder, _ = compatibility.build_row_builder(
+        plain_reverse, plain_forward, pairs[:64], device=device, known=known, num_attacks=0
     )
-    seconds = {"chat template": both - start, "plain template": time.perf_counter() - both}
-    host = compatibility.host_row_builder(writer, learner, device)
-    return Kit(writer, learner, row_builder, host, plain_writer, plain_learner, plain_road, seconds)
+    seconds = {"chat template": middle - start, "plain template": time.perf_counter() - middle}
+    host = compatibility.host_row_builder(reverse, forward, device)
+    return Kit(reverse, forward, row_builder, host, plain_reverse, plain_forward, plain_builder, seconds)
 
 
 def templates(tokenizer: Any, text: TemplateRecipe) -> tuple[PromptTemplate, PromptTemplate]:
-    """Return the templates of the direction that writes sources and of the one that learns from them."""
+    """Return the templates of the direction that generates sources and of the one that is trained on them."""
     source, target = LANGUAGES
     return (
         PromptTemplate(tokenizer, build_segments(tokenizer, text, target, source, ())),
@@ -98,35 +99,35 @@ def templates(tokenizer: Any, text: TemplateRecipe) -> tuple[PromptTemplate, Pro
 
 
 def joined(tokenizer: Any, texts: Sequence[str], number: int, size: int, seed: int) -> list[str]:
-    """Return texts of about `size` tokens: real lines, one behind the other, over and over in another order."""
+    """Return texts of about `size` tokens: real lines joined by spaces, in a new order each time they are used up."""
     sizes = [len(ids) for ids in tokenizer(list(texts), add_special_tokens=False)["input_ids"]]
     usable = [i for i, length in enumerate(sizes) if length <= max(size // 2, min(sizes))]
-    found: list[str] = []
+    joined_texts: list[str] = []
     at = 0
-    while len(found) < number:
+    while len(joined_texts) < number:
         pieces, length = [], 0
         while length < 0.9 * size:
             i = usable[permuted_index(at % len(usable), len(usable), seed, at // len(usable))]
             pieces.append(texts[i])
             length, at = length + sizes[i], at + 1
-        found.append(" ".join(pieces))
-    return found
+        joined_texts.append(" ".join(pieces))
+    return joined_texts
 
 
 def case(kit: Kit, pairs: Sequence[tuple[str, str]], device: torch.device) -> Case:
     """Make a batch of (source, target) pairs."""
     texts, targets = (list(side) for side in zip(*pairs, strict=True))
-    written = kit.writer.rows([(target, text) for text, target in pairs])
-    end = kit.writer.segments.end_id
+    written = kit.reverse.rows([(target, text) for text, target in pairs])
+    end = kit.reverse.segments.end_id
     new = padded([TokenRow(row.ids[row.start :], 0) for row in written], device, end)
-    known = padded([TokenRow(ids or [], 0) for ids in kit.learner.targets(targets)], device)
+    target = padded([TokenRow(ids or [], 0) for ids in kit.forward.targets(targets)], device)
     return Case(
         new.ids_BT,
         [row.ids[row.start : -1] for row in written],
         texts,
         targets,
-        known.ids_BT,
-        known.size_B,
-        kit.learner.rows(pairs),
-        prior_art.generated(kit.plain_writer, pairs, kit.plain_writer.segments.end_id, device),
+        target.ids_BT,
+        target.size_B,
+        kit.forward.rows(pairs),
+        row_baselines.generated(kit.plain_reverse, pairs, kit.plain_reverse.segments.end_id, device),
     )

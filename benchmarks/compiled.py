@@ -1,157 +1,152 @@
 """python -m benchmarks.compiled: does torch.compile take a base under two adapters, without a recompile at each switch?
 
-A Llama of a few layers with random weights, two LoRA adapters, the same inputs. Each road is called for one direction,
-then the other, to and fro; after each call the graphs that torch has compiled so far are counted, and what comes out is
-compared with the plain road. Roads:
+A Llama of a few layers with random weights, two LoRA adapters, the same inputs. Each variant is called for the two
+directions in alternation; after each call the graphs that torch has compiled so far are counted, and the result is
+compared with the one of the variant that is not compiled. Variants:
 
 - PEFT model, evaluation: `set_adapter`, forward;
 - PEFT model, training: `set_adapter`, forward and backward, as a phase of a run does;
-- scratch copy: its weights are written anew in place for each direction, forward.
+- merged copy (`scratch copy` in the results): its weights are replaced in its memory for each direction, forward.
 
 Writes benchmarks/results/compiled-NAME.json.
 """
 
 from __future__ import annotations
 
-import argparse
-import json
-import sys
 import time
-from collections.abc import Callable
-from pathlib import Path
-from typing import Any
+from collections.abc import Callable, Mapping
+from typing import TYPE_CHECKING, Any
 
-import torch
-from rich.console import Console
-from rich.table import Table as Shown
-from transformers import LlamaConfig, LlamaForCausalLM
+from benchmarks import common
 
-from benchmarks.machine import best, processor
-from roundtrip.backtranslation.run_folder import versions
-from roundtrip.models import adapters, base_model
-from roundtrip.recipe.schema import Adapter
+if TYPE_CHECKING:
+    import torch
+    from rich.console import Console
 
-RESULTS = Path("benchmarks/results")
 NAMES = ("en-es", "es-en")
 TURNS = 4
+# A direction and a model in, something to compare out.
+Variant = Callable[[str, Any], Any]
 
 
-def made(layers: int, device: torch.device) -> tuple[Any, Any]:
-    """Return a PEFT model with two adapters, and a plain copy of its base."""
+def build_models(layers: int, device: torch.device) -> tuple[Any, Any]:
+    """Return a PEFT model with two adapters, and a merged copy of its base."""
+    import torch
+    from transformers import LlamaConfig, LlamaForCausalLM
+
+    from roundtrip.models import adapters, base_model
+    from roundtrip.recipe.schema import Adapter
+
     torch.manual_seed(0)
     config = LlamaConfig(
         vocab_size=2000, hidden_size=256, intermediate_size=512, num_hidden_layers=layers, num_attention_heads=4
     )
     model = LlamaForCausalLM(config).to(device).requires_grad_(False)
     merged_copy = base_model.merged_copy_of(model)
-    two = adapters.add_adapters(model, dict.fromkeys(NAMES, Adapter(rank=8)), 1)
+    peft_model = adapters.add_adapters(model, dict.fromkeys(NAMES, Adapter(rank=8)), 1)
     for name in NAMES:
-        for parameter in adapters.parameters(two, name).values():
+        for parameter in adapters.parameters(peft_model, name).values():
             torch.nn.init.normal_(parameter, std=0.05)
-    return two, merged_copy
+    return peft_model, merged_copy
 
 
-def graphs() -> int:
-    """Return how many graphs have been compiled in this process since the last reset."""
-    return int(torch._dynamo.utils.counters["stats"]["unique_graphs"])
-
-
-RowBuilder = Callable[[str, Any], torch.Tensor]
-
-
-def counted(row_builder: RowBuilder, work: RowBuilder, plain: Any, compiled: Any) -> dict[str, Any]:
-    """Call a compiled road for each direction in turns.
+def compare(variant: Variant, timed_part: Variant, plain: Any, compiled: Any) -> dict[str, Any]:
+    """Call a variant for the two directions in alternation, with the plain and the compiled model.
 
     Args:
-        road: takes a direction and a model, returns what to compare.
-        work: the part of it that is timed.
+        timed_part: the part of the variant that is timed.
     """
+    import torch
+
     torch._dynamo.utils.counters.clear()
-    seen, seconds, apart = [], [], 0.0
+    num_graphs, seconds, difference = [], [], 0.0
     for _ in range(TURNS):
         for name in NAMES:
-            expected = row_builder(name, plain)
+            expected = variant(name, plain)
             start = time.perf_counter()
-            found = row_builder(name, compiled)
+            result = variant(name, compiled)
             seconds.append(round(time.perf_counter() - start, 3))
-            apart = max(apart, float((found - expected).abs().max()))
-            seen.append(graphs())
-    times = best({"plain": lambda: work(NAMES[0], plain), "compiled": lambda: work(NAMES[0], compiled)}, 5)
+            difference = max(difference, float((result - expected).abs().max()))
+            num_graphs.append(int(torch._dynamo.utils.counters["stats"]["unique_graphs"]))
+    times = common.best(
+        {"plain": lambda: timed_part(NAMES[0], plain), "compiled": lambda: timed_part(NAMES[0], compiled)}, 5
+    )
     return {
-        "graphs_after_each_call": seen,
+        "graphs_after_each_call": num_graphs,
         "seconds_of_each_call": seconds,
-        "largest_difference": apart,
-        "recompiles_after_both_were_seen": seen[-1] - seen[1],
+        "largest_difference": difference,
+        "recompiles_after_both_were_seen": num_graphs[-1] - num_graphs[1],
         "speed": times["plain"] / times["compiled"],
     }
 
 
 def measure(layers: int, device: torch.device) -> dict[str, Any]:
-    ids = torch.randint(5, 1000, (4, 32), generator=torch.Generator().manual_seed(1)).to(device)
+    """Return what was counted and timed of each variant, each with new models."""
+    import torch
 
-    def evaluated(name: str, model: Any) -> torch.Tensor:
-        adapters.activate(two, name, train=False)
-        with torch.no_grad():
-            return torch.as_tensor(model(input_ids=ids, use_cache=False).logits)
+    from roundtrip.models import adapters
 
-    def trained(name: str, model: Any) -> torch.Tensor:
-        adapters.activate(two, name, train=True)
-        model(input_ids=ids, use_cache=False).logits.float().square().mean().backward()
-        grads = [parameter.grad for parameter in adapters.parameters(two, name).values()]
-        found = torch.cat([grad.flatten() for grad in grads if grad is not None])
-        for parameter in adapters.parameters(two, name).values():
-            parameter.grad = None
-        return found
-
-    def rewritten(name: str, model: Any) -> torch.Tensor:
-        adapters.write_merged(merged_copy, two, name)
-        with torch.no_grad():
-            return torch.as_tensor(model(input_ids=ids, use_cache=False).logits)
-
-    found = {}
+    ids_BT = torch.randint(5, 1000, (4, 32), generator=torch.Generator().manual_seed(1)).to(device)
 
     def forward(name: str, model: Any) -> torch.Tensor:
         with torch.no_grad():
-            return torch.as_tensor(model(input_ids=ids, use_cache=False).logits)
+            return torch.as_tensor(model(input_ids=ids_BT, use_cache=False).logits)
 
-    row_builders = {"PEFT, evaluation": (evaluated, evaluated), "PEFT, training": (trained, trained)}
-    row_builders["scratch copy"] = (rewritten, forward)
-    # Past this limit torch would go on without compiling, and the count would stand still.
+    def evaluate(name: str, model: Any) -> torch.Tensor:
+        adapters.activate(peft_model, name, train=False)
+        return forward(name, model)
+
+    def train(name: str, model: Any) -> torch.Tensor:
+        adapters.activate(peft_model, name, train=True)
+        model(input_ids=ids_BT, use_cache=False).logits.float().square().mean().backward()
+        grads = [parameter.grad for parameter in adapters.parameters(peft_model, name).values()]
+        flat = torch.cat([grad.flatten() for grad in grads if grad is not None])
+        for parameter in adapters.parameters(peft_model, name).values():
+            parameter.grad = None
+        return flat
+
+    def merge(name: str, model: Any) -> torch.Tensor:
+        adapters.write_merged(merged_copy, peft_model, name)
+        return forward(name, model)
+
+    variants: dict[str, tuple[Variant, Variant]] = {
+        "PEFT, evaluation": (evaluate, evaluate),
+        "PEFT, training": (train, train),
+        "scratch copy": (merge, forward),
+    }
+    # Past this limit torch would continue without compiling, and the count would not grow.
     torch._dynamo.config.fail_on_recompile_limit_hit = True
-    for title, (row_builder, work) in row_builders.items():
-        two, merged_copy = made(layers, device)
+    results = {}
+    for title, (variant, timed_part) in variants.items():
+        peft_model, merged_copy = build_models(layers, device)
         torch._dynamo.reset()
-        plain = merged_copy if title == "scratch copy" else two
-        found[title] = counted(row_builder, work, plain, torch.compile(plain))
-    return found
+        plain = merged_copy if variant is merge else peft_model
+        results[title] = compare(variant, timed_part, plain, torch.compile(plain))
+    return results
+
+
+def show(document: Mapping[str, Any], console: Console) -> None:
+    columns = ("variant", "graphs after each call", "recompiles later", "largest difference", "speed")
+    rows = [
+        (
+            name,
+            " ".join(map(str, figures["graphs_after_each_call"])),
+            str(figures["recompiles_after_both_were_seen"]),
+            f"{figures['largest_difference']:.1e}",
+            f"{figures['speed']:.2f} x",
+        )
+        for name, figures in document["roads"].items()
+    ]
+    common.print_table(console, f"two adapters, {2 * TURNS} calls in alternation", columns, rows)
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--name", default="cpu", help="what to call this machine in the file names")
-    parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
+    parser = common.parser(__doc__, device=True)
     parser.add_argument("--layers", type=int, default=4)
     asked = parser.parse_args()
-    found = measure(asked.layers, torch.device(asked.device))
-    document = {
-        "command": "python -m benchmarks.compiled " + " ".join(sys.argv[1:]),
-        "hardware": {"processor": processor(), "threads": torch.get_num_threads(), "device": asked.device},
-        "versions": versions(),
-        "roads": found,
-    }
-    (RESULTS / f"compiled-{asked.name}.json").write_text(json.dumps(document, indent=1) + "\n", encoding="utf-8")
-    table = Shown(title=f"two adapters, {2 * TURNS} calls in turns")
-    for column in ("road", "graphs after each call", "recompiles later", "largest difference", "speed"):
-        table.add_column(column)
-    for name, one in found.items():
-        table.add_row(
-            name,
-            " ".join(map(str, one["graphs_after_each_call"])),
-            str(one["recompiles_after_both_were_seen"]),
-            f"{one['largest_difference']:.1e}",
-            f"{one['speed']:.2f} x",
-        )
-    Console().print(table)
+    device = common.device_of(asked.device)
+    document = common.provenance("compiled", device) | {"roads": measure(asked.layers, device)}
+    common.finish(document, common.result_path("compiled", asked.name), show)
 
 
 if __name__ == "__main__":

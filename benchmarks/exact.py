@@ -1,39 +1,33 @@
-"""python -m benchmarks.exact: is every spliced row the row that strings would make? Counted over many rows.
+"""python -m benchmarks.exact: is every spliced row equal to the row of the text path? Counted over many rows.
 
-For each tokenizer and template: lines of ten languages and hand-made nasty ones, as the writer would write them and
-under attack (see `roundtrip.tokens.adversarial`), finished, unfinished and padded in several ways. Each row is made
-by both roads. What counts:
+For each tokenizer and template: lines of ten languages and hand-made difficult ones, as the reverse model would
+generate them and as adversarial rows (see `roundtrip.tokens.adversarial`), finished, unfinished and padded in several
+ways. Each row is made by both paths. Counted are:
 
-- wrong: rows that the road took by the splice and that differ from strings in any id or label. Must be 0.
-- refused: canonical rows with text in them that it sent by strings all the same, with the reasons. Costs time,
+- wrong: spliced rows that differ from the text path in any id or label. Must be 0.
+- refused: canonical rows with text in them that took the text path all the same, with the reasons. This costs time,
   nothing else.
 
-Writes benchmarks/results/exact-NAME.json with versions and command. `--rows` is the number for each combination.
+Writes benchmarks/results/exact-NAME.json; `--rows` is the number for each combination. Exits with 1 if a row is wrong.
 """
 
 from __future__ import annotations
 
 import argparse
-import json
 import random
 import sys
 import time
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
-from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from benchmarks import zoo
-from roundtrip.backtranslation.run_folder import versions
-from roundtrip.runtime.errors import TemplateError
-from roundtrip.tokens import compatibility
-from roundtrip.tokens.adversarial import AdversarialRows
-from roundtrip.tokens.audit import compare_rows, writer_ids
-from roundtrip.tokens.prompt_segments import build_segments
-from roundtrip.tokens.prompt_template import PromptTemplate
-from roundtrip.tokens.row_builder import SPLICED, RowBuilder
-from roundtrip.tokens.splice.canonicality import EMPTY, REASONS
+from benchmarks import common
+
+if TYPE_CHECKING:
+    from rich.console import Console
+
+    from roundtrip.tokens.row_builder import RowBuilder
 
 LANGUAGES = ("es", "de", "ru", "ar", "he", "hi", "th", "ja", "zh", "ko")
 ROWS_AT_ONCE = 256
@@ -41,7 +35,7 @@ ROWS_AT_ONCE = 256
 
 @dataclass
 class Tally:
-    """What came of one combination."""
+    """Counts of one combination."""
 
     rows: int = 0
     canonical: int = 0
@@ -52,7 +46,9 @@ class Tally:
 
 
 def samples(languages: Sequence[str], number: int) -> list[tuple[str, str]]:
-    """Return (source, target) lines: software strings of each language, the nasty lines on either side."""
+    """Return (source, target) lines: software strings of each language, the difficult lines on either side."""
+    from benchmarks import zoo
+
     english = zoo.lines("en", number)
     pairs = [(line, english[i % len(english)]) for code in languages for i, line in enumerate(zoo.lines(code, number))]
     nasty = [" ".join(line.split()) or "x" for line in zoo.NASTY]
@@ -62,18 +58,20 @@ def samples(languages: Sequence[str], number: int) -> list[tuple[str, str]]:
 def hypotheses(
     row_builder: RowBuilder, pairs: Sequence[tuple[str, str]], number: int, seed: int
 ) -> Iterator[list[int]]:
-    """Yield generated ids: canonical rows, then attacked ones; some with an end token, some cut short."""
+    """Yield generated ids: canonical rows, then adversarial ones; some with an end token, some cut short."""
+    from roundtrip.tokens.audit import writer_ids
+
     chance = random.Random(seed)
     canonical = [ids for ids in writer_ids(row_builder.writer, pairs) if ids]
     some = canonical if len(canonical) <= number // 3 else chance.sample(canonical, number // 3)
-    attacked = _attacks(row_builder, canonical, number - len(some), seed)
+    adversarial = _adversarial(row_builder, canonical, number - len(some), seed)
     stops = row_builder.writer.segments.stop_ids
-    for ids in (*some, *attacked):
+    for ids in (*some, *adversarial):
         kind = chance.random()
         if kind < 0.1:
             yield ids[: chance.randint(1, len(ids))]
         elif kind < 0.5:
-            # What follows the end has no meaning, were it text or special tokens.
+            # What follows the end is not part of the hypothesis, whether text or special tokens.
             yield [*ids, chance.choice(stops), *chance.choices(ids, k=chance.randint(0, 3))]
         else:
             yield ids
@@ -81,8 +79,12 @@ def hypotheses(
     yield []
 
 
-def _attacks(row_builder: RowBuilder, canonical: Sequence[list[int]], number: int, seed: int) -> Iterator[list[int]]:
-    """Attack with the vocabulary's own tokens where it can be read; else with tokens at random."""
+def _adversarial(
+    row_builder: RowBuilder, canonical: Sequence[list[int]], number: int, seed: int
+) -> Iterator[list[int]]:
+    """Yield rows with other tokens of the same text where the vocabulary can be read; else with random tokens."""
+    from roundtrip.tokens.adversarial import AdversarialRows
+
     if row_builder.guard is not None:
         yield from AdversarialRows(row_builder.guard.pairs.vocabulary, seed).rows(canonical, number)
         return
@@ -96,7 +98,7 @@ def _attacks(row_builder: RowBuilder, canonical: Sequence[list[int]], number: in
 
 
 def run(row_builder: RowBuilder, pairs: Sequence[tuple[str, str]], number: int, seed: int) -> Tally:
-    """Make rows both ways and compare them."""
+    """Make rows by both paths and compare them."""
     tally = Tally()
     targets = [target for _, target in pairs]
     chance = random.Random(seed)
@@ -111,83 +113,96 @@ def run(row_builder: RowBuilder, pairs: Sequence[tuple[str, str]], number: int, 
 
 
 def _count(row_builder: RowBuilder, batch: list[list[int]], targets: list[str], tally: Tally) -> None:
-    reasons, expected, got = compare_rows(row_builder, batch, targets)
-    for ids, reason, want, have in zip(batch, reasons, expected, got, strict=True):
-        taken = reason == SPLICED
+    from roundtrip.tokens.audit import compare_rows
+    from roundtrip.tokens.row_builder import SPLICED
+    from roundtrip.tokens.splice.canonicality import EMPTY, REASONS
+
+    for ids, reason, expected, actual in zip(batch, *compare_rows(row_builder, batch, targets), strict=True):
+        spliced, equal = reason == SPLICED, actual == expected
         tally.rows += 1
-        tally.canonical += have == want
-        tally.spliced += taken
-        if taken and have != want:
+        tally.canonical += equal
+        tally.spliced += spliced
+        if spliced and not equal:
             tally.wrong += 1
-            tally.examples.append(f"{ids} {have} {want}"[:2000])
-        if have == want and not taken and reason != REASONS[EMPTY]:
+            tally.examples.append(f"{ids} {actual} {expected}"[:2000])
+        if equal and not spliced and reason != REASONS[EMPTY]:
             tally.refused[reason] += 1
 
 
 def combinations(names: Sequence[str], templates: Sequence[str], small: bool) -> Iterator[tuple[str, str, Any, Any]]:
-    """Yield tokenizer name, template name, tokenizer and template text of everything that fits together."""
-    for name in names:
-        yield from _dressed(name, zoo.load(name), templates)
-    for name, tokenizer in (zoo.small() if small else {}).items():
-        yield from _dressed(name, tokenizer, templates)
+    """Yield tokenizer name, template name, tokenizer and template text of all combinations."""
+    from benchmarks import zoo
+
+    named = ((name, zoo.load(name)) for name in names)
+    for name, tokenizer in (*named, *(zoo.small().items() if small else ())):
+        for template in templates:
+            yield name, template, *zoo.dress(tokenizer, template)
+        if tokenizer.chat_template:
+            yield name, "its own", tokenizer, zoo.OWN
 
 
-def _dressed(name: str, tokenizer: Any, templates: Sequence[str]) -> Iterator[tuple[str, str, Any, Any]]:
-    for template in templates:
-        yield name, template, *zoo.dress(tokenizer, template)
-    if tokenizer.chat_template:
-        yield name, "its own", tokenizer, zoo.OWN
+def measure(tokenizer: Any, text: Any, pairs: Sequence[tuple[str, str]], asked: argparse.Namespace) -> dict[str, Any]:
+    """Return the compatibility report of one combination and the tally of its rows."""
+    from roundtrip.runtime.errors import TemplateError
+    from roundtrip.tokens import compatibility
+    from roundtrip.tokens.prompt_segments import build_segments
+    from roundtrip.tokens.prompt_template import PromptTemplate
 
-
-def one(tokenizer: Any, text: Any, pairs: Sequence[tuple[str, str]], arguments: argparse.Namespace) -> dict[str, Any]:
-    """Return the verdict on one combination and the tally of its rows."""
     start = time.perf_counter()
     try:
-        learner = PromptTemplate(tokenizer, build_segments(tokenizer, text, "es", "en", ()))
-        writer = PromptTemplate(tokenizer, build_segments(tokenizer, text, "en", "es", ()))
+        forward = PromptTemplate(tokenizer, build_segments(tokenizer, text, "es", "en", ()))
+        reverse = PromptTemplate(tokenizer, build_segments(tokenizer, text, "en", "es", ()))
     except TemplateError as error:
         return {"road": "none", "reasons": [error.problem]}
-    row_builder, judged = compatibility.build_row_builder(
-        writer, learner, pairs[::7], guard=arguments.guard, num_attacks=200
+    row_builder, report = compatibility.build_row_builder(
+        reverse, forward, pairs[::7], guard=asked.guard, num_attacks=200
     )
-    found = judged.to_dict()
+    figures = report.to_dict()
+    figures["road"] = figures.pop("mode")
     if row_builder.into is not None:
-        tally = run(row_builder, pairs, arguments.rows, arguments.seed)
-        found |= vars(tally) | {"refused": dict(tally.refused)}
-    return found | {"seconds": round(time.perf_counter() - start, 1)}
+        tally = run(row_builder, pairs, asked.rows, asked.seed)
+        figures |= vars(tally) | {"refused": dict(tally.refused)}
+    return figures | {"seconds": round(time.perf_counter() - start, 1)}
+
+
+def show(document: Mapping[str, Any], console: Console) -> None:
+    keys = ("road", "guard", "rows", "canonical", "spliced", "wrong", "refused")
+    rows = []
+    for name, figures in document["combinations"].items():
+        cells = figures | {"refused": sum(figures.get("refused", {}).values())}
+        rows.append([name, *(str(cells.get(key, "")) for key in keys)])
+    total = document["total"]
+    rows += [[], ["total", *(str(total.get(key, "")) for key in keys)]]
+    common.print_table(console, "rows by both paths", ["tokenizer | template", *keys], rows)
 
 
 def main() -> None:
-    """Run all combinations and keep the figures."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = common.parser(__doc__, name="all")
     parser.add_argument("--rows", type=int, default=2000, help="of each combination")
     parser.add_argument("--lines", type=int, default=100, help="of each language")
-    parser.add_argument("--tokenizers", nargs="*", default=list(zoo.REAL), help=f"of {(*zoo.REAL, *zoo.NPM)}")
-    parser.add_argument("--templates", nargs="*", default=list(zoo.TEMPLATES), help="and each tokenizer's own")
-    parser.add_argument("--small", action="store_true", help="the small trained tokenizers too")
+    parser.add_argument("--tokenizers", nargs="*", help="of benchmarks.zoo; all that need no npm")
+    parser.add_argument("--templates", nargs="*", help="and each tokenizer's own; all")
+    parser.add_argument("--small", action="store_true", help="also the small trained tokenizers")
     parser.add_argument("--guard", choices=("auto", "host"), default="auto")
     parser.add_argument("--seed", type=int, default=1)
-    parser.add_argument("--name", default="all", help="of the result file")
-    arguments = parser.parse_args()
-    pairs = samples(LANGUAGES, arguments.lines)
-    path = Path(__file__).parent / "results" / f"exact-{arguments.name}.json"
-    found: dict[str, Any] = {}
-    total: Counter[str] = Counter()
-    for name, template, tokenizer, text in combinations(arguments.tokenizers, arguments.templates, arguments.small):
-        key = f"{name} | {template}"
-        found[key] = here = one(tokenizer, text, pairs, arguments)
-        total.update({count: here.get(count, 0) for count in ("rows", "canonical", "spliced", "wrong")})
-        total["refused"] += sum(here.get("refused", {}).values())
-        shown = " ".join(
-            f"{k} {here[k]}" for k in ("road", "guard", "rows", "canonical", "spliced", "wrong") if k in here
-        )
-        sys.stdout.write(f"{key}: {shown} {here.get('refused', '')} {here['reasons'][:2]}\n")
-        sys.stdout.flush()
-        document = {"command": " ".join(sys.argv[1:]), "versions": versions(), "total": total, "combinations": found}
-        path.write_text(json.dumps(document, ensure_ascii=False, indent=1) + "\n", encoding="utf-8")
-    sys.stdout.write(f"{dict(total)}\n")
-    if total["wrong"]:
-        sys.exit(1)
+    asked = parser.parse_args()
+
+    from benchmarks import zoo
+
+    names = zoo.REAL if asked.tokenizers is None else asked.tokenizers
+    templates = list(zoo.TEMPLATES) if asked.templates is None else asked.templates
+    pairs = samples(LANGUAGES, asked.lines)
+    path, total = common.result_path("exact", asked.name), Counter[str]()
+    document = common.provenance("exact") | {"total": total, "combinations": {}}
+    for name, template, tokenizer, text in combinations(names, templates, asked.small):
+        figures = measure(tokenizer, text, pairs, asked)
+        document["combinations"][f"{name} | {template}"] = figures
+        total.update({key: figures.get(key, 0) for key in ("rows", "canonical", "spliced", "wrong")})
+        total["refused"] += sum(figures.get("refused", {}).values())
+        sys.stdout.write(f"{name} | {template}: {figures['road']}, {figures.get('wrong', 0)} wrong\n")
+        common.save(document, path)
+    common.finish(document, path, show)
+    sys.exit(1 if total["wrong"] else 0)
 
 
 if __name__ == "__main__":

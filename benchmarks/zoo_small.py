@@ -1,4 +1,4 @@
-"""Small tokenizers, trained in a few seconds, one for each habit that real ones have."""
+"""Small tokenizers, trained in a few seconds, one for each property of real ones that matters here."""
 
 from __future__ import annotations
 
@@ -96,7 +96,7 @@ def _framed(tokenizer: Tokenizer, bos: str, eos: str = "") -> Tokenizer:
 def _byte_level(
     patterns: Sequence[str] | None, specials: Sequence[str], normalizer: Any = None, *, ignore_merges: bool = False
 ) -> Tokenizer:
-    """Train a byte-level BPE; no patterns stand for the one of GPT-2."""
+    """Train a byte-level BPE; None takes the pattern of GPT-2."""
     tokenizer = Tokenizer(models.BPE(ignore_merges=ignore_merges))
     splits = [pre_tokenizers.Split(Regex(pattern), "isolated") for pattern in patterns or ()]
     last = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=patterns is None)
@@ -183,7 +183,7 @@ def _wordpiece() -> Tokenizer:
 
 
 def _pieces(words: Sequence[str], number: int) -> dict[str, int]:
-    """Return the letters and the pieces of words that stand for most of the text, and how often each is found.
+    """Return the letters and the pieces of words that cover most of the text, and how often each occurs.
 
     The trainers of Unigram and WordPiece are not used: they make another vocabulary in each process.
     """

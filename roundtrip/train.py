@@ -1,4 +1,4 @@
-"""python -m roundtrip.train RECIPE: trains both directions of a recipe."""
+"""python -m roundtrip.train RECIPE: the same as `roundtrip train RECIPE`."""
 
 from __future__ import annotations
 

@@ -121,7 +121,7 @@ def model_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def pretrain(model: LlamaForCausalLM, tokenizer: PreTrainedTokenizerFast) -> None:
-    """Teach both prompt forms on a few pairs, so that hypotheses end; translating well is left to the tests."""
+    """Train both prompt forms on a few pairs, so that hypotheses end; translating well is left to the tests."""
     rows: list[TokenRow] = []
     for kind in ("plain", "chat"):
         for source, target in (("en", "es"), ("es", "en")):
@@ -129,11 +129,11 @@ def pretrain(model: LlamaForCausalLM, tokenizer: PreTrainedTokenizerFast) -> Non
             pairs = toy_pairs()[::7]
             turned = pairs if source == "en" else [(es, en) for en, es in pairs]
             rows += [TokenRow(row.ids, 0) for row in PromptTemplate(tokenizer, segments).rows(turned)]
-    table = TokenDataset.of(rows)
+    dataset = TokenDataset.of(rows)
     optimizer = torch.optim.AdamW(model.parameters(), lr=4e-3)
     for number in range(6):
-        for group in step_batches(table.sizes, 24, number):
-            batch = collate(table, group, tokenizer.pad_token_id)
+        for group in step_batches(dataset.sizes, 24, number):
+            batch = collate(dataset, group, tokenizer.pad_token_id)
             optimizer.zero_grad()
             (loss_sum(model, batch) / batch.mask_BT.sum()).backward()
             optimizer.step()
@@ -213,14 +213,14 @@ def finished(tmp_path_factory: pytest.TempPathFactory, model_folder: Path) -> tu
 
 @pytest.fixture
 def shell(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], tmp_path: Path) -> Callable[..., Any]:
-    """Call a door as a shell would, in this process, and return (exit code, output, errors)."""
+    """Call a command as a shell would, in this process, and return (exit code, output, errors)."""
     monkeypatch.chdir(tmp_path)
 
     def call(module: Any, *arguments: str) -> tuple[int, str, str]:
-        monkeypatch.setattr(sys, "argv", ["door", *arguments])
-        with pytest.raises(SystemExit) as left:
+        monkeypatch.setattr(sys, "argv", ["roundtrip", *arguments])
+        with pytest.raises(SystemExit) as caught:
             module.main()
         captured = capsys.readouterr()
-        return int(left.value.code or 0), captured.out, captured.err
+        return int(caught.value.code or 0), captured.out, captured.err
 
     return call

@@ -1,4 +1,4 @@
-"""Whole runs in this process, the command line in another, and what a run has come to."""
+"""Whole runs in this process, the command line in another process, and the results of a run."""
 
 from __future__ import annotations
 
@@ -30,7 +30,8 @@ def go(path: Path, out: Path, *, resume: bool = False, overrides: tuple[str, ...
     return shown.getvalue()
 
 
-def door(*arguments: str, stdin: str | None = None, **settings: Any) -> subprocess.CompletedProcess[str]:
+def run_module(*arguments: str, stdin: str | None = None, **settings: Any) -> subprocess.CompletedProcess[str]:
+    """Run `python -m` with arguments in another process."""
     return subprocess.run(
         [sys.executable, "-m", *arguments], input=stdin, capture_output=True, text=True, timeout=300, **settings
     )
@@ -46,8 +47,14 @@ def end_state(folder: Path) -> dict[str, Any]:
     return {
         "tensors": tensors,
         "examples": examples,
-        **{key: metrics[key] for key in ("dev", "test", "best", "steps", "samples", "token_rows")},
+        **{k: metrics[k] for k in ("dev", "test", "best", "steps", "samples", "token_rows")},
     }
+
+
+def read_events(folder: Path, kind: str) -> list[dict[str, Any]]:
+    """Return the events of one kind, in order."""
+    events = map(json.loads, (folder / "events.jsonl").read_text(encoding="utf-8").splitlines())
+    return [event for event in events if event["event"] == kind]
 
 
 def assert_same(one: dict[str, Any], other: dict[str, Any]) -> None:

@@ -18,7 +18,7 @@ from roundtrip.engine.translator import Translator
 from roundtrip.models.optimizer import Optimizer
 from roundtrip.recipe.plan import BASE
 from roundtrip.runtime import atomic_io
-from roundtrip.runtime.disk_space import write_checked
+from roundtrip.runtime.disk_space import report_full_disk
 from roundtrip.runtime.distributed import SINGLE_PROCESS, ProcessGroup
 from roundtrip.runtime.errors import RunError, TrainingError
 from roundtrip.tokens.row_builder import RowBuilder
@@ -118,7 +118,8 @@ class CheckpointStore:
         """
         hashes: dict[str, str] = {}
         if self.processes.is_main:
-            write_checked(write, path, num_bytes)
+            with report_full_disk(path, num_bytes):
+                write()
             hashes = atomic_io.file_hashes(path, self.run.path)
         return self.processes.broadcast(hashes)
 
@@ -140,7 +141,8 @@ class CheckpointStore:
         sizes = (value.numel() * value.element_size() for part in tensors.values() for value in part.values())
         folder = self.run.checkpoints
         if self.processes.is_main:
-            write_checked(lambda: save(folder, state, tensors, self.keep), folder, sum(sizes))
+            with report_full_disk(folder, sum(sizes)):
+                save(folder, state, tensors, self.keep)
         self.processes.broadcast(None)
         self._last = state
 
@@ -167,7 +169,8 @@ class CheckpointStore:
         self._last = state
         if self.processes.is_main and state.best not in {None, BASE} and not self.run.has_best(str(state.best)):
             report(f"adapters/{BEST} does not match its stage; {state.best} is copied there again")
-            write_checked(lambda: self.run.keep_best(str(state.best)), self.run.adapters / BEST)
+            with report_full_disk(self.run.adapters):
+                self.run.keep_best(str(state.best))
         return state
 
     def keep_stage(self, stage: str, translators: Mapping[str, Translator]) -> dict[str, str]:

@@ -132,10 +132,10 @@ def _compatibility(
     }
     templates = {name: one.template for name, one in translators.items()}
     devices = {name: one.base.device for name, one in translators.items()}
-    _, reports = row_builders.find(recipe, templates, templates, samples, devices, events)
+    _, reports = row_builders.make_row_builders(recipe, templates, samples, devices, events)
     for name, report in reports.items():
-        row_builders.say(events, name, report)
-        row_builders.say_examples(events, report)
+        row_builders.show(events, name, report)
+        row_builders.show_examples(events, report)
     return {name: report.to_dict() for name, report in reports.items()}
 
 

@@ -14,7 +14,7 @@ from roundtrip.backtranslation.early_stopping import ScoresByStage, has_stopped_
 from roundtrip.recipe.plan import BASE, PRETRAIN, Phase, next_phase
 from roundtrip.runtime import memory
 from roundtrip.runtime.atomic_io import write_json
-from roundtrip.runtime.disk_space import write_checked
+from roundtrip.runtime.disk_space import report_full_disk
 
 # Stages that are no translators yet.
 _UNTRAINED = {"copy", BASE, PRETRAIN}
@@ -80,7 +80,8 @@ class ModelSelection:
         devices = {translator.base.device for translator in context.translators.values()}
         peak = {str(device): memory.peak_bytes(device) for device in devices}
         results = reporting.collect_metrics(context, state, test, peak)
-        write_checked(lambda: write_json(run.metrics, results), run.metrics)
+        with report_full_disk(run.metrics):
+            write_json(run.metrics, results)
         context.events.log("end", seconds=results["seconds"], best=results["best"], peak_bytes=peak)
         reporting.show_metrics(results, run, context.events.console)
 

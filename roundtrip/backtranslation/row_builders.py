@@ -1,4 +1,4 @@
-"""The token roads of a recipe: found, said aloud, and refused where the recipe asks for more than can be had."""
+"""The row builders of a recipe: found, shown, and refused where the recipe asks for more than the tokenizer allows."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from roundtrip.runtime.errors import RecipeError
 from roundtrip.runtime.event_log import EventLog
 from roundtrip.tokens import compatibility
 from roundtrip.tokens.audit import OnProgress
-from roundtrip.tokens.compatibility import CompatibilityReport
+from roundtrip.tokens.compatibility import BuildOptions, CompatibilityReport
 from roundtrip.tokens.prompt_template import PromptTemplate
 from roundtrip.tokens.row_builder import SPLICED, RowBuilder
 from roundtrip.tokens.splice.canonicality import CanonicalityChecker
@@ -24,100 +24,88 @@ from roundtrip.tokens.splice.canonicality import CanonicalityChecker
 NUM_SAMPLES = 500
 
 
-def find(
+def make_row_builders(
     recipe: Recipe,
-    writers: Mapping[str, PromptTemplate],
-    learners: Mapping[str, PromptTemplate],
+    templates: Mapping[str, PromptTemplate],
     samples: Mapping[str, Sequence[tuple[str, str]]],
     devices: Mapping[str, torch.device],
     events: EventLog,
 ) -> tuple[dict[str, RowBuilder], dict[str, CompatibilityReport]]:
-    """Find the road of each direction.
+    """Make the row builder of each direction.
 
     Args:
-        writers: by direction, what its prompts are made by.
-        learners: by direction, what its synthetic rows are made by.
+        templates: by direction.
         samples: (source, target) lines by direction, such as the dev pairs.
         devices: by direction, where its rows are made.
 
     Returns:
-        Roads and verdicts by direction.
+        Row builders and reports by direction.
 
     Raises:
-        RecipeError: `[tokens]` asks for a road or a guard that cannot be had.
+        RecipeError: `tokens.mode = "splice"` and a direction cannot be spliced.
     """
     row_builders: dict[str, RowBuilder] = {}
-    verdicts: dict[str, CompatibilityReport] = {}
-    settings = recipe.tokens
-    known: dict[torch.device, CanonicalityChecker] = {}
+    reports: dict[str, CompatibilityReport] = {}
+    mode, checkers = recipe.tokens.mode, dict[torch.device, CanonicalityChecker]()
     for direction in directions(recipe):
-        device = devices[direction.name]
-        learner, writer = learners[direction.name], writers[direction.reverse.name]
-        if settings.mode == "text":
-            row_builders[direction.name] = RowBuilder(learner, writer, None)
-            verdicts[direction.name] = CompatibilityReport(
-                "text", None, ('asked for by tokens.mode = "text"',), None, {}, {}
-            )
+        name, device = direction.name, devices[direction.name]
+        reverse, forward = templates[direction.reverse.name], templates[name]
+        if mode == "text":
+            row_builders[name] = RowBuilder(forward, reverse, None)
+            reports[name] = CompatibilityReport("text", None, ('requested by tokens.mode = "text"',))
             continue
-        with events.task("checking", f"token road of {direction.name}", 0) as task:
-            row_builder, found = compatibility.build_row_builder(
-                writer,
-                learner,
-                samples[direction.name][:NUM_SAMPLES],
-                guard="host" if settings.strict else settings.guard,
+        with events.task("checking", f"tokenizers of {name}", 0) as task:
+            options = BuildOptions(
+                guard="host" if mode == "splice" else "auto",
                 device=device,
-                known=known.get(device),
-                cache=cache_dir() / "tokens",
-                on_progress=_telling(task),
+                checker=checkers.get(device),
+                cache_folder=cache_dir() / "tokens",
+                on_progress=_progress(task),
             )
-            task.advance(0, note=found.mode)
+            row_builder, report = compatibility.build_row_builder(
+                reverse, forward, samples[name][:NUM_SAMPLES], options
+            )
+            task.advance(0, note=report.mode)
         if row_builder.guard is not None:
-            known[device] = row_builder.guard
-        _refuse(recipe, direction, found)
-        row_builders[direction.name] = replace(row_builder, strict=settings.strict, audit=settings.audit)
-        verdicts[direction.name] = found
-    return row_builders, verdicts
+            checkers[device] = row_builder.guard
+        _refuse(recipe, direction, report)
+        row_builders[name] = replace(row_builder, strict=mode == "splice", audit=recipe.tokens.audit)
+        reports[name] = report
+    return row_builders, reports
 
 
-def _telling(task: Any) -> OnProgress:
+def _progress(task: Any) -> OnProgress:
     def on_progress(what: str, number: int, total: int) -> None:
         task.advance(0, note=f"{what}, {number:,} of {total:,}")
 
     return on_progress
 
 
-def _refuse(recipe: Recipe, direction: Direction, found: CompatibilityReport) -> None:
-    """Refuse a recipe that demands the splice where it cannot be had."""
-    if recipe.tokens.guard == "device" and found.guard != "device":
+def _refuse(recipe: Recipe, direction: Direction, report: CompatibilityReport) -> None:
+    """Refuse a recipe that demands the splice where the tokenizer does not allow it."""
+    if recipe.tokens.mode == "splice" and report.mode == "text":
         raise RecipeError(
-            f"{direction.name} has no guard on the device: {'; '.join(found.reasons)}",
-            place="tokens.guard",
-            cure='set tokens.guard = "auto"',
-        )
-    wanted = "strict" if recipe.tokens.strict else "road"
-    if found.mode == "text" and (recipe.tokens.mode == "splice" or recipe.tokens.strict):
-        raise RecipeError(
-            f"{direction.name} cannot be spliced: {'; '.join(found.reasons)}",
-            place=f"tokens.{wanted}",
-            cure=f'{found.cure or "use another template"}; or set tokens.mode = "auto" and strict = false',
+            f"{direction.name} cannot be spliced: {'; '.join(report.reasons)}",
+            place="tokens.mode",
+            cure=f'{report.cure or "use another template"}; or set tokens.mode = "auto"',
         )
 
 
-def say(events: EventLog, name: str, found: CompatibilityReport) -> None:
-    """Show a verdict in a few lines."""
-    how = f", proved on the {found.guard}" if found.guard else ""
-    num = sum(found.counts.values())
-    share = f"; {found.counts.get(SPLICED, 0)} of {num} sample lines" if num else ""
-    events.say(f"  token road of {name}: {found.mode}{how}{share}")
-    for reason in found.reasons:
+def show(events: EventLog, name: str, report: CompatibilityReport) -> None:
+    """Show a report in a few lines."""
+    how = f", verified on the {report.guard}" if report.guard else ""
+    num = sum(report.counts.values())
+    share = f"; {report.counts.get(SPLICED, 0)} of {num} sample lines" if num else ""
+    events.say(f"  token rows of {name}: {report.mode}{how}{share}")
+    for reason in report.reasons:
         events.say(f"    {reason}")
-    if found.cure:
-        events.say(f"    cure: {found.cure}")
+    if report.cure:
+        events.say(f"    cure: {report.cure}")
 
 
-def say_examples(events: EventLog, found: CompatibilityReport) -> None:
-    """Show lines that go by strings, token by token."""
-    for example in found.examples:
+def show_examples(events: EventLog, report: CompatibilityReport) -> None:
+    """Show lines that take the text path, token by token."""
+    for example in report.examples:
         events.say(f"    {example.text!r}: {example.reason}")
-        events.say(f"      written  {' '.join(example.written)}")
-        events.say(f"      wanted   {' '.join(example.wanted)}")
+        events.say(f"      generated  {' '.join(example.generated)}")
+        events.say(f"      expected   {' '.join(example.expected)}")

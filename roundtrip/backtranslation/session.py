@@ -259,9 +259,9 @@ def make_row_builders(
     }
     templates = {name: one.template for name, one in translators.items()}
     devices = {name: one.base.device for name, one in translators.items()}
-    builders, reports = row_builders.find(recipe, templates, templates, samples, devices, events)
+    builders, reports = row_builders.make_row_builders(recipe, templates, samples, devices, events)
     for name, report in reports.items():
-        row_builders.say(events, name, report)
+        row_builders.show(events, name, report)
         events.log("compatibility", direction=name, **report.to_dict())
     return builders
 

@@ -81,7 +81,7 @@ class Synthesizer:
                 taken.lines,
                 settings,
                 derive_seed(self.recipe.seed, "sources", phase.number),
-                reread_with=context.row_builders[phase.direction.name].reader,
+                reread_with=context.row_builders[phase.direction.name].reread_template,
                 callbacks=context.callbacks(task),
             )
         hypotheses, prompts = translations.hypotheses, translations.prompts

@@ -52,7 +52,7 @@ def build_token_rows(
         ids = [candidate.ids_N for candidate in candidates if candidate.ids_N is not None]
         prompts = [candidate.prompt for candidate in candidates if candidate.prompt is not None]
         assert builder is not None and len(ids) == len(part), "a generated candidate has ids"
-        rows, reasons = builder.rows(
+        rows, reasons = builder.build(
             pad_sequence([ids_N.to(device) for ids_N in ids], batch_first=True),
             torch.tensor([len(ids_N) for ids_N in ids], dtype=torch.int64, device=device),
             [example.target for example in part],

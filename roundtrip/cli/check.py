@@ -16,8 +16,8 @@ from roundtrip.runtime.event_log import EventLog
 def main() -> None:
     """Parse the arguments and make a dry run."""
     parser = argparse.ArgumentParser(
-        prog="python -m roundtrip check",
-        description="Load everything, try one batch of each kind, and tell what a run would do, how long it would take, "
+        prog="roundtrip check",
+        description="Load everything, try one batch of each kind, and tell what a run would do, how long it takes, "
         "how much memory it needs, and whether generated tokens can become training rows without going through text.",
     )
     parser.add_argument("recipe", help="a recipe file, or the name of a shipped recipe such as 'quickstart'")

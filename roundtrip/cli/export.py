@@ -1,4 +1,4 @@
-"""python -m roundtrip export RUN OUT: a direction as others use it, with tokenizer, prompt and model card."""
+"""roundtrip export RUN OUT: writes directions for other software, with tokenizer, prompt and model card."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from roundtrip.cli.app import run_cli
 from roundtrip.recipe.loader import forbid_unused_hub
 from roundtrip.runtime.errors import RunError, printable
 
-# Texts that the chat template is tried on.
+# Texts on which the chat template is compared with our prompts.
 _PROBES = ("Save the file", "línea — 家", "(1) <b>100 %</b>", "a")
 
 if TYPE_CHECKING:
@@ -26,32 +26,33 @@ if TYPE_CHECKING:
 
 
 def main() -> None:
-    """The door."""
+    """Parse the arguments of `roundtrip export` and run it."""
     parser = argparse.ArgumentParser(
-        prog="python -m roundtrip export",
+        prog="roundtrip export",
         description="Write folders that transformers, PEFT and vLLM read: OUT/en-es and OUT/es-en.",
     )
     parser.add_argument("run", type=Path, metavar="RUN", help="folder of a run")
-    parser.add_argument("out", type=Path, metavar="OUT", help="folder to write, not there yet or empty")
+    parser.add_argument("out", type=Path, metavar="OUT", help="folder to write, new or empty")
     parser.add_argument("--to", metavar="LANGUAGE", help="only the direction into this language (default: both)")
     parser.add_argument("--stage", default="best", help="which weights: best (default), parallel, round-1, ...")
     parser.add_argument("--merged", action="store_true", help="one plain model instead of an adapter for the base")
     parser.add_argument(
         "--dtype", choices=("float32", "bfloat16", "float16"), help="of a merged model (default: as the base)"
     )
-    run_cli(_work, parser)
+    run_cli(export_run, parser)
 
 
-def _work(arguments: argparse.Namespace) -> None:
+def export_run(arguments: argparse.Namespace) -> None:
+    """Write one direction of a run, or both, each into a folder of its own."""
     if arguments.dtype and not arguments.merged:
-        raise RunError("an adapter keeps its precision", place="--dtype", cure="add --merged, or leave --dtype out")
+        raise RunError("applies to merged models only", place="--dtype", cure="add --merged, or omit --dtype")
     from roundtrip.backtranslation.run_folder import RunFolder
 
     run = RunFolder(arguments.run)
     manifest = run.manifest()
     recipe, start = run.recipe(manifest), Path(manifest.folder)
     forbid_unused_hub(recipe, start)
-    # Seconds of imports, for which nobody should wait to read about a typo.
+    # torch takes seconds to import, for which neither --help nor a typo should wait.
     from roundtrip.backtranslation import trained_models
     from roundtrip.recipe.plan import directions
 
@@ -61,20 +62,18 @@ def _work(arguments: argparse.Namespace) -> None:
         _refuse_used(folder)
     console = Console()
     for direction, folder in folders.items():
-        same = export(run, direction, folder, arguments.stage, merged=arguments.merged, dtype=arguments.dtype)
+        has_template = export(run, direction, folder, arguments.stage, merged=arguments.merged, dtype=arguments.dtype)
         kind = "a model" if (folder / "config.json").exists() else "an adapter"
         console.print(printable(f"{folder}: {kind}"), soft_wrap=True, markup=False)
-        if not same:
-            console.print(
-                "  without a chat template: through one, this tokenizer makes other prompts; see its README.md"
-            )
+        if not has_template:
+            console.print("  no chat template, since this tokenizer would not reproduce our prompts; see its README.md")
 
 
 def _refuse_used(folder: Path) -> None:
     """Refuse a folder that cannot be written, or holds something."""
-    inside = next((part for part in (folder, *folder.parents) if part.exists()), folder)
-    if inside.exists() and not inside.is_dir():
-        raise RunError("is a file", place=str(inside), cure="name a folder")
+    existing = next((path for path in (folder, *folder.parents) if path.exists()), None)
+    if existing is not None and not existing.is_dir():
+        raise RunError("is a file", place=str(existing), cure="name a folder")
     if folder.is_dir() and any(folder.iterdir()):
         raise RunError("is not empty", place=str(folder), cure="name another folder")
 
@@ -84,13 +83,14 @@ def export(
 ) -> bool:
     """Write one direction of a run into a folder.
 
-    The tokenizer there carries a chat template that makes our prompt of a user message which is the source text and
-    nothing else, so that `apply_chat_template`, pipelines and vLLM's chat ask the model as it was trained. Where that
-    cannot be (some tokenizers take text behind a spelt BOS for no beginning) it has none.
+    The exported tokenizer carries a chat template that turns a user message, which is the source text and nothing
+    else, into the prompt of training, so that `apply_chat_template`, pipelines and vLLM's chat use the model as it was
+    trained. Where that is impossible (some tokenizers treat text after a spelt-out BOS differently) it has none.
 
     Args:
-        folder: not there yet, or empty.
-        merged: a plain model; where all weights learnt it is one anyway.
+        folder: new or empty.
+        stage: which weights, such as `best`.
+        merged: write a plain model; where all weights were trained it is one anyway.
         dtype: `float32`, `bfloat16` or `float16`, of a merged model; the base's where None.
 
     Returns:
@@ -103,52 +103,52 @@ def export(
     from roundtrip.cli import model_card
 
     _refuse_used(folder)
-    # A sum with weights of 4 or 8 bits would be rounded to them again.
-    one = trained_models.load(run, direction, stage, "cpu", {"quantize": "none", "scratch": True})
+    # Merged into weights of 4 or 8 bits, the sum would be rounded to them again.
+    translator = trained_models.load(run, direction, stage, "cpu", {"quantize": "none", "merged_copy": True})
     folder.mkdir(parents=True, exist_ok=True)
-    if merged or one.direction_model.trains_all_weights:
-        one.direction_model.merged(dtype).save_pretrained(folder)
+    if merged or translator.direction_model.trains_all_weights:
+        translator.direction_model.merged(dtype).save_pretrained(folder)
     else:
-        one.direction_model.export(folder)
-    same = _write_tokenizer(one, folder)
-    model_card.write(run, one, folder, stage, has_template=same)
-    return same
+        translator.direction_model.export(folder)
+    has_template = _write_tokenizer(translator, folder)
+    model_card.write(run, translator, folder, stage, has_template=has_template)
+    return has_template
 
 
-def _write_tokenizer(one: Translator, folder: Path) -> bool:
-    """Write tokenizer, generation settings and template; return whether the chat template makes our prompts."""
+def _write_tokenizer(translator: Translator, folder: Path) -> bool:
+    """Write tokenizer, generation settings and template; return whether the chat template reproduces our prompts."""
     from transformers import GenerationConfig
 
-    segments, tokenizer = one.template.segments, copy.deepcopy(one.base.tokenizer)
+    segments, tokenizer = translator.template.segments, copy.deepcopy(translator.base.tokenizer)
     tokenizer.chat_template = chat_template(segments, tokenizer)
-    same = _makes_our_prompts(tokenizer, one.template)
-    if not same:
+    has_template = _reproduces_prompts(tokenizer, translator.template)
+    if not has_template:
         tokenizer.chat_template = None
     tokenizer.save_pretrained(folder)
     GenerationConfig(
         do_sample=False,
         bos_token_id=segments.bos_id,
         eos_token_id=sorted({segments.end_id, *segments.stop_ids, *segments.break_ids}),
-        pad_token_id=one.base.pad_id,
+        pad_token_id=translator.base.pad_id,
     ).save_pretrained(folder)
-    about = {"direction": one.direction.name, "expansion": one.expansion, **segments.to_dict()}
-    text = json.dumps(about, ensure_ascii=False, indent=2)
+    template = {"direction": translator.direction.name, "expansion": translator.expansion, **segments.to_dict()}
+    text = json.dumps(template, ensure_ascii=False, indent=2)
     (folder / "template.json").write_text(text + "\n", encoding="utf-8")
-    return same
+    return has_template
 
 
-def _makes_our_prompts(tokenizer: Any, template: PromptTemplate) -> bool:
-    asked = [
+def _reproduces_prompts(tokenizer: Any, template: PromptTemplate) -> bool:
+    prompts = [
         tokenizer.apply_chat_template(
             [{"role": "user", "content": text}], add_generation_prompt=True, return_dict=False
         )
         for text in _PROBES
     ]
-    return bool(asked == template.prompts(_PROBES))
+    return bool(prompts == template.prompts(_PROBES))
 
 
 def chat_template(segments: Segments, tokenizer: Any) -> str:
-    """Return a Jinja template that makes the prompt of a source, and the row of a source and a target."""
+    """Return a Jinja template that renders the prompt of a source, and the training row of a source and a target."""
     bos = "" if segments.bos_id is None else tokenizer.convert_ids_to_tokens(segments.bos_id)
     end = tokenizer.convert_ids_to_tokens(segments.end_id)
     head, mid, prompt_end = (

@@ -17,7 +17,7 @@ from roundtrip.runtime.event_log import EventLog
 def main() -> None:
     """Parse the arguments and train."""
     parser = argparse.ArgumentParser(
-        prog="python -m roundtrip.train",
+        prog="roundtrip train",
         description="Train two translation directions that generate training data for each other.",
     )
     parser.add_argument("recipe", help="a recipe file, or the name of a shipped recipe such as 'quickstart'")

@@ -1,9 +1,9 @@
-"""How good translations are: sacreBLEU's BLEU and chrF++ with their signatures, and paired bootstrap."""
+"""Translation quality: sacreBLEU's BLEU, chrF++ and TER with their signatures, and paired bootstrap resampling."""
 
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -16,7 +16,9 @@ from sacrebleu.tokenizers.tokenizer_spm import SPM_MODELS
 from sacrebleu.utils import SACREBLEU_DIR
 
 from roundtrip.runtime.downloads import is_offline
-from roundtrip.runtime.errors import RecipeError
+from roundtrip.runtime.errors import RecipeError, TextError, first_line
+
+_SENTENCE_CHRF = CHRF()
 
 
 @dataclass(frozen=True)
@@ -30,85 +32,15 @@ class Scores:
         return asdict(self)
 
 
-def _metrics(bleu_tokenize: str) -> tuple[Any, Any]:
-    found = metrics(bleu_tokenize)
-    return found["BLEU"], found["chrF++"]
-
-
-def metrics(
-    bleu_tokenize: str = "13a",
-    *,
-    lowercase: bool = False,
-    ter: bool = False,
-    references: list[list[str]] | None = None,
-) -> dict[str, Any]:
-    """Return sacreBLEU's metrics by their usual names; chrF++ is chrF with word bigrams (Popović 2017).
-
-    Args:
-        lowercase: text is lowercased first, as many older papers have it; the signature says so.
-        ter: also the translation edit rate, of which less is better.
-        references: cached in the metrics.
-    """
-    found = {
-        "BLEU": BLEU(tokenize=bleu_tokenize, lowercase=lowercase, references=references),
-        "chrF++": CHRF(word_order=2, lowercase=lowercase, references=references),
-    }
-    return found | ({"TER": TER(references=references, case_sensitive=not lowercase)} if ter else {})
-
-
-def corpus_scores(hypotheses: Sequence[str], references: Sequence[str], bleu_tokenize: str = "13a") -> Scores:
-    """Score a system. Empty hypotheses count as written: they match nothing."""
-    bleu, chrf = _metrics(bleu_tokenize)
-    return Scores(
-        bleu.corpus_score(list(hypotheses), [list(references)]).score,
-        chrf.corpus_score(list(hypotheses), [list(references)]).score,
-    )
-
-
-def signatures(bleu_tokenize: str = "13a") -> dict[str, str]:
-    """Return sacreBLEU's signatures of both metrics as used here.
-
-    Raises:
-        RecipeError: the tokenizer needs a package or a model that is not here.
-    """
-    named = {}
-    if bleu_tokenize in SPM_MODELS and is_offline():
-        file = Path(SACREBLEU_DIR) / "models" / Path(SPM_MODELS[bleu_tokenize]["url"]).name
-        if not file.exists():
-            raise RecipeError(
-                f"sacreBLEU would fetch its tokenizer '{bleu_tokenize}', and we are offline",
-                place="evaluation.bleu_tokenize",
-                cure=f"run once with a network, or put the model into {file}",
-            )
-    try:
-        for name, metric in zip(("bleu", "chrf"), _metrics(bleu_tokenize), strict=True):
-            metric.corpus_score(["a"], [["a"]])
-            named[name] = str(metric.get_signature())
-    except (RuntimeError, ImportError, OSError) as error:
-        raise RecipeError(
-            f"sacreBLEU's tokenizer '{bleu_tokenize}' cannot be used: {str(error).strip().splitlines()[0]}",
-            place="evaluation.bleu_tokenize",
-            cure="install what it names, or use 'char' for languages without spaces",
-        ) from error
-    return named
-
-
-def sentence_chrf(a: str, b: str) -> float:
-    """Return the chrF of one text against another, 0 to 100."""
-    return float(_SENTENCE_CHRF.sentence_score(a, [b]).score)
-
-
-_SENTENCE_CHRF = CHRF()
-
-
 @dataclass(frozen=True)
 class Comparison:
-    """One system against a baseline, by paired bootstrap resampling (Koehn 2004) in one metric.
+    """One system against a baseline, by paired bootstrap resampling, in one metric.
 
     Attributes:
-        baseline, system: scores on the whole test set.
+        metric: `BLEU`, `chrF++` or `TER`.
+        baseline, system: scores on the whole test set, 0 to 100.
         baseline_ci, system_ci: half widths of the 95 % confidence intervals.
-        p_value: chance of a difference at least this large if the two were equally good.
+        p_value: probability of a difference at least this large if the two were equally good.
     """
 
     metric: str
@@ -122,37 +54,135 @@ class Comparison:
         return asdict(self)
 
 
+def sacrebleu_metrics(
+    bleu_tokenize: str = "13a",
+    *,
+    lowercase: bool = False,
+    ter: bool = False,
+    references: Sequence[str] | None = None,
+) -> dict[str, Any]:
+    """Return sacreBLEU's metrics by their usual names; chrF++ is chrF with word bigrams (Popović 2017).
+
+    Args:
+        bleu_tokenize: sacreBLEU's name of a tokenizer.
+        lowercase: text is lowercased first, as many older papers have it; the signature says so.
+        ter: also the translation edit rate (Snover et al. 2006), of which less is better.
+        references: one per line, cached in the metrics; needed for a bootstrap.
+    """
+    cached = None if references is None else [list(references)]
+    metrics = {
+        "BLEU": BLEU(tokenize=bleu_tokenize, lowercase=lowercase, references=cached),
+        "chrF++": CHRF(word_order=2, lowercase=lowercase, references=cached),
+    }
+    return metrics | ({"TER": TER(references=cached, case_sensitive=not lowercase)} if ter else {})
+
+
+def corpus_scores(hypotheses: Sequence[str], references: Sequence[str], bleu_tokenize: str = "13a") -> Scores:
+    """Return BLEU (Papineni et al. 2002) and chrF++ (Popović 2017) of a system, as sacreBLEU (Post 2018) computes them.
+
+    Args:
+        hypotheses: one translation per line; an empty one counts as a translation that matches nothing.
+        references: one reference per line.
+        bleu_tokenize: sacreBLEU's name of a tokenizer: `13a`, `char`, `zh`, `intl`, ...
+
+    Returns:
+        Both scores, from 0 to 100.
+
+    Raises:
+        TextError: there are no lines, or not as many hypotheses as references.
+    """
+    _check_lengths(references, hypotheses=hypotheses)
+    bleu, chrf = (
+        metric.corpus_score(list(hypotheses), [list(references)]).score
+        for metric in sacrebleu_metrics(bleu_tokenize).values()
+    )
+    return Scores(bleu, chrf)
+
+
+def sentence_chrf(hypothesis: str, reference: str) -> float:
+    """Return the chrF (Popović 2015) of one text against another, 0 to 100."""
+    return float(_SENTENCE_CHRF.sentence_score(hypothesis, [reference]).score)
+
+
+def signatures(bleu_tokenize: str = "13a") -> dict[str, str]:
+    """Return sacreBLEU's signatures of both metrics of `corpus_scores`, by the names `bleu` and `chrf`.
+
+    Raises:
+        RecipeError: the tokenizer needs a package or a model that is not here.
+    """
+    if bleu_tokenize in SPM_MODELS and is_offline():
+        file = Path(SACREBLEU_DIR) / "models" / Path(SPM_MODELS[bleu_tokenize]["url"]).name
+        if not file.exists():
+            raise RecipeError(
+                f"sacreBLEU would download its tokenizer '{bleu_tokenize}', and network access is off",
+                place="evaluation.bleu_tokenize",
+                cure=f"run once with a network, or put the model into {file}",
+            )
+    try:
+        bleu, chrf = metric_signatures(sacrebleu_metrics(bleu_tokenize)).values()
+    except (RuntimeError, ImportError, OSError) as error:
+        raise RecipeError(
+            f"sacreBLEU's tokenizer '{bleu_tokenize}' cannot be used: {first_line(error)}",
+            place="evaluation.bleu_tokenize",
+            cure="install what it names, or use 'char' for languages without spaces",
+        ) from error
+    return {"bleu": bleu, "chrf": chrf}
+
+
+def metric_signatures(metrics: Mapping[str, Any]) -> dict[str, str]:
+    """Return the signature of each metric; sacreBLEU knows it only after a first score."""
+    for metric in metrics.values():
+        metric.corpus_score(["a"], [["a"]])
+    return {name: str(metric.get_signature()) for name, metric in metrics.items()}
+
+
 def paired_bootstrap(
     baseline: Sequence[str],
     system: Sequence[str],
     references: Sequence[str],
     *,
     bleu_tokenize: str = "13a",
-    lowercase: bool = False,
-    ter: bool = False,
     samples: int = 1000,
     seed: int = 12345,
 ) -> list[Comparison]:
-    """Compare two systems on the same lines, in the metrics of `metrics`."""
-    every = metrics(bleu_tokenize, lowercase=lowercase, ter=ter, references=[list(references)])
+    """Compare two systems on the same lines by paired bootstrap resampling (Koehn 2004), as sacreBLEU implements it.
+
+    Args:
+        baseline, system: translations, one per line.
+        references: one reference per line.
+        bleu_tokenize: see `corpus_scores`.
+        samples: resampled test sets; the smallest possible p-value is 1 / (samples + 1).
+        seed: of the resampling.
+
+    Returns:
+        One comparison each in BLEU and chrF++.
+
+    Raises:
+        TextError: there are no lines, or not as many translations as references.
+    """
+    _check_lengths(references, baseline=baseline, system=system)
+    metrics = sacrebleu_metrics(bleu_tokenize, references=references)
+    return bootstrap_metrics(metrics, baseline, system, samples=samples, seed=seed)
+
+
+def bootstrap_metrics(
+    metrics: Mapping[str, Any], baseline: Sequence[str], system: Sequence[str], *, samples: int, seed: int
+) -> list[Comparison]:
+    """Compare two systems in metrics that hold their references; see `paired_bootstrap`."""
     with _bootstrap_seed(seed):
         _, results = PairedTest(
-            [("baseline", list(baseline)), ("system", list(system))],
-            every,
-            None,
-            test_type="bs",
-            n_samples=samples,
+            [("baseline", list(baseline)), ("system", list(system))], metrics, None, test_type="bs", n_samples=samples
         )()
-    found = []
-    # Results stand under sacreBLEU's own names (chrF2++ is chrF++), in the order of the metrics.
-    pairs = [value for key, value in results.items() if key != "System"]
-    for name, (first, second) in zip(every, pairs, strict=True):
-        # Of no difference at all sacreBLEU would say that it is significant, also of lines that differ in what a metric
-        # does not see (case where it is lowercased, spaces).
+    # sacreBLEU has its own names (chrF2++ is chrF++) and keeps the order of the metrics.
+    pairs = [value for name, value in results.items() if name != "System"]
+    comparisons = []
+    for name, (first, second) in zip(metrics, pairs, strict=True):
+        # sacreBLEU calls it significant when there is no difference at all, also for lines that differ only in what a
+        # metric ignores (letter case where it is lowercased, spaces).
         p_value = 1.0 if first.score == second.score else second.p_value
-        numbers = (first.score, first.ci, second.score, second.ci, p_value)
-        found.append(Comparison(name, *map(float, numbers)))
-    return found
+        values = (first.score, first.ci, second.score, second.ci, p_value)
+        comparisons.append(Comparison(name, *map(float, values)))
+    return comparisons
 
 
 def paired_bootstrap_means(
@@ -160,19 +190,29 @@ def paired_bootstrap_means(
 ) -> float:
     """Return the p-value of a difference of means of line scores, by paired bootstrap resampling (Koehn 2004).
 
-    The share of resampled differences, shifted to a mean of zero, that are at least as far from it: two-sided, and a
-    little more careful than sacreBLEU's rule, which is that of `compare`.
+    It is the share of resampled differences, shifted to a mean of zero, that are at least as far from it: two-sided,
+    and slightly more conservative than sacreBLEU's rule, which `paired_bootstrap` uses.
     """
     differences = np.asarray(system) - np.asarray(baseline)
-    found = abs(differences.mean())
     chosen = np.random.default_rng(seed).integers(len(differences), size=(samples, len(differences)))
     resampled = differences[chosen].mean(axis=1)
-    return float((np.sum(np.abs(resampled - resampled.mean()) >= found) + 1) / (samples + 1))
+    as_extreme = np.abs(resampled - resampled.mean()) >= abs(differences.mean())
+    return float((np.sum(as_extreme) + 1) / (samples + 1))
+
+
+def _check_lengths(references: Sequence[str], **systems: Sequence[str]) -> None:
+    for name, lines in systems.items():
+        if len(lines) != len(references) or not lines:
+            raise TextError(
+                f"{len(lines)} lines for {len(references)} references",
+                place=name,
+                cure="give one translation per reference, and at least one",
+            )
 
 
 @contextmanager
 def _bootstrap_seed(seed: int) -> Iterator[None]:
-    """SacreBLEU takes the seed of its bootstrap from the environment only."""
+    """Set the seed of sacreBLEU's bootstrap, which it reads from the environment only."""
     before = os.environ.get("SACREBLEU_SEED")
     os.environ["SACREBLEU_SEED"] = str(seed)
     try:

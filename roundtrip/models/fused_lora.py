@@ -1,7 +1,7 @@
 """A linear layer and its LoRA as one operation: forward and backward without passes over memory between the products.
 
-PEFT computes `W x`, `B (A x)`, the scaled and the summed output one after the other, and autograd walks all of it back.
-Here the update is added by the product that makes it, both ways. Nothing else changes: what learns, what is saved.
+PEFT computes `W x`, `B (A x)`, the scaled and the summed output one after the other, and autograd each of them back.
+Here the product that computes the update also adds it, in both directions. Parameters and saved files do not change.
 
 Shapes: N tokens, I inputs, O outputs, R rank.
 """
@@ -23,16 +23,15 @@ class _Product(torch.autograd.Function):
     def forward(
         context: Any,
         x: torch.Tensor,
-        weight_OI: torch.Tensor,
-        bias_O: torch.Tensor | None,
+        layer: nn.Linear,
         a_RI: torch.Tensor,
         b_OR: torch.Tensor,
         scale: float,
     ) -> torch.Tensor:
         x_NI = x.reshape(-1, x.shape[-1])
         low_NR = x_NI @ a_RI.T
-        y_NO = nn.functional.linear(x_NI, weight_OI, bias_O).addmm_(low_NR, b_OR.T, alpha=scale)
-        context.save_for_backward(x_NI, weight_OI, a_RI, b_OR, low_NR)
+        y_NO = nn.functional.linear(x_NI, layer.weight, layer.bias).addmm_(low_NR, b_OR.T, alpha=scale)
+        context.save_for_backward(x_NI, layer.weight, a_RI, b_OR, low_NR)
         context.scale = scale
         return y_NO.view(*x.shape[:-1], -1)
 
@@ -45,25 +44,24 @@ class _Product(torch.autograd.Function):
         if context.needs_input_grad[0]:
             grad_x = (grad_NO @ weight_OI).addmm_(grad_low_NR, a_RI).view(*grads[0].shape[:-1], -1)
         grad_b = (low_NR.T @ grad_NO).mul_(context.scale).T
-        return grad_x, None, None, grad_low_NR.T @ x_NI, grad_b, None
+        return grad_x, None, grad_low_NR.T @ x_NI, grad_b, None
 
 
 class FusedLinear(Linear):
-    """PEFT's layer, which computes as one operation where a single plain adapter trains; all else is PEFT's."""
+    """PEFT's layer, computed as one operation where a single plain adapter is trained; all else is PEFT's."""
 
     def forward(self, x: torch.Tensor, *arguments: Any, **settings: Any) -> torch.Tensor:
         name = self._fusable(x) if not arguments and not settings else None
         if name is None:
-            found: torch.Tensor = super().forward(x, *arguments, **settings)
-            return found
-        layer = self.get_base_layer()
+            output: torch.Tensor = super().forward(x, *arguments, **settings)
+            return output
         product: torch.Tensor = _Product.apply(
-            x, layer.weight, layer.bias, self.lora_A[name].weight, self.lora_B[name].weight, self.scaling[name]
+            x, self.get_base_layer(), self.lora_A[name].weight, self.lora_B[name].weight, self.scaling[name]
         )
         return product
 
     def _fusable(self, x: torch.Tensor) -> str | None:
-        """Return the adapter to train, None where there is none, or PEFT has more to do than the sum."""
+        """Return the adapter that is trained; None where there is none, or PEFT computes more than the sum."""
         active = [name for name in self.active_adapters if name in self.lora_A]
         if self.disable_adapters or self.merged or len(active) != 1 or not torch.is_grad_enabled():
             return None
@@ -76,7 +74,7 @@ class FusedLinear(Linear):
 
 
 def fuse(model: PeftModel) -> None:
-    """Let the linear layers of a model compute with their adapters as one; other kinds of layers stay as they are."""
+    """Let the linear layers of a model compute with their adapters in one operation; other layers do not change."""
     for layer in model.modules():
         if type(layer) is Linear and type(layer.get_base_layer()) is nn.Linear:
             layer.__class__ = FusedLinear

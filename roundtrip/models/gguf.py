@@ -1,8 +1,8 @@
-"""A GGUF file becomes, once, a bf16 folder that plain `from_pretrained` reads.
+"""Converting a GGUF file, once, to a bf16 folder that plain `from_pretrained` reads.
 
-Reading GGUF takes many times as long as reading safetensors, and what comes of it refuses to be saved as it
-is; so the conversion is kept in the cache under the hash of the file's content. What transformers does not
-know in a GGUF it leaves out, or makes up, without a word; we refuse, mend or name what we know of.
+Reading GGUF takes many times as long as reading safetensors, and the loaded model cannot be saved as it is; so the
+conversion is cached under the hash of the file's content. What transformers does not support in a GGUF it omits or
+replaces silently; the cases that we know are refused, corrected or reported.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ import torch
 import transformers
 
 from roundtrip.runtime import atomic_io
-from roundtrip.runtime.errors import ModelError, RoundtripError
+from roundtrip.runtime.errors import ModelError, RoundtripError, first_line
 
 USE_SAFETENSORS = "use the safetensors of the same model"
 
@@ -62,18 +62,18 @@ def convert(path: Path, cache: Path) -> Path:
 
 
 def _read(path: Path, work: Path) -> tuple[Any, Any]:
-    """Load model and tokenizer in bf16, refusing what transformers would leave out in silence."""
-    # Alone in its folder: a tokenizer.json that lies beside the file would win over the file's own tokenizer.
+    """Load model and tokenizer in bf16; refuse what transformers would omit silently."""
+    # Alone in its folder: a tokenizer.json in the same folder would take precedence over the file's own tokenizer.
     alone = work / "model.gguf"
     try:
         alone.symlink_to(path.absolute())
-    except OSError:  # no right to make links, as on Windows
+    except OSError:  # no permission to make links, as on Windows
         shutil.copyfile(path, alone)
     try:
         facts = _facts(alone)
         _refuse_unreadable(facts, path)
         tokenizer = transformers.AutoTokenizer.from_pretrained(work, gguf_file=alone.name)
-        tokenizer = _without_made_up_tokens(tokenizer, facts.num_tokens, work / "tokenizer")
+        tokenizer = _without_added_tokens(tokenizer, facts.num_tokens, work / "tokenizer")
         model, report = transformers.AutoModelForCausalLM.from_pretrained(
             work,
             gguf_file=alone.name,
@@ -85,36 +85,32 @@ def _read(path: Path, work: Path) -> tuple[Any, Any]:
     except RoundtripError:
         raise
     except ImportError as error:
-        problem = f"reading GGUF needs another package: {_first_line(error)}"
+        problem = f"reading GGUF requires another package: {first_line(error)}"
         raise ModelError(problem, place=str(path), cure="pip install gguf accelerate") from error
-    except Exception as error:  # the readers promise no error type: a broken file gives any of a dozen
+    except Exception as error:  # the readers of damaged files may raise anything
         raise ModelError(
-            f"cannot be read as GGUF: {type(error).__name__}: {_first_line(error)}",
+            f"cannot be read as GGUF: {type(error).__name__}: {first_line(error)}",
             place=str(path),
             cure="check that it is complete; if it is, then transformers "
-            f"{transformers.__version__} does not know its kind: {USE_SAFETENSORS}",
+            f"{transformers.__version__} does not support its kind: {USE_SAFETENSORS}",
         ) from error
     _refuse_incomplete(model, tokenizer, sorted(report["missing_keys"]), facts, path)
-    _settle_end_of_text(model, facts)
+    _set_end_of_text(model, facts)
     return model, tokenizer
-
-
-def _first_line(error: Exception) -> str:
-    return (str(error).strip().splitlines() or ["no message"])[0]
 
 
 @dataclass(frozen=True)
 class Facts:
-    """What the file itself says, and transformers does not tell.
+    """Metadata of the file that transformers does not return.
 
     Attributes:
         eos: id of the token that ends a text, if named.
         eot: id of the token that ends a turn, if named.
-        rope_scaling: how rotary positions are stretched, if they are.
-        num_layers: how many layers it promises.
-        num_tensors: how many tensors it holds.
+        rope_scaling: how rotary positions are scaled, if they are.
+        num_layers: layers that it declares.
+        num_tensors: tensors that it holds.
         num_tokens: the size of its vocabulary.
-        num_weights: how many numbers its tensors hold.
+        num_weights: numbers in all its tensors.
     """
 
     eos: int | None
@@ -147,20 +143,20 @@ def _facts(path: Path) -> Facts:
 
 
 def _refuse_unreadable(facts: Facts, path: Path) -> None:
-    """Refuse files that transformers would load, but as another model than the one in the file."""
+    """Refuse files that transformers would load as a different model."""
     if facts.rope_scaling is not None:
         problem = f"its rotary positions are scaled ({facts.rope_scaling}), which is lost in reading GGUF"
         raise ModelError(problem, place=str(path), cure=USE_SAFETENSORS)
-    if facts.num_layers > facts.num_tensors:  # a damaged count, and building so many layers would not end
-        problem = f"it promises {facts.num_layers} layers and holds only {facts.num_tensors} tensors"
+    if facts.num_layers > facts.num_tensors:  # damaged, and to create so many layers would not end
+        problem = f"it declares {facts.num_layers} layers and holds only {facts.num_tensors} tensors"
         raise ModelError(problem, place=str(path), cure="fetch the file again")
     if facts.eos is None:
         problem = "it does not name its end-of-text token (tokenizer.ggml.eos_token_id)"
         raise ModelError(problem, place=str(path), cure=USE_SAFETENSORS)
 
 
-def _without_made_up_tokens(tokenizer: Any, num_tokens: int, folder: Path) -> Any:
-    """Take out what the tokenizer class adds, like `<|endoftext|>` for Llama 3: it has no embedding."""
+def _without_added_tokens(tokenizer: Any, num_tokens: int, folder: Path) -> Any:
+    """Remove tokens that the tokenizer class adds, like `<|endoftext|>` for Llama 3: they have no embedding."""
     if len(tokenizer) <= num_tokens:
         return tokenizer
     tokenizer.save_pretrained(folder)
@@ -185,10 +181,10 @@ def _refuse_incomplete(model: Any, tokenizer: Any, missing: list[str], facts: Fa
         logger.warning("%s: holds %d weights, the model has %d", path, facts.num_weights, num_taken)
 
 
-def _settle_end_of_text(model: Any, facts: Facts) -> None:
-    """Write down where text ends: the configuration class may have filled in a default of its own."""
+def _set_end_of_text(model: Any, facts: Facts) -> None:
+    """Set the end tokens: the configuration class may have a default of its own."""
     model.config.eos_token_id = facts.eos
-    # Chat models may end a turn with another token than a text, and generation has to stop at both.
+    # Chat models may end a turn with another token than a text; generation has to stop at both.
     model.generation_config.eos_token_id = facts.eos if facts.eot in (None, facts.eos) else [facts.eos, facts.eot]
 
 
@@ -205,7 +201,7 @@ def _save(model: Any, tokenizer: Any, folder: Path) -> None:
 
 
 def _publish(made: Path, folder: Path) -> None:
-    """Rename the finished folder to its place; where another process was first, its folder is as good."""
+    """Rename the finished folder; where another process was first, its folder is as good."""
     try:
         made.replace(folder)
     except OSError:

@@ -1,4 +1,4 @@
-"""Where a base lies: the folder or hub id that a recipe's model names, and what is refused before it is opened."""
+"""The folder or hub id of a recipe's model, and files that are refused before they are opened."""
 
 from __future__ import annotations
 
@@ -9,9 +9,9 @@ from roundtrip.recipe.schema import Model
 from roundtrip.runtime.downloads import cache_dir, is_hub_id, resolve
 from roundtrip.runtime.errors import ModelError, SourceError
 
-# Endings of files that hold pickles.
+# Suffixes of files that hold pickles.
 _PICKLES = {".bin", ".pt", ".pth", ".ckpt", ".pkl", ".pickle"}
-_PICKLE = "a pickle: to load it is to run a program of whoever made it, which is not done here"
+_PICKLE = "a pickle, which can execute arbitrary code when it is loaded"
 _CONVERT = (
     "take the safetensors of the same model; if you trust its author, make them: "
     "AutoModelForCausalLM.from_pretrained(FOLDER).save_pretrained(NEW_FOLDER)"
@@ -25,17 +25,17 @@ def locate_model(spec: Model, folder: Path) -> str:
         SourceError: no such file, or it cannot be fetched.
         ModelError: the GGUF file cannot be read.
     """
-    assert spec.path is not None, "a model from scratch is made before it is loaded"
+    assert spec.path is not None, "a model from scratch is created before it is loaded"
     path = spec.path
     if is_hub_id(path, folder):
         return path
     try:
-        found = resolve(path, folder)
+        files = resolve(path, folder)
     except SourceError as error:
         raise SourceError(error.problem, place=f"model.path ({error.place})", cure=error.cure) from error
-    file = found[0]
-    if len(found) > 1:
-        raise ModelError(f"'{path}' matches {len(found)} files", place="model.path", cure="name one file or folder")
+    file = files[0]
+    if len(files) > 1:
+        raise ModelError(f"'{path}' matches {len(files)} files", place="model.path", cure="name one file or folder")
     if file.is_dir():
         _refuse_adapter(file)
         _refuse_pickles(file)
@@ -52,7 +52,7 @@ def locate_model(spec: Model, folder: Path) -> str:
 
 
 def _refuse_adapter(folder: Path) -> None:
-    """Refuse a folder that is no model: the library would follow an adapter to a base that nobody has named."""
+    """Refuse a folder that is no model: of an adapter transformers would load the base that its config names."""
     if (folder / "adapter_config.json").exists():
         raise ModelError(
             "this is an adapter, not a model",
@@ -66,7 +66,7 @@ def _refuse_adapter(folder: Path) -> None:
 
 
 def _refuse_pickles(folder: Path) -> None:
-    """Refuse weights that can only be read by running what their author wrote."""
+    """Refuse weights that exist only as pickles."""
     pickles = sorted(path.name for path in folder.iterdir() if path.suffix in _PICKLES)
     if pickles and not any(folder.glob("*.safetensors")):
         raise ModelError(f"{pickles[0]} is {_PICKLE}", place=f"model.path ({folder})", cure=_CONVERT)

@@ -1,8 +1,8 @@
-"""Linear layers for generating on a CPU: their weights lie in the order that oneDNN multiplies in.
+"""Linear layers for generating on a CPU, with weights in the memory layout that oneDNN multiplies in.
 
-PyTorch's own linear layer puts its weight into that order anew at each call. For a batch of training that is nothing,
-for the eight or sixty rows of a decoding step it is up to two thirds of the time. What is packed once is also faster
-for the output layer in float32, for which MKL finds no good shape.
+PyTorch's own linear layer reorders its weight at each call. For a batch of training that is negligible, for the eight
+or sixty rows of a decoding step it is up to two thirds of the time. A weight that is packed once is also faster for the
+output layer in float32, for which MKL has no good kernel.
 """
 
 from __future__ import annotations
@@ -13,14 +13,14 @@ from typing import Any
 import torch
 from torch import nn
 
-# Rows that the order is made for; oneDNN takes the same one for 1 and for 1,000.
+# Rows that the layout is chosen for; oneDNN chooses the same one for 1 and for 1,000.
 _ROWS = 64
 
 
 class PackedLinear(nn.Module):
-    """A linear layer without gradients; what it gives is what `nn.Linear` gives, to rounding.
+    """A linear layer without gradients, with the output of `nn.Linear` up to rounding.
 
-    Its weight is no parameter: it can be written and read back, bit for bit.
+    Its weight is no parameter; it can be written and read back, bit for bit.
     """
 
     def __init__(self, linear: nn.Linear) -> None:
@@ -30,7 +30,7 @@ class PackedLinear(nn.Module):
 
     @torch.no_grad()
     def write(self, weight: torch.Tensor) -> None:
-        """Take a weight of shape (out, in), in the precision that the layer multiplies in."""
+        """Set the weight, of shape (out, in), in the precision that the layer multiplies in."""
         self._packed = torch.ops.mkldnn._reorder_linear_weight(weight.detach().contiguous(), _ROWS)
 
     @property
@@ -39,29 +39,29 @@ class PackedLinear(nn.Module):
         return self._packed.to_dense()
 
     def forward(self, inputs: torch.Tensor) -> torch.Tensor:
-        found: torch.Tensor = torch.ops.mkldnn._linear_pointwise(inputs, self._packed, self.bias, "none", [], "")
-        return found
+        output: torch.Tensor = torch.ops.mkldnn._linear_pointwise(inputs, self._packed, self.bias, "none", [], "")
+        return output
 
 
 @cache
 def is_supported(dtype: torch.dtype) -> bool:
-    """Return whether this machine has the operations, and they give a linear layer's result."""
+    """Return whether this machine has the operations, and they have a linear layer's result."""
     random = torch.Generator().manual_seed(1)
     layer = nn.Linear(48, 80).to(dtype).requires_grad_(False)
     layer.weight.copy_(torch.randn(80, 48, generator=random))
     inputs = torch.randn(3, 5, 48, generator=random).to(dtype)
     try:
         packed = PackedLinear(layer)
-        expected, found = layer(inputs), packed(inputs)
-        return bool(torch.equal(packed.weight, layer.weight) and torch.allclose(found, expected, 2e-2, 2e-2))
+        is_close = torch.allclose(packed(inputs), layer(inputs), 2e-2, 2e-2)
+        return bool(torch.equal(packed.weight, layer.weight) and is_close)
     except (RuntimeError, NotImplementedError, AttributeError):
         return False
 
 
 def prepack(model: nn.Module) -> None:
-    """Pack the linear layers of a model that only generates; nothing where the machine does not have it.
+    """Pack the linear layers of a model that only generates; does nothing where the machine does not support it.
 
-    An output layer whose weight is the embedding's leaves it to the embedding, so the model grows by that much.
+    An output layer that shares its weight with the embedding gets a copy, so the model grows by that much.
     """
     first = next(model.parameters())
     if first.device.type != "cpu" or not is_supported(first.dtype):
@@ -73,7 +73,7 @@ def prepack(model: nn.Module) -> None:
 
 
 def restore_linear(model: Any) -> None:
-    """Make a packed model the plain one of the library again."""
+    """Replace the packed layers of a model by plain ones."""
     for parent in list(model.modules()):
         for name, child in list(parent.named_children()):
             if isinstance(child, PackedLinear):

@@ -238,11 +238,11 @@ def _explain(item: Any, key: KeyPath, directions: Sequence[str]) -> str:
         return f"{value}: a table wanted, [{key[0]}.{json.dumps(key[1])}]"
     section = _section(key[:-1])
     known = [*section.model_fields, *(directions if len(key) == 2 and key[0] in BY_DIRECTION else ())]
-    return explain_unknown_key(".".join(_names(key)), known, of_source=section is TextSource)
+    return explain_unknown_key(".".join([*_names(key[:-1]), str(key[-1])]), known, of_source=section is TextSource)
 
 
 def _names(key: KeyPath) -> list[str]:
-    """Return the parts of a key without positions in lists and the name of a direction."""
+    """Return the names of tables in a path, without positions in lists and the name of a direction."""
     names = [part for part in key if isinstance(part, str)]
     return [name for number, name in enumerate(names) if number != 1 or names[0] not in BY_DIRECTION or "-" not in name]
 

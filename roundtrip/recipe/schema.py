@@ -271,11 +271,8 @@ class Tokens(Section):
 
     mode: Literal["auto", "splice", "text"] = "auto"
     """`auto` splices the ids of each row for which this provably equals encoding its text, and encodes the others;
-    `splice` refuses a tokenizer that allows no splicing; `text` decodes and encodes all."""
-    guard: Literal["auto", "device", "host"] = "auto"
-    """What checks a spliced row."""
-    strict: bool = False
-    """Stop at the first row that cannot be spliced."""
+    `splice` verifies every row on the host and stops at the first one that cannot be spliced; `text` decodes and
+    encodes all."""
     audit: Probability = 0.01
     """Share of the spliced rows that is also encoded as text; a difference stops the run."""
 

@@ -179,13 +179,8 @@ def _generate_problems(recipe: Recipe) -> Iterator[str]:
 
 
 def _token_problems(tokens: Tokens) -> Iterator[str]:
-    if tokens.mode == "text":
-        for key in sorted({"guard", "audit"} & tokens.model_fields_set):
-            yield f"tokens.{key}: has no effect with tokens.mode = 'text', where no row is spliced"
-    if tokens.strict and tokens.mode == "text":
-        yield "tokens.strict: demands spliced rows, and tokens.mode = 'text' makes none"
-    if tokens.strict and tokens.guard == "device":
-        yield "tokens.strict: proves every row on the host; set tokens.guard to 'auto' or 'host'"
+    if tokens.mode == "text" and "audit" in tokens.model_fields_set:
+        yield "tokens.audit: has no effect with tokens.mode = 'text', where no row is spliced"
 
 
 def _evaluation_problems(recipe: Recipe) -> Iterator[str]:

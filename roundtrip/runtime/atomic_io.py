@@ -1,4 +1,4 @@
-"""Files and folders that are whole or not there: written beside, brought to disk, then renamed."""
+"""Files and folders that are complete or absent: written under a temporary name, flushed to disk, then renamed."""
 
 from __future__ import annotations
 
@@ -11,41 +11,41 @@ from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
-# Seconds after which a temporary folder is nobody's.
-_OLD = 7 * 24 * 3600
+# Seconds after which a temporary folder counts as abandoned.
+_STALE_SECONDS = 7 * 24 * 3600
 
 
 @contextmanager
 def atomic_path(path: Path) -> Iterator[Path]:
-    """Give a name beside `path` to write a file or folder under; it takes its place in one rename, once on disk.
+    """Yield a temporary path to write a file or folder to, which is flushed to disk and renamed to `path`.
 
-    A process that is killed on the way leaves what stood at `path` before, and at most a hidden leftover beside it. (A
-    folder that is replaced is away for the time between two renames.)
+    A process that is killed meanwhile leaves the old content of `path`, and at most a hidden temporary file. (A folder
+    that is replaced does not exist between two renames.)
 
     Raises:
-        OSError: from the body, or from bringing it to disk; nothing is left beside.
+        OSError: from the block, or from flushing to disk; the temporary path is removed.
     """
-    beside, aside = (path.with_name(f".{path.name}.{end}") for end in ("tmp", "old"))
+    temporary, old = (path.with_name(f".{path.name}.{suffix}") for suffix in ("tmp", "old"))
     path.parent.mkdir(parents=True, exist_ok=True)
-    remove_path(beside)
+    remove_path(temporary)
     try:
-        yield beside
-        fsync_tree(beside)
+        yield temporary
+        fsync_tree(temporary)
     except BaseException:
-        remove_path(beside)
+        remove_path(temporary)
         raise
-    remove_path(aside)
+    remove_path(old)
     if path.is_dir():
-        path.rename(aside)
-    beside.replace(path)
+        path.rename(old)
+    temporary.replace(path)
     fsync_path(path.parent)
-    remove_path(aside)
+    remove_path(old)
 
 
 def write_text(path: Path, text: str) -> None:
     """Write a text file."""
-    with atomic_path(path) as beside:
-        beside.write_text(text, encoding="utf-8")
+    with atomic_path(path) as temporary:
+        temporary.write_text(text, encoding="utf-8")
 
 
 def write_json(path: Path, document: object) -> None:
@@ -55,7 +55,7 @@ def write_json(path: Path, document: object) -> None:
 
 def write_rows(path: Path, rows: list[list[str]]) -> None:
     """Write rows of texts: one JSON array a line."""
-    with atomic_path(path) as beside, beside.open("w", encoding="utf-8") as file:
+    with atomic_path(path) as temporary, temporary.open("w", encoding="utf-8") as file:
         file.writelines(json.dumps(row, ensure_ascii=False) + "\n" for row in rows)
 
 
@@ -66,7 +66,7 @@ def read_rows(path: Path) -> list[list[str]]:
 
 
 def remove_path(path: Path) -> None:
-    """Remove a file or a folder, if it is there."""
+    """Remove a file or a folder, if it exists."""
     if path.is_dir() and not path.is_symlink():
         shutil.rmtree(path)
     else:
@@ -74,40 +74,40 @@ def remove_path(path: Path) -> None:
 
 
 def remove_leftovers(folder: Path) -> None:
-    """Remove what killed processes have left of files they were at; call it while nobody writes into the folder.
+    """Remove temporary files of killed processes; call it while no process writes into the folder.
 
-    What was set aside for something new that never came takes its place again.
+    A folder that was renamed to be replaced is restored where the replacement is missing.
     """
     for path in list(folder.rglob(".*.tmp")):
         remove_path(path)
     for path in list(folder.rglob(".*.old")):
-        place = path.with_name(path.name[1 : -len(".old")])
-        if place.exists():
+        original = path.with_name(path.name[1 : -len(".old")])
+        if original.exists():
             remove_path(path)
         else:
-            path.rename(place)
+            path.rename(original)
 
 
 def fsync_tree(folder: Path) -> None:
-    """Wait until all that is in a folder is on disk."""
+    """Flush everything in a folder to disk."""
     for path in [*folder.rglob("*"), folder]:
         fsync_path(path)
 
 
 def remove_stale(folder: Path, prefix: str) -> None:
-    """Remove what killed processes have left in a folder that others may be at work in: what no one has touched lately.
+    """Remove abandoned temporary folders of killed processes from a folder that other processes may use.
 
     Args:
         prefix: of the names of temporary folders.
     """
     for path in folder.glob(f"{prefix}*"):
         with suppress(OSError):
-            if time.time() - path.stat().st_mtime > _OLD:
+            if time.time() - path.stat().st_mtime > _STALE_SECONDS:
                 remove_path(path)
 
 
 def fsync_path(path: Path) -> None:
-    """Wait until a file or the names in a folder are on disk."""
+    """Flush a file, or the names in a folder, to disk."""
     handle = os.open(path, os.O_RDONLY)
     try:
         os.fsync(handle)
@@ -127,12 +127,16 @@ def file_hashes(folder: Path, start: Path) -> dict[str, str]:
     return {path.relative_to(start).as_posix(): file_hash(path) for path in paths}
 
 
-def first_damaged(found: dict[str, str], start: Path) -> str | None:
-    """Return what is wrong with the first file that is not as `digests` saw it; None where all are."""
-    for name, expected in found.items():
+def first_damaged(hashes: dict[str, str], start: Path) -> str | None:
+    """Return what is wrong with the first file that does not have its hash; None where all have.
+
+    Args:
+        hashes: as `file_hashes` returns them.
+    """
+    for name, expected in hashes.items():
         path = start / name
         if not path.is_file():
-            return f"{name} is gone"
+            return f"{name} is missing"
         if file_hash(path) != expected:
-            return f"{name} is not what was written"
+            return f"{name} has been changed"
     return None

@@ -1,4 +1,4 @@
-"""What we say back: every error that a person at the keyboard can meet, with its place, value and cure."""
+"""All errors that are raised for the user, each with its problem, place and cure."""
 
 from __future__ import annotations
 
@@ -8,11 +8,11 @@ from collections.abc import Iterable
 
 
 class RoundtripError(Exception):
-    """Base of everything we raise on purpose; a door prints it without a traceback.
+    """Base of all errors that are raised on purpose; the command line prints it without a traceback.
 
     Args:
-        problem: what is wrong, in one sentence, with the offending value in it.
-        place: where it is: a file, a file and line, a recipe key.
+        problem: what is wrong, in one sentence that contains the offending value.
+        place: where: a file, a file and line, a recipe key.
         cure: what to do about it.
     """
 
@@ -29,7 +29,7 @@ class RoundtripError(Exception):
 
 
 def _short(text: str) -> str:
-    """Return text without its middle where it is longer than anybody reads, as with a value of a whole page."""
+    """Return text without its middle where it is very long."""
     half = _LONGEST // 2
     return text if len(text) <= _LONGEST else f"{text[:half]} ... {text[-half:]}"
 
@@ -38,16 +38,16 @@ _LONGEST = 6000
 
 
 def printable(text: str) -> str:
-    """Return text that a terminal shows and does not obey: control characters are written out, as `\\x1b`."""
-    return _CONTROLS.sub(lambda found: f"\\x{ord(found.group()):02x}", text)
+    """Return text that is safe to print on a terminal: control characters are escaped, as `\\x1b`."""
+    return _CONTROLS.sub(lambda match: f"\\x{ord(match.group()):02x}", text)
 
 
-# All but the tab and the line feed; C1 too, which some terminals take for the beginning of a sequence.
+# All except tab and line feed; C1 too, which begins a sequence in some terminals.
 _CONTROLS = re.compile("[\x00-\x08\x0b-\x1f\x7f-\x9f]")
 
 
 def first_line(error: BaseException) -> str:
-    """Return the first line of what a library says, or the kind of its error where it says nothing."""
+    """Return the first line of an error's message, or its type where that is empty."""
     return next((line.strip() for line in str(error).splitlines() if line.strip()), type(error).__name__)
 
 
@@ -65,15 +65,15 @@ def did_you_mean(word: str, known: Iterable[str], otherwise: str = "known", most
 
 
 class RecipeError(RoundtripError):
-    """The recipe cannot be run as it stands."""
+    """The recipe is invalid."""
 
 
 class SourceError(RoundtripError):
-    """A model or a text cannot be fetched: no such path, a wrong hash, an unreachable registry."""
+    """A model or a text file cannot be fetched: no such path, a wrong hash, an unreachable registry."""
 
 
 class TextError(RoundtripError):
-    """A text file is broken or empty; the place names file and line."""
+    """A text file is damaged or empty; the place names file and line."""
 
 
 class TemplateError(RoundtripError):
@@ -81,7 +81,7 @@ class TemplateError(RoundtripError):
 
 
 class RowBuilderError(RoundtripError):
-    """The token road that the recipe demands cannot be gone, or a spliced row is not what strings make of it."""
+    """The requested tokenization mode is not available for this tokenizer, or a spliced row is wrong."""
 
     exit_code = 3
 
@@ -95,30 +95,30 @@ class RunError(RoundtripError):
 
 
 class TrainingError(RoundtripError):
-    """Training cannot go on: nothing left to train on, or the numbers are no longer finite."""
+    """Training cannot continue: no rows are left to train on, or losses are not finite."""
 
     exit_code = 3
 
 
 class DistributedError(RoundtripError):
-    """The processes that share a run cannot go on together."""
+    """The processes that share a run cannot continue together."""
 
     exit_code = 3
 
 
 class DiskError(RoundtripError):
-    """There is no room left to write to; what was written before is whole."""
+    """The disk is full; what was written before is complete."""
 
     exit_code = 3
 
 
 class Interrupted(RoundtripError):
-    """A signal asked us to stop; what was reached is saved.
+    """A signal has stopped the run, whose state is saved.
 
     Args:
         signal_number: 2 for Ctrl-C, 15 for SIGTERM; the exit code is 128 plus this.
     """
 
     def __init__(self, signal_number: int, problem: str = "stopped by a signal") -> None:
-        super().__init__(problem, cure="a run goes on with --resume")
+        super().__init__(problem, cure="--resume continues the run")
         self.exit_code = 128 + signal_number

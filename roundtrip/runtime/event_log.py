@@ -1,4 +1,4 @@
-"""What a run says: one JSON object a line into a file, and progress for the person who waits."""
+"""The log of a run: one JSON object a line in a file, and progress on the terminal."""
 
 from __future__ import annotations
 
@@ -9,7 +9,6 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
-from functools import partial
 from pathlib import Path
 
 from rich.console import Console
@@ -22,17 +21,17 @@ from rich.progress import (
     TimeRemainingColumn,
 )
 
-from roundtrip.runtime.disk_space import write_checked
+from roundtrip.runtime.disk_space import report_full_disk
 from roundtrip.runtime.errors import printable
 
 _QUIET_SECONDS = 30.0
-# More bytes than an event has.
+# More bytes than any event has.
 _LONGEST = 1 << 16
 
 
 @dataclass
 class Task:
-    """One piece of work under way: counts what is done and how long it takes."""
+    """A running task: counts what is done and how long it takes."""
 
     activity: str
     text: str
@@ -51,11 +50,11 @@ class Task:
 
 
 class EventLog:
-    """The voice of a run.
+    """Events of a run, for programs and for people.
 
     Args:
-        console: where a person reads; a live display where it is a terminal, plain lines where it is not.
-        path: file of events; None keeps none.
+        console: shows progress; a live display on a terminal, plain lines elsewhere.
+        path: file of events; None writes none.
     """
 
     def __init__(self, console: Console, path: Path | None = None) -> None:
@@ -63,13 +62,14 @@ class EventLog:
         self.seconds: dict[str, float] = {}
 
     def log(self, kind: str, **fields: object) -> None:
-        """Append one event; numbers stay numbers, so that a run can be plotted from the file."""
+        """Append one event to the file."""
         if self.path is not None:
             line = json.dumps({"time": round(time.time(), 3), "event": kind, **fields}) + "\n"
-            write_checked(partial(_append, self.path, line.encode()), self.path)
+            with report_full_disk(self.path):
+                _append(self.path, line.encode())
 
     def say(self, text: str) -> None:
-        """Show one line; where the terminal has gone, nobody."""
+        """Show one line; does nothing where the terminal is gone."""
         try:
             self.console.print(printable(text), highlight=False, markup=False, soft_wrap=True)
         except OSError as error:
@@ -77,18 +77,20 @@ class EventLog:
                 raise
 
     def on_oom_split(self, rows: int) -> None:
-        """Say that a batch did not fit into memory; `generate` calls it."""
+        """Report that a batch did not fit into memory; a callback of `generate`."""
         self.log("memory", activity="generating", rows=rows)
-        self.say(f"  memory ran out on {rows} rows at once; they go on in halves (lower generate.max_tokens_per_batch)")
+        self.say(
+            f"  memory ran out on {rows} rows at once; they continue in halves (lower generate.max_tokens_per_batch)"
+        )
 
     @contextmanager
     def task(self, activity: str, text: str, total: int) -> Iterator[ProgressHandle]:
-        """Show a piece of work while it is done, and add its time to `seconds` under `activity`.
+        """Show a task while it runs, and add its time to `seconds` under `activity`.
 
         Args:
             activity: `loading`, `reading`, `generating`, `training` or `scoring`.
-            text: what is being done, for a person.
-            total: how many rows or steps; 0 where that is not known.
+            text: what is being done.
+            total: rows or steps; 0 where that is not known.
         """
         task = Task(activity, text, total)
         live = self.console.is_terminal
@@ -104,8 +106,8 @@ class EventLog:
                 yield ProgressHandle(task, _line_by_line(self, task))
         finally:
             self.seconds[activity] = self.seconds.get(activity, 0.0) + task.seconds
-        about = ", ".join(part for part in (f"{task.seconds:.1f} s", task.rate(), task.note) if part)
-        self.say(f"{text}: {task.done or ''} {about}".replace(":  ", ": "))
+        summary = ", ".join(part for part in (f"{task.seconds:.1f} s", task.rate(), task.note) if part)
+        self.say(f"{text}: {task.done or ''} {summary}".replace(":  ", ": "))
 
     def _bar(self) -> Progress:
         return Progress(
@@ -122,7 +124,7 @@ class EventLog:
 
 
 def _append(path: Path, line: bytes) -> None:
-    """Add a line to a file, or nothing; a piece of one, which a process that was killed has left, goes."""
+    """Add a line to a file, or nothing; an incomplete last line of a killed process is removed."""
     with path.open("ab+", buffering=0) as file:
         size = file.seek(0, os.SEEK_END)
         file.seek(max(0, size - 1))
@@ -137,7 +139,7 @@ def _append(path: Path, line: bytes) -> None:
 
 
 class ProgressHandle:
-    """Handle of a task: call `advance` as work gets done."""
+    """Reports the progress of a task."""
 
     def __init__(self, task: Task, show: Callable[[], None]) -> None:
         self._task, self._show = task, show
@@ -146,7 +148,7 @@ class ProgressHandle:
         """Add finished rows or steps and their tokens.
 
         Args:
-            note: a figure worth seeing, such as the loss; kept until the next one.
+            note: a figure to show, such as the loss; kept until the next one.
         """
         self._task.done += number
         self._task.tokens += tokens

@@ -1,4 +1,4 @@
-"""Stopping in good order: a first signal asks, a second one ends at once."""
+"""Stopping on signals: the first one requests a stop at the next step, a second one ends the process."""
 
 from __future__ import annotations
 
@@ -14,13 +14,13 @@ from typing import NoReturn
 
 from roundtrip.runtime.errors import Interrupted
 
-# Seconds in which further signals are the first one again: a shell, a launcher and a scheduler may all pass it on.
-SAME = 1.0
-_AT_ONCE = "\x1b[?25hstopped at once by a second signal; the last checkpoint is whole, a run goes on with --resume\n"
+# Seconds in which further signals count as the first one: a shell, a launcher and a scheduler may all forward it.
+SAME_SIGNAL_SECONDS = 1.0
+_SECOND_SIGNAL = "\x1b[?25hended by a second signal; the last checkpoint is complete, --resume continues the run\n"
 
 
 class StopRequest:
-    """Whether somebody asked us to stop; the work looks at it where it can be left."""
+    """Whether a stop was requested; read where the work can be interrupted."""
 
     def __init__(self) -> None:
         self.signal_number: int | None = None
@@ -30,7 +30,7 @@ class StopRequest:
         return self.signal_number is not None
 
     def request(self, number: int = signal.SIGTERM) -> None:
-        """Ask to stop, as a signal does; the first to ask is remembered."""
+        """Request a stop, as a signal does; the first signal is remembered."""
         if self.signal_number is None:
             self.signal_number = number
 
@@ -44,34 +44,34 @@ class StopRequest:
         raise Interrupted(self.signal_number, f"stopped by {signal.Signals(self.signal_number).name}")
 
     def raise_if_requested(self) -> None:
-        """End the work if a signal came."""
+        """End the work if a stop was requested."""
         if self.requested:
             self.raise_interrupted()
 
 
 @contextmanager
 def catch_signals(say: Callable[[str], None]) -> Iterator[StopRequest]:
-    """Catch Ctrl-C, SIGTERM and the hangup of a terminal for a while; outside of the main thread nothing is caught.
+    """Catch Ctrl-C, SIGTERM and the hangup of a terminal; outside of the main thread nothing is caught.
 
     Args:
-        say: shows the person that the signal was heard.
+        say: shows that the signal was received.
     """
     stop = StopRequest()
     first = [0.0]
 
-    def heard(number: int, frame: FrameType | None) -> None:
+    def handle(number: int, _: FrameType | None) -> None:
         now = time.monotonic()
         if not stop.requested:
             stop.request(number)
             first[0] = now
-            # The terminal may be gone, or in the middle of a line of its own.
+            # The terminal may be gone, or printing at this moment.
             with suppress(OSError, RuntimeError):
-                say("stopping at the next step; a second signal stops at once")
-        elif now - first[0] > SAME:
-            # Not by an exception, which whoever is at work may catch, or which may wait for a thread.
+                say("stopping at the next step; a second signal ends the process")
+        elif now - first[0] > SAME_SIGNAL_SECONDS:
+            # Not by an exception, which the running code may catch, or which may wait for a thread.
             try:
                 sys.stdout.flush()
-                text = _AT_ONCE if sys.stderr.isatty() else _AT_ONCE.removeprefix("\x1b[?25h")
+                text = _SECOND_SIGNAL if sys.stderr.isatty() else _SECOND_SIGNAL.removeprefix("\x1b[?25h")
                 os.write(2, text.encode())
             finally:
                 os._exit(128 + number)
@@ -79,11 +79,11 @@ def catch_signals(say: Callable[[str], None]) -> Iterator[StopRequest]:
     if threading.current_thread() is not threading.main_thread():
         yield stop
         return
-    heeded = [signal.SIGINT, signal.SIGTERM]
-    # Who started us with nohup does not want to hear of hangups.
+    caught = [signal.SIGINT, signal.SIGTERM]
+    # nohup ignores hangups on purpose.
     if hasattr(signal, "SIGHUP") and signal.getsignal(signal.SIGHUP) is not signal.SIG_IGN:
-        heeded.append(signal.SIGHUP)
-    before = {number: signal.signal(number, heard) for number in heeded}
+        caught.append(signal.SIGHUP)
+    before = {number: signal.signal(number, handle) for number in caught}
     try:
         yield stop
     finally:

@@ -1,4 +1,4 @@
-"""Seeds derived from names, and orders derived from seeds: no random state is kept anywhere."""
+"""Seeds derived from names, and permutations derived from seeds: there is no random state to save."""
 
 from __future__ import annotations
 
@@ -9,13 +9,13 @@ _FEISTEL_ROUNDS = 4
 
 
 def derive_seed(*parts: int | str) -> int:
-    """Return a 63-bit number that depends on all parts and on nothing else: the seed of one random choice."""
+    """Return a 63-bit seed that depends on all parts and on nothing else."""
     digest = hashlib.blake2b("\x1f".join(map(str, parts)).encode(), digest_size=8).digest()
     return int.from_bytes(digest, "big") >> 1
 
 
 def permuted_index(index: int, size: int, seed: int, epoch: int) -> int:
-    """Return where row `index` of a pass stands in the store: a permutation of range(size), without a table.
+    """Return the value at `index` of a random permutation of range(size), without a table.
 
     A Feistel network over the next even power of two permutes; values outside the range are permuted again
     until they fall inside (Black and Rogaway, "Ciphers with Arbitrary Finite Domains", 2002).

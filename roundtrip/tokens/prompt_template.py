@@ -62,7 +62,7 @@ class PromptTemplate:
         self.special_texts = frozenset(added | set(tokenizer.all_special_tokens))
         self._known = _Known()
         self._literal: LiteralEncoder | None = None
-        self._encode_fast: Callable[[list[str]], list[list[int]]] | None = None
+        self._encode_fast = encoder(tokenizer, specials=True) if self._has_offsets else None
         # Where the middle's last special token stands; targets are tried behind it, or behind sources.
         self._wall = self.wall(segments.mid)
         walled = any(text in segments.mid for text in self.special_texts)
@@ -100,8 +100,8 @@ class PromptTemplate:
 
     def _make_prompts(self, sources: Sequence[str]) -> list[list[int]]:
         texts = [self.prompt_text(source) for source in sources]
-        encoded = self._encode(texts, [len(self.segments.head)] * len(texts), [len(source) for source in sources], None)
-        return [ids for ids, _ in encoded]
+        starts, sizes = [len(self.segments.head)] * len(texts), [len(source) for source in sources]
+        return [ids for ids, _ in self._encode(texts, starts, sizes, None, offsets=False)]
 
     def rows(self, pairs: Sequence[tuple[str, str]]) -> list[TokenRow]:
         """Return the training row of each (source, target)."""
@@ -143,10 +143,8 @@ class PromptTemplate:
         return _look_up(targets, self._known.targets, self._make_targets)
 
     def _make_targets(self, targets: Sequence[str]) -> list[list[int] | None]:
-        if not self._has_offsets:
-            return [None] * len(targets)
         if self._encode_fast is None:
-            self._encode_fast = encoder(self.tokenizer, specials=True)
+            return [None] * len(targets)
         found = [self._behind(probe, targets, self._encode_fast) for probe in self._probes]
         return [ids if all(ids == other for other in others) else None for ids, *others in zip(*found, strict=True)]
 
@@ -188,14 +186,20 @@ class PromptTemplate:
         source_starts: list[int],
         source_sizes: list[int],
         target_sizes: list[int] | None,
+        offsets: bool = True,
     ) -> list[tuple[list[int], list[int]]]:
         """Return ids and the end offset of each token, the BOS included; special tokens in user text stay text.
 
-        The offsets are empty where the tokenizer has none.
+        The offsets are empty where the tokenizer has none, or where they are not asked for, which is faster.
         """
         if not texts:
             return []
-        encoding = self.tokenizer(texts, add_special_tokens=False, return_offsets_mapping=self._has_offsets)
+        offsets &= self._has_offsets
+        encoding: Mapping[str, Any]
+        if self._encode_fast is not None and not offsets:
+            encoding = {"input_ids": self._encode_fast(texts)}
+        else:
+            encoding = self.tokenizer(texts, add_special_tokens=False, return_offsets_mapping=offsets)
         rows = []
         for number, text in enumerate(texts):
             user = [(source_starts[number], source_starts[number] + source_sizes[number])]
@@ -207,7 +211,7 @@ class PromptTemplate:
                 ids, ends = self._encode_around(text, user)
             else:
                 ids = encoding["input_ids"][number]
-                ends = [end for _, end in encoding["offset_mapping"][number]] if self._has_offsets else []
+                ends = [end for _, end in encoding["offset_mapping"][number]] if offsets else []
             if self.segments.bos_id is not None:
                 ids, ends = [self.segments.bos_id, *ids], [0, *ends]
             rows.append((ids, ends))

@@ -1,4 +1,8 @@
-"""From generated ids to training rows: by the splice where it is proved, by strings where it is not, each counted.
+"""From generated ids to training rows: spliced where that is proved exact, through text elsewhere; each row is counted.
+
+The text path is the specification: decode the hypothesis, put it into the template, encode the whole. A spliced row is
+proved to be equal: by a lookup of its token pairs on the device, and what the lookup leaves open by encoding its prompt
+on the host.
 
 Shapes: B rows, N positions of a hypothesis, M of a target, T of a row.
 """
@@ -16,65 +20,57 @@ import torch
 from roundtrip.runtime.errors import RowBuilderError
 from roundtrip.tokens.prompt_segments import num_ids
 from roundtrip.tokens.prompt_template import PromptTemplate, TokenRow
-from roundtrip.tokens.splice import splicing as splices
-from roundtrip.tokens.splice.boundary_tables import BoundaryProbe
-from roundtrip.tokens.splice.canonicality import EMPTY, PAIR, PROVED, REASONS, CanonicalityChecker
+from roundtrip.tokens.splice import splicing
+from roundtrip.tokens.splice.canonicality import BOUNDARY, EMPTY, PAIR, PROVED, REASONS, CanonicalityChecker
 from roundtrip.tokens.splice.splicing import BoundaryTensors, SplicedRows, TrimmedSource
 
 SPLICED = "splice"
-BY_ROAD = "strings by [tokens] road"
-TARGET = "target merges at its seam"
+TEXT_MODE = "text path by tokens.mode"
+TARGET = "target merges at its boundary"
 
 
 class _Texts:
     """The texts of hypotheses: known, or decoded when they are asked for."""
 
     def __init__(
-        self, writer: PromptTemplate, ids_BN: torch.Tensor, size_B: torch.Tensor, texts: Sequence[str] | None
+        self, template: PromptTemplate, ids_BN: torch.Tensor, size_B: torch.Tensor, texts: Sequence[str] | None
     ) -> None:
-        self._writer, self._ids_BN, self._size_B, self._texts = writer, ids_BN, size_B, texts
+        self._template, self._ids_BN, self._size_B, self._texts = template, ids_BN, size_B, texts
 
-    def some(self, at: Sequence[int]) -> list[str]:
+    def some(self, rows: Sequence[int]) -> list[str]:
         if self._texts is not None:
-            return [self._texts[i] for i in at]
-        where = torch.tensor(at, dtype=torch.int64, device=self._ids_BN.device)
-        rows = zip(self._ids_BN[where].tolist(), self._size_B[where].tolist(), strict=True)
-        return [self._writer.hypothesis_text(ids[:size]) for ids, size in rows]
-
-    def all(self) -> list[str]:
-        return self.some(range(len(self._size_B)))
+            return [self._texts[i] for i in rows]
+        rows_R = torch.tensor(rows, dtype=torch.int64, device=self._ids_BN.device)
+        found = zip(self._ids_BN[rows_R].tolist(), self._size_B[rows_R].tolist(), strict=True)
+        return [self._template.hypothesis_text(ids[:size]) for ids, size in found]
 
 
 @dataclass(frozen=True)
 class RowBuilder:
-    """How one direction's rows are made of hypotheses that the reverse direction wrote.
+    """Makes one direction's training rows out of hypotheses that the reverse direction generated.
 
     Attributes:
-        template: of the direction that learns.
-        writer: of the direction that wrote.
-        into: the learner's frame; None sends every row by strings.
-        seams: settles units of several tokens at the ends; with the device guard only.
-        guard: None is the host guard: every hypothesis is decoded and encoded again.
-        strict: a row that would go by strings stops the run.
-        audit: share of spliced rows that are done again by strings.
-        salts: numbers of the two seams in the guard's memory.
+        forward_template: of the direction that trains.
+        reverse_template: of the direction that generated the sources.
+        tensors: the boundaries of the forward template; None sends every row down the text path.
+        guard: looks up pairs of tokens; None verifies every row on the host.
+        strict: a row that cannot be spliced raises an error.
+        audit: share of the spliced rows that is made again through text and compared.
     """
 
-    template: PromptTemplate
-    writer: PromptTemplate
-    into: BoundaryTensors | None
-    boundary_probe: BoundaryProbe | None = None
+    forward_template: PromptTemplate
+    reverse_template: PromptTemplate
+    tensors: BoundaryTensors | None
     guard: CanonicalityChecker | None = None
     strict: bool = False
     audit: float = 0.0
-    salts: tuple[int, int] = (1, 2)
 
     @property
-    def reader(self) -> PromptTemplate | None:
-        """The template whose prompts the guard on the host compares; None where it needs none."""
-        return self.template if self.into is not None and self.guard is None else None
+    def reread_template(self) -> PromptTemplate | None:
+        """The template that encodes the prompt of every hypothesis for verification; None where few rows need it."""
+        return self.forward_template if self.tensors is not None and self.guard is None else None
 
-    def rows(
+    def build(
         self,
         ids_BN: torch.Tensor,
         size_B: torch.Tensor,
@@ -88,61 +84,59 @@ class RowBuilder:
 
         Args:
             ids_BN: int64, generated ids, left-aligned, any value at and after the size.
-            size_B: int64, see `ends`.
+            size_B: int64, from `find_ends`.
             targets: one real line for each.
-            texts: the same hypotheses as the writer's `hypothesis_text` gives them, where they are known; else those
-                that are needed are decoded.
-            prompts: what `template.prompts(texts)` gives, for the guard on the host, where it was made before.
+            texts: `reverse_template.hypothesis_text` of each, if known; else those that are needed are decoded.
+            prompts: `forward_template.prompts(texts)`, if known.
             seed: chooses the rows of the audit.
 
         Returns:
-            The rows, in order, on the device of the ids; and how many went which road, by reason.
+            The rows, in order, on the device of the ids; and how many were spliced, or took the text path and why.
 
         Raises:
-            RoadError: under `strict` a row cannot be spliced, or an audited row is not what strings make of it.
+            RowBuilderError: under `strict` a row cannot be spliced, or an audited row differs from the text path's.
         """
-        known = _Texts(self.writer, ids_BN, size_B, texts)
-        if self.into is None:
-            made = self.template.rows(list(zip(known.all(), targets, strict=True)))
-            return padded(made, ids_BN.device), Counter({BY_ROAD: len(made)})
-        rows, reasons = self._spliced(ids_BN, size_B, targets, known, prompts)
-        by_strings = [i for i, reason in enumerate(reasons) if reason != SPLICED]
-        counts = Counter(reasons)
-        if self.strict and by_strings:
-            at = by_strings[0]
+        known = _Texts(self.reverse_template, ids_BN, size_B, texts)
+        if self.tensors is None:
+            pairs = zip(known.some(range(len(targets))), targets, strict=True)
+            return padded(self.forward_template.rows(list(pairs)), ids_BN.device), Counter({TEXT_MODE: len(targets)})
+        rows, reasons = self._splice(ids_BN, size_B, targets, known, prompts)
+        by_text = [i for i, reason in enumerate(reasons) if reason != SPLICED]
+        if self.strict and by_text:
+            first = by_text[0]
             raise RowBuilderError(
-                f"a row cannot be spliced ({reasons[at]}): {known.some([at])[0]!r} -> {targets[at]!r}",
-                place="tokens.strict",
-                cure="leave tokens.strict off, so that such rows go by strings",
+                f"a row cannot be spliced ({reasons[first]}): {known.some([first])[0]!r} -> {targets[first]!r}",
+                place="tokens.mode",
+                cure='set tokens.mode = "auto", so that such rows take the text path',
             )
-        self._audit(rows, known, targets, set(range(len(targets))) - set(by_strings), seed)
-        if by_strings:
-            pairs = zip(known.some(by_strings), [targets[i] for i in by_strings], strict=True)
-            rows = _replaced(rows, by_strings, self.template.rows(list(pairs)))
-        return rows, counts
+        self._audit(rows, known, targets, [i for i, reason in enumerate(reasons) if reason == SPLICED], seed)
+        if by_text:
+            pairs = zip(known.some(by_text), [targets[i] for i in by_text], strict=True)
+            rows = _replaced(rows, by_text, self.forward_template.rows(list(pairs)))
+        return rows, Counter(reasons)
 
-    def ends(self, new_BN: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-        """Find where hypotheses end; see `splice.ends`.
+    def find_ends(self, new_BN: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        """Find where hypotheses end; see `splicing.find_ends`.
 
         Args:
-            new_BN: int64, what generation wrote behind the prompts.
+            new_BN: int64, what was generated behind the prompts.
 
         Returns:
             size_B, int64; finished_B, bool.
         """
-        if self.into is not None:
-            return splices.find_ends(new_BN, self.into.flags_V)
-        segments, device = self.writer.segments, new_BN.device
-        flags_V = torch.zeros(num_ids(self.writer.tokenizer), dtype=torch.uint8, device=device)
-        return splices.find_ends(new_BN, splices.with_end_flags(flags_V, segments.stop_ids, segments.break_ids))
+        if self.tensors is not None:
+            return splicing.find_ends(new_BN, self.tensors.flags_V)
+        template = self.reverse_template
+        flags_V = torch.zeros(num_ids(template.tokenizer), dtype=torch.uint8, device=new_BN.device)
+        return splicing.find_ends(new_BN, splicing.with_end_flags(flags_V, template.segments))
 
-    def spliced(
+    def splice(
         self, ids_BN: torch.Tensor, size_B: torch.Tensor, targets: Sequence[str], texts: Sequence[str] | None = None
     ) -> tuple[SplicedRows, list[str]]:
-        """Return every row by the splice, and SPLICED or the reason why each may not be taken."""
-        return self._spliced(ids_BN, size_B, targets, _Texts(self.writer, ids_BN, size_B, texts), None)
+        """Return every row as spliced, and SPLICED or the reason why it is not proved; arguments as for `build`."""
+        return self._splice(ids_BN, size_B, targets, _Texts(self.reverse_template, ids_BN, size_B, texts), None)
 
-    def _spliced(
+    def _splice(
         self,
         ids_BN: torch.Tensor,
         size_B: torch.Tensor,
@@ -150,79 +144,77 @@ class RowBuilder:
         texts: _Texts,
         prompts: Sequence[Sequence[int]] | None,
     ) -> tuple[SplicedRows, list[str]]:
-        assert self.into is not None
-        found = self.template.targets(targets)
-        source = splices.trim_source(ids_BN, size_B, self.into)
-        target_BM, target_size_B = _ragged([ids or [] for ids in found], ids_BN.device)
-        rows = splices.splice_rows(source, target_BM, target_size_B, self.into)
-        numbers = self._reasons(source, texts, prompts).tolist()
+        assert self.tensors is not None
+        target_ids = self.forward_template.targets(targets)
+        source = splicing.trim_source(ids_BN, size_B, self.tensors)
+        target_BM, target_size_B = _ragged([ids or [] for ids in target_ids], ids_BN.device)
+        rows = splicing.splice_rows(source, target_BM, target_size_B, self.tensors)
         reasons = [
             REASONS[number] if number != PROVED else TARGET if ids is None else SPLICED
-            for number, ids in zip(numbers, found, strict=True)
+            for number, ids in zip(self._verify(source, texts, prompts), target_ids, strict=True)
         ]
         return rows, reasons
 
-    def _reasons(self, source: TrimmedSource, texts: _Texts, prompts: Sequence[Sequence[int]] | None) -> torch.Tensor:
-        """Return for each hypothesis why it is not proved, PROVED where it is."""
-        if self.guard is not None and self.boundary_probe is not None:
-            good_B = self.guard.lookup(source.ids_BN, source.size_B)
-            return self.guard.verify(
-                source.ids_BN,
-                source.size_B,
-                good_B,
-                source.fits_B,
-                self.salts,
-                self.boundary_probe.leaves_first,
-                self.boundary_probe.leaves_last,
-            )
-        assert self.into is not None
-        prompts = prompts or self.template.prompts(texts.all())
-        head, mids = self.into.head_H.tolist(), self.into.mid_KL.tolist()
-        reasons = []
-        for ids, size, mid, prompt in zip(
-            source.ids_BN.tolist(), source.size_B.tolist(), source.mid_B.tolist(), prompts, strict=True
-        ):
-            same = [*head, *ids[:size], *mids[mid]] == list(prompt)
-            reasons.append(EMPTY if not size else PROVED if same else PAIR)
-        return torch.tensor(reasons)
+    def _verify(self, source: TrimmedSource, texts: _Texts, prompts: Sequence[Sequence[int]] | None) -> list[int]:
+        """Return PROVED for each hypothesis, or the number of the reason why it is not."""
+        assert self.tensors is not None
+        checked_B = torch.full_like(source.size_B, PAIR)
+        if self.guard is not None:
+            checked_B = self.guard.verify(source.ids_BN, source.size_B)
+        unfit_B = torch.where(source.size_B > 0, BOUNDARY, EMPTY)
+        reasons: list[int] = torch.where(source.fits_B, checked_B, unfit_B).tolist()
+        open_rows = [i for i, reason in enumerate(reasons) if reason == PAIR]
+        if not open_rows:
+            return reasons
+        # What the lookup does not prove is encoded: the prompt of the text must have the ids of the spliced one.
+        expected = (
+            self.forward_template.prompts(texts.some(open_rows)) if prompts is None else [prompts[i] for i in open_rows]
+        )
+        head, mids = self.tensors.head_H.tolist(), self.tensors.mid_KL.tolist()
+        mid_sizes = self.tensors.mid_size_K.tolist()
+        open_R = torch.tensor(open_rows, device=source.ids_BN.device)
+        parts = (part[open_R].tolist() for part in (source.ids_BN, source.size_B, source.mid_B))
+        for i, prompt, ids, size, mid in zip(open_rows, expected, *parts, strict=True):
+            if [*head, *ids[:size], *mids[mid][: mid_sizes[mid]]] == list(prompt):
+                reasons[i] = PROVED
+        return reasons
 
-    def _audit(self, rows: SplicedRows, texts: _Texts, targets: Sequence[str], spliced: set[int], seed: int) -> None:
-        """Do a share of the spliced rows again by strings."""
-        chosen = sorted(spliced)
+    def _audit(
+        self, rows: SplicedRows, texts: _Texts, targets: Sequence[str], spliced: Sequence[int], seed: int
+    ) -> None:
+        """Make a share of the spliced rows again through text, and compare."""
+        chosen = list(spliced)
         if self.audit < 1.0:
             chosen = random.Random(seed).sample(chosen, min(len(chosen), -int(-self.audit * len(chosen) // 1)))
         if not chosen:
             return
-        at = torch.tensor(chosen, device=rows.ids_BT.device)
-        sizes, starts, ids = rows.size_B[at].tolist(), rows.start_B[at].tolist(), rows.ids_BT[at].tolist()
+        chosen_R = torch.tensor(chosen, device=rows.ids_BT.device)
         sources = texts.some(chosen)
-        expected = self.template.rows(list(zip(sources, [targets[i] for i in chosen], strict=True)))
-        for number, i in enumerate(chosen):
-            got = TokenRow(ids[number][: sizes[number]], starts[number])
-            if got != expected[number]:
+        pairs = list(zip(sources, [targets[i] for i in chosen], strict=True))
+        spliced_rows = SplicedRows(rows.ids_BT[chosen_R], rows.size_B[chosen_R], rows.start_B[chosen_R]).to_rows()
+        for pair, got, expected in zip(pairs, spliced_rows, self.forward_template.rows(pairs), strict=True):
+            if got != expected:
                 raise RowBuilderError(
-                    f"the splice made another row than strings do of {sources[number]!r} -> {targets[i]!r}: "
-                    + first_difference(self.template.tokenizer, got.ids, expected[number].ids),
+                    f"splice and text path differ for {pair[0]!r} -> {pair[1]!r}: "
+                    + first_difference(self.forward_template.tokenizer, got.ids, expected.ids),
                     place="tokens.audit",
-                    cure='set tokens.guard = "host", and please report this tokenizer with the row',
+                    cure='set tokens.mode = "text", and please report this tokenizer with the row',
                 )
 
 
 def first_difference(tokenizer: Any, got: Sequence[int], expected: Sequence[int]) -> str:
-    """Say where two rows part, token by token."""
-    place = next(
-        (i for i, (a, b) in enumerate(zip(got, expected, strict=False)) if a != b), min(len(got), len(expected))
-    )
-    start = max(0, place - 2)
+    """Return a description of where two rows part, with the tokens there."""
+    at = next((i for i, (a, b) in enumerate(zip(got, expected, strict=False)) if a != b), min(len(got), len(expected)))
+    start = max(0, at - 2)
 
     def show(ids: Sequence[int]) -> str:
-        return " ".join(repr(token) for token in tokenizer.convert_ids_to_tokens(list(ids[start : place + 4])))
+        return " ".join(repr(token) for token in tokenizer.convert_ids_to_tokens(list(ids[start : at + 4])))
 
-    return f"at token {place} the splice has {show(got)}, strings have {show(expected)}"
+    return f"at token {at} the splice has {show(got)}, the text path {show(expected)}"
 
 
 def padded(rows: Sequence[TokenRow], device: torch.device, pad_id: int = 0) -> SplicedRows:
-    """Put rows of the string road on a device."""
+    """Put rows of the text path on a device."""
     ids_BT, size_B = _ragged([row.ids for row in rows], device, pad_id)
     return SplicedRows(ids_BT, size_B, torch.tensor([row.start for row in rows], dtype=torch.int64, device=device))
 
@@ -235,16 +227,16 @@ def _ragged(rows: Sequence[Sequence[int]], device: torch.device, pad_id: int = 0
 
 
 def _replaced(rows: SplicedRows, at: Sequence[int], by: Sequence[TokenRow]) -> SplicedRows:
-    """Put rows of the string road in the place of others."""
+    """Replace some rows by rows of the text path."""
     new = padded(by, rows.ids_BT.device)
     width = max(rows.ids_BT.shape[1], new.ids_BT.shape[1])
-    where_R = torch.tensor(at, device=rows.ids_BT.device)
+    at_R = torch.tensor(at, device=rows.ids_BT.device)
 
     def wide(ids_BT: torch.Tensor) -> torch.Tensor:
         return torch.nn.functional.pad(ids_BT, (0, width - ids_BT.shape[1]))
 
     return SplicedRows(
-        wide(rows.ids_BT).index_copy(0, where_R, wide(new.ids_BT)),
-        rows.size_B.index_copy(0, where_R, new.size_B),
-        rows.start_B.index_copy(0, where_R, new.start_B),
+        wide(rows.ids_BT).index_copy(0, at_R, wide(new.ids_BT)),
+        rows.size_B.index_copy(0, at_R, new.size_B),
+        rows.start_B.index_copy(0, at_R, new.start_B),
     )

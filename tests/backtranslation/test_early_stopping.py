@@ -7,7 +7,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from roundtrip.backtranslation.early_stopping import has_stopped_improving, require_better_than_copy
-from roundtrip.recipe import loader
+from roundtrip.recipe.loader import load_recipe
 from roundtrip.recipe.plan import PARALLEL
 from roundtrip.runtime.errors import TrainingError
 from tests.conftest import WriteRecipe
@@ -23,7 +23,7 @@ def test_none_of_the_last_values_is_better_than_the_best_before(values: list[int
 @pytest.mark.parametrize(("now", "refused"), [(10.0, True), (10.1, False)])
 def test_a_direction_must_be_better_than_copying(now: float, refused: bool, write_recipe: WriteRecipe) -> None:
     path = write_recipe(("require_better_than_copy = false", "require_better_than_copy = true"))
-    recipe = loader.load_recipe(str(path)).recipe
+    recipe = load_recipe(str(path)).recipe
     copied = {"en-es": {"chrf": 10.0}, "es-en": {"chrf": 10.0}}
     scores = {"copy": copied, PARALLEL: {"en-es": {"chrf": 50.0}, "es-en": {"chrf": now}}}
     if refused:

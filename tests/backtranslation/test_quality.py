@@ -16,14 +16,14 @@ import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
+from roundtrip.backtranslation.reservoir import earlier_rows, path_of
+from roundtrip.backtranslation.stopping import has_stopped_improving, require_better_than_copy
 from safetensors.torch import load_file
 
 from roundtrip.backtranslation import examples as blocks
 from roundtrip.backtranslation import telling
 from roundtrip.backtranslation.examples import EARLIER, NOISED, REAL, SYNTHETIC
 from roundtrip.backtranslation.filtering import FilteredCandidates, filter_candidates, rejection_reason, repeats
-from roundtrip.backtranslation.reservoir import earlier_rows, path_of
-from roundtrip.backtranslation.stopping import has_stopped_improving, require_better_than_copy
 from roundtrip.backtranslation.trainer import Trainer
 from roundtrip.data import corpora, language_id
 from roundtrip.data.denoising import MOVED, add_noise
@@ -162,6 +162,7 @@ def test_sources_that_do_not_lead_back_are_rejected(write_recipe: WriteRecipe, t
 def test_a_source_that_is_too_long_to_come_back_is_lost(write_recipe: WriteRecipe, tmp_path: Path) -> None:
     """The model has 128 positions; such a row could not be learnt from either."""
     from roundtrip.backtranslation.echo import round_trip_chrf
+
     from roundtrip.engine import translator
 
     loaded = loader.load_recipe(str(write_recipe()))
@@ -536,8 +537,8 @@ def test_without_dev_pairs_lines_that_come_back_choose(
     assert metrics["dev"]["copy"]["en-es"] == {"bleu": 100.0, "chrf": 100.0, "copied": 1.0}
     # By hand: what the stage writes, and what the other direction makes of it.
     from roundtrip.backtranslation import trained_models
-    from roundtrip.backtranslation.run_folder import RunFolder
     from roundtrip.backtranslation.dev_scoring import greedy_settings
+    from roundtrip.backtranslation.run_folder import RunFolder
     from roundtrip.evaluation import metrics as scoring
 
     run = RunFolder(tmp_path / "run")
@@ -823,7 +824,9 @@ def test_a_cut_keeps_given_dev_and_test_out_of_training(write_recipe: WriteRecip
     for number, more in enumerate([(), ("seed=99",), ("data.split.seed=3", "seed=99"), ("data.split.seed=4",)]):
         folder = tmp_path / str(number)
         folder.mkdir()
-        found = prepare(loader.load_recipe(str(path), (*settings, *more)).recipe, loaded.folder, folder, lambda text: None)
+        found = prepare(
+            loader.load_recipe(str(path), (*settings, *more)).recipe, loaded.folder, folder, lambda text: None
+        )
         assert list(found.dev) == pairs[:9] and len(found.test) == 12 and len(found.train) == 32
         sides = [{row[side] for row in found.dev} for side in (0, 1)]
         assert not any(row[side] in sides[side] for row in (*found.train, *found.test) for side in (0, 1))

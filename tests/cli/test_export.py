@@ -1,4 +1,4 @@
-"""transformers and PEFT load what is exported, and prompt the model as it was trained."""
+"""`roundtrip export`: transformers and PEFT alone translate as the run does; chat template and model card."""
 
 from __future__ import annotations
 
@@ -18,8 +18,8 @@ from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedTokenize
 
 from benchmarks import zoo
 from roundtrip.backtranslation import trained_models
-from roundtrip.backtranslation.run_folder import RunFolder
 from roundtrip.backtranslation.dev_scoring import greedy_settings
+from roundtrip.backtranslation.run_folder import RunFolder
 from roundtrip.cli import export, model_card
 from roundtrip.engine.translator import DirectionTemplates
 from roundtrip.models.from_scratch import train_tokenizer
@@ -28,7 +28,7 @@ from roundtrip.runtime.errors import RunError
 from roundtrip.tokens.prompt_segments import build_segments
 from roundtrip.tokens.prompt_template import PromptTemplate
 from tests.conftest import RECIPE, WriteRecipe, toy_pairs
-from tests.runs import NAMES, door, go
+from tests.runs import NAMES, go, run_module
 from tests.tokens.test_prompt_template import LINES
 
 SOURCES = [en for en, _ in toy_pairs()[::97]]
@@ -48,21 +48,21 @@ def run(tmp_path_factory: pytest.TempPathFactory, model_folder: Path) -> RunFold
 
 def our_translations(run: RunFolder, target: str) -> list[str]:
     translator = trained_models.load(run, trained_models.direction_into(run, target), device="cpu")
-    return translator.translate(SOURCES, greedy_settings(run.recipe())).texts
+    return translator.translate(SOURCES, greedy_settings(run.recipe()), 0).texts
 
 
-def transformers_translations(model: Any, tokenizer: Any) -> list[str]:
-    texts = []
+def their_translations(model: Any, tokenizer: Any) -> list[str]:
+    found = []
     for source in SOURCES:
         ids = tokenizer.apply_chat_template(
             [{"role": "user", "content": source}], add_generation_prompt=True, return_tensors="pt"
         )
         new = model.eval().generate(**ids, max_new_tokens=40)[0, ids["input_ids"].shape[1] :]
-        texts.append(tokenizer.decode(new, skip_special_tokens=True).strip().split("\n")[0])
-    return texts
+        found.append(tokenizer.decode(new, skip_special_tokens=True).strip().split("\n")[0])
+    return found
 
 
-def test_peft_and_transformers_load_an_exported_adapter(run: RunFolder, tmp_path: Path) -> None:
+def test_exported_adapter_translates_as_the_run(run: RunFolder, tmp_path: Path) -> None:
     for target in ("es", "en"):
         direction = trained_models.direction_into(run, target)
         folder = tmp_path / direction.name
@@ -70,13 +70,13 @@ def test_peft_and_transformers_load_an_exported_adapter(run: RunFolder, tmp_path
         tokenizer = AutoTokenizer.from_pretrained(folder)
         expected = our_translations(run, target)
         assert len(set(expected)) > 1
-        assert transformers_translations(AutoModelForCausalLM.from_pretrained(folder), tokenizer) == expected
-        assert transformers_translations(AutoPeftModelForCausalLM.from_pretrained(folder), tokenizer) == expected
+        assert their_translations(AutoModelForCausalLM.from_pretrained(folder), tokenizer) == expected
+        assert their_translations(AutoPeftModelForCausalLM.from_pretrained(folder), tokenizer) == expected
         assert not list(folder.glob("*.bin"))
 
 
 @pytest.mark.parametrize("dtype", [None, "float32", "bfloat16"])
-def test_a_merged_model_needs_no_base(run: RunFolder, tmp_path: Path, dtype: str | None) -> None:
+def test_exported_merged_model_translates_as_the_run(run: RunFolder, tmp_path: Path, dtype: str | None) -> None:
     for target in ("es", "en"):
         direction = trained_models.direction_into(run, target)
         folder = tmp_path / direction.name
@@ -85,11 +85,9 @@ def test_a_merged_model_needs_no_base(run: RunFolder, tmp_path: Path, dtype: str
         model = AutoModelForCausalLM.from_pretrained(folder)
         assert model.dtype == getattr(torch, dtype or "float32")
         if dtype != "bfloat16":
-            assert transformers_translations(model, AutoTokenizer.from_pretrained(folder)) == our_translations(
-                run, target
-            )
+            assert their_translations(model, AutoTokenizer.from_pretrained(folder)) == our_translations(run, target)
         else:
-            # The sum is rounded once, rather than the base first and the sum again.
+            # The sum is rounded once, not the base first and the sum again.
             translator = trained_models.load(run, direction, device="cpu")
             with translator.direction_model.generating() as exact:
                 for name, value in exact.named_parameters():
@@ -98,7 +96,7 @@ def test_a_merged_model_needs_no_base(run: RunFolder, tmp_path: Path, dtype: str
 
 @pytest.mark.parametrize("kind", ["plain", "chat"])
 @pytest.mark.parametrize("name", ["gpt2", "llama3", "deepseek", "sentencepiece"])
-def test_the_exported_chat_template_makes_our_prompts_and_rows(name: str, kind: Any) -> None:
+def test_chat_template_reproduces_prompts_and_rows(name: str, kind: Any) -> None:
     tokenizer: PreTrainedTokenizerFast = zoo.dress(zoo.small()[name], "chatml" if kind == "chat" else "plain")[0]
     text = TemplateRecipe(kind=kind)
     template = PromptTemplate(tokenizer, build_segments(tokenizer, text, "en", "es", ()))
@@ -107,17 +105,17 @@ def test_the_exported_chat_template_makes_our_prompts_and_rows(name: str, kind: 
     plain.chat_template = export.chat_template(template.segments, tokenizer)
     for line, prompt, row in zip(LINES, prompts, rows, strict=True):
         if any(special in line for special in template.special_texts):
-            continue  # the plain tokenizer encodes these as special tokens, ours as text
+            continue  # a plain tokenizer reads these as special tokens, ours as text
         user = {"role": "user", "content": line}
-        prompt_ids = plain.apply_chat_template([user], add_generation_prompt=True, return_dict=False)
-        assert prompt_ids == prompt, line
-        row_ids = plain.apply_chat_template([user, {"role": "assistant", "content": line}], return_dict=False)
-        assert row_ids == row.ids, line
+        asked = plain.apply_chat_template([user], add_generation_prompt=True, return_dict=False)
+        assert asked == prompt, line
+        both = plain.apply_chat_template([user, {"role": "assistant", "content": line}], return_dict=False)
+        assert both == row.ids, line
     with pytest.raises(Exception, match="The user message is the text to translate"):
         plain.apply_chat_template([{"role": "system", "content": "Be brief."}])
 
 
-def test_the_model_card_holds_scores_and_recipe_and_parses(run: RunFolder, tmp_path: Path) -> None:
+def test_model_card_has_metadata_scores_and_recipe(run: RunFolder, tmp_path: Path) -> None:
     export.export(run, trained_models.direction_into(run, "es"), tmp_path / "out", "best")
     text = (tmp_path / "out" / "README.md").read_text(encoding="utf-8")
     metrics = json.loads(run.metrics.read_text())
@@ -131,10 +129,10 @@ def test_the_model_card_holds_scores_and_recipe_and_parses(run: RunFolder, tmp_p
     assert json.loads((tmp_path / "out" / "template.json").read_text())["direction"] == "en-es"
 
 
-def test_the_model_card_escapes_text(run: RunFolder, tmp_path: Path) -> None:
-    markup = "<script>alert(1)</script> | `x` [a](http://b) **c**"
+def test_model_card_escapes_markup_in_samples(run: RunFolder, tmp_path: Path) -> None:
+    evil = "<script>alert(1)</script> | `x` [a](http://b) **c**"
     metrics = json.loads(run.metrics.read_text())
-    metrics["samples"]["en-es"][0] |= {"source": markup, "hypothesis": markup, "reference": "a\nb"}
+    metrics["samples"]["en-es"][0] |= {"source": evil, "hypothesis": evil, "reference": "a\nb"}
     translator = trained_models.load(run, trained_models.direction_into(run, "es"), device="cpu")
     text = model_card.text(run, translator, metrics, metrics["best"], False)
     row = next(line for line in text.splitlines() if "alert(1)" in line)
@@ -142,8 +140,8 @@ def test_the_model_card_escapes_text(run: RunFolder, tmp_path: Path) -> None:
     assert row.endswith("| a b |")
 
 
-def test_the_command_exports_both_directions(run: RunFolder, tmp_path: Path) -> None:
-    done = door("roundtrip", "export", str(run.path), str(tmp_path / "out"), "--stage", "parallel")
+def test_export_command_writes_both_directions(run: RunFolder, tmp_path: Path) -> None:
+    done = run_module("roundtrip", "export", str(run.path), str(tmp_path / "out"), "--stage", "parallel")
     assert done.returncode == 0 and done.stderr == "", done.stderr
     assert [line.rsplit(": ", 1)[1] for line in done.stdout.splitlines()] == ["an adapter", "an adapter"]
     assert sorted(path.name for path in (tmp_path / "out").iterdir()) == NAMES
@@ -153,37 +151,38 @@ def test_the_command_exports_both_directions(run: RunFolder, tmp_path: Path) -> 
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (["--dtype", "float16"], "an adapter keeps its precision"),
+        (["--dtype", "float16"], "--dtype: applies to merged models only"),
         (["--to", "fr"], "translates between en and es, not into 'fr'"),
         (["--stage", "round-9"], "has no adapters 'round-9'"),
     ],
 )
-def test_wrong_arguments_are_refused(
+def test_export_mistakes_exit_with_code_2(
     run: RunFolder, tmp_path: Path, capsys: pytest.CaptureFixture[str], arguments: list[str], message: str
 ) -> None:
-    with pytest.MonkeyPatch.context() as patch, pytest.raises(SystemExit) as caught:
-        patch.setattr(sys, "argv", ["export", str(run.path), str(tmp_path / "out"), *arguments])
+    argv = ["export", str(run.path), str(tmp_path / "out"), *arguments]
+    with pytest.MonkeyPatch.context() as patch, pytest.raises(SystemExit) as exit_info:
+        patch.setattr(sys, "argv", argv)
         export.main()
-    assert caught.value.code == 2 and message in capsys.readouterr().err
+    assert exit_info.value.code == 2 and message in capsys.readouterr().err
     assert not (tmp_path / "out").exists()
 
 
-def test_a_tokenizer_that_would_make_other_prompts_gets_no_chat_template(run: RunFolder, tmp_path: Path) -> None:
-    """After the text of a BOS, Metaspace puts no mark in front of the first word."""
+def test_no_chat_template_where_prompts_would_differ(run: RunFolder, tmp_path: Path) -> None:
+    """After a spelt-out BOS, Metaspace does not mark the start of the first word."""
     translator = trained_models.load(run, trained_models.direction_into(run, "es"), device="cpu")
     tokenizer = train_tokenizer([text for pair in toy_pairs() for text in pair], 420)
     framed = processors.TemplateProcessing(single="<s> $A", special_tokens=[("<s>", tokenizer.bos_token_id)])
     tokenizer = PreTrainedTokenizerFast(tokenizer_object=_framed(tokenizer, framed), bos_token="<s>", eos_token="</s>")
     template = PromptTemplate(tokenizer, build_segments(tokenizer, TemplateRecipe(kind="plain"), "en", "es", ()))
     assert template.segments.bos_id is not None
-    changed = replace(
+    odd = replace(
         translator,
         direction_model=replace(translator.direction_model, base=replace(translator.base, tokenizer=tokenizer)),
         templates=DirectionTemplates(template, template),
     )
-    assert export._write_tokenizer(changed, tmp_path) is False
+    assert export._write_tokenizer(odd, tmp_path) is False
     assert AutoTokenizer.from_pretrained(tmp_path).chat_template is None
-    assert "so it has none" in model_card.text(run, changed, {}, "parallel", True, has_template=False)
+    assert "so it has none" in model_card.text(run, odd, {}, "parallel", True, has_template=False)
 
 
 def _framed(tokenizer: Any, processor: Any) -> Any:
@@ -192,20 +191,18 @@ def _framed(tokenizer: Any, processor: Any) -> Any:
     return backend
 
 
-def test_a_folder_with_files_is_refused(run: RunFolder, tmp_path: Path) -> None:
+def test_export_refuses_a_folder_that_is_not_empty(run: RunFolder, tmp_path: Path) -> None:
     (tmp_path / "notes.txt").write_text("mine")
     with pytest.raises(RunError, match="is not empty"):
         export.export(run, trained_models.direction_into(run, "es"), tmp_path, "best")
     assert [path.name for path in tmp_path.iterdir()] == ["notes.txt"]
 
 
-def test_a_fully_trained_model_is_exported_as_a_model(write_recipe: WriteRecipe, tmp_path: Path) -> None:
+def test_fully_trained_model_is_exported_whole(write_recipe: WriteRecipe, tmp_path: Path) -> None:
     path = write_recipe(("rank = 4\ndropout = 0.1", 'method = "full"'), ("count = 1", "count = 0"))
     go(path, tmp_path / "run")
     run = RunFolder(tmp_path / "run")
     export.export(run, trained_models.direction_into(run, "es"), tmp_path / "out", "best")
     model = AutoModelForCausalLM.from_pretrained(tmp_path / "out")
-    assert transformers_translations(model, AutoTokenizer.from_pretrained(tmp_path / "out")) == our_translations(
-        run, "es"
-    )
+    assert their_translations(model, AutoTokenizer.from_pretrained(tmp_path / "out")) == our_translations(run, "es")
     assert "all weights of which were trained" in (tmp_path / "out" / "README.md").read_text()

@@ -167,14 +167,14 @@ def test_the_start_of_an_adapter_is_kept_for_machines_that_find_another(model_fo
         adapters.activate(model, "en-es", train=False)
     assert torch.allclose(logits(first), logits(second), atol=1e-4)
     kept.write_bytes(b"broken")
-    with pytest.raises(ModelError, match="the start of en-es cannot be read"):
+    with pytest.raises(ModelError, match="the initial adapter of en-es cannot be read"):
         added(model_folder, Adapter(method="pissa", rank=4), kept=kept)
 
 
 def test_two_directions_of_other_kinds_share_a_base(model_folder: Path) -> None:
     kinds = {
         "en-es": Adapter(rank=8, targets=("q_proj",)),
-        "es-en": Adapter(method="dora", rank=2, targets=("o_proj", "up_proj"), layers=(1,)),
+        "es-en": Adapter(method="dora", rank=2, targets=r".*layers\.1\..*(o_proj|up_proj)"),
     }
     model = adapters.add_adapters(fresh(model_folder), kinds, 1)
     for name in kinds:
@@ -213,7 +213,7 @@ def test_offloading_gives_the_same_dora(model_folder: Path) -> None:
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU")
 def test_offloading_without_a_gpu_is_refused(model_folder: Path) -> None:
-    with pytest.raises(ModelError, match="no GPU to do DoRA's start on"):
+    with pytest.raises(ModelError, match="initializing DoRA on a GPU requires a CUDA device"):
         adapted(model_folder, method="dora", ephemeral_gpu_offload=True)
     for_use = adapters.as_exported(Adapter(method="dora", ephemeral_gpu_offload=True))
     assert adapters.add_adapters(fresh(model_folder), {"en-es": for_use}, 1), "what was trained with it is used without"
@@ -230,11 +230,11 @@ def test_an_adapter_starts_from_an_earlier_one(model_folder: Path, tmp_path: Pat
 @pytest.mark.parametrize(
     ("settings", "message"),
     [
-        ({"rank": 8}, "it has r 4, the recipe 8"),
-        ({"alpha": 16.0}, "it has lora_alpha 32.0, the recipe 16.0"),
-        ({"method": "dora"}, "it has use_dora False, the recipe True"),
-        ({"method": "rslora"}, "it has use_rslora False, the recipe True"),
-        ({"targets": ("q_proj",)}, "made for another base or for other targets"),
+        ({"rank": 8}, "its r is 4, the recipe's 8"),
+        ({"alpha": 16.0}, "its lora_alpha is 32.0, the recipe's 16.0"),
+        ({"method": "dora"}, "its use_dora is False, the recipe's True"),
+        ({"method": "rslora"}, "its use_rslora is False, the recipe's True"),
+        ({"targets": ("q_proj",)}, "trained on another base or other targets"),
     ],
 )
 def test_an_earlier_adapter_of_another_kind_is_refused(
@@ -269,7 +269,7 @@ def test_moving_methods_keep_the_sum_and_change_the_base(model_folder: Path) -> 
 def stepped(model: Any, adapter: Adapter, number: int, optimizer: Optimizer | None = None) -> Optimizer:
     """Take steps with gradients of one, which in AdamW move each weight by the rate itself."""
     own = adapters.parameters(model, "en-es")
-    train = Train(lr=1e-3, lr_lr_schedule="linear", lr_warmup_steps=2, max_grad_norm=1e9)
+    train = Train(lr=1e-3, lr_schedule="linear", lr_warmup_steps=2)
     optimizer = optimizer or Optimizer(own, train, 10, adapter)
     for _ in range(number):
         for parameter in own.values():
@@ -280,7 +280,7 @@ def stepped(model: Any, adapter: Adapter, number: int, optimizer: Optimizer | No
 
 @pytest.mark.parametrize("method", ["lora", "dora"])
 def test_loraplus_moves_b_by_its_ratio_in_the_optimizer_that_steps(model_folder: Path, method: Any) -> None:
-    adapter = Adapter(method=method, rank=4, loraplus_lr_ratio=16.0, lr=2e-3)
+    adapter = Adapter(method=method, rank=4, loraplus_lr_ratio=16.0)
     model = adapted(model_folder, method=method)
     own = adapters.parameters(model, "en-es")
     saved: dict[str, torch.Tensor] = {}
@@ -290,10 +290,10 @@ def test_loraplus_moves_b_by_its_ratio_in_the_optimizer_that_steps(model_folder:
         if number == 3:  # a resume in between changes nothing
             assert optimizer is not None
             saved = {key: value.clone() for key, value in optimizer.state().items()}
-            optimizer = Optimizer(own, optimizer.recipe, 10, adapter)
+            optimizer = Optimizer(own, optimizer.settings, 10, adapter)
             optimizer.restore(saved, 3)
         optimizer = stepped(model, adapter, 1, optimizer)
-        rate = 2e-3 * lr_factor(optimizer.recipe, number, 10)
+        rate = 1e-3 * lr_factor(optimizer.settings, number, 10)
         for name, parameter in own.items():
             residual = float((before[name] - parameter.detach()).abs().mean())
             wanted = rate * (16.0 if ".lora_B." in name else 1.0)
@@ -316,14 +316,13 @@ def test_the_saved_settings_are_those_of_the_method(model_folder: Path, tmp_path
     assert config["base_model_name_or_path"] == "org/model" and config["inference_mode"]
 
 
-@pytest.mark.parametrize("dtype", ["base", "float32"])
 @pytest.mark.parametrize("method", METHODS)
-def test_layers_answer_in_the_precision_of_the_base(model_folder: Path, method: Any, dtype: Any) -> None:
+def test_layers_answer_in_the_precision_of_the_base(model_folder: Path, method: Any) -> None:
     """FlashAttention takes no float32, which DoRA of higher precision than its base would hand it."""
     model = fresh(model_folder).to(torch.bfloat16)
-    model = adapters.add_adapters(model, {"en-es": Adapter(method=method, rank=4, dtype=dtype)}, 1)
+    model = adapters.add_adapters(model, {"en-es": Adapter(method=method, rank=4)}, 1)
     own = adapters.parameters(model, "en-es").values()
-    assert {p.dtype for p in own} == {torch.bfloat16 if dtype == "base" else torch.float32}
+    assert {p.dtype for p in own} == {torch.bfloat16}
     seen = []
     for layer in (layer for layer in model.modules() if isinstance(layer, LoraLayer)):
         layer.register_forward_hook(lambda module, inputs, output: seen.append(output.dtype))

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from roundtrip.recipe import loader
+from roundtrip.recipe.loader import load_recipe
 from roundtrip.recipe.plan import FINAL, PARALLEL, next_phase, num_rows, num_steps, phases
 from roundtrip.recipe.schema import Recipe
 from tests.conftest import WriteRecipe
@@ -18,12 +18,12 @@ def path(write_recipe: WriteRecipe) -> Path:
 
 
 def recipe_with(path: Path, *overrides: str) -> Recipe:
-    return loader.load_recipe(str(path), overrides).recipe
+    return load_recipe(str(path), overrides).recipe
 
 
 def test_phases_of_all_stages(path: Path) -> None:
     plan = phases(recipe_with(path, "train.parallel_epochs=3", "train.final_epochs=2", "rounds.count=2"), 32)
-    assert [(phase.stage, phase.passes, phase.ends_stage) for phase in plan[::2]] == [
+    assert [(phase.stage, phase.epochs, phase.ends_stage) for phase in plan[::2]] == [
         (PARALLEL, 3, False), ("round-1", 1, False), ("round-2", 1, False), (FINAL, 2, False)
     ]  # fmt: skip
     assert [phase.number for phase in plan] == list(range(8)) and all(phase.ends_stage for phase in plan[1::2])
@@ -32,15 +32,15 @@ def test_phases_of_all_stages(path: Path) -> None:
 
 def test_phases_are_single_epochs_where_they_may_end_early(path: Path) -> None:
     plan = phases(recipe_with(path, "train.parallel_epochs=3", "train.patience=1"), 32)
-    assert [(phase.stage, phase.passes) for phase in plan] == [(PARALLEL, 1)] * 6 + [("round-1", 1)] * 2
+    assert [(phase.stage, phase.epochs) for phase in plan] == [(PARALLEL, 1)] * 6 + [("round-1", 1)] * 2
     assert [phase.number for phase in plan if phase.ends_stage] == [5, 7]
 
 
 def test_next_phase_skips_the_epochs_or_the_rounds_that_are_left(path: Path) -> None:
     plan = phases(recipe_with(path, "train.parallel_epochs=3", "train.patience=1"), 32)
-    assert next_phase(plan, plan[1], enough=True) == 6 and next_phase(plan, plan[1], enough=False) == 2
+    assert next_phase(plan, plan[1], stop_early=True) == 6 and next_phase(plan, plan[1], stop_early=False) == 2
     plan = phases(recipe_with(path, "train.final_epochs=2", "rounds.count=2"), 32)
-    assert next_phase(plan, plan[3], enough=True) == 6 and next_phase(plan[:6], plan[3], enough=True) == 6
+    assert next_phase(plan, plan[3], stop_early=True) == 6 and next_phase(plan[:6], plan[3], stop_early=True) == 6
 
 
 def test_num_steps_counts_every_row(path: Path) -> None:

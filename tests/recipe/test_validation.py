@@ -63,7 +63,11 @@ def test_problems_of_data_and_training_are_named(
         (("adapter.ephemeral_gpu_offload=true",), "adapter.ephemeral_gpu_offload: has an effect on DoRA only"),
         (("adapter.targets=['lm_head']", "model.quantize=4bit"), "adapter.targets: lm_head is not quantized"),
         (("adapter.targets=['lm_head']", "model.use_liger_kernel=true"), "adapter.targets: Liger's loss"),
-        (("model.from_scratch.vocab_size=420",), "model.from_scratch: excludes model.path"),
+        (("model.from_scratch.vocab_size=420",), "model.from_scratch: excludes model.path; leave one of them out"),
+        (("model.from_scratch={}", "model.revision=main"), "model.revision: belongs to a hub id"),
+        (("model.from_scratch={}",), "adapter.method: 'lora' adapts a trained model; a model from scratch needs"),
+        (("adapter.en-es.method=full", "adapter.en-es.rank=2"), "adapter.en-es.rank: has no effect where all weights"),
+        (("adapter.init=nowhere",), "adapter.en-es.init: "),
     ],
 )
 def test_problems_of_model_and_adapter_are_named(
@@ -71,6 +75,14 @@ def test_problems_of_model_and_adapter_are_named(
 ) -> None:
     text = problems(write_recipe, *overrides)
     assert text.count(problem) == 1, "once, though both directions have it"
+
+
+def test_a_missing_model_is_named(write_recipe: WriteRecipe) -> None:
+    text = write_recipe().read_text(encoding="utf-8")
+    line = next(line for line in text.splitlines() if line.startswith("path = "))
+    with pytest.raises(RecipeError) as caught:
+        loader.load(str(write_recipe((line, ""))))
+    assert str(caught.value).count("model.path: missing; name a hub id") == 1
 
 
 @pytest.mark.parametrize(

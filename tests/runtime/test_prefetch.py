@@ -1,49 +1,52 @@
-"""Real text is encoded while the device works on something else, once, and it changes nothing."""
+"""Real text is encoded in a thread while the device trains, once, and the results stay the same."""
 
 from __future__ import annotations
 
 import inspect
 import threading
 from collections import Counter
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from roundtrip.backtranslation import trainer
+from roundtrip.backtranslation import synthesis
 from roundtrip.runtime.prefetch import Prefetcher
 from roundtrip.tokens.prompt_template import PromptTemplate
 from tests.conftest import WriteRecipe
 from tests.runs import assert_same, end_state, go
 
 
-def test_work_is_done_once_in_a_thread_or_when_it_is_needed() -> None:
+def test_work_is_done_once_in_a_thread() -> None:
     done: list[tuple[int, str]] = []
-    ahead = Prefetcher()
+    prefetcher = Prefetcher()
 
-    def work(number: int) -> Any:
+    def work(number: int) -> Callable[[], None]:
         return lambda: done.append((number, threading.current_thread().name))
 
-    ahead.begin(1, work(1))
-    ahead.begin(1, work(1))
-    ahead.need(1, work(1))
-    ahead.need(2, work(2))
+    prefetcher.wait()
+    prefetcher.start(1, work(1))
+    prefetcher.start(1, work(1))
+    prefetcher.wait()
+    prefetcher.start(2, work(2))
+    prefetcher.wait()
     assert [number for number, _ in done] == [1, 2]
-    assert all(name.startswith("ahead") for _, name in done)
+    assert all(name.startswith("prefetch") for _, name in done)
 
 
-def test_what_goes_wrong_there_is_raised_where_it_is_needed() -> None:
-    ahead = Prefetcher()
+def test_an_error_of_the_thread_is_raised_where_the_work_is_needed() -> None:
+    prefetcher = Prefetcher()
 
-    def wrong() -> None:
+    def fail() -> None:
         raise ValueError("no such line")
 
-    ahead.begin(1, wrong)
+    prefetcher.start(1, fail)
     with pytest.raises(ValueError, match="no such line"):
-        ahead.need(1, wrong)
+        prefetcher.wait()
 
 
-def test_a_run_encodes_each_real_line_once_for_each_use_and_learns_the_same(
+def test_a_run_encodes_each_real_line_once_for_each_use_with_the_same_results(
     write_recipe: WriteRecipe, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     encoded: Counter[tuple[str, str]] = Counter()
@@ -57,49 +60,42 @@ def test_a_run_encodes_each_real_line_once_for_each_use_and_learns_the_same(
             return original(self, texts)
 
         monkeypatch.setattr(PromptTemplate, name, spy)
-    begun: list[tuple[int, int]] = []
-    original_begin = Prefetcher.begin
+    started: list[tuple[int, bool]] = []
+    original_start = Prefetcher.start
 
-    def begin(self: Prefetcher, number: int, work: Any) -> None:
-        depth = sum(frame.function == "training" for frame in inspect.stack())
-        begun.append((number, depth))
-        original_begin(self, number, work)
+    def start(self: Prefetcher, key: int, work: Callable[[], None]) -> None:
+        started.append((key, any(frame.function == "prepare" for frame in inspect.stack(0))))
+        original_start(self, key, work)
 
-    monkeypatch.setattr(Prefetcher, "begin", begin)
+    monkeypatch.setattr(Prefetcher, "start", start)
     path = write_recipe(("count = 1", "count = 2"))
     settings = ("tokens.audit=0.0",)
     go(path, tmp_path / "ahead", overrides=settings)
-    # Two phases on pairs, then four of the rounds: each but the first two is begun while the one before trains.
-    assert {number for number, depth in begun if depth} == {2, 3, 4, 5}
-    assert threads["ahead"] > 0
+    # Two phases on pairs, then four of the rounds: the text of each round is encoded while the phase before it trains.
+    assert {key for key, while_training in started if while_training} == {2, 3, 4, 5}
+    assert threads["prefetch"] > 0
     texts = [(tmp_path / "ahead" / "data" / f"mono.{code}.txt").read_text(encoding="utf-8") for code in ("en", "es")]
     mono = {line for text in texts for line in text.splitlines()}
-    shown = {
-        name: [times for (kind, text), times in encoded.items() if kind == name and text in mono]
-        for name in ("_make_prompts", "_make_targets")
-    }
-    assert shown["_make_targets"] and max(shown["_make_targets"]) == 1
-    assert shown["_make_prompts"] and max(shown["_make_prompts"]) == 1
+    for name in ("_make_prompts", "_make_targets"):
+        times = [number for (kind, text), number in encoded.items() if kind == name and text in mono]
+        assert times and max(times) == 1, name
 
-    class Never(Prefetcher):
-        def begin(self, number: int, work: Any) -> None:
+    class NoPrefetcher(Prefetcher):
+        def start(self, key: int, work: Callable[[], None]) -> None:
             pass
 
-        def need(self, number: int, work: Any) -> None:
-            pass
-
-    monkeypatch.setattr(trainer, "Ahead", Never)
+    monkeypatch.setattr(synthesis, "Prefetcher", NoPrefetcher)
     threads.clear()
     go(path, tmp_path / "plain", overrides=settings)
-    assert not threads["ahead"]
+    assert not threads["prefetch"]
     assert_same(end_state(tmp_path / "ahead"), end_state(tmp_path / "plain"))
 
 
-def test_closing_drops_what_has_not_begun() -> None:
-    ahead, held, ran = Prefetcher(), threading.Event(), []
-    ahead.begin(1, lambda: held.wait(5) and None)
-    ahead.begin(2, lambda: ran.append(2))
-    ahead.close()
+def test_closing_cancels_what_has_not_started() -> None:
+    prefetcher, held, ran = Prefetcher(), threading.Event(), []
+    prefetcher.start(1, lambda: held.wait(5) and None)
+    prefetcher.start(2, lambda: ran.append(2))
+    prefetcher.close()
     held.set()
-    ahead._thread.shutdown(wait=True)
+    prefetcher._thread.shutdown(wait=True)
     assert not ran

@@ -1,9 +1,11 @@
-"""The benchmark of token roads runs, on the smallest setting; what it says of time is left to idle machines."""
+"""The benchmarks: `tokens` runs on its smallest setting, and every kept result can be shown and drawn."""
 
 from __future__ import annotations
 
+import importlib.util
 import io
 import json
+import shutil
 from pathlib import Path
 
 import pytest
@@ -11,43 +13,56 @@ import torch
 from rich.console import Console
 from transformers import PreTrainedTokenizerFast
 
-from benchmarks import plots, prior_art, tokens
+from benchmarks import common, row_baselines, tokens
 from benchmarks.batches import templates
 from tests.conftest import toy_pairs
 
 SMALLEST = tokens.Settings(batches=(2,), lengths=(12,), turns=1, seconds=1.0, compiled=False, num_sentences=24)
-ROADS = {
+VARIANTS = {
     *("strings", "strings, fewest calls", "strings, usual", "prior art", "prior art, gc.collect()", "Road.rows"),
     *(f"splice, {guard} guard" for guard in ("no", "cold", "warm", "host")),
 }
 
 
-def test_every_road_is_timed_and_ours_is_exact(tmp_path: Path, tokenizer: PreTrainedTokenizerFast) -> None:
+def test_document_times_every_variant_and_ours_is_exact(tmp_path: Path, tokenizer: PreTrainedTokenizerFast) -> None:
     text = io.StringIO()
-    found = tokens.document({"small": tokenizer}, toy_pairs(), SMALLEST, torch.device("cpu"), Console(file=text))
+    document = tokens.document({"small": tokenizer}, toy_pairs(), SMALLEST, torch.device("cpu"), lambda line: None)
     path = tmp_path / "tokens-small.json"
-    path.write_text(json.dumps(found), encoding="utf-8")
-    plots.show(json.loads(path.read_text(encoding="utf-8")), Console(file=text))
+    common.save(document, path)
+    tokens.show(json.loads(path.read_text(encoding="utf-8")), Console(file=text))
     small = json.loads(path.read_text(encoding="utf-8"))["tokenizers"]["small"]
     (case,) = small["cases"]
-    assert set(case["token_rows"]) == ROADS and all(row_builder in text.getvalue() for row_builder in ROADS)
-    times = [*case["token_rows"].values(), *case["parts"].values(), *small["setup_seconds"].items()]
-    assert all(one["best_ms"] > 0 and one["turns"] for one in times if isinstance(one, dict))
-    exact = {name: row_builder["exact"] for name, row_builder in case["token_rows"].items() if "exact" in row_builder}
+    assert set(case["roads"]) == VARIANTS and all(variant in text.getvalue() for variant in VARIANTS)
+    times = [*case["roads"].values(), *case["parts"].values(), *small["setup_seconds"].items()]
+    assert all(each["best_ms"] > 0 and each["turns"] for each in times if isinstance(each, dict))
+    exact = {name: figures["exact"] for name, figures in case["roads"].items() if "exact" in figures}
     assert exact.pop("strings, usual") < 1.0  # a line break follows the end token
     assert set(exact.values()) == {1.0} and len(exact) == 7
-    assert {case["token_rows"][f"splice, {guard} guard"]["proved"] for guard in ("cold", "warm")} == {1.0}
+    assert {case["roads"][f"splice, {guard} guard"]["proved"] for guard in ("cold", "warm")} == {1.0}
     for shares in (small["plain_separator"]["final punctuation"], small["plain_separator"]["none"]):
         assert shares["ours"]["targets"] == shares["ours"]["rows"] == 1.0
 
 
-def test_the_picture_is_drawn(tmp_path: Path) -> None:
-    pytest.importorskip("matplotlib")
-    row_builder = {"best_ms": 1.0}
-    cases = [{"length": 64, "batch": batch, "roads": {"strings": row_builder}} for batch in (1, 8)]
-    hardware = {"processor": "abacus", "threads": 1, "device": "cpu"}
-    plots.draw({"tokenizers": {"small": {"cases": cases}}, "hardware": hardware}, tmp_path / "a.png")
-    assert (tmp_path / "a.png").read_bytes().startswith(b"\x89PNG")
+# Those of commands in `tests/tools`, and of a benchmark that there is no longer.
+WITHOUT_BENCHMARK = ("faults", "fuzz", "engine")
+
+
+@pytest.mark.parametrize("name", sorted(path.name for path in common.RESULTS.glob("*.json")))
+def test_show_kept_reads_every_result(name: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    if name.startswith(WITHOUT_BENCHMARK):
+        pytest.skip("not written by a benchmark")
+    shutil.copy(common.RESULTS / name, tmp_path / name)
+    common.show_kept(tmp_path / name)
+    assert len(capsys.readouterr().out.splitlines()) > 3
+    plot = tmp_path / name.replace(".json", ".png")
+    if (common.RESULTS / plot.name).exists() and importlib.util.find_spec("matplotlib") is not None:
+        assert plot.read_bytes().startswith(b"\x89PNG")
+
+
+def test_command_leaves_out_absolute_paths() -> None:
+    arguments = ["--run", str(Path.cwd() / "runs" / "a"), "--set=model.path=/srv/models/base", "--turns", "2"]
+    shown = common.command("round", arguments)
+    assert shown == "python -m benchmarks.round --run runs/a --set=model.path=base --turns 2"
 
 
 @pytest.mark.parametrize(
@@ -58,12 +73,12 @@ def test_the_picture_is_drawn(tmp_path: Path) -> None:
         [("la casa roja", "the house is red"), ("veo", "I see")],
     ],
 )
-def test_the_prior_art_is_right_where_it_may_be(
+def test_baseline_is_right_where_its_assumptions_hold(
     tokenizer: PreTrainedTokenizerFast, pairs: list[tuple[str, str]]
 ) -> None:
-    """Our code of it is not at fault where all holds that it assumes: nothing merges, and the end token pads."""
-    writer, learner = templates(tokenizer, prior_art.PLAIN)
+    """Our implementation does not cause the errors of the baseline: nothing merges here, and the end token pads."""
+    reverse, forward = templates(tokenizer, row_baselines.PLAIN)
     end = tokenizer.eos_token_id
-    made = prior_art.Skip(tokenizer, end).rows(prior_art.generated(writer, pairs, end, torch.device("cpu")))
-    targets, whole = prior_art.right(made, learner.rows(pairs))
+    made = row_baselines.Skip(tokenizer, end).rows(row_baselines.generated(reverse, pairs, end, torch.device("cpu")))
+    targets, whole = row_baselines.right(made, forward.rows(pairs))
     assert all(targets) and all(whole)

@@ -1,4 +1,4 @@
-"""Several processes are one: the same synthetic text, the same weights as far as sums of floats go, one end for all."""
+"""Several processes do what one does: the same synthetic text, the same weights up to rounding, one end for all."""
 
 from __future__ import annotations
 
@@ -23,11 +23,7 @@ from roundtrip.runtime.errors import DistributedError
 from tests.conftest import WriteRecipe
 from tests.runs import end_state, go
 
-# Signs of life in short order, so that no test waits for a minute.
-DOOR = (
-    "from roundtrip.runtime import distributed; distributed.PULSE, distributed.DEAD = 0.2, 12; "
-    "from roundtrip import train; train.main()"
-)
+TRAIN = "from roundtrip import train; train.main()"
 # Sums in another order: the last bits of a float32, after ten steps of Adam.
 CLOSE = 2e-6
 # Sampled, chosen among several by the reverse direction: all that processes share.
@@ -36,8 +32,8 @@ PLAIN = ("dropout = 0.1", "dropout = 0.0")
 
 
 @contextmanager
-def started(number: int, *arguments: str, door: str = DOOR) -> Iterator[list[subprocess.Popen[str]]]:
-    """Start the door in so many processes, as a launcher does."""
+def started(number: int, *arguments: str, code: str = TRAIN) -> Iterator[list[subprocess.Popen[str]]]:
+    """Start training in `number` processes, as a launcher does."""
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
@@ -45,7 +41,7 @@ def started(number: int, *arguments: str, door: str = DOOR) -> Iterator[list[sub
     common |= {"OMP_NUM_THREADS": "1"}
     processes = [
         subprocess.Popen(
-            [sys.executable, "-c", door, *arguments],
+            [sys.executable, "-c", code, *arguments],
             env=common | {"RANK": str(rank), "LOCAL_RANK": str(rank)},
             stdout=subprocess.PIPE,
             stderr=subprocess.PIPE,
@@ -62,11 +58,11 @@ def started(number: int, *arguments: str, door: str = DOOR) -> Iterator[list[sub
 
 
 def go_together(number: int, recipe: Path, out: Path, *more: str) -> str:
-    """Run a recipe in so many processes, and return what the first one showed."""
+    """Run a recipe in `number` processes, and return what the main process showed."""
     with started(number, str(recipe), "--out", str(out), *more) as processes:
         shown = [process.communicate(timeout=120) for process in processes]
     assert [process.returncode for process in processes] == [0] * number, shown
-    assert all(output == "" for output, _ in shown[1:]), "one speaks for all"
+    assert all(output == "" for output, _ in shown[1:]), "the main process alone shows anything"
     return shown[0][0]
 
 
@@ -141,30 +137,20 @@ SLOW = (
 )
 
 
-@pytest.mark.parametrize(
-    ("dead", "how"),
-    [
-        (1, signal.SIGKILL),
-        (0, signal.SIGSTOP),
-        pytest.param(0, signal.SIGKILL, marks=pytest.mark.slow),
-        pytest.param(1, signal.SIGSTOP, marks=pytest.mark.slow),
-    ],
-)
-def test_one_that_dies_takes_the_others_along_and_the_run_goes_on_with_another_number(
-    alone: tuple[Path, Path], tmp_path: Path, dead: int, how: signal.Signals
+@pytest.mark.parametrize("dead", [1, pytest.param(0, marks=pytest.mark.slow)])
+def test_a_killed_process_ends_the_others_and_another_number_can_resume(
+    alone: tuple[Path, Path], tmp_path: Path, dead: int
 ) -> None:
     recipe, whole = alone
     out = tmp_path / "run"
-    with started(2, str(recipe), "--out", str(out), door=SLOW + DOOR) as processes:
+    with started(2, str(recipe), "--out", str(out), code=SLOW + TRAIN) as processes:
         wait_for_steps(out, 3, processes)
-        processes[dead].send_signal(how)
-        since = time.monotonic()
+        processes[dead].kill()
         _, errors = processes[1 - dead].communicate(timeout=60)
-        assert time.monotonic() - since < 30
     assert processes[1 - dead].returncode == 3
-    assert "of this run" in errors and "--resume" in errors and "Traceback" not in errors
+    assert "another process of this run has ended" in errors and "--resume" in errors and "Traceback" not in errors
     assert checkpoint.names(out / "checkpoints")
-    shown = go_together(3, recipe, out, "--resume") if how == signal.SIGKILL and dead else go(recipe, out, resume=True)
+    shown = go_together(3, recipe, out, "--resume") if dead else go(recipe, out, resume=True)
     assert "resumed at" in shown
     assert_close(end_state(out), end_state(whole))
 
@@ -177,7 +163,7 @@ def test_a_signal_to_any_stops_all_at_one_step_with_a_checkpoint(
     recipe, whole = alone
     out = tmp_path / "run"
     changes = ("--set", "checkpoint.every_steps=1000")
-    with started(2, str(recipe), "--out", str(out), *changes, door=SLOW + DOOR) as processes:
+    with started(2, str(recipe), "--out", str(out), *changes, code=SLOW + TRAIN) as processes:
         wait_for_steps(out, 6, processes)
         for number in asked:
             processes[number].send_signal(signal.SIGTERM)
@@ -194,8 +180,8 @@ def test_an_error_of_the_first_ends_all(write_recipe: WriteRecipe, tmp_path: Pat
     (tmp_path / "run" / "letter.txt").write_text("dear")
     with started(2, str(write_recipe()), "--out", str(tmp_path / "run")) as processes:
         shown = [process.communicate(timeout=60) for process in processes]
-    assert [process.returncode for process in processes] == [2, 2], shown
-    assert "is not empty and not a run" in shown[0][1] and "process 0 of this run has ended" in shown[1][1]
+    assert [process.returncode for process in processes] == [2, 3], shown
+    assert "is not empty and not a run" in shown[0][1] and "another process of this run has ended" in shown[1][1]
     assert "Traceback" not in shown[0][1] + shown[1][1]
 
 
@@ -208,7 +194,7 @@ LATE = (
 def test_a_stop_waits_for_a_checkpoint_that_takes_its_time(alone: tuple[Path, Path], tmp_path: Path) -> None:
     out = tmp_path / "run"
     changes = ("--set", "checkpoint.every_steps=1000")
-    with started(2, str(alone[0]), "--out", str(out), *changes, door=SLOW + LATE + DOOR) as processes:
+    with started(2, str(alone[0]), "--out", str(out), *changes, code=SLOW + LATE + TRAIN) as processes:
         wait_for_steps(out, 1, processes)
         processes[1].send_signal(signal.SIGTERM)
         shown = [process.communicate(timeout=60) for process in processes]
@@ -217,8 +203,8 @@ def test_a_stop_waits_for_a_checkpoint_that_takes_its_time(alone: tuple[Path, Pa
     assert names[-1] > "0000-000000" and not list((out / "checkpoints").glob(".*"))
 
 
-def test_the_launcher_lets_the_error_be_said(write_recipe: WriteRecipe, tmp_path: Path) -> None:
-    """torchrun ends the other processes when one has ended; whose fault it was must be on the screen by then."""
+def test_the_error_is_shown_under_torchrun(write_recipe: WriteRecipe, tmp_path: Path) -> None:
+    """torchrun ends the other processes when one has ended; the error must have been shown by then."""
     (tmp_path / "run").mkdir()
     (tmp_path / "run" / "letter.txt").write_text("dear")
     command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2"]
@@ -238,8 +224,8 @@ DRIFTING = (
 )
 
 
-def test_processes_that_come_apart_are_found_out(alone: tuple[Path, Path], tmp_path: Path) -> None:
-    with started(2, str(alone[0]), "--out", str(tmp_path / "run"), door=DRIFTING + DOOR) as processes:
+def test_processes_with_different_weights_are_refused(alone: tuple[Path, Path], tmp_path: Path) -> None:
+    with started(2, str(alone[0]), "--out", str(tmp_path / "run"), code=DRIFTING + TRAIN) as processes:
         shown = [process.communicate(timeout=100) for process in processes]
     assert [process.returncode for process in processes] == [3, 3]
     assert any("are not the same in all processes" in errors for _, errors in shown)
@@ -257,10 +243,10 @@ SHORT = (
 
 def test_memory_that_runs_out_in_one_process_changes_nothing(alone: tuple[Path, Path], tmp_path: Path) -> None:
     recipe, whole = alone
-    with started(2, str(recipe), "--out", str(tmp_path / "run"), door=SHORT + DOOR) as processes:
+    with started(2, str(recipe), "--out", str(tmp_path / "run"), code=SHORT + TRAIN) as processes:
         shown = [process.communicate(timeout=120) for process in processes]
     assert [process.returncode for process in processes] == [0, 0], shown
-    assert "memory ran out; forward passes have" in shown[0][0], "the first one says it for the other"
+    assert "memory ran out; forward passes have" in shown[0][0], "the main process reports it for the other"
     assert_close(end_state(tmp_path / "run"), end_state(whole))
 
 
@@ -275,7 +261,7 @@ def test_skipped_steps_are_the_same_for_all(alone: tuple[Path, Path], tmp_path: 
         "    return loss * torch.nan if worse else loss\n"
         "step.loss_sum = bad\n"
     )
-    with started(2, str(alone[0]), "--out", str(tmp_path / "run"), door=broken + DOOR) as processes:
+    with started(2, str(alone[0]), "--out", str(tmp_path / "run"), code=broken + TRAIN) as processes:
         shown = [process.communicate(timeout=120) for process in processes]
     assert [process.returncode for process in processes] == [0, 0], shown
     metrics = json.loads((tmp_path / "run" / "metrics.json").read_text())
@@ -283,7 +269,7 @@ def test_skipped_steps_are_the_same_for_all(alone: tuple[Path, Path], tmp_path: 
     assert len(list((tmp_path / "run" / "nonfinite_steps").iterdir())) == 1
 
 
-def test_alone_nothing_is_asked_of_anybody(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_single_process_communicates_with_nobody(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delenv("WORLD_SIZE", raising=False)
     with join_processes(True) as processes:
         assert processes is SINGLE_PROCESS and processes.is_main
@@ -293,17 +279,17 @@ def test_alone_nothing_is_asked_of_anybody(monkeypatch: pytest.MonkeyPatch) -> N
     assert "accelerate.state" not in sys.modules or not torch.distributed.is_initialized()
 
 
-def test_shares_hold_everything_once_and_may_be_empty() -> None:
+def test_shards_hold_everything_once_and_may_be_empty() -> None:
     for count in (1, 2, 5):
-        dealt = [ProcessGroup(number, count).share(range(3)) for number in range(count)]
+        dealt = [ProcessGroup(number, count).shard(range(3)) for number in range(count)]
         assert sorted(value for part in dealt for value in part) == [0, 1, 2]
-    assert ProcessGroup(4, 5).share(range(3)) == []
+    assert ProcessGroup(4, 5).shard(range(3)) == []
 
 
-def test_processes_that_do_not_come_together_say_what_to_look_at(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_processes_that_cannot_connect_name_the_variables(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("WORLD_SIZE", "2")
     monkeypatch.setenv("RANK", "0")
     for name in ("MASTER_ADDR", "MASTER_PORT"):
         monkeypatch.delenv(name, raising=False)
-    with pytest.raises(DistributedError, match=r"do not come together(.|\n)*MASTER_ADDR"), join_processes(True):
+    with pytest.raises(DistributedError, match=r"cannot connect(.|\n)*MASTER_ADDR"), join_processes(True):
         pass

@@ -1,4 +1,4 @@
-"""Whole runs through the door: what they leave behind, how they go on, and what they say when they cannot."""
+"""Whole runs: what they leave behind, how they are resumed, and the message where one cannot start or continue."""
 
 from __future__ import annotations
 
@@ -17,36 +17,37 @@ from typing import Any
 import pytest
 import torch
 from peft import PeftModel
-from rich.console import Console
 from safetensors.torch import load_file, save_file
 from transformers import AutoModelForCausalLM
 
-from roundtrip.backtranslation import checkpoint, session, trained_models
-from roundtrip.backtranslation.run_folder import RunFolder, reopen, run_lock
-from roundtrip.backtranslation.trainer import Trainer
+from roundtrip.backtranslation import checkpoint, filtering, trained_models
 from roundtrip.backtranslation.dev_scoring import greedy_settings
+from roundtrip.backtranslation.run_folder import RunFolder, reopen, run_lock
+from roundtrip.backtranslation.synthesis import Synthesizer
+from roundtrip.backtranslation.trainer import Trainer
 from roundtrip.cli import train, translate
 from roundtrip.engine import long_inputs
-from roundtrip.recipe import loader
+from roundtrip.recipe.loader import load_recipe
 from roundtrip.recipe.plan import Phase
 from roundtrip.runtime.errors import Interrupted, RunError, TextError, TrainingError
-from roundtrip.runtime.event_log import EventLog
 from roundtrip.tokens.batching import TokenDataset, collate
 from tests.conftest import WriteRecipe
-from tests.runs import NAMES, assert_same, door, end_state, go
+from tests.runs import NAMES, assert_same, end_state, go, read_events, run_module
 
 
-def test_two_step_recipe_through_the_real_door(write_recipe: WriteRecipe, tmp_path: Path) -> None:
+def test_two_steps_by_the_command_line(write_recipe: WriteRecipe, tmp_path: Path) -> None:
     path = write_recipe(("train = 32", "train = 16"), ("monolingual_lines = 24", "monolingual_lines = 10"))
-    done = door("roundtrip.train", str(path), "--out", str(tmp_path / "run"), "--set", "rounds.parallel_ratio=0.0")
+    done = run_module(
+        "roundtrip.train", str(path), "--out", str(tmp_path / "run"), "--set", "rounds.parallel_ratio=0.0"
+    )
     assert done.returncode == 0, done.stderr
     assert done.stderr == ""
     metrics = json.loads((tmp_path / "run" / "metrics.json").read_text())
     assert metrics["steps"] == {"en-es": 2, "es-en": 2}
     assert json.loads((tmp_path / "run" / "run.json").read_text())["overrides"] == ["rounds.parallel_ratio=0.0"]
     assert "Test scores: chrF++ / BLEU" in done.stdout
-    assert "\x1b" not in done.stdout, "no escape codes where nobody watches"
-    translated = door(
+    assert "\x1b" not in done.stdout, "no escape codes where the output is not a terminal"
+    translated = run_module(
         "roundtrip", "translate", str(tmp_path / "run"), "--to", "es", stdin="I see the house.\n\nThe moon\n"
     )
     assert translated.returncode == 0, translated.stderr
@@ -61,26 +62,19 @@ def test_what_a_run_leaves_behind(finished: tuple[Path, Path, str]) -> None:
     assert list(metrics["dev"]) == ["copy", "base", "parallel", "round-1"]
     for scores in metrics["test"].values():
         assert set(scores) == set(NAMES)
-        assert all(0 <= one["bleu"] <= 100 and 0 <= one["chrf"] <= 100 for one in scores.values())
+        assert all(0 <= values["bleu"] <= 100 and 0 <= values["chrf"] <= 100 for values in scores.values())
     assert metrics["best"] in {"parallel", "round-1"}
     means = {k: sum(s["chrf"] for s in v.values()) / 2 for k, v in metrics["dev"].items() if k not in {"copy", "base"}}
     assert metrics["best"] == max(means, key=lambda stage: means[stage])
     assert metrics["comparison"]["baseline"] == "parallel" and metrics["comparison"]["system"] == "round-1"
-    assert {one["metric"] for one in metrics["comparison"]["directions"]["en-es"]} == {"BLEU", "chrF++"}
+    assert {entry["metric"] for entry in metrics["comparison"]["directions"]["en-es"]} == {"BLEU", "chrF++"}
     assert "nw:2" in metrics["signatures"]["en-es"]["chrf"] and "tok:13a" in metrics["signatures"]["en-es"]["bleu"]
     assert all(len(samples) == 3 for samples in metrics["samples"].values())
-    assert set(metrics["seconds"]) == {
-        "reading",
-        "loading",
-        "checking",
-        "generating",
-        "training",
-        "scoring",
-    }
+    assert set(metrics["seconds"]) == {"reading", "loading", "checking", "generating", "training", "scoring"}
     assert metrics["steps"] == {"en-es": 2 + 3, "es-en": 2 + 3}
     assert (folder / "recipe.toml").read_text() == recipe.read_text()
     kinds = [json.loads(line)["event"] for line in (folder / "events.jsonl").read_text().splitlines()]
-    assert kinds.count("step") == 10 and kinds.count("phase") == 4 and kinds.count("block") == 2
+    assert kinds.count("step") == 10 and kinds.count("phase") == 4 and kinds.count("examples") == 2
     assert kinds[0] == "text" and kinds[-1] == "end"
     for part in ("base model, zero-shot", "copying the source", "(kept as best)", "paired bootstrap", "reference"):
         assert part in shown
@@ -88,31 +82,33 @@ def test_what_a_run_leaves_behind(finished: tuple[Path, Path, str]) -> None:
     assert not list(folder.rglob("*.tmp"))
 
 
-def test_blocks_are_new_lines_with_synthetic_sources_and_real_pairs(finished: tuple[Path, Path, str]) -> None:
+def test_examples_of_a_round_are_new_lines_with_synthetic_sources_and_parallel_pairs(
+    finished: tuple[Path, Path, str],
+) -> None:
     _, folder, _ = finished
     for number, name, target in ((2, "en-es", "mono.es.txt"), (3, "es-en", "mono.en.txt")):
         lines = (folder / "examples" / f"{number:04d}-round-1-{name}.jsonl").read_text().splitlines()
         rows = [json.loads(line) for line in lines]
         synthetic = [row for row in rows if row[0] == "synthetic"]
-        real = {(row[1], row[2]) for row in rows if row[0] == "real"}
+        parallel = {(row[1], row[2]) for row in rows if row[0] == "parallel"}
         mono = set((folder / "data" / target).read_text().splitlines())
         assert synthetic and all(row[2] in mono for row in synthetic)
         pairs = {tuple(line.split("\t")) for line in (folder / "data" / "train.tsv").read_text().splitlines()}
-        assert real <= {pair if name == "en-es" else pair[::-1] for pair in pairs}
-        assert len(real) == round(len(synthetic) * 0.4 / 0.6)
+        assert parallel <= {pair if name == "en-es" else pair[::-1] for pair in pairs}
+        assert len(parallel) == round(len(synthetic) * 0.4 / 0.6)
 
 
 def test_adapters_load_with_peft_alone_and_give_the_same_logits(
     finished: tuple[Path, Path, str], model_folder: Path
 ) -> None:
     recipe, folder, _ = finished
-    one = trained_models.load(RunFolder(folder), trained_models.direction_into(RunFolder(folder), "es"))
-    batch = collate(TokenDataset.of(one.template.rows([("I see the moon.", "Veo la luna.")])), [0], 3)
+    translator = trained_models.load(RunFolder(folder), trained_models.direction_into(RunFolder(folder), "es"))
+    batch = collate(TokenDataset.of(translator.template.rows([("I see the moon.", "Veo la luna.")])), [0], 3)
     alone = PeftModel.from_pretrained(
         AutoModelForCausalLM.from_pretrained(model_folder, attn_implementation="eager"), folder / "adapters/best/en-es"
     ).eval()
     with torch.no_grad():
-        ours = one.direction_model.model(batch.ids_BT, attention_mask=batch.mask_BT).logits
+        ours = translator.direction_model.model(batch.ids_BT, attention_mask=batch.mask_BT).logits
         theirs = alone(batch.ids_BT, attention_mask=batch.mask_BT).logits
         with alone.disable_adapter():
             base = alone(batch.ids_BT, attention_mask=batch.mask_BT).logits
@@ -123,7 +119,7 @@ def test_adapters_load_with_peft_alone_and_give_the_same_logits(
 
 
 @pytest.mark.parametrize("at", [1, 3, 5, 6, 8, 9])
-def test_resumed_is_uninterrupted(
+def test_a_resumed_run_equals_an_uninterrupted_one(
     finished: tuple[Path, Path, str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, at: int
 ) -> None:
     recipe, whole, _ = finished
@@ -149,24 +145,24 @@ def test_resumed_is_uninterrupted(
 @pytest.mark.parametrize(
     "tokens", [("tokens.mode=text",), ("tokens.guard=host",), ("tokens.strict=true", "tokens.audit=1.0")]
 )
-def test_every_road_trains_the_same_adapters(
+def test_every_way_to_build_rows_trains_the_same_adapters(
     finished: tuple[Path, Path, str], tmp_path: Path, tokens: tuple[str, ...]
 ) -> None:
-    """Splice or strings, guarded here or there: to the last bit the same run."""
+    """By the splice or the text path, checked on device or host: to the last bit the same run."""
     recipe, whole, shown = finished
     go(recipe, tmp_path / "run", overrides=tokens)
     one, other = end_state(tmp_path / "run"), end_state(whole)
-    row_builders, usual = one.pop("roads"), other.pop("roads")
+    counts_by_name, usual = one.pop("token_rows"), other.pop("token_rows")
     assert_same(one, other)
     synthetic = {name: sum(counts.values()) for name, counts in usual.items()}
-    assert {name: sum(counts.values()) for name, counts in row_builders.items()} == synthetic
+    assert {name: sum(counts.values()) for name, counts in counts_by_name.items()} == synthetic
     assert all(set(counts) == {"splice"} and counts["splice"] > 0 for counts in usual.values())
-    expected = {"strings by [tokens] road"} if "strings" in tokens[0] else {"splice"}
-    assert all(set(counts) == expected for counts in row_builders.values())
+    expected = {"strings by [tokens] road"} if "text" in tokens[0] else {"splice"}
+    assert all(set(counts) == expected for counts in counts_by_name.values())
     assert "token road of en-es: splice, proved on the device" in shown
 
 
-def test_rows_that_fall_back_are_counted_and_said(
+def test_rows_that_take_the_text_path_are_counted_and_reported(
     finished: tuple[Path, Path, str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     from roundtrip.tokens.splice.canonicality import PAIR, CanonicalityChecker
@@ -174,28 +170,28 @@ def test_rows_that_fall_back_are_counted_and_said(
     recipe, whole, _ = finished
     verify = CanonicalityChecker.verify
 
-    def doubting(self: CanonicalityChecker, *arguments: Any) -> torch.Tensor:
+    def verify_two_of_three(self: CanonicalityChecker, *arguments: Any) -> torch.Tensor:
         reasons = verify(self, *arguments)
         return torch.where(torch.arange(len(reasons)) % 3 == 0, PAIR, reasons)
 
-    monkeypatch.setattr(CanonicalityChecker, "prove", doubting)
+    monkeypatch.setattr(CanonicalityChecker, "verify", verify_two_of_three)
     shown = go(recipe, tmp_path / "run")
     one, other = end_state(tmp_path / "run"), end_state(whole)
-    row_builders = one.pop("roads")
+    counts_by_name = one.pop("token_rows")
     del other["token_rows"]
     assert_same(one, other)
-    assert all(counts["not canonical inside"] > 0 for counts in row_builders.values())
-    assert "synthetic rows by strings {'not canonical inside':" in shown
-    events = [json.loads(line) for line in (tmp_path / "run" / "events.jsonl").read_text().splitlines()]
-    assert [event["rows"] for event in events if event["event"] == "token_rows"] == list(row_builders.values())
-    verdicts = {event["direction"]: event for event in events if event["event"] == "compatibility"}
-    assert set(verdicts) == set(NAMES) and verdicts["en-es"]["mode"] == "per_row"
+    assert all(counts["not canonical inside"] > 0 for counts in counts_by_name.values())
+    assert "synthetic rows took the text path: {'not canonical inside':" in shown
+    reported = [event["rows"] for event in read_events(tmp_path / "run", "token_rows")]
+    assert reported == list(counts_by_name.values())
+    reports = {event["direction"]: event for event in read_events(tmp_path / "run", "compatibility")}
+    assert set(reports) == set(NAMES) and reports["en-es"]["mode"] == "per_row"
 
 
-def test_what_the_guard_knows_is_in_the_checkpoint(finished: tuple[Path, Path, str]) -> None:
-    found = checkpoint.newest(finished[1] / "checkpoints", lambda text: None)
-    assert found is not None
-    assert len(found[1]["pairs"]["good"]) > 50
+def test_token_pairs_that_the_guard_has_settled_are_in_the_checkpoint(finished: tuple[Path, Path, str]) -> None:
+    newest = checkpoint.newest(finished[1] / "checkpoints", lambda text: None)
+    assert newest is not None
+    assert len(newest[1]["pairs"]["good"]) > 50
 
 
 def test_another_tokenizer_is_refused_at_resume(
@@ -217,7 +213,7 @@ def test_another_tokenizer_is_refused_at_resume(
     document = json.loads((folder / "tokenizer.json").read_text(encoding="utf-8"))
     document["model"]["merges"][-2:] = document["model"]["merges"][-2:][::-1]
     (folder / "tokenizer.json").write_text(json.dumps(document), encoding="utf-8")
-    with pytest.raises(RunError, match="tokenizer of en-es is not the one this run began with"):
+    with pytest.raises(RunError, match="tokenizer of en-es is not the one this run was started with"):
         go(path, tmp_path / "run", resume=True)
 
 
@@ -226,14 +222,13 @@ def test_stopped_while_generating_loses_nothing(
 ) -> None:
     recipe, whole, _ = finished
 
-    def stopping(*arguments: Any, **settings: Any) -> Any:
+    translate_lines = Synthesizer.translate
+
+    def stopping(self: Synthesizer, *arguments: Any) -> Any:
         os.kill(os.getpid(), signal.SIGINT)
-        return original(*arguments, **settings)
+        return translate_lines(self, *arguments)
 
-    from roundtrip.backtranslation import examples
-
-    original = examples.of_round
-    monkeypatch.setattr(examples, "of_round", stopping)
+    monkeypatch.setattr(Synthesizer, "translate", stopping)
     with pytest.raises(Interrupted) as caught:
         go(recipe, tmp_path / "run")
     assert caught.value.exit_code == 130
@@ -249,7 +244,7 @@ def test_a_second_run_from_the_same_seed_is_the_same_and_another_seed_is_not(
     go(recipe, tmp_path / "same")
     assert_same(end_state(tmp_path / "same"), end_state(whole))
     go(recipe, tmp_path / "other", overrides=("seed=4",))
-    assert end_state(tmp_path / "other")["blocks"] != end_state(whole)["blocks"]
+    assert end_state(tmp_path / "other")["examples"] != end_state(whole)["examples"]
 
 
 def test_a_finished_run_is_shown_again(finished: tuple[Path, Path, str]) -> None:
@@ -265,13 +260,13 @@ def test_resume_refuses_another_recipe_or_version(
 ) -> None:
     recipe, folder, _ = finished
     with pytest.raises(RunError, match=r"train\.lr: 0\.005 then, 0\.1 now"):
-        reopen(folder, loader.load_recipe(str(recipe), ["train.lr=0.1"]))
+        reopen(folder, load_recipe(str(recipe), ["train.lr=0.1"]))
     monkeypatch.setattr("roundtrip.backtranslation.run_folder.versions", lambda: {"torch": "9.9"})
     with pytest.raises(RunError, match=r"version of torch: '2\.\S+' then, '9\.9' now"):
-        reopen(folder, loader.load_recipe(str(recipe)))
+        reopen(folder, load_recipe(str(recipe)))
 
 
-def test_unpaired_sides_start_over_and_say_so(write_recipe: WriteRecipe, tmp_path: Path) -> None:
+def test_a_stream_that_ends_starts_over_and_is_reported(write_recipe: WriteRecipe, tmp_path: Path) -> None:
     cut = '[data.split]\ncorpus = { path = "toy.tsv" }\ntrain = 32\ndev = 12\ntest = 12'
     own = """[data]
 train = { path = "toy.tsv", limit = 20 }
@@ -286,14 +281,18 @@ es = "mono.es"
     (tmp_path / "mono.en").write_text("".join(f"I have {n} cats.\n" for n in range(30)))
     (tmp_path / "mono.es").write_text("".join(f"Tengo {n} gatos.\n" for n in range(7)))
     shown = go(write_recipe((cut, own)), tmp_path / "run")
-    assert "mono.es is read through and starts over" in shown
-    assert "mono.en is read through" not in shown
+    assert "all rows of mono.es are read; it starts over" in shown
+    assert "all rows of mono.en are read" not in shown
+    restarted = {event["direction"]: event["restarted"] for event in read_events(tmp_path / "run", "examples")}
+    assert "mono.es" in restarted["en-es"] and "mono.en" not in restarted["es-en"]
 
 
-def test_all_rejected_stops_with_counts_and_advice(write_recipe: WriteRecipe, tmp_path: Path) -> None:
-    path = write_recipe(("max_ratio = 100.0", "max_ratio = 1.0\nmax_copy = 0.000001"))
+def test_all_rejected_stops_with_counts_and_advice(
+    write_recipe: WriteRecipe, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(filtering, "MAX_COPY_CHRF", 0.0)
     with pytest.raises(TrainingError, match=r"all 24 synthetic sources were rejected(.|\n)*parallel_epochs"):
-        go(path, tmp_path / "run")
+        go(write_recipe(("max_length_ratio = 100.0", "max_length_ratio = 1.0")), tmp_path / "run")
 
 
 def test_rows_over_the_limit_are_left_out_and_counted(write_recipe: WriteRecipe, tmp_path: Path) -> None:
@@ -349,7 +348,7 @@ def test_likely_mistakes_end_in_one_clear_message(
     assert code == 2
     assert errors.startswith("error: ") and message in errors
     assert "Traceback" not in errors
-    # Mended, the same command works: nothing that failed stands in the way.
+    # Once mended, the same command works: what a failed run left behind does not matter.
     if mistake in {"empty file", "unknown layers"}:
         assert shell(train, str(write_recipe()), "--out", "run")[0] == 0
 
@@ -375,22 +374,10 @@ def test_a_folder_that_holds_something_is_refused(
     assert code == 2 and "not a run folder" in errors
 
 
-def test_an_unwritable_place_is_refused(write_recipe: WriteRecipe, tmp_path: Path, shell: Callable[..., Any]) -> None:
+def test_an_unwritable_folder_is_refused(write_recipe: WriteRecipe, tmp_path: Path, shell: Callable[..., Any]) -> None:
     (tmp_path / "file").write_text("")
     code, _, errors = shell(train, str(write_recipe()), "--out", "file/run")
     assert code == 2 and "cannot be written" in errors and "--out" in errors
-
-
-def test_check_shows_the_plan_and_writes_nothing(
-    write_recipe: WriteRecipe, tmp_path: Path, shell: Callable[..., Any]
-) -> None:
-    path = write_recipe()
-    before = sorted(tmp_path.rglob("*"))
-    code, output, errors = shell(train, str(path), "--check")
-    assert code == 0 and errors == ""
-    for part in ("sound", "end token 2", "round-1: en-es learns from 24 new lines", "optimizer steps: 5 for en-es, 5"):
-        assert part in output
-    assert sorted(tmp_path.rglob("*")) == before
 
 
 def test_ctrl_c_saves_and_exits_130(finished: tuple[Path, Path, str], tmp_path: Path) -> None:
@@ -421,21 +408,21 @@ def test_translation_keeps_lines_and_refuses_by_number(
         buffer = io.BytesIO(("\n".join(lines) + "\n").encode())
 
     monkeypatch.setattr(sys, "stdin", Input)
-    monkeypatch.setattr(sys, "argv", ["door", str(folder), "--to", "es"])
-    with pytest.raises(SystemExit) as left:
+    monkeypatch.setattr(sys, "argv", ["translate", str(folder), "--to", "es"])
+    with pytest.raises(SystemExit) as caught:
         translate.main()
     captured = capsysbinary.readouterr()
-    written = captured.out.decode().split("\n")
-    assert left.value.code == 2
-    assert len(written) == len(lines) + 1 and written[-1] == ""
-    assert written[1] == written[2] == written[4] == ""
+    output = captured.out.decode().split("\n")
+    assert caught.value.code == 2
+    assert len(output) == len(lines) + 1 and output[-1] == ""
+    assert output[1] == output[2] == output[4] == ""
     assert "line 3: a sentence of 5000 words is too long" in captured.err.decode()
     # Sentence by sentence: twelve equal sentences give twelve equal translations.
-    one = trained_models.load(RunFolder(folder), trained_models.direction_into(RunFolder(folder), "es"))
-    settings = greedy_settings(RunFolder(folder).recipe()[0])
-    (alone,) = long_inputs.translate_any_length(one, ["I see the red house here."], settings, [], [])
-    assert written[3] == " ".join([alone] * 12)
-    assert written[0] == next(long_inputs.translate_any_length(one, ["I see the moon."], settings, [], []))
+    translator = trained_models.load(RunFolder(folder), trained_models.direction_into(RunFolder(folder), "es"))
+    settings = greedy_settings(RunFolder(folder).recipe())
+    (alone,) = long_inputs.translate_any_length(translator, ["I see the red house here."], settings, [], [])
+    assert output[3] == " ".join([alone] * 12)
+    assert output[0] == next(long_inputs.translate_any_length(translator, ["I see the moon."], settings, [], []))
 
 
 @pytest.mark.parametrize(
@@ -479,10 +466,10 @@ def test_a_damaged_run_folder_is_named(tmp_path: Path, shell: Callable[..., Any]
 def test_another_base_is_refused(finished: tuple[Path, Path, str], tmp_path: Path, shell: Callable[..., Any]) -> None:
     _, folder, _ = finished
     shutil.copytree(folder, tmp_path / "run")
-    facts = json.loads((folder / "run.json").read_text()) | {"base_hash": {"en-es": "0" * 32}}
+    facts = json.loads((folder / "run.json").read_text()) | {"base_hashes": {"en-es": "0" * 32}}
     (tmp_path / "run" / "run.json").write_text(json.dumps(facts))
     code, _, errors = shell(translate, "run", "--to", "es")
-    assert code == 2 and "not the one this run began with" in errors
+    assert code == 2 and "not the one this run was started with" in errors
 
 
 @pytest.mark.parametrize("damage", ["weights cut", "weight missing", "too many tokens"])
@@ -511,22 +498,18 @@ def test_stopped_while_scoring_keeps_the_last_step(
     finished: tuple[Path, Path, str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     recipe, whole, _ = finished
-    end_stage = Trainer.end_stage
+    validate = Trainer.validate_and_keep_best
 
     def stopping(self: Trainer, phase: Phase) -> None:
         if phase.stage == "parallel":
             os.kill(os.getpid(), signal.SIGTERM)
-        end_stage(self, phase)
+        validate(self, phase)
 
-    monkeypatch.setattr(Trainer, "end_stage", stopping)
-    # The recipe's own interval is too long to save anything by then.
+    monkeypatch.setattr(Trainer, "validate_and_keep_best", stopping)
+    # By the interval alone no checkpoint would be written by then.
     overrides = ("checkpoint.every_steps=1000",)
     with pytest.raises(Interrupted, match="--resume"):
         go(recipe, tmp_path / "run", overrides=overrides)
     monkeypatch.undo()
-    shown = io.StringIO()
-    with run_lock(tmp_path / "run"):
-        loaded = loader.load_recipe(str(recipe), overrides)
-        session.run_recipe(tmp_path / "run", loaded, EventLog(Console(file=shown, width=160)), resume=True)
-    assert "4 steps done" in shown.getvalue()
+    assert "4 steps done" in go(recipe, tmp_path / "run", resume=True, overrides=overrides)
     assert_same(end_state(tmp_path / "run"), end_state(whole))

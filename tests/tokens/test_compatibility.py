@@ -1,4 +1,4 @@
-"""The verdict: which road, every reason, the cure; and what a recipe may ask of it."""
+"""The compatibility report: mode, every reason, the cure; and what a recipe may ask of it."""
 
 from __future__ import annotations
 
@@ -15,14 +15,14 @@ from transformers import ByT5Tokenizer
 
 from benchmarks import zoo
 from roundtrip.backtranslation import row_builders
-from roundtrip.cli import check as door
+from roundtrip.cli import check as check_cli
 from roundtrip.recipe import loader
 from roundtrip.recipe.schema import TemplateRecipe
 from roundtrip.runtime.errors import RecipeError, RowBuilderError
 from roundtrip.tokens import compatibility
 from roundtrip.tokens.prompt_segments import build_segments
 from roundtrip.tokens.prompt_template import PromptTemplate
-from roundtrip.tokens.row_builder import BY_ROAD, SPLICED, RowBuilder
+from roundtrip.tokens.row_builder import SPLICED, TEXT_MODE, RowBuilder
 from roundtrip.tokens.tokenizer_diff import tokenizer_differences
 from tests.conftest import WriteRecipe, bpe, toy_pairs, wrap
 from tests.tokens.test_prompt_template import LINES, TOKENIZERS
@@ -31,8 +31,9 @@ PLAIN, CHAT = TemplateRecipe(kind="plain"), TemplateRecipe(kind="chat")
 PAIRS = toy_pairs()[::20]
 
 
-def look(a: Any, b: Any, text: TemplateRecipe = PLAIN, **settings: Any) -> compatibility.CompatibilityReport:
-    return compatibility.check_tokenizers(a, b, text, ("en", "es"), PAIRS, num_attacks=200, **settings)
+def check(a: Any, b: Any, text: TemplateRecipe = PLAIN, **settings: Any) -> compatibility.CompatibilityReport:
+    options = compatibility.BuildOptions(num_attacks=200, **settings)
+    return compatibility.check_tokenizers(a, b, text, ("en", "es"), PAIRS, options)
 
 
 def test_equal_tokenizers_in_two_objects_are_spliced() -> None:
@@ -42,7 +43,7 @@ def test_equal_tokenizers_in_two_objects_are_spliced() -> None:
     # What a call leaves behind is no difference.
     other(["a", "b c d"], padding=True, truncation=True, max_length=2)
     assert tokenizer_differences(one, other) == []
-    found = look(one, other)
+    found = check(one, other)
     assert (found.mode, found.guard, found.reasons, found.cure) == ("splice", "device", (), None)
     assert found.share == 1.0 and found.attacks["false accepts"] == 0 < found.attacks["accepted"]
 
@@ -53,7 +54,7 @@ def test_the_same_family_with_other_special_tokens_is_spliced_and_said() -> None
     parts = {part.part: part for part in tokenizer_differences(one, other)}
     assert set(parts) == {"special tokens", "chat template"} and not any(part.matters for part in parts.values())
     assert "'<|im_end|>' against '<|endoftext|>'" in parts["special tokens"].what
-    found = look(one, other)
+    found = check(one, other)
     assert found.mode == "splice" and len(found.reasons) == 2
 
 
@@ -89,14 +90,14 @@ def _prefix_space(document: dict[str, Any]) -> None:
         (_prefix_space, "pre-tokenizer", "add_prefix_space"),
     ],
 )
-def test_what_changes_ids_sends_the_pair_by_strings(change: Any, part: str, what: str) -> None:
+def test_what_changes_ids_makes_the_pair_take_the_text_path(change: Any, part: str, what: str) -> None:
     one = TOKENIZERS["pad apart from end"]
     other = _changed(one, change)
     first = tokenizer_differences(one, other)[0]
     assert first.part == part and first.matters and what in first.what
-    found = look(one, other)
+    found = check(one, other)
     assert found.mode == "text" and found.guard is None and found.reasons[0].startswith(part)
-    assert found.cure is not None and "one tokenizer" in found.cure
+    assert found.cure is not None and "the same tokenizer" in found.cure
 
 
 def test_another_vocabulary_names_its_first_difference() -> None:
@@ -109,11 +110,11 @@ def test_another_vocabulary_names_its_first_difference() -> None:
     assert tokenizer_differences(one, added)[0].part == "added tokens" and tokenizer_differences(one, added)[0].matters
 
 
-def test_python_tokenizers_go_by_strings() -> None:
+def test_python_tokenizers_take_the_text_path() -> None:
     tokenizer = ByT5Tokenizer()
-    found = look(tokenizer, tokenizer)
+    found = check(tokenizer, tokenizer)
     assert found.mode == "text" and "Python tokenizer" in found.reasons[0] and "tokenizer.json" in str(found.cure)
-    # The string road works without offsets: labels are the target and its end.
+    # The text path works without offsets: labels are the target and its end.
     used = PromptTemplate(tokenizer, build_segments(tokenizer, PLAIN, "en", "es", ()))
     row = used.rows([("Hi </s>", "Hola")])[0]
     assert tokenizer.decode(row.ids[row.start :]) == " Hola</s>" and row.ids.count(tokenizer.eos_token_id) == 1
@@ -123,95 +124,96 @@ def test_python_tokenizers_go_by_strings() -> None:
 def test_a_template_that_changes_its_text_is_said() -> None:
     tokenizer = copy.deepcopy(TOKENIZERS["pad apart from end"])
     tokenizer.chat_template = tokenizer.chat_template.replace("m['content']", "m['content'] | lower")
-    found = look(tokenizer, tokenizer, CHAT)
+    found = check(tokenizer, tokenizer, CHAT)
     assert found.mode == "text" and "chat template" in found.reasons[0] and "plain" in str(found.cure)
 
 
 @pytest.mark.parametrize("name", ["chatml-system", "chatml-think", "llama3", "mistral", "gemma", "zephyr"])
 def test_templates_that_insert_are_spliced_with_what_they_insert(name: str) -> None:
     dressed, text = zoo.dress(TOKENIZERS["pad apart from end"], name)
-    found = look(dressed, dressed, text)
+    found = check(dressed, dressed, text)
     assert found.mode == "splice", found
 
 
 def test_a_template_with_a_date_is_said() -> None:
     tokenizer = copy.deepcopy(TOKENIZERS["pad apart from end"])
     tokenizer.chat_template = "{{ strftime_now('%d %b %Y') }}" + tokenizer.chat_template
-    found = look(tokenizer, tokenizer, CHAT)
+    found = check(tokenizer, tokenizer, CHAT)
     assert found.mode == "splice" and any("today's date" in reason for reason in found.reasons)
-    assert not any("today's date" in reason for reason in look(tokenizer, tokenizer).reasons)
+    assert not any("today's date" in reason for reason in check(tokenizer, tokenizer).reasons)
 
 
-def test_the_guard_may_be_chosen_and_is_refused_where_it_cannot_be() -> None:
+def test_the_guard_may_be_chosen_and_is_refused_where_it_does_not_work() -> None:
     tokenizer = TOKENIZERS["pad apart from end"]
-    assert look(tokenizer, tokenizer, guard="host").guard == "host"
-    assert look(tokenizer, tokenizer, guard="device").guard == "device"
-    with pytest.raises(RecipeError, match="Unigram"):
-        look(zoo.small()["unigram"], zoo.small()["unigram"], guard="device")
+    assert check(tokenizer, tokenizer, guard="host").guard == "host"
+    assert check(tokenizer, tokenizer, guard="device").guard == "device"
+    with pytest.raises(RowBuilderError, match="Unigram"):
+        check(zoo.small()["unigram"], zoo.small()["unigram"], guard="device")
 
 
 def test_tables_are_kept_and_read_back(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     tokenizer = TOKENIZERS["pad apart from end"]
-    first = look(tokenizer, tokenizer, cache=tmp_path)
+    first = check(tokenizer, tokenizer, cache_folder=tmp_path)
     kept = sorted(path.name for path in tmp_path.iterdir())
     assert len(kept) == 2
     monkeypatch.setattr(compatibility.BoundaryProbe, "find", lambda *_: pytest.fail("tried again"))
     monkeypatch.setattr(compatibility, "audit_rules", lambda *_: pytest.fail("audited again"))
-    assert look(tokenizer, tokenizer, cache=tmp_path) == first
+    assert check(tokenizer, tokenizer, cache_folder=tmp_path) == first
     monkeypatch.undo()
     for name in kept:
         (tmp_path / name).write_bytes(b"broken")
-    assert look(tokenizer, tokenizer, cache=tmp_path) == first
+    assert check(tokenizer, tokenizer, cache_folder=tmp_path) == first
 
 
-def small_road(**settings: Any) -> RowBuilder:
+def small_row_builder(**settings: Any) -> RowBuilder:
     tokenizer = TOKENIZERS["pad apart from end"]
-    learner, writer = (
+    forward, reverse = (
         PromptTemplate(tokenizer, build_segments(tokenizer, PLAIN, *codes, ()))
         for codes in (("en", "es"), ("es", "en"))
     )
-    row_builder, _ = compatibility.build_row_builder(writer, learner, PAIRS, num_attacks=50)
+    options = compatibility.BuildOptions(num_attacks=50)
+    row_builder, _ = compatibility.build_row_builder(reverse, forward, PAIRS, options)
     return RowBuilder(**(vars(row_builder) | settings))
 
 
 def hypotheses(of: RowBuilder, *texts: str) -> tuple[torch.Tensor, torch.Tensor]:
-    rows = [of.template.tokenizer(f" {text}", add_special_tokens=False)["input_ids"] for text in texts]
+    rows = [of.forward_template.tokenizer(f" {text}", add_special_tokens=False)["input_ids"] for text in texts]
     width = max(map(len, rows))
     return torch.tensor([[*row, *(width - len(row)) * [0]] for row in rows]), torch.tensor([len(row) for row in rows])
 
 
-def test_strict_stops_at_a_row_that_would_go_by_strings() -> None:
-    row_builder = small_road(strict=True)
+def test_strict_stops_at_a_row_that_cannot_be_spliced() -> None:
+    row_builder = small_row_builder(strict=True)
     ids, size = hypotheses(row_builder, "the house", "the door")
-    assert row_builder.rows(ids, size, ["la casa", "la puerta"], ["the house", "the door"])[1] == {SPLICED: 2}
-    letters = torch.tensor([row_builder.template.tokenizer.convert_tokens_to_ids(list("house"))])
+    assert row_builder.build(ids, size, ["la casa", "la puerta"], ["the house", "the door"])[1] == {SPLICED: 2}
+    letters = torch.tensor([row_builder.forward_template.tokenizer.convert_tokens_to_ids(list("house"))])
     with pytest.raises(RowBuilderError, match=r"cannot be spliced \(.*\): 'house' -> 'la casa'"):
-        row_builder.rows(letters, torch.tensor([5]), ["la casa"])
+        row_builder.build(letters, torch.tensor([5]), ["la casa"])
 
 
-def test_the_audit_of_a_run_stops_at_a_row_that_strings_make_otherwise() -> None:
-    row_builder = small_road(audit=1.0)
+def test_the_audit_of_a_run_stops_at_a_row_that_differs_from_the_text_path() -> None:
+    row_builder = small_row_builder(audit=1.0)
     ids, size = hypotheses(row_builder, "the house", "the door")
-    row_builder.rows(ids, size, ["la casa", "la puerta"], ["the house", "the door"])
+    row_builder.build(ids, size, ["la casa", "la puerta"], ["the house", "the door"])
     with pytest.raises(RowBuilderError, match="at token") as caught:
-        row_builder.rows(ids, size, ["la casa", "la puerta"], ["the house", "a door"])
+        row_builder.build(ids, size, ["la casa", "la puerta"], ["the house", "a door"])
     assert "'a door' -> 'la puerta'" in str(caught.value) and "tokens.audit" in str(caught.value)
 
 
-def test_the_string_road_counts_its_rows() -> None:
-    row_builder = small_road(into=None)
+def test_the_text_path_counts_its_rows() -> None:
+    row_builder = small_row_builder(tensors=None)
     ids, size = hypotheses(row_builder, "the house")
-    rows, counts = row_builder.rows(ids, size, ["la casa"])
-    assert counts == {BY_ROAD: 1}
-    assert rows.ids_BT[0].tolist() == row_builder.template.rows([("the house", "la casa")])[0].ids
+    rows, counts = row_builder.build(ids, size, ["la casa"])
+    assert counts == {TEXT_MODE: 1}
+    assert rows.ids_BT[0].tolist() == row_builder.forward_template.rows([("the house", "la casa")])[0].ids
 
 
 @pytest.mark.parametrize(
     ("tokens", "message"),
     [
-        ('mode = "text"\nstrict = true', "tokens.strict: asks that no row goes by strings"),
-        ('guard = "device"\nstrict = true', "tokens.strict: proves every row on the host"),
-        ('mode = "text"\nguard = "host"', "tokens.guard: does nothing"),
+        ('mode = "text"\naudit = 0.5', "tokens.audit: has no effect"),
+        ("strict = true", "tokens.strict"),
+        ('guard = "host"', "tokens.guard"),
         ("audit = 1.5", "tokens.audit"),
         ('mode = "sideways"', "tokens.mode"),
     ],
@@ -225,32 +227,30 @@ def test_impossible_tokens_are_refused_when_the_recipe_is_read(
 
 
 def test_a_demanded_splice_that_cannot_be_had_is_refused() -> None:
-    found = compatibility.CompatibilityReport("text", None, ("vocabulary: differs",), "use one base", {}, {})
+    found = compatibility.CompatibilityReport("text", None, ("vocabulary: differs",), "use one base")
     loaded = loader.load_recipe("quickstart", ["tokens.mode=splice"])
     direction = next(iter(row_builders.directions(loaded.recipe)))
-    with pytest.raises(RecipeError, match=r"tokens\.road: .* cannot be spliced: vocabulary: differs"):
+    with pytest.raises(RecipeError, match=r"tokens\.mode: .* cannot be spliced: vocabulary: differs"):
         row_builders._refuse(loaded.recipe, direction, found)
     row_builders._refuse(loader.load_recipe("quickstart").recipe, direction, found)
-    with pytest.raises(RecipeError, match=r"tokens\.guard: .* has no guard on the device"):
-        row_builders._refuse(loader.load_recipe("quickstart", ["tokens.guard=device"]).recipe, direction, found)
 
 
-def run_door(monkeypatch: pytest.MonkeyPatch, *arguments: str) -> object:
-    monkeypatch.setattr(sys, "argv", ["door", *arguments])
+def run_check(monkeypatch: pytest.MonkeyPatch, *arguments: str) -> object:
+    monkeypatch.setattr(sys, "argv", ["check", *arguments])
     with pytest.raises(SystemExit) as caught:
-        door.main()
+        check_cli.main()
     return caught.value.code
 
 
-def test_the_door_prints_the_verdict_and_its_json(
+def test_the_command_prints_the_report_and_its_json(
     write_recipe: WriteRecipe, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     path = write_recipe()
-    assert run_door(monkeypatch, str(path)) == 0
+    assert run_check(monkeypatch, str(path)) == 0
     shown = capsys.readouterr().out
-    assert "token road of en-es: splice, proved on the device; 12 of 12 sample lines" in shown
+    assert "token rows of en-es: splice, verified on the device; 12 of 12 sample lines" in shown
     assert "memory at the peak: about" in shown
-    assert run_door(monkeypatch, str(path), "--json", "--set", "tokens.guard=host") == 0
+    assert run_check(monkeypatch, str(path), "--json", "--set", "tokens.mode=splice") == 0
     document = json.loads(capsys.readouterr().out)
     assert set(document) == {"en-es", "es-en", "memory"} and document["memory"]["peak_bytes"] > 10_000_000
     assert document["en-es"]["mode"] == "splice" and document["en-es"]["guard"] == "host"

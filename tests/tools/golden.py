@@ -1,10 +1,10 @@
-"""The losses of a small run as they should be, with the environment that they were found in.
+"""The recorded losses of a small run, with the environment that they were recorded in.
 
     python -m tests.tools.golden
 
-records them into tests/golden/losses.json, and refuses while the tree holds changes that no commit has: a figure that
-nobody can get again proves nothing. `tests/test_golden.py` compares them with every new run: exactly on the same
-versions and kind of processor, else within TOLERANCE.
+records them into tests/golden/losses.json, and refuses while the tree has uncommitted changes: figures that nobody can
+reproduce prove nothing. `tests/system/test_golden.py` compares them with a new run: exactly on the same versions and
+kind of processor, else within TOLERANCE.
 """
 
 from __future__ import annotations
@@ -17,13 +17,13 @@ from typing import Any
 
 import torch
 
-from benchmarks.machine import processor
+from benchmarks.common import processor
 from roundtrip.backtranslation.run_folder import versions
 from roundtrip.runtime.errors import RunError
 from tests import ROOT
 
 PATH = ROOT / "tests" / "golden" / "losses.json"
-# Of another machine or version, as a share of a loss: seen between AVX2 and AVX-512 is less than a tenth of it.
+# Relative, on another machine or version; between AVX2 and AVX-512 the difference is less than a tenth of it.
 TOLERANCE = 1e-3
 STEPS = ("direction", "step", "loss", "grad_norm", "labels", "tokens")
 
@@ -59,7 +59,7 @@ def refuse_dirty(root: Path) -> str:
     """Return the commit of a tree.
 
     Raises:
-        RunError: the tree is not that of a commit.
+        RunError: the tree has uncommitted changes.
     """
     changes = subprocess.run(["git", "status", "--porcelain"], cwd=root, capture_output=True, text=True, check=True)
     if changes.stdout.strip():
@@ -78,7 +78,7 @@ def main() -> None:
         document = {"commit": commit, "environment": environment(), "steps": losses(Path(folder))}
     PATH.parent.mkdir(exist_ok=True)
     PATH.write_text(json.dumps(document, indent=1) + "\n", encoding="utf-8")
-    print(f"{len(document['steps'])} steps of {commit[:12]} into {PATH}")
+    print(f"{len(document['steps'])} steps of {commit[:12]} written to {PATH}")
 
 
 if __name__ == "__main__":

@@ -1,13 +1,13 @@
 """The splice: training rows out of generated ids, as tensors, without text and without waiting for the device.
 
-Shapes: B rows, N positions of a hypothesis (one at least), M of a target, T of a row, L of the
-longest middle, V vocabulary.
+Shapes: B rows, N positions of a hypothesis (at least one), M of a target, T of a row, K middles, L positions of the
+longest one, V vocabulary.
 
     head | hypothesis | middle | target | end token        labels on target and end token
 
 Every function here is pure, runs on any device, compiles as one graph, and holds no `.item()`, no boolean index and
-no other reason for a host to wait. Whether a row may be spliced is the guard's question; `TrimmedSource.fits_B` is the
-answer of the seams alone.
+no other sync. `TrimmedSource.fits_B` covers the boundaries of the source; whether it is canonical inside is decided by
+`canonicality`.
 """
 
 from __future__ import annotations
@@ -16,8 +16,10 @@ from dataclasses import dataclass
 
 import torch
 
+from roundtrip.tokens.prompt_segments import Segments
+from roundtrip.tokens.prompt_template import TokenRow
 from roundtrip.tokens.splice.boundary_tables import BoundaryTables
-from roundtrip.tokens.splice.vocabulary import BAD, BLANK_LEFT, SPACE
+from roundtrip.tokens.splice.vocabulary import BAD, LEADING_SPACE, SPACE
 
 IGNORE = -100
 # Flags of a token at the end of a hypothesis, beside those of `vocabulary`.
@@ -26,14 +28,14 @@ STOP, BREAK = 16, 32
 
 @dataclass(frozen=True)
 class BoundaryTensors:
-    """The slots of a template as tensors on one device.
+    """`BoundaryTables` as tensors on one device.
 
     Attributes:
         head_H: int64, ids in front of the source.
         mid_KL: int64, the middles, padded.
         mid_size_K: int64.
         first_V, last_V, mid_V: int64, see `BoundaryTables`.
-        flags_V: uint8, white space, and what ends a hypothesis.
+        flags_V: uint8, SPACE and LEADING_SPACE of `vocabulary`, and what ends a hypothesis.
         space: see `BoundaryTables`.
         end_id, pad_id: of a row.
     """
@@ -52,13 +54,13 @@ class BoundaryTensors:
 
 @dataclass(frozen=True)
 class TrimmedSource:
-    """Hypotheses made ready for the slot.
+    """Hypotheses made ready for the source slot.
 
     Attributes:
         ids_BN: int64, left-aligned; what stands at and after `size_B` has no meaning.
         size_B: int64.
         mid_B: int64, which middle follows.
-        fits_B: bool; False where a seam refuses the first or the last token, or nothing is left.
+        fits_B: bool; False where the first or last token merges at its boundary, or nothing is left.
     """
 
     ids_BN: torch.Tensor
@@ -74,7 +76,7 @@ class SplicedRows:
     Attributes:
         ids_BT: int64.
         size_B: int64, tokens of each row.
-        start_B: int64, place of the first label.
+        start_B: int64, position of the first label.
     """
 
     ids_BT: torch.Tensor
@@ -83,87 +85,57 @@ class SplicedRows:
 
     def padded(self) -> dict[str, torch.Tensor]:
         """Return `input_ids`, `attention_mask`, `labels` and `position_ids`, all int64 of shape (B, T)."""
-        place_T = torch.arange(self.ids_BT.shape[1], device=self.ids_BT.device)
-        live_BT = place_T < self.size_B[:, None]
+        position_T = torch.arange(self.ids_BT.shape[1], device=self.ids_BT.device)
+        live_BT = position_T < self.size_B[:, None]
         return {
             "input_ids": self.ids_BT,
             "attention_mask": live_BT.long(),
-            "labels": torch.where(live_BT & (place_T >= self.start_B[:, None]), self.ids_BT, IGNORE),
-            "position_ids": torch.where(live_BT, place_T, 0),
+            "labels": torch.where(live_BT & (position_T >= self.start_B[:, None]), self.ids_BT, IGNORE),
+            "position_ids": torch.where(live_BT, position_T, 0),
         }
 
-    def packed(self, capacity: int) -> dict[str, torch.Tensor]:
-        """Return all rows one behind the other in a single one of a given size.
-
-        Args:
-            capacity: tokens of the packed row, known to the host; what does not fit is lost, so it must hold all.
-
-        Returns:
-            `input_ids`, `labels`, `position_ids`, int64 of shape (1, capacity), positions starting over with each
-            row, and `cu_seq_lens`, int32 of shape (B + 2,): where each row begins, the end of the last one, and
-            `capacity`, so that the padding is a sequence of its own, without labels.
-        """
-        padded = self.padded()
-        rows, width = self.ids_BT.shape
-        ends_B = self.size_B.cumsum(0)
-        starts_B = ends_B - self.size_B
-        place_BT = torch.where(padded["attention_mask"] == 1, starts_B[:, None] + padded["position_ids"], capacity)
-        place_X = place_BT.clamp(max=capacity).reshape(-1)
-        total = ends_B[-1:]
-        rest_C = torch.arange(capacity, device=self.ids_BT.device)
-        fills = {"input_ids": 0, "labels": IGNORE, "position_ids": 0}
-        packed = {}
-        for name, fill in fills.items():
-            line = torch.full((capacity + 1,), fill, dtype=torch.int64, device=self.ids_BT.device)
-            packed[name] = line.scatter(0, place_X, padded[name].reshape(-1))[None, :capacity]
-        packed["input_ids"] = torch.where(rest_C < total, packed["input_ids"], self.ids_BT[:1, :1])
-        packed["position_ids"] = torch.where(rest_C < total, packed["position_ids"], rest_C - total)
-        bounds = [torch.zeros_like(total), ends_B, torch.full_like(total, capacity)]
-        packed["cu_seq_lens"] = torch.cat(bounds).to(torch.int32)
-        return packed
+    def to_rows(self) -> list[TokenRow]:
+        """Return the rows as lists on the host."""
+        rows = zip(self.ids_BT.tolist(), self.size_B.tolist(), self.start_B.tolist(), strict=True)
+        return [TokenRow(ids[:size], start) for ids, size, start in rows]
 
 
 def boundary_tensors(
-    tables: BoundaryTables,
-    flags_V: torch.Tensor,
-    stop_ids: tuple[int, ...],
-    break_ids: tuple[int, ...],
-    end_id: int,
-    pad_id: int,
+    tables: BoundaryTables, flags_V: torch.Tensor, reverse: Segments, end_id: int, pad_id: int
 ) -> BoundaryTensors:
-    """Put slots on the device of `flags_V`.
+    """Put boundary tables on the device of `flags_V`.
 
     Args:
         flags_V: uint8, see `vocabulary`.
-        stop_ids, break_ids: of the template that the hypotheses are written with, see `Segments`.
+        reverse: of the template that the hypotheses are generated with: its ids end them.
         end_id: closes every row.
         pad_id: fills rows; any id of the vocabulary.
     """
     device = flags_V.device
-    flags_V = with_end_flags(flags_V, stop_ids, break_ids)
     width = max(len(mid) for mid in tables.mids)
     mids = [[*mid, *(width - len(mid)) * [pad_id]] for mid in tables.mids]
     arrays = (tables.first_V, tables.last_V, tables.mid_V)
     first_V, last_V, mid_V = (torch.from_numpy(array).to(device) for array in arrays)
     return BoundaryTensors(
-        torch.tensor(tables.head, dtype=torch.int64, device=device),
-        torch.tensor(mids, dtype=torch.int64, device=device),
-        torch.tensor([len(mid) for mid in tables.mids], device=device),
-        first_V,
-        last_V,
-        mid_V,
-        flags_V,
-        tables.space,
-        end_id,
-        pad_id,
+        head_H=torch.tensor(tables.head, dtype=torch.int64, device=device),
+        mid_KL=torch.tensor(mids, dtype=torch.int64, device=device),
+        mid_size_K=torch.tensor([len(mid) for mid in tables.mids], device=device),
+        first_V=first_V,
+        last_V=last_V,
+        mid_V=mid_V,
+        flags_V=with_end_flags(flags_V, reverse),
+        space=tables.space,
+        end_id=end_id,
+        pad_id=pad_id,
     )
 
 
-def with_end_flags(flags_V: torch.Tensor, stop_ids: tuple[int, ...], break_ids: tuple[int, ...]) -> torch.Tensor:
+def with_end_flags(flags_V: torch.Tensor, segments: Segments) -> torch.Tensor:
     """Return flags with those of the ids that end a hypothesis, some of which this vocabulary may not have."""
-    size = max(flags_V.shape[0], 1 + max((*stop_ids, *break_ids), default=0))
+    ends = (*segments.stop_ids, *segments.break_ids)
+    size = max(flags_V.shape[0], 1 + max(ends, default=0))
     flags_V = torch.nn.functional.pad(flags_V, (0, size - flags_V.shape[0]), value=BAD)
-    for ids, flag in ((stop_ids, STOP), (break_ids, BREAK)):
+    for ids, flag in ((segments.stop_ids, STOP), (segments.break_ids, BREAK)):
         flags_V[torch.tensor(ids, dtype=torch.int64, device=flags_V.device)] |= flag
     return flags_V
 
@@ -172,8 +144,8 @@ def find_ends(new_BN: torch.Tensor, flags_V: torch.Tensor) -> tuple[torch.Tensor
     """Find where hypotheses end, by position: at the first stop token, or behind the first line break.
 
     Args:
-        new_BN: int64, what generation wrote behind the prompt; what follows an end has no meaning, and may be
-            padding of any value that is no token (such as -100).
+        new_BN: int64, what was generated behind the prompt; what follows an end has no meaning, and may be padding
+            of any value that is no token (such as -100).
         flags_V: of a `BoundaryTensors`.
 
     Returns:
@@ -183,56 +155,57 @@ def find_ends(new_BN: torch.Tensor, flags_V: torch.Tensor) -> tuple[torch.Tensor
     flags_BN = flags_V[new_BN.clamp(0, flags_V.shape[0] - 1)]
     outside_BN = (new_BN < 0) | (new_BN >= flags_V.shape[0])
     ended_BN = (flags_BN & (STOP | BREAK) != 0) | outside_BN
-    place_B = torch.where(ended_BN, 0, 1).cumprod(1).sum(1)
-    at_B1 = place_B.clamp(max=num - 1)[:, None]
-    by_break_B = (flags_BN.gather(1, at_B1)[:, 0] & BREAK != 0) & ~outside_BN.gather(1, at_B1)[:, 0]
-    inside_B = place_B < num
-    return place_B + (inside_B & by_break_B), inside_B & ~outside_BN.gather(1, at_B1)[:, 0]
+    end_B = torch.where(ended_BN, 0, 1).cumprod(1).sum(1)
+    end_B1 = end_B.clamp(max=num - 1)[:, None]
+    is_token_B = ~outside_BN.gather(1, end_B1)[:, 0]
+    by_break_B = (flags_BN.gather(1, end_B1)[:, 0] & BREAK != 0) & is_token_B
+    inside_B = end_B < num
+    return end_B + (inside_B & by_break_B), inside_B & is_token_B
 
 
-def trim_source(ids_BN: torch.Tensor, size_B: torch.Tensor, to: BoundaryTensors) -> TrimmedSource:
-    """Make hypotheses ready for the slot: strip white space, and turn first and last token into what stands there.
+def trim_source(ids_BN: torch.Tensor, size_B: torch.Tensor, tensors: BoundaryTensors) -> TrimmedSource:
+    """Strip white space from hypotheses, and replace first and last token by what they become in the source slot.
 
     Args:
         ids_BN: int64, generated ids, any value at and after `size_B`.
-        size_B: int64, from `ends`.
+        size_B: int64, from `find_ends`.
     """
     num = ids_BN.shape[1]
-    place_N = torch.arange(num, device=ids_BN.device)
-    # An id that no token has is taken for the end token, which the guard refuses.
-    ids_BN = torch.where((ids_BN >= 0) & (ids_BN < to.first_V.shape[0]), ids_BN, to.end_id)
-    ids_BN = torch.where(place_N < size_B[:, None], ids_BN, to.pad_id)
-    says_BN = ((to.flags_V[ids_BN] & SPACE) == 0) & (place_N < size_B[:, None])
-    # argmax finds the first of equals; a row that says nothing ends up with size 0.
-    lead_B = says_BN.to(torch.uint8).argmax(1)
-    end_B = num - says_BN.flip(1).to(torch.uint8).argmax(1)
-    any_B = says_BN.gather(1, lead_B[:, None])[:, 0]
-    if to.space >= 0:
+    position_N = torch.arange(num, device=ids_BN.device)
+    # An id beyond the vocabulary becomes the end token, which no row passes with.
+    ids_BN = torch.where((ids_BN >= 0) & (ids_BN < tensors.first_V.shape[0]), ids_BN, tensors.end_id)
+    ids_BN = torch.where(position_N < size_B[:, None], ids_BN, tensors.pad_id)
+    visible_BN = ((tensors.flags_V[ids_BN] & SPACE) == 0) & (position_N < size_B[:, None])
+    # argmax finds the first of equals; a row without visible text ends up with size 0.
+    lead_B = visible_BN.to(torch.uint8).argmax(1)
+    end_B = num - visible_BN.flip(1).to(torch.uint8).argmax(1)
+    any_B = visible_BN.gather(1, lead_B[:, None])[:, 0]
+    if tensors.space >= 0:
         before_B = ids_BN.gather(1, (lead_B - 1).clamp(min=0)[:, None])[:, 0]
-        # A space that the head leaves to the slot stays in front of a token that brings none.
-        brings_B = (to.flags_V[ids_BN.gather(1, lead_B[:, None])[:, 0]] & BLANK_LEFT) != 0
-        lead_B = lead_B - ((lead_B > 0) & (before_B == to.space) & ~brings_B).long()
+        # A space that the head leaves to the slot stays in front of a token that begins with none.
+        leading_B = (tensors.flags_V[ids_BN.gather(1, lead_B[:, None])[:, 0]] & LEADING_SPACE) != 0
+        lead_B = lead_B - ((lead_B > 0) & (before_B == tensors.space) & ~leading_B).long()
     size_B = torch.where(any_B, end_B - lead_B, 0)
-    ids_BN = ids_BN.gather(1, (place_N + lead_B[:, None]).clamp(max=num - 1))
-    first_B = to.first_V[ids_BN[:, 0]]
-    ids_BN = torch.where(place_N == 0, first_B.clamp(min=0)[:, None], ids_BN)
+    ids_BN = ids_BN.gather(1, (position_N + lead_B[:, None]).clamp(max=num - 1))
+    first_B = tensors.first_V[ids_BN[:, 0]]
+    ids_BN = torch.where(position_N == 0, first_B.clamp(min=0)[:, None], ids_BN)
     at_B1 = (size_B - 1).clamp(min=0)[:, None]
     before_B = ids_BN.gather(1, at_B1)[:, 0]
-    last_B = to.last_V[before_B]
+    last_B = tensors.last_V[before_B]
     ids_BN = ids_BN.scatter(1, at_B1, last_B.clamp(min=0)[:, None])
     # The only token of a row is first and last: what became of it must still be right as the first.
-    alone_B = to.first_V[ids_BN[:, 0]] == ids_BN[:, 0]
+    alone_B = tensors.first_V[ids_BN[:, 0]] == ids_BN[:, 0]
     fits_B = any_B & (first_B >= 0) & (last_B >= 0) & alone_B
-    return TrimmedSource(ids_BN, size_B, to.mid_V[before_B], fits_B)
+    return TrimmedSource(ids_BN, size_B, tensors.mid_V[before_B], fits_B)
 
 
 def splice_rows(
-    source: TrimmedSource, target_BM: torch.Tensor, target_size_B: torch.Tensor, into: BoundaryTensors
+    source: TrimmedSource, target_BM: torch.Tensor, target_size_B: torch.Tensor, tensors: BoundaryTensors
 ) -> SplicedRows:
     """Join head, source, middle, target and end token into rows.
 
     Args:
-        source: from `trim`.
+        source: from `trim_source`.
         target_BM: int64, ids of the targets in their slot, right-padded with any value.
         target_size_B: int64.
 
@@ -240,18 +213,18 @@ def splice_rows(
         Rows of width H + N + L + M + 1; trim it where the host knows the longest row.
     """
     (num_rows, num), device = source.ids_BN.shape, source.ids_BN.device
-    head, mid, target = len(into.head_H), into.mid_KL.shape[1], target_BM.shape[1]
+    head, mid, target = len(tensors.head_H), tensors.mid_KL.shape[1], target_BM.shape[1]
     width = head + num + mid + target + 1
-    place_T = torch.arange(width, device=device)
+    position_T = torch.arange(width, device=device)
     source_end_B = head + source.size_B
-    start_B = source_end_B + into.mid_size_K[source.mid_B]
+    start_B = source_end_B + tensors.mid_size_K[source.mid_B]
     end_B = start_B + target_size_B
     # Each part is written where the one before it ends, over what that one's padding left there.
-    ids_BT = source.ids_BN.new_full((num_rows, width), into.pad_id)
-    ids_BT[:, :head] = into.head_H
+    ids_BT = source.ids_BN.new_full((num_rows, width), tensors.pad_id)
+    ids_BT[:, :head] = tensors.head_H
     ids_BT[:, head : head + num] = source.ids_BN
-    for part_BX, at_B in ((into.mid_KL[source.mid_B], source_end_B), (target_BM, start_B)):
-        ids_BT.scatter_(1, at_B[:, None] + place_T[: part_BX.shape[1]], part_BX)
-    ids_BT.scatter_(1, end_B[:, None], into.end_id)
+    for part_BX, at_B in ((tensors.mid_KL[source.mid_B], source_end_B), (target_BM, start_B)):
+        ids_BT.scatter_(1, at_B[:, None] + position_T[: part_BX.shape[1]], part_BX)
+    ids_BT.scatter_(1, end_B[:, None], tensors.end_id)
     size_B = end_B + 1
-    return SplicedRows(torch.where(place_T < size_B[:, None], ids_BT, into.pad_id), size_B, start_B)
+    return SplicedRows(torch.where(position_T < size_B[:, None], ids_BT, tensors.pad_id), size_B, start_B)

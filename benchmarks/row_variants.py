@@ -1,6 +1,6 @@
-"""The roads from generated ids to training rows, as `benchmarks.tokens` times them.
+"""The ways from generated ids to training rows that `benchmarks.tokens` times.
 
-Shapes: B rows, N positions of a hypothesis, M of a target, V vocabulary, K places of a table.
+Shapes: B rows, N positions of a hypothesis, M of a target, V vocabulary, K entries of a lookup table.
 """
 
 from __future__ import annotations
@@ -11,22 +11,22 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
+from roundtrip.tokens.splice.pair_lookup import known_canonical
 
-from benchmarks import prior_art
+from benchmarks import row_baselines
 from benchmarks.batches import CHAT, LANGUAGES, Case, Kit
-from benchmarks.prior_art import Padded
+from benchmarks.row_baselines import Padded
 from roundtrip.tokens.prompt_segments import language_name
 from roundtrip.tokens.prompt_template import PromptTemplate, TokenRow
 from roundtrip.tokens.row_builder import RowBuilder, padded
 from roundtrip.tokens.splice import splicing as splices
 from roundtrip.tokens.splice.canonicality import PROVED, CanonicalityChecker
-from roundtrip.tokens.splice.pair_lookup import known_canonical
 from roundtrip.tokens.splice.splicing import BoundaryTensors, TrimmedSource
 
 
 @dataclass(frozen=True)
 class Made:
-    """Rows; with a guard on the device also which of them are proved, and how many pairs the host had to settle."""
+    """Rows; with a guard on the device also which of them are proved, and how many pairs the host had to check."""
 
     padded: Padded
     proved_B: torch.Tensor | None = None
@@ -35,14 +35,14 @@ class Made:
 
 @dataclass(frozen=True)
 class Timed:
-    """Something to time, and what has to be done before each turn, off the clock."""
+    """Something to time, and what has to be done before each turn without being timed."""
 
     run: Callable[[], Any]
     before: Callable[[], None] = lambda: None
 
 
 def decode(template: PromptTemplate, new_BN: torch.Tensor) -> list[str]:
-    """Return what hypotheses say; `.tolist()` is the copy from the device."""
+    """Return hypotheses as text; `.tolist()` is the copy from the device."""
     stops = set(template.segments.stop_ids)
     rows = [row[: next((i for i, token in enumerate(row) if token in stops), len(row))] for row in new_BN.tolist()]
     texts = template.tokenizer.batch_decode(rows, skip_special_tokens=True, clean_up_tokenization_spaces=False)
@@ -54,25 +54,25 @@ def render(template: PromptTemplate, texts: Sequence[str], targets: Sequence[str
     return [head + text + mid + target for text, target in zip(texts, targets, strict=True)]
 
 
-def by_strings(kit: Kit, case: Case) -> Made:
+def by_text(kit: Kit, case: Case) -> Made:
     """Make rows as `PromptTemplate.rows` does."""
-    texts = decode(kit.writer, case.new_BN)
-    rows = kit.direction_model.rows(list(zip(texts, case.targets, strict=True)))
+    texts = decode(kit.reverse, case.new_BN)
+    rows = kit.forward.rows(list(zip(texts, case.targets, strict=True)))
     return Made(padded(rows, case.new_BN.device).padded())
 
 
 def by_fewest_calls(kit: Kit, case: Case) -> Made:
-    """Make rows with one call of the `tokenizers` library each way, which takes all cores, and no list of offsets.
+    """Make rows with one call of the `tokenizers` library each way, which uses all cores, and no list of offsets.
 
-    User text that spells a special token is not minded, so this is a bound, not a road to take.
+    User text that spells a special token is not escaped, so this is a lower bound of the time, not a usable variant.
     """
-    backend, segments = kit.direction_model.tokenizer.backend_tokenizer, kit.direction_model.segments
+    backend, segments = kit.forward.tokenizer.backend_tokenizer, kit.forward.segments
     texts = [text.strip() for text in backend.decode_batch(case.new_BN.tolist(), skip_special_tokens=True)]
-    encoded = backend.encode_batch(render(kit.direction_model, texts, case.targets), add_special_tokens=False)
+    encoded = backend.encode_batch(render(kit.forward, texts, case.targets), add_special_tokens=False)
     fixed = len(segments.head) + len(segments.mid.rstrip(" "))
     rows = [
-        TokenRow([*one.ids, segments.end_id], one.char_to_token(fixed + len(text)))
-        for one, text in zip(encoded, texts, strict=True)
+        TokenRow([*encoding.ids, segments.end_id], encoding.char_to_token(fixed + len(text)))
+        for encoding, text in zip(encoded, texts, strict=True)
     ]
     return Made(padded(rows, case.new_BN.device).padded())
 
@@ -80,7 +80,7 @@ def by_fewest_calls(kit: Kit, case: Case) -> Made:
 def spliced(
     new_BN: torch.Tensor, target_BM: torch.Tensor, target_size_B: torch.Tensor, into: BoundaryTensors
 ) -> Padded:
-    """Make rows without asking whether they may be made: tensors only."""
+    """Make rows without checking that they are canonical: tensors only."""
     size_B, _ = splices.find_ends(new_BN, into.flags_V)
     return splices.splice_rows(splices.trim_source(new_BN, size_B, into), target_BM, target_size_B, into).padded()
 
@@ -90,48 +90,48 @@ def looked_up(
     target_BM: torch.Tensor,
     target_size_B: torch.Tensor,
     into: BoundaryTensors,
-    flags_V: torch.Tensor,
-    good_K: torch.Tensor,
-    merge_overrides_K: torch.Tensor | None,
+    lookup: tuple[torch.Tensor, torch.Tensor, torch.Tensor | None],
 ) -> tuple[Padded, TrimmedSource, torch.Tensor]:
-    """Make rows, and look up which are known to be canonical: tensors only."""
+    """Make rows, and look up which are known to be canonical: tensors only.
+
+    Args:
+        lookup: `flags_V`, `good_K` and `merge_overrides_K` of a guard.
+    """
     size_B, _ = splices.find_ends(new_BN, into.flags_V)
     source = splices.trim_source(new_BN, size_B, into)
-    good_B = known_canonical(source.ids_BN, source.size_B, flags_V, good_K, merge_overrides_K)
+    good_B = known_canonical(source.ids_BN, source.size_B, *lookup)
     return splices.splice_rows(source, target_BM, target_size_B, into).padded(), source, good_B
 
 
 def by_guard(row_builder: RowBuilder, guard: CanonicalityChecker, case: Case, graph: Callable[..., Any]) -> Made:
-    """Make rows and have each proved, which looks at the device once where there is nothing new."""
+    """Make rows and verify each, with one transfer from the device where there is no new pair."""
     assert row_builder.into is not None and row_builder.boundary_probe is not None
     made, source, good_B = graph(
         case.new_BN,
         case.target_BM,
         case.target_size_B,
         row_builder.into,
-        guard.flags_V,
-        guard.good_K,
-        guard.merge_overrides_K,
+        (guard.flags_V, guard.good_K, guard.merge_overrides_K),
     )
     before, ask = guard.num_asked, (row_builder.boundary_probe.leaves_first, row_builder.boundary_probe.leaves_last)
     reason_B = guard.verify(source.ids_BN, source.size_B, good_B, source.fits_B, row_builder.salts, *ask)
     return Made(made, reason_B == PROVED, guard.num_asked - before)
 
 
-class Remembering(PromptTemplate):
+class CachedTargets(PromptTemplate):
     """A template that encodes each target once."""
 
     def __init__(self, template: PromptTemplate) -> None:
         super().__init__(template.tokenizer, template.segments)
-        self._remembered: dict[str, list[int] | None] = {}
+        self._cache: dict[str, list[int] | None] = {}
 
     def targets(self, targets: Sequence[str]) -> list[list[int] | None]:
-        new = [target for target in dict.fromkeys(targets) if target not in self._remembered]
-        self._remembered |= dict(zip(new, super().targets(new), strict=True))
-        return [self._remembered[target] for target in targets]
+        new = [target for target in dict.fromkeys(targets) if target not in self._cache]
+        self._cache |= dict(zip(new, super().targets(new), strict=True))
+        return [self._cache[target] for target in targets]
 
 
-def by_road(row_builder: RowBuilder, case: Case, texts: Sequence[str] | None) -> Made:
+def by_builder(row_builder: RowBuilder, case: Case, texts: Sequence[str] | None) -> Made:
     """Make rows as the loop does; texts that are not given are decoded first."""
     assert row_builder.into is not None
     size_B, _ = splices.find_ends(case.new_BN, row_builder.into.flags_V)
@@ -140,71 +140,71 @@ def by_road(row_builder: RowBuilder, case: Case, texts: Sequence[str] | None) ->
 
 
 def parts(kit: Kit, case: Case) -> dict[str, Timed]:
-    """Return the steps of the string road, and what a target costs once."""
+    """Return the steps of the text path, and what is needed once for each target."""
     device, pairs = case.new_BN.device, list(zip(case.texts, case.targets, strict=True))
-    known = [TokenRow(ids or [], 0) for ids in kit.direction_model.targets(case.targets)]
+    known = [TokenRow(ids or [], 0) for ids in kit.forward.targets(case.targets)]
     return {
-        "strings: decode": Timed(lambda: decode(kit.writer, case.new_BN)),
-        "strings: render": Timed(lambda: render(kit.direction_model, case.texts, case.targets)),
-        "strings: encode and label": Timed(lambda: kit.direction_model.rows(pairs)),
+        "strings: decode": Timed(lambda: decode(kit.reverse, case.new_BN)),
+        "strings: render": Timed(lambda: render(kit.forward, case.texts, case.targets)),
+        "strings: encode and label": Timed(lambda: kit.forward.rows(pairs)),
         "strings: pad, to device": Timed(lambda: padded(case.expected, device).padded()),
-        "targets: encode": Timed(lambda: kit.direction_model.targets(case.targets)),
+        "targets: encode": Timed(lambda: kit.forward.targets(case.targets)),
         "targets: pad, to device": Timed(lambda: padded(known, device)),
     }
 
 
 def others(kit: Kit, case: Case) -> dict[str, Timed]:
-    """Return the roads that are not the splice."""
-    tokenizer = kit.direction_model.tokenizer
-    plain, end = kit.plain_writer.tokenizer, kit.plain_writer.segments.end_id
-    skip, collecting = (prior_art.Skip(plain, end, collect=collect) for collect in (False, True))
+    """Return the variants without the splice."""
+    tokenizer = kit.forward.tokenizer
+    plain, end = kit.plain_reverse.tokenizer, kit.plain_reverse.segments.end_id
+    skip, collecting = (row_baselines.Skip(plain, end, collect=collect) for collect in (False, True))
     source, target = map(language_name, LANGUAGES)
-    instruction = CHAT.prompt_text.replace("{source_language}", source).replace("{target_language}", target)
+    instruction = CHAT.instruction.replace("{source_language}", source).replace("{target_language}", target)
     return {
-        "strings": Timed(lambda: by_strings(kit, case)),
+        "strings": Timed(lambda: by_text(kit, case)),
         "strings, fewest calls": Timed(lambda: by_fewest_calls(kit, case)),
-        "strings, usual": Timed(lambda: Made(prior_art.usual(tokenizer, instruction, case.new_BN, case.targets))),
+        "strings, usual": Timed(lambda: Made(row_baselines.usual(tokenizer, instruction, case.new_BN, case.targets))),
         "prior art": Timed(lambda: skip.rows(case.generated)),
         "prior art, gc.collect()": Timed(lambda: collecting.rows(case.generated)),
     }
 
 
 def splicing(kit: Kit, case: Case, compiled: bool) -> dict[str, Timed]:
-    """Return the roads of the splice, with their tensor part as it is or compiled."""
+    """Return the variants of the splice, with their tensor part as it is or compiled."""
     row_builder = kit.row_builder
     assert row_builder.into is not None and row_builder.guard is not None
-    warm = row_builder.guard
-    fresh: list[CanonicalityChecker] = []
+    full = row_builder.guard
+    empty: list[CanonicalityChecker] = []
 
-    def zero_grad() -> None:
-        pairs = copy.copy(warm.pairs)
+    def clear() -> None:
+        pairs = copy.copy(full.pairs)
         assert isinstance(pairs._intact, dict)
         pairs._intact = {}
-        fresh[:] = [CanonicalityChecker(pairs, case.new_BN.device)]
+        empty[:] = [CanonicalityChecker(pairs, case.new_BN.device)]
 
-    def graph(of: Callable[..., Any]) -> Callable[..., Any]:
-        return torch.compile(of, fullgraph=True, dynamic=False) if compiled else of
+    def graph(function: Callable[..., Any]) -> Callable[..., Any]:
+        return torch.compile(function, fullgraph=True, dynamic=False) if compiled else function
 
-    bare, looking = graph(spliced), graph(looked_up)
+    unchecked, checked = graph(spliced), graph(looked_up)
     name = ", compiled" if compiled else ""
     return {
         f"splice, no guard{name}": Timed(
-            lambda: Made(bare(case.new_BN, case.target_BM, case.target_size_B, row_builder.into))
+            lambda: Made(unchecked(case.new_BN, case.target_BM, case.target_size_B, row_builder.into))
         ),
-        f"splice, cold guard{name}": Timed(lambda: by_guard(row_builder, fresh[0], case, looking), zero_grad),
-        f"splice, warm guard{name}": Timed(lambda: by_guard(row_builder, warm, case, looking)),
+        f"splice, cold guard{name}": Timed(lambda: by_guard(row_builder, empty[0], case, checked), clear),
+        f"splice, warm guard{name}": Timed(lambda: by_guard(row_builder, full, case, checked)),
     }
 
 
 def every(kit: Kit, case: Case) -> dict[str, Timed]:
-    """Return every road that is not compiled."""
-    host = replace(kit.host, template=Remembering(kit.direction_model))
+    """Return every variant that is not compiled."""
+    host = replace(kit.host, template=CachedTargets(kit.forward))
     ours = splicing(kit, case, False) if kit.row_builder.guard is not None else {}
     return (
         others(kit, case)
         | ours
         | {
-            "splice, host guard": Timed(lambda: by_road(host, case, None)),
-            "Road.rows": Timed(lambda: by_road(kit.row_builder, case, case.texts)),
+            "splice, host guard": Timed(lambda: by_builder(host, case, None)),
+            "Road.rows": Timed(lambda: by_builder(kit.row_builder, case, case.texts)),
         }
     )

@@ -1,9 +1,10 @@
 """How others make training rows: chat templates row by row, and the index arithmetic of an earlier library.
 
-The second is our own code after a description of its algorithm, for comparison only. It joins `synthetic separator
-real` out of a generated batch `real separator synthetic` by moving ids about, and assumes that the separator is a
-token of its own at the end of every prompt, that only padding is special in front of the text, and that id 0 is no
-BOS. Where a sentence ends in punctuation that merges with the separator, the first is not so.
+The second (`prior art` in the results) is our own code after a description of its algorithm, for comparison only. It
+makes `synthetic separator real` out of a generated batch `real separator synthetic` by moving ids, and assumes that
+the separator is a token of its own at the end of every prompt, that only padding is special in front of the text, and
+that id 0 is not the BOS. The first assumption fails where a sentence ends in punctuation that merges with the
+separator.
 
 Shapes: B rows, P positions of a prompt, T of prompt and hypothesis.
 """
@@ -23,20 +24,20 @@ from roundtrip.tokens.prompt_template import PromptTemplate, TokenRow
 from roundtrip.tokens.splice.splicing import IGNORE
 
 SEPARATOR = "\n\n"
-# The separator as a template of ours, whose string road is the truth here too.
+# The separator as a template of ours, whose text path is the reference here too.
 PLAIN = TemplateRecipe(kind="plain", text="{source}" + SEPARATOR + "{target}")
 
 Padded = dict[str, torch.Tensor]
 
 
 def usual(tokenizer: Any, instruction: str, new_BN: torch.Tensor, targets: Sequence[str]) -> Padded:
-    """Make rows as most people write it: decode, `apply_chat_template` and mask, one row after the other.
+    """Make rows in the common way: decode, `apply_chat_template` and mask, one row after the other.
 
-    The rows keep what a chat template writes behind the end token, so that they are not ours to the last token.
+    The rows keep what a chat template puts behind the end token, so that they differ from ours at the end.
 
     Args:
-        instruction: what the user says, around `{source}`.
-        new_BN: int64, generated ids; nothing but special tokens stands behind an end.
+        instruction: the message of the user, around `{source}`.
+        new_BN: int64, generated ids; behind an end token there are only special tokens.
         targets: one real line for each.
     """
     rows, sizes = [], []
@@ -49,9 +50,9 @@ def usual(tokenizer: Any, instruction: str, new_BN: torch.Tensor, targets: Seque
         sizes.append((len(prompt), len(rows[-1])))
     ids_BT = pad_sequence(rows, batch_first=True, padding_value=tokenizer.pad_token_id or 0)
     start_B1, size_B1 = torch.tensor(sizes)[:, :, None].unbind(1)
-    place_T = torch.arange(ids_BT.shape[1])
-    labels_BT = ids_BT.masked_fill((place_T < start_B1) | (place_T >= size_B1), IGNORE)
-    padded = {"input_ids": ids_BT, "attention_mask": (place_T < size_B1).long(), "labels": labels_BT}
+    position_T = torch.arange(ids_BT.shape[1])
+    labels_BT = ids_BT.masked_fill((position_T < start_B1) | (position_T >= size_B1), IGNORE)
+    padded = {"input_ids": ids_BT, "attention_mask": (position_T < size_B1).long(), "labels": labels_BT}
     return {name: tensor.to(new_BN.device) for name, tensor in padded.items()}
 
 
@@ -68,15 +69,17 @@ class Generated:
     num_prompt: int
 
 
-def generated(writer: PromptTemplate, pairs: Sequence[tuple[str, str]], pad_id: int, device: torch.device) -> Generated:
-    """Return what a model would give that writes the source of each (source, target) in canonical tokens.
+def generated(
+    template: PromptTemplate, pairs: Sequence[tuple[str, str]], pad_id: int, device: torch.device
+) -> Generated:
+    """Return what a model would generate for the source of each (source, target) in canonical tokens.
 
     Args:
-        writer: of PLAIN, from the target language into the source language.
+        template: of PLAIN, from the target language into the source language.
     """
-    end = writer.segments.end_id
-    prompts = writer.tokenizer([target + SEPARATOR for _, target in pairs])["input_ids"]
-    written = [row.ids[row.start :] for row in writer.rows([(target, source) for source, target in pairs])]
+    end = template.segments.end_id
+    prompts = template.tokenizer([target + SEPARATOR for _, target in pairs])["input_ids"]
+    written = [row.ids[row.start :] for row in template.rows([(target, source) for source, target in pairs])]
     num_prompt, num_new = max(map(len, prompts)), max(map(len, written))
     rows = [
         [*(num_prompt - len(prompt)) * [pad_id], *prompt, *new, *(num_new - len(new)) * [end]]
@@ -86,7 +89,7 @@ def generated(writer: PromptTemplate, pairs: Sequence[tuple[str, str]], pad_id: 
 
 
 def pad_ids(tokenizer: Any) -> dict[str, int]:
-    """Return the tokenizer's own pad id, the end token where it has none, and the end token, as is assumed."""
+    """Return the tokenizer's own pad id (or the end token), and the end token, which the library assumes to pad."""
     end = tokenizer.eos_token_id
     return {"own pad token": end if tokenizer.pad_token_id is None else tokenizer.pad_token_id, "end token pads": end}
 
@@ -106,30 +109,30 @@ class Skip:
         self.special_ids = torch.tensor(sorted(named))
 
     def rows(self, batch: Generated) -> Padded:
-        """Move hypotheses in front of the separator and prompts behind it, within the rows they stand in."""
+        """Move hypotheses in front of the separator and prompts behind it, within their rows."""
         whole_BT, width = batch.whole_BT, batch.whole_BT.shape[1]
-        place_T = torch.arange(width, device=whole_BT.device)
+        position_T = torch.arange(width, device=whole_BT.device)
         self.special_ids = self.special_ids.to(whole_BT.device)
-        says_BT = ~torch.isin(whole_BT, self.special_ids)
+        text_BT = ~torch.isin(whole_BT, self.special_ids)
         separator_at = batch.num_prompt - self.num_separator
-        in_real_T, in_new_T = place_T < separator_at, place_T >= batch.num_prompt
-        num_real_B1 = (says_BT & in_real_T).sum(1, keepdim=True)
-        num_new_B1 = (says_BT & in_new_T).sum(1, keepdim=True)
+        in_real_T, in_new_T = position_T < separator_at, position_T >= batch.num_prompt
+        num_real_B1 = (text_BT & in_real_T).sum(1, keepdim=True)
+        num_new_B1 = (text_BT & in_new_T).sum(1, keepdim=True)
         move_BT = torch.where(in_real_T, num_new_B1 + self.num_separator, num_new_B1 - num_real_B1)
         move_BT = torch.where(in_new_T, -(num_real_B1 + self.num_separator), move_BT)
-        first_B1 = says_BT.long().argmax(1, keepdim=True)
-        to_BT = (place_T + torch.where(says_BT, move_BT, 0) - first_B1 + self.moved_for_bos) % width
+        first_B1 = text_BT.long().argmax(1, keepdim=True)
+        to_BT = (position_T + torch.where(text_BT, move_BT, 0) - first_B1 + self.moved_for_bos) % width
         ids_BT = torch.zeros_like(whole_BT).scatter(1, to_BT, whole_BT)
-        labelled_BT = says_BT & in_real_T
+        labelled_BT = text_BT & in_real_T
         labels_BT = torch.full_like(whole_BT, IGNORE).scatter(
             1, torch.where(labelled_BT, to_BT, 0), torch.where(labelled_BT, whole_BT, IGNORE)
         )
         labels_BT[:, 0] = IGNORE
         live_BT = ids_BT != self.pad_id
         if self.pad_id == self.end_id:
-            # The end token looks like padding: what stands behind the text is taken for it, round the corner too.
-            behind_B1 = (num_real_B1 + num_new_B1 + self.num_separator + self.moved_for_bos) % width
-            ends_BT = (place_T == behind_B1) & (ids_BT == self.pad_id)
+            # The end token looks like padding: the position behind the text is taken for it, modulo the width.
+            end_B1 = (num_real_B1 + num_new_B1 + self.num_separator + self.moved_for_bos) % width
+            ends_BT = (position_T == end_B1) & (ids_BT == self.pad_id)
         else:
             ends_BT = whole_BT == self.end_id
         labels_BT = torch.where(ends_BT, self.end_id, labels_BT)
@@ -139,7 +142,7 @@ class Skip:
 
 
 def right(padded: Padded, expected: Sequence[TokenRow]) -> tuple[list[bool], list[bool]]:
-    """Compare rows with those of the string road.
+    """Compare rows with those of the text path.
 
     Returns:
         For each row whether its labels are the target and one end token, and nothing else; and whether the whole row
@@ -149,7 +152,9 @@ def right(padded: Padded, expected: Sequence[TokenRow]) -> tuple[list[bool], lis
     columns = (padded[name].tolist() for name in ("input_ids", "attention_mask", "labels"))
     for ids, mask, labels, row in zip(*columns, expected, strict=True):
         targets.append([label for label in labels if label != IGNORE] == row.ids[row.start :])
-        seen = [(token, label) for token, live, label in zip(ids, mask, labels, strict=True) if live]
-        wanted = [(token, token if place >= row.start else IGNORE) for place, token in enumerate(row.ids)]
-        whole.append(seen == wanted and all(live or label == IGNORE for live, label in zip(mask, labels, strict=True)))
+        actual = [(token, label) for token, live, label in zip(ids, mask, labels, strict=True) if live]
+        wanted = [(token, token if i >= row.start else IGNORE) for i, token in enumerate(row.ids)]
+        whole.append(
+            actual == wanted and all(live or label == IGNORE for live, label in zip(mask, labels, strict=True))
+        )
     return targets, whole

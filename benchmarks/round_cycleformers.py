@@ -1,4 +1,4 @@
-"""One pass of CycleFormers over monolingual lines, by an interpreter of its own, for `benchmarks.round --prior-art`.
+"""One pass of CycleFormers over monolingual lines, by its own interpreter, for `benchmarks.round --prior-art PYTHON`.
 
 It needs transformers 4.46, so it cannot live beside ours. An environment that it runs in:
 
@@ -7,17 +7,16 @@ It needs transformers 4.46, so it cannot live beside ours. An environment that i
     git clone https://github.com/wrmthorne/cycleformers elsewhere/source   # commit fad28de was measured
     echo "$PWD/elsewhere/source/src" > elsewhere/lib/python3.11/site-packages/source.pth
 
-Its own trainer, one base with two LoRA adapters (`use_macct`), settings as the library has them. What is changed from
-here, without touching its source: how many tokens it may write (30 are fixed in it), the rotary base, which 4.46 does
-not find in a configuration written by 5.x and would take for 10,000 in silence, and dropout of the adapters, which it
-leaves on while generating. It has no real pairs: its round is the smaller one.
+Its own trainer, one base with two LoRA adapters (`use_macct`), the library's settings. Changed from here, without
+touching its source: the number of tokens to generate (30 are fixed in it), the rotary base, which 4.46 does not find in
+a configuration written by 5.x and would silently take for 10,000, and dropout of the adapters, which it leaves on while
+generating. It has no real pairs: its round is the smaller one. Writes nothing; prints figures for `benchmarks.round`.
 """
 
 from __future__ import annotations
 
 import contextlib
 import json
-import subprocess
 import sys
 import tempfile
 import time
@@ -26,11 +25,11 @@ from pathlib import Path
 from typing import Any
 
 LINEAR = ["q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"]
-ROADS = {"fast": [], "slow": ["--slow"]}
+VARIANTS = {"fast": [], "slow": ["--slow"]}
 
 
 def run(python: str, model: str, lines: Mapping[str, Sequence[str]], **settings: Any) -> dict[str, Any]:
-    """Run both of its roads, each in a process of its own, and return what they printed.
+    """Run both of its variants, each in a process of its own, and return their figures.
 
     Args:
         python: an interpreter as described above.
@@ -38,19 +37,20 @@ def run(python: str, model: str, lines: Mapping[str, Sequence[str]], **settings:
         lines: by language, the first one's first; as many of each.
         settings: batch_size, max_new_tokens, rank, alpha, lr, dtype.
     """
-    found = {}
+    # Here, since the other interpreter runs this file too and has no rich.
+    from benchmarks.common import in_own_process
+
+    results = {}
     with tempfile.TemporaryDirectory() as folder:
         asked = Path(folder) / "asked.json"
         asked.write_text(json.dumps({"lines": list(lines.values()), "model": model, **settings}), encoding="utf-8")
-        for row_builder, flags in ROADS.items():
-            command = [python, str(Path(__file__).resolve()), str(asked), *flags]
-            done = subprocess.run(command, stdout=subprocess.PIPE, text=True, check=True)
-            found[row_builder] = json.loads(done.stdout.splitlines()[-1])
-    return found
+        for variant, flags in VARIANTS.items():
+            results[variant] = in_own_process([python, str(Path(__file__).resolve()), str(asked), *flags])
+    return results
 
 
 def _load(folder: str, dtype: str) -> tuple[Any, Any]:
-    """Return the base and its tokenizer, whose files a newer transformers has written."""
+    """Return the base and its tokenizer from files of a newer transformers."""
     import torch
     from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedTokenizerFast
 
@@ -62,9 +62,11 @@ def _load(folder: str, dtype: str) -> tuple[Any, Any]:
 
 
 def main() -> None:
-    """Of the other interpreter: train, and print one line of JSON."""
+    """Train with the other interpreter, and print one line of JSON."""
+    if len(sys.argv) < 2 or sys.argv[1] in {"-h", "--help"}:
+        sys.exit(__doc__)
     asked = json.loads(Path(sys.argv[1]).read_text(encoding="utf-8"))
-    # The first pass warms up; models and adapters are made anew.
+    # The first pass is warm-up; each has new models and adapters.
     results = [_train(asked, slow="--slow" in sys.argv) for _ in range(2)]
     sys.stdout.write(json.dumps(results[-1]) + "\n")
 
@@ -119,8 +121,8 @@ def _train(asked: Mapping[str, Any], *, slow: bool) -> dict[str, Any]:
         trainer.train()
         seconds = time.perf_counter() - start
     taken = [
-        max((int(state["step"]) for state in one.state_dict()["state"].values()), default=0)
-        for one in (trainer.optimizer_A, trainer.optimizer_B)
+        max((int(state["step"]) for state in optimizer.state_dict()["state"].values()), default=0)
+        for optimizer in (trainer.optimizer_A, trainer.optimizer_B)
     ]
     if not all(taken):
         sys.exit(f"no training happened: {taken} optimizer steps")

@@ -1,0 +1,117 @@
+"""The experiments of `benchmarks.quality`: shipped recipes, and what each arm changes."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+from roundtrip.recipe.plan import PARALLEL, TEXT
+
+ROUND_TRIP, PAIRS_ONLY = "round trip", "pairs only"
+# What turns everything off that belongs to rounds.
+NO_ROUNDS = ("rounds.count=0", "rounds.replay_examples=0", "rounds.denoising_ratio=0", "rounds.patience=0",
+             "train.synthetic_weight=1.0", "template.synthetic_tag=''", "filter.language=false",
+             "train.final_epochs=0")  # fmt: skip
+
+
+@dataclass(frozen=True)
+class Start:
+    """A run whose weights of one stage all arms begin with.
+
+    Attributes:
+        changes: of its recipe.
+    """
+
+    recipe: str
+    changes: Sequence[str]
+    stage: str
+
+
+@dataclass(frozen=True)
+class Experiment:
+    """A recipe and the changes of each arm, by name.
+
+    Attributes:
+        common: changes of all arms.
+        baseline: the arm that others are compared with.
+        start: what all arms begin with; None: what the recipe names.
+    """
+
+    recipe: str
+    arms: Mapping[str, Sequence[str]]
+    common: Sequence[str] = ()
+    seeds: Sequence[int] = (1,)
+    baseline: str = PAIRS_ONLY
+    start: Start | None = None
+
+
+BOTH: dict[str, Sequence[str]] = {PAIRS_ONLY: (), ROUND_TRIP: ()}
+GERMAN = (
+    "languages=['en', 'de']",
+    "data.split.corpus={path = ['multi30k/train.en.gz', 'multi30k/train.de.gz']}",
+    "data.dev={path = ['multi30k/val.en.gz', 'multi30k/val.de.gz'], limit = 300}",
+    "data.test={path = ['multi30k/test_2016_flickr.en.gz', 'multi30k/test_2016_flickr.de.gz']}",
+)
+
+
+def _multi30k(pairs: int, more: Sequence[str] = (), seeds: Sequence[int] = (1, 2, 3)) -> Experiment:
+    split = (*more, f"data.split.train={pairs}")
+    epochs = 12 if pairs < 1000 else 8 if pairs < 5000 else 5
+    start = Start("multi30k-base", split, TEXT)
+    return Experiment("multi30k", BOTH, (*split, f"train.parallel_epochs={epochs}"), seeds, start=start)
+
+
+# What each arm of the ablation changes. Two rounds, so that there is time for all.
+ABLATION: dict[str, Sequence[str]] = {
+    "default": (),
+    "sampling, 0.7": ("generate.temperature=0.7",),
+    "sampling, 1.0": ("generate.temperature=1.0",),
+    "best of 4 by dual": (
+        "generate.temperature=0.7",
+        "generate.num_candidates=4",
+        "generate.candidate_selection=reverse_likelihood",
+    ),
+    "filters off": ("filter.max_length_ratio=100.0", "filter.max_copy_chrf=100.0", "filter.max_repeats=1000"),
+    "wrong language": ("filter.language=true",),
+    "round-trip score": ("filter.min_round_trip_chrf=25.0",),
+    "tag": ("template.synthetic_tag='(draft) '",),
+    "weight 0.5": ("train.synthetic_weight=0.5",),
+    "no real pairs": ("rounds.parallel_ratio=0.0",),
+    "half real pairs": ("rounds.parallel_ratio=0.5",),
+    "blocks of 1,000": ("rounds.count=6", "rounds.monolingual_lines=1000"),
+    "one block of 6,000": ("rounds.count=1", "rounds.monolingual_lines=6000"),
+    "accumulate": ("rounds.replay_examples=6000",),
+    "last stage real": ("train.final_epochs=4",),
+    "denoising": ("rounds.denoising_ratio=0.2",),
+    "label smoothing": ("train.label_smoothing=0.1",),
+    "EMA": ("train.ema_decay=0.995",),
+}
+
+EXPERIMENTS: dict[str, Experiment] = {
+    "multi30k": _multi30k(1000),
+    "multi30k-500": _multi30k(500),
+    "multi30k-5000": _multi30k(5000),
+    "multi30k-de": _multi30k(1000, GERMAN, (1,)),
+    "multi30k-all": Experiment(
+        "multi30k",
+        {"all pairs": ("data.split.train=28900", "rounds.count=0", "train.parallel_epochs=4")},
+        start=Start("multi30k-base", ("data.split.train=1000",), TEXT),
+        baseline="all pairs",
+    ),
+    "ablation": Experiment(
+        "multi30k",
+        ABLATION,
+        (
+            "rounds.count=2",
+            "rounds.monolingual_lines=3000",
+            "train.parallel_epochs=0",
+            "evaluation.bootstrap_samples=10",
+        ),
+        baseline="default",
+        start=Start("multi30k", ("rounds.count=0",), PARALLEL),
+    ),
+    "software-es": Experiment("software-strings", BOTH, seeds=(1, 2, 3)),
+    "software-fr": Experiment("software-strings-fr", BOTH),
+    "software-de": Experiment("software-strings-de", BOTH),
+    "multi30k-smollm2": Experiment("multi30k-smollm2", BOTH),
+}
