@@ -28,7 +28,7 @@ from roundtrip.runtime.errors import RunError
 from roundtrip.tokens.prompt_segments import build_segments
 from roundtrip.tokens.prompt_template import PromptTemplate
 from tests.conftest import RECIPE, WriteRecipe, toy_pairs
-from tests.runs import NAMES, door, go
+from tests.runs import NAMES, go, run_module
 from tests.tokens.test_prompt_template import LINES
 
 SOURCES = [en for en, _ in toy_pairs()[::97]]
@@ -141,7 +141,7 @@ def test_model_card_escapes_markup_in_samples(run: RunFolder, tmp_path: Path) ->
 
 
 def test_export_command_writes_both_directions(run: RunFolder, tmp_path: Path) -> None:
-    done = door("roundtrip", "export", str(run.path), str(tmp_path / "out"), "--stage", "parallel")
+    done = run_module("roundtrip", "export", str(run.path), str(tmp_path / "out"), "--stage", "parallel")
     assert done.returncode == 0 and done.stderr == "", done.stderr
     assert [line.rsplit(": ", 1)[1] for line in done.stdout.splitlines()] == ["an adapter", "an adapter"]
     assert sorted(path.name for path in (tmp_path / "out").iterdir()) == NAMES
