@@ -316,11 +316,11 @@ def test_plain_text_is_read_without_rounds(paired: Any, tmp_path: Path) -> None:
 def test_tables_in_a_directions_table_go_over_those_of_both(paired: Any) -> None:
     path = paired("from scratch")
     path.write_text(path.read_text() + '\n[model."es-en".from_scratch]\nnum_layers = 3\n')
-    recipe = loader.load(str(path), ['adapter."es-en".dropout=0.5']).recipe
+    recipe = loader.load(str(path), ['model."es-en".gradient_checkpointing=true']).recipe
     one, other = (recipe.model[name].from_scratch for name in NAMES)
     assert one is not None and other is not None
     assert (one.num_layers, other.num_layers) == (2, 3) and one.vocab_size == other.vocab_size == 420
-    assert (recipe.adapter["en-es"].dropout, recipe.adapter["es-en"].dropout) == (0.0, 0.5)
+    assert [recipe.model[name].gradient_checkpointing for name in NAMES] == [False, True]
 
 
 def test_a_quantized_base_does_not_train_on_a_cpu(write_recipe: WriteRecipe, tmp_path: Path) -> None:
