@@ -187,7 +187,7 @@ def _read(
 ) -> tuple[list[str], list[list[int]]]:
     """Return the texts of hypotheses, and their prompts for a reader; empty ones where there is none."""
     texts = [template.hypothesis_text(ids) for ids in hypotheses.lists()]
-    return texts, reader.prompts(texts) if reader is not None else [[] for _ in texts]
+    return texts, reader.row_starts(texts) if reader is not None else [[] for _ in texts]
 
 
 def load(
