@@ -103,8 +103,10 @@ def _given(
     """Read every part from its own sources: dev and test first, so that train can be kept apart from them."""
     data = recipe.data
     held_out: set[tuple[int, int]] = set()
-    stores = _held_out(("test",) if recipe.blind else ("test", "dev"), recipe, folder, target, report, counts, held_out)
-    if recipe.blind:
+    stores = _held_out(
+        ("test",) if recipe.without_dev else ("test", "dev"), recipe, folder, target, report, counts, held_out
+    )
+    if recipe.without_dev:
         stores["dev"] = _lines_for_dev(recipe, folder, target, report, counts, held_out)
     count = counts["train"] = Counter()
     rows = _pairs(data.train, recipe.languages, folder, report)
