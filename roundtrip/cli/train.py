@@ -42,7 +42,7 @@ def _train(arguments: argparse.Namespace) -> None:
     events = EventLog(Console(quiet=os.environ.get("RANK", "0") != "0"))
     events.say(f"recipe {loaded.path}: valid")
     loader.forbid_unused_hub(loaded.recipe, loaded.folder)
-    # Imported late: these take seconds, and a typo should be reported at once.
+    # torch takes seconds to import, for which neither --help nor a typo should wait.
     from roundtrip.backtranslation import session
 
     session.train(loaded, arguments.out or Path("runs") / loaded.path.stem, resume=arguments.resume, events=events)

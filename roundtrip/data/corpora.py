@@ -1,28 +1,31 @@
-"""From the sources of a recipe to clean, disjoint stores on disk, with a count of every line that was dropped."""
+"""Reads the sources of a recipe into clean, disjoint stores on disk, and counts every line that is dropped."""
 
 from __future__ import annotations
 
 import hashlib
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass, field
 from itertools import islice
 from pathlib import Path
 
 from roundtrip.data import row_store
 from roundtrip.data.readers import read_lines, read_pairs
 from roundtrip.data.row_store import RowStore, TextRow
-from roundtrip.recipe.schema import Data, LineFilter, Recipe, Sources, TextSource
+from roundtrip.recipe.schema import Data, LineFilter, Recipe, Sources, Split, TextSource
 from roundtrip.runtime.downloads import resolve
 from roundtrip.runtime.errors import TextError
 from roundtrip.runtime.seeding import derive_seed, permuted_index
 
-# Of short texts one is soon twice as long as the other; so many characters are free before a ratio counts.
+# Characters added to both lengths before a ratio is taken: of two short texts, one is easily twice as long.
 RATIO_SLACK = 10
 # Pairs with sides whose lengths differ by more are dropped.
 MAX_LENGTH_RATIO = 4.0
 # Monolingual lines whose round-trip translations choose the best stage where there are no dev pairs.
 ROUND_TRIP_LINES = 200
+
+# The language (0 or 1) of a text, and 64 bits of a hash of it.
+Fingerprint = tuple[int, int]
 
 
 @dataclass(frozen=True)
@@ -32,7 +35,7 @@ class Corpora:
     Attributes:
         train, dev, test: pairs, in the order of the recipe's languages.
         mono: rows of one text, by language.
-        counts: for each part how many rows were kept and how many dropped for which reason.
+        counts: by part, the number of rows kept, and dropped by reason.
     """
 
     train: RowStore
@@ -42,16 +45,16 @@ class Corpora:
     counts: dict[str, dict[str, int]]
 
     def all_text(self) -> Iterator[str]:
-        """Yield every line to train on, the languages in turn, so that what reads only the beginning sees both."""
+        """Yield every line to train on; the languages alternate, so that the first lines are of both."""
         for pair in self.train:
             yield from pair
         texts = list(self.mono.values())
-        for number in range(max(map(len, texts), default=0)):
-            yield from (text[number][0] for text in texts if number < len(text))
+        for index in range(max(map(len, texts), default=0)):
+            yield from (text[index][0] for text in texts if index < len(text))
 
 
 def relative_length(a: float, b: float) -> float:
-    """Return how much longer the longer of two texts is, by their characters, with slack for short ones; at least 1."""
+    """Return the ratio of the longer to the shorter of two lengths in characters, each plus `RATIO_SLACK`."""
     short, long = sorted((a + RATIO_SLACK, b + RATIO_SLACK))
     return long / short
 
@@ -59,223 +62,186 @@ def relative_length(a: float, b: float) -> float:
 def prepare(recipe: Recipe, folder: Path, target: Path, report: Callable[[str], None]) -> Corpora:
     """Read, clean, deduplicate and separate all text of a recipe into `target`.
 
-    A train or monolingual line that also stands in dev or test (in the same language) is dropped; `data.filter` is
-    for these too. Dev and test of one's own are taken as they are, but for pairs with an empty side.
+    Training pairs and monolingual lines are filtered by `data.filter`, and dropped where the same text (in the same
+    language) is in dev or test. Dev and test files are taken as they are, except for pairs with an empty side.
 
     Args:
         folder: where relative paths start.
         target: an existing folder for the stores.
-        tell: is called with what is being read.
+        report: is called with a message for each source that is read.
 
     Raises:
         SourceError, TextError: a source cannot be fetched or read, or a part ends up empty.
     """
-    counts: dict[str, Counter[str]] = {}
-    parts = _cut if recipe.data.split is not None else _given
-    stores = parts(recipe, folder, target, report, counts)
-    first, second = recipe.languages
-    for part in ("dev", "test"):
+    preparation = _Preparation(recipe, folder, target, report)
+    stores = preparation.read_parts() if recipe.data.split is None else preparation.split_corpus(recipe.data.split)
+    mono = {code: stores[f"mono.{code}"] for code in recipe.languages} if recipe.needs_mono else {}
+    required = ["dev", "test", *(f"mono.{code}" for code in mono), *(["train"] if recipe.data.train else [])]
+    for part in required:
         if not len(stores[part]):
-            raise TextError(f"no line left of {dict(counts[part])}", place=f"data.{part}", cure=_EMPTY_CURE)
-    mono = {code: stores[f"mono.{code}"] for code in (first, second)} if recipe.needs_mono else {}
-    for code, lines in mono.items():
-        if not len(lines):
             raise TextError(
-                f"no line left of {dict(counts[f'mono.{code}'])}", place=f"data.mono.{code}", cure=_EMPTY_CURE
+                f"no lines left; counts: {dict(preparation.counts[part])}",
+                place=f"data.{part}",
+                cure="the file is empty, or every line was dropped for the reasons in the counts; see data.filter",
             )
-    if not len(stores["train"]) and recipe.data.train:
-        raise TextError(f"no line left of {dict(counts['train'])}", place="data.train", cure=_EMPTY_CURE)
-    return Corpora(
-        stores["train"],
-        stores["dev"],
-        stores["test"],
-        mono,
-        {part: dict(count) for part, count in counts.items()},
-    )
+    counts = {part: dict(count) for part, count in preparation.counts.items()}
+    return Corpora(stores["train"], stores["dev"], stores["test"], mono, counts)
 
 
-_EMPTY_CURE = "the file is empty, or data.filter drops everything; the counts say for which reason"
+@dataclass(frozen=True)
+class _Preparation:
+    """Reads the sources of one recipe and writes the stores of its parts.
 
+    Attributes:
+        recipe, folder, target, report: see `prepare`.
+        counts: see `Corpora`; filled while rows are written.
+        held_out: fingerprints of all texts of dev and test, which no other part may contain.
+    """
 
-def _given(
-    recipe: Recipe, folder: Path, target: Path, report: Callable[[str], None], counts: dict[str, Counter[str]]
-) -> dict[str, RowStore]:
-    """Read every part from its own sources: dev and test first, so that train can be kept apart from them."""
-    data = recipe.data
-    held_out: set[tuple[int, int]] = set()
-    stores = _held_out(
-        ("test",) if recipe.without_dev else ("test", "dev"), recipe, folder, target, report, counts, held_out
-    )
-    if recipe.without_dev:
-        stores["dev"] = _lines_for_dev(recipe, folder, target, report, counts, held_out)
-    count = counts["train"] = Counter()
-    rows = _pairs(data.train, recipe.languages, folder, report)
-    stores["train"] = _write_once(target / "train.tsv", _fitting(rows, (0, 1), data.filter, count, held_out), count)
-    for side, language in enumerate(recipe.languages):
-        count = counts[f"mono.{language}"] = Counter()
-        lines = ((line,) for line in _lines(data.mono.get(language, ()), language, folder, report))
-        fitting = _fitting(lines, (side,), data.filter, count, held_out)
-        stores[f"mono.{language}"] = _write_once(target / f"mono.{language}.txt", fitting, count)
-    return stores
+    recipe: Recipe
+    folder: Path
+    target: Path
+    report: Callable[[str], None]
+    counts: dict[str, Counter[str]] = field(default_factory=dict)
+    held_out: set[Fingerprint] = field(default_factory=set)
 
+    def read_parts(self) -> dict[str, RowStore]:
+        """Read every part from its own sources: dev and test first, so that their texts are known to the others."""
+        stores = {
+            part: self._write_held_out(part) for part in (("test",) if self.recipe.without_dev else ("test", "dev"))
+        }
+        if self.recipe.without_dev:
+            stores["dev"] = self._write_monolingual_dev()
+        stores["train"] = self._write_filtered("train", self._pairs(self.recipe.data.train), (0, 1))
+        for side, language in enumerate(self.recipe.languages):
+            part = f"mono.{language}"
+            stores[part] = self._write_filtered(part, self._lines(language), (side,))
+        return stores
 
-def _lines_for_dev(
-    recipe: Recipe,
-    folder: Path,
-    target: Path,
-    report: Callable[[str], None],
-    counts: dict[str, Counter[str]],
-    held_out: set[tuple[int, int]],
-) -> RowStore:
-    """Hold out the first monolingual lines in place of dev pairs; those of a row are no translations of each other."""
-    sides = []
-    for side, language in enumerate(recipe.languages):
-        lines = ((line,) for line in _lines(recipe.data.mono[language], language, folder, report))
-        fitting = (row[0] for _, row in _fitting(lines, (side,), recipe.data.filter, Counter(), held_out))
-        sides.append(list(islice(dict.fromkeys(fitting), ROUND_TRIP_LINES)))
-    rows = list(zip(*sides, strict=False))
-    held_out.update((side, _fingerprint(text)) for row in rows for side, text in enumerate(row))
-    counts["dev"] = Counter(kept=len(rows))
-    return row_store.write(target / "dev.tsv", rows)
+    def split_corpus(self, split: Split) -> dict[str, RowStore]:
+        """Split one corpus into test, dev, train and two monolingual halves; no text of a language is in two parts."""
+        given = {part: self._write_held_out(part) for part in ("test", "dev") if getattr(self.recipe.data, part)}
+        corpus = row_store.write(_store_path(self.target, "corpus"), self._disjoint(self._pairs(split.corpus)))
+        needed = split.train + split.dev + split.test + (2 if self.recipe.needs_mono else 0)
+        if len(corpus) < needed:
+            raise TextError(
+                f"{len(corpus)} usable pairs, but the split needs {needed}; counts: {dict(self.counts['corpus'])}",
+                place="data.split",
+                cure="ask for fewer, or add to data.split.corpus",
+            )
+        seed = derive_seed(self.recipe.seed if split.seed is None else split.seed, "cut")
+        shuffled = iter(corpus[permuted_index(index, len(corpus), seed, 0)] for index in range(len(corpus)))
+        sizes = {part: size for part, size in (("test", split.test), ("dev", split.dev)) if part not in given}
+        sizes["train"] = split.train
+        stores = {
+            part: row_store.write(_store_path(self.target, part), islice(shuffled, size))
+            for part, size in sizes.items()
+        }
+        half = (len(corpus) - sum(sizes.values())) // 2
+        for side, language in enumerate(self.recipe.languages):
+            part = f"mono.{language}"
+            lines = ((row[side],) for row in islice(shuffled, half))
+            stores[part] = row_store.write(_store_path(self.target, part), lines)
+        for part, store in stores.items():
+            self.counts[part] = Counter(kept=len(store))
+        return given | stores
 
+    def _pairs(self, sources: Sources) -> Iterator[TextRow]:
+        for source, paths in self._resolved(sources):
+            yield from read_pairs(source, paths, self.recipe.languages)
 
-def _held_out(
-    parts: Sequence[str],
-    recipe: Recipe,
-    folder: Path,
-    target: Path,
-    report: Callable[[str], None],
-    counts: dict[str, Counter[str]],
-    held_out: set[tuple[int, int]],
-) -> dict[str, RowStore]:
-    """Read dev and test as they are given, and remember their texts in `held_out`."""
-    stores = {}
-    for part in parts:
-        sources: Sources = getattr(recipe.data, part)
-        count = counts[part] = Counter()
-        rows = _pairs(sources, recipe.languages, folder, report)
-        # A test set stays as its makers cut it, else its scores compare with nobody's.
-        stores[part] = row_store.write(target / f"{part}.tsv", _as_given(rows, count, held_out))
-    return stores
+    def _lines(self, language: str) -> Iterator[TextRow]:
+        for source, paths in self._resolved(self.recipe.data.mono.get(language, ())):
+            yield from ((line,) for line in read_lines(source, paths, language))
 
+    def _resolved(self, sources: Sources) -> Iterator[tuple[TextSource, list[Path]]]:
+        for source in sources:
+            specs = (source.path,) if isinstance(source.path, str) else source.path
+            self.report(f"reading {' + '.join(spec.partition('#')[0] for spec in specs)}")
+            is_remote = any(spec.startswith("hf:") for spec in specs)
+            yield source, [] if is_remote else [path for spec in specs for path in resolve(spec, self.folder)]
 
-def _write_once(path: Path, rows: Iterable[tuple[int, TextRow]], count: Counter[str]) -> RowStore:
-    """Write what is left of rows once equal ones are dropped, and count both."""
-    found, num_dropped = row_store.write_once(path, rows)
-    if num_dropped:
-        count["duplicate"] += num_dropped
-    count["kept"] += len(found)
-    return found
+    def _write_held_out(self, part: str) -> RowStore:
+        """Write dev or test as given, since its scores are compared with those of others, and hold its texts out."""
+        count = self.counts[part] = Counter()
 
+        def with_both_sides(rows: Iterable[TextRow]) -> Iterator[TextRow]:
+            for row in rows:
+                count["kept" if all(row) else "empty"] += 1
+                if all(row):
+                    self.held_out.update(_fingerprints(row, (0, 1)))
+                    yield row
 
-def _cut(
-    recipe: Recipe, folder: Path, target: Path, report: Callable[[str], None], counts: dict[str, Counter[str]]
-) -> dict[str, RowStore]:
-    """Cut one corpus into test, dev, train and two monolingual halves; no text of a language is in two parts."""
-    cut = recipe.data.split
-    assert cut is not None
-    held_out: set[tuple[int, int]] = set()
-    named = [part for part in ("test", "dev") if getattr(recipe.data, part)]
-    given = _held_out(named, recipe, folder, target, report, counts, held_out)
-    count = counts["corpus"] = Counter()
-    # One side alone is enough to call two pairs the same here, else a half could hold the other's translation.
-    rows = _new_sides(_pairs(cut.corpus, recipe.languages, folder, report), recipe.data.filter, count, held_out)
-    corpus = row_store.write(target / "corpus.tsv", rows)
-    needed = cut.train + cut.dev + cut.test + (2 if recipe.needs_mono else 0)
-    if len(corpus) < needed:
-        raise TextError(
-            f"{len(corpus)} usable pairs, the cut needs {needed}; counts: {dict(count)}",
-            place="data.split",
-            cure="ask for fewer, or add to data.split.corpus",
+        return row_store.write(
+            _store_path(self.target, part), with_both_sides(self._pairs(getattr(self.recipe.data, part)))
         )
-    seed = derive_seed(recipe.seed if cut.seed is None else cut.seed, "cut")
-    order = iter(corpus[permuted_index(index, len(corpus), seed, 0)] for index in range(len(corpus)))
-    sizes = {part: size for part, size in (("test", cut.test), ("dev", cut.dev)) if part not in given}
-    sizes["train"] = cut.train
-    stores = {part: row_store.write(target / f"{part}.tsv", islice(order, size)) for part, size in sizes.items()}
-    half = (len(corpus) - sum(sizes.values())) // 2
-    for side, language in enumerate(recipe.languages):
-        lines = ((row[side],) for row in islice(order, half))
-        stores[f"mono.{language}"] = row_store.write(target / f"mono.{language}.txt", lines)
-    for part, rows_of_part in stores.items():
-        counts[part] = Counter(kept=len(rows_of_part))
-    return given | stores
 
+    def _write_monolingual_dev(self) -> RowStore:
+        """Hold out the first monolingual lines instead of dev pairs; the two lines of a row are not translations."""
+        columns = []
+        for side, language in enumerate(self.recipe.languages):
+            usable = (row[0] for _, row in self._filtered(self._lines(language), (side,), Counter()))
+            columns.append(list(islice(dict.fromkeys(usable), ROUND_TRIP_LINES)))
+        rows = list(zip(*columns, strict=False))
+        for row in rows:
+            self.held_out.update(_fingerprints(row, (0, 1)))
+        self.counts["dev"] = Counter(kept=len(rows))
+        return row_store.write(_store_path(self.target, "dev"), rows)
 
-def _pairs(
-    sources: Sources, languages: tuple[str, str], folder: Path, report: Callable[[str], None]
-) -> Iterator[tuple[str, str]]:
-    for source, paths in _resolved(sources, folder, report):
-        yield from read_pairs(source, paths, languages)
+    def _write_filtered(self, part: str, rows: Iterable[TextRow], sides: tuple[int, ...]) -> RowStore:
+        """Write the rows that pass the filter, each once, and count the others by reason."""
+        count = self.counts[part] = Counter()
+        store, num_duplicates = row_store.write_once(_store_path(self.target, part), self._filtered(rows, sides, count))
+        if num_duplicates:
+            count["duplicate"] += num_duplicates
+        count["kept"] += len(store)
+        return store
 
+    def _filtered(
+        self, rows: Iterable[TextRow], sides: tuple[int, ...], count: Counter[str]
+    ) -> Iterator[tuple[int, TextRow]]:
+        """Yield the rows that pass, each with a key that equal rows share, and count the others.
 
-def _lines(sources: Sources, language: str, folder: Path, report: Callable[[str], None]) -> Iterator[str]:
-    for source, paths in _resolved(sources, folder, report):
-        yield from read_lines(source, paths, language)
+        Args:
+            sides: the language (0 or 1) of each column.
+        """
+        for row in rows:
+            fingerprints = _fingerprints(row, sides)
+            reason = self._drop_reason(row, fingerprints)
+            if reason is None:
+                yield hash(tuple(fingerprints)) & 0xFFFFFFFFFFFFFFFF, row
+            else:
+                count[reason] += 1
 
+    def _disjoint(self, pairs: Iterable[TextRow]) -> Iterator[TextRow]:
+        """Yield the pairs that pass and share no text with an earlier one, and count all as those of `corpus`.
 
-def _resolved(sources: Sources, folder: Path, report: Callable[[str], None]) -> Iterator[tuple[TextSource, list[Path]]]:
-    for source in sources:
-        specs = (source.path,) if isinstance(source.path, str) else source.path
-        report(f"reading {' + '.join(spec.partition('#')[0] for spec in specs)}")
-        remote = [spec for spec in specs if spec.startswith("hf:")]
-        yield source, [] if remote else [path for spec in specs for path in resolve(spec, folder)]
+        Pairs with one equal side count as duplicates: otherwise a monolingual half could hold a translation of a line
+        of the other. The fingerprints of all pairs are held in memory, about 200 bytes each: this is for experiments.
+        """
+        count = self.counts["corpus"] = Counter()
+        seen: set[Fingerprint] = set()
+        for row in pairs:
+            fingerprints = _fingerprints(row, (0, 1))
+            reason = self._drop_reason(row, fingerprints, seen)
+            count[reason or "kept"] += 1
+            if reason is None:
+                seen.update(fingerprints)
+                yield row
 
-
-def _as_given(rows: Iterable[TextRow], count: Counter[str], held_out: set[tuple[int, int]]) -> Iterator[TextRow]:
-    """Yield every row with text on both sides, and remember its texts in `held_out`."""
-    for row in rows:
-        whole = all(row)
-        count["kept" if whole else "empty"] += 1
-        if whole:
-            held_out.update((side, _fingerprint(text)) for side, text in enumerate(row))
-            yield row
-
-
-def _fitting(
-    rows: Iterable[TextRow],
-    sides: tuple[int, ...],
-    limits: LineFilter,
-    count: Counter[str],
-    held_out: set[tuple[int, int]],
-) -> Iterator[tuple[int, TextRow]]:
-    """Yield the rows that pass, each with a number that equal ones have in common, and count the others.
-
-    Args:
-        sides: which language (0 or 1) each column is.
-        held_out: fingerprints (language, 64 bits) of texts that must not be kept.
-    """
-    for row in rows:
-        marks = [(side, _fingerprint(text)) for side, text in zip(sides, row, strict=True)]
-        reason = _unfit(row, limits)
-        if reason is None and any(mark in held_out for mark in marks):
+    def _drop_reason(
+        self, row: TextRow, fingerprints: list[Fingerprint], seen: set[Fingerprint] | None = None
+    ) -> str | None:
+        reason = _filter_reason(row, self.recipe.data.filter)
+        if reason is None and seen is not None and not seen.isdisjoint(fingerprints):
+            reason = "duplicate"
+        if reason is None and not self.held_out.isdisjoint(fingerprints):
             reason = "also in dev or test"
-        if reason is None:
-            yield hash(tuple(marks)) & 0xFFFFFFFFFFFFFFFF, row
-        else:
-            count[reason] += 1
+        return reason
 
 
-def _new_sides(
-    rows: Iterable[TextRow], limits: LineFilter, count: Counter[str], held_out: set[tuple[int, int]]
-) -> Iterator[TextRow]:
-    """Yield the pairs that pass and have no text in common with one that was kept, and count the others.
-
-    The keys of all pairs are held in memory, some 200 bytes for each: this is for experiments.
-    """
-    seen: set[tuple[int, int]] = set()
-    for row in rows:
-        marks = [(side, _fingerprint(text)) for side, text in enumerate(row)]
-        reason = _unfit(row, limits) or ("duplicate" if any(mark in seen for mark in marks) else None)
-        if reason is None and any(mark in held_out for mark in marks):
-            reason = "also in dev or test"
-        count[reason or "kept"] += 1
-        if reason is None:
-            seen.update(marks)
-            yield row
-
-
-def _unfit(row: TextRow, limits: LineFilter) -> str | None:
+def _filter_reason(row: TextRow, limits: LineFilter) -> str | None:
+    """Return why `data.filter` drops a row, None where it does not."""
     for text in row:
         num_words = len(text.split())
         if not num_words:
@@ -293,42 +259,48 @@ def _unfit(row: TextRow, limits: LineFilter) -> str | None:
     return None
 
 
-def _fingerprint(text: str) -> int:
-    """Return 64 bits that stand for a text: letter case and spacing do not make a new line."""
-    folded = " ".join(text.casefold().split())
-    return int.from_bytes(hashlib.blake2b(folded.encode(), digest_size=8).digest(), "big")
+def _fingerprints(row: TextRow, sides: tuple[int, ...]) -> list[Fingerprint]:
+    """Return what identifies each text of a row; letter case and spacing make no difference."""
+    fingerprints = []
+    for side, text in zip(sides, row, strict=True):
+        folded = " ".join(text.casefold().split())
+        digest = hashlib.blake2b(folded.encode(), digest_size=8).digest()
+        fingerprints.append((side, int.from_bytes(digest, "big")))
+    return fingerprints
 
 
 def reopen(recipe: Recipe, target: Path, counts: dict[str, dict[str, int]]) -> Corpora:
-    """Open the stores that `prepare` made.
+    """Open the stores that `prepare` wrote.
+
+    Args:
+        target, counts: the folder and the counts of that call.
 
     Raises:
-        TextError: they are not there any more.
+        TextError: a store is missing, or damaged.
     """
+    mono_parts = [f"mono.{code}" for code in recipe.languages] if recipe.needs_mono else []
     try:
-        return _opened(recipe, target, counts)
+        stores = {part: RowStore(_store_path(target, part)) for part in ("train", "dev", "test", *mono_parts)}
+        for part, store in stores.items():
+            if len(store) != counts[part].get("kept", 0):
+                raise ValueError(f"{store.path.name} has {len(store)} rows of {counts[part].get('kept', 0)}")
     except (OSError, ValueError) as error:
-        raise TextError(f"the text of this run is damaged: {error}", place=str(target), cure="start anew") from error
+        raise TextError(
+            f"the text of this run is damaged: {error}", place=str(target), cure="start a new run"
+        ) from error
+    mono = {part.removeprefix("mono."): stores[part] for part in mono_parts}
+    return Corpora(stores["train"], stores["dev"], stores["test"], mono, counts)
 
 
-def _opened(recipe: Recipe, target: Path, counts: dict[str, dict[str, int]]) -> Corpora:
-    mono = {code: RowStore(target / f"mono.{code}.txt") for code in recipe.languages} if recipe.needs_mono else {}
-    train, dev, test = (RowStore(target / f"{part}.tsv") for part in ("train", "dev", "test"))
-    parts = {"train": train, "dev": dev, "test": test} | {f"mono.{code}": rows for code, rows in mono.items()}
-    for part, rows in parts.items():
-        if len(rows) != counts[part].get("kept", 0):
-            raise ValueError(f"{rows.path.name} has {len(rows)} rows of {counts[part].get('kept', 0)}")
-    return Corpora(train, dev, test, mono, counts)
+def _store_path(folder: Path, part: str) -> Path:
+    return folder / (f"{part}.txt" if part.startswith("mono.") else f"{part}.tsv")
 
 
 def describe(data: Data) -> list[str]:
-    """Return the text sources of a recipe, one a line, as they will be read."""
-    tables = {
-        "train": data.train,
-        "dev": data.dev,
-        "test": data.test,
-        **{f"mono.{c}": s for c, s in data.mono.items()},
-    }
+    """Return the text sources of a recipe, one per line of output, as `PART: PATH`."""
+    parts = {"dev": data.dev, "test": data.test}
     if data.split is not None:
-        tables = {"cut.corpus": data.split.corpus, "dev": data.dev, "test": data.test}
-    return [f"{part}: {source.path}" for part, sources in tables.items() for source in sources]
+        parts = {"split.corpus": data.split.corpus} | parts
+    else:
+        parts = {"train": data.train} | parts | {f"mono.{code}": sources for code, sources in data.mono.items()}
+    return [f"{part}: {source.path}" for part, sources in parts.items() for source in sources]

@@ -1,22 +1,23 @@
-"""Text with its words disturbed, as the source of a denoising autoencoder."""
+"""Noise for the source of a denoising autoencoder: dropped and shuffled words."""
 
 from __future__ import annotations
 
 import random
 
-# Of https://arxiv.org/abs/1711.00043, section 2.2: the share of words that are dropped, and how far one may move.
+# Lample et al. 2018 (https://arxiv.org/abs/1711.00043), section 2.2: the probability of dropping a word, and the number
+# of positions that a word may move.
 DROPPED = 0.1
 MOVED = 3
 
 
 def add_noise(text: str, seed: int) -> str:
-    """Return a text without some of its words, the others a little out of order; at least one word stays.
+    """Drop some words of a text and shuffle the others locally; at least one word is kept.
 
-    Text without spaces is disturbed by its characters.
+    In text without spaces, characters are treated as words.
     """
-    chance = random.Random(seed)
-    between = " " if " " in text else ""
-    words = text.split() if between else list(text)
-    kept = [word for word in words if chance.random() >= DROPPED] or words[:1]
-    places = [place + chance.uniform(0, MOVED + 1) for place in range(len(kept))]
-    return between.join(word for _, word in sorted(zip(places, kept, strict=True), key=lambda pair: pair[0]))
+    rng = random.Random(seed)
+    separator = " " if " " in text else ""
+    words = text.split() if separator else list(text)
+    kept = [word for word in words if rng.random() >= DROPPED] or words[:1]
+    positions = [index + rng.uniform(0, MOVED + 1) for index in range(len(kept))]
+    return separator.join(word for _, word in sorted(zip(positions, kept, strict=True), key=lambda pair: pair[0]))

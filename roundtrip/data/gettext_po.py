@@ -1,8 +1,8 @@
 """Gettext catalogues: each message and its translation.
 
 A catalogue names one language, that of its translations, in the `Language` header (Plone's older ones: in
-`Language-Code`). The messages are taken to be in the first language of the recipe, unless the header names
-that one: then they are in the second.
+`Language-Code`). The messages are assumed to be in the first language of the recipe, unless the header
+names that one: then they are in the second.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from roundtrip.data.normalize import clean
 from roundtrip.data.text_files import open_text, raw_lines, read_text_lines
 from roundtrip.runtime.errors import TextError
 
-# A large application has some millions; reading takes twenty times as much memory.
+# A large application has a few millions; parsing takes twenty times as much memory.
 MAX_CHARS = 50_000_000
 _STRING = re.compile(r'"(?:[^"\\]|\\.)*"', re.DOTALL)
 _DEFAULT = re.compile(rf"^Default:\s*({_STRING.pattern}(?:\s*{_STRING.pattern})*)[ \t]*$", re.MULTILINE | re.DOTALL)
@@ -32,15 +32,14 @@ _CHARSET = re.compile(rb"Content-Type:.*charset=([\w.:-]+)")
 
 
 def read_po(path: Path, languages: tuple[str, ...]) -> Iterator[tuple[str, ...]]:
-    """Yield the pairs of a catalogue, or one side of it if one language is asked for.
+    """Yield the pairs of a catalogue, or one side of it for one language.
 
-    Obsolete entries are skipped, and so are fuzzy and untranslated ones, except where only the messages
-    themselves are asked for. A plural entry gives its singular with form 0 and its plural with the last form.
-    The file is read whole.
+    Obsolete entries are skipped, and so are fuzzy and untranslated ones, except where only the messages are read. A
+    plural entry gives its singular with form 0 and its plural with the last form. The file is read whole.
 
     Raises:
         TextError: not a catalogue, not in the charset that it names, in neither language, or, for one language,
-            without a `Language` header to tell which side that is.
+            without the `Language` header that tells the sides apart.
     """
     catalogue = _parse(path)
     entries = [entry for entry in catalogue if not entry.obsolete]
@@ -48,16 +47,16 @@ def read_po(path: Path, languages: tuple[str, ...]) -> Iterator[tuple[str, ...]]
     if len(languages) == 2:
         if header and not any(_close(header, language) for language in languages):
             raise TextError(
-                f"its translations are in {header!r}, the recipe wants {' and '.join(languages)}",
+                f"its translations are in {header!r}, the languages of the recipe are {' and '.join(languages)}",
                 place=str(path),
-                cure="Name the catalogue of the other language, or mend its Language header.",
+                cure="Name the catalogue of the other language, or correct its Language header.",
             )
         step = -1 if match_codes(languages, [header])[0] is not None else 1
         yield from (pair[::step] for entry in entries if entry.translated() for pair in _pairs(entry))
         return
     if not header and any(entry.translated() for entry in entries):
         raise TextError(
-            f"no Language header, so which side is {languages[0]!r} is not known",
+            f"without a Language header it is unknown which side is {languages[0]!r}",
             place=str(path),
             cure='Add the language of the translations to the header entry: "Language: es\\n".',
         )
@@ -68,10 +67,10 @@ def read_po(path: Path, languages: tuple[str, ...]) -> Iterator[tuple[str, ...]]
 
 
 def _close(a: str, b: str) -> bool:
-    """Return whether two codes are near enough to be one language under two names, as `nb` and `no`."""
+    """Return whether two codes may be names of one language, as `nb` and `no`."""
     try:
         return match_codes([b], [a])[0] is not None or langcodes.tag_distance(a.replace("_", "-"), b) < 10
-    except ValueError:  # a header that is no code says nothing against the file
+    except ValueError:  # a header that is not a language code is no reason to refuse the file
         return True
 
 
@@ -83,37 +82,37 @@ def _parse(path: Path) -> Any:
         size += len(line)
         if size > MAX_CHARS:
             raise TextError(
-                f"a catalogue of more than {MAX_CHARS:,} characters, and it has to be read whole",
+                f"a catalogue of more than {MAX_CHARS:,} characters, which would have to be read whole",
                 place=f"{path}:{number}",
-                cure="Split it, or turn it into a tsv.",
+                cure="Split it, or convert it to tsv.",
             )
-        # Cleaned, because the parser takes a raw form feed or U+2028 inside a string for the end of its line.
+        # Cleaned, because to the parser a raw form feed or U+2028 inside a string ends the line.
         text.append(clean(line))
-        # The parser takes the last character of a string for its closing quote without looking.
+        # The parser assumes without checking that the last character of a string is its closing quote.
         if _OPENS_STRING.match(text[-1]) and not _WHOLE_STRING.fullmatch(text[-1]):
             raise _broken(path, number, "a string does not end with the line")
     try:
-        # The line break keeps a one-line text from being taken for the name of a file.
+        # polib treats a text without a line break as the name of a file.
         return polib.pofile("\n".join(text) + "\n")
     except (OSError, ValueError, LookupError, TypeError, AttributeError) as error:
-        at = re.search(r"line (\d+)", str(error))
-        raise _broken(path, int(at.group(1)) if at else number, str(error)) from error
+        named = re.search(r"line (\d+)", str(error))
+        raise _broken(path, int(named.group(1)) if named else number, str(error)) from error
 
 
 def _broken(path: Path, number: int, problem: str) -> TextError:
     return TextError(
         f"not a gettext catalogue: {problem}",
         place=f"{path}:{number}",
-        cure="`msgfmt --check-format -o /dev/null FILE` lists all that is wrong with it.",
+        cure="`msgfmt --check-format -o /dev/null FILE` lists all errors in it.",
     )
 
 
 def _charset(path: Path) -> str:
-    """Return the charset that the header names; templates say CHARSET, which is none, and mean UTF-8."""
+    """Return the charset that the header names; templates have the placeholder CHARSET and are UTF-8."""
     with open_text(path) as handle:
-        named = next((found for line in raw_lines(handle) if (found := _CHARSET.search(line))), None)
+        header = next((match for line in raw_lines(handle) if (match := _CHARSET.search(line))), None)
     try:
-        name = codecs.lookup(named.group(1).decode("ascii")).name if named else "utf-8"
+        name = codecs.lookup(header.group(1).decode("ascii")).name if header else "utf-8"
         b"".decode(name)
     except LookupError:
         return "utf-8"
@@ -127,9 +126,9 @@ def _pairs(entry: Any) -> Iterator[tuple[str, str]]:
 
 
 def _messages(entry: Any) -> list[str]:
-    """Return the message and its plural; where the message is only a key, its `Default:` comment says it."""
+    """Return the message and its plural; where the message is only a key, the text of its `Default:` comment."""
     default = _DEFAULT.search(entry.comment)
-    # Adjacent strings are one text, as in C; a line break inside a string is left for `clean`.
+    # Adjacent strings are one text, as in C; `clean` removes line breaks inside a string.
     strings = _STRING.findall(default.group(1)) if default else []
     message = polib.unescape("".join(string[1:-1] for string in strings)) or entry.msgid
     return [message, entry.msgid_plural] if entry.msgid_plural else [message]

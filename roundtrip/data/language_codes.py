@@ -1,29 +1,29 @@
-"""Language codes: which mean the same (`en_us` is `en-US`, and `en` will do for either), and what is known of them."""
+"""Matching of language codes (`en_us` is `en-US`, and `en` matches either), and properties of languages."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 
 
-def match_codes(wanted: Sequence[str], found: Sequence[str]) -> tuple[int | None, ...]:
-    """Find each wanted language among the codes that a file uses.
+def match_codes(wanted: Sequence[str], codes: Sequence[str]) -> tuple[int | None, ...]:
+    """Find each wanted language among the codes of a file.
 
     Codes are compared without regard to case. A language without an exact match takes the first code with its
     primary subtag that no other wanted language has taken, so `pt-BR` and `pt-PT` never share one text.
 
     Returns:
-        The position in `found` of each wanted language, None where it is not there.
+        The position in `codes` of each wanted language, None where it is missing.
     """
-    positions = [next(iter(_exact(code, found)), None) for code in wanted]
-    for number, code in enumerate(wanted):
-        if positions[number] is None:
-            positions[number] = next((at for at in _related(code, found) if at not in positions), None)
+    positions = [next(iter(_exact(code, codes)), None) for code in wanted]
+    for index, code in enumerate(wanted):
+        if positions[index] is None:
+            positions[index] = next((other for other in _related(code, codes) if other not in positions), None)
     return tuple(positions)
 
 
-def all_matching(wanted: str, found: Sequence[str]) -> list[int]:
-    """Return the positions of all codes that are exactly this one, else of all with its primary subtag."""
-    return _exact(wanted, found) or _related(wanted, found)
+def all_matching(wanted: str, codes: Sequence[str]) -> list[int]:
+    """Return the positions of all codes equal to this one; if there are none, of all with its primary subtag."""
+    return _exact(wanted, codes) or _related(wanted, codes)
 
 
 def is_chinese(code: str) -> bool:
@@ -36,13 +36,13 @@ def is_spaceless(code: str) -> bool:
     return is_chinese(code) or _normal(code).partition("-")[0] in {"ja", "th", "lo", "km", "my", "bo"}
 
 
-def _exact(wanted: str, found: Sequence[str]) -> list[int]:
-    return [at for at, code in enumerate(found) if _normal(code) == _normal(wanted)]
+def _exact(wanted: str, codes: Sequence[str]) -> list[int]:
+    return [index for index, code in enumerate(codes) if _normal(code) == _normal(wanted)]
 
 
-def _related(wanted: str, found: Sequence[str]) -> list[int]:
+def _related(wanted: str, codes: Sequence[str]) -> list[int]:
     primary = _normal(wanted).partition("-")[0]
-    return [at for at, code in enumerate(found) if _normal(code).partition("-")[0] == primary]
+    return [index for index, code in enumerate(codes) if _normal(code).partition("-")[0] == primary]
 
 
 def _normal(code: str) -> str:
@@ -51,6 +51,7 @@ def _normal(code: str) -> str:
 
 def bleu_tokenizer(code: str) -> str:
     """Return the sacreBLEU tokenizer that fits a language."""
-    # sacreBLEU's 13a would take a sentence without spaces for one word.
-    spaceless = "zh" if is_chinese(code) else "char"
-    return spaceless if is_spaceless(code) else "13a"
+    if is_chinese(code):
+        return "zh"
+    # 13a would treat a sentence without spaces as one word.
+    return "char" if is_spaceless(code) else "13a"

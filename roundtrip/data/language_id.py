@@ -1,7 +1,7 @@
-"""Which of two languages a line is in: offline, by py3langid, and only for lines where that is reliable.
+"""Identification of the language of a line: offline, by py3langid, and only for lines long enough to be reliable.
 
-It tells the two languages of a recipe apart, so that a source in the language of its target is seen; a third language
-goes through as the one that is nearer.
+It distinguishes the two languages of a recipe, to detect sources in the language of their target; a line in a third
+language is classified as one of the two.
 """
 
 from __future__ import annotations
@@ -14,23 +14,23 @@ import langcodes
 
 from roundtrip.runtime.errors import RecipeError
 
-# Shorter lines are guesses (measured on software strings: 92 % right at all lengths, 99 % from here on).
+# On shorter lines it is unreliable (measured on software strings: 92 % right at all lengths, 99 % from this one on).
 MIN_CHARS = 40
-# Below this share of real lines told right, nothing is judged by it.
+# Accuracy on dev lines below which it is not used.
 MIN_RIGHT = 0.95
-# Too few lines prove nothing.
+# Dev lines below which the accuracy is unknown.
 MIN_LINES = 20
 _CURE = "set filter.language = false"
 
 
 class LanguageIdentifier:
-    """Tells the two languages of a recipe apart.
+    """Classifies lines as one of the two languages of a recipe.
 
     Args:
         languages: BCP 47 codes.
 
     Raises:
-        RecipeError: py3langid is not here, or does not know one of the languages.
+        RecipeError: py3langid is not installed, or does not distinguish these languages.
     """
 
     def __init__(self, languages: tuple[str, str]) -> None:
@@ -50,16 +50,16 @@ class LanguageIdentifier:
                 raise RecipeError(f"py3langid does not know '{code}'", place="filter.language", cure=_CURE)
         if len(set(self._names.values())) < 2:
             raise RecipeError(
-                f"to py3langid {' and '.join(languages)} are one language", place="filter.language", cure=_CURE
+                f"py3langid does not distinguish {' and '.join(languages)}", place="filter.language", cure=_CURE
             )
         self._model.set_languages(sorted(self._names.values()))
 
     def is_other(self, text: str, language: str) -> bool:
-        """Return whether a line is long enough to tell, and in the other language than the given one."""
+        """Return whether a line is long enough to be classified, and is not in the given language."""
         return len(text) >= MIN_CHARS and str(self._model.classify(text)[0]) != self._names[language]
 
     def share_right(self, lines: Sequence[str], language: str) -> tuple[float, int]:
-        """Return how many of the real lines of a language that are long enough are told right, and their number."""
-        judged = [line for line in lines if len(line) >= MIN_CHARS]
-        right = sum(not self.is_other(line, language) for line in judged)
-        return right / max(1, len(judged)), len(judged)
+        """Return the accuracy on lines of a language that are long enough, and the number of these."""
+        classified = [line for line in lines if len(line) >= MIN_CHARS]
+        right = sum(not self.is_other(line, language) for line in classified)
+        return right / max(1, len(classified)), len(classified)

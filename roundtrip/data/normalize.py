@@ -1,4 +1,4 @@
-"""One line of text, as every later step may rely on it: composed, free of controls, without line breaks."""
+"""Normalization of text to one line in Unicode NFC without control characters, on which every later step relies."""
 
 from __future__ import annotations
 
@@ -20,12 +20,12 @@ def clean(text: str) -> str:
     twice gives what cleaning once gives.
     """
     if _SURROGATE.search(text):
-        # Decoding joins the halves of a pair that some writer escaped one by one; only lone ones are lost.
+        # Decoding joins surrogate pairs that were escaped separately; only lone surrogates are replaced.
         text = text.encode("utf-16-le", "surrogatepass").decode("utf-16-le", "replace")
     text = _INVISIBLE.sub("", text).strip()
     if _BREAK.search(text):
         text = _SPACES.sub(_one_line, text)
-    # Last, because a removed control may have stood between a letter and its accent.
+    # Last, because a removed control character may have separated a letter from its accent.
     return unicodedata.normalize("NFC", text)
 
 

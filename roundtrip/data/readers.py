@@ -1,7 +1,7 @@
-"""From a text source to clean lines or pairs, one at a time, whatever the format of its files.
+"""Reads clean lines or pairs from a text source in any format, one at a time.
 
-Only gettext catalogues are read whole; everything else streams. An empty side is an empty text here: whoever
-reads counts and drops it.
+Only gettext catalogues are read whole; all other formats stream. An empty side is returned as an empty text, for the
+caller to count and drop.
 """
 
 from __future__ import annotations
@@ -36,15 +36,15 @@ _ENDINGS: dict[str, TextFormat] = {
 def read_lines(source: TextSource, paths: Sequence[Path], language: str) -> Iterator[str]:
     """Yield the clean texts of one language, at most `source.limit`.
 
-    A po, tmx or xliff file gives its side in that language.
+    Of a po, tmx or xliff file, the side in that language is read.
 
     Args:
-        source: what the recipe says about the text.
-        paths: its files, resolved and local; none for a data set of the hub.
-        language: the code to look for where a format holds several.
+        source: the text source of the recipe.
+        paths: its files, resolved and local; none for a dataset on the hub.
+        language: the code to find where a format holds several languages.
 
     Raises:
-        TextError: the text is broken or not there; see the reader of each format.
+        TextError: the text is broken or missing; see the reader of each format.
     """
     yield from islice((clean(text) for (text,) in _rows(source, paths, (language,))), source.limit)
 
@@ -53,8 +53,8 @@ def read_pairs(source: TextSource, paths: Sequence[Path], languages: tuple[str, 
     """Yield the clean pairs of a parallel text in the order of `languages`, at most `source.limit`.
 
     Args:
-        source: what the recipe says about the text.
-        paths: its files, resolved and local; two for a Moses pair, none for a data set of the hub.
+        source: the text source of the recipe.
+        paths: its files, resolved and local; two for a Moses pair, none for a dataset on the hub.
         languages: the two languages of the recipe.
 
     Raises:
@@ -104,7 +104,7 @@ def _format(source: TextSource, path: Path) -> TextFormat:
 def _single(path: Path, languages: tuple[str, ...]) -> Iterator[tuple[str, ...]]:
     if len(languages) > 1:
         raise TextError(
-            f"a file of plain lines holds one language, pairs of {' and '.join(languages)} are asked for",
+            f"a file of plain lines holds one language, but pairs of {' and '.join(languages)} are needed",
             place=str(path),
             cure=f"Name two files, or set `format`, or name a file that ends in {', '.join(_ENDINGS)}.",
         )
@@ -114,20 +114,20 @@ def _single(path: Path, languages: tuple[str, ...]) -> Iterator[tuple[str, ...]]
 def _moses(source: TextSource, paths: Sequence[Path], languages: tuple[str, ...]) -> Iterator[tuple[str, ...]]:
     if len(languages) != 2 or len(paths) != 2 or source.format not in ("auto", "moses"):
         raise TextError(
-            f"a Moses pair is two files of plain lines in two languages; here are {len(paths)} file(s), "
+            f"a Moses pair is two files of plain lines in two languages; there are {len(paths)} file(s), "
             f'{len(languages)} language(s), and `format = "{source.format}"`',
             place=", ".join(map(str, paths)) or str(source.path),
             cure="Name one file for each language, in the order of `languages`; for one language, one file.",
         )
     first, second = paths
     rows = zip_longest(read_text_lines(first), read_text_lines(second))
-    for number, (one, other) in enumerate(rows, start=1):
-        if one is None or other is None:
-            longer, shorter = (second, first) if one is None else (first, second)
+    for number, (line, translation) in enumerate(rows, start=1):
+        if line is None or translation is None:
+            longer, shorter = (second, first) if line is None else (first, second)
             raise TextError(
-                f"a Moses pair has as many lines in both files: {number + sum(1 for _ in rows)} here, "
+                f"the files of a Moses pair differ in length: {number + sum(1 for _ in rows)} lines here, "
                 f"{number - 1} in {shorter}",
                 place=f"{longer}:{number}",
-                cure="Line N of the one translates line N of the other; this one is the first alone.",
+                cure="Line N of one file translates line N of the other; this is the first line without a translation.",
             )
-        yield one, other
+        yield line, translation

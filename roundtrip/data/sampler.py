@@ -1,4 +1,4 @@
-"""The order in which rows are read: a pure function of (seed, epoch, index), so that a cursor is two integers."""
+"""Shuffled reading of rows: the order is a pure function of (seed, epoch, index), so a cursor is two integers."""
 
 from __future__ import annotations
 
@@ -13,22 +13,22 @@ T = TypeVar("T")
 
 @dataclass(frozen=True)
 class Cursor:
-    """How far a stream has been read: `index` rows of pass number `epoch`."""
+    """The position in a stream: `index` rows of epoch `epoch` have been read."""
 
     epoch: int = 0
     index: int = 0
 
 
-def take_rows(rows: Sequence[T], cursor: Cursor, number: int, seed: int) -> tuple[list[T], Cursor]:
+def take_rows(rows: Sequence[T], cursor: Cursor, num_rows: int, seed: int) -> tuple[list[T], Cursor]:
     """Read the next rows of an endless, reshuffled stream.
 
     Returns:
-        The rows and the cursor behind them; its epoch has grown by one for each time the rows started over.
-        Nothing where `rows` is empty.
+        The rows, and the cursor after them, whose epoch counts how often the rows were read completely. No rows where
+        `rows` is empty.
     """
     taken: list[T] = []
     epoch, index = cursor.epoch, cursor.index
-    while len(taken) < number and len(rows):
+    while len(taken) < num_rows and len(rows):
         if index == len(rows):
             epoch, index = epoch + 1, 0
         taken.append(rows[permuted_index(index, len(rows), seed, epoch)])

@@ -1,4 +1,4 @@
-"""Files on disk, plain or gzip, as lines of text; a byte that does not belong is met with file and line."""
+"""Reads text files, plain or gzipped, by line; invalid bytes are reported with file and line."""
 
 from __future__ import annotations
 
@@ -13,9 +13,10 @@ from typing import Any, BinaryIO, cast
 
 from roundtrip.runtime.errors import TextError
 
-# A longer line is no sentence, and would have to be held whole.
+# A longer line is not a sentence, and would have to be held in memory.
 MAX_LINE_BYTES = 8 << 20
-# Text shrinks ten times or so; what grows further when it is unpacked, past so many bytes, was made to fill a machine.
+# Text compresses about ten times. A file that expands more than MAX_GROWTH times, past FREE_BYTES, is a decompression
+# bomb.
 MAX_GROWTH = 300
 FREE_BYTES = 100 * 10**6
 _BROKEN_GZIP = (EOFError, gzip.BadGzipFile, zlib.error)
@@ -33,7 +34,7 @@ def open_text(path: Path) -> Iterator[BinaryIO]:
             with path.open("rb") as handle:
                 yield handle
             return
-        with gzip.open(path) as unpacked, io.BufferedReader(_Unpacked(path, unpacked)) as reader:
+        with gzip.open(path) as unpacked, io.BufferedReader(_LimitedGzip(path, unpacked)) as reader:
             yield cast(BinaryIO, reader)
     except _BROKEN_GZIP as error:
         raise _broken_gzip(str(path), error) from error
@@ -41,12 +42,12 @@ def open_text(path: Path) -> Iterator[BinaryIO]:
         raise TextError(f"cannot be read: {error.strerror or error}", place=str(path)) from error
 
 
-class _Unpacked(io.RawIOBase):
-    """What is in a gzip file, as long as it does not grow as text never does."""
+class _LimitedGzip(io.RawIOBase):
+    """The content of a gzip file, up to the size that text can have."""
 
     def __init__(self, path: Path, source: gzip.GzipFile) -> None:
         self._path, self._source = path, source
-        self._most = max(FREE_BYTES, MAX_GROWTH * path.stat().st_size)
+        self._max_bytes = max(FREE_BYTES, MAX_GROWTH * path.stat().st_size)
 
     def readable(self) -> bool:
         return True
@@ -54,23 +55,23 @@ class _Unpacked(io.RawIOBase):
     def seekable(self) -> bool:
         return True
 
-    def seek(self, place: int, whence: int = io.SEEK_SET) -> int:
-        return self._source.seek(place, whence)
+    def seek(self, offset: int, whence: int = io.SEEK_SET) -> int:
+        return self._source.seek(offset, whence)
 
     def readinto(self, buffer: Any) -> int:
-        piece = self._source.read1(len(buffer))
-        if self._source.tell() > self._most:
+        chunk = self._source.read1(len(buffer))
+        if self._source.tell() > self._max_bytes:
             raise TextError(
                 f"it grows more than {MAX_GROWTH} times when it is unpacked",
                 place=str(self._path),
                 cure="Unpack it yourself if you trust it.",
             )
-        buffer[: len(piece)] = piece
-        return len(piece)
+        buffer[: len(chunk)] = chunk
+        return len(chunk)
 
 
 def raw_lines(handle: BinaryIO) -> Iterator[bytes]:
-    """Yield the lines of a file as they are, in pieces where one is over the limit."""
+    """Yield the lines of a file as bytes; a line over the limit in several parts."""
     return iter(lambda: handle.readline(MAX_LINE_BYTES + 1), b"")
 
 
@@ -88,10 +89,10 @@ def read_text_lines(path: Path, encoding: str = "utf-8") -> Iterator[str]:
                     raise TextError(
                         f"a line of more than {MAX_LINE_BYTES >> 20} MiB",
                         place=f"{path}:{number}",
-                        cure="Text is one sentence or paragraph a line; look whether this file is text.",
+                        cure="Text has one sentence or paragraph per line; check that this is a text file.",
                     )
                 text = _decode(raw, encoding, path, number)
-                # A byte order mark would hide the opening quote of a csv and the first name of a header.
+                # A byte order mark would become part of the first quote of a csv, or of the first name of a header.
                 yield text.removeprefix("\ufeff") if number == 1 else text
         except _BROKEN_GZIP as error:
             raise _broken_gzip(f"{path}:{number + 1}", error) from error
@@ -105,7 +106,7 @@ def _decode(raw: bytes, encoding: str, path: Path, number: int) -> str:
         raise TextError(
             f"not {name} (byte 0x{raw[error.start]:02x})",
             place=f"{path}:{number}",
-            cure=f"Convert the file: iconv -f ISO-8859-1 -t {name} (-f: what it really is in).",
+            cure=f"Convert the file: iconv -f ISO-8859-1 -t {name} (-f: its actual encoding).",
         ) from error
 
 
@@ -113,5 +114,5 @@ def _broken_gzip(place: str, error: Exception) -> TextError:
     return TextError(
         f"the gzip stream is broken ({error})",
         place=place,
-        cure="Fetch the file again; `gzip -t` says whether a copy is whole.",
+        cure="Download the file again; `gzip -t` tests a copy.",
     )

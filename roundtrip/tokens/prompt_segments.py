@@ -1,4 +1,4 @@
-"""The fixed parts of a template: what stands around a source and a target, found once and kept with the run."""
+"""The fixed parts of a template around a source and a target: found once, kept with the run."""
 
 from __future__ import annotations
 
@@ -25,9 +25,9 @@ class Segments:
         mid: text between source and target.
         bos_id: id to put first where the tokenizer wants one and `head` does not spell it; else None.
         end_id: id that closes a target; always the last label of a row.
-        stop_ids: ids that end a hypothesis and say nothing.
+        stop_ids: ids that end a hypothesis and are no part of it.
         break_ids: of a plain template, ids whose text holds a line break: they end a hypothesis too (a base model
-            has no other wall), and what stands before the break is its last text. Empty for a chat template.
+            has no other end), and the text before the break belongs to it. Empty for a chat template.
     """
 
     head: str
@@ -53,7 +53,7 @@ def build_segments(
     """Find the fixed parts of the template of one direction.
 
     Args:
-        tokenizer: of the model that will read and write.
+        tokenizer: of the model that reads the prompt and generates.
         source, target: language codes.
         stop_ids: what the model's generation config ends at, besides the tokenizer's own end token.
 
@@ -151,7 +151,7 @@ def _render(tokenizer: Any, recipe: TemplateRecipe, names: dict[str, str], sourc
 
 
 def _fill(text: str, **fields: str) -> str:
-    """Put fields into a text; unlike `str.format` it minds no other braces. The last field may hold any text."""
+    """Put fields into a text; unlike `str.format` it ignores other braces. The last field may hold any text."""
     for name, value in fields.items():
         text = text.replace(f"{{{name}}}", value)
     return text

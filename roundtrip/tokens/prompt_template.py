@@ -1,19 +1,19 @@
-"""How a source and a target become one text, and that text token ids: the string road.
+"""How a source and a target become one text, and that text token ids: the text path.
 
-One template serves generation, training and translation. It is three texts around two slots:
+One template serves generation, training and translation. It is three parts around two slots:
 
     head SOURCE mid TARGET end-token
 
-A prompt is `head SOURCE mid`; a training row is the same text with the target behind it, encoded in one piece,
-and labels start at the first token that holds a character of the target. White space at the end of `mid` belongs
-to the first token of the target (` Hola` is one token in most vocabularies), so prompts end before it.
+A prompt is `head SOURCE mid`; a training row is the same text with the target behind it, encoded in one piece. Labels
+start at the first token that holds a character of the target. Spaces at the end of `mid` belong to that token (` Hola`
+is one token in most vocabularies), so prompts end before them.
 """
 
 from __future__ import annotations
 
 import re
 from collections.abc import Callable, Hashable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any, TypeVar
 
 from roundtrip.tokens.literal_encoding import LiteralEncoder, encoder
@@ -22,7 +22,7 @@ from roundtrip.tokens.prompt_segments import Segments
 K = TypeVar("K", bound=Hashable)
 V = TypeVar("V")
 
-# Sources behind which a target is tried.
+# Sources that a target is encoded behind where its ids may depend on the source.
 _SOURCES = ("a", "?")
 
 
@@ -32,15 +32,6 @@ class TokenRow:
 
     ids: list[int]
     start: int
-
-
-@dataclass(frozen=True)
-class _Known:
-    """What was encoded before it was asked for."""
-
-    prompts: Mapping[str, list[int]] = field(default_factory=dict)
-    targets: Mapping[str, list[int] | None] = field(default_factory=dict)
-    rows: Mapping[tuple[str, str], TokenRow] = field(default_factory=dict)
 
 
 class PromptTemplate:
@@ -55,48 +46,48 @@ class PromptTemplate:
     def __init__(self, tokenizer: Any, segments: Segments) -> None:
         self.tokenizer, self.segments = tokenizer, segments
         self._has_offsets = bool(getattr(tokenizer, "is_fast", False))
-        # Spaces before a target belong to its first token; line breaks of a chat template do not.
+        # Spaces in front of a target belong to its first token; line breaks of a chat template do not.
         self._prompt_end = segments.mid.rstrip(" ")
-        # Some special tokens (<repo_name> and its like) have no role and stand in this table only.
+        # Special tokens without a role (<repo_name>) are in this table only.
         added = {token.content for token in tokenizer.added_tokens_decoder.values() if token.special}
         self.special_texts = frozenset(added | set(tokenizer.all_special_tokens))
-        self._known = _Known()
+        # What was encoded before it was asked for.
+        self._prompts: Mapping[str, list[int]] = {}
+        self._targets: Mapping[str, list[int] | None] = {}
+        self._rows: Mapping[tuple[str, str], TokenRow] = {}
         self._literal: LiteralEncoder | None = None
         self._encode_fast = encoder(tokenizer, specials=True) if self._has_offsets else None
-        # Where the middle's last special token stands; targets are tried behind it, or behind sources.
-        self._wall = self.wall(segments.mid)
-        walled = any(text in segments.mid for text in self.special_texts)
-        self._probes = ("",) if walled else _SOURCES
+        # Nothing in front of a special token changes the ids behind it: targets are encoded from the last one on.
+        self._special_start = self.last_special(segments.mid)
+        self._probes = ("",) if any(text in segments.mid for text in self.special_texts) else _SOURCES
         longest_first = sorted(self.special_texts, key=len, reverse=True)
         self._special = re.compile("|".join(map(re.escape, longest_first))) if longest_first else None
-        # How many tokens of a prompt are the template's own.
+        # Tokens of a prompt without its source.
         self.num_fixed = len(self.prompts([""])[0])
 
-    def wall(self, text: str) -> int:
-        """Return where the last special token of a template's text begins, 0 where it has none."""
+    def last_special(self, text: str) -> int:
+        """Return where the last special token of a part of the template begins, 0 where it has none."""
         return max(0, max((text.rfind(special) for special in self.special_texts), default=0))
 
     def prompt_text(self, source: str) -> str:
-        """Return what the model reads before it writes a target."""
+        """Return the text that a target is generated behind."""
         return self.segments.head + source + self._prompt_end
 
     def expect(
         self, sources: Sequence[str] = (), targets: Sequence[str] = (), pairs: Sequence[tuple[str, str]] = ()
     ) -> None:
-        """Encode what will be asked for soon, and keep it until something else is expected.
+        """Encode what will be asked for soon, and keep it until the next call.
 
-        Call it from a thread of its own while the device is at work. What was expected is only looked up then: a real
-        line is encoded once as a source and once as a target, however often it is asked for.
+        Called from a thread while the device is busy, so that later calls of `prompts`, `targets` and `rows` only look
+        it up: a real line is encoded once as a source and once as a target, however often it is used.
         """
-        self._known = _Known(
-            dict(zip(sources, self._make_prompts(sources), strict=True)),
-            dict(zip(targets, self._make_targets(targets), strict=True)),
-            dict(zip(pairs, self._make_rows(pairs), strict=True)),
-        )
+        self._prompts = dict(zip(sources, self._make_prompts(sources), strict=True))
+        self._targets = dict(zip(targets, self._make_targets(targets), strict=True))
+        self._rows = dict(zip(pairs, self._make_rows(pairs), strict=True))
 
     def prompts(self, sources: Sequence[str]) -> list[list[int]]:
         """Return the prompt ids of each source."""
-        return _look_up(sources, self._known.prompts, self._make_prompts)
+        return _look_up(sources, self._prompts, self._make_prompts)
 
     def _make_prompts(self, sources: Sequence[str]) -> list[list[int]]:
         texts = [self.prompt_text(source) for source in sources]
@@ -105,18 +96,13 @@ class PromptTemplate:
 
     def rows(self, pairs: Sequence[tuple[str, str]]) -> list[TokenRow]:
         """Return the training row of each (source, target)."""
-        return _look_up(pairs, self._known.rows, self._make_rows)
+        return _look_up(pairs, self._rows, self._make_rows)
 
     def _make_rows(self, pairs: Sequence[tuple[str, str]]) -> list[TokenRow]:
         head, mid = self.segments.head, self.segments.mid
         texts = [head + source + mid + target for source, target in pairs]
-        boundaries = [len(head) + len(source) + len(self._prompt_end) for source, _ in pairs]
-        encoded = self._encode(
-            texts,
-            [len(head)] * len(texts),
-            [len(source) for source, _ in pairs],
-            [len(target) for _, target in pairs],
-        )
+        source_sizes, target_sizes = [len(source) for source, _ in pairs], [len(target) for _, target in pairs]
+        encoded = self._encode(texts, [len(head)] * len(texts), source_sizes, target_sizes)
         if not self._has_offsets:
             prompts = self.prompts([source for source, _ in pairs])
             return [
@@ -124,50 +110,48 @@ class PromptTemplate:
                 for (ids, _), prompt in zip(encoded, prompts, strict=True)
             ]
         rows = []
-        for (ids, ends), boundary in zip(encoded, boundaries, strict=True):
+        for (ids, ends), size in zip(encoded, source_sizes, strict=True):
+            boundary = len(head) + size + len(self._prompt_end)
             start = next((i for i, end in enumerate(ends) if end > boundary), len(ids))
             rows.append(TokenRow([*ids, self.segments.end_id], start))
         return rows
 
     def plain_rows(self, texts: Sequence[str]) -> list[TokenRow]:
-        """Return texts as they are, without the template: every token but the first is a label, the end token too."""
+        """Return rows of texts without the template: every token but the first is a label, the end token too."""
         encoded = self._encode(list(texts), [0] * len(texts), [len(text) for text in texts], None)
         return [TokenRow([*ids, self.segments.end_id], 1) for ids, _ in encoded]
 
     def targets(self, targets: Sequence[str]) -> list[list[int] | None]:
         """Return the ids of each target in its slot, without the end token.
 
-        None stands for a target whose beginning merges with what is in front of it, or whose ids depend on the
-        source: such a row must be encoded in one piece. So must all with a Python tokenizer.
+        None stands for a target that merges at its boundary, or whose ids depend on the source: such a row must be
+        encoded in one piece. So must all with a Python tokenizer.
         """
-        return _look_up(targets, self._known.targets, self._make_targets)
+        return _look_up(targets, self._targets, self._make_targets)
 
     def _make_targets(self, targets: Sequence[str]) -> list[list[int] | None]:
         if self._encode_fast is None:
             return [None] * len(targets)
-        found = [self._behind(probe, targets, self._encode_fast) for probe in self._probes]
-        return [ids if all(ids == other for other in others) else None for ids, *others in zip(*found, strict=True)]
+        encoded = [self._behind(probe, targets, self._encode_fast) for probe in self._probes]
+        return [ids if all(ids == other for other in others) else None for ids, *others in zip(*encoded, strict=True)]
 
     def _behind(
         self, probe: str, targets: Sequence[str], encode: Callable[[list[str]], list[list[int]]]
     ) -> list[list[int] | None]:
-        """Return the ids of targets behind the end of the middle; None where these change what is in front of them.
-
-        What stands in front of a special token changes nothing behind it; without one a probe stands for the source.
-        """
-        front = probe + self.segments.mid[self._wall :]
-        boundary = len(probe + self._prompt_end[self._wall :])
-        # Not the ids of the prompt alone: two line breaks at its end may be one token there, and two in a row.
+        """Return the ids of targets behind a probe and the end of the middle; None where they change those in front."""
+        front = probe + self.segments.mid[self._special_start :]
+        boundary = len(probe + self._prompt_end[self._special_start :])
+        # Encoded with a target: two line breaks at the end of a text may be one token, and two inside of it.
         ((ids, ends),) = self._encode([f"{front}a"], [0], [len(probe)], None)
         num_bos = self.segments.bos_id is not None
         before = [token for token, end in list(zip(ids, ends, strict=True))[num_bos:] if end <= boundary]
-        found: list[list[int] | None] = []
+        behind: list[list[int] | None] = []
         for target, ids in zip(targets, encode([front + target for target in targets]), strict=True):
             if self._special and self._special.search(target):
                 text = front + target
                 ids, _ = self._encode_around(text, [(0, len(probe)), (len(front), len(text))])
-            found.append(ids[len(before) :] if ids[: len(before)] == before else None)
-        return found
+            behind.append(ids[len(before) :] if ids[: len(before)] == before else None)
+        return behind
 
     def hypothesis_text(self, ids: Sequence[int]) -> str:
         """Return the text of generated ids: no special tokens, one line where the template is plain, stripped."""
@@ -176,7 +160,7 @@ class PromptTemplate:
         return text.split("\n", 1)[0].strip() if self.segments.break_ids else text
 
     def boundary_holds(self, pair: tuple[str, str]) -> bool:
-        """Return whether the row of a pair starts with exactly the ids of its prompt, as generation will see them."""
+        """Return whether the row of a pair begins with the ids of its prompt, as generation sees them."""
         row = self.rows([pair])[0]
         return row.ids[: row.start] == self.prompts([pair[0]])[0]
 
@@ -205,9 +189,9 @@ class PromptTemplate:
             user = [(source_starts[number], source_starts[number] + source_sizes[number])]
             if target_sizes is not None:
                 user.append((len(text) - target_sizes[number], len(text)))
-            # One that reaches into the template counts too.
-            spelt = (match.span() for match in self._special.finditer(text)) if self._special else ()
-            if any(begin < end and start < stop for begin, stop in spelt for start, end in user):
+            # A special token that the template completes counts too.
+            matches = self._special.finditer(text) if self._special else ()
+            if any(_touches(match, user) for match in matches):
                 ids, ends = self._encode_around(text, user)
             else:
                 ids = encoding["input_ids"][number]
@@ -231,13 +215,17 @@ class PromptTemplate:
             ids.extend(self.tokenizer(piece, add_special_tokens=False, split_special_tokens=True)["input_ids"])
 
         for match in self._special.finditer(text):
-            if any(match.start() < end and start < match.end() for start, end in user):
+            if _touches(match, user):
                 continue
             plain(text[at : match.start()])
             ids.append(self.tokenizer.convert_tokens_to_ids(match.group()))
             at = match.end()
         plain(text[at:])
         return ids, []
+
+
+def _touches(match: re.Match[str], spans: Sequence[tuple[int, int]]) -> bool:
+    return any(match.start() < end and start < match.end() for start, end in spans)
 
 
 def _look_up(keys: Sequence[K], known: Mapping[K, V], make: Callable[[list[K]], list[V]]) -> list[V]:

@@ -56,17 +56,17 @@ def command(capsys: pytest.CaptureFixture[str], *arguments: str | Path) -> tuple
 def document(capsys: pytest.CaptureFixture[str], files: Path, *more: str | Path) -> dict[str, Any]:
     code, _, error = command(capsys, "--test", files / "test.tsv", "--json", files / "out.json", *more)
     assert code == 0, error
-    found: dict[str, Any] = json.loads((files / "out.json").read_text(encoding="utf-8"))
-    return found
+    result: dict[str, Any] = json.loads((files / "out.json").read_text(encoding="utf-8"))
+    return result
 
 
 def test_scores_equal_sacrebleu(files: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    found = document(capsys, files, "--system", files / "poor", "--ter")
+    result = document(capsys, files, "--system", files / "poor", "--ter")
     for name, metric in (("BLEU", BLEU()), ("chrF++", CHRF(word_order=2)), ("TER", TER(case_sensitive=True))):
-        assert found["scores"]["system"][name] == metric.corpus_score(POOR, [REFERENCES]).score
-        assert found["scores"]["copy"][name] == metric.corpus_score(SOURCES, [REFERENCES]).score
-        assert found["signatures"][name] == str(metric.get_signature())
-    assert "comparison" not in found and "changed" not in found and found["lines"] == 60
+        assert result["scores"]["system"][name] == metric.corpus_score(POOR, [REFERENCES]).score
+        assert result["scores"]["copy"][name] == metric.corpus_score(SOURCES, [REFERENCES]).score
+        assert result["signatures"][name] == str(metric.get_signature())
+    assert "comparison" not in result and "changed" not in result and result["lines"] == 60
 
 
 def test_lowercase_changes_scores_and_signature(files: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -91,8 +91,8 @@ def test_lowercase_changes_scores_and_signature(files: Path, capsys: pytest.Capt
 def test_bleu_tokenizer_follows_target_language(
     arguments: tuple[str, ...], tokenizer: str, files: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    found = document(capsys, files, "--system", files / "good", *arguments)
-    assert f"tok:{tokenizer}" in found["signatures"]["BLEU"]
+    result = document(capsys, files, "--system", files / "good", *arguments)
+    assert f"tok:{tokenizer}" in result["signatures"]["BLEU"]
 
 
 def test_comparison_and_changed_lines_of_two_systems(files: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -105,14 +105,14 @@ def test_comparison_and_changed_lines_of_two_systems(files: Path, capsys: pytest
         capsys, *arguments, "--samples", "200", "--seed", "7", "--changed", "3", "--json", files / "o"
     )
     assert code == 0
-    found = json.loads((files / "o").read_text())
+    result = json.loads((files / "o").read_text())
     expected = metrics.paired_bootstrap(
         poor.read_text().splitlines(), mixed.read_text().splitlines(), REFERENCES, samples=200, seed=7
     )
-    assert found["comparison"] == [entry.to_dict() for entry in expected]
-    assert found["settings"]["samples"] == 200 and found["settings"]["seed"] == 7
-    assert len(found["changed"]["gained"]) == 3 and [entry["line"] for entry in found["changed"]["lost"]] == [9]
-    lost = found["changed"]["lost"][0]
+    assert result["comparison"] == [entry.to_dict() for entry in expected]
+    assert result["settings"]["samples"] == 200 and result["settings"]["seed"] == 7
+    assert len(result["changed"]["gained"]) == 3 and [entry["line"] for entry in result["changed"]["lost"]] == [9]
+    lost = result["changed"]["lost"][0]
     assert (lost["source"], lost["baseline"], lost["system"]) == (SOURCES[8], GOOD[8], POOR[8])
     metric = CHRF(word_order=2)
     assert lost["scores"] == [metric.sentence_score(text, [REFERENCES[8]]).score for text in (GOOD[8], POOR[8])]
@@ -138,10 +138,10 @@ def test_changed_lines_mirror_when_systems_swap(texts: list[tuple[str, str, str,
 
 def test_slices_are_scored_and_small_ones_not_compared(files: Path, capsys: pytest.CaptureFixture[str]) -> None:
     arguments = ("--system", files / "good", "--baseline", files / "poor", "--slices", files / "labels")
-    found = document(capsys, files, *arguments, "--samples", "50")["slices"]
-    assert {label: entry["lines"] for label, entry in found.items()} == {"news": 52, "web": 8}
-    assert found["web"]["scores"]["system"]["BLEU"] == BLEU().corpus_score(GOOD[52:], [REFERENCES[52:]]).score
-    assert "comparison" in found["news"] and "comparison" not in found["web"]
+    result = document(capsys, files, *arguments, "--samples", "50")["slices"]
+    assert {label: entry["lines"] for label, entry in result.items()} == {"news": 52, "web": 8}
+    assert result["web"]["scores"]["system"]["BLEU"] == BLEU().corpus_score(GOOD[52:], [REFERENCES[52:]]).score
+    assert "comparison" in result["news"] and "comparison" not in result["web"]
     _, shown, _ = command(capsys, "--test", files / "test.tsv", *arguments, "--samples", "50")
     assert "web, 8 lines" in shown and "too few lines for a test" in shown
 
@@ -149,8 +149,8 @@ def test_slices_are_scored_and_small_ones_not_compared(files: Path, capsys: pyte
 def test_empty_lines_and_copies_are_counted(files: Path, capsys: pytest.CaptureFixture[str]) -> None:
     odd = files / "odd"
     odd.write_text("".join(f"{line}\n" for line in [SOURCES[0], SOURCES[1], "", "  ", *GOOD[4:]]), encoding="utf-8")
-    found = document(capsys, files, "--system", odd)
-    assert found["empty"] == {"system": 2} and found["copies"] == {"system": 2}
+    result = document(capsys, files, "--system", odd)
+    assert result["empty"] == {"system": 2} and result["copies"] == {"system": 2}
 
 
 def test_copy_that_equals_the_reference_is_not_counted(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -163,8 +163,8 @@ def test_identical_slice_has_p_value_one(files: Path, capsys: pytest.CaptureFixt
     half = files / "half[b]"
     half.write_text("".join(f"{line}\n" for line in [*GOOD[:52], *POOR[52:]]), encoding="utf-8")
     arguments = ("--system", half, "--baseline", files / "good", "--slices", files / "labels", "--samples", "50")
-    found = document(capsys, files, *arguments)["slices"]["news"]["comparison"]
-    assert [entry["p_value"] for entry in found] == [1.0, 1.0]
+    result = document(capsys, files, *arguments)["slices"]["news"]["comparison"]
+    assert [entry["p_value"] for entry in result] == [1.0, 1.0]
     _, shown, _ = command(capsys, "--test", files / "test.tsv", *arguments)
     assert "half[b]" in shown, "a name is not markup"
 
@@ -174,15 +174,15 @@ def test_lowercase_ignores_lines_that_differ_in_case_only(files: Path, capsys: p
     upper.write_text("".join(f"{line.upper()}\n" for line in GOOD), encoding="utf-8")
     arguments = ("--system", upper, "--baseline", files / "good", "--samples", "20")
     assert document(capsys, files, *arguments)["changed"]["lost"]
-    found = document(capsys, files, *arguments, "--lowercase")
-    assert found["changed"] == {"gained": [], "lost": []}
-    assert [entry["p_value"] for entry in found["comparison"]] == [1.0, 1.0], "and no difference is significant"
+    result = document(capsys, files, *arguments, "--lowercase")
+    assert result["changed"] == {"gained": [], "lost": []}
+    assert [entry["p_value"] for entry in result["comparison"]] == [1.0, 1.0], "and no difference is significant"
 
 
 def test_document_holds_command_and_versions(files: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    found = document(capsys, files, "--system", files / "good", "--to", "en", "--ter")
-    assert found["command"]["system"] == str(files / "good") and found["command"]["to"] == "en"
-    assert {"roundtrip", "sacrebleu", "numpy"} <= set(found["versions"])
+    result = document(capsys, files, "--system", files / "good", "--to", "en", "--ter")
+    assert result["command"]["system"] == str(files / "good") and result["command"]["to"] == "en"
+    assert {"roundtrip", "sacrebleu", "numpy"} <= set(result["versions"])
 
 
 def test_gzipped_files_are_read(files: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -264,13 +264,13 @@ def test_run_as_system_reproduces_its_own_scores(
     code, _, error = command(capsys, *arguments, "--system", run, "--stage", "round-1", "--baseline", run,
                          "--baseline-stage", "parallel", "--device", "cpu")  # fmt: skip
     assert code == 0, error
-    found = json.loads((tmp_path / "o").read_text())["scores"]
+    result = json.loads((tmp_path / "o").read_text())["scores"]
     for name, stage in (("system", "round-1"), ("baseline", "parallel")):
-        assert found[name]["chrF++"] == pytest.approx(metrics["test"][stage]["en-es"]["chrf"])
-        assert found[name]["BLEU"] == pytest.approx(metrics["test"][stage]["en-es"]["bleu"])
+        assert result[name]["chrF++"] == pytest.approx(metrics["test"][stage]["en-es"]["chrf"])
+        assert result[name]["BLEU"] == pytest.approx(metrics["test"][stage]["en-es"]["bleu"])
     code, _, error = command(capsys, *arguments, "--system", run, "--stage", "round-1", "--baseline", tmp_path / "kept")
     assert code == 2 and "identical in every line" in error
-    # An empty source stays empty, and one that is too long goes by sentences.
+    # An empty source stays empty, and a source that is too long is split into sentences.
     (tmp_path / "odd.tsv").write_text("\tnada\n" + "I see the red door here. " * 20 + "\tVeo la puerta.\n")
     odd = ["--test", tmp_path / "odd.tsv", "--to", "es", "--system", run, "--json", tmp_path / "o", "--device", "cpu"]
     code, _, error = command(capsys, *odd)
@@ -353,8 +353,8 @@ def test_tokenizer_of_run_recipe_and_truncated_lines(
     arguments = ["--test", finished[1] / "data" / "test.tsv", "--to", "es", "--system", tmp_path / "run"]
     code, shown, error = command(capsys, *arguments, "--json", tmp_path / "o")
     assert code == 0, error
-    found = json.loads((tmp_path / "o").read_text())
-    assert found["truncated"] == {"system": 1} and "tok:intl" in found["signatures"]["BLEU"]
+    result = json.loads((tmp_path / "o").read_text())
+    assert result["truncated"] == {"system": 1} and "tok:intl" in result["signatures"]["BLEU"]
     assert "system: 1 translations were cut at their length limit" in shown
 
 
@@ -431,12 +431,12 @@ def test_comet_runs_in_its_own_environment(files: Path, environment: Any, capsys
     arguments = ["--system", files / "good", "--baseline", files / "poor", "--samples", "100", *environment()]
     arguments += ["--slices", files / "labels", "--device", "cpu"]
     everything = document(capsys, files, *arguments)
-    found = everything["comet"]
+    result = everything["comet"]
     expected = {"copy": overlaps(SOURCES), "system": overlaps(GOOD), "baseline": overlaps(POOR)}
-    assert found["scores"] == expected
-    assert found["means"]["system"] == pytest.approx(np.mean(expected["system"]))
-    assert found["signature"] == "model:wmt|version:2.2.7"
-    assert found["p_value"] == metrics.paired_bootstrap_means(expected["baseline"], expected["system"], samples=100)
+    assert result["scores"] == expected
+    assert result["means"]["system"] == pytest.approx(np.mean(expected["system"]))
+    assert result["signature"] == "model:wmt|version:2.2.7"
+    assert result["p_value"] == metrics.paired_bootstrap_means(expected["baseline"], expected["system"], samples=100)
     assert (files / "loads").read_text().count("\n") == 1, "one load for all systems"
     news, web = everything["slices"]["news"]["comet"], everything["slices"]["web"]["comet"]
     assert web["means"]["copy"] == pytest.approx(np.mean(expected["copy"][52:])) and "p_value" not in web
@@ -450,8 +450,8 @@ def test_comet_signature_names_hub_id_of_cached_model(
     files: Path, environment: Any, capsys: pytest.CaptureFixture[str]
 ) -> None:
     arguments = environment(folder="models--Unbabel--wmt22-comet-da/snapshots/abc")
-    found = document(capsys, files, "--system", files / "good", *arguments)
-    assert found["comet"]["signature"].startswith("model:Unbabel/wmt22-comet-da|")
+    result = document(capsys, files, "--system", files / "good", *arguments)
+    assert result["comet"]["signature"].startswith("model:Unbabel/wmt22-comet-da|")
 
 
 @pytest.mark.parametrize(
@@ -497,8 +497,8 @@ def test_comet_worker_main(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> N
     (tmp_path / "in").write_text(json.dumps(rows))
     monkeypatch.setattr(sys, "argv", ["comet_worker", str(tmp_path / "in"), str(tmp_path / "out"), "model.ckpt"])
     comet_worker.main()
-    found = json.loads((tmp_path / "out").read_text())
-    assert found == {"version": "unknown", "systems": {"system": {"scores": [0.1], "mean": 0.1}}}
+    result = json.loads((tmp_path / "out").read_text())
+    assert result == {"version": "unknown", "systems": {"system": {"scores": [0.1], "mean": 0.1}}}
     monkeypatch.setattr(sys, "argv", ["comet_worker"])
     comet_worker.main()
 

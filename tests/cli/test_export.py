@@ -28,7 +28,7 @@ from roundtrip.runtime.errors import RunError
 from roundtrip.tokens.prompt_segments import build_segments
 from roundtrip.tokens.prompt_template import PromptTemplate
 from tests.conftest import RECIPE, WriteRecipe, toy_pairs
-from tests.runs import NAMES, door, go
+from tests.runs import NAMES, go, run_module
 from tests.tokens.test_prompt_template import LINES
 
 SOURCES = [en for en, _ in toy_pairs()[::97]]
@@ -52,14 +52,14 @@ def our_translations(run: RunFolder, target: str) -> list[str]:
 
 
 def their_translations(model: Any, tokenizer: Any) -> list[str]:
-    found = []
+    texts = []
     for source in SOURCES:
         ids = tokenizer.apply_chat_template(
             [{"role": "user", "content": source}], add_generation_prompt=True, return_tensors="pt"
         )
         new = model.eval().generate(**ids, max_new_tokens=40)[0, ids["input_ids"].shape[1] :]
-        found.append(tokenizer.decode(new, skip_special_tokens=True).strip().split("\n")[0])
-    return found
+        texts.append(tokenizer.decode(new, skip_special_tokens=True).strip().split("\n")[0])
+    return texts
 
 
 def test_exported_adapter_translates_as_the_run(run: RunFolder, tmp_path: Path) -> None:
@@ -141,7 +141,7 @@ def test_model_card_escapes_markup_in_samples(run: RunFolder, tmp_path: Path) ->
 
 
 def test_export_command_writes_both_directions(run: RunFolder, tmp_path: Path) -> None:
-    done = door("roundtrip", "export", str(run.path), str(tmp_path / "out"), "--stage", "parallel")
+    done = run_module("roundtrip", "export", str(run.path), str(tmp_path / "out"), "--stage", "parallel")
     assert done.returncode == 0 and done.stderr == "", done.stderr
     assert [line.rsplit(": ", 1)[1] for line in done.stdout.splitlines()] == ["an adapter", "an adapter"]
     assert sorted(path.name for path in (tmp_path / "out").iterdir()) == NAMES

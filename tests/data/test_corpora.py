@@ -1,4 +1,4 @@
-"""Stores, order and preparation of text: what is kept, what is dropped and why, and in which order it is read."""
+"""Row stores, shuffled order and preparation of text: what is kept, what is dropped and why."""
 
 from __future__ import annotations
 
@@ -16,14 +16,14 @@ from roundtrip.runtime.errors import TextError
 from roundtrip.runtime.seeding import derive_seed, permuted_index
 from tests.conftest import WriteRecipe, toy_pairs
 
-CUT = '[data.split]\ncorpus = { path = "toy.tsv" }\ntrain = 32\ndev = 12\ntest = 12'
+SPLIT = '[data.split]\ncorpus = { path = "toy.tsv" }\ntrain = 32\ndev = 12\ntest = 12'
 OWN = "[data]\ntrain='train.tsv'\ndev='dev.tsv'\ntest='test.tsv'\nmono={en='mono.en',es='mono.es'}"
 CELLS = st.text(st.characters(codec="utf-8", exclude_characters="\t\n"), max_size=20)
 
 
 @given(rows=st.lists(st.tuples(CELLS, CELLS), max_size=30))
 @settings(deadline=None)
-def test_store_gives_back_what_was_written(
+def test_row_store_returns_what_was_written(
     tmp_path_factory: pytest.TempPathFactory, rows: list[tuple[str, str]]
 ) -> None:
     written = row_store.write(tmp_path_factory.mktemp("store") / "rows.tsv", rows)
@@ -42,34 +42,34 @@ def test_store_gives_back_what_was_written(
     sizes=st.tuples(st.integers(1, 9), st.integers(1, 9), st.integers(1, 9)),
 )
 @settings(deadline=None)
-def test_a_row_whose_key_came_before_is_not_kept(
+def test_write_once_drops_rows_with_known_keys(
     tmp_path_factory: pytest.TempPathFactory, rows: list[tuple[int, str]], sizes: tuple[int, int, int]
 ) -> None:
-    """Whatever is held, compared and read at once."""
+    """With any sizes of buffers."""
     with pytest.MonkeyPatch.context() as patch:
-        for name, size in zip(("_HELD", "_COMPARED", "_PIECE"), sizes, strict=True):
+        for name, size in zip(("_BUFFER_ITEMS", "_PARTITION_KEYS", "_READ_BYTES"), sizes, strict=True):
             patch.setattr(row_store, name, size)
         folder = tmp_path_factory.mktemp("store")
-        found, num_dropped = row_store.write_once(folder / "rows.txt", ((2**63 + key, (text,)) for key, text in rows))
+        store, num_dropped = row_store.write_once(folder / "rows.txt", ((2**63 + key, (text,)) for key, text in rows))
     seen: dict[int, str] = {}
     for key, text in rows:
         seen.setdefault(key, text)
-    assert list(found) == [(text,) for text in seen.values()]
+    assert list(store) == [(text,) for text in seen.values()]
     assert num_dropped == len(rows) - len(seen)
-    assert list(row_store.RowStore(folder / "rows.txt")) == list(found)
+    assert list(row_store.RowStore(folder / "rows.txt")) == list(store)
     assert sorted(path.name for path in folder.iterdir()) == ["rows.txt", "rows.txt.starts"]
 
 
-def test_a_store_that_is_cut_off_is_refused(tmp_path: Path) -> None:
+def test_truncated_row_store_is_refused(tmp_path: Path) -> None:
     path = tmp_path / "rows.txt"
     row_store.write(path, [("one",), ("two" * 400,)])
     whole, index = path.read_bytes(), path.with_name("rows.txt.starts").read_bytes()
     path.write_bytes(whole[:-1])
-    with pytest.raises(ValueError, match="rows.txt is cut off"):
+    with pytest.raises(ValueError, match="rows.txt is truncated"):
         row_store.RowStore(path)
     path.write_bytes(whole)
     path.with_name("rows.txt.starts").write_bytes(index[:-3])
-    with pytest.raises(ValueError, match="starts is cut off"):
+    with pytest.raises(ValueError, match="starts is truncated"):
         row_store.RowStore(path)
     path.with_name("rows.txt.starts").unlink()
     with pytest.raises(OSError):
@@ -78,17 +78,17 @@ def test_a_store_that_is_cut_off_is_refused(tmp_path: Path) -> None:
 
 @given(size=st.integers(1, 300), seed=st.integers(0, 2**40), epoch=st.integers(0, 5))
 @settings(deadline=None)
-def test_order_is_a_permutation(size: int, seed: int, epoch: int) -> None:
+def test_permuted_index_is_a_permutation(size: int, seed: int, epoch: int) -> None:
     assert sorted(permuted_index(i, size, seed, epoch) for i in range(size)) == list(range(size))
 
 
-def test_order_depends_on_seed_and_epoch_and_is_not_the_identity() -> None:
+def test_permuted_index_depends_on_seed_and_epoch() -> None:
     orders = {tuple(permuted_index(i, 100, seed, epoch) for i in range(100)) for seed in (1, 2) for epoch in (0, 1)}
     assert len(orders) == 4
     assert tuple(range(100)) not in orders
 
 
-def test_order_is_even() -> None:
+def test_permuted_index_is_uniform() -> None:
     # Over many seeds, each row is first about equally often: 1 of 5, standard deviation 0.9 %.
     first = [permuted_index(0, 5, derive_seed("x", seed), 0) for seed in range(2000)]
     assert all(abs(first.count(row) / 2000 - 0.2) < 0.04 for row in range(5))
@@ -96,7 +96,7 @@ def test_order_is_even() -> None:
 
 @given(sizes=st.lists(st.integers(0, 9), max_size=6), num_rows=st.integers(1, 11), seed=st.integers(0, 99))
 @settings(deadline=None)
-def test_taking_in_pieces_is_taking_at_once(sizes: list[int], num_rows: int, seed: int) -> None:
+def test_take_rows_in_chunks_equals_taking_at_once(sizes: list[int], num_rows: int, seed: int) -> None:
     rows = list(range(num_rows))
     cursor, pieces = Cursor(), []
     for size in sizes:
@@ -109,7 +109,7 @@ def test_taking_in_pieces_is_taking_at_once(sizes: list[int], num_rows: int, see
     assert end.epoch * num_rows + end.index == sum(sizes)
 
 
-def test_nothing_to_take() -> None:
+def test_take_rows_of_nothing() -> None:
     assert take_rows([], Cursor(), 5, 1) == ([], Cursor())
 
 
@@ -119,7 +119,7 @@ def prepared(path: Path, folder: Path) -> Corpora:
     return prepare(loaded.recipe, loaded.folder, folder, lambda text: None)
 
 
-def test_a_cut_shares_no_text_between_its_parts(write_recipe: WriteRecipe, tmp_path: Path) -> None:
+def test_split_parts_share_no_text(write_recipe: WriteRecipe, tmp_path: Path) -> None:
     corpora = prepared(write_recipe(), tmp_path / "data")
     english = [{row[0] for row in part} for part in (corpora.train, corpora.dev, corpora.test, corpora.mono["en"])]
     spanish = [{row[1] for row in part} for part in (corpora.train, corpora.dev, corpora.test)]
@@ -128,13 +128,13 @@ def test_a_cut_shares_no_text_between_its_parts(write_recipe: WriteRecipe, tmp_p
         assert sum(map(len, parts)) == len(set().union(*parts))
     assert [len(corpora.train), len(corpora.dev), len(corpora.test)] == [32, 12, 12]
     translation = dict(toy_pairs())
-    hidden = {translation[row[0]] for row in corpora.mono["en"]} & {row[0] for row in corpora.mono["es"]}
-    assert hidden == set(), "the halves hold each other's translations"
+    leaked = {translation[row[0]] for row in corpora.mono["en"]} & {row[0] for row in corpora.mono["es"]}
+    assert leaked == set(), "one half holds translations of lines in the other"
     assert len(corpora.mono["en"]) == len(corpora.mono["es"]) == (600 - 56) // 2
 
 
-def test_a_cut_that_asks_for_too_much(write_recipe: WriteRecipe, tmp_path: Path) -> None:
-    with pytest.raises(TextError, match=r"data\.cut: 600 usable pairs, the cut needs 99026"):
+def test_split_of_a_corpus_that_is_too_small_is_refused(write_recipe: WriteRecipe, tmp_path: Path) -> None:
+    with pytest.raises(TextError, match=r"data\.split: 600 usable pairs, but the split needs 99026"):
         prepared(write_recipe(("train = 32", "train = 99000")), tmp_path / "data")
 
 
@@ -149,10 +149,10 @@ def own_data(write_recipe: WriteRecipe, tmp_path: Path, **files: str) -> Path:
     } | {name.replace("_", "."): text for name, text in files.items()}
     for name, text in texts.items():
         (tmp_path / name).write_text(text, encoding="utf-8")
-    return write_recipe((CUT, OWN))
+    return write_recipe((SPLIT, OWN))
 
 
-def test_own_data_is_cleaned_and_counted(write_recipe: WriteRecipe, tmp_path: Path) -> None:
+def test_prepare_filters_and_counts(write_recipe: WriteRecipe, tmp_path: Path) -> None:
     corpora = prepared(own_data(write_recipe, tmp_path), tmp_path / "data")
     assert list(corpora.train) == [("A cat", "Un gato"), ("A dog", "Un perro")]
     assert corpora.counts["train"] == {
@@ -162,7 +162,7 @@ def test_own_data_is_cleaned_and_counted(write_recipe: WriteRecipe, tmp_path: Pa
         "both sides equal": 1,
         "length ratio": 1,
     }
-    # Dev and test lines are kept out of monolingual text whatever their case; a monolingual line may be in train.
+    # Dev and test lines are dropped from monolingual text whatever their case; a monolingual line may be in train.
     assert list(corpora.mono["en"]) == [("A  CAT",), ("A horse",)]
     assert corpora.counts["mono.en"] == {"kept": 2, "also in dev or test": 2, "duplicate": 1, "empty": 1}
     assert list(corpora.mono["es"]) == [("Un caballo",), ("Una vaca",)]
@@ -175,7 +175,7 @@ def test_train_pairs_with_one_side_in_test_are_dropped(write_recipe: WriteRecipe
     assert corpora.counts["train"]["also in dev or test"] == 1
 
 
-def test_own_dev_and_test_are_taken_as_they_are(write_recipe: WriteRecipe, tmp_path: Path) -> None:
+def test_given_dev_and_test_are_not_filtered(write_recipe: WriteRecipe, tmp_path: Path) -> None:
     rows = "WhatsApp\tWhatsApp\nA fish\tUn pez\nA fish\tUn pez\nx\tmuy muy muy largo de verdad, mucho más\n\tvacío\n"
     corpora = prepared(own_data(write_recipe, tmp_path, test_tsv=rows), tmp_path / "data")
     assert len(corpora.test) == 4
@@ -183,14 +183,14 @@ def test_own_dev_and_test_are_taken_as_they_are(write_recipe: WriteRecipe, tmp_p
 
 
 @pytest.mark.parametrize("name", ["train.tsv", "dev.tsv", "test.tsv", "mono.en", "mono.es"])
-def test_an_empty_file_is_named(write_recipe: WriteRecipe, tmp_path: Path, name: str) -> None:
+def test_empty_file_is_refused(write_recipe: WriteRecipe, tmp_path: Path, name: str) -> None:
     path = own_data(write_recipe, tmp_path, **{name.replace(".", "_"): ""})
     part = "data." + name.removesuffix(".tsv")
-    with pytest.raises(TextError, match=rf"{part}: no line left"):
+    with pytest.raises(TextError, match=rf"{part}: no lines left"):
         prepared(path, tmp_path / "data")
 
 
-def test_reopened_text_is_the_same(write_recipe: WriteRecipe, tmp_path: Path) -> None:
+def test_reopen_returns_the_prepared_text(write_recipe: WriteRecipe, tmp_path: Path) -> None:
     path = write_recipe()
     corpora = prepared(path, tmp_path / "data")
     again = reopen(loader.load_recipe(str(path)).recipe, tmp_path / "data", corpora.counts)
@@ -199,14 +199,14 @@ def test_reopened_text_is_the_same(write_recipe: WriteRecipe, tmp_path: Path) ->
     ]
 
 
-def test_length_ratio_is_symmetric_and_mild_on_short_texts() -> None:
+def test_relative_length_is_symmetric_and_lenient_for_short_texts() -> None:
     assert relative_length(90, 40) == relative_length(40, 90) == 2.0
     assert relative_length(2, 4) < 1.2
     assert relative_length(1, 1) == 1.0
 
 
-def test_a_store_with_fewer_rows_than_were_kept_is_refused(write_recipe: WriteRecipe, tmp_path: Path) -> None:
-    """An index cut off between two rows is whole in itself."""
+def test_reopen_refuses_a_store_with_missing_rows(write_recipe: WriteRecipe, tmp_path: Path) -> None:
+    """An index truncated between two rows is valid in itself."""
     loaded = loader.load_recipe(str(write_recipe()))
     corpora = prepare(loaded.recipe, loaded.folder, tmp_path, lambda text: None)
     reopen(loaded.recipe, tmp_path, corpora.counts)

@@ -1,4 +1,4 @@
-"""What cleaning promises about every text."""
+"""Properties of `clean` on examples and on any text."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 
 from roundtrip.data.normalize import clean
 
-# Any code point, surrogates too, with the delicate ones often enough to meet each other.
+# Any code point, surrogates too, delicate ones often enough to be adjacent.
 DELICATE = st.sampled_from(list("\ufeff\x00\x1c\x85\u2028\t\n\r\v\f \u00a0\u2000e\u0301\ud83d\ude00\x9f\u200d"))
 ANY_TEXT = st.text(st.one_of(DELICATE, st.characters(codec=None, exclude_categories=())))
 PLACEHOLDERS = ("%(name)s", "{0}", "${x}", "$x", "&amp;", "%d%%", "👩\u200d🚀", "می\u200cخواهم", "🇪🇸", "<b>")
@@ -40,7 +40,7 @@ def test_clean(text: str, expected: str) -> None:
 
 
 @given(ANY_TEXT)
-def test_a_clean_text_is_one_composed_line_and_stays_so(text: str) -> None:
+def test_clean_text_is_one_composed_line_and_stable(text: str) -> None:
     result = clean(text)
     assert clean(result) == result
     assert unicodedata.is_normalized("NFC", result)
@@ -51,11 +51,11 @@ def test_a_clean_text_is_one_composed_line_and_stays_so(text: str) -> None:
 
 
 @given(st.text(st.characters(categories=["Lu", "Nd", "Zs", "Sm"])))
-def test_nothing_else_is_touched(text: str) -> None:
+def test_clean_changes_nothing_else(text: str) -> None:
     assert clean(text) == unicodedata.normalize("NFC", text.strip())
 
 
 @given(st.lists(st.sampled_from(PLACEHOLDERS), min_size=1), st.sampled_from([" ", "  ", "\n", "\t", " \r\n"]))
-def test_placeholders_survive(placeholders: list[str], space: str) -> None:
+def test_clean_keeps_placeholders(placeholders: list[str], space: str) -> None:
     expected = " " if space.strip(" ") else space
     assert clean(space.join(placeholders)) == expected.join(placeholders)

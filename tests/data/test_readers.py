@@ -1,4 +1,4 @@
-"""What each format gives, and what a broken file says: its place and its cure."""
+"""Every text format: what is read from sound files, and the errors of broken ones."""
 
 from __future__ import annotations
 
@@ -58,8 +58,8 @@ XLIFF_2 = """<x:xliff version="2.0" xmlns:x="urn:oasis:names:tc:xliff:document:2
 <x:segment state="final"><x:source>Good  bye</x:source><x:target>Adiós</x:target></x:segment></x:unit>
 </x:file></x:xliff>"""
 
-# Name, content, and what else the recipe has to say.
-TWO_SIDED: list[tuple[str, str, dict[str, Any]]] = [
+# Name, content, and further keys of the recipe.
+BILINGUAL: list[tuple[str, str, dict[str, Any]]] = [
     ("a.tsv", TSV, {}),
     ("a.tab", TSV.replace("\n", "\r\n"), {}),
     ("a.csv", CSV, {}),
@@ -98,7 +98,7 @@ def refusal(path: Path, languages: tuple[str, str] = LANGUAGES, **keys: Any) -> 
 
 
 @pytest.mark.parametrize("gz", ["", ".gz"])
-@pytest.mark.parametrize(("name", "content", "keys"), TWO_SIDED, ids=lambda value: str(value)[:8])
+@pytest.mark.parametrize(("name", "content", "keys"), BILINGUAL, ids=lambda value: str(value)[:8])
 def test_every_format_gives_the_same_pairs(
     tmp_path: Path, name: str, content: str, keys: dict[str, Any], gz: str
 ) -> None:
@@ -108,7 +108,7 @@ def test_every_format_gives_the_same_pairs(
 
 
 @pytest.mark.parametrize(("name", "content"), [("a.po", PO), ("a.tmx", TMX), ("a.xlf", XLIFF_1), ("a.xliff", XLIFF_2)])
-def test_a_two_sided_file_is_read_either_way_round_and_by_side(tmp_path: Path, name: str, content: str) -> None:
+def test_bilingual_files_give_either_order_and_either_side(tmp_path: Path, name: str, content: str) -> None:
     path = write(tmp_path / name, content)
     assert pairs(path, ("es", "en")) == [(spanish, english) for english, spanish in PAIRS]
     assert texts(path, "en") == [english for english, _ in PAIRS]
@@ -116,24 +116,24 @@ def test_a_two_sided_file_is_read_either_way_round_and_by_side(tmp_path: Path, n
 
 
 @pytest.mark.parametrize("name", ["a.txt", "a.txt.gz", "corpus.en", "corpus.en.gz"])
-def test_lines(tmp_path: Path, name: str) -> None:
+def test_plain_lines(tmp_path: Path, name: str) -> None:
     path = write(tmp_path / name, "\ufeffone\t1\n\nthree\u2028 3 ")
     assert texts(path, "en") == ["one 1", "", "three 3"]
 
 
-def test_several_files_are_one_text_with_one_limit(tmp_path: Path) -> None:
+def test_limit_counts_lines_of_all_files(tmp_path: Path) -> None:
     paths = [write(tmp_path / "a.txt", "one\ntwo\n"), write(tmp_path / "b.txt.gz", "three\nfour\n")]
     source = TextSource(path=str(tmp_path / "*.txt*"), limit=3)
     assert list(read_lines(source, paths, "en")) == ["one", "two", "three"]
 
 
-def test_a_limit_reads_no_further(tmp_path: Path) -> None:
+def test_reading_stops_at_the_limit(tmp_path: Path) -> None:
     path = write(tmp_path / "a.txt", b"one\n\xff\n")
     assert texts(path, "en", limit=1) == ["one"]
 
 
 @pytest.mark.parametrize("name", ["a.txt", "a.en", "a.en.gz"])
-def test_one_file_of_lines_is_no_pair(tmp_path: Path, name: str) -> None:
+def test_one_file_of_lines_is_refused_as_pairs(tmp_path: Path, name: str) -> None:
     error = refusal(write(tmp_path / name, "one\n"))
     assert error.place == str(tmp_path / name)
     assert ".tsv" in str(error.cure)
@@ -145,7 +145,7 @@ def test_one_file_of_lines_is_no_pair(tmp_path: Path, name: str) -> None:
 
 @pytest.mark.parametrize("gz", ["", ".gz"])
 @pytest.mark.parametrize("name", ["a.txt", "a.tsv", "a.csv", "a.jsonl", "a.po"])
-def test_a_byte_that_is_not_utf8(tmp_path: Path, name: str, gz: str) -> None:
+def test_invalid_utf8_is_refused_with_line_number(tmp_path: Path, name: str, gz: str) -> None:
     path = write(tmp_path / f"{name}{gz}", b"\n\n# caf\xe9\n" if name == "a.po" else b"# caf\xe9\n")
     line = 3 if name == "a.po" else 1
     columns = ("x",) if name == "a.jsonl" else None
@@ -165,7 +165,7 @@ def test_a_byte_that_is_not_utf8(tmp_path: Path, name: str, gz: str) -> None:
         ("a.xlf", XLIFF_1, ""),
     ],
 )
-def test_a_truncated_gzip(tmp_path: Path, name: str, content: str, place: str) -> None:
+def test_truncated_gzip_is_refused(tmp_path: Path, name: str, content: str, place: str) -> None:
     path = tmp_path / f"{name}.gz"
     path.write_bytes(gzip.compress(content.encode())[:-12])
     error = refusal(path)
@@ -173,22 +173,22 @@ def test_a_truncated_gzip(tmp_path: Path, name: str, content: str, place: str) -
     assert "gzip stream is broken" in error.problem
 
 
-def test_what_is_not_gzip_at_all(tmp_path: Path) -> None:
+def test_plain_file_named_gz_is_refused(tmp_path: Path) -> None:
     (tmp_path / "a.tsv.gz").write_text(TSV)
     error = refusal(tmp_path / "a.tsv.gz")
     assert error.place == f"{tmp_path / 'a.tsv.gz'}:1"
     assert "gzip -t" in str(error.cure)
 
 
-def test_a_file_that_is_not_there(tmp_path: Path) -> None:
+def test_missing_file_is_refused(tmp_path: Path) -> None:
     with pytest.raises(TextError, match=r"a\.txt: cannot be read: No such file"):
         texts(tmp_path / "a.txt", "en")
 
 
 @pytest.mark.parametrize("seed", range(6))
 @pytest.mark.parametrize("name", ["a.tsv", "a.csv", "a.jsonl", "a.po", "a.tmx", "a.xlf", "a.xliff"])
-def test_no_damage_raises_anything_but_a_text_error(tmp_path: Path, name: str, seed: int) -> None:
-    content = next(content for known, content, _ in TWO_SIDED if known == name).encode()
+def test_damaged_files_raise_text_errors_only(tmp_path: Path, name: str, seed: int) -> None:
+    content = next(content for known, content, _ in BILINGUAL if known == name).encode()
     columns = ("en", "es") if name == "a.jsonl" else None
     outcomes = set()
     for start in range(seed, len(content), 6):
@@ -211,29 +211,29 @@ def test_no_damage_raises_anything_but_a_text_error(tmp_path: Path, name: str, s
 
 @pytest.mark.parametrize("gz", ["", ".gz"])
 @pytest.mark.parametrize("form", ["auto", "moses"])
-def test_a_moses_pair(tmp_path: Path, gz: str, form: Any) -> None:
+def test_moses_pair(tmp_path: Path, gz: str, form: Any) -> None:
     paths = [write(tmp_path / f"a.en{gz}", "Hello\n\nx"), write(tmp_path / f"a.es{gz}", "Hola\nb\ny\n")]
     source = TextSource(path=(str(paths[0]), str(paths[1])), format=form)
     assert list(read_pairs(source, paths, LANGUAGES)) == [("Hello", "Hola"), ("", "b"), ("x", "y")]
 
 
 @pytest.mark.parametrize(("first", "second", "longer"), [("1\n2\n3\n4\n", "1\n2\n", 0), ("1\n2", "1\n2\n3\n4\n", 1)])
-def test_a_moses_pair_of_unlike_length(tmp_path: Path, first: str, second: str, longer: int) -> None:
+def test_moses_pair_of_different_lengths_is_refused(tmp_path: Path, first: str, second: str, longer: int) -> None:
     paths = [write(tmp_path / "a.en", first), write(tmp_path / "a.es", second)]
     with pytest.raises(TextError) as caught:
         list(read_pairs(TextSource(path=("a.en", "a.es")), paths, LANGUAGES))
     assert caught.value.place == f"{paths[longer]}:3"
-    assert f"4 here, 2 in {paths[1 - longer]}" in caught.value.problem
+    assert f"4 lines here, 2 in {paths[1 - longer]}" in caught.value.problem
 
 
 @pytest.mark.parametrize("number", [1, 3])
-def test_a_moses_pair_is_two_files(tmp_path: Path, number: int) -> None:
+def test_moses_pair_needs_two_files(tmp_path: Path, number: int) -> None:
     paths = [write(tmp_path / f"{n}.txt", "x\n") for n in range(number)]
-    with pytest.raises(TextError, match=rf"here are {number} file\(s\)"):
+    with pytest.raises(TextError, match=rf"there are {number} file\(s\)"):
         list(read_pairs(TextSource(path="*.txt", format="moses"), paths, LANGUAGES))
 
 
-def test_a_moses_pair_is_not_one_language(tmp_path: Path) -> None:
+def test_moses_pair_is_refused_as_one_language(tmp_path: Path) -> None:
     paths = [write(tmp_path / "a.en", "x\n"), write(tmp_path / "a.es", "x\n")]
     with pytest.raises(TextError, match=r"1 language\(s\).*\n.*for one language, one file"):
         list(read_lines(TextSource(path=("a.en", "a.es")), paths, "en"))
@@ -260,31 +260,31 @@ def test_columns(tmp_path: Path, name: str, split: str, keys: dict[str, Any], ex
         assert texts(path, "en", **keys | {"columns": keys["columns"][:1]}) == [first for first, _ in expected]
 
 
-def test_a_tsv_knows_no_quotes(tmp_path: Path) -> None:
+def test_tsv_does_not_interpret_quotes(tmp_path: Path) -> None:
     assert pairs(write(tmp_path / "a.tsv", '"a\tb"\n\t\n')) == [('"a', 'b"'), ("", "")]
 
 
-def test_a_csv_text_may_hold_line_breaks(tmp_path: Path) -> None:
+def test_csv_text_may_contain_line_breaks(tmp_path: Path) -> None:
     assert pairs(write(tmp_path / "a.csv", '"a, ""b""\r\nc",d\r\ne,\r\n')) == [('a, "b" c', "d"), ("e", "")]
 
 
 @pytest.mark.parametrize("name", ["a.tsv", "a.csv"])
-def test_a_missing_column(tmp_path: Path, name: str) -> None:
+def test_missing_column_is_refused(tmp_path: Path, name: str) -> None:
     path = write(tmp_path / name, "a\tb\nc\n".replace("\t", "\t" if name == "a.tsv" else ","))
     error = refusal(path)
-    assert str(error).startswith(f"{path}:2: 1 column(s), the recipe asks for column 1\n  ")
+    assert str(error).startswith(f"{path}:2: 1 column(s), but the recipe names column 1\n  ")
     assert "count from 0" in str(error.cure)
-    assert "the recipe asks for column -1" in refusal(path, columns=(0, -1)).problem
+    assert "but the recipe names column -1" in refusal(path, columns=(0, -1)).problem
 
 
 @pytest.mark.parametrize("name", ["a.tsv", "a.csv"])
-def test_a_blank_line_is_one_empty_column(tmp_path: Path, name: str) -> None:
+def test_blank_line_is_one_empty_column(tmp_path: Path, name: str) -> None:
     path = write(tmp_path / name, "a\n\nb\n")
     assert texts(path, "en") == ["a", "", "b"]
     assert "1 column(s)" in refusal(path).problem
 
 
-def test_a_name_that_the_header_lacks(tmp_path: Path) -> None:
+def test_unknown_column_name_is_refused(tmp_path: Path) -> None:
     path = write(tmp_path / "a.tsv", "english\tspanish\n")
     error = refusal(path, columns=("english", "es"))
     assert str(error).startswith(f"{path}:1: no column 'es'\n")
@@ -292,7 +292,7 @@ def test_a_name_that_the_header_lacks(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(("content", "line"), [('a,b\n"c" d,e\n', 2), ('a,b\nc,"d\ne\n', 3)])
-def test_bad_csv_quoting(tmp_path: Path, content: str, line: int) -> None:
+def test_bad_csv_quoting_is_refused(tmp_path: Path, content: str, line: int) -> None:
     error = refusal(write(tmp_path / "a.csv", content))
     assert error.place == f"{tmp_path / 'a.csv'}:{line}"
     assert "not a csv row" in error.problem
@@ -300,13 +300,13 @@ def test_bad_csv_quoting(tmp_path: Path, content: str, line: int) -> None:
 
 
 @pytest.mark.parametrize("name", ["a.tsv", "a.jsonl"])
-def test_columns_for_each_language(tmp_path: Path, name: str) -> None:
+def test_number_of_columns_must_match_languages(tmp_path: Path, name: str) -> None:
     error = refusal(write(tmp_path / name, "en\n"), columns=("en",))
     assert error.problem == "the recipe names 1 column(s) for 2 language(s)"
     assert "en, es" in str(error.cure)
 
 
-def test_jsonl_reaches_into_records(tmp_path: Path) -> None:
+def test_jsonl_columns_with_dots_reach_into_records(tmp_path: Path) -> None:
     rows = [
         {"translation": {"en": "a", "es": None}},
         {"translation.en": "b", "translation": {"es": "\ud83d\ude00\ud800"}},
@@ -319,17 +319,17 @@ def test_jsonl_reaches_into_records(tmp_path: Path) -> None:
     ("line", "problem", "cure"),
     [
         ('{"t": {"en": "a"', "not JSON at column 17 (Expecting ',' delimiter)", "one object"),
-        ("", "not JSON at column 1 (Expecting value)", "no blank lines"),
+        ("", "not JSON at column 1 (Expecting value)", "blank lines are not allowed"),
         ('["a", "b"]', "list where a record with 't' is expected", "t.en"),
         ('{"t": "a"}', "str where a record with 'en' is expected", "t.en"),
         ('{"t": {"de": "a", "fr": "b"}}', "no column 't.en'", "de, fr"),
-        ('{"t": {"en": 3}}', "column 't.en' holds int, not text", "column of texts"),
-        ("[" * 100_000, "not JSON that can be read", ""),
-        ("1" * 5000, "not JSON that can be read", ""),
+        ('{"t": {"en": 3}}', "column 't.en' contains int, not text", "column of texts"),
+        ("[" * 100_000, "unreadable JSON", ""),
+        ("1" * 5000, "unreadable JSON", ""),
     ],
     ids=lambda value: value[:12],
 )
-def test_a_line_that_is_no_such_record(tmp_path: Path, line: str, problem: str, cure: str) -> None:
+def test_bad_jsonl_record_is_refused(tmp_path: Path, line: str, problem: str, cure: str) -> None:
     path = write(tmp_path / "a.jsonl", f'{{"t": {{"en": "a"}}}}\n{line}\n')
     with pytest.raises(TextError) as caught:
         texts(path, "en", columns=("t.en",))
@@ -338,7 +338,7 @@ def test_a_line_that_is_no_such_record(tmp_path: Path, line: str, problem: str, 
 
 
 @pytest.mark.parametrize("keys", [{}, {"columns": (0, 1)}])
-def test_jsonl_needs_names(tmp_path: Path, keys: dict[str, Any]) -> None:
+def test_jsonl_needs_column_names(tmp_path: Path, keys: dict[str, Any]) -> None:
     error = refusal(write(tmp_path / "a.jsonl", JSONL), **keys)
     assert 'columns = ["translation.en", "translation.es"]' in str(error.cure)
 
@@ -350,7 +350,7 @@ FILES: Iterator[int] = count()
 @pytest.mark.parametrize("name", ["a.tsv", "a.csv", "a.jsonl"])
 @settings(max_examples=60, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(rows=st.lists(st.tuples(FIELD, FIELD)))
-def test_what_is_written_is_read(tmp_path: Path, name: str, rows: list[tuple[str, str]]) -> None:
+def test_tables_round_trip_any_text(tmp_path: Path, name: str, rows: list[tuple[str, str]]) -> None:
     text = io.StringIO(newline="")
     if name == "a.csv":
         csv.writer(text).writerows(rows)
@@ -365,7 +365,7 @@ def test_what_is_written_is_read(tmp_path: Path, name: str, rows: list[tuple[str
 
 @given(rows=st.lists(st.text(st.sampled_from('a,"\n\r '))))
 @settings(max_examples=60, suppress_health_check=[HealthCheck.function_scoped_fixture])
-def test_csv_quoting_is_undone(tmp_path: Path, rows: list[str]) -> None:
+def test_csv_round_trips_quotes_and_breaks(tmp_path: Path, rows: list[str]) -> None:
     text = io.StringIO(newline="")
     csv.writer(text, quoting=csv.QUOTE_ALL).writerows([row] for row in rows)
     path = write(tmp_path / f"{next(FILES)}.csv", text.getvalue())
@@ -395,12 +395,12 @@ def test_parquet(tmp_path: Path, gz: str) -> None:
 @pytest.mark.parametrize(
     ("columns", "place", "problem", "cure"),
     [
-        (None, "", "does not name them", "id, src"),
+        (None, "", "does not name the columns", "id, src"),
         (("src", "tgt.es"), "", "no column 'tgt'", "id, src"),
-        (("src", "id"), ", row 1", "holds int", "column of texts"),
+        (("src", "id"), ", row 1", "contains int", "column of texts"),
     ],
 )
-def test_parquet_columns(tmp_path: Path, columns: Any, place: str, problem: str, cure: str) -> None:
+def test_bad_parquet_columns_are_refused(tmp_path: Path, columns: Any, place: str, problem: str, cure: str) -> None:
     path = parquet_file(tmp_path / "a.parquet", {"id": [1], "src": ["a"]})
     error = refusal(path, columns=columns)
     assert error.place == f"{path}{place}"
@@ -409,28 +409,28 @@ def test_parquet_columns(tmp_path: Path, columns: Any, place: str, problem: str,
 
 
 @pytest.mark.parametrize("keep", [0, 20, -1])
-def test_broken_parquet(tmp_path: Path, keep: int) -> None:
+def test_broken_parquet_is_refused(tmp_path: Path, keep: int) -> None:
     path = parquet_file(tmp_path / "a.parquet", {"en": ["a"], "es": ["b"]})
     path.write_bytes(path.read_bytes()[:keep])
-    assert f"{path}: not a parquet file that can be read" in str(refusal(path))
+    assert f"{path}: unreadable parquet file" in str(refusal(path))
 
 
 def hub(monkeypatch: pytest.MonkeyPatch, load: Any) -> None:
     monkeypatch.setitem(sys.modules, "datasets", SimpleNamespace(load_dataset=load))
 
 
-def test_a_data_set(monkeypatch: pytest.MonkeyPatch) -> None:
-    asked: list[Any] = []
+def test_dataset_is_streamed(monkeypatch: pytest.MonkeyPatch) -> None:
+    calls: list[Any] = []
 
     def load(*args: Any, **keys: Any) -> Iterator[dict[str, Any]]:
-        asked.append((args, keys))
+        calls.append((args, keys))
         yield from ({"translation": {"en": f"a {n}", "es": f"b {n}"}, "en": "c"} for n in count())
 
     hub(monkeypatch, load)
     columns = ("translation.en", "translation.es")
     source = TextSource(path="hf:a/b#subset=en-es&split=test", columns=columns, limit=2)
     assert list(read_pairs(source, [], LANGUAGES)) == [("a 0", "b 0"), ("a 1", "b 1")]
-    assert asked == [(("a/b", "en-es"), {"split": "test", "streaming": True})]
+    assert calls == [(("a/b", "en-es"), {"split": "test", "streaming": True})]
     assert list(read_lines(TextSource(path="a/b", format="datasets", limit=1), [], "en")) == ["c"]
 
 
@@ -439,7 +439,7 @@ def unreachable(*args: Any, **keys: Any) -> Iterator[dict[str, Any]]:
     raise ConnectionError("no route to host\nmore")
 
 
-def test_an_unreachable_hub(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_unreachable_hub_is_reported(monkeypatch: pytest.MonkeyPatch) -> None:
     hub(monkeypatch, unreachable)
     rows = read_pairs(TextSource(path="hf:a/b"), [], LANGUAGES)
     assert next(rows) == ("a", "b")
@@ -447,7 +447,7 @@ def test_an_unreachable_hub(monkeypatch: pytest.MonkeyPatch) -> None:
         next(rows)
 
 
-def test_a_signal_during_a_download_is_no_trouble_of_the_hub(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_interrupt_during_a_download_is_not_a_hub_error(monkeypatch: pytest.MonkeyPatch) -> None:
     def load(*args: Any, **keys: Any) -> Iterator[dict[str, Any]]:
         raise Interrupted(2)
 
@@ -457,10 +457,10 @@ def test_a_signal_during_a_download_is_no_trouble_of_the_hub(monkeypatch: pytest
 
 
 @pytest.mark.parametrize(("package", "path"), [("datasets", "hf:a/b"), ("pyarrow", "a.parquet")])
-def test_a_package_that_is_not_installed(monkeypatch: pytest.MonkeyPatch, package: str, path: str) -> None:
+def test_missing_optional_package_names_the_extra(monkeypatch: pytest.MonkeyPatch, package: str, path: str) -> None:
     monkeypatch.setitem(sys.modules, package, None)
     paths = [] if path.startswith("hf:") else [Path(path)]
-    with pytest.raises(TextError, match=rf"{path}: .*not installed\n  pip install {package}"):
+    with pytest.raises(TextError, match=rf"{path}: .*package `{package}`.*\n  pip install 'roundtrip-mt\[data\]'"):
         list(read_pairs(TextSource(path=path), paths, LANGUAGES))
 
 
@@ -509,7 +509,7 @@ TRANSLATED = [
 ]
 
 
-def test_a_catalogue(tmp_path: Path) -> None:
+def test_po_catalogue(tmp_path: Path) -> None:
     path = write(tmp_path / "a.po", HEADER + ENTRIES)
     assert pairs(path) == TRANSLATED
     assert texts(path, "es") == [target for _, target in TRANSLATED]
@@ -531,31 +531,33 @@ def test_a_catalogue(tmp_path: Path) -> None:
         ("X-Nothing: es", ("es", "en"), False),
     ],
 )
-def test_the_language_of_a_catalogue(tmp_path: Path, header: str, languages: tuple[str, str], is_swapped: bool) -> None:
+def test_po_language_header_decides_the_order(
+    tmp_path: Path, header: str, languages: tuple[str, str], is_swapped: bool
+) -> None:
     path = write(tmp_path / "a.po", f'msgid ""\nmsgstr "{header}\\n"\n\nmsgid "Hello"\nmsgstr "Hola"\n')
     assert pairs(path, languages) == [("Hola", "Hello") if is_swapped else ("Hello", "Hola")]
 
 
-def test_a_catalogue_of_a_third_language_is_refused(tmp_path: Path) -> None:
+def test_po_in_another_language_is_refused(tmp_path: Path) -> None:
     path = write(tmp_path / "a.po", 'msgid ""\nmsgstr "Language: fr\\n"\n\nmsgid "Hello"\nmsgstr "Bonjour"\n')
-    with pytest.raises(TextError, match=r"a\.po: its translations are in 'fr', the recipe wants en and es"):
+    with pytest.raises(TextError, match=r"a\.po: its translations are in 'fr', the languages of the recipe are en"):
         pairs(path, ("en", "es"))
 
 
-def test_one_side_of_a_catalogue_without_language(tmp_path: Path) -> None:
+def test_po_side_without_language_header_is_refused(tmp_path: Path) -> None:
     path = write(tmp_path / "a.po", 'msgid "Hello"\nmsgstr "Hola"\n')
-    with pytest.raises(TextError, match=r"a\.po: no Language header(.|\n)*Language: es"):
+    with pytest.raises(TextError, match=r"a\.po: without a Language header(.|\n)*Language: es"):
         texts(path, "es")
 
 
-def test_a_template_holds_messages_only(tmp_path: Path) -> None:
+def test_pot_template_has_messages_only(tmp_path: Path) -> None:
     header = 'msgid ""\nmsgstr "Content-Type: text/plain; charset=CHARSET\\n"\n\n'
     path = write(tmp_path / "a.pot", header + 'msgid "Olé"\nmsgstr ""\n')
     assert texts(path, "en") == ["Olé"]
     assert pairs(path) == []
 
 
-def test_a_catalogue_in_its_own_charset(tmp_path: Path) -> None:
+def test_po_charset_header_is_used(tmp_path: Path) -> None:
     content = PO.replace("UTF-8", "ISO-8859-1")
     path = write(tmp_path / "a.po", content.encode("latin-1"))
     assert pairs(path) == PAIRS
@@ -563,7 +565,7 @@ def test_a_catalogue_in_its_own_charset(tmp_path: Path) -> None:
     assert str(refusal(path)).startswith(f"{path}:11: not ASCII (byte 0xf3)")
 
 
-def test_a_line_separator_inside_a_message(tmp_path: Path) -> None:
+def test_po_message_may_contain_line_separators(tmp_path: Path) -> None:
     path = write(tmp_path / "a.po", 'msgid "a\u2028b\x0cc"\nmsgstr "d"\n')
     assert pairs(path) == [("a b c", "d")]
 
@@ -579,7 +581,7 @@ def test_a_line_separator_inside_a_message(tmp_path: Path) -> None:
         ('msgid "a"\nmsgid_plural "b"\nmsgstr[x] "c"\n', 3),
     ],
 )
-def test_a_broken_catalogue(tmp_path: Path, content: str, line: int) -> None:
+def test_broken_po_is_refused_with_line_number(tmp_path: Path, content: str, line: int) -> None:
     path = write(tmp_path / "a.po", content)
     error = refusal(path)
     assert str(error).startswith(f"{path}:{line}: not a gettext catalogue")
@@ -599,7 +601,7 @@ def unit(**variants: str) -> str:
     return f"<tu>{''.join(sides)}</tu>"
 
 
-def test_a_memory_of_three_languages(tmp_path: Path) -> None:
+def test_tmx_with_three_languages(tmp_path: Path) -> None:
     body = unit(fr="Un", en="One", es="Uno") + unit(en="Two", fr="Deux") + unit(es_MX="Tres", en_GB="3", en="Three")
     path = write(tmp_path / "a.tmx", tmx(body))
     assert pairs(path) == [("One", "Uno"), ("Three", "Tres")]
@@ -608,19 +610,19 @@ def test_a_memory_of_three_languages(tmp_path: Path) -> None:
     assert texts(path, "en-GB") == ["One", "Two", "3"]
 
 
-def test_variants_of_one_language_are_all_read(tmp_path: Path) -> None:
+def test_tmx_reads_all_variants_of_one_language(tmp_path: Path) -> None:
     path = write(tmp_path / "a.tmx", tmx(unit(en_US="color", en_GB="colour", es="color")))
     assert texts(path, "en") == ["color", "colour"]
 
 
-def test_two_varieties_never_share_a_text(tmp_path: Path) -> None:
+def test_tmx_varieties_of_a_language_do_not_share_a_text(tmp_path: Path) -> None:
     body = unit(pt_BR="a", pt_PT="b") + unit(pt_BR="c") + unit(pt="d", pt_BR="e")
     path = write(tmp_path / "a.tmx", tmx(body))
     assert pairs(path, ("pt-PT", "pt-BR")) == [("b", "a"), ("d", "e")]
 
 
 @pytest.mark.parametrize("attributes", ["", ' xmlns="http://www.lisa.org/tmx14"'])
-def test_inline_tags_leave_their_text(tmp_path: Path, attributes: str) -> None:
+def test_tmx_inline_tags_keep_their_text(tmp_path: Path, attributes: str) -> None:
     segment = 'a <bpt i="1">(</bpt>b<ept i="1">)</ept> <hi>c<ph/></hi> &amp; &#100;<!-- no --><?no no?> e'
     body = unit(en=segment, es="<hi/>") + '<tu><tuv lang="en"/><tuv lang="es"><seg>f</seg></tuv></tu>'
     path = write(tmp_path / "a.tmx", tmx(body, '<!DOCTYPE tmx SYSTEM "tmx14.dtd">\n', attributes))
@@ -632,7 +634,7 @@ def xliff_1(units: str, languages: str = 'source-language="en" target-language="
     return f"{root}<file {languages}><body>{units}</body></file></xliff>"
 
 
-def test_what_xliff_1_says_is_no_translation(tmp_path: Path) -> None:
+def test_xliff_1_skips_units_without_translation(tmp_path: Path) -> None:
     body = """
     <trans-unit id="1"><source>one</source></trans-unit>
     <trans-unit id="2"><source>two</source><target state="new">two</target></trans-unit>
@@ -651,7 +653,7 @@ def test_what_xliff_1_says_is_no_translation(tmp_path: Path) -> None:
     assert texts(path, "en") == ["one", "two", "three", "six", "seven", "eight", "nine"]
 
 
-def test_what_xliff_2_says_is_no_translation(tmp_path: Path) -> None:
+def test_xliff_2_skips_segments_without_translation(tmp_path: Path) -> None:
     body = """<unit id="1"><segment state="initial"><source>one</source><target>1</target></segment>
     <ignorable><source> </source><target> </target></ignorable>
     <segment><source>t<pc id="1">w<ph id="2"/></pc>o</source><target>2</target></segment>
@@ -683,11 +685,11 @@ def test_what_xliff_2_says_is_no_translation(tmp_path: Path) -> None:
         ),
     ],
 )
-def test_forms_of_xliff_1(tmp_path: Path, content: str) -> None:
+def test_xliff_1_versions_and_namespaces(tmp_path: Path, content: str) -> None:
     assert pairs(write(tmp_path / "a.xlf", content)) == [("a", "b")]
 
 
-def test_files_of_other_languages_inside_one_xliff(tmp_path: Path) -> None:
+def test_xliff_with_files_of_several_languages(tmp_path: Path) -> None:
     first, _, second = XLIFF_1.partition("</file>")
     french = '</file><file source-language="en" target-language="fr"><body><trans-unit id="1"><source>a</source>'
     path = write(tmp_path / "a.xlf", f"{first}{french}<target>b</target></trans-unit></body></file>{second}")
@@ -704,7 +706,7 @@ def test_files_of_other_languages_inside_one_xliff(tmp_path: Path) -> None:
         ("b.tmx", tmx(""), "none"),
     ],
 )
-def test_a_language_that_is_not_there(tmp_path: Path, name: str, content: str, found: str) -> None:
+def test_missing_language_is_refused(tmp_path: Path, name: str, content: str, found: str) -> None:
     path = write(tmp_path / name, content)
     error = refusal(path, ("de", "fr"))
     assert error.problem == "no text in 'de', 'fr'"
@@ -726,7 +728,7 @@ def test_a_language_that_is_not_there(tmp_path: Path, name: str, content: str, f
         ("a.xlf", XLIFF_1.encode().replace(b"Hello", b"Hell\xf3"), ":3: broken XML"),
     ],
 )
-def test_broken_xml(tmp_path: Path, name: str, content: str | bytes, message: str) -> None:
+def test_broken_xml_is_refused(tmp_path: Path, name: str, content: str | bytes, message: str) -> None:
     path = write(tmp_path / name, content)
     assert str(refusal(path)).startswith(f"{path}{message}")
 
@@ -738,7 +740,7 @@ BOMB = '<!ENTITY a0 "ha">' + "".join(f'<!ENTITY a{n} "{f"&a{n - 1};" * 10}">' fo
 @pytest.mark.parametrize(
     ("declared", "entity"), [(BOMB, "a9"), ('<!ENTITY x SYSTEM "{secret}">', "x"), ('<!ENTITY x "y">', "x")]
 )
-def test_entities_are_never_expanded(tmp_path: Path, name: str, declared: str, entity: str) -> None:
+def test_xml_entities_are_not_expanded(tmp_path: Path, name: str, declared: str, entity: str) -> None:
     secret = write(tmp_path / "secret", "secret")
     root, content = ("tmx", TMX.partition("\n")[2]) if name == "a.tmx" else ("xliff", XLIFF_1)
     doctype = f"<!DOCTYPE {root} [{declared.replace('{secret}', secret.as_uri())}]>\n"
@@ -746,7 +748,7 @@ def test_entities_are_never_expanded(tmp_path: Path, name: str, declared: str, e
     error = refusal(path)
     assert "secret" not in str(error).replace(str(secret), "")
     if declared == BOMB:
-        # The parser sees to it before we do; how early depends on its version.
+        # The parser may refuse it before we do, depending on its version.
         assert "not expanded" in error.problem or "broken XML" in error.problem
         return
     assert error.problem == f"the entity &{entity}; is not expanded"
@@ -754,7 +756,7 @@ def test_entities_are_never_expanded(tmp_path: Path, name: str, declared: str, e
     assert "Write out" in str(error.cure)
 
 
-def test_an_entity_bomb_in_an_attribute(tmp_path: Path) -> None:
+def test_entity_bomb_in_an_attribute_is_refused(tmp_path: Path) -> None:
     content = f"<!DOCTYPE tmx [{BOMB}]>\n" + TMX.partition("\n")[2].replace('lang="es"', 'lang="&a9;"')
     assert "broken XML" in refusal(write(tmp_path / "a.tmx", content)).problem
 
@@ -772,15 +774,17 @@ XLIFF_UNIT = f"<trans-unit><source>{TEXT}</source><target>b</target></trans-unit
     ],
     ids=["tmx", "xliff", "groups"],
 )
-def test_what_was_read_is_freed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str, content: str) -> None:
-    held: list[int] = []
-    flat = tmx_xliff._flat
+def test_xml_elements_are_freed_after_reading(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str, content: str
+) -> None:
+    sizes: list[int] = []
+    inner_text = tmx_xliff._inner_text
 
-    def watched(element: Any, path: Path) -> str:
-        held.append(sum(1 for _ in element.getroottree().iter()))
-        return flat(element, path)
+    def count_elements(element: Any, path: Path) -> str:
+        sizes.append(sum(1 for _ in element.getroottree().iter()))
+        return inner_text(element, path)
 
-    monkeypatch.setattr(tmx_xliff, "_flat", watched)
+    monkeypatch.setattr(tmx_xliff, "_inner_text", count_elements)
     assert pairs(write(tmp_path / name, content)) == [(TEXT, "b")] * 1000
-    # The parser is some 32 kB ahead of the reader, no more.
-    assert max(held) < 500
+    # The parser is about 32 kB ahead of the reader.
+    assert max(sizes) < 500

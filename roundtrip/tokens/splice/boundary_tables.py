@@ -19,7 +19,6 @@ from collections.abc import Callable, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -38,7 +37,7 @@ CONTEXTS = ("\n", " ", "a", "7", ".", "家")
 PROBE = "Ein"
 MAX_MIDS = 8
 _SLICE = 8192
-_FIXED, _ARRAYS = ("head", "mids", "space", "probe"), ("first_V", "last_V", "mid_V")
+_ARRAYS = ("first_V", "last_V", "mid_V")
 
 
 @dataclass(frozen=True)
@@ -52,7 +51,6 @@ class BoundaryTables:
         last_V: int64; the same for the last.
         mid_V: int64; which of `mids` follows a last token.
         space: id of a space that the head leaves to the slot (`English: ` before `家`), -1 where there is none.
-        probe: ids of PROBE as a target.
     """
 
     head: tuple[int, ...]
@@ -61,7 +59,6 @@ class BoundaryTables:
     last_V: NDArray[np.int64]
     mid_V: NDArray[np.int64]
     space: int
-    probe: tuple[int, ...]
 
 
 class BoundaryProbe:
@@ -96,16 +93,14 @@ class BoundaryProbe:
             )
         separated = any(segments.mid.startswith(text) for text in template.special_texts)
         self.contexts = CONTEXTS[:1] if separated else CONTEXTS
-        self._head_start = template.wall(segments.head)
+        self._head_start = template.last_special(segments.head)
         self._head_end = _common(self._encode([segments.head[self._head_start :] + probe for probe in probes]))
         self._context_ids = [tuple(ids) for ids in self._encode(list(self.contexts))]
 
     def unchanged(self, size: int) -> BoundaryTables:
         """Return tables that leave every token of a vocabulary as it is: for rows that the host verifies whole."""
         same_V = np.arange(size)
-        return BoundaryTables(
-            (*self._bos, *self.head), (self.mid,), same_V, same_V, same_V * 0, self._space(), self.probe
-        )
+        return BoundaryTables((*self._bos, *self.head), (self.mid,), same_V, same_V, same_V * 0, self._space())
 
     def find(self, vocabulary: TokenVocabulary, on_progress: OnProgress = lambda done, total: None) -> BoundaryTables:
         """Try every token at both boundaries.
@@ -138,7 +133,7 @@ class BoundaryProbe:
         for table_V in (first_V, last_V):
             kept = table_V >= 0
             table_V[kept & (table_V[np.where(kept, table_V, 0)] != table_V)] = -1
-        return BoundaryTables((*self._bos, *self.head), tuple(mids), first_V, last_V, mid_V, space, self.probe)
+        return BoundaryTables((*self._bos, *self.head), tuple(mids), first_V, last_V, mid_V, space)
 
     def unproved(self, rules: PairRules) -> str | None:
         """Return what may form across a boundary out of three tokens, which the tables do not show; None if nothing."""
@@ -214,24 +209,22 @@ class BoundaryProbe:
 
 
 def cached_tables(
-    probe: BoundaryProbe,
-    vocabulary: TokenVocabulary,
-    folder: Path,
-    on_progress: OnProgress = lambda done, total: None,
+    probe: BoundaryProbe, vocabulary: TokenVocabulary, folder: Path | None, on_progress: OnProgress
 ) -> BoundaryTables:
-    """Return the tables from a folder, or find them and keep them there."""
-    segments = probe.template.segments
-    name = fingerprint(
-        probe.template.tokenizer, segments.head, segments.mid, str(segments.bos_id), str(probe.one_line), str(FORMAT)
-    )
+    """Return the tables from a cache folder, or find them and keep them there."""
+    if folder is None:
+        return probe.find(vocabulary, on_progress)
+    segments, tokenizer = probe.template.segments, probe.template.tokenizer
+    name = fingerprint(tokenizer, segments.head, segments.mid, str(segments.bos_id), str(probe.one_line), str(FORMAT))
     path = folder / f"{name[:32]}.safetensors"
-    if path.exists():
-        try:
-            return _load(path)
-        except (OSError, ValueError, KeyError, TypeError, SafetensorError):
-            pass  # made anew below
+    with suppress(OSError, ValueError, KeyError, TypeError, SafetensorError), safe_open(path, "numpy") as file:
+        head, mids, space = json.loads(file.metadata()["fixed"])
+        arrays = {name: file.get_tensor(name) for name in _ARRAYS}
+        return BoundaryTables(tuple(head), tuple(map(tuple, mids)), **arrays, space=space)
     tables = probe.find(vocabulary, on_progress)
-    _save(tables, path)
+    fixed = {"fixed": json.dumps([tables.head, tables.mids, tables.space])}
+    arrays = {name: np.ascontiguousarray(getattr(tables, name), dtype=np.int64) for name in _ARRAYS}
+    write_cache_file(path, lambda beside: save_file(arrays, beside, metadata=fixed))
     return tables
 
 
@@ -245,20 +238,6 @@ def write_cache_file(path: Path, write: Callable[[Path], object]) -> None:
     except (OSError, SafetensorError):
         with suppress(OSError):
             beside.unlink(missing_ok=True)
-
-
-def _save(tables: BoundaryTables, path: Path) -> None:
-    fixed = {name: getattr(tables, name) for name in _FIXED}
-    arrays = {name: np.ascontiguousarray(getattr(tables, name), dtype=np.int64) for name in _ARRAYS}
-    write_cache_file(path, lambda beside: save_file(arrays, beside, metadata={"fixed": json.dumps(fixed)}))
-
-
-def _load(path: Path) -> BoundaryTables:
-    with safe_open(path, framework="numpy") as file:
-        fixed: dict[str, Any] = json.loads(file.metadata()["fixed"])
-        arrays = {name: file.get_tensor(name) for name in _ARRAYS}
-    mids = tuple(tuple(mid) for mid in fixed["mids"])
-    return BoundaryTables(tuple(fixed["head"]), mids, **arrays, space=fixed["space"], probe=tuple(fixed["probe"]))
 
 
 def _common(rows: Sequence[Sequence[int]]) -> tuple[int, ...]:

@@ -46,11 +46,6 @@ class TokenVocabulary:
     added: tuple[str, ...]
     added_prefixes: frozenset[str]
 
-    def forbid(self, token: int) -> None:
-        """Mark a token as BAD, so that every row with it takes the text path."""
-        if token < len(self.flags_V):
-            self.flags_V[token] |= BAD
-
     def text(self, ids: Iterable[int]) -> str | None:
         """Return the text of tokens, None where it is not whole characters or a token has no text."""
         pieces = [self.texts[i] for i in ids]
