@@ -30,7 +30,7 @@ class Scorer:
         context = self.context
         scores = {}
         for direction in directions(context.recipe):
-            if part == "dev" and context.recipe.blind:
+            if part == "dev" and context.recipe.without_dev:
                 # A copy of a line survives the round trip unchanged.
                 scores[direction.name] = {"bleu": 100.0, "chrf": 100.0, "copied": 1.0}
                 continue
@@ -47,7 +47,7 @@ class Scorer:
             without pairs the scores are those of lines after a round trip that starts with the direction, and `copied`
             is the share of hypotheses that are copies of their sources.
         """
-        score = self._round_trip if part == "dev" and self.context.recipe.blind else self._translation
+        score = self._round_trip if part == "dev" and self.context.recipe.without_dev else self._translation
         return {direction.name: score(part, stage, direction) for direction in directions(self.context.recipe)}
 
     def dev_loss(self, direction: Direction) -> float:

@@ -28,7 +28,7 @@ def require_better_than_copy(recipe: Recipe, scores: ScoresByStage) -> None:
     Raises:
         TrainingError: a direction is that weak, and the recipe does not allow it.
     """
-    if not recipe.rounds.require_better_than_copy or recipe.blind:
+    if not recipe.rounds.require_better_than_copy or recipe.without_dev:
         return  # without dev pairs it cannot be measured
     now, copied = list(scores.values())[-1], scores["copy"]
     weak = [name for name in now if now[name]["chrf"] <= copied[name]["chrf"]]

@@ -30,7 +30,7 @@ class ModelSelection:
 
     def score_baseline(self, state: State) -> State:
         """Score copying the source and the bare base on dev, the floor of every comparison."""
-        if self.context.recipe.blind:
+        if self.context.recipe.without_dev:
             self.context.events.say(
                 f"  warning: there are no dev pairs; stages are chosen by the round-trip chrF++ of "
                 f"{len(self.context.corpora.dev)} lines. Copying is perfect by it: watch the copies, and prefer a few "
@@ -67,7 +67,7 @@ class ModelSelection:
         context, run = self.context, self.context.run
         best = best_stage(state.scores)
         # Copies survive a round trip, so that without dev pairs a base may look better than it is.
-        if not context.recipe.blind and mean_chrf(state.scores[BASE]) >= mean_chrf(state.scores[best]):
+        if not context.recipe.without_dev and mean_chrf(state.scores[BASE]) >= mean_chrf(state.scores[best]):
             context.events.say("  warning: no stage is better than the bare base on dev; the one kept as best is worse")
         test = {"copy": self.scorer.copies("test")}
         for stage in state.scores:
@@ -101,7 +101,7 @@ class ModelSelection:
         events = self.context.events
         events.log("dev", stage=stage, scores=stage_scores, best=best)
         shown = ", ".join(f"{name} {_format(values)}" for name, values in stage_scores.items())
-        events.say(f"  {'round trip' if self.context.recipe.blind else 'dev'} after {stage}: {shown}")
+        events.say(f"  {'round trip' if self.context.recipe.without_dev else 'dev'} after {stage}: {shown}")
         return replace(state, scores=scores, best=best)
 
 

@@ -203,7 +203,7 @@ def load_models(
         if spec.from_scratch is not None:
             assert spec.path is not None
             with events.task("loading", f"creating a model from scratch for {name}", 0):
-                seed = derive_seed(recipe.seed, "scratch", "" if recipe.one_start else name)
+                seed = derive_seed(recipe.seed, "scratch", "" if recipe.shared_start else name)
                 from_scratch.create_model(spec.from_scratch, corpora.all_text(), Path(spec.path), seed)
     names = " and ".join(dict.fromkeys(spec.name for spec in recipe.model.values()))
     with events.task("loading", f"loading {names}", 0):
@@ -214,7 +214,11 @@ def measure_expansions(recipe: Recipe, translators: Mapping[str, Translator], co
     """Return the target tokens per source token of each direction, by which length limits grow."""
     expansions = {}
     for side, direction in enumerate(directions(recipe)):
-        rows = [corpora.train[i] for i in range(min(NUM_SAMPLES, len(corpora.train)))] if recipe.blind else corpora.dev
+        rows = (
+            [corpora.train[i] for i in range(min(NUM_SAMPLES, len(corpora.train)))]
+            if recipe.without_dev
+            else corpora.dev
+        )
         pairs = [(row[side], row[1 - side]) for row in rows]
         expansions[direction.name] = expansion_of(translators[direction.name].template, pairs)
     return expansions

@@ -63,7 +63,7 @@ class Synthesizer:
         if phase.round == 1:
             require_better_than_copy(self.recipe, state.scores)
         reverse = phase.direction.reverse.name
-        chrf = None if self.recipe.blind else list(state.scores.values())[-1][reverse]["chrf"]
+        chrf = None if self.recipe.without_dev else list(state.scores.values())[-1][reverse]["chrf"]
         settings = sampling_settings(self.recipe.generate, chrf)
         self.events.say(f"  {describe_sampling(self.recipe.generate, settings, reverse, chrf)}")
         lines, cursors = self.streams(state).lines(phase)
@@ -103,7 +103,7 @@ class Synthesizer:
     def filter(self, phase: Phase, candidates: Sequence[Candidate]) -> FilteredCandidates:
         """Reject bad candidates, counted by reason."""
         corpora = self.context.corpora
-        pairs = corpora.train if self.recipe.blind else corpora.dev
+        pairs = corpora.train if self.recipe.without_dev else corpora.dev
         return filter_candidates(
             candidates,
             self.recipe.filter,

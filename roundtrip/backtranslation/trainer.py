@@ -226,7 +226,7 @@ class Trainer:
         memory.trim_heap()
         folder = run.nonfinite_steps
         nonfinite_steps.check_not_all(self.state.nonfinite_in_phase, self.state.step, phase, folder)
-        if phase.stage == PRETRAIN and self.recipe.one_start:
+        if phase.stage == PRETRAIN and self.recipe.shared_start:
             self._share_start(phase.direction.name)
         stop_early = self._has_trained_enough(phase)
         # The examples of a round are read again where a later one may replay them.

@@ -107,8 +107,10 @@ class _Preparation:
 
     def read_parts(self) -> dict[str, RowStore]:
         """Read every part from its own sources: dev and test first, so that their texts are known to the others."""
-        stores = {part: self._write_held_out(part) for part in (("test",) if self.recipe.blind else ("test", "dev"))}
-        if self.recipe.blind:
+        stores = {
+            part: self._write_held_out(part) for part in (("test",) if self.recipe.without_dev else ("test", "dev"))
+        }
+        if self.recipe.without_dev:
             stores["dev"] = self._write_monolingual_dev()
         stores["train"] = self._write_filtered("train", self._pairs(self.recipe.data.train), (0, 1))
         for side, language in enumerate(self.recipe.languages):

@@ -31,9 +31,9 @@ def _config(request: GenerationRequest) -> Any:
 
     settings = request.settings
     sampling: dict[str, Any] = {}
-    if settings.heat > 0:
+    if settings.temperature_value > 0:
         # The library's own default of top_k is 50.
-        sampling = {"temperature": settings.heat, "top_k": 0, "top_p": settings.top_p}
+        sampling = {"temperature": settings.temperature_value, "top_k": 0, "top_p": settings.top_p}
     return GenerationConfig(
         max_new_tokens=max(request.limits) + 1,
         do_sample=bool(sampling),

@@ -19,10 +19,10 @@ def sample_next(logits_BV: torch.Tensor, settings: Generate, generator: torch.Ge
     Returns:
         next_B, int64.
     """
-    if settings.heat == 0:
+    if settings.temperature_value == 0:
         # On a CPU argmax of bfloat16 takes four times as long.
         return (logits_BV.float() if logits_BV.device.type == "cpu" else logits_BV).argmax(-1)
-    logits_BV = logits_BV.float() / settings.heat
+    logits_BV = logits_BV.float() / settings.temperature_value
     if settings.top_p < 1:
         sorted_BV, order_BV = logits_BV.sort(descending=True)
         probability_BV = sorted_BV.softmax(-1)

@@ -261,7 +261,7 @@ def load(
         recipe.model,
         recipe.adapter,
         folder,
-        one_base=recipe.one_base,
+        one_base=recipe.shared_base,
         seed=recipe.seed,
         residual_folder=residual_folder,
     )

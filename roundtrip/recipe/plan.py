@@ -74,7 +74,7 @@ def phases(recipe: Recipe, num_pairs: int) -> list[Phase]:
     result: list[Phase] = []
     for stage, number, num_turns, num_epochs in stages:
         # Where both directions start with the same weights, one is pretrained and the other copies it.
-        trained = directions(recipe)[:1] if stage == PRETRAIN and recipe.one_start else directions(recipe)
+        trained = directions(recipe)[:1] if stage == PRETRAIN and recipe.shared_start else directions(recipe)
         for turn in range(num_turns):
             for direction in trained:
                 ends_stage = turn == num_turns - 1 and direction == trained[-1]
@@ -90,7 +90,7 @@ def _epochs(recipe: Recipe, stage: str, num_epochs: int, num_pairs: int) -> list
 
 def epochs_may_end_early(recipe: Recipe) -> bool:
     """Return whether the dev loss is computed after each epoch over pairs; it needs dev pairs."""
-    return bool(recipe.train.patience) and not recipe.blind
+    return bool(recipe.train.patience) and not recipe.without_dev
 
 
 def next_phase(phases: Sequence[Phase], phase: Phase, *, stop_early: bool) -> int:

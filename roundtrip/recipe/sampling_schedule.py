@@ -36,7 +36,8 @@ def describe_sampling(generate: Generate, settings: Generate, direction: str, de
         direction: name of the generating direction.
         dev_chrf: as for `sampling_settings`.
     """
-    text = f"{direction} " + (f"samples at temperature {settings.heat:g}" if settings.heat else "uses greedy search")
+    temperature = settings.temperature_value
+    text = f"{direction} samples at temperature {temperature:g}" if temperature else f"{direction} uses greedy search"
     if settings.num_candidates > 1:
         text += f", {settings.num_candidates} candidates per line"
     if generate.temperature != "auto":

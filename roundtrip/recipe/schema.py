@@ -261,7 +261,7 @@ class Generate(Section):
     """Padded tokens of one batch, prompt and hypothesis."""
 
     @property
-    def heat(self) -> float:
+    def temperature_value(self) -> float:
         """The temperature as a number; `auto` that nobody has resolved is greedy."""
         return 0.0 if self.temperature == "auto" else self.temperature
 
@@ -332,18 +332,18 @@ class Recipe(Section):
         return bool(self.rounds.count or self.train.pretrain_lines) or (from_scratch and has_mono)
 
     @property
-    def blind(self) -> bool:
+    def without_dev(self) -> bool:
         """Whether there are no dev pairs, so that round-trip translations of monolingual lines choose the stage."""
         return self.data.split is None and not self.data.dev
 
     @property
-    def one_start(self) -> bool:
+    def shared_start(self) -> bool:
         """Whether each direction has its own model from scratch, and both start with the same weights."""
         first, second = (model.model_copy(update={"path": None}) for model in self.model.values())
         return first.from_scratch is not None and first.shared and first == second
 
     @property
-    def one_base(self) -> bool:
+    def shared_base(self) -> bool:
         """Whether both directions are adapters on one frozen base model."""
         first, second = self.model.values()
         return first == second and first.shared and all(adapter.method != "full" for adapter in self.adapter.values())

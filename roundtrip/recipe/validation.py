@@ -137,7 +137,7 @@ def _train_problems(recipe: Recipe) -> Iterator[str]:
     if train.final_epochs and not _has_pairs(recipe):
         yield "train.final_epochs: there are no parallel pairs to train on"
     # Epochs end by the loss on dev pairs, rounds by the score of their stage.
-    longest = max(num_rounds, epochs if _has_pairs(recipe) and not recipe.blind else 0)
+    longest = max(num_rounds, epochs if _has_pairs(recipe) and not recipe.without_dev else 0)
     if train.patience >= max(longest, 1):
         yield (
             f"train.patience: {train.patience} epochs or rounds without a better dev value cannot end "
@@ -166,7 +166,7 @@ def _round_problems(recipe: Recipe) -> Iterator[str]:
 def _generate_problems(recipe: Recipe) -> Iterator[str]:
     generate = recipe.generate
     # Without dev pairs the quality of a direction is unknown, and `auto` stays greedy.
-    samples = not recipe.blind if generate.temperature == "auto" else generate.temperature > 0
+    samples = not recipe.without_dev if generate.temperature == "auto" else generate.temperature > 0
     why = "without dev pairs, where 'auto' is greedy" if generate.temperature == "auto" else "at temperature 0"
     if not samples and generate.top_p < 1:
         yield f"generate.top_p: has no effect {why}; set generate.temperature"
@@ -234,7 +234,7 @@ def _adapter_problems(recipe: Recipe, adapter: Adapter, model: Model) -> Iterato
 
 def _residual_problems(recipe: Recipe, adapter: Adapter, model: Model) -> Iterator[str]:
     method = f"adapter.method: '{adapter.method}'"
-    if recipe.one_base:
+    if recipe.shared_base:
         yield (
             f"{method} takes its start out of the base, which the other direction shares; set model.shared = false, "
             "so that each has its own, or use 'rslora'"

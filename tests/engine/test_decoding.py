@@ -21,7 +21,7 @@ from roundtrip.engine.generate import generate
 from roundtrip.engine.request import Callbacks, GenerationRequest, StopRule
 from roundtrip.recipe import loader
 from roundtrip.recipe.schema import Generate
-from roundtrip.runtime.errors import ModelError, RecipeError
+from roundtrip.runtime.errors import ModelError
 from tests.conftest import WriteRecipe
 from tests.engine.test_train_step import MODELS, rows
 from tests.runs import assert_same, end_state, go
@@ -122,22 +122,6 @@ def test_a_run_is_the_same_by_both_engines(write_recipe: WriteRecipe, tmp_path: 
     go(path, tmp_path / "library", overrides=("generate.temperature=0.0", "generate.engine=transformers"))
     assert "decode" not in taken and taken
     assert_same(end_state(tmp_path / "library"), end_state(tmp_path / "native"))
-
-
-@pytest.mark.parametrize(
-    ("settings", "message"),
-    [
-        (("generate.temperature=0.0", "generate.top_p=0.9"), "does nothing at temperature 0"),
-        (("generate.engine=transformers", "generate.cuda_graphs=true"), "of our own loop only"),
-        (("generate.temperature=0.0", "generate.num_candidates=4"), "all the same at temperature 0"),
-        (("generate.candidate_selection=likelihood",), "nothing to choose from"),
-    ],
-)
-def test_what_an_engine_cannot_do_is_refused(
-    write_recipe: WriteRecipe, settings: tuple[str, ...], message: str
-) -> None:
-    with pytest.raises(RecipeError, match=message):
-        loader.load_recipe(str(write_recipe()), settings)
 
 
 # ---------------------------------------------------------------------------- several hypotheses, and how likely
