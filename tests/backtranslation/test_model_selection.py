@@ -41,15 +41,18 @@ def test_the_best_stage_is_the_first_trained_one_with_the_highest_mean() -> None
 def test_epochs_end_where_dev_loss_stops_improving(
     write_recipe: WriteRecipe, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """The loss of one direction improves for three epochs, that of the other for two."""
-    losses = {"en-es": [3.0, 2.0, 1.0, 1.5, 1.6, 0.1], "es-en": [3.0, 2.0, 2.0, 2.5, 2.0, 0.1]}
+    """The loss of one direction improves for three epochs, that of the other for two; the last stage starts anew."""
+    losses = {"en-es": [3.0, 2.0, 1.0, 1.5, 1.6, 9.0, 9.0], "es-en": [3.0, 2.0, 2.0, 2.5, 2.0, 9.0, 9.0]}
     monkeypatch.setattr(Scorer, "dev_loss", lambda self, direction: losses[direction.name].pop(0))
-    shown = go(write_recipe(), tmp_path / "run", overrides=("train.parallel_epochs=6", "train.patience=2"))
+    path = write_recipe(("monolingual_lines = 24", "monolingual_lines = 4"))
+    overrides = ("train.parallel_epochs=6", "train.patience=2", "train.final_epochs=2")
+    shown = go(path, tmp_path / "run", overrides=overrides)
     assert "parallel: dev loss has not improved for 2 epochs; stopping this stage" in shown
     assert "en-es: dev loss 1.600 nats per token after epoch 5" in shown
-    assert losses == {"en-es": [0.1], "es-en": [0.1]}
+    assert losses == {"en-es": [], "es-en": []}
     metrics = json.loads((tmp_path / "run" / "metrics.json").read_text())
-    assert metrics["steps"]["en-es"] == 5 * 2 + 3 and list(metrics["test"]) == ["copy", BASE, PARALLEL, "round-1"]
+    assert metrics["steps"]["en-es"] == 5 * 2 + 1 + 2 * 2
+    assert list(metrics["test"]) == ["copy", BASE, PARALLEL, "round-1", FINAL]
 
 
 def test_dev_loss_is_that_of_a_train_step(write_recipe: WriteRecipe, tmp_path: Path) -> None:
