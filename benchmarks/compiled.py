@@ -34,7 +34,7 @@ def build_models(layers: int, device: torch.device) -> tuple[Any, Any]:
     import torch
     from transformers import LlamaConfig, LlamaForCausalLM
 
-    from roundtrip.models import adapters, base_model
+    from roundtrip.models import adapters, base_model, prepacked_linear
     from roundtrip.recipe.schema import Adapter
 
     torch.manual_seed(0)
@@ -43,6 +43,8 @@ def build_models(layers: int, device: torch.device) -> tuple[Any, Any]:
     )
     model = LlamaForCausalLM(config).to(device).requires_grad_(False)
     merged_copy = base_model.merged_copy_of(model)
+    # torch.compile cannot trace weights in the layout of oneDNN.
+    prepacked_linear.restore_linear(merged_copy)
     peft_model = adapters.add_adapters(model, dict.fromkeys(NAMES, Adapter(rank=8)), 1)
     for name in NAMES:
         for parameter in adapters.parameters(peft_model, name).values():

@@ -209,7 +209,7 @@ class _HypothesisDecoder:
 
     def _decode(self, hypotheses: Hypotheses) -> tuple[list[str], list[list[int]]]:
         texts = [self._template.hypothesis_text(ids) for ids in hypotheses.lists()]
-        return texts, self._reread_with.prompts(texts) if self._reread_with is not None else [[] for _ in texts]
+        return texts, self._reread_with.row_starts(texts) if self._reread_with is not None else [[] for _ in texts]
 
     def collect(self, num_hypotheses: int, processes: ProcessGroup) -> tuple[list[str], list[list[int]]]:
         """Return texts and prompts of all batches of all processes; the prompts are empty without a template."""

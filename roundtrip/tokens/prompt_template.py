@@ -94,6 +94,19 @@ class PromptTemplate:
         starts, sizes = [len(self.segments.head)] * len(texts), [len(source) for source in sources]
         return [ids for ids, _ in self._encode(texts, starts, sizes, None, offsets=False)]
 
+    def row_starts(self, sources: Sequence[str]) -> list[list[int]]:
+        """Return the ids that precede the target in the rows of each source.
+
+        They may differ from the ids of its prompt: two line breaks at the end of a text may be one token, and two
+        inside of it. So they are encoded with a target behind them.
+        """
+        head, mid = self.segments.head, self.segments.mid
+        texts = [f"{head}{source}{mid}a" for source in sources]
+        sizes = [len(source) for source in sources]
+        target = self._make_targets(["a"])[0] or []
+        encoded = self._encode(texts, [len(head)] * len(texts), sizes, [1] * len(texts), offsets=False)
+        return [ids[: len(ids) - len(target)] if ids[len(ids) - len(target) :] == target else ids for ids, _ in encoded]
+
     def rows(self, pairs: Sequence[tuple[str, str]]) -> list[TokenRow]:
         """Return the training row of each (source, target)."""
         return _look_up(pairs, self._rows, self._make_rows)

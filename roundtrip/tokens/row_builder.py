@@ -87,7 +87,7 @@ class RowBuilder:
             size_B: int64, from `find_ends`.
             targets: one real line for each.
             texts: `reverse_template.hypothesis_text` of each, if known; else those that are needed are decoded.
-            prompts: `forward_template.prompts(texts)`, if known.
+            prompts: `forward_template.row_starts(texts)`, if known.
             seed: chooses the rows of the audit.
 
         Returns:
@@ -166,9 +166,11 @@ class RowBuilder:
         open_rows = [i for i, reason in enumerate(reasons) if reason == PAIR]
         if not open_rows:
             return reasons
-        # What the lookup does not prove is encoded: the prompt of the text must have the ids of the spliced one.
+        # What the lookup does not prove is encoded again: its ids up to the target must be the spliced ones.
         expected = (
-            self.forward_template.prompts(texts.some(open_rows)) if prompts is None else [prompts[i] for i in open_rows]
+            self.forward_template.row_starts(texts.some(open_rows))
+            if prompts is None
+            else [prompts[i] for i in open_rows]
         )
         head, mids = self.tensors.head_H.tolist(), self.tensors.mid_KL.tolist()
         mid_sizes = self.tensors.mid_size_K.tolist()

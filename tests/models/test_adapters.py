@@ -142,7 +142,10 @@ def test_what_is_saved_works_on_the_base_as_published(
     if dtype == torch.float32:
         assert torch.allclose(logits(alone), exact, atol=1e-4)
     else:
-        assert (logits(alone) - exact).abs().mean() < 0.02 * exact.abs().mean()
+        # Each linear layer rounds its weight and its output, independently of the others: errors add as their squares.
+        num_roundings = 2 * len(pissa_olora.linear_weights(merged_copy))
+        limit = torch.finfo(dtype).eps / 2 * num_roundings**0.5
+        assert (logits(alone) - exact).abs().mean() < limit * exact.abs().mean()
     other, other_moved = make()
     adapters.load(other, "en-es", adapters.read(tmp_path), initial_adapter)
     write(merged_copy, other, other_moved)

@@ -1,0 +1,81 @@
+"""The manifest of a run: what is read back, and what is refused."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from roundtrip.backtranslation.run_folder import FORMAT, RunFolder, RunManifest, with_model_folders
+from roundtrip.recipe.loader import load_recipe
+from roundtrip.recipe.schema import FromScratch
+from roundtrip.runtime.errors import RunError
+from tests.conftest import WriteRecipe
+
+MANIFEST = RunManifest(
+    recipe={"seed": 3},
+    folder="/recipes",
+    overrides=["seed=3"],
+    versions={"torch": "2.0"},
+    base_hashes={"en-es": "ab", "es-en": "ab"},
+    base_locations={"en-es": "/model", "es-en": "/model"},
+    tokenizer_hashes={"en-es": None, "es-en": "cd"},
+    expansions={"en-es": 1.25, "es-en": 1.0},
+)
+
+
+def change(run_dir: Path, /, **keys: Any) -> None:
+    """Set keys of a run.json, or remove those that are None."""
+    path = run_dir / "run.json"
+    document = json.loads(path.read_text()) | keys
+    path.write_text(json.dumps({key: value for key, value in document.items() if value is not None}))
+
+
+def test_a_manifest_is_read_back_as_it_was_written(tmp_path: Path) -> None:
+    run = RunFolder(tmp_path)
+    run.write_manifest(MANIFEST)
+    assert run.manifest() == MANIFEST
+
+
+@pytest.mark.parametrize(
+    ("keys", "message"),
+    [
+        ({"format": FORMAT - 1}, f"has format {FORMAT - 1}, this version reads {FORMAT}"),
+        ({"format": None}, f"has format None, this version reads {FORMAT}"),
+        ({"recipe": None, "folder": None}, "damaged: .*'recipe' and 'folder'"),
+        ({"tokens_rows": {}}, "damaged: .*'tokens_rows'"),
+    ],
+)
+def test_a_manifest_with_other_keys_is_refused(tmp_path: Path, keys: dict[str, Any], message: str) -> None:
+    run = RunFolder(tmp_path)
+    run.write_manifest(MANIFEST)
+    change(tmp_path, **keys)
+    with pytest.raises(RunError, match=message):
+        run.manifest()
+
+
+def test_a_recipe_of_another_version_is_refused(tmp_path: Path) -> None:
+    run = RunFolder(tmp_path)
+    run.write_manifest(MANIFEST)
+    change(tmp_path, versions={"roundtrip": "0.0.1"})
+    with pytest.raises(RunError, match=r"its recipe was written by roundtrip 0\.0\.1"):
+        run.recipe()
+
+
+def test_other_models_and_tokenizers_are_refused() -> None:
+    MANIFEST.check_loaded("base model", {"en-es": "ab", "es-en": "ab"})
+    MANIFEST.check_loaded("tokenizer", {"en-es": None})
+    with pytest.raises(RunError, match="base model of es-en .* its content differs"):
+        MANIFEST.check_loaded("base model", {"en-es": "ab", "es-en": "xy"})
+    with pytest.raises(RunError, match="tokenizer of en-es"):
+        MANIFEST.check_loaded("tokenizer", {"en-es": "xy"})
+
+
+def test_models_from_scratch_lie_in_the_run_folder(write_recipe: WriteRecipe, tmp_path: Path) -> None:
+    recipe = load_recipe(str(write_recipe())).recipe
+    assert with_model_folders(recipe, tmp_path) == recipe
+    models = {"en-es": recipe.model["en-es"].model_copy(update={"path": None, "from_scratch": FromScratch()})}
+    placed = with_model_folders(recipe.model_copy(update={"model": models}), tmp_path, {"en-es": {"dtype": "bfloat16"}})
+    assert placed.model["en-es"].path == str(tmp_path / "en-es") and placed.model["en-es"].dtype == "bfloat16"
