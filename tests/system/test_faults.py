@@ -339,7 +339,7 @@ def test_more_skipped_steps_than_allowed_end_the_run_with_advice(
     write_recipe: WriteRecipe, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     breaking(monkeypatch, {0, 1}, HOW["loss is nan"])
-    path = write_recipe(("parallel_epochs = 1", "parallel_epochs = 3\nmax_skipped = 1"))
+    path = write_recipe(("parallel_epochs = 1", "parallel_epochs = 3\nmax_nonfinite_steps = 1"))
     with pytest.raises(
         TrainingError, match=r"the 2\. of this phase(.|\n)*look at the rows in .*skipped.*lower train\.lr"
     ):
@@ -356,7 +356,7 @@ def test_a_phase_without_a_single_sound_step_ends_the_run(
 
 
 def test_a_rate_that_breaks_the_weights_ends_the_run(write_recipe: WriteRecipe, tmp_path: Path) -> None:
-    path = write_recipe(("lr = 5e-3", "lr = 1e30\nlr_warmup_steps = 0\nmax_grad_norm = 1e30\nmax_skipped = 0"))
+    path = write_recipe(("lr = 5e-3", "lr = 1e30\nlr_warmup_steps = 0\nmax_grad_norm = 1e30\nmax_nonfinite_steps = 0"))
     with pytest.raises(TrainingError, match=r"loss (nan|inf)(.|\n)*lower train\.lr"):
         go(path, tmp_path / "run")
 
@@ -364,7 +364,7 @@ def test_a_rate_that_breaks_the_weights_ends_the_run(write_recipe: WriteRecipe, 
 def test_skipped_steps_survive_a_resume(
     write_recipe: WriteRecipe, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    path = write_recipe(("parallel_epochs = 1", "parallel_epochs = 2\nmax_skipped = 1"))
+    path = write_recipe(("parallel_epochs = 1", "parallel_epochs = 2\nmax_nonfinite_steps = 1"))
     with monkeypatch.context() as patch:
         breaking(patch, {0}, HOW["loss is nan"])
         step = Trainer.step
