@@ -25,7 +25,7 @@ SMALLER: dict[str, dict[str, Any]] = {
         "batch_size": 16,
         "max_tokens_per_microbatch": 1024,
     },
-    "rounds": {"number": 1, "lines": 20},
+    "rounds": {"count": 1, "monolingual_lines": 20},
     "filter": {"max_length_ratio": 100.0, "max_copy_chrf": 100.0},
     "evaluation": {"bootstrap_samples": 20},
     "checkpoint": {"every_steps": 1000, "keep": 1},
@@ -49,7 +49,7 @@ def stand_in(name: str, folder: Path, model_folder: Path) -> Path:
     data["languages"] = ["en", "es"]
     # A model that knows nothing needs more of it before it ends its sentences.
     number = 300 if "from_scratch" in data["model"] else 32
-    data["data"] = {"cut": {"corpus": "toy.tsv", "train": number, "dev": 8, "test": 8}}
+    data["data"] = {"split": {"corpus": "toy.tsv", "train": number, "dev": 8, "test": 8}}
     for key, values in SMALLER.items():
         data[key] = data.get(key, {}) | values
     data["rounds"]["require_better_than_copy"] = False
