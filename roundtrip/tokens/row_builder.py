@@ -167,17 +167,16 @@ class RowBuilder:
         if not open_rows:
             return reasons
         # What the lookup does not prove is encoded again: its ids up to the target must be the spliced ones.
-        expected = (
-            self.forward_template.row_starts(texts.some(open_rows))
-            if prompts is None
-            else [prompts[i] for i in open_rows]
-        )
+        if prompts is None:
+            starts: Sequence[Sequence[int]] = self.forward_template.row_starts(texts.some(open_rows))
+        else:
+            starts = [prompts[i] for i in open_rows]
         head, mids = self.tensors.head_H.tolist(), self.tensors.mid_KL.tolist()
         mid_sizes = self.tensors.mid_size_K.tolist()
         open_R = torch.tensor(open_rows, device=source.ids_BN.device)
         parts = (part[open_R].tolist() for part in (source.ids_BN, source.size_B, source.mid_B))
-        for i, prompt, ids, size, mid in zip(open_rows, expected, *parts, strict=True):
-            if [*head, *ids[:size], *mids[mid][: mid_sizes[mid]]] == list(prompt):
+        for i, start, ids, size, mid in zip(open_rows, starts, *parts, strict=True):
+            if [*head, *ids[:size], *mids[mid][: mid_sizes[mid]]] == list(start):
                 reasons[i] = PROVED
         return reasons
 
