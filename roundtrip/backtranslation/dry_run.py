@@ -31,7 +31,7 @@ from roundtrip.recipe.plan import (
     Direction,
     Phase,
     directions,
-    num_rows,
+    num_phase_rows,
     num_steps,
     phases,
 )
@@ -207,15 +207,6 @@ def expected_seconds(recipe: Recipe, corpora: Corpora, rates: Mapping[str, Rates
         for rate in rates.values():
             add("scoring", stage, lines * (rate.score_base_line if stage == BASE else rate.generate_line))
     return {activity: {stage: round(value, 1) for stage, value in of.items()} for activity, of in seconds.items()}
-
-
-def num_phase_rows(recipe: Recipe, phase: Phase, num_pairs: int) -> int:
-    """Return how many rows a phase trains on in one epoch if no candidate is rejected."""
-    if phase.stage == PRETRAIN:
-        return 2 * recipe.train.pretrain_lines
-    if not phase.round:
-        return num_pairs
-    return num_rows(recipe, phase.round, num_pairs)
 
 
 def _describe(recipe: Recipe, phase: Phase, num_pairs: int) -> str:

@@ -26,6 +26,7 @@ from roundtrip.engine.translator import Translator, expansion_of
 from roundtrip.models import from_scratch
 from roundtrip.models.base_model import choose_device
 from roundtrip.models.direction_model import frozen_hashes
+from roundtrip.models.optimizer import BETAS, EPS, MAX_GRAD_NORM, MIN_LR_FACTOR
 from roundtrip.recipe import loader
 from roundtrip.recipe.loader import LoadedRecipe
 from roundtrip.recipe.plan import directions
@@ -120,6 +121,15 @@ def run_recipe(
                     trainer.selection.show()
                     return run
             events.log("start", phase=trainer.state.phase, step=trainer.state.step)
+            events.log(
+                "optimizer",
+                name="AdamW",
+                betas=BETAS,
+                eps=EPS,
+                min_lr_factor=MIN_LR_FACTOR,
+                max_grad_norm=MAX_GRAD_NORM,
+                planned_steps={name: optimizer.num_steps for name, optimizer in trainer.optimizers.items()},
+            )
             models = {name: one.direction_model for name, one in context.translators.items()}
             before = frozen_hashes(models)
             back_translate(trainer)
