@@ -148,8 +148,9 @@ def train_step(
         ),
     )
     loss = float(processes.all_reduce(total)) / num_labels
-    skip = not math.isfinite(loss)
-    grad_norm = optimizer.step(1.0 / num_labels, planned_step=settings.planned_step, skip=skip, processes=processes)
+    grad_norm = optimizer.step(
+        1.0 / num_labels, planned_step=settings.planned_step, skip=not math.isfinite(loss), processes=processes
+    )
     num_tokens = sum(dataset.sizes[i] for i in rows)
     return StepResult(loss, grad_norm, num_labels, num_tokens, min(processes.gather(budget)))
 
