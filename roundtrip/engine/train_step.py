@@ -142,10 +142,7 @@ def train_step(
         run,
         halve,
         size=lambda budget: budget,
-        too_large=lambda budget: TrainingError(
-            f"memory ran out on a single row of {longest} tokens",
-            cure="lower train.max_length, set model.gradient_checkpointing = true, or use a smaller model",
-        ),
+        too_large=lambda budget: _too_large(longest),
     )
     loss = float(processes.all_reduce(total)) / num_labels
     grad_norm = optimizer.step(
@@ -153,6 +150,13 @@ def train_step(
     )
     num_tokens = sum(dataset.sizes[i] for i in rows)
     return StepResult(loss, grad_norm, num_labels, num_tokens, min(processes.gather(budget)))
+
+
+def _too_large(num_tokens: int) -> TrainingError:
+    return TrainingError(
+        f"memory ran out on a single row of {num_tokens} tokens",
+        cure="lower train.max_length, set model.gradient_checkpointing = true, or use a smaller model",
+    )
 
 
 def _backward(
