@@ -34,6 +34,10 @@ class Candidate:
         ids_N: int64, the generated ids on the device that made them; None for text from elsewhere.
         logprob: mean log-probability of a generated token by the generating model, in nats; None where not asked for.
         prompt: ids of the source's prompt in the forward direction, where verification on the host asked for them.
+
+    Example:
+        >>> Candidate(0, source="The file is closed.", target="El archivo está cerrado.").finished
+        True
     """
 
     line: int
@@ -148,6 +152,13 @@ def round_trip_chrf(
 
     Returns:
         One value per candidate, 0 where a source is too long for the model, which could not train on it either.
+
+    Example:
+        >>> from roundtrip import load_translators
+        >>> forward = load_translators(recipe)["en-es"]
+        >>> (score,) = round_trip_chrf(forward, [Candidate(0, "a cat", "un gato")])
+        >>> 0 <= score <= 100
+        True
     """
     greedy = settings.model_copy(update={"temperature": 0.0, "num_candidates": 1})
     sources = [candidate.source for candidate in candidates]

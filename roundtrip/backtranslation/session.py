@@ -72,9 +72,10 @@ def train(
         RoundtripError: see its kinds; `Interrupted` after a signal, with everything saved.
 
     Example:
-        >>> run = train(load_recipe("own.toml"), "runs/own")  # doctest: +SKIP
-        >>> load_trained(run.path, "en-es").translate(["Save the file"]).texts  # doctest: +SKIP
-        ['Guarda el archivo']
+        >>> run = train(recipe, out_dir / "run")  # from `load_recipe`, or its path
+        >>> import json
+        >>> sorted(json.loads(run.metrics.read_text())["test"])
+        ['base', 'copy', 'parallel', 'round-1']
     """
     loaded = recipe if isinstance(recipe, LoadedRecipe) else loader.load_recipe(str(recipe))
     loader.forbid_unused_hub(loaded.recipe, loaded.folder)

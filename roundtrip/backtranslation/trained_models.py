@@ -151,9 +151,23 @@ def load_trained(run_dir: Path | str, direction: str, *, stage: str = BEST, devi
 
     Raises:
         RunError: not a run, no such direction or stage, or another base than it was trained on.
+
+    Example:
+        >>> translator = load_trained(run_dir, "en-es")
+        >>> len(translator.translate(["the dog sleeps"]).texts)
+        1
     """
     run = RunFolder(Path(run_dir))
-    by_name = {one.name: one for one in directions(run.recipe())}
-    if direction not in by_name:
-        raise RunError(f"has no direction '{direction}'", place=str(run.path), cure=f"name {' or '.join(by_name)}")
-    return load(run, by_name[direction], stage, device)
+    return load(run, direction_named(run, direction), stage, device)
+
+
+def direction_named(run: RunFolder, name: str) -> Direction:
+    """Return a direction of a run.
+
+    Raises:
+        RunError: not a run, or it has no such direction.
+    """
+    by_name = {direction.name: direction for direction in directions(run.recipe())}
+    if name not in by_name:
+        raise RunError(f"has no direction '{name}'", place=str(run.path), cure=f"name {' or '.join(by_name)}")
+    return by_name[name]

@@ -18,9 +18,7 @@ from roundtrip.runtime.errors import RunError, printable
 _PROBES = ("Save the file", "línea — 家", "(1) <b>100 %</b>", "a")
 
 if TYPE_CHECKING:
-    from roundtrip.backtranslation.run_folder import RunFolder
     from roundtrip.engine.translator import Translator
-    from roundtrip.recipe.plan import Direction
     from roundtrip.tokens.prompt_segments import Segments
     from roundtrip.tokens.prompt_template import PromptTemplate
 
@@ -62,7 +60,9 @@ def export_run(arguments: argparse.Namespace) -> None:
         _refuse_used(folder)
     console = Console()
     for direction, folder in folders.items():
-        has_template = export(run, direction, folder, arguments.stage, merged=arguments.merged, dtype=arguments.dtype)
+        has_template = export(
+            run.path, direction.name, folder, stage=arguments.stage, merged=arguments.merged, dtype=arguments.dtype
+        )
         kind = "a model" if (folder / "config.json").exists() else "an adapter"
         console.print(printable(f"{folder}: {kind}"), soft_wrap=True, markup=False)
         if not has_template:
@@ -79,7 +79,13 @@ def _refuse_used(folder: Path) -> None:
 
 
 def export(
-    run: RunFolder, direction: Direction, folder: Path, stage: str, *, merged: bool = False, dtype: str | None = None
+    run_dir: Path | str,
+    direction: str,
+    folder: Path | str,
+    *,
+    stage: str = "best",
+    merged: bool = False,
+    dtype: str | None = None,
 ) -> bool:
     """Write one direction of a run into a folder.
 
@@ -88,8 +94,10 @@ def export(
     trained. Where that is impossible (some tokenizers treat text after a spelt-out BOS differently) it has none.
 
     Args:
+        run_dir: folder of the run.
+        direction: such as `en-es`.
         folder: new or empty.
-        stage: which weights, such as `best`.
+        stage: `best`, or `parallel`, `round-1`, ...
         merged: write a plain model; where all weights were trained it is one anyway.
         dtype: `float32`, `bfloat16` or `float16`, of a merged model; the base's where None.
 
@@ -97,14 +105,21 @@ def export(
         Whether there is a chat template.
 
     Raises:
-        RunError: not a run, no such stage, or the folder is in use.
+        RunError: not a run, no such direction or stage, or the folder is in use.
+
+    Example:
+        >>> export(run_dir, "en-es", out_dir / "merged", merged=True)
+        True
     """
     from roundtrip.backtranslation import trained_models
+    from roundtrip.backtranslation.run_folder import RunFolder
     from roundtrip.cli import model_card
 
+    run, folder = RunFolder(Path(run_dir)), Path(folder)
     _refuse_used(folder)
     # Merged into weights of 4 or 8 bits, the sum would be rounded to them again.
-    translator = trained_models.load(run, direction, stage, "cpu", {"quantize": "none", "merged_copy": True})
+    changes = {"quantize": "none", "merged_copy": True}
+    translator = trained_models.load(run, trained_models.direction_named(run, direction), stage, "cpu", changes)
     folder.mkdir(parents=True, exist_ok=True)
     if merged or translator.direction_model.trains_all_weights:
         translator.direction_model.merged(dtype).save_pretrained(folder)

@@ -33,6 +33,10 @@ class StepSettings:
         kl_penalty: adds the divergence from the base to the loss; adapters only.
         planned_step: the step of the plan that this one stands for, see `lr_factor`; None: the steps taken so far.
         processes: who else takes a part of the rows, perhaps none of them; gradients and losses are summed.
+
+    Example:
+        >>> StepSettings(pad_id=0, max_tokens_per_microbatch=2048).packed
+        False
     """
 
     pad_id: int
@@ -112,6 +116,18 @@ def train_step(
 
     Raises:
         TrainingError: not even a single row fits into memory.
+
+    Example:
+        >>> from roundtrip import load_translators
+        >>> translator = load_translators(recipe)["en-es"]
+        >>> model, rows = translator.direction_model, translator.template.rows([("a cat", "un gato")])
+        >>> dataset = TokenDataset.of(rows, translator.base.device)
+        >>> optimizer = Optimizer(model.parameters(), recipe.recipe.train, num_steps=100)
+        >>> with model.training() as packed:
+        ...     settings = StepSettings(translator.base.pad_id, max_tokens_per_microbatch=512, packed=packed)
+        ...     result = train_step(model.model, optimizer, dataset, [0], settings, seed=1)
+        >>> result.num_labels == dataset.sizes[0] - dataset.starts[0], result.nonfinite
+        (True, False)
     """
     processes = settings.processes
     num_labels = sum(dataset.sizes[i] - dataset.starts[i] for i in rows)

@@ -37,6 +37,12 @@ class Translations:
         finished: an end token came within the limit.
         hypotheses: the ids, on the device.
         prompts: the prompts of another direction with these texts as sources, where they were asked for.
+
+    Example:
+        >>> translations = load_translators(recipe)["en-es"].translate(["a cat"])
+        >>> ids_N = translations.hypotheses.ids_BN[0, : translations.hypotheses.size_B[0]]
+        >>> ids_N.dtype, ids_N.tolist() == translations.hypotheses.lists()[0]
+        (torch.int64, True)
     """
 
     texts: list[str]
@@ -64,6 +70,12 @@ class Translator:
 
     Attributes:
         expansion: target tokens per source token, see `expansion_of`; the length limit grows with it.
+
+    Example:
+        >>> translator = load_translators(recipe)["en-es"]
+        >>> translations = translator.translate(["the dog sleeps", "a cat"])
+        >>> len(translations.texts), translations.hypotheses.ids_BN.shape[0]
+        (2, 2)
     """
 
     direction: Direction
@@ -334,5 +346,10 @@ def load_translators(recipe: LoadedRecipe) -> dict[str, Translator]:
 
     Raises:
         SourceError, ModelError, TemplateError: see `load`.
+
+    Example:
+        >>> translators = load_translators(recipe)  # from `load_recipe`
+        >>> sorted(translators)
+        ['en-es', 'es-en']
     """
     return load(recipe.recipe, recipe.folder)

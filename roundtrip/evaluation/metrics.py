@@ -90,6 +90,11 @@ def corpus_scores(hypotheses: Sequence[str], references: Sequence[str], bleu_tok
 
     Raises:
         TextError: there are no lines, or not as many hypotheses as references.
+
+    Example:
+        >>> scores = corpus_scores(["Save the file.", "Close"], ["Save the file.", "Close it"])
+        >>> round(scores.chrf, 1), round(scores.bleu, 1)
+        (86.2, 81.9)
     """
     _check_lengths(references, hypotheses=hypotheses)
     bleu, chrf = (
@@ -159,6 +164,12 @@ def paired_bootstrap(
 
     Raises:
         TextError: there are no lines, or not as many translations as references.
+
+    Example:
+        >>> references = ["Save the file.", "Close the window."]
+        >>> bleu, chrf = paired_bootstrap(["Save file", "Close"], references, references, samples=20)
+        >>> chrf.metric, chrf.system, chrf.p_value < 0.05
+        ('chrF++', 100.0, True)
     """
     _check_lengths(references, baseline=baseline, system=system)
     metrics = sacrebleu_metrics(bleu_tokenize, references=references)

@@ -54,6 +54,14 @@ class Optimizer:
         settings: learning rate, weight decay and schedule.
         num_steps: how many steps are planned, over which the learning rate falls.
         adapter: the multiple.
+
+    Example:
+        >>> weight = nn.Parameter(torch.ones(2, 3))
+        >>> optimizer = Optimizer({"weight": weight}, Train(lr=1e-3, lr_warmup_steps=0), num_steps=10)
+        >>> weight.grad = torch.ones(2, 3)
+        >>> grad_norm = optimizer.step(scale=1.0)
+        >>> round(grad_norm, 3), round(float(weight[0, 0].detach()), 4)
+        (2.449, 0.999)
     """
 
     def __init__(

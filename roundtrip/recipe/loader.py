@@ -77,6 +77,11 @@ def load_recipe(name: str, overrides: Sequence[str] = ()) -> LoadedRecipe:
 
     Raises:
         RecipeError: with every problem found, one per line.
+
+    Example:
+        >>> loaded = load_recipe("quickstart", ["train.lr=1e-4"])
+        >>> loaded.recipe.languages, loaded.recipe.train.lr
+        (('en', 'es'), 0.0001)
     """
     path = find(name)
     try:

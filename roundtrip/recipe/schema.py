@@ -306,7 +306,14 @@ class Checkpoint(Section):
 
 
 class Recipe(Section):
-    """The whole experiment."""
+    """The whole experiment.
+
+    Example:
+        >>> from roundtrip import load_recipe
+        >>> recipe = load_recipe("quickstart").recipe  # a frozen value
+        >>> recipe.rounds.count, recipe.adapter["en-es"].method
+        (1, 'lora')
+    """
 
     languages: tuple[str, str]
     """Two BCP 47 codes; `["en", "es"]` gives the directions `en-es` and `es-en`."""

@@ -14,6 +14,11 @@ class RoundtripError(Exception):
         problem: what is wrong, in one sentence that contains the offending value.
         place: where: a file, a file and line, a recipe key.
         cure: what to do about it.
+
+    Example:
+        >>> print(RoundtripError("no such file: 'a.tsv'", place="data.train", cure="check its spelling"))
+        data.train: no such file: 'a.tsv'
+          check its spelling
     """
 
     exit_code = 2

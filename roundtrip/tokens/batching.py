@@ -26,6 +26,12 @@ class TokenDataset:
         ids_X: int32, the tokens of all rows.
         offset_R: int64, where each row begins.
         sizes, starts: tokens of each row, and the position of its first label.
+
+    Example:
+        >>> from roundtrip.tokens.prompt_template import TokenRow
+        >>> dataset = TokenDataset.of([TokenRow(ids=[5, 6, 7, 2], start=2)], torch.device("cpu"))
+        >>> len(dataset), dataset.sizes, dataset.starts
+        (1, [4], [2])
     """
 
     ids_X: torch.Tensor

@@ -76,6 +76,10 @@ class CompatibilityReport:
         counts: of the sample lines: spliced, or the reason of the text path.
         attacks: of the audit: `rows`, `accepted`, `canonical`, `false accepts`; empty where there was none.
         examples: some lines that take the text path.
+
+    Example:
+        >>> CompatibilityReport("text", None, ("the vocabularies differ",)).share
+        0.0
     """
 
     mode: Literal["splice", "per_row", "text"]
@@ -148,6 +152,12 @@ def build_row_builder(
 
     Raises:
         RowBuilderError: `guard = "device"` is asked for and cannot be trusted with this tokenizer.
+
+    Example:
+        >>> forward = template("en", "es")  # a `PromptTemplate` for each direction
+        >>> row_builder, report = build_row_builder(template("es", "en"), forward, [("a cat", "un gato")])
+        >>> report.mode
+        'splice'
     """
     text_only = RowBuilder(forward_template, reverse_template, None)
     parts = tokenizer_differences(reverse_template.tokenizer, forward_template.tokenizer)

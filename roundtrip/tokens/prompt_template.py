@@ -41,6 +41,17 @@ class PromptTemplate:
         tokenizer: a transformers tokenizer. A fast one gives character offsets, by which labels are found; with a
             Python one they start at the first token in which a row differs from its prompt.
         segments: from `build_segments`.
+
+    Example:
+        >>> from roundtrip.recipe.schema import TemplateRecipe
+        >>> from roundtrip.tokens.prompt_segments import build_segments
+        >>> segments = build_segments(tokenizer, TemplateRecipe(kind="plain"), "en", "es", stop_ids=())
+        >>> template = PromptTemplate(tokenizer, segments)
+        >>> template.prompt_text("a cat")
+        'English: a cat\\nSpanish:'
+        >>> (row,) = template.rows([("a cat", "un gato")])
+        >>> tokenizer.decode(row.ids[row.start :])
+        ' un gato<|im_end|>'
     """
 
     def __init__(self, tokenizer: Any, segments: Segments) -> None:

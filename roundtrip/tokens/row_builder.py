@@ -56,6 +56,15 @@ class RowBuilder:
         guard: looks up pairs of tokens; None verifies every row on the host.
         strict: a row that cannot be spliced raises an error.
         audit: share of the spliced rows that is made again through text and compared.
+
+    Example:
+        >>> from roundtrip import build_row_builder
+        >>> row_builder, _ = build_row_builder(template("es", "en"), template("en", "es"), [("a cat", "un gato")])
+        >>> new_BN = torch.tensor([tokenizer.encode(" a cat") + [tokenizer.eos_token_id]])  # from `model.generate`
+        >>> size_B, finished_B = row_builder.find_ends(new_BN)
+        >>> rows, counts = row_builder.build(new_BN, size_B, targets=["un gato"])
+        >>> sorted(rows.padded()), dict(counts)
+        (['attention_mask', 'input_ids', 'labels', 'position_ids'], {'splice': 1})
     """
 
     forward_template: PromptTemplate

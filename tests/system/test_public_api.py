@@ -8,6 +8,7 @@ import inspect
 import re
 import subprocess
 import sys
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -56,11 +57,31 @@ def test_importing_the_package_loads_no_heavy_library() -> None:
     subprocess.run([sys.executable, "-c", code], check=True, timeout=60)
 
 
-@pytest.mark.parametrize("module", sorted(set(roundtrip._MODULE_OF.values())))
-def test_docstring_examples_run(module: str, tokenizer: Any) -> None:
-    names = {"tokenizer": tokenizer}
-    result = doctest.testmod(importlib.import_module(f"roundtrip.{module}"), extraglobs=names)
-    assert result.failed == 0
+def prompt_template(tokenizer: Any, source: str, target: str) -> roundtrip.PromptTemplate:
+    segments = build_segments(tokenizer, TemplateRecipe(kind="plain"), source, target, ())
+    return roundtrip.PromptTemplate(tokenizer, segments)
+
+
+@pytest.mark.parametrize("name", roundtrip.__all__)
+def test_docstring_examples_run(
+    name: str, tokenizer: Any, finished: tuple[Path, Path, str], write_recipe: WriteRecipe, tmp_path: Path
+) -> None:
+    """Every public name has one; it may use what is named here."""
+    value = getattr(roundtrip, name)
+    names = {
+        "tokenizer": tokenizer,
+        "template": partial(prompt_template, tokenizer),
+        "recipe": roundtrip.load_recipe(str(write_recipe())),
+        "run_dir": finished[1],
+        "out_dir": tmp_path,
+    }
+    module = vars(importlib.import_module(value.__module__))
+    tests = [test for test in doctest.DocTestFinder(recurse=False).find(value, name, globs={**module, **names})]
+    assert sum(len(test.examples) for test in tests), f"{name} has no example"
+    runner = doctest.DocTestRunner()
+    for test in tests:
+        runner.run(test)
+    assert not runner.failures
 
 
 def test_a_filter_of_your_own(write_recipe: WriteRecipe, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -74,11 +95,7 @@ def test_a_filter_of_your_own(write_recipe: WriteRecipe, tmp_path: Path, capsys:
 def test_token_rows_in_a_trainer_of_your_own(
     model_folder: Path, tokenizer: Any, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    text = TemplateRecipe(kind="plain")
-    templates = [
-        roundtrip.PromptTemplate(tokenizer, build_segments(tokenizer, text, source, target, ()))
-        for source, target in (("es", "en"), ("en", "es"))
-    ]
+    templates = [prompt_template(tokenizer, *codes) for codes in (("es", "en"), ("en", "es"))]
     model = AutoModelForCausalLM.from_pretrained(model_folder)
     before = model.get_input_embeddings().weight.detach().clone()
     lines = [es for _, es in toy_pairs()]
