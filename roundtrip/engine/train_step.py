@@ -35,8 +35,16 @@ class StepSettings:
         processes: who else takes a part of the rows, perhaps none of them; gradients and losses are summed.
 
     Example:
-        >>> StepSettings(pad_id=0, max_tokens_per_microbatch=2048).packed
-        False
+        >>> from roundtrip import load_translators
+        >>> translator = load_translators(recipe)["en-es"]
+        >>> model, rows = translator.direction_model, translator.template.rows([("a cat", "un gato")])
+        >>> dataset = TokenDataset.of(rows, translator.base.device)
+        >>> optimizer = Optimizer(model.parameters(), recipe.recipe.train, num_steps=100)
+        >>> with model.training() as packed:
+        ...     settings = StepSettings(translator.base.pad_id, max_tokens_per_microbatch=512, packed=packed)
+        ...     result = train_step(model.model, optimizer, dataset, [0], settings, seed=1)
+        >>> result.num_labels == dataset.sizes[0] - dataset.starts[0], result.nonfinite
+        (True, False)
     """
 
     pad_id: int
@@ -118,16 +126,9 @@ def train_step(
         TrainingError: not even a single row fits into memory.
 
     Example:
-        >>> from roundtrip import load_translators
-        >>> translator = load_translators(recipe)["en-es"]
-        >>> model, rows = translator.direction_model, translator.template.rows([("a cat", "un gato")])
-        >>> dataset = TokenDataset.of(rows, translator.base.device)
-        >>> optimizer = Optimizer(model.parameters(), recipe.recipe.train, num_steps=100)
-        >>> with model.training() as packed:
-        ...     settings = StepSettings(translator.base.pad_id, max_tokens_per_microbatch=512, packed=packed)
-        ...     result = train_step(model.model, optimizer, dataset, [0], settings, seed=1)
-        >>> result.num_labels == dataset.sizes[0] - dataset.starts[0], result.nonfinite
-        (True, False)
+        >>> with model.training():  # all as for `StepSettings`
+        ...     train_step(model.model, optimizer, dataset, [0], settings, seed=1).num_labels
+        8
     """
     processes = settings.processes
     num_labels = sum(dataset.sizes[i] - dataset.starts[i] for i in rows)
@@ -149,14 +150,10 @@ def train_step(
             total += _backward(model, dataset, group, settings, kl_scale)
         return budget, total
 
-    def halve(budget: int) -> list[int]:
-        largest = max((len(group) * max(dataset.sizes[i] for i in group) for group in microbatches(budget)), default=0)
-        return [max(longest, min(budget, largest) // 2)] if budget > longest else []
-
     ((budget, total),) = run_in_halves(
         [settings.max_tokens_per_microbatch],
         run,
-        halve,
+        lambda budget: _halve(microbatches(budget), dataset.sizes, budget),
         size=lambda budget: budget,
         too_large=lambda budget: _too_large(longest),
     )
@@ -166,6 +163,13 @@ def train_step(
     )
     num_tokens = sum(dataset.sizes[i] for i in rows)
     return StepResult(loss, grad_norm, num_labels, num_tokens, min(processes.gather(budget)))
+
+
+def _halve(groups: Sequence[Sequence[int]], sizes: Sequence[int], budget: int) -> list[int]:
+    """Return a smaller budget than one whose microbatches did not fit, or nothing where they are single rows."""
+    longest = max((sizes[i] for group in groups for i in group), default=0)
+    largest = max((len(group) * max(sizes[i] for i in group) for group in groups), default=0)
+    return [max(longest, min(budget, largest) // 2)] if budget > longest else []
 
 
 def _too_large(num_tokens: int) -> TrainingError:

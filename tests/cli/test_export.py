@@ -66,7 +66,7 @@ def test_exported_adapter_translates_as_the_run(run: RunFolder, tmp_path: Path) 
     for target in ("es", "en"):
         direction = trained_models.direction_into(run, target)
         folder = tmp_path / direction.name
-        export.export(run, direction, folder, "best")
+        export.export(run.path, direction.name, folder)
         tokenizer = AutoTokenizer.from_pretrained(folder)
         expected = our_translations(run, target)
         assert len(set(expected)) > 1
@@ -80,7 +80,7 @@ def test_exported_merged_model_translates_as_the_run(run: RunFolder, tmp_path: P
     for target in ("es", "en"):
         direction = trained_models.direction_into(run, target)
         folder = tmp_path / direction.name
-        export.export(run, direction, folder, "best", merged=True, dtype=dtype)
+        export.export(run.path, direction.name, folder, merged=True, dtype=dtype)
         assert not (folder / "adapter_config.json").exists()
         model = AutoModelForCausalLM.from_pretrained(folder)
         assert model.dtype == getattr(torch, dtype or "float32")
@@ -116,7 +116,7 @@ def test_chat_template_reproduces_prompts_and_rows(name: str, kind: Any) -> None
 
 
 def test_model_card_has_metadata_scores_and_recipe(run: RunFolder, tmp_path: Path) -> None:
-    export.export(run, trained_models.direction_into(run, "es"), tmp_path / "out", "best")
+    export.export(run.path, "en-es", tmp_path / "out")
     text = (tmp_path / "out" / "README.md").read_text(encoding="utf-8")
     metrics = json.loads(run.metrics.read_text())
     data = ModelCard(text).data
@@ -194,7 +194,7 @@ def _framed(tokenizer: Any, processor: Any) -> Any:
 def test_export_refuses_a_folder_that_is_not_empty(run: RunFolder, tmp_path: Path) -> None:
     (tmp_path / "notes.txt").write_text("mine")
     with pytest.raises(RunError, match="is not empty"):
-        export.export(run, trained_models.direction_into(run, "es"), tmp_path, "best")
+        export.export(run.path, "en-es", tmp_path)
     assert [path.name for path in tmp_path.iterdir()] == ["notes.txt"]
 
 
@@ -202,7 +202,7 @@ def test_fully_trained_model_is_exported_whole(write_recipe: WriteRecipe, tmp_pa
     path = write_recipe(("rank = 4\ndropout = 0.1", 'method = "full"'), ("count = 1", "count = 0"))
     go(path, tmp_path / "run")
     run = RunFolder(tmp_path / "run")
-    export.export(run, trained_models.direction_into(run, "es"), tmp_path / "out", "best")
+    export.export(run.path, "en-es", tmp_path / "out")
     model = AutoModelForCausalLM.from_pretrained(tmp_path / "out")
     assert their_translations(model, AutoTokenizer.from_pretrained(tmp_path / "out")) == our_translations(run, "es")
     assert "all weights of which were trained" in (tmp_path / "out" / "README.md").read_text()
