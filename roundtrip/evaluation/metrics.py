@@ -55,11 +55,7 @@ class Comparison:
 
 
 def sacrebleu_metrics(
-    bleu_tokenize: str = "13a",
-    *,
-    lowercase: bool = False,
-    ter: bool = False,
-    references: Sequence[str] | None = None,
+    bleu_tokenize: str = "13a", *, lowercase: bool = False, ter: bool = False, references: Sequence[str] | None = None
 ) -> dict[str, Any]:
     """Return sacreBLEU's metrics by their usual names; chrF++ is chrF with word bigrams (Popović 2017).
 
@@ -110,20 +106,18 @@ def signatures(bleu_tokenize: str = "13a") -> dict[str, str]:
     Raises:
         RecipeError: the tokenizer needs a package or a model that is not here.
     """
+    place = "evaluation.bleu_tokenize"
     if bleu_tokenize in SPM_MODELS and is_offline():
         file = Path(SACREBLEU_DIR) / "models" / Path(SPM_MODELS[bleu_tokenize]["url"]).name
         if not file.exists():
-            raise RecipeError(
-                f"sacreBLEU would download its tokenizer '{bleu_tokenize}', and network access is off",
-                place="evaluation.bleu_tokenize",
-                cure=f"run once with a network, or put the model into {file}",
-            )
+            problem = f"sacreBLEU would download its tokenizer '{bleu_tokenize}', and network access is off"
+            raise RecipeError(problem, place=place, cure=f"run once with a network, or put the model into {file}")
     try:
         bleu, chrf = metric_signatures(sacrebleu_metrics(bleu_tokenize)).values()
     except (RuntimeError, ImportError, OSError) as error:
         raise RecipeError(
             f"sacreBLEU's tokenizer '{bleu_tokenize}' cannot be used: {first_line(error)}",
-            place="evaluation.bleu_tokenize",
+            place=place,
             cure="install what it names, or use 'char' for languages without spaces",
         ) from error
     return {"bleu": bleu, "chrf": chrf}
@@ -173,10 +167,10 @@ def bootstrap_metrics(
         _, results = PairedTest(
             [("baseline", list(baseline)), ("system", list(system))], metrics, None, test_type="bs", n_samples=samples
         )()
-    # sacreBLEU has its own names (chrF2++ is chrF++) and keeps the order of the metrics.
-    pairs = [value for name, value in results.items() if name != "System"]
+    results.pop("System")
     comparisons = []
-    for name, (first, second) in zip(metrics, pairs, strict=True):
+    # sacreBLEU has its own names (chrF2++ is chrF++) and keeps the order of the metrics.
+    for name, (first, second) in zip(metrics, results.values(), strict=True):
         # sacreBLEU calls it significant when there is no difference at all, also for lines that differ only in what a
         # metric ignores (letter case where it is lowercased, spaces).
         p_value = 1.0 if first.score == second.score else second.p_value
@@ -203,11 +197,8 @@ def paired_bootstrap_means(
 def _check_lengths(references: Sequence[str], **systems: Sequence[str]) -> None:
     for name, lines in systems.items():
         if len(lines) != len(references) or not lines:
-            raise TextError(
-                f"{len(lines)} lines for {len(references)} references",
-                place=name,
-                cure="give one translation per reference, and at least one",
-            )
+            problem = f"{len(lines)} lines for {len(references)} references"
+            raise TextError(problem, place=name, cure="give one translation per reference, and at least one")
 
 
 @contextmanager
