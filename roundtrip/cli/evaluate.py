@@ -51,7 +51,7 @@ def evaluate_systems(arguments: argparse.Namespace) -> None:
     # numpy and sacreBLEU, for which neither --help nor a typo should wait.
     from roundtrip.backtranslation.run_folder import versions
     from roundtrip.cli import evaluation_inputs as inputs
-    from roundtrip.evaluation import comet, comparison
+    from roundtrip.evaluation import comet, comparison, metrics
     from roundtrip.evaluation.tables import show
 
     test = inputs.read_test_set(arguments.source, arguments.reference, arguments.test, arguments.slices)
@@ -61,7 +61,7 @@ def evaluate_systems(arguments: argparse.Namespace) -> None:
         systems = {"baseline": baseline, **systems}
     to = inputs.target_language(systems.values(), arguments.to)
     tokenizer = arguments.bleu_tokenize or inputs.tokenizer_of_runs(systems.values(), to) or bleu_tokenizer(to or "")
-    _check_tokenizer(tokenizer)
+    metrics.signatures(tokenizer, place="--bleu-tokenize")
     settings = comparison.EvaluationSettings(
         tokenizer, arguments.lowercase, arguments.ter, arguments.samples, arguments.seed, arguments.changed
     )
@@ -103,12 +103,3 @@ def _check(arguments: argparse.Namespace) -> None:
     existing = [path for name in names if (path := getattr(arguments, name)) and path.exists()]
     if output and output.exists() and any(path.samefile(output) for path in existing):
         raise RecipeError("this input file would be overwritten", place=f"--json {output}", cure="name another file")
-
-
-def _check_tokenizer(tokenizer: str) -> None:
-    from roundtrip.evaluation.metrics import signatures
-
-    try:
-        signatures(tokenizer)
-    except RecipeError as error:
-        raise RecipeError(error.problem, place="--bleu-tokenize", cure=error.cure) from error

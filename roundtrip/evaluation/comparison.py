@@ -28,10 +28,10 @@ class EvaluationSet:
 
     def slices(self) -> dict[str, list[int]]:
         """Return the line indices of each label, labels in alphabetical order."""
-        return {
-            label: [index for index, other in enumerate(self.labels) if other == label]
-            for label in sorted(set(self.labels))
-        }
+        slices: dict[str, list[int]] = {label: [] for label in sorted(set(self.labels))}
+        for index, label in enumerate(self.labels):
+            slices[label].append(index)
+        return slices
 
 
 @dataclass(frozen=True)

@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -100,13 +99,12 @@ def sentence_chrf(hypothesis: str, reference: str) -> float:
     return float(_SENTENCE_CHRF.sentence_score(hypothesis, [reference]).score)
 
 
-def signatures(bleu_tokenize: str = "13a") -> dict[str, str]:
+def signatures(bleu_tokenize: str = "13a", *, place: str = "evaluation.bleu_tokenize") -> dict[str, str]:
     """Return sacreBLEU's signatures of both metrics of `corpus_scores`, by the names `bleu` and `chrf`.
 
     Raises:
         RecipeError: the tokenizer needs a package or a model that is not here.
     """
-    place = "evaluation.bleu_tokenize"
     if bleu_tokenize in SPM_MODELS and is_offline():
         file = Path(SACREBLEU_DIR) / "models" / Path(SPM_MODELS[bleu_tokenize]["url"]).name
         if not file.exists():
@@ -163,10 +161,15 @@ def bootstrap_metrics(
     metrics: Mapping[str, Any], baseline: Sequence[str], system: Sequence[str], *, samples: int, seed: int
 ) -> list[Comparison]:
     """Compare two systems in metrics that hold their references; see `paired_bootstrap`."""
-    with _bootstrap_seed(seed):
-        _, results = PairedTest(
-            [("baseline", list(baseline)), ("system", list(system))], metrics, None, test_type="bs", n_samples=samples
-        )()
+    systems = [("baseline", list(baseline)), ("system", list(system))]
+    before = os.environ.get("SACREBLEU_SEED")
+    os.environ["SACREBLEU_SEED"] = str(seed)  # sacreBLEU reads it from there only
+    try:
+        _, results = PairedTest(systems, metrics, None, test_type="bs", n_samples=samples)()
+    finally:
+        del os.environ["SACREBLEU_SEED"]
+        if before is not None:
+            os.environ["SACREBLEU_SEED"] = before
     results.pop("System")
     comparisons = []
     # sacreBLEU has its own names (chrF2++ is chrF++) and keeps the order of the metrics.
@@ -199,17 +202,3 @@ def _check_lengths(references: Sequence[str], **systems: Sequence[str]) -> None:
         if len(lines) != len(references) or not lines:
             problem = f"{len(lines)} lines for {len(references)} references"
             raise TextError(problem, place=name, cure="give one translation per reference, and at least one")
-
-
-@contextmanager
-def _bootstrap_seed(seed: int) -> Iterator[None]:
-    """Set the seed of sacreBLEU's bootstrap, which it reads from the environment only."""
-    before = os.environ.get("SACREBLEU_SEED")
-    os.environ["SACREBLEU_SEED"] = str(seed)
-    try:
-        yield
-    finally:
-        if before is None:
-            del os.environ["SACREBLEU_SEED"]
-        else:
-            os.environ["SACREBLEU_SEED"] = before

@@ -59,16 +59,19 @@ def _score_table(document: Mapping[str, Any]) -> Table:
     return table
 
 
+def comparison_text(result: Mapping[str, Any]) -> str:
+    """Describe one comparison, as `metrics.Comparison.to_dict` returns it."""
+    return (
+        f"{result['metric']}: {result['baseline']:.1f} ± {result['baseline_ci']:.1f} → {result['system']:.1f} ± "
+        f"{result['system_ci']:.1f} ({result['system'] - result['baseline']:+.1f}), p = {result['p_value']:.3f}, "
+        f"{'significant' if result['p_value'] < 0.05 else 'not significant'}"
+    )
+
+
 def _show_comparison(part: Mapping[str, Any], console: Console) -> None:
     """Print whether two systems differ on all lines, or on those of a slice."""
     for result in part.get("comparison", []):
-        significance = "significant" if result["p_value"] < 0.05 else "not significant"
-        print_line(
-            console,
-            f"  {result['metric']}: {result['baseline']:.1f} ± {result['baseline_ci']:.1f} → {result['system']:.1f} ± "
-            f"{result['system_ci']:.1f} ({result['system'] - result['baseline']:+.1f}), "
-            f"p = {result['p_value']:.3f}, {significance}",
-        )
+        print_line(console, f"  {comparison_text(result)}")
     if "comet" in part:
         means = [f"{mean:.4f}" for name, mean in part["comet"]["means"].items() if name != "copy"]
         p_value = f", p = {part['comet']['p_value']:.3f}" if "p_value" in part["comet"] else ""
