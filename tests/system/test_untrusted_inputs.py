@@ -294,7 +294,7 @@ def test_offline_no_tokenizer_of_a_metric_is_downloaded(
     sacrebleu = str(tmp_path / "sacrebleu")
     output, errors, num_calls = train_without_network(path, tmp_path, "--offline", SACREBLEU=sacrebleu)
     assert "code 2" in output and num_calls == 0
-    assert "sacreBLEU would fetch its tokenizer 'flores200', and we are offline" in errors
+    assert "sacreBLEU would download its tokenizer 'flores200', and network access is off" in errors
 
 
 def test_offline_wheels_come_from_the_cache_only(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
