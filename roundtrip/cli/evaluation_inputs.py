@@ -40,10 +40,6 @@ class System:
     def is_exported(self) -> bool:
         return (self.path / "template.json").is_file()
 
-    @property
-    def is_run(self) -> bool:
-        return self.path.is_dir() and not self.is_exported
-
 
 def read_test_set(
     source: Path | None, reference: Path | None, pairs: Path | None, slices: Path | None = None
@@ -109,10 +105,9 @@ def target_language(systems: Iterable[System], to: str | None) -> str | None:
 
 def tokenizer_of_runs(systems: Iterable[System], to: str | None) -> str | None:
     """Return the BLEU tokenizer that the recipe of a run among the systems names for a language."""
-    if to is None:
-        return None
-    recipes = [RunFolder(system.path).recipe() for system in systems if system.is_run]
-    return next((name for recipe in recipes if (name := recipe.evaluation.bleu_tokenize.get(to))), None)
+    runs = [RunFolder(system.path) for system in systems if system.path.is_dir() and not system.is_exported]
+    names = [run.recipe().evaluation.bleu_tokenize.get(to) for run in runs] if to else []
+    return next(filter(None, names), None)
 
 
 def exported_direction(path: Path, to: str | None) -> Direction:

@@ -11,6 +11,7 @@ from rich.console import Console
 
 from roundtrip.cli.app import load_translator, run_cli
 from roundtrip.data.normalize import clean
+from roundtrip.data.text_files import decoded_lines
 from roundtrip.runtime.errors import TextError
 from roundtrip.runtime.event_log import print_line
 
@@ -40,13 +41,12 @@ def translate_stdin(arguments: argparse.Namespace) -> None:
     translator, settings = load_translator(arguments.run, arguments.to, arguments.stage, arguments.device)
     from roundtrip.engine.long_inputs import translate_any_length
 
-    lines = iter(sys.stdin.buffer)
+    lines = decoded_lines(sys.stdin.buffer, "standard input")
     refused: list[str] = []
     truncated: list[str] = []
     start = 0
-    while chunk := list(islice(lines, CHUNK_LINES)):
-        texts = [_decode(line, number) for number, line in enumerate(chunk, start=start + 1)]
-        for text in translate_any_length(translator, texts, settings, refused, truncated, start):
+    while chunk := [clean(line) for line in islice(lines, CHUNK_LINES)]:
+        for text in translate_any_length(translator, chunk, settings, refused, truncated, start):
             sys.stdout.buffer.write(text.encode("utf-8") + b"\n")
         sys.stdout.buffer.flush()
         start += len(chunk)
@@ -57,14 +57,3 @@ def translate_stdin(arguments: argparse.Namespace) -> None:
             f"{len(refused)} line(s) were too long to translate; empty lines were written for them",
             place="standard input",
         )
-
-
-def _decode(line: bytes, number: int) -> str:
-    try:
-        return clean(line.decode("utf-8"))
-    except UnicodeDecodeError as error:
-        raise TextError(
-            f"not UTF-8: {error.reason} at byte {error.start + 1}",
-            place=f"standard input, line {number}",
-            cure="convert it first, for example with iconv -t utf-8",
-        ) from error

@@ -12,7 +12,7 @@ from pathlib import Path
 from roundtrip.data import row_store
 from roundtrip.data.readers import read_lines, read_pairs
 from roundtrip.data.row_store import RowStore, TextRow
-from roundtrip.recipe.schema import Data, LineFilter, Recipe, Sources, Split, TextSource
+from roundtrip.recipe.schema import LineFilter, Recipe, Sources, Split, TextSource
 from roundtrip.runtime.downloads import resolve
 from roundtrip.runtime.errors import TextError
 from roundtrip.runtime.seeding import derive_seed, permuted_index
@@ -279,13 +279,3 @@ def _mono_parts(recipe: Recipe) -> list[str]:
 
 def _store_path(folder: Path, part: str) -> Path:
     return folder / (f"{part}.txt" if part.startswith("mono.") else f"{part}.tsv")
-
-
-def describe(data: Data) -> list[str]:
-    """Return the text sources of a recipe, one per line of output, as `PART: PATH`."""
-    parts = {"dev": data.dev, "test": data.test}
-    if data.split is not None:
-        parts = {"split.corpus": data.split.corpus} | parts
-    else:
-        parts = {"train": data.train} | parts | {f"mono.{code}": sources for code, sources in data.mono.items()}
-    return [f"{part}: {source.path}" for part, sources in parts.items() for source in sources]

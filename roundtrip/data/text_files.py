@@ -62,33 +62,38 @@ def raw_lines(handle: BinaryIO) -> Iterator[bytes]:
 
 
 def read_text_lines(path: Path, encoding: str = "utf-8") -> Iterator[str]:
-    """Yield the lines of a file, line ends kept; only a line feed ends a line, as in `wc -l`.
+    """Yield the lines of a file, see `decoded_lines`."""
+    with open_text(path) as handle:
+        yield from decoded_lines(handle, str(path), encoding)
+
+
+def decoded_lines(handle: BinaryIO, place: str, encoding: str = "utf-8") -> Iterator[str]:
+    """Yield lines of text, line ends kept; only a line feed ends a line, as in `wc -l`.
 
     Raises:
-        TextError: a line is not in this encoding, or the file is unreadable; the place is FILE:LINE.
+        TextError: a line is not in this encoding, or unreadable; the place is PLACE:LINE.
     """
     number = 0
-    with open_text(path) as handle:
-        try:
-            for number, raw in enumerate(raw_lines(handle), start=1):
-                if len(raw) > MAX_LINE_BYTES:
-                    raise TextError(
-                        f"a line of more than {MAX_LINE_BYTES >> 20} MiB",
-                        place=f"{path}:{number}",
-                        cure="Text has one sentence or paragraph per line; check that this is a text file.",
-                    )
-                text = raw.decode(encoding)
-                # A byte order mark would become part of the first quote of a csv, or of the first name of a header.
-                yield text.removeprefix("\ufeff") if number == 1 else text
-        except UnicodeDecodeError as error:
-            name = codecs.lookup(encoding).name.upper()
-            raise TextError(
-                f"not {name} (byte 0x{error.object[error.start]:02x})",
-                place=f"{path}:{number}",
-                cure=f"Convert the file: iconv -f ISO-8859-1 -t {name} (-f: its actual encoding).",
-            ) from error
-        except _BROKEN_GZIP as error:
-            raise _broken_gzip(f"{path}:{number + 1}", error) from error
+    try:
+        for number, raw in enumerate(raw_lines(handle), start=1):
+            if len(raw) > MAX_LINE_BYTES:
+                raise TextError(
+                    f"a line of more than {MAX_LINE_BYTES >> 20} MiB",
+                    place=f"{place}:{number}",
+                    cure="Text has one sentence or paragraph per line; check that this is a text file.",
+                )
+            text = raw.decode(encoding)
+            # A byte order mark would become part of the first quote of a csv, or of the first name of a header.
+            yield text.removeprefix("\ufeff") if number == 1 else text
+    except UnicodeDecodeError as error:
+        name = codecs.lookup(encoding).name.upper()
+        raise TextError(
+            f"not {name} (byte 0x{error.object[error.start]:02x})",
+            place=f"{place}:{number}",
+            cure=f"Convert the file: iconv -f ISO-8859-1 -t {name} (-f: its actual encoding).",
+        ) from error
+    except _BROKEN_GZIP as error:
+        raise _broken_gzip(f"{place}:{number + 1}", error) from error
 
 
 def _broken_gzip(place: str, error: Exception) -> TextError:
