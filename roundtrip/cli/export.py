@@ -24,7 +24,6 @@ if TYPE_CHECKING:
     from roundtrip.engine.translator import Translator
     from roundtrip.recipe.plan import Direction
     from roundtrip.tokens.prompt_segments import Segments
-    from roundtrip.tokens.prompt_template import PromptTemplate
 
 
 def main() -> None:
@@ -120,7 +119,12 @@ def _write_tokenizer(translator: Translator, folder: Path) -> bool:
 
     segments, tokenizer = translator.template.segments, copy.deepcopy(translator.base.tokenizer)
     tokenizer.chat_template = chat_template(segments, tokenizer)
-    if not (has_template := _reproduces_prompts(tokenizer, translator.template)):
+    messages = [[{"role": "user", "content": text}] for text in _PROBES]
+    prompts = [
+        tokenizer.apply_chat_template(message, add_generation_prompt=True, return_dict=False) for message in messages
+    ]
+    has_template = bool(prompts == translator.template.prompts(_PROBES))
+    if not has_template:
         tokenizer.chat_template = None
     tokenizer.save_pretrained(folder)
     GenerationConfig(
@@ -132,14 +136,6 @@ def _write_tokenizer(translator: Translator, folder: Path) -> bool:
     template = {"direction": translator.direction.name, "expansion": translator.expansion, **segments.to_dict()}
     write_json(folder / "template.json", template)
     return has_template
-
-
-def _reproduces_prompts(tokenizer: Any, template: PromptTemplate) -> bool:
-    messages = [[{"role": "user", "content": text}] for text in _PROBES]
-    prompts = [
-        tokenizer.apply_chat_template(message, add_generation_prompt=True, return_dict=False) for message in messages
-    ]
-    return bool(prompts == template.prompts(_PROBES))
 
 
 def chat_template(segments: Segments, tokenizer: Any) -> str:

@@ -6,7 +6,7 @@ import hashlib
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field
-from itertools import islice
+from itertools import chain, islice, zip_longest
 from pathlib import Path
 
 from roundtrip.data import row_store
@@ -46,11 +46,9 @@ class Corpora:
 
     def all_text(self) -> Iterator[str]:
         """Yield every line to train on; the languages alternate, so that the first lines are of both."""
-        for pair in self.train:
-            yield from pair
-        texts = list(self.mono.values())
-        for index in range(max(map(len, texts), default=0)):
-            yield from (text[index][0] for text in texts if index < len(text))
+        yield from chain.from_iterable(self.train)
+        for rows in zip_longest(*self.mono.values()):
+            yield from (row[0] for row in rows if row is not None)
 
 
 def relative_length(a: float, b: float) -> float:

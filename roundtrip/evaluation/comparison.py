@@ -111,8 +111,8 @@ def add_comet(
 ) -> None:
     """Add COMET's scores of each line to a document of `evaluate`: means, and p-values where it has a comparison."""
     document["comet"] = {"signature": signature, "scores": scores}
-    parts = {label: (document["slices"][label], indices) for label, indices in test.slices().items()}
-    for part, indices in [(document, list(range(len(test.sources)))), *parts.values()]:
+    slices = [(document["slices"][label], indices) for label, indices in test.slices().items()]
+    for part, indices in [(document, list(range(len(test.sources)))), *slices]:
         chosen = {name: [values[index] for index in indices] for name, values in scores.items()}
         comet = part.setdefault("comet", {})
         comet["means"] = {name: sum(values) / len(values) for name, values in chosen.items()}
