@@ -18,7 +18,7 @@ from roundtrip.backtranslation.context import parallel_texts
 from roundtrip.backtranslation.dev_scoring import check_metrics, greedy_settings
 from roundtrip.backtranslation.row_builders import NUM_SAMPLES
 from roundtrip.backtranslation.run_folder import with_model_folders
-from roundtrip.data.corpora import Corpora, describe
+from roundtrip.data.corpora import Corpora
 from roundtrip.engine.generate import generate
 from roundtrip.engine.request import GenerationRequest, StopRule
 from roundtrip.engine.train_step import StepSettings, train_step
@@ -95,8 +95,8 @@ def dry_run(loaded: LoadedRecipe, events: EventLog) -> DryRun:
     recipe = loaded.recipe
     check_metrics(recipe)
     session.language_identifier(recipe)
-    for line in describe(recipe.data):
-        events.say(f"  {line}")
+    for key, source, _ in recipe.sources():
+        events.say(f"  {key}: {source.path}")
     with tempfile.TemporaryDirectory() as folder:
         corpora = session.read_text(loaded, Path(folder), events)
         placed = with_model_folders(recipe, Path(folder) / "base")

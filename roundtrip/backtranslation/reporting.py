@@ -19,6 +19,7 @@ from roundtrip.backtranslation.nonfinite_steps import json_number
 from roundtrip.backtranslation.run_folder import BEST, RunFolder, versions
 from roundtrip.engine.train_step import StepResult
 from roundtrip.evaluation import metrics
+from roundtrip.evaluation.tables import comparison_text
 from roundtrip.recipe.plan import BASE, FINAL, PARALLEL, PRETRAIN, Direction, Phase, directions
 from roundtrip.runtime.errors import TrainingError, printable
 from roundtrip.runtime.event_log import EventLog
@@ -249,14 +250,8 @@ def _show_comparison(comparison: Mapping[str, Any] | None, console: Console) -> 
     system, baseline, samples = (comparison[key] for key in ("system", "baseline", "samples"))
     _line(console, f"{system} against {baseline}, paired bootstrap, {samples} samples:")
     for name, metrics_of_direction in comparison["directions"].items():
-        for one in metrics_of_direction:
-            significance = "significant" if one["p_value"] < 0.05 else "not significant"
-            change = one["system"] - one["baseline"]
-            _line(
-                console,
-                f"  {name} {one['metric']}: {one['baseline']:.1f} → {one['system']:.1f} ({change:+.1f}), "
-                f"± {one['system_ci']:.1f} (95 % of the second score), p = {one['p_value']:.3f}, {significance}",
-            )
+        for result in metrics_of_direction:
+            _line(console, f"  {name} {comparison_text(result)}")
 
 
 def _line(console: Console, text: str, style: str = "") -> None:

@@ -1,4 +1,4 @@
-"""The command line: its subcommands, and what they share: quiet libraries, printed errors and exit codes."""
+"""The command line: its subcommands, and what they share: quiet libraries, opened runs, printed errors, exit codes."""
 
 from __future__ import annotations
 
@@ -9,15 +9,22 @@ import os
 import sys
 import warnings
 from collections.abc import Callable
-from typing import NoReturn
+from pathlib import Path
+from typing import TYPE_CHECKING, NoReturn
 
 from rich.console import Console
-from rich.text import Text
 
 from roundtrip import __version__
 from roundtrip.runtime.disk_space import error_numbers, is_full
 from roundtrip.runtime.downloads import go_offline, is_offline
-from roundtrip.runtime.errors import Interrupted, RoundtripError, first_line, printable
+from roundtrip.runtime.errors import Interrupted, RoundtripError, first_line
+from roundtrip.runtime.event_log import EventLog, print_line
+
+if TYPE_CHECKING:
+    from roundtrip.backtranslation.run_folder import RunFolder
+    from roundtrip.engine.translator import Translator
+    from roundtrip.recipe.loader import LoadedRecipe
+    from roundtrip.recipe.schema import Generate, Recipe
 
 # Each is a module of this folder, which is imported only when its command is given.
 COMMANDS = {
@@ -59,46 +66,36 @@ def run_cli(run: Callable[[argparse.Namespace], None], parser: argparse.Argument
     code = 0
     try:
         run(arguments)
-    except RoundtripError as error:
-        if arguments.debug:
-            raise
-        kind = "stopped" if isinstance(error, Interrupted) else "error"
-        _print_error(f"{kind}: {error}")
-        code = error.exit_code
-    except KeyboardInterrupt:
-        if arguments.debug:
-            raise
-        _print_error("stopped: interrupted before there was anything to save")
-        code = 130
     except BrokenPipeError:
         # The reader of our output is gone; redirect it so that closing it does not raise again.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         code = 141
-    except Exception as error:
-        cure = _cure(error)
-        if cure is None or arguments.debug:
+    except (Exception, KeyboardInterrupt) as error:
+        message, code = _message_and_code(error)
+        if message is None or arguments.debug:
             raise
-        _print_error(f"error: {first_line(error)}\n  {cure}")
-        code = 3
+        print_line(Console(stderr=True), message, "bold")
     sys.exit(code)
 
 
-def _print_error(text: str) -> None:
-    Console(stderr=True).print(Text(printable(text), style="bold"), soft_wrap=True)
-
-
-def _cure(error: Exception) -> str | None:
-    """Return what to do about a machine that has run out of something; None for an unexpected error."""
-    match type(error).__name__:
-        case "OutOfMemoryError":
-            return "lower train.max_tokens_per_microbatch and generate.max_tokens_per_batch, and start a new run"
+def _message_and_code(error: BaseException) -> tuple[str | None, int]:
+    """Return what to print about an error, None for an unexpected one, and the exit code."""
+    match error:
+        case RoundtripError():
+            return f"{'stopped' if isinstance(error, Interrupted) else 'error'}: {error}", error.exit_code
+        case KeyboardInterrupt():
+            return "stopped: interrupted before there was anything to save", 130
+        case _ if type(error).__name__ == "OutOfMemoryError":
+            cure = "lower train.max_tokens_per_microbatch and generate.max_tokens_per_batch, and start a new run"
         case _ if is_full(error):
-            return "free disk space and repeat the command; add --resume to continue a run that has a checkpoint"
+            cure = "free disk space and repeat the command; add --resume to continue a run that has a checkpoint"
         case _ if errno.EIO in error_numbers(error):
-            return "check the disk; add --resume to continue a run that has a checkpoint"
-        case _ if isinstance(error, PermissionError):
-            return "name another folder, or change its permissions"
-    return None
+            cure = "check the disk; add --resume to continue a run that has a checkpoint"
+        case PermissionError():
+            cure = "name another folder, or change its permissions"
+        case _:
+            return None, 1
+    return f"error: {first_line(error)}\n  {cure}", 3
 
 
 def _quiet_libraries() -> None:
@@ -119,3 +116,48 @@ def _quiet_libraries() -> None:
         logging.disable_progress_bar()
     if "--debug" not in sys.argv:
         warnings.filterwarnings("ignore", module=r"(transformers|peft|torch|accelerate|huggingface_hub)(\..*)?")
+
+
+def add_recipe_arguments(parser: argparse.ArgumentParser) -> None:
+    """Add what `open_recipe` reads."""
+    parser.add_argument("recipe", help="a recipe file, or the name of a shipped recipe such as 'quickstart'")
+    parser.add_argument(
+        "--set", metavar="KEY=VALUE", action="append", default=[], help="change a key, e.g. train.lr=1e-4"
+    )
+
+
+def open_recipe(arguments: argparse.Namespace, console: Console) -> tuple[LoadedRecipe, EventLog]:
+    """Read and check a recipe; torch takes seconds to import, for which neither --help nor a typo should wait."""
+    from roundtrip.recipe import loader
+
+    loaded = loader.load_recipe(arguments.recipe, arguments.set)
+    events = EventLog(console)
+    events.say(f"recipe {loaded.path}: valid")
+    loader.forbid_unused_hub(loaded.recipe, loaded.folder)
+    return loaded, events
+
+
+def open_run(path: Path) -> tuple[RunFolder, Recipe]:
+    """Open a run for use, before torch is imported."""
+    from roundtrip.backtranslation.run_folder import RunFolder
+    from roundtrip.recipe.loader import forbid_unused_hub
+
+    run = RunFolder(path)
+    manifest = run.manifest()
+    recipe = run.recipe(manifest)
+    forbid_unused_hub(recipe, Path(manifest.folder))
+    return run, recipe
+
+
+def load_translator(path: Path, to: str, stage: str, device: str) -> tuple[Translator, Generate]:
+    """Load the direction of a run into a language, and the settings of its greedy search.
+
+    Raises:
+        RunError: not a run, no such stage, or not into this language.
+    """
+    run, recipe = open_run(path)
+    from roundtrip.backtranslation import trained_models
+    from roundtrip.backtranslation.dev_scoring import greedy_settings
+
+    direction = trained_models.direction_into(run, to)
+    return trained_models.load(run, direction, stage, device), greedy_settings(recipe)

@@ -3,23 +3,19 @@
 from __future__ import annotations
 
 import argparse
-import json
 from pathlib import Path
-from typing import TYPE_CHECKING, get_args
+from typing import get_args
 
 from rich.console import Console
 
 from roundtrip.cli.app import run_cli
+from roundtrip.data.language_codes import bleu_tokenizer
 from roundtrip.recipe.schema import BleuTokenizer
-from roundtrip.runtime.atomic_io import write_text
+from roundtrip.runtime.atomic_io import write_json
 from roundtrip.runtime.errors import RecipeError, TextError
-
-if TYPE_CHECKING:
-    from roundtrip.evaluation.comparison import EvaluationSettings
 
 
 def main() -> None:
-    """Parse the arguments of `roundtrip evaluate` and run it."""
     parser = argparse.ArgumentParser(
         prog="roundtrip evaluate",
         description="Score translations on any test file: BLEU and chrF++ with signatures, paired bootstrap against a "
@@ -55,79 +51,55 @@ def evaluate_systems(arguments: argparse.Namespace) -> None:
     # numpy and sacreBLEU, for which neither --help nor a typo should wait.
     from roundtrip.backtranslation.run_folder import versions
     from roundtrip.cli import evaluation_inputs as inputs
-    from roundtrip.evaluation import comet, comparison
+    from roundtrip.evaluation import comet, comparison, metrics
     from roundtrip.evaluation.tables import show
 
     test = inputs.read_test_set(arguments.source, arguments.reference, arguments.test, arguments.slices)
-    paths = {"baseline": arguments.baseline, "system": arguments.system}
-    stages = {"baseline": arguments.baseline_stage or arguments.stage, "system": arguments.stage}
-    systems = {name: inputs.System(path, stages[name]) for name, path in paths.items() if path is not None}
+    systems = {"system": inputs.System(arguments.system, arguments.stage)}
+    if arguments.baseline:
+        baseline = inputs.System(arguments.baseline, arguments.baseline_stage or arguments.stage)
+        systems = {"baseline": baseline, **systems}
     to = inputs.target_language(systems.values(), arguments.to)
-    settings = _settings(arguments, to, inputs.tokenizer_of_runs(systems.values(), to))
-    comet_model = (
-        comet.CometModel(arguments.comet, arguments.comet_python, arguments.device) if arguments.comet else None
+    tokenizer = arguments.bleu_tokenize or inputs.tokenizer_of_runs(systems.values(), to) or bleu_tokenizer(to or "")
+    metrics.signatures(tokenizer, place="--bleu-tokenize")
+    settings = comparison.EvaluationSettings(
+        tokenizer, arguments.lowercase, arguments.ter, arguments.samples, arguments.seed, arguments.changed
     )
-    if comet_model:
+    comet_model = None
+    if arguments.comet:
+        comet_model = comet.CometModel(arguments.comet, arguments.comet_python, arguments.device)
         comet.check(comet_model)
     texts = {name: inputs.translations(system, test, to, arguments.device) for name, system in systems.items()}
     if texts.get("baseline") == texts["system"]:
-        raise TextError(
-            "system and baseline are identical in every line", place="--baseline", cure="name two systems that differ"
-        )
+        problem = "system and baseline are identical in every line"
+        raise TextError(problem, place="--baseline", cure="name two systems that differ")
     document = comparison.evaluate(test, texts, settings)
-    document["paths"] = {name: str(system.path) for name, system in systems.items()}
-    document["truncated"] = {name: len(system.truncated) for name, system in systems.items()}
     if comet_model:
         scores = comet.comet_scores(test.sources, {"copy": test.sources, **texts}, test.references, comet_model)
-        comparison.add_comet(document, scores, test, settings)
-    document["command"] = {
-        name: str(value) if isinstance(value, Path) else value for name, value in vars(arguments).items()
+        comparison.add_comet(document, *scores, test, settings)
+    document |= {
+        "paths": {name: str(system.path) for name, system in systems.items()},
+        "truncated": {name: len(system.truncated) for name, system in systems.items()},
+        "command": {key: str(value) if isinstance(value, Path) else value for key, value in vars(arguments).items()},
+        "versions": versions(),
     }
-    document["versions"] = versions()
     if arguments.json:
-        write_text(arguments.json, json.dumps(document, ensure_ascii=False, indent=1) + "\n")
+        write_json(arguments.json, document)
     show(document, Console())
 
 
 def _check(arguments: argparse.Namespace) -> None:
-    """Refuse contradictory arguments before any time is spent.
-
-    Raises:
-        RecipeError: an option is out of range, lacks its counterpart, or would overwrite an input.
-    """
+    """Refuse options that are out of range, lack their counterpart, or would overwrite an input."""
     for name, minimum in (("samples", 10), ("changed", 0)):
-        if getattr(arguments, name) < minimum:
-            raise RecipeError(
-                f"{getattr(arguments, name)} is too small: at least {minimum} is required",
-                place=f"--{name}",
-                cure="raise it",
-            )
+        if (value := getattr(arguments, name)) < minimum:
+            problem = f"{value} is too small: at least {minimum} is required"
+            raise RecipeError(problem, place=f"--{name}", cure="raise it")
     if (arguments.comet is None) != (arguments.comet_python is None):
         raise RecipeError("--comet and --comet-python must be given together", cure="give both or neither")
     output = arguments.json
     if output and output.is_dir():
         raise RecipeError("is a folder", place=f"--json {output}", cure="name a file")
-    inputs = (getattr(arguments, name) for name in ("source", "reference", "test", "system", "baseline", "slices"))
-    existing = [path for path in (*inputs, arguments.comet) if path is not None and path.exists()]
+    names = ("source", "reference", "test", "system", "baseline", "slices", "comet")
+    existing = [path for name in names if (path := getattr(arguments, name)) and path.exists()]
     if output and output.exists() and any(path.samefile(output) for path in existing):
         raise RecipeError("this input file would be overwritten", place=f"--json {output}", cure="name another file")
-
-
-def _settings(arguments: argparse.Namespace, to: str | None, tokenizer_of_run: str | None) -> EvaluationSettings:
-    """Return how to score, with BLEU's tokenizer tried once.
-
-    Raises:
-        RecipeError: the tokenizer cannot be used.
-    """
-    from roundtrip.data.language_codes import bleu_tokenizer
-    from roundtrip.evaluation import metrics
-    from roundtrip.evaluation.comparison import EvaluationSettings
-
-    tokenizer = arguments.bleu_tokenize or tokenizer_of_run or (bleu_tokenizer(to) if to else "13a")
-    try:
-        metrics.signatures(tokenizer)
-    except RecipeError as error:
-        raise RecipeError(error.problem, place="--bleu-tokenize", cure=error.cure) from error
-    return EvaluationSettings(
-        tokenizer, arguments.lowercase, arguments.ter, arguments.samples, arguments.seed, arguments.changed
-    )

@@ -10,9 +10,11 @@ from typing import TYPE_CHECKING, Any
 
 from rich.console import Console
 
-from roundtrip.cli.app import run_cli
-from roundtrip.recipe.loader import forbid_unused_hub
-from roundtrip.runtime.errors import RunError, printable
+from roundtrip.cli.app import open_run, run_cli
+from roundtrip.recipe.plan import directions
+from roundtrip.runtime.atomic_io import write_json
+from roundtrip.runtime.errors import RunError
+from roundtrip.runtime.event_log import print_line
 
 # Texts on which the chat template is compared with our prompts.
 _PROBES = ("Save the file", "línea — 家", "(1) <b>100 %</b>", "a")
@@ -20,11 +22,9 @@ _PROBES = ("Save the file", "línea — 家", "(1) <b>100 %</b>", "a")
 if TYPE_CHECKING:
     from roundtrip.engine.translator import Translator
     from roundtrip.tokens.prompt_segments import Segments
-    from roundtrip.tokens.prompt_template import PromptTemplate
 
 
 def main() -> None:
-    """Parse the arguments of `roundtrip export` and run it."""
     parser = argparse.ArgumentParser(
         prog="roundtrip export",
         description="Write folders that transformers, PEFT and vLLM read: OUT/en-es and OUT/es-en.",
@@ -44,15 +44,8 @@ def export_run(arguments: argparse.Namespace) -> None:
     """Write one direction of a run, or both, each into a folder of its own."""
     if arguments.dtype and not arguments.merged:
         raise RunError("applies to merged models only", place="--dtype", cure="add --merged, or omit --dtype")
-    from roundtrip.backtranslation.run_folder import RunFolder
-
-    run = RunFolder(arguments.run)
-    manifest = run.manifest()
-    recipe, start = run.recipe(manifest), Path(manifest.folder)
-    forbid_unused_hub(recipe, start)
-    # torch takes seconds to import, for which neither --help nor a typo should wait.
+    run, recipe = open_run(arguments.run)
     from roundtrip.backtranslation import trained_models
-    from roundtrip.recipe.plan import directions
 
     chosen = [trained_models.direction_into(run, arguments.to)] if arguments.to else list(directions(recipe))
     folders = {direction: arguments.out / direction.name for direction in chosen}
@@ -64,17 +57,18 @@ def export_run(arguments: argparse.Namespace) -> None:
             run.path, direction.name, folder, stage=arguments.stage, merged=arguments.merged, dtype=arguments.dtype
         )
         kind = "a model" if (folder / "config.json").exists() else "an adapter"
-        console.print(printable(f"{folder}: {kind}"), soft_wrap=True, markup=False)
+        print_line(console, f"{folder}: {kind}")
         if not has_template:
-            console.print("  no chat template, since this tokenizer would not reproduce our prompts; see its README.md")
+            print_line(
+                console, "  no chat template, since its tokenizer would not reproduce our prompts; see README.md"
+            )
 
 
 def _refuse_used(folder: Path) -> None:
-    """Refuse a folder that cannot be written, or holds something."""
-    existing = next((path for path in (folder, *folder.parents) if path.exists()), None)
-    if existing is not None and not existing.is_dir():
+    existing = next(path for path in (folder.absolute(), *folder.absolute().parents) if path.exists())
+    if not existing.is_dir():
         raise RunError("is a file", place=str(existing), cure="name a folder")
-    if folder.is_dir() and any(folder.iterdir()):
+    if existing == folder.absolute() and any(folder.iterdir()):
         raise RunError("is not empty", place=str(folder), cure="name another folder")
 
 
@@ -126,7 +120,11 @@ def export(
     else:
         translator.direction_model.export(folder)
     has_template = _write_tokenizer(translator, folder)
-    model_card.write(run, translator, folder, stage, has_template=has_template)
+    metrics = json.loads(run.metrics.read_text(encoding="utf-8")) if run.metrics.exists() else {}
+    stage = metrics.get("best", stage) if stage == "best" else stage
+    is_model = (folder / "config.json").exists()
+    card = model_card.text(run, translator, metrics, stage, is_model, has_template=has_template)
+    (folder / "README.md").write_text(card, encoding="utf-8")
     return has_template
 
 
@@ -136,7 +134,11 @@ def _write_tokenizer(translator: Translator, folder: Path) -> bool:
 
     segments, tokenizer = translator.template.segments, copy.deepcopy(translator.base.tokenizer)
     tokenizer.chat_template = chat_template(segments, tokenizer)
-    has_template = _reproduces_prompts(tokenizer, translator.template)
+    messages = [[{"role": "user", "content": text}] for text in _PROBES]
+    prompts = [
+        tokenizer.apply_chat_template(message, add_generation_prompt=True, return_dict=False) for message in messages
+    ]
+    has_template = bool(prompts == translator.template.prompts(_PROBES))
     if not has_template:
         tokenizer.chat_template = None
     tokenizer.save_pretrained(folder)
@@ -147,19 +149,8 @@ def _write_tokenizer(translator: Translator, folder: Path) -> bool:
         pad_token_id=translator.base.pad_id,
     ).save_pretrained(folder)
     template = {"direction": translator.direction.name, "expansion": translator.expansion, **segments.to_dict()}
-    text = json.dumps(template, ensure_ascii=False, indent=2)
-    (folder / "template.json").write_text(text + "\n", encoding="utf-8")
+    write_json(folder / "template.json", template)
     return has_template
-
-
-def _reproduces_prompts(tokenizer: Any, template: PromptTemplate) -> bool:
-    prompts = [
-        tokenizer.apply_chat_template(
-            [{"role": "user", "content": text}], add_generation_prompt=True, return_dict=False
-        )
-        for text in _PROBES
-    ]
-    return bool(prompts == template.prompts(_PROBES))
 
 
 def chat_template(segments: Segments, tokenizer: Any) -> str:

@@ -4,32 +4,41 @@ from __future__ import annotations
 
 import html
 import json
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
 from huggingface_hub import EvalResult, ModelCardData
 
 from roundtrip import __version__
-from roundtrip.backtranslation.run_folder import BEST, RunFolder
+from roundtrip.backtranslation.run_folder import RunFolder
 from roundtrip.engine.translator import Translator
 from roundtrip.recipe.plan import FINAL, PARALLEL, PRETRAIN
+from roundtrip.recipe.schema import Recipe
+from roundtrip.runtime.downloads import is_hub_id
 from roundtrip.tokens.prompt_segments import language_name
 
 _METRICS = {"chrf": "chrF++", "bleu": "BLEU"}
+_USE = """## Use
 
+The user message is the text to translate, and nothing else: the tokenizer's chat template adds the prompt that the \
+model was trained with (its parts are in `template.json`). The scores are those of greedy decoding.
 
-def write(run: RunFolder, translator: Translator, folder: Path, stage: str, *, has_template: bool = True) -> None:
-    """Write README.md into the folder of an exported direction.
+```python
+from transformers import AutoModelForCausalLM, AutoTokenizer
 
-    Args:
-        has_template: the exported tokenizer reproduces our prompts by its chat template.
-    """
-    metrics = json.loads(run.metrics.read_text(encoding="utf-8")) if run.metrics.exists() else {}
-    stage = str(metrics.get("best") or stage) if stage == BEST else stage
-    (folder / "README.md").write_text(
-        text(run, translator, metrics, stage, (folder / "config.json").exists(), has_template=has_template),
-        encoding="utf-8",
-    )
+tokenizer = AutoTokenizer.from_pretrained("FOLDER")
+model = AutoModelForCausalLM.from_pretrained("FOLDER"){base}
+message = [{{"role": "user", "content": "..."}}]
+ids = tokenizer.apply_chat_template(message, add_generation_prompt=True, return_tensors="pt")
+new = model.generate(**ids, max_new_tokens=200)[0, ids['input_ids'].shape[1] :]
+print(tokenizer.decode(new, skip_special_tokens=True).strip(){first_line})
+```"""
+_USE_WITHOUT_TEMPLATE = """## Use
+
+This tokenizer encodes a prompt from a chat template differently than in training, so it has none. Encode \
+`head + text + mid` of `template.json` as one text, with the BOS token where `bos_id` names one, and generate greedily \
+until one of the tokens in `generation_config.json`."""
 
 
 def text(
@@ -46,56 +55,59 @@ def text(
     Args:
         metrics: `metrics.json` of the run; empty where it has not finished.
         stage: whose scores are shown.
-        is_model: whether the folder holds a plain model, not an adapter.
+        is_model: the folder holds a plain model, not an adapter.
+        has_template: the exported tokenizer reproduces our prompts by its chat template.
     """
-    direction = translator.direction
-    source, target = language_name(direction.source), language_name(direction.target)
-    scores = metrics.get("test", {}).get(stage, {}).get(direction.name, {})
+    direction, recipe, manifest = translator.direction, run.recipe(), run.manifest()
+    path = recipe.model[direction.name].path
+    target = language_name(direction.target)
     data = ModelCardData(
         language=[direction.source, direction.target],
-        base_model=_hub_id(run, translator),
+        base_model=path if path and is_hub_id(path, Path(manifest.folder)) else None,
         library_name="transformers" if is_model else "peft",
         pipeline_tag="translation",
         tags=["translation", "back-translation", "roundtrip"],
         model_name=f"{run.path.name}-{direction.name}",
-        eval_results=[
-            EvalResult(
-                task_type="translation",
-                dataset_type="text",
-                dataset_name=f"test set of the run, {metrics['lines']['test']['kept']} lines",
-                metric_type=metric,
-                metric_name=name,
-                metric_value=round(scores[metric], 2),
-            )
-            for metric, name in _METRICS.items()
-            if metric in scores
-        ]
-        or None,
+        eval_results=_eval_results(metrics, direction.name, stage) or None,
     )
-    has_rounds = bool(run.recipe().rounds.count)
+    use = _USE_WITHOUT_TEMPLATE
+    if has_template:
+        use = _USE.format(
+            base="" if is_model else "  # with peft installed; the base is found by adapter_config.json",
+            first_line=".split('\\n')[0]" if translator.template.segments.break_ids else "",
+        )
     parts = [
         f"---\n{data.to_yaml()}\n---",
-        f"# {_plain(source)} to {_plain(target)}",
-        f"{_what(run, translator, is_model)} {_how(stage, target, has_rounds=has_rounds)}",
-        _usage(translator, is_model) if has_template else _usage_without_template(),
-        _scores(translator, metrics, stage),
+        f"# {_plain(language_name(direction.source))} to {_plain(target)}",
+        f"{_what(recipe, translator, is_model)} {_how(recipe, stage, target)}",
+        use,
+        _scores(metrics, direction.name, stage),
         _samples(metrics, direction.name, stage),
         f"## How it was made\n\nStage `{stage}`, seed {metrics.get('seed', '?')}, versions of the libraries and the "
-        f"whole recipe:\n\n{_pre(json.dumps(run.manifest().versions, indent=1))}\n\n"
+        f"whole recipe:\n\n{_pre(json.dumps(manifest.versions, indent=1))}\n\n"
         f"{_pre((run.path / 'recipe.toml').read_text(encoding='utf-8'))}",
     ]
     return "\n\n".join(part for part in parts if part) + "\n"
 
 
-def _hub_id(run: RunFolder, translator: Translator) -> str | None:
-    """Return the id of the base on the hub, None where it did not come from there."""
-    spec = run.recipe().model[translator.direction.name]
-    local = spec.path is None or spec.path.count("/") != 1 or spec.path.startswith((".", "/", "~", "pypi:"))
-    return None if local or Path(translator.base.location).exists() else spec.path
+def _eval_results(metrics: dict[str, Any], name: str, stage: str) -> list[EvalResult]:
+    scores = metrics.get("test", {}).get(stage, {}).get(name, {})
+    return [
+        EvalResult(
+            task_type="translation",
+            dataset_type="text",
+            dataset_name=f"test set of the run, {metrics['lines']['test']['kept']} lines",
+            metric_type=metric,
+            metric_name=metric_name,
+            metric_value=round(scores[metric], 2),
+        )
+        for metric, metric_name in _METRICS.items()
+        if metric in scores
+    ]
 
 
-def _what(run: RunFolder, translator: Translator, is_model: bool) -> str:
-    adapter, spec = translator.direction_model.adapter, run.recipe().model[translator.direction.name]
+def _what(recipe: Recipe, translator: Translator, is_model: bool) -> str:
+    adapter, spec = translator.direction_model.adapter, recipe.model[translator.direction.name]
     base = _plain(spec.name if spec.from_scratch is None else "random weights")
     if translator.direction_model.trains_all_weights:
         return f"A causal language model, all weights of which were trained, from {base}."
@@ -104,52 +116,27 @@ def _what(run: RunFolder, translator: Translator, is_model: bool) -> str:
     return f"{base} with an adapter ({kind}) merged in." if is_model else f"An adapter ({kind}) for {base}.{note}"
 
 
-def _how(stage: str, target: str, *, has_rounds: bool) -> str:
-    by = f"It was trained with roundtrip {__version__}"
+def _how(recipe: Recipe, stage: str, target: str) -> str:
     if stage == PRETRAIN:
-        return f"{by} on monolingual text."
-    if stage == PARALLEL or (stage == FINAL and not has_rounds):
-        return f"{by} on parallel text."
-    return f"{by} by back-translation: on {_plain(target)} text, with sources generated by the reverse direction."
+        how = "on monolingual text"
+    elif stage == PARALLEL or (stage == FINAL and not recipe.rounds.count):
+        how = "on parallel text"
+    else:
+        how = f"by back-translation: on {_plain(target)} text, with sources generated by the reverse direction"
+    return f"It was trained with roundtrip {__version__} {how}."
 
 
-def _usage_without_template() -> str:
-    return (
-        "## Use\n\nThis tokenizer encodes a prompt from a chat template differently than in training, so it has none. "
-        "Encode `head + text + mid` of `template.json` as one text, with the BOS token where `bos_id` names one, and "
-        "generate greedily until one of the tokens in `generation_config.json`."
-    )
-
-
-def _usage(translator: Translator, is_model: bool) -> str:
-    first = ".split('\\n')[0]" if translator.template.segments.break_ids else ""
-    base = "" if is_model else "  # with peft installed; the base is found by adapter_config.json"
-    return (
-        "## Use\n\nThe user message is the text to translate, and nothing else: the tokenizer's chat template adds the "
-        "prompt that the model was trained with (its parts are in `template.json`). The scores are those of greedy "
-        "decoding.\n\n```python\n"
-        "from transformers import AutoModelForCausalLM, AutoTokenizer\n\n"
-        'tokenizer = AutoTokenizer.from_pretrained("FOLDER")\n'
-        f'model = AutoModelForCausalLM.from_pretrained("FOLDER"){base}\n'
-        'message = [{"role": "user", "content": "..."}]\n'
-        'ids = tokenizer.apply_chat_template(message, add_generation_prompt=True, return_tensors="pt")\n'
-        "new = model.generate(**ids, max_new_tokens=200)[0, ids['input_ids'].shape[1] :]\n"
-        f"print(tokenizer.decode(new, skip_special_tokens=True).strip(){first})\n```"
-    )
-
-
-def _scores(translator: Translator, metrics: dict[str, Any], stage: str) -> str:
+def _scores(metrics: dict[str, Any], name: str, stage: str) -> str:
     if not metrics:
         return "The run has not finished: there are no scores."
-    name = translator.direction.name
-    lines = ["| stage | chrF++ | BLEU |", "|---|---|---|"]
-    for row, scores in metrics["test"].items():
-        mark = "**" if row == stage else ""
-        lines.append(f"| {mark}{_plain(row)}{mark} | {scores[name]['chrf']:.1f} | {scores[name]['bleu']:.1f} |")
+    rows = [
+        (f"**{_plain(row)}**" if row == stage else _plain(row), *(f"{scores[name][metric]:.1f}" for metric in _METRICS))
+        for row, scores in metrics["test"].items()
+    ]
     signatures = "\n".join(f"- `{value}`" for value in metrics["signatures"][name].values())
     return (
-        f"## Scores on the run's test set\n\n{chr(10).join(lines)}\n\nOne seed. `copy` is the source itself, `base` "
-        f"the model before training. sacreBLEU signatures:\n\n{signatures}"
+        f"## Scores on the run's test set\n\n{_table(('stage', *_METRICS.values()), rows)}\n\nOne seed. `copy` is the "
+        f"source itself, `base` the model before training. sacreBLEU signatures:\n\n{signatures}"
     )
 
 
@@ -157,11 +144,12 @@ def _samples(metrics: dict[str, Any], name: str, stage: str) -> str:
     samples = metrics.get("samples", {}).get(name, []) if metrics.get("best") == stage else []
     if not samples:
         return ""
-    rows = [
-        f"| {_plain(sample['source'])} | {_plain(sample['hypothesis'])} | {_plain(sample['reference'])} |"
-        for sample in samples
-    ]
-    return "\n".join(["## Random samples\n", "| source | translation | reference |", "|---|---|---|", *rows])
+    rows = [[_plain(sample[key]) for key in ("source", "hypothesis", "reference")] for sample in samples]
+    return f"## Random samples\n\n{_table(('source', 'translation', 'reference'), rows)}"
+
+
+def _table(header: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
+    return "\n".join(f"| {' | '.join(cells)} |" for cells in (header, ["---"] * len(header), *rows))
 
 
 def _plain(value: str) -> str:

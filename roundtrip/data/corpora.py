@@ -6,13 +6,13 @@ import hashlib
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field
-from itertools import islice
+from itertools import chain, islice, zip_longest
 from pathlib import Path
 
 from roundtrip.data import row_store
 from roundtrip.data.readers import read_lines, read_pairs
 from roundtrip.data.row_store import RowStore, TextRow
-from roundtrip.recipe.schema import Data, LineFilter, Recipe, Sources, Split, TextSource
+from roundtrip.recipe.schema import LineFilter, Recipe, Sources, Split, TextSource
 from roundtrip.runtime.downloads import resolve
 from roundtrip.runtime.errors import TextError
 from roundtrip.runtime.seeding import derive_seed, permuted_index
@@ -46,11 +46,9 @@ class Corpora:
 
     def all_text(self) -> Iterator[str]:
         """Yield every line to train on; the languages alternate, so that the first lines are of both."""
-        for pair in self.train:
-            yield from pair
-        texts = list(self.mono.values())
-        for index in range(max(map(len, texts), default=0)):
-            yield from (text[index][0] for text in texts if index < len(text))
+        yield from chain.from_iterable(self.train)
+        for rows in zip_longest(*self.mono.values()):
+            yield from (row[0] for row in rows if row is not None)
 
 
 def relative_length(a: float, b: float) -> float:
@@ -75,17 +73,15 @@ def prepare(recipe: Recipe, folder: Path, target: Path, report: Callable[[str], 
     """
     preparation = _Preparation(recipe, folder, target, report)
     stores = preparation.read_parts() if recipe.data.split is None else preparation.split_corpus(recipe.data.split)
-    mono = {code: stores[f"mono.{code}"] for code in recipe.languages} if recipe.needs_mono else {}
-    required = ["dev", "test", *(f"mono.{code}" for code in mono), *(["train"] if recipe.data.train else [])]
-    for part in required:
+    counts = {part: dict(count) for part, count in preparation.counts.items()}
+    for part in ["dev", "test", *_mono_parts(recipe), *(["train"] if recipe.data.train else [])]:
         if not len(stores[part]):
             raise TextError(
-                f"no lines left; counts: {dict(preparation.counts[part])}",
+                f"no lines left; counts: {counts[part]}",
                 place=f"data.{part}",
                 cure="the file is empty, or every line was dropped for the reasons in the counts; see data.filter",
             )
-    counts = {part: dict(count) for part, count in preparation.counts.items()}
-    return Corpora(stores["train"], stores["dev"], stores["test"], mono, counts)
+    return _corpora(recipe, stores, counts)
 
 
 @dataclass(frozen=True)
@@ -107,11 +103,8 @@ class _Preparation:
 
     def read_parts(self) -> dict[str, RowStore]:
         """Read every part from its own sources: dev and test first, so that their texts are known to the others."""
-        stores = {
-            part: self._write_held_out(part) for part in (("test",) if self.recipe.without_dev else ("test", "dev"))
-        }
-        if self.recipe.without_dev:
-            stores["dev"] = self._write_monolingual_dev()
+        stores = {"test": self._write_held_out("test")}
+        stores["dev"] = self._write_monolingual_dev() if self.recipe.without_dev else self._write_held_out("dev")
         stores["train"] = self._write_filtered("train", self._pairs(self.recipe.data.train), (0, 1))
         for side, language in enumerate(self.recipe.languages):
             part = f"mono.{language}"
@@ -119,13 +112,20 @@ class _Preparation:
         return stores
 
     def split_corpus(self, split: Split) -> dict[str, RowStore]:
-        """Split one corpus into test, dev, train and two monolingual halves; no text of a language is in two parts."""
+        """Split one corpus into test, dev, train and two monolingual halves; no text of a language is in two parts.
+
+        Pairs with one equal side count as duplicates: otherwise a monolingual half could hold a translation of a line
+        of the other. The fingerprints of all pairs are held in memory, about 200 bytes each: this is for experiments.
+        """
         given = {part: self._write_held_out(part) for part in ("test", "dev") if getattr(self.recipe.data, part)}
-        corpus = row_store.write(_store_path(self.target, "corpus"), self._disjoint(self._pairs(split.corpus)))
+        count = self.counts["corpus"] = Counter()
+        usable = self._filtered(self._pairs(split.corpus), (0, 1), count, seen=set())
+        corpus = self._write("corpus", (row for _, row in usable))
+        count["kept"] = len(corpus)
         needed = split.train + split.dev + split.test + (2 if self.recipe.needs_mono else 0)
         if len(corpus) < needed:
             raise TextError(
-                f"{len(corpus)} usable pairs, but the split needs {needed}; counts: {dict(self.counts['corpus'])}",
+                f"{len(corpus)} usable pairs, but the split needs {needed}; counts: {dict(count)}",
                 place="data.split",
                 cure="ask for fewer, or add to data.split.corpus",
             )
@@ -133,17 +133,12 @@ class _Preparation:
         shuffled = iter(corpus[permuted_index(index, len(corpus), seed, 0)] for index in range(len(corpus)))
         sizes = {part: size for part, size in (("test", split.test), ("dev", split.dev)) if part not in given}
         sizes["train"] = split.train
-        stores = {
-            part: row_store.write(_store_path(self.target, part), islice(shuffled, size))
-            for part, size in sizes.items()
-        }
+        stores = {part: self._write(part, islice(shuffled, size)) for part, size in sizes.items()}
         half = (len(corpus) - sum(sizes.values())) // 2
         for side, language in enumerate(self.recipe.languages):
             part = f"mono.{language}"
-            lines = ((row[side],) for row in islice(shuffled, half))
-            stores[part] = row_store.write(_store_path(self.target, part), lines)
-        for part, store in stores.items():
-            self.counts[part] = Counter(kept=len(store))
+            stores[part] = self._write(part, ((row[side],) for row in islice(shuffled, half)))
+        self.counts.update({part: Counter(kept=len(store)) for part, store in stores.items()})
         return given | stores
 
     def _pairs(self, sources: Sources) -> Iterator[TextRow]:
@@ -161,6 +156,9 @@ class _Preparation:
             is_remote = any(spec.startswith("hf:") for spec in specs)
             yield source, [] if is_remote else [path for spec in specs for path in resolve(spec, self.folder)]
 
+    def _write(self, part: str, rows: Iterable[TextRow]) -> RowStore:
+        return row_store.write(_store_path(self.target, part), rows)
+
     def _write_held_out(self, part: str) -> RowStore:
         """Write dev or test as given, since its scores are compared with those of others, and hold its texts out."""
         count = self.counts[part] = Counter()
@@ -172,9 +170,7 @@ class _Preparation:
                     self.held_out.update(_fingerprints(row, (0, 1)))
                     yield row
 
-        return row_store.write(
-            _store_path(self.target, part), with_both_sides(self._pairs(getattr(self.recipe.data, part)))
-        )
+        return self._write(part, with_both_sides(self._pairs(getattr(self.recipe.data, part))))
 
     def _write_monolingual_dev(self) -> RowStore:
         """Hold out the first monolingual lines instead of dev pairs; the two lines of a row are not translations."""
@@ -186,68 +182,49 @@ class _Preparation:
         for row in rows:
             self.held_out.update(_fingerprints(row, (0, 1)))
         self.counts["dev"] = Counter(kept=len(rows))
-        return row_store.write(_store_path(self.target, "dev"), rows)
+        return self._write("dev", rows)
 
     def _write_filtered(self, part: str, rows: Iterable[TextRow], sides: tuple[int, ...]) -> RowStore:
         """Write the rows that pass the filter, each once, and count the others by reason."""
         count = self.counts[part] = Counter()
         store, num_duplicates = row_store.write_once(_store_path(self.target, part), self._filtered(rows, sides, count))
-        if num_duplicates:
-            count["duplicate"] += num_duplicates
-        count["kept"] += len(store)
+        count.update({"duplicate": num_duplicates} if num_duplicates else {}, kept=len(store))
         return store
 
     def _filtered(
-        self, rows: Iterable[TextRow], sides: tuple[int, ...], count: Counter[str]
+        self,
+        rows: Iterable[TextRow],
+        sides: tuple[int, ...],
+        count: Counter[str],
+        seen: set[Fingerprint] | None = None,
     ) -> Iterator[tuple[int, TextRow]]:
         """Yield the rows that pass, each with a key that equal rows share, and count the others.
 
         Args:
             sides: the language (0 or 1) of each column.
+            seen: fingerprints of rows that have passed, which no other may share; None for no such rule.
         """
         for row in rows:
             fingerprints = _fingerprints(row, sides)
-            reason = self._drop_reason(row, fingerprints)
-            if reason is None:
-                yield hash(tuple(fingerprints)) & 0xFFFFFFFFFFFFFFFF, row
-            else:
+            reason = _filter_reason(row, self.recipe.data.filter)
+            if reason is None and seen is not None and not seen.isdisjoint(fingerprints):
+                reason = "duplicate"
+            if reason is None and not self.held_out.isdisjoint(fingerprints):
+                reason = "also in dev or test"
+            if reason is not None:
                 count[reason] += 1
-
-    def _disjoint(self, pairs: Iterable[TextRow]) -> Iterator[TextRow]:
-        """Yield the pairs that pass and share no text with an earlier one, and count all as those of `corpus`.
-
-        Pairs with one equal side count as duplicates: otherwise a monolingual half could hold a translation of a line
-        of the other. The fingerprints of all pairs are held in memory, about 200 bytes each: this is for experiments.
-        """
-        count = self.counts["corpus"] = Counter()
-        seen: set[Fingerprint] = set()
-        for row in pairs:
-            fingerprints = _fingerprints(row, (0, 1))
-            reason = self._drop_reason(row, fingerprints, seen)
-            count[reason or "kept"] += 1
-            if reason is None:
+                continue
+            if seen is not None:
                 seen.update(fingerprints)
-                yield row
-
-    def _drop_reason(
-        self, row: TextRow, fingerprints: list[Fingerprint], seen: set[Fingerprint] | None = None
-    ) -> str | None:
-        reason = _filter_reason(row, self.recipe.data.filter)
-        if reason is None and seen is not None and not seen.isdisjoint(fingerprints):
-            reason = "duplicate"
-        if reason is None and not self.held_out.isdisjoint(fingerprints):
-            reason = "also in dev or test"
-        return reason
+            yield hash(tuple(fingerprints)) & 0xFFFFFFFFFFFFFFFF, row
 
 
 def _filter_reason(row: TextRow, limits: LineFilter) -> str | None:
     """Return why `data.filter` drops a row, None where it does not."""
     for text in row:
         num_words = len(text.split())
-        if not num_words:
-            return "empty"
-        if num_words < limits.min_words:
-            return "too few words"
+        if num_words < max(1, limits.min_words):
+            return "too few words" if num_words else "empty"
         if limits.max_words is not None and num_words > limits.max_words:
             return "too many words"
         if len(text) > limits.max_chars:
@@ -278,29 +255,25 @@ def reopen(recipe: Recipe, target: Path, counts: dict[str, dict[str, int]]) -> C
     Raises:
         TextError: a store is missing, or damaged.
     """
-    mono_parts = [f"mono.{code}" for code in recipe.languages] if recipe.needs_mono else []
     try:
-        stores = {part: RowStore(_store_path(target, part)) for part in ("train", "dev", "test", *mono_parts)}
+        stores = {part: RowStore(_store_path(target, part)) for part in ("train", "dev", "test", *_mono_parts(recipe))}
         for part, store in stores.items():
             if len(store) != counts[part].get("kept", 0):
                 raise ValueError(f"{store.path.name} has {len(store)} rows of {counts[part].get('kept', 0)}")
     except (OSError, ValueError) as error:
-        raise TextError(
-            f"the text of this run is damaged: {error}", place=str(target), cure="start a new run"
-        ) from error
-    mono = {part.removeprefix("mono."): stores[part] for part in mono_parts}
+        problem = f"the text of this run is damaged: {error}"
+        raise TextError(problem, place=str(target), cure="start a new run") from error
+    return _corpora(recipe, stores, counts)
+
+
+def _corpora(recipe: Recipe, stores: dict[str, RowStore], counts: dict[str, dict[str, int]]) -> Corpora:
+    mono = {part.removeprefix("mono."): stores[part] for part in _mono_parts(recipe)}
     return Corpora(stores["train"], stores["dev"], stores["test"], mono, counts)
+
+
+def _mono_parts(recipe: Recipe) -> list[str]:
+    return [f"mono.{code}" for code in recipe.languages] if recipe.needs_mono else []
 
 
 def _store_path(folder: Path, part: str) -> Path:
     return folder / (f"{part}.txt" if part.startswith("mono.") else f"{part}.tsv")
-
-
-def describe(data: Data) -> list[str]:
-    """Return the text sources of a recipe, one per line of output, as `PART: PATH`."""
-    parts = {"dev": data.dev, "test": data.test}
-    if data.split is not None:
-        parts = {"split.corpus": data.split.corpus} | parts
-    else:
-        parts = {"train": data.train} | parts | {f"mono.{code}": sources for code, sources in data.mono.items()}
-    return [f"{part}: {source.path}" for part, sources in parts.items() for source in sources]

@@ -1,8 +1,7 @@
 """Gettext catalogues: each message and its translation.
 
-A catalogue names one language, that of its translations, in the `Language` header (Plone's older ones: in
-`Language-Code`). The messages are assumed to be in the first language of the recipe, unless the header
-names that one: then they are in the second.
+A catalogue names the language of its translations, in the `Language` header (Plone's older ones: in `Language-Code`).
+The messages are assumed to be in the first language of the recipe, unless the header names that one.
 """
 
 from __future__ import annotations
@@ -43,7 +42,9 @@ def read_po(path: Path, languages: tuple[str, ...]) -> Iterator[tuple[str, ...]]
     """
     catalogue = _parse(path)
     entries = [entry for entry in catalogue if not entry.obsolete]
+    pairs = (pair for entry in entries if entry.translated() for pair in _pairs(entry))
     header = catalogue.metadata.get("Language") or catalogue.metadata.get("Language-Code") or ""
+    is_into_first = match_codes(languages, [header])[0] is not None
     if len(languages) == 2:
         if header and not any(_close(header, language) for language in languages):
             raise TextError(
@@ -51,17 +52,15 @@ def read_po(path: Path, languages: tuple[str, ...]) -> Iterator[tuple[str, ...]]
                 place=str(path),
                 cure="Name the catalogue of the other language, or correct its Language header.",
             )
-        step = -1 if match_codes(languages, [header])[0] is not None else 1
-        yield from (pair[::step] for entry in entries if entry.translated() for pair in _pairs(entry))
-        return
-    if not header and any(entry.translated() for entry in entries):
+        yield from (pair[:: -1 if is_into_first else 1] for pair in pairs)
+    elif not header and any(entry.translated() for entry in entries):
         raise TextError(
             f"without a Language header it is unknown which side is {languages[0]!r}",
             place=str(path),
             cure='Add the language of the translations to the header entry: "Language: es\\n".',
         )
-    if match_codes(languages, [header])[0] is not None:
-        yield from ((target,) for entry in entries if entry.translated() for _, target in _pairs(entry))
+    elif is_into_first:
+        yield from ((target,) for _, target in pairs)
     else:
         yield from ((source,) for entry in entries for source in _messages(entry))
 
@@ -75,9 +74,8 @@ def _close(a: str, b: str) -> bool:
 
 
 def _parse(path: Path) -> Any:
-    number = 0
-    text = []
-    size = 0
+    text: list[str] = []
+    number = size = 0
     for number, line in enumerate(read_text_lines(path, _charset(path)), start=1):
         size += len(line)
         if size > MAX_CHARS:
@@ -100,11 +98,8 @@ def _parse(path: Path) -> Any:
 
 
 def _broken(path: Path, number: int, problem: str) -> TextError:
-    return TextError(
-        f"not a gettext catalogue: {problem}",
-        place=f"{path}:{number}",
-        cure="`msgfmt --check-format -o /dev/null FILE` lists all errors in it.",
-    )
+    cure = "`msgfmt --check-format -o /dev/null FILE` lists all errors in it."
+    return TextError(f"not a gettext catalogue: {problem}", place=f"{path}:{number}", cure=cure)
 
 
 def _charset(path: Path) -> str:
@@ -120,9 +115,8 @@ def _charset(path: Path) -> str:
 
 
 def _pairs(entry: Any) -> Iterator[tuple[str, str]]:
-    forms = entry.msgstr_plural
-    targets = [forms[min(forms)], forms[max(forms)]] if forms else [entry.msgstr]
-    yield from zip(_messages(entry), targets, strict=False)
+    forms = entry.msgstr_plural or {0: entry.msgstr}
+    return zip(_messages(entry), (forms[min(forms)], forms[max(forms)]), strict=False)
 
 
 def _messages(entry: Any) -> list[str]:

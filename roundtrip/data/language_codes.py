@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+_CHINESE = ("zh", "yue")
+
 
 def match_codes(wanted: Sequence[str], codes: Sequence[str]) -> tuple[int | None, ...]:
     """Find each wanted language among the codes of a file.
@@ -26,14 +28,9 @@ def all_matching(wanted: str, codes: Sequence[str]) -> list[int]:
     return _exact(wanted, codes) or _related(wanted, codes)
 
 
-def is_chinese(code: str) -> bool:
-    """Return whether a code is of a Chinese language."""
-    return _normal(code).partition("-")[0] in {"zh", "yue"}
-
-
 def is_spaceless(code: str) -> bool:
     """Return whether a language is written without spaces between words."""
-    return is_chinese(code) or _normal(code).partition("-")[0] in {"ja", "th", "lo", "km", "my", "bo"}
+    return _primary(code) in {*_CHINESE, "ja", "th", "lo", "km", "my", "bo"}
 
 
 def _exact(wanted: str, codes: Sequence[str]) -> list[int]:
@@ -41,17 +38,20 @@ def _exact(wanted: str, codes: Sequence[str]) -> list[int]:
 
 
 def _related(wanted: str, codes: Sequence[str]) -> list[int]:
-    primary = _normal(wanted).partition("-")[0]
-    return [index for index, code in enumerate(codes) if _normal(code).partition("-")[0] == primary]
+    return [index for index, code in enumerate(codes) if _primary(code) == _primary(wanted)]
 
 
 def _normal(code: str) -> str:
     return code.strip().replace("_", "-").lower()
 
 
+def _primary(code: str) -> str:
+    return _normal(code).partition("-")[0]
+
+
 def bleu_tokenizer(code: str) -> str:
     """Return the sacreBLEU tokenizer that fits a language."""
-    if is_chinese(code):
+    if _primary(code) in _CHINESE:
         return "zh"
     # 13a would treat a sentence without spaces as one word.
     return "char" if is_spaceless(code) else "13a"

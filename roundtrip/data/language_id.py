@@ -20,6 +20,7 @@ MIN_CHARS = 40
 MIN_RIGHT = 0.95
 # Dev lines below which the accuracy is unknown.
 MIN_LINES = 20
+_PLACE = "filter.language"
 _CURE = "set filter.language = false"
 
 
@@ -35,23 +36,17 @@ class LanguageIdentifier:
 
     def __init__(self, languages: tuple[str, str]) -> None:
         if importlib.util.find_spec("py3langid") is None:
-            raise RecipeError(
-                "filter.language needs py3langid, which is not installed",
-                place="filter.language",
-                cure=f"pip install 'roundtrip-mt[langid]', or {_CURE}",
-            )
+            cure = f"pip install 'roundtrip-mt[langid]', or {_CURE}"
+            raise RecipeError("filter.language needs py3langid, which is not installed", place=_PLACE, cure=cure)
         from py3langid.langid import MODEL_FILE, LanguageIdentifier
 
         self._model: Any = LanguageIdentifier.from_model_file(MODEL_FILE)
         self._names = {code: str(langcodes.Language.get(code).language) for code in languages}
-        known = set(self._model.labels)
         for code, name in self._names.items():
-            if name not in known:
-                raise RecipeError(f"py3langid does not know '{code}'", place="filter.language", cure=_CURE)
+            if name not in self._model.labels:
+                raise RecipeError(f"py3langid does not know '{code}'", place=_PLACE, cure=_CURE)
         if len(set(self._names.values())) < 2:
-            raise RecipeError(
-                f"py3langid does not distinguish {' and '.join(languages)}", place="filter.language", cure=_CURE
-            )
+            raise RecipeError(f"py3langid does not distinguish {' and '.join(languages)}", place=_PLACE, cure=_CURE)
         self._model.set_languages(sorted(self._names.values()))
 
     def is_other(self, text: str, language: str) -> bool:

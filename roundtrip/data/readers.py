@@ -15,37 +15,19 @@ from roundtrip.data.normalize import clean
 from roundtrip.data.tabular import read_csv, read_dataset, read_jsonl, read_parquet, read_tsv
 from roundtrip.data.text_files import read_text_lines
 from roundtrip.data.tmx_xliff import read_tmx, read_xliff
-from roundtrip.recipe.schema import TextFormat, TextSource
+from roundtrip.recipe.schema import TextSource
 from roundtrip.runtime.errors import TextError
 
-_ENDINGS: dict[str, TextFormat] = {
-    ".tsv": "tsv",
-    ".tab": "tsv",
-    ".csv": "csv",
-    ".jsonl": "jsonl",
-    ".ndjson": "jsonl",
-    ".parquet": "parquet",
-    ".po": "po",
-    ".pot": "po",
-    ".tmx": "tmx",
-    ".xlf": "xliff",
-    ".xliff": "xliff",
-}
+# A file that ends in the name of a format is in it; these are other endings.
+_ENDINGS = {"tab": "tsv", "ndjson": "jsonl", "pot": "po", "xlf": "xliff"}
+# Formats in which the recipe names columns.
+_TABLES = {"tsv": read_tsv, "csv": read_csv, "jsonl": read_jsonl, "parquet": read_parquet}
+# Formats that name the languages themselves.
+_CATALOGUES = {"po": read_po, "tmx": read_tmx, "xliff": read_xliff}
 
 
 def read_lines(source: TextSource, paths: Sequence[Path], language: str) -> Iterator[str]:
-    """Yield the clean texts of one language, at most `source.limit`.
-
-    Of a po, tmx or xliff file, the side in that language is read.
-
-    Args:
-        source: the text source of the recipe.
-        paths: its files, resolved and local; none for a dataset on the hub.
-        language: the code to find where a format holds several languages.
-
-    Raises:
-        TextError: the text is broken or missing; see the reader of each format.
-    """
+    """Yield the clean texts of one language, at most `source.limit`; see `read_pairs`."""
     yield from islice((clean(text) for (text,) in _rows(source, paths, (language,))), source.limit)
 
 
@@ -53,9 +35,7 @@ def read_pairs(source: TextSource, paths: Sequence[Path], languages: tuple[str, 
     """Yield the clean pairs of a parallel text in the order of `languages`, at most `source.limit`.
 
     Args:
-        source: the text source of the recipe.
         paths: its files, resolved and local; two for a Moses pair, none for a dataset on the hub.
-        languages: the two languages of the recipe.
 
     Raises:
         TextError: the text is broken or holds no pairs; see the reader of each format.
@@ -66,7 +46,7 @@ def read_pairs(source: TextSource, paths: Sequence[Path], languages: tuple[str, 
 
 def _rows(source: TextSource, paths: Sequence[Path], languages: tuple[str, ...]) -> Iterator[tuple[str, ...]]:
     if source.format == "datasets" or (source.format == "auto" and str(source.path).startswith("hf:")):
-        yield from read_dataset(source, languages)
+        yield from read_dataset(str(source.path), languages, source.columns)
     elif source.format == "moses" or not isinstance(source.path, str):
         yield from _moses(source, paths, languages)
     else:
@@ -75,40 +55,21 @@ def _rows(source: TextSource, paths: Sequence[Path], languages: tuple[str, ...])
 
 
 def _file_rows(source: TextSource, path: Path, languages: tuple[str, ...]) -> Iterator[tuple[str, ...]]:
-    match _format(source, path):
-        case "tsv":
-            return read_tsv(source, path, languages)
-        case "csv":
-            return read_csv(source, path, languages)
-        case "jsonl":
-            return read_jsonl(source, path, languages)
-        case "parquet":
-            return read_parquet(source, path, languages)
-        case "po":
-            return read_po(path, languages)
-        case "tmx":
-            return read_tmx(path, languages)
-        case "xliff":
-            return read_xliff(path, languages)
-        case _:
-            return _single(path, languages)
-
-
-def _format(source: TextSource, path: Path) -> TextFormat:
-    if source.format != "auto":
-        return source.format
     ending = path.with_suffix("").suffix if path.suffix.lower() == ".gz" else path.suffix
-    return _ENDINGS.get(ending.lower(), "lines")
-
-
-def _single(path: Path, languages: tuple[str, ...]) -> Iterator[tuple[str, ...]]:
-    if len(languages) > 1:
-        raise TextError(
-            f"a file of plain lines holds one language, but pairs of {' and '.join(languages)} are needed",
-            place=str(path),
-            cure=f"Name two files, or set `format`, or name a file that ends in {', '.join(_ENDINGS)}.",
-        )
-    return ((line,) for line in read_text_lines(path))
+    ending = ending.lower().removeprefix(".")
+    name = _ENDINGS.get(ending, ending) if source.format == "auto" else source.format
+    if name in _TABLES:
+        return _TABLES[name](path, languages, source.columns)
+    if name in _CATALOGUES:
+        return _CATALOGUES[name](path, languages)
+    if len(languages) == 1:
+        return ((line,) for line in read_text_lines(path))
+    endings = ", ".join(f".{name}" for name in (*_TABLES, *_CATALOGUES, *_ENDINGS))
+    raise TextError(
+        f"a file of plain lines holds one language, but pairs of {' and '.join(languages)} are needed",
+        place=str(path),
+        cure=f"Name two files, or set `format`, or name a file that ends in {endings}.",
+    )
 
 
 def _moses(source: TextSource, paths: Sequence[Path], languages: tuple[str, ...]) -> Iterator[tuple[str, ...]]:

@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import os
 import tempfile
-from array import array
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import overload
@@ -17,10 +16,10 @@ import numpy as np
 TextRow = tuple[str, ...]
 # Bytes per read; a longer row takes more reads.
 _READ_BYTES = 512
-# Offsets or keys that are buffered before they are written.
+# Offsets or keys that are read at once.
 _BUFFER_ITEMS = 1 << 16
 # Keys that are compared in memory at once.
-_PARTITION_KEYS = 1 << 18
+_PARTITION_KEYS = 1 << 20
 
 
 class RowStore(Sequence[TextRow]):
@@ -76,7 +75,12 @@ class RowStore(Sequence[TextRow]):
 
 def write(path: Path, rows: Iterable[TextRow]) -> RowStore:
     """Write rows to `path` and their byte offsets to `path`.starts, and open the store."""
-    return _written(path, ((0, row) for row in rows), keyed=False)
+    offset = 0
+    with path.open("wb") as text, _index_path(path).open("wb") as index:
+        for row in rows:
+            index.write(offset.to_bytes(8, "little"))
+            offset += text.write("\t".join(row).encode("utf-8") + b"\n")
+    return RowStore(path)
 
 
 def write_once(path: Path, rows: Iterable[tuple[int, TextRow]]) -> tuple[RowStore, int]:
@@ -88,9 +92,15 @@ def write_once(path: Path, rows: Iterable[tuple[int, TextRow]]) -> tuple[RowStor
     Returns:
         The store, and the number of dropped rows. (Their text stays in the file without an index entry.)
     """
-    store = _written(path, rows, keyed=True)
-    keys, index = _keys_path(path), _index_path(path)
-    is_first = _first_occurrences(keys, len(store))
+    keys, index = path.with_name(f"{path.name}.keys"), _index_path(path)
+
+    def with_keys_written() -> Iterator[TextRow]:
+        with keys.open("wb") as file:
+            for key, row in rows:
+                file.write(key.to_bytes(8, "little"))
+                yield row
+
+    is_first = _first_occurrences(keys, len(write(path, with_keys_written())))
     kept = index.with_name(f"{index.name}.kept")
     with index.open("rb") as source, kept.open("wb") as target:
         for start in range(0, len(is_first), _BUFFER_ITEMS):
@@ -101,62 +111,29 @@ def write_once(path: Path, rows: Iterable[tuple[int, TextRow]]) -> tuple[RowStor
     return RowStore(path), len(is_first) - int(is_first.sum())
 
 
-def _written(path: Path, rows: Iterable[tuple[int, TextRow]], *, keyed: bool) -> RowStore:
-    starts, keys, offset = array("Q"), array("Q"), 0
-    with path.open("wb") as text, _index_path(path).open("wb") as index, _keys_path(path).open("wb") as key_file:
-        for key, row in rows:
-            starts.append(offset)
-            offset += text.write("\t".join(row).encode("utf-8") + b"\n")
-            if keyed:
-                keys.append(key)
-            if len(starts) == _BUFFER_ITEMS:
-                index.write(_little_endian(starts))
-                key_file.write(_little_endian(keys))
-                starts, keys = array("Q"), array("Q")
-        index.write(_little_endian(starts))
-        key_file.write(_little_endian(keys))
-    if not keyed:
-        _keys_path(path).unlink()
-    return RowStore(path)
-
-
-def _little_endian(values: array[int]) -> bytes:
-    return np.asarray(values, dtype="<u8").tobytes()
-
-
 def _first_occurrences(path: Path, size: int) -> np.ndarray:
     """Return for each key of a file whether it is the first of its value.
 
     The keys are partitioned by value into files small enough for memory, which are compared one after the other.
     """
     is_first = np.zeros(size, dtype=bool)
-    num_parts = max(1, -(-size // _PARTITION_KEYS))
+    num_parts = -(-size // _PARTITION_KEYS)
     with tempfile.TemporaryDirectory(dir=path.parent, prefix=".keys-", suffix=".tmp") as folder:
         parts = [Path(folder) / str(number) for number in range(num_parts)]
         with path.open("rb") as file:
-            row = 0
-            while chunk := file.read(8 * _BUFFER_ITEMS):
-                keys = np.frombuffer(chunk, dtype="<u8")
+            for start in range(0, size, _BUFFER_ITEMS):
+                keys = np.frombuffer(file.read(8 * _BUFFER_ITEMS), dtype="<u8")
+                keys_and_rows = np.stack([keys, np.arange(start, start + len(keys), dtype="<u8")], 1)
                 part_of = keys % num_parts
-                order = np.argsort(part_of, kind="stable")
-                keys_and_rows = np.stack([keys[order], (row + order).astype("<u8")], 1)
-                ends = np.searchsorted(part_of[order], np.arange(num_parts + 1))
-                for part, start, end in zip(parts, ends, ends[1:], strict=False):
-                    if end > start:
-                        with part.open("ab") as target:
-                            target.write(keys_and_rows[start:end].tobytes())
-                row += len(keys)
+                for number, part in enumerate(parts):
+                    with part.open("ab") as target:
+                        target.write(keys_and_rows[part_of == number].tobytes())
         for part in parts:
-            if part.exists():
-                keys, rows = np.fromfile(part, dtype="<u8").reshape(-1, 2).T
-                _, earliest = np.unique(keys, return_index=True)
-                is_first[rows[earliest].astype(np.int64)] = True
+            keys, rows = np.fromfile(part, dtype="<u8").reshape(-1, 2).T
+            _, earliest = np.unique(keys, return_index=True)
+            is_first[rows[earliest].astype(np.int64)] = True
     return is_first
 
 
 def _index_path(path: Path) -> Path:
     return path.with_name(f"{path.name}.starts")
-
-
-def _keys_path(path: Path) -> Path:
-    return path.with_name(f"{path.name}.keys")

@@ -5,6 +5,7 @@ from __future__ import annotations
 import codecs
 import gzip
 import io
+import os
 import zlib
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -15,8 +16,7 @@ from roundtrip.runtime.errors import TextError
 
 # A longer line is not a sentence, and would have to be held in memory.
 MAX_LINE_BYTES = 8 << 20
-# Text compresses about ten times. A file that expands more than MAX_GROWTH times, past FREE_BYTES, is a decompression
-# bomb.
+# Text compresses about ten times. A file that expands more than MAX_GROWTH times, past FREE_BYTES, is a bomb.
 MAX_GROWTH = 300
 FREE_BYTES = 100 * 10**6
 _BROKEN_GZIP = (EOFError, gzip.BadGzipFile, zlib.error)
@@ -33,41 +33,27 @@ def open_text(path: Path) -> Iterator[BinaryIO]:
         if path.suffix.lower() != ".gz":
             with path.open("rb") as handle:
                 yield handle
-            return
-        with gzip.open(path) as unpacked, io.BufferedReader(_LimitedGzip(path, unpacked)) as reader:
-            yield cast(BinaryIO, reader)
+        else:
+            with _LimitedGzip(path) as unpacked, io.BufferedReader(cast(io.RawIOBase, unpacked)) as reader:
+                yield cast(BinaryIO, reader)
     except _BROKEN_GZIP as error:
         raise _broken_gzip(str(path), error) from error
     except OSError as error:
         raise TextError(f"cannot be read: {error.strerror or error}", place=str(path)) from error
 
 
-class _LimitedGzip(io.RawIOBase):
-    """The content of a gzip file, up to the size that text can have."""
-
-    def __init__(self, path: Path, source: gzip.GzipFile) -> None:
-        self._path, self._source = path, source
-        self._max_bytes = max(FREE_BYTES, MAX_GROWTH * path.stat().st_size)
-
-    def readable(self) -> bool:
-        return True
-
-    def seekable(self) -> bool:
-        return True
-
-    def seek(self, offset: int, whence: int = io.SEEK_SET) -> int:
-        return self._source.seek(offset, whence)
+class _LimitedGzip(gzip.GzipFile):
+    """A gzip file, up to the size that text can have."""
 
     def readinto(self, buffer: Any) -> int:
-        chunk = self._source.read1(len(buffer))
-        if self._source.tell() > self._max_bytes:
+        size = self.readinto1(buffer)
+        if self.tell() > max(FREE_BYTES, MAX_GROWTH * os.fstat(self.fileno()).st_size):
             raise TextError(
                 f"it grows more than {MAX_GROWTH} times when it is unpacked",
-                place=str(self._path),
+                place=str(self.name),
                 cure="Unpack it yourself if you trust it.",
             )
-        buffer[: len(chunk)] = chunk
-        return len(chunk)
+        return size
 
 
 def raw_lines(handle: BinaryIO) -> Iterator[bytes]:
@@ -76,43 +62,40 @@ def raw_lines(handle: BinaryIO) -> Iterator[bytes]:
 
 
 def read_text_lines(path: Path, encoding: str = "utf-8") -> Iterator[str]:
-    """Yield the lines of a file, line ends kept; only a line feed ends a line, as in `wc -l`.
+    """Yield the lines of a file, see `decoded_lines`."""
+    with open_text(path) as handle:
+        yield from decoded_lines(handle, str(path), encoding)
+
+
+def decoded_lines(handle: BinaryIO, place: str, encoding: str = "utf-8") -> Iterator[str]:
+    """Yield lines of text, line ends kept; only a line feed ends a line, as in `wc -l`.
 
     Raises:
-        TextError: a line is not in this encoding, or the file is unreadable; the place is FILE:LINE.
+        TextError: a line is not in this encoding, or unreadable; the place is PLACE:LINE.
     """
     number = 0
-    with open_text(path) as handle:
-        try:
-            for number, raw in enumerate(raw_lines(handle), start=1):
-                if len(raw) > MAX_LINE_BYTES:
-                    raise TextError(
-                        f"a line of more than {MAX_LINE_BYTES >> 20} MiB",
-                        place=f"{path}:{number}",
-                        cure="Text has one sentence or paragraph per line; check that this is a text file.",
-                    )
-                text = _decode(raw, encoding, path, number)
-                # A byte order mark would become part of the first quote of a csv, or of the first name of a header.
-                yield text.removeprefix("\ufeff") if number == 1 else text
-        except _BROKEN_GZIP as error:
-            raise _broken_gzip(f"{path}:{number + 1}", error) from error
-
-
-def _decode(raw: bytes, encoding: str, path: Path, number: int) -> str:
     try:
-        return raw.decode(encoding)
+        for number, raw in enumerate(raw_lines(handle), start=1):
+            if len(raw) > MAX_LINE_BYTES:
+                raise TextError(
+                    f"a line of more than {MAX_LINE_BYTES >> 20} MiB",
+                    place=f"{place}:{number}",
+                    cure="Text has one sentence or paragraph per line; check that this is a text file.",
+                )
+            text = raw.decode(encoding)
+            # A byte order mark would become part of the first quote of a csv, or of the first name of a header.
+            yield text.removeprefix("\ufeff") if number == 1 else text
     except UnicodeDecodeError as error:
         name = codecs.lookup(encoding).name.upper()
         raise TextError(
-            f"not {name} (byte 0x{raw[error.start]:02x})",
-            place=f"{path}:{number}",
+            f"not {name} (byte 0x{error.object[error.start]:02x})",
+            place=f"{place}:{number}",
             cure=f"Convert the file: iconv -f ISO-8859-1 -t {name} (-f: its actual encoding).",
         ) from error
+    except _BROKEN_GZIP as error:
+        raise _broken_gzip(f"{place}:{number + 1}", error) from error
 
 
 def _broken_gzip(place: str, error: Exception) -> TextError:
-    return TextError(
-        f"the gzip stream is broken ({error})",
-        place=place,
-        cure="Download the file again; `gzip -t` tests a copy.",
-    )
+    cure = "Download the file again; `gzip -t` tests a copy."
+    return TextError(f"the gzip stream is broken ({error})", place=place, cure=cure)

@@ -22,6 +22,9 @@ _TMX = ("", "{http://www.lisa.org/tmx14}")
 _XLIFF_1 = ("", "{urn:oasis:names:tc:xliff:document:1.1}", "{urn:oasis:names:tc:xliff:document:1.2}")
 _XLIFF_2 = ("{urn:oasis:names:tc:xliff:document:2.0}", "{urn:oasis:names:tc:xliff:document:2.2}")
 _UNTRANSLATED_STATES = ("new", "needs-translation")
+_NEITHER = [None, None]
+# The language codes of a unit, and for each the element that holds its text; None where it is not to be read.
+Variants = tuple[list[str], list[Any]]
 
 
 def read_tmx(path: Path, languages: tuple[str, ...]) -> Iterator[tuple[str, ...]]:
@@ -32,24 +35,18 @@ def read_tmx(path: Path, languages: tuple[str, ...]) -> Iterator[tuple[str, ...]
     Raises:
         TextError: broken XML, not a TMX file, an entity, or a language that is missing in the whole file.
     """
-    seen: dict[str, None] = {}
-    missing = set(languages)
-    for unit in _units(path, "tmx", [f"{namespace}tu" for namespace in _TMX]):
-        variants = unit.findall("{*}tuv")
-        codes = [variant.get(_XML_LANG) or variant.get("lang") or "" for variant in variants]
-        seen.update(dict.fromkeys(codes))
-        positions = match_codes(languages, codes)
-        missing -= _present(languages, positions)
-        rows = [positions] if len(languages) > 1 else [(index,) for index in all_matching(languages[0], codes)]
-        for row in rows:
-            chosen = [variants[index] for index in row if index is not None]
-            if len(chosen) == len(languages):
-                yield tuple(_inner_text(variant.find("{*}seg"), path) for variant in chosen)
-    _refuse_missing(missing, seen, path)
+
+    def variants() -> Iterator[Variants]:
+        for unit in _units(path, "tmx", [f"{namespace}tu" for namespace in _TMX]):
+            variants = unit.findall("{*}tuv")
+            codes = [variant.get(_XML_LANG) or variant.get("lang") or "" for variant in variants]
+            yield codes, [next(variant.iterchildren("{*}seg"), etree.Element("seg")) for variant in variants]
+
+    return _rows(path, languages, variants())
 
 
 def read_xliff(path: Path, languages: tuple[str, ...]) -> Iterator[tuple[str, ...]]:
-    """Yield source and target of each unit (XLIFF 1) or segment (XLIFF 2), or one side for one language.
+    """Yield source and target of each unit (XLIFF 1) or segment (XLIFF 2), or for one language each text in it.
 
     Units marked `translate="no"` are skipped and, where the target is read, units without one or with a state that
     marks it as not translated yet. Approval is not required. Inline tags are removed, their text is kept.
@@ -57,22 +54,35 @@ def read_xliff(path: Path, languages: tuple[str, ...]) -> Iterator[tuple[str, ..
     Raises:
         TextError: broken XML, not an XLIFF file, an entity, or a language that is missing in the whole file.
     """
+    tags = [f"{name}trans-unit" for name in _XLIFF_1] + [f"{name}unit" for name in _XLIFF_2]
+    return _rows(path, languages, (sides for unit in _units(path, "xliff", tags) for sides in _sides(unit)))
+
+
+def _rows(path: Path, languages: tuple[str, ...], units: Iterator[Variants]) -> Iterator[tuple[str, ...]]:
+    """Yield the texts in these languages of each unit that has them all."""
     seen: dict[str, None] = {}
     missing = set(languages)
-    tags = [f"{name}trans-unit" for name in _XLIFF_1] + [f"{name}unit" for name in _XLIFF_2]
-    for unit in _units(path, "xliff", tags):
-        for codes, sides in _sides(unit):
-            seen.update(dict.fromkeys(codes))
-            positions = match_codes(languages, codes)
-            missing -= _present(languages, positions)
-            chosen = [sides[index] for index in positions if index is not None and sides[index] is not None]
-            if len(chosen) == len(languages) and _is_for_translation(unit):
-                yield tuple(_inner_text(side, path) for side in chosen)
-    _refuse_missing(missing, seen, path)
+    for codes, elements in units:
+        seen.update(dict.fromkeys(codes))
+        positions = match_codes(languages, codes)
+        missing -= {code for code, position in zip(languages, positions, strict=True) if position is not None}
+        rows = [positions] if len(languages) > 1 else [(index,) for index in all_matching(languages[0], codes)]
+        for row in rows:
+            chosen = [elements[index] for index in row if index is not None and elements[index] is not None]
+            if len(chosen) == len(languages):
+                yield tuple(_inner_text(element, path) for element in chosen)
+    if missing:
+        raise TextError(
+            f"no text in {', '.join(map(repr, sorted(missing)))}",
+            place=str(path),
+            cure=f"Languages found: {', '.join(filter(None, seen)) or 'none'}. Name those, or another file.",
+        )
 
 
-def _sides(unit: Any) -> Iterator[tuple[list[str], list[Any]]]:
-    """Yield the codes and the elements of source and target; None for a target that is not translated yet."""
+def _sides(unit: Any) -> Iterator[Variants]:
+    """Yield the codes and the elements of source and target."""
+    marks = (node.get("translate") for node in (unit, *unit.iterancestors()))
+    is_for_translation = next((mark for mark in marks if mark is not None), "yes") != "no"
     namespace = unit.tag[: unit.tag.find("}") + 1]
     if namespace in _XLIFF_1:
         file = next(unit.iterancestors(f"{namespace}file"), unit)
@@ -80,19 +90,14 @@ def _sides(unit: Any) -> Iterator[tuple[list[str], list[Any]]]:
         target_language = file.get("target-language") or (target is not None and target.get(_XML_LANG)) or ""
         if target is not None and target.get("state") in _UNTRANSLATED_STATES:
             target = None
-        yield [file.get("source-language", ""), target_language], [source, target]
+        yield [file.get("source-language", ""), target_language], [source, target] if is_for_translation else _NEITHER
         return
     root = unit.getroottree().getroot()
     codes = [root.get("srcLang", ""), root.get("trgLang", "")]
     for segment in unit.iterfind(f"{namespace}segment"):
         # By the standard a segment without a state is "initial", but most tools write no states at all.
         target = segment.find(f"{namespace}target") if segment.get("state") != "initial" else None
-        yield codes, [segment.find(f"{namespace}source"), target]
-
-
-def _is_for_translation(unit: Any) -> bool:
-    marks = (node.get("translate") for node in (unit, *unit.iterancestors()))
-    return next((mark for mark in marks if mark is not None), "yes") != "no"
+        yield codes, [segment.find(f"{namespace}source"), target] if is_for_translation else _NEITHER
 
 
 def _units(path: Path, root: str, tags: Sequence[str]) -> Iterator[Any]:
@@ -100,14 +105,7 @@ def _units(path: Path, root: str, tags: Sequence[str]) -> Iterator[Any]:
     with open_text(path) as handle:
         limited = _LimitedReader(handle, path)
         parser = etree.iterparse(
-            limited,
-            tag=tags,
-            resolve_entities=False,
-            load_dtd=False,
-            dtd_validation=False,
-            attribute_defaults=False,
-            no_network=True,
-            huge_tree=False,
+            limited, tag=tags, resolve_entities=False, load_dtd=False, no_network=True, huge_tree=False
         )
         try:
             for _, element in parser:
@@ -158,8 +156,6 @@ def _broken(path: Path, parser: Any, error: Exception) -> TextError:
 
 
 def _inner_text(element: Any, path: Path) -> str:
-    if element is None:
-        return ""
     if (entity := next(element.iter(etree.Entity), None)) is not None:
         raise TextError(
             f"the entity &{entity.name}; is not expanded",
@@ -167,16 +163,3 @@ def _inner_text(element: Any, path: Path) -> str:
             cure="Write out its text instead; a translation file should declare no entities.",
         )
     return "".join(element.itertext())
-
-
-def _present(languages: tuple[str, ...], positions: tuple[int | None, ...]) -> set[str]:
-    return {language for language, position in zip(languages, positions, strict=True) if position is not None}
-
-
-def _refuse_missing(missing: set[str], seen: dict[str, None], path: Path) -> None:
-    if missing:
-        raise TextError(
-            f"no text in {', '.join(map(repr, sorted(missing)))}",
-            place=str(path),
-            cure=f"Languages found: {', '.join(filter(None, seen)) or 'none'}. Name those, or another file.",
-        )

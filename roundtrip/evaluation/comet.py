@@ -51,27 +51,8 @@ class CometModel:
         return folder.name if cached is None else cached.removeprefix("models--").replace("--", "/")
 
 
-@dataclass(frozen=True)
-class CometScores:
-    """COMET's scores of one system.
-
-    Attributes:
-        scores: of each line.
-        mean: of all; 0 to 1 for the usual models, higher is better.
-        signature: model and version.
-    """
-
-    scores: list[float]
-    mean: float
-    signature: str
-
-
 def check(model: CometModel) -> None:
-    """Make sure that COMET and its model are there, before any time is spent.
-
-    Raises:
-        RecipeError: they are not.
-    """
+    """Refuse a COMET or a model that is not there, before any time is spent."""
     place = f"--comet {model.checkpoint}"
     if not model.checkpoint.is_file():
         raise RecipeError("no such file", place=place, cure="name the model.ckpt of a COMET model on disk")
@@ -82,29 +63,26 @@ def check(model: CometModel) -> None:
 
 def comet_scores(
     sources: Sequence[str], systems: Mapping[str, Sequence[str]], references: Sequence[str], model: CometModel
-) -> dict[str, CometScores]:
+) -> tuple[str, dict[str, list[float]]]:
     """Score systems by COMET (Rei et al. 2020), all with one load of the model.
+
+    Returns:
+        The signature, and by system the score of each line: 0 to 1 for the usual models, higher is better.
 
     Raises:
         RecipeError: COMET is not there, or it failed.
     """
-    texts = {"src": list(sources), "ref": list(references), "systems": {name: list(x) for name, x in systems.items()}}
+    texts = {"src": sources, "ref": references, "systems": systems}
     with tempfile.TemporaryDirectory() as folder:
         source, target = Path(folder) / "in.json", Path(folder) / "out.json"
         source.write_text(json.dumps(texts), encoding="utf-8")
         _run_worker(model, [str(source), str(target), str(model.checkpoint.absolute())])
         results = json.loads(target.read_text(encoding="utf-8"))
-    signature = f"model:{model.name}|version:{results['version']}"
-    scores = {}
-    for name, result in results["systems"].items():
-        if len(result["scores"]) != len(sources):
-            raise RecipeError(
-                f"COMET gave {len(result['scores'])} scores for {len(sources)} lines of {name}",
-                place=f"--comet-python {model.python}",
-                cure="use unbabel-comet 2.2",
-            )
-        scores[name] = CometScores(result["scores"], result["mean"], signature)
-    return scores
+    for name, scores in results["scores"].items():
+        if len(scores) != len(sources):
+            problem = f"COMET gave {len(scores)} scores for {len(sources)} lines of {name}"
+            raise RecipeError(problem, place=f"--comet-python {model.python}", cure="use unbabel-comet 2.2")
+    return f"model:{model.name}|version:{results['version']}", results["scores"]
 
 
 def _run_worker(model: CometModel, arguments: list[str]) -> None:
@@ -122,8 +100,5 @@ def _run_worker(model: CometModel, arguments: list[str]) -> None:
             "the encoder that hparams.yaml names (pretrained_model) must be in the cache of the hub on this machine; "
             f"last messages: {' | '.join(messages[-3:])}"
         )
-        raise RecipeError(
-            f"COMET failed there: {messages[-1]}",
-            place=place,
-            cure=_CURE if "No module named" in messages[-1] else cure,
-        )
+        cure = _CURE if "No module named" in messages[-1] else cure
+        raise RecipeError(f"COMET failed there: {messages[-1]}", place=place, cure=cure)

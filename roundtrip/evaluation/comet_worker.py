@@ -2,8 +2,8 @@
 
     PYTHON -I comet_worker.py [IN.json OUT.json CHECKPOINT]
 
-IN holds {"src": [...], "ref": [...], "systems": {NAME: [...]}}; OUT gets {"version", "systems": {NAME: {"scores",
-"mean"}}}. Without arguments it only imports COMET.
+IN holds {"src": [...], "ref": [...], "systems": {NAME: [...]}}; OUT gets {"version", "scores": {NAME: [...]}}.
+Without arguments it only imports COMET.
 """
 
 from __future__ import annotations
@@ -23,19 +23,18 @@ def main() -> None:
     input_path, output_path, checkpoint = sys.argv[1:]
     texts = json.loads(Path(input_path).read_text(encoding="utf-8"))
     model = load_from_checkpoint(checkpoint, local_files_only=True)
-    systems = {}
+    scores = {}
     for name, lines in texts["systems"].items():
-        rows = [
-            {"src": texts["src"][index], "mt": line, "ref": texts["ref"][index]} for index, line in enumerate(lines)
-        ]
+        columns = zip(texts["src"], lines, texts["ref"], strict=True)
+        rows = [{"src": source, "mt": line, "ref": reference} for source, line, reference in columns]
         prediction = model.predict(rows, batch_size=8, gpus=int(cuda.is_available()), progress_bar=False)
-        systems[name] = {"scores": [float(x) for x in prediction.scores], "mean": float(prediction.system_score)}
+        scores[name] = [float(score) for score in prediction.scores]
     try:
         version = metadata.version("unbabel-comet")
     except metadata.PackageNotFoundError:
         version = "unknown"
     # NaN becomes an error here, not a score there.
-    document = json.dumps({"version": version, "systems": systems}, allow_nan=False)
+    document = json.dumps({"version": version, "scores": scores}, allow_nan=False)
     Path(output_path).write_text(document, encoding="utf-8")
 
 

@@ -7,7 +7,6 @@ from dataclasses import asdict, dataclass
 from typing import Any
 
 from roundtrip.evaluation import metrics
-from roundtrip.evaluation.comet import CometScores
 
 # chrF of a hypothesis against its source from which it counts as a copy.
 COPY_CHRF = 80.0
@@ -29,10 +28,10 @@ class EvaluationSet:
 
     def slices(self) -> dict[str, list[int]]:
         """Return the line indices of each label, labels in alphabetical order."""
-        return {
-            label: [index for index, other in enumerate(self.labels) if other == label]
-            for label in sorted(set(self.labels))
-        }
+        slices: dict[str, list[int]] = {label: [] for label in sorted(set(self.labels))}
+        for index, label in enumerate(self.labels):
+            slices[label].append(index)
+        return slices
 
 
 @dataclass(frozen=True)
@@ -40,9 +39,7 @@ class EvaluationSettings:
     """How systems are scored and compared.
 
     Attributes:
-        bleu_tokenize: sacreBLEU's name of a tokenizer.
-        lowercase: text is lowercased first.
-        ter: also the translation edit rate.
+        bleu_tokenize, lowercase, ter: see `metrics.sacrebleu_metrics`.
         samples, seed: of the bootstrap.
         num_changed: lines to list that gained most, and that lost most.
     """
@@ -69,23 +66,23 @@ def evaluate(test: EvaluationSet, systems: Mapping[str, Sequence[str]], settings
     """
     rows = {"copy": test.sources, **systems}
     document: dict[str, Any] = {
-        "lines": len(test.sources),
+        **_scores(rows, test.references, settings, compare="baseline" in systems),
         "signatures": metrics.metric_signatures(settings.metrics()),
-        **_scores(rows, test.references, settings),
         "empty": {name: sum(not text for text in texts) for name, texts in systems.items()},
         "copies": {name: _num_copies(test, texts) for name, texts in systems.items()},
         "settings": {name: value for name, value in asdict(settings).items() if name != "num_changed"},
     }
     if "baseline" in systems:
         document["changed"] = changed_lines(test, systems["baseline"], systems["system"], settings)
-    slices = test.slices()
-    if slices:
+    if test.labels:
         document["slices"] = {}
-    for label, indices in slices.items():
-        rows_of_slice = {name: [texts[index] for index in indices] for name, texts in rows.items()}
-        references = [test.references[index] for index in indices]
-        scores = _scores(rows_of_slice, references, settings, compare=len(indices) >= MIN_SLICE)
-        document["slices"][label] = {"lines": len(indices), **scores}
+    for label, indices in test.slices().items():
+        document["slices"][label] = _scores(
+            {name: [texts[index] for index in indices] for name, texts in rows.items()},
+            [test.references[index] for index in indices],
+            settings,
+            compare="baseline" in systems and len(indices) >= MIN_SLICE,
+        )
     return document
 
 
@@ -94,64 +91,54 @@ def changed_lines(
 ) -> dict[str, list[dict[str, Any]]]:
     """Return the lines that gained and that lost most, by sentence chrF++; fewer where fewer changed."""
     chrf = settings.metrics()["chrF++"]
-    lines = []
+    lines: list[dict[str, Any]] = []
     for index, (before, after, reference) in enumerate(zip(baseline, system, test.references, strict=True)):
         if before != after:
             scores = [chrf.sentence_score(text, [reference]).score for text in (before, after)]
-            lines.append(
-                {
-                    "line": index + 1,
-                    "source": test.sources[index],
-                    "reference": reference,
-                    "baseline": before,
-                    "system": after,
-                    "scores": scores,
-                    "change": scores[1] - scores[0],
-                }
-            )
+            texts = {"source": test.sources[index], "reference": reference, "baseline": before, "system": after}
+            lines.append({"line": index + 1, **texts, "scores": scores, "change": scores[1] - scores[0]})
     gained = sorted((line for line in lines if line["change"] > 0), key=lambda line: -line["change"])
     lost = sorted((line for line in lines if line["change"] < 0), key=lambda line: line["change"])
     return {"gained": gained[: settings.num_changed], "lost": lost[: settings.num_changed]}
 
 
 def add_comet(
-    document: dict[str, Any], comet: Mapping[str, CometScores], test: EvaluationSet, settings: EvaluationSettings
+    document: dict[str, Any],
+    signature: str,
+    scores: Mapping[str, Sequence[float]],
+    test: EvaluationSet,
+    settings: EvaluationSettings,
 ) -> None:
-    """Add COMET's scores to a document of `evaluate`, of its slices too; p-values where there are two systems."""
-    scores = {name: system.scores for name, system in comet.items()}
-    document["comet"] = {
-        "signature": comet["system"].signature,
-        "means": {name: system.mean for name, system in comet.items()},
-        "scores": scores,
-    }
-    if "baseline" in scores:
-        document["comet"]["p_value"] = _p_value(scores, settings)
-    for label, indices in test.slices().items():
-        part = document["slices"][label]
-        scores_of_slice = {name: [values[index] for index in indices] for name, values in scores.items()}
-        part["comet"] = {"means": {name: sum(values) / len(values) for name, values in scores_of_slice.items()}}
+    """Add COMET's scores of each line to a document of `evaluate`: means, and p-values where it has a comparison."""
+    document["comet"] = {"signature": signature, "scores": scores}
+    slices = [(document["slices"][label], indices) for label, indices in test.slices().items()]
+    for part, indices in [(document, list(range(len(test.sources)))), *slices]:
+        chosen = {name: [values[index] for index in indices] for name, values in scores.items()}
+        comet = part.setdefault("comet", {})
+        comet["means"] = {name: sum(values) / len(values) for name, values in chosen.items()}
         if "comparison" in part:
-            part["comet"]["p_value"] = _p_value(scores_of_slice, settings)
+            comet["p_value"] = metrics.paired_bootstrap_means(
+                chosen["baseline"], chosen["system"], samples=settings.samples, seed=settings.seed
+            )
 
 
 def _scores(
-    rows: Mapping[str, Sequence[str]], references: Sequence[str], settings: EvaluationSettings, *, compare: bool = True
+    rows: Mapping[str, Sequence[str]], references: Sequence[str], settings: EvaluationSettings, *, compare: bool
 ) -> dict[str, Any]:
-    """Return the scores of each row by metric, and the comparison of system and baseline where there are both."""
-    part: dict[str, Any] = {
-        "scores": {
-            row: {
-                name: metric.corpus_score(list(texts), [list(references)]).score
-                for name, metric in settings.metrics().items()
-            }
-            for row, texts in rows.items()
+    """Return the scores of each row by metric, and the comparison of system and baseline."""
+    scored = {
+        row: {
+            name: metric.corpus_score(list(texts), [list(references)]).score
+            for name, metric in settings.metrics().items()
         }
+        for row, texts in rows.items()
     }
-    if compare and "baseline" in rows:
+    part: dict[str, Any] = {"lines": len(references), "scores": scored}
+    if compare:
         comparisons = metrics.bootstrap_metrics(
             settings.metrics(references), rows["baseline"], rows["system"], samples=settings.samples, seed=settings.seed
         )
-        part["comparison"] = [comparison.to_dict() for comparison in comparisons]
+        part["comparison"] = [asdict(comparison) for comparison in comparisons]
     return part
 
 
@@ -160,10 +147,4 @@ def _num_copies(test: EvaluationSet, texts: Sequence[str]) -> int:
     return sum(
         bool(text) and text != reference and metrics.sentence_chrf(text, source) >= COPY_CHRF
         for source, text, reference in zip(test.sources, texts, test.references, strict=True)
-    )
-
-
-def _p_value(scores: Mapping[str, Sequence[float]], settings: EvaluationSettings) -> float:
-    return metrics.paired_bootstrap_means(
-        scores["baseline"], scores["system"], samples=settings.samples, seed=settings.seed
     )

@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -55,11 +54,7 @@ class Comparison:
 
 
 def sacrebleu_metrics(
-    bleu_tokenize: str = "13a",
-    *,
-    lowercase: bool = False,
-    ter: bool = False,
-    references: Sequence[str] | None = None,
+    bleu_tokenize: str = "13a", *, lowercase: bool = False, ter: bool = False, references: Sequence[str] | None = None
 ) -> dict[str, Any]:
     """Return sacreBLEU's metrics by their usual names; chrF++ is chrF with word bigrams (Popović 2017).
 
@@ -109,7 +104,7 @@ def sentence_chrf(hypothesis: str, reference: str) -> float:
     return float(_SENTENCE_CHRF.sentence_score(hypothesis, [reference]).score)
 
 
-def signatures(bleu_tokenize: str = "13a") -> dict[str, str]:
+def signatures(bleu_tokenize: str = "13a", *, place: str = "evaluation.bleu_tokenize") -> dict[str, str]:
     """Return sacreBLEU's signatures of both metrics of `corpus_scores`, by the names `bleu` and `chrf`.
 
     Raises:
@@ -118,17 +113,14 @@ def signatures(bleu_tokenize: str = "13a") -> dict[str, str]:
     if bleu_tokenize in SPM_MODELS and is_offline():
         file = Path(SACREBLEU_DIR) / "models" / Path(SPM_MODELS[bleu_tokenize]["url"]).name
         if not file.exists():
-            raise RecipeError(
-                f"sacreBLEU would download its tokenizer '{bleu_tokenize}', and network access is off",
-                place="evaluation.bleu_tokenize",
-                cure=f"run once with a network, or put the model into {file}",
-            )
+            problem = f"sacreBLEU would download its tokenizer '{bleu_tokenize}', and network access is off"
+            raise RecipeError(problem, place=place, cure=f"run once with a network, or put the model into {file}")
     try:
         bleu, chrf = metric_signatures(sacrebleu_metrics(bleu_tokenize)).values()
     except (RuntimeError, ImportError, OSError) as error:
         raise RecipeError(
             f"sacreBLEU's tokenizer '{bleu_tokenize}' cannot be used: {first_line(error)}",
-            place="evaluation.bleu_tokenize",
+            place=place,
             cure="install what it names, or use 'char' for languages without spaces",
         ) from error
     return {"bleu": bleu, "chrf": chrf}
@@ -180,14 +172,19 @@ def bootstrap_metrics(
     metrics: Mapping[str, Any], baseline: Sequence[str], system: Sequence[str], *, samples: int, seed: int
 ) -> list[Comparison]:
     """Compare two systems in metrics that hold their references; see `paired_bootstrap`."""
-    with _bootstrap_seed(seed):
-        _, results = PairedTest(
-            [("baseline", list(baseline)), ("system", list(system))], metrics, None, test_type="bs", n_samples=samples
-        )()
-    # sacreBLEU has its own names (chrF2++ is chrF++) and keeps the order of the metrics.
-    pairs = [value for name, value in results.items() if name != "System"]
+    systems = [("baseline", list(baseline)), ("system", list(system))]
+    before = os.environ.get("SACREBLEU_SEED")
+    os.environ["SACREBLEU_SEED"] = str(seed)  # sacreBLEU reads it from there only
+    try:
+        _, results = PairedTest(systems, metrics, None, test_type="bs", n_samples=samples)()
+    finally:
+        del os.environ["SACREBLEU_SEED"]
+        if before is not None:
+            os.environ["SACREBLEU_SEED"] = before
+    results.pop("System")
     comparisons = []
-    for name, (first, second) in zip(metrics, pairs, strict=True):
+    # sacreBLEU has its own names (chrF2++ is chrF++) and keeps the order of the metrics.
+    for name, (first, second) in zip(metrics, results.values(), strict=True):
         # sacreBLEU calls it significant when there is no difference at all, also for lines that differ only in what a
         # metric ignores (letter case where it is lowercased, spaces).
         p_value = 1.0 if first.score == second.score else second.p_value
@@ -214,22 +211,5 @@ def paired_bootstrap_means(
 def _check_lengths(references: Sequence[str], **systems: Sequence[str]) -> None:
     for name, lines in systems.items():
         if len(lines) != len(references) or not lines:
-            raise TextError(
-                f"{len(lines)} lines for {len(references)} references",
-                place=name,
-                cure="give one translation per reference, and at least one",
-            )
-
-
-@contextmanager
-def _bootstrap_seed(seed: int) -> Iterator[None]:
-    """Set the seed of sacreBLEU's bootstrap, which it reads from the environment only."""
-    before = os.environ.get("SACREBLEU_SEED")
-    os.environ["SACREBLEU_SEED"] = str(seed)
-    try:
-        yield
-    finally:
-        if before is None:
-            del os.environ["SACREBLEU_SEED"]
-        else:
-            os.environ["SACREBLEU_SEED"] = before
+            problem = f"{len(lines)} lines for {len(references)} references"
+            raise TextError(problem, place=name, cure="give one translation per reference, and at least one")

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from typing import Any
 
 from rich.console import Console
@@ -11,6 +11,7 @@ from rich.text import Text
 
 from roundtrip.evaluation.comparison import MIN_SLICE
 from roundtrip.runtime.errors import printable
+from roundtrip.runtime.event_log import print_line
 
 
 def show(document: Mapping[str, Any], console: Console) -> None:
@@ -19,32 +20,28 @@ def show(document: Mapping[str, Any], console: Console) -> None:
     console.print(_score_table(document))
     for system, num_lines in document.get("truncated", {}).items():
         if num_lines:
-            _print(console, f"{system}: {num_lines} translations were cut at their length limit")
+            print_line(console, f"{system}: {num_lines} translations were cut at their length limit")
     if "comparison" in document:
-        _print(console, f"system against baseline, paired bootstrap, {document['settings']['samples']} samples:")
-        _show_comparison(document["comparison"], console)
-        _show_comet(document, console)
+        print_line(console, f"system against baseline, paired bootstrap, {document['settings']['samples']} samples:")
+        _show_comparison(document, console)
     for label, part in document.get("slices", {}).items():
         scores = "; ".join(
             f"{row} " + " / ".join(f"{values[name]:.1f}" for name in names) for row, values in part["scores"].items()
         )
-        _print(console, f"{label}, {part['lines']} lines ({' / '.join(names)}): {scores}")
-        if "comparison" in part:
-            _show_comparison(part["comparison"], console)
-        elif "comparison" in document:
-            _print(console, f"  too few lines for a test (at least {MIN_SLICE} are required)")
-        _show_comet(part, console)
+        print_line(console, f"{label}, {part['lines']} lines ({' / '.join(names)}): {scores}")
+        if "comparison" in document and "comparison" not in part:
+            print_line(console, f"  too few lines for a test (at least {MIN_SLICE} are required)")
+        _show_comparison(part, console)
     for kind, lines in document.get("changed", {}).items():
         for line in lines:
             before, after = line["scores"]
-            _print(console, f"\n{kind} {abs(line['change']):.0f} chrF++, line {line['line']}: {line['source']}")
-            _print(console, f"  reference  {line['reference']}")
-            _print(console, f"  baseline   {line['baseline']}  ({before:.0f})")
-            _print(console, f"  system     {line['system']}  ({after:.0f})")
-    for name, signature in document["signatures"].items():
-        _print(console, f"{name}: {signature}")
-    if "comet" in document:
-        _print(console, f"COMET: {document['comet']['signature']}")
+            print_line(console, f"\n{kind} {abs(line['change']):.0f} chrF++, line {line['line']}: {line['source']}")
+            print_line(console, f"  reference  {line['reference']}")
+            print_line(console, f"  baseline   {line['baseline']}  ({before:.0f})")
+            print_line(console, f"  system     {line['system']}  ({after:.0f})")
+    comet = {"COMET": document["comet"]["signature"]} if "comet" in document else {}
+    for name, signature in {**document["signatures"], **comet}.items():
+        print_line(console, f"{name}: {signature}")
 
 
 def _score_table(document: Mapping[str, Any]) -> Table:
@@ -62,24 +59,20 @@ def _score_table(document: Mapping[str, Any]) -> Table:
     return table
 
 
-def _show_comet(part: Mapping[str, Any], console: Console) -> None:
-    """Print COMET's means of a slice, or of all lines, and whether they differ."""
+def comparison_text(result: Mapping[str, Any]) -> str:
+    """Describe one comparison, as `metrics.Comparison.to_dict` returns it."""
+    return (
+        f"{result['metric']}: {result['baseline']:.1f} ± {result['baseline_ci']:.1f} → {result['system']:.1f} ± "
+        f"{result['system_ci']:.1f} ({result['system'] - result['baseline']:+.1f}), p = {result['p_value']:.3f}, "
+        f"{'significant' if result['p_value'] < 0.05 else 'not significant'}"
+    )
+
+
+def _show_comparison(part: Mapping[str, Any], console: Console) -> None:
+    """Print whether two systems differ on all lines, or on those of a slice."""
+    for result in part.get("comparison", []):
+        print_line(console, f"  {comparison_text(result)}")
     if "comet" in part:
         means = [f"{mean:.4f}" for name, mean in part["comet"]["means"].items() if name != "copy"]
         p_value = f", p = {part['comet']['p_value']:.3f}" if "p_value" in part["comet"] else ""
-        _print(console, f"  COMET: {' → '.join(means)}{p_value}")
-
-
-def _show_comparison(comparisons: Sequence[Mapping[str, Any]], console: Console) -> None:
-    for result in comparisons:
-        verdict = "significant" if result["p_value"] < 0.05 else "not significant"
-        _print(
-            console,
-            f"  {result['metric']}: {result['baseline']:.1f} ± {result['baseline_ci']:.1f} → {result['system']:.1f} ± "
-            f"{result['system_ci']:.1f} ({result['system'] - result['baseline']:+.1f}), "
-            f"p = {result['p_value']:.3f}, {verdict}",
-        )
-
-
-def _print(console: Console, text: str) -> None:
-    console.print(Text("\n".join(printable(line) for line in text.split("\n"))), soft_wrap=True)
+        print_line(console, f"  COMET: {' → '.join(means)}{p_value}")

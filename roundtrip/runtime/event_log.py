@@ -20,6 +20,7 @@ from rich.progress import (
     TextColumn,
     TimeRemainingColumn,
 )
+from rich.text import Text
 
 from roundtrip.runtime.disk_space import report_full_disk
 from roundtrip.runtime.errors import printable
@@ -27,6 +28,11 @@ from roundtrip.runtime.errors import printable
 _QUIET_SECONDS = 30.0
 # More bytes than any event has.
 _LONGEST = 1 << 16
+
+
+def print_line(console: Console, text: str, style: str = "") -> None:
+    """Print prose unbroken, without markup and control characters: a terminal wraps it, a file keeps it whole."""
+    console.print(Text(printable(text), style), soft_wrap=True)
 
 
 @dataclass
@@ -71,7 +77,7 @@ class EventLog:
     def say(self, text: str) -> None:
         """Show one line; does nothing where the terminal is gone."""
         try:
-            self.console.print(printable(text), highlight=False, markup=False, soft_wrap=True)
+            print_line(self.console, text)
         except OSError as error:
             if error.errno != errno.EIO:
                 raise

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import errno
+import runpy
 import subprocess
 import sys
 import tomllib
@@ -59,15 +60,18 @@ def test_version(capsys: pytest.CaptureFixture[str]) -> None:
     assert capsys.readouterr().out == f"roundtrip {__version__}\n"
 
 
-def test_console_script_and_train_module_have_the_same_entry_points() -> None:
+def test_console_script_and_train_module_have_the_same_entry_points(monkeypatch: pytest.MonkeyPatch) -> None:
     scripts = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]["scripts"]
     assert scripts == {"roundtrip": "roundtrip.__main__:main"}
     import roundtrip.__main__
-    import roundtrip.train
     from roundtrip.cli import train
 
     assert roundtrip.__main__.main is app.main
-    assert roundtrip.train.main is train.main
+    calls: list[str] = []
+    monkeypatch.setattr(train, "main", lambda: calls.append("train"))
+    monkeypatch.delitem(sys.modules, "roundtrip.train", raising=False)
+    runpy.run_module("roundtrip.train", run_name="__main__")
+    assert calls == ["train"]
 
 
 def raising(error: BaseException) -> Callable[[argparse.Namespace], None]:

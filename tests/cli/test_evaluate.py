@@ -498,7 +498,7 @@ def test_comet_worker_main(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> N
     monkeypatch.setattr(sys, "argv", ["comet_worker", str(tmp_path / "in"), str(tmp_path / "out"), "model.ckpt"])
     comet_worker.main()
     result = json.loads((tmp_path / "out").read_text())
-    assert result == {"version": "unknown", "systems": {"system": {"scores": [0.1], "mean": 0.1}}}
+    assert result == {"version": "unknown", "scores": {"system": [0.1]}}
     monkeypatch.setattr(sys, "argv", ["comet_worker"])
     comet_worker.main()
 

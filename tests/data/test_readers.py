@@ -22,6 +22,7 @@ from pyarrow import parquet
 from roundtrip.data import tmx_xliff
 from roundtrip.data.normalize import clean
 from roundtrip.data.readers import read_lines, read_pairs
+from roundtrip.data.text_files import decoded_lines
 from roundtrip.recipe.schema import TextSource
 from roundtrip.runtime.errors import Interrupted, TextError
 
@@ -153,6 +154,11 @@ def test_invalid_utf8_is_refused_with_line_number(tmp_path: Path, name: str, gz:
         texts(path, "en", columns=columns)
     assert str(caught.value).startswith(f"{path}:{line}: not UTF-8 (byte 0xe9)\n  Convert")
     assert "iconv" in str(caught.value.cure)
+
+
+def test_bad_line_of_standard_input_is_named_by_its_number() -> None:
+    with pytest.raises(TextError, match=r"standard input:2: not UTF-8 \(byte 0xe9\)"):
+        list(decoded_lines(io.BytesIO(b"a\n\xe9\n"), "standard input"))
 
 
 @pytest.mark.parametrize(
