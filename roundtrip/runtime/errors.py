@@ -29,12 +29,8 @@ class RoundtripError(Exception):
 
 
 def _short(text: str) -> str:
-    """Return text without its middle where it is very long."""
-    half = _LONGEST // 2
-    return text if len(text) <= _LONGEST else f"{text[:half]} ... {text[-half:]}"
-
-
-_LONGEST = 6000
+    """Return text without its middle where it has more than 6,000 characters."""
+    return text if len(text) <= 6000 else f"{text[:3000]} ... {text[-3000:]}"
 
 
 def printable(text: str) -> str:
