@@ -1,7 +1,7 @@
 """The processes that share a run: each does a part of the work, and all end up with the same weights.
 
-They are started by `torchrun` or any launcher that sets RANK and WORLD_SIZE, and connect through accelerate. No wrapper
-is put around a model: we sum the gradients of one direction ourselves. Where a process ends, the collectives of the others fail (gloo) or time out (NCCL), and `torchrun` ends the rest.
+They are started by `torchrun` or any launcher that sets RANK and WORLD_SIZE, and connect through accelerate. Where one
+ends, the collectives of the others fail (gloo) or time out (NCCL), and `torchrun` ends the rest.
 """
 
 from __future__ import annotations
