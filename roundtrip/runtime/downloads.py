@@ -289,7 +289,7 @@ def _extract(wheel: Path, wanted: PypiSpec) -> list[Path]:
 
 
 def _matching(infos: list[zipfile.ZipInfo], path: str, place: str) -> list[zipfile.ZipInfo]:
-    members = {info.filename: info for info in infos if not info.is_dir()}
+    members = {info.filename: info for info in infos if not info.filename.endswith("/")}
     if path in members:
         return [members[path]]
     pattern = _pattern(path)

@@ -143,7 +143,9 @@ def test_a_run_goes_on_and_says_so(write_recipe: WriteRecipe, tmp_path: Path, mo
     monkeypatch.setattr(generating, "decode", small)
     monkeypatch.setattr(stepping, "loss_sum", once)
     shown = go(path, tmp_path / "run", overrides=greedy)
-    assert "they continue in halves" in shown and re.search(r"from here on microbatches have at most \d{2,3} tokens", shown)
+    assert "they continue in halves" in shown and re.search(
+        r"from here on microbatches have at most \d{2,3} tokens", shown
+    )
     one, other = end_state(tmp_path / "run"), end_state(tmp_path / "plain")
     assert one["examples"] == other["examples"] and one["steps"] == other["steps"]
     for name, tensors in one["tensors"].items():
