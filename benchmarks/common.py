@@ -15,6 +15,7 @@ import atexit
 import importlib
 import importlib.util
 import json
+import mmap
 import os
 import platform
 import subprocess
@@ -148,10 +149,15 @@ def peaks(variants: Mapping[str, Callable[[], Any]]) -> dict[str, int]:
             peak_bytes[name] = torch.cuda.max_memory_allocated() - before
         else:
             reset_process_peak()
-            before = memory.used_bytes(torch.device("cpu"))
+            before = used_bytes()
             variant()
             peak_bytes[name] = process_peak() - before
     return peak_bytes
+
+
+def used_bytes() -> int:
+    """Return the bytes of memory that this process uses now (Linux)."""
+    return int(Path("/proc/self/statm").read_text(encoding="ascii").split()[1]) * mmap.PAGESIZE
 
 
 def reset_process_peak() -> None:

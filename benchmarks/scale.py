@@ -59,7 +59,6 @@ def corpus(recipe: Recipe, folder: Path, number: int, base: Corpora) -> Path:
 
 def measure(number: int, rounds: int) -> dict[str, Any]:
     """Return seconds of each part and the peak memory of this process."""
-    import torch
 
     from roundtrip.data.corpora import prepare
     from roundtrip.engine import translator
@@ -75,7 +74,7 @@ def measure(number: int, rounds: int) -> dict[str, Any]:
         (folder / "stores").mkdir()
         memory.free_after_failure()
         common.reset_process_peak()
-        before, start = memory.used_bytes(torch.device("cpu")), time.perf_counter()
+        before, start = common.used_bytes(), time.perf_counter()
         corpora = prepare(loaded.recipe, folder, folder / "stores", lambda text: None)
         preparing, added = time.perf_counter() - start, common.process_peak() - before
         both = translator.load(loaded.recipe, folder)

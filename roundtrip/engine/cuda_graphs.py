@@ -1,9 +1,8 @@
 """Decoding steps of a fixed shape: a cache that is written in place, and on a GPU a CUDA graph that is replayed.
 
-A step of a small model is hundreds of kernels of a few microseconds each; launched one by one they take longer than
-they run. A graph launches them at once, at fixed addresses and shapes. So the cache has room for some more tokens than
-there are, positions that are not written yet are masked, and a new graph is captured when the room is used up or rows
-leave the batch.
+A graph launches the hundreds of kernels of a step at once, at fixed addresses and shapes. So the cache has room for
+more tokens than there are, positions that are not written yet are masked, and a new graph is captured when the room is
+used up or rows leave the batch.
 
 Shapes: B rows, S positions so far, C capacity of the cache, V vocabulary.
 """
@@ -16,7 +15,6 @@ import torch
 
 # Positions by which the cache grows; a capture costs about three steps, and masked positions cost time too.
 ROOM = 64
-_NUM_WARMUPS = 2
 
 
 class GraphedSteps:
@@ -63,7 +61,7 @@ class GraphedSteps:
         return self._logits_BV
 
     def dynamic_cache(self, keep: torch.Tensor | None = None) -> Any:
-        """Return a DynamicCache of all positions so far; of some rows alone where `keep` names them."""
+        """Return a DynamicCache of all positions so far, of all rows or of those in `keep`."""
         from transformers import DynamicCache
 
         size = self._filled + ROOM - self.room
@@ -89,7 +87,7 @@ class GraphedSteps:
         stream = torch.cuda.Stream()
         stream.wait_stream(torch.cuda.current_stream())
         with torch.cuda.stream(stream):
-            for _ in range(_NUM_WARMUPS):
+            for _ in range(2):
                 self._rewind()
                 self._forward()
         torch.cuda.current_stream().wait_stream(stream)

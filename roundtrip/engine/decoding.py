@@ -5,7 +5,7 @@ Shapes: B rows still in the batch, T prompt positions, S positions so far, N new
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -33,11 +33,6 @@ def decode(model: Any, request: GenerationRequest) -> GeneratedIds:
 
     Candidates of one prompt share its forward pass.
     """
-    with attention.decode_attention(model):
-        return _decode(model, request)
-
-
-def _decode(model: Any, request: GenerationRequest) -> GeneratedIds:
     device, settings = next(model.parameters()).device, request.settings
     generator = torch.Generator(device).manual_seed(request.seed)
     output = _Output.of(request, device)
@@ -45,22 +40,23 @@ def _decode(model: Any, request: GenerationRequest) -> GeneratedIds:
     rows = _Rows.of(ids_BT, mask_BT)
     cache = _KVCache(model, settings)
     check_every = 1 if device.type == "cpu" else CUDA_CHECK_EVERY
-    for step in range(output.ids_BN.shape[1]):
-        logits_BV = cache.step(rows)
-        if step == 0 and settings.num_candidates > 1:
-            cache.repeat(settings.num_candidates)
-            rows = rows.repeat(settings.num_candidates)
-            logits_BV = logits_BV.repeat_interleave(settings.num_candidates, 0)
-        next_B = sample_next(logits_BV, settings, generator)
-        rows = rows.append(next_B, output.write(step, rows, logits_BV, next_B))
-        if step % check_every == 0:
-            num_done = int(rows.done_B.sum())
-            if num_done == len(rows.done_B):
-                break
-            if num_done >= cache.compact_share * len(rows.done_B):
-                keep = (~rows.done_B).nonzero()[:, 0]
-                cache.select(keep)
-                rows = rows.select(keep)
+    with attention.decode_attention(model):
+        for step in range(output.ids_BN.shape[1]):
+            logits_BV = cache.step(rows)
+            if step == 0 and settings.num_candidates > 1:
+                cache.repeat(settings.num_candidates)
+                rows = rows.repeat(settings.num_candidates)
+                logits_BV = logits_BV.repeat_interleave(settings.num_candidates, 0)
+            next_B = sample_next(logits_BV, settings, generator)
+            rows = rows.append(next_B, output.write(step, rows, logits_BV, next_B))
+            if step % check_every == 0:
+                num_done = int(rows.done_B.sum())
+                if num_done == len(rows.done_B):
+                    break
+                if num_done >= cache.compact_share * len(rows.done_B):
+                    keep = (~rows.done_B).nonzero()[:, 0]
+                    cache.select(keep)
+                    rows = rows.select(keep)
     return GeneratedIds(output.ids_BN, output.logprob_B)
 
 
@@ -90,10 +86,8 @@ class _Rows:
 
     def repeat(self, times: int) -> _Rows:
         """Return each row `times` times, as a row of the output of its own."""
-        ids_BT, position_BT, mask_BS, done_B = (
-            tensor.repeat_interleave(times, 0) for tensor in (self.ids_BT, self.position_BT, self.mask_BS, self.done_B)
-        )
-        return _Rows(torch.arange(len(ids_BT), device=ids_BT.device), ids_BT, position_BT, mask_BS, done_B)
+        rows = _Rows(*(tensor.repeat_interleave(times, 0) for tensor in vars(self).values()))
+        return replace(rows, index_B=torch.arange(len(rows.ids_BT), device=rows.ids_BT.device))
 
     def append(self, next_B: torch.Tensor, ended_B: torch.Tensor) -> _Rows:
         """Return the rows with one more token each."""
@@ -105,9 +99,7 @@ class _Rows:
 
     def select(self, keep: torch.Tensor) -> _Rows:
         """Return some rows."""
-        return _Rows(
-            self.index_B[keep], self.ids_BT[keep], self.position_BT[keep], self.mask_BS[keep], self.done_B[keep]
-        )
+        return _Rows(*(tensor[keep] for tensor in vars(self).values()))
 
 
 @dataclass(frozen=True)
@@ -144,7 +136,10 @@ class _Output:
         if self.logprob_B is not None:
             # A token at the limit that is no stop id is cut off.
             counts_B = ~rows.done_B & (stops_B | ~over_B)
-            self.logprob_B[rows.index_B] += torch.where(counts_B, _logprob(logits_BV, next_B), 0.0)
+            # By the model itself, without temperature or filter.
+            logits_BV = logits_BV.float()
+            new_B = logits_BV.gather(1, next_B[:, None])[:, 0] - logits_BV.logsumexp(-1)
+            self.logprob_B[rows.index_B] += torch.where(counts_B, new_B, 0.0)
         return stops_B | over_B
 
 
@@ -184,18 +179,10 @@ class _KVCache:
         return logits_BV
 
     def repeat(self, times: int) -> None:
-        """Repeat each row."""
         self._cache.batch_repeat_interleave(times)
 
     def select(self, keep: torch.Tensor) -> None:
-        """Keep some rows."""
         if self._steps is None:
             self._cache.batch_select_indices(keep)
         else:
             self._cache, self._steps = self._steps.dynamic_cache(keep), None
-
-
-def _logprob(logits_BV: torch.Tensor, chosen_B: torch.Tensor) -> torch.Tensor:
-    """Return the log-probability of tokens by the model itself, without temperature or filter; float32."""
-    logits_BV = logits_BV.float()
-    return logits_BV.gather(1, chosen_B[:, None])[:, 0] - logits_BV.logsumexp(-1)

@@ -25,8 +25,7 @@ from roundtrip.tokens.prompt_template import TokenRow
 
 # Tokens that a hypothesis may have beyond `max_length_ratio` times its source.
 MAX_LENGTH_OFFSET = 10
-# A batch: its number, with a 0 or 1 for each time it was halved, of which its seed is derived; and the indices of its
-# prompts.
+# The number of a batch, with a 0 or 1 for each time it was halved, for its seed; and the indices of its prompts.
 _Batch = tuple[tuple[int, ...], list[int]]
 
 
@@ -66,8 +65,7 @@ def generate(
 
     def run(batch: _Batch) -> tuple[list[int], Hypotheses]:
         number, group = batch
-        part = request.select(group, derive_seed(request.seed, *number))
-        return group, _run_backend(model, part)
+        return group, _run_backend(model, request.select(group, derive_seed(request.seed, *number)))
 
     order: list[int] = []
     generated: list[Hypotheses] = []
@@ -76,7 +74,12 @@ def generate(
         run,
         _halves,
         size=lambda batch: len(batch[1]) * max(lengths[i] for i in batch[1]),
-        too_large=lambda batch: _too_large(len(request.prompts[batch[1][0]])),
+        too_large=lambda batch: ModelError(
+            f"memory ran out on a single prompt of {len(request.prompts[batch[1][0]])} tokens",
+            place="generate",
+            cure="lower data.filter.max_chars, generate.max_length_ratio and generate.num_candidates, or use a smaller "
+            "model",
+        ),
         on_split=lambda batch: callbacks.on_oom_split(len(batch[1])),
     ):
         indices = [times * i + candidate for i in group for candidate in range(times)]
@@ -98,20 +101,10 @@ def _halves(batch: _Batch) -> list[_Batch]:
     return [((*number, 0), group[:half]), ((*number, 1), group[half:])] if half else []
 
 
-def _too_large(num_tokens: int) -> ModelError:
-    return ModelError(
-        f"memory ran out on a single prompt of {num_tokens} tokens",
-        place="generate",
-        cure="lower data.filter.max_chars, generate.max_length_ratio and generate.num_candidates, or use a smaller "
-        "model",
-    )
-
-
 def _run_backend(model: nn.Module, request: GenerationRequest) -> Hypotheses:
     """Generate one batch by the backend of its settings, and end each row."""
     backend = generate_hf if request.settings.engine == "transformers" else decode
-    new: GeneratedIds = backend(model, request)
-    hypotheses = _end_rows(new, request)
+    hypotheses = _end_rows(backend(model, request), request)
     if request.return_logprobs and hypotheses.logprob_B is None:
         return _add_logprobs(model, hypotheses, request)
     return hypotheses
@@ -119,8 +112,7 @@ def _run_backend(model: nn.Module, request: GenerationRequest) -> Hypotheses:
 
 def _end_rows(new: GeneratedIds, request: GenerationRequest) -> Hypotheses:
     """End each row at its first stop id by position, or at its limit."""
-    new_BN, num_new = new.ids_BN, new.ids_BN.shape[1]
-    device = new_BN.device
+    new_BN, num_new, device = new.ids_BN, new.ids_BN.shape[1], new.ids_BN.device
     limit_B = torch.tensor(request.repeat_per_candidate().limits, device=device)
     stops = torch.tensor(request.stop.all_ids, dtype=torch.int64, device=device)
     text_stops = torch.tensor(list(request.stop.text_stop_ids), dtype=torch.int64, device=device)
@@ -134,13 +126,11 @@ def _end_rows(new: GeneratedIds, request: GenerationRequest) -> Hypotheses:
 
 def _add_logprobs(model: nn.Module, hypotheses: Hypotheses, request: GenerationRequest) -> Hypotheses:
     """Add the log-probabilities that a backend does not return, by another pass over what it generated."""
+    prompts = request.repeat_per_candidate().prompts
     rows = [
         TokenRow([*prompt, *ids[:size]], len(prompt))
-        for prompt, ids, size in zip(
-            request.repeat_per_candidate().prompts, hypotheses.ids_BN.tolist(), hypotheses.tokens_B.tolist(),
-            strict=True,
-        )
-    ]  # fmt: skip
+        for prompt, ids, size in zip(prompts, hypotheses.ids_BN.tolist(), hypotheses.tokens_B.tolist(), strict=True)
+    ]
     dataset = TokenDataset.of(rows, hypotheses.ids_BN.device)
     budget = request.settings.max_tokens_per_batch // 4
     return replace(hypotheses, logprob_B=log_likelihood(model, dataset, request.stop.pad_id, budget))

@@ -5,8 +5,8 @@ Shapes: B hypotheses, N new positions.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
 
 import torch
 
@@ -42,40 +42,27 @@ class Hypotheses:
 
     def to(self, device: torch.device | str) -> Hypotheses:
         """Return the same on another device."""
-        logprob_B = None if self.logprob_B is None else self.logprob_B.to(device)
-        ids_BN, size_B = self.ids_BN.to(device), self.size_B.to(device)
-        return Hypotheses(ids_BN, size_B, self.finished_B.to(device), self.tokens_B.to(device), logprob_B)
+        return self._map(lambda tensor: tensor.to(device))
 
     def select(self, indices: Sequence[int]) -> Hypotheses:
         """Return some rows, in the given order."""
         index_R = torch.tensor(indices, dtype=torch.int64, device=self.ids_BN.device)
-        logprob_B = None if self.logprob_B is None else self.logprob_B[index_R]
-        return Hypotheses(
-            self.ids_BN[index_R], self.size_B[index_R], self.finished_B[index_R], self.tokens_B[index_R], logprob_B
-        )
+        return self._map(lambda tensor: tensor[index_R])
+
+    def _map(self, change: Callable[[torch.Tensor], torch.Tensor]) -> Hypotheses:
+        return Hypotheses(*(None if tensor is None else change(tensor) for tensor in vars(self).values()))
 
 
 def join_hypotheses(
     batches: Sequence[Hypotheses], order: Sequence[int], pad_id: int, device: torch.device
 ) -> Hypotheses:
-    """Join batches, and sort their rows.
-
-    Args:
-        order: the index of each row among all hypotheses.
-    """
+    """Join batches, and sort their rows by `order`, the index of each among all hypotheses."""
     if not batches:
         empty = torch.zeros(0, dtype=torch.int64, device=device)
         return Hypotheses(empty[:, None], empty, empty.bool(), empty)
     width = max(batch.ids_BN.shape[1] for batch in batches)
-    wide = [
-        torch.nn.functional.pad(batch.ids_BN, (0, width - batch.ids_BN.shape[1]), value=pad_id) for batch in batches
-    ]
-    logprobs = [batch.logprob_B for batch in batches if batch.logprob_B is not None]
-    joined = Hypotheses(
-        torch.cat(wide),
-        torch.cat([batch.size_B for batch in batches]),
-        torch.cat([batch.finished_B for batch in batches]),
-        torch.cat([batch.tokens_B for batch in batches]),
-        torch.cat(logprobs) if logprobs else None,
-    )
+    pad = torch.nn.functional.pad
+    wide = [replace(b, ids_BN=pad(b.ids_BN, (0, width - b.ids_BN.shape[1]), value=pad_id)) for b in batches]
+    columns = zip(*(vars(batch).values() for batch in wide), strict=True)
+    joined = Hypotheses(*(None if column[0] is None else torch.cat(column) for column in columns))
     return joined.select(sorted(range(len(order)), key=lambda row: order[row]))

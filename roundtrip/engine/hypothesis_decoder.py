@@ -24,11 +24,7 @@ class HypothesisDecoder:
         self._thread.shutdown(cancel_futures=True)
 
     def submit(self, indices: list[int], hypotheses: Hypotheses) -> None:
-        """Start to decode a batch.
-
-        Args:
-            indices: of the batch among all hypotheses.
-        """
+        """Start to decode a batch; `indices` are those of its rows among all hypotheses."""
         if self._batches and self._batches[-1][1].done():
             self._batches[-1][1].result()  # raises an error of the thread now rather than at the end
         self._batches.append((indices, self._thread.submit(self._decode, hypotheses)))

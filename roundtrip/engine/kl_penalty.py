@@ -14,7 +14,7 @@ from roundtrip.tokens.batching import Batch, TokenDataset
 
 @dataclass(frozen=True)
 class KLPenalty:
-    """The divergence of the adapted model from its base on monolingual text, as a part of the loss.
+    """The divergence of the adapted model from its base on monolingual text.
 
     Attributes:
         dataset: the target texts alone, in the order of the rows that are trained on.
@@ -30,12 +30,9 @@ class KLPenalty:
 
 
 def kl_sum(model: nn.Module, batch: Batch) -> torch.Tensor:
-    """Return the summed KL divergence of the adapted model from its base over the predicted tokens of a batch.
+    """Return KL(base || adapted), summed over the predicted tokens of a batch, in nats; float32, shape ().
 
-    KL(base || adapted), as in learning without forgetting (https://arxiv.org/abs/1606.09282).
-
-    Returns:
-        In nats; float32, shape ().
+    As in learning without forgetting (https://arxiv.org/abs/1606.09282).
     """
     assert isinstance(model, PeftModel)
     keep_BT, targets_N = batch.predictions()

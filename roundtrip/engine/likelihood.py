@@ -28,7 +28,6 @@ def log_likelihood(
 
     Args:
         model: in eval mode.
-        dataset: on the device of the model.
         max_tokens_per_microbatch: padded tokens of one forward pass.
         on_progress: called after each pass with no new rows and tokens; may raise to stop.
         processes: who else takes a part of the passes.

@@ -1,4 +1,4 @@
-"""Translating lines of any length: an empty one stays empty, one too long for the model is split into sentences."""
+"""Translating lines of any length."""
 
 from __future__ import annotations
 
@@ -25,17 +25,18 @@ def translate_any_length(
         truncated: gets a message for each line whose translation reached its length limit.
         start: number of lines before these, for messages.
 
-    Returns:
+    Yields:
         One translation per text, in order.
     """
     parts_of_lines: list[list[str]] = []
     for number, text in enumerate(texts):
         parts = [text] if text else []
-        if text and not fits(translator, text, settings):
-            parts = sentences(text, translator.direction.source)
-            long = [part for part in parts if not fits(translator, part, settings)]
-            if long:
-                too_long.append(f"line {start + number + 1}: a sentence of {len(long[0].split())} words is too long")
+        if text and not all(translator.can_translate(parts, settings)):
+            parts = _sentences(text, translator.direction.source)
+            fits = translator.can_translate(parts, settings)
+            if not all(fits):
+                long = parts[fits.index(False)]
+                too_long.append(f"line {start + number + 1}: a sentence of {len(long.split())} words is too long")
                 parts = []
         parts_of_lines.append(parts)
     flat = [part for parts in parts_of_lines for part in parts]
@@ -50,13 +51,7 @@ def translate_any_length(
         yield separator.join(" ".join(clean(text).split()) for text, _ in line)
 
 
-def fits(translator: Translator, text: str, settings: Generate) -> bool:
-    """Return whether a text and its translation fit into the model."""
-    return translator.can_translate([text], settings)[0]
-
-
-def sentences(text: str, language: str) -> list[str]:
-    """Split a text into sentences."""
+def _sentences(text: str, language: str) -> list[str]:
     import sentencex
 
     return [part for piece in sentencex.segment(language.partition("-")[0], text) if (part := piece.strip())]

@@ -37,16 +37,8 @@ class StopRule:
         return sorted({*self.stop_ids, *self.text_stop_ids})
 
 
-def _no_progress(num_rows: int, num_tokens: int) -> None:
-    """Ignore progress."""
-
-
-def _no_batch(indices: list[int], hypotheses: Hypotheses) -> None:
-    """Ignore a finished batch."""
-
-
-def _no_split(num_rows: int) -> None:
-    """Ignore that a batch was divided."""
+def _ignore(*_: object) -> None:
+    pass
 
 
 @dataclass(frozen=True)
@@ -60,9 +52,9 @@ class Callbacks:
         on_oom_split: called with the number of prompts of a batch that did not fit into memory and continues in halves.
     """
 
-    on_progress: Callable[[int, int], None] = _no_progress
-    on_batch: Callable[[list[int], Hypotheses], None] = _no_batch
-    on_oom_split: Callable[[int], None] = _no_split
+    on_progress: Callable[[int, int], None] = _ignore
+    on_batch: Callable[[list[int], Hypotheses], None] = _ignore
+    on_oom_split: Callable[[int], None] = _ignore
 
 
 @dataclass(frozen=True)
@@ -72,9 +64,6 @@ class GenerationRequest:
     Attributes:
         prompts: token ids.
         limits: most new tokens of each prompt, the end token not counted.
-        settings: `num_candidates` hypotheses of each prompt; sampling, temperature 0 is greedy; backend.
-        stop: where a hypothesis ends.
-        seed: of sampling.
         return_logprobs: whether the log-probability of each hypothesis is wanted.
     """
 
@@ -93,12 +82,9 @@ class GenerationRequest:
     def repeat_per_candidate(self) -> GenerationRequest:
         """Return the same request with one prompt for each hypothesis."""
         times = self.settings.num_candidates
-        if times == 1:
-            return self
+        prompts, limits = repeat_each(self.prompts, times), repeat_each(self.limits, times)
         settings = self.settings.model_copy(update={"num_candidates": 1})
-        return replace(
-            self, prompts=repeat_each(self.prompts, times), limits=repeat_each(self.limits, times), settings=settings
-        )
+        return replace(self, prompts=prompts, limits=limits, settings=settings)
 
 
 @dataclass(frozen=True)

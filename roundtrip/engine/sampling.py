@@ -11,13 +11,10 @@ from roundtrip.recipe.schema import Generate
 
 
 def sample_next(logits_BV: torch.Tensor, settings: Generate, generator: torch.Generator) -> torch.Tensor:
-    """Choose the next token of each row.
+    """Return the next token of each row, next_B, int64.
 
     Temperature 0 takes the most likely one. Otherwise the logits are divided by it, and one of the tokens that top-p
     (https://arxiv.org/abs/1904.09751) leaves is sampled.
-
-    Returns:
-        next_B, int64.
     """
     if settings.temperature_value == 0:
         # On a CPU argmax of bfloat16 takes four times as long.

@@ -6,7 +6,6 @@ import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
 
 from roundtrip.engine.cuda_graphs import supports_static_cache
 from roundtrip.engine.generate import generate, length_limit
@@ -90,7 +89,6 @@ class Translator:
 
     @property
     def base(self) -> LoadedModel:
-        """The model as loaded."""
         return self.direction_model.base
 
     def translate(
@@ -115,8 +113,7 @@ class Translator:
         Raises:
             ModelError: a source does not fit into the model, or into memory.
         """
-        prompts = self.template.prompts(sources)
-        segments = self.template.segments
+        prompts, segments = self.template.prompts(sources), self.template.segments
         request = GenerationRequest(
             prompts,
             self._limits(sources, prompts, settings),
@@ -200,7 +197,6 @@ def load(
     folder: Path,
     segments: Mapping[str, Segments] | None = None,
     residual_folder: Path | None = None,
-    processes: ProcessGroup = SINGLE_PROCESS,
 ) -> dict[str, Translator]:
     """Load both directions of a recipe as they begin.
 
@@ -208,7 +204,6 @@ def load(
         folder: where relative paths of the recipe start.
         segments: of an earlier run, by direction; the templates are rebuilt from the tokenizers where None.
         residual_folder: see `direction_model.load`.
-        processes: who else generates; see `generate`.
 
     Returns:
         By name of the direction.
@@ -226,11 +221,7 @@ def load(
                 cure='set it to "none", or train on a GPU',
             )
         if recipe.generate.cuda_graphs and device != "cuda":
-            raise ModelError(
-                f"{name}: CUDA graphs require a CUDA device; this model is on {device}",
-                place="generate.cuda_graphs",
-                cure="set it to false",
-            )
+            raise _no_graphs(f"{name}: CUDA graphs require a CUDA device; this model is on {device}")
     models = direction_model.load(
         recipe.model,
         recipe.adapter,
@@ -241,16 +232,16 @@ def load(
     )
     for name, model in models.items():
         if recipe.generate.cuda_graphs and not supports_static_cache(model.base.model):
-            raise ModelError(
-                f"{name}: CUDA graphs require a plain key-value cache; this model has sliding windows or recurrent "
-                "states",
-                place="generate.cuda_graphs",
-                cure="set it to false",
-            )
+            reason = "this model has sliding windows or recurrent states"
+            raise _no_graphs(f"{name}: CUDA graphs require a plain key-value cache; {reason}")
     return {
-        direction.name: _translator(recipe, direction, models[direction.name], segments or {}, processes)
+        direction.name: _translator(recipe, direction, models[direction.name], segments or {})
         for direction in directions(recipe)
     }
+
+
+def _no_graphs(problem: str) -> ModelError:
+    return ModelError(problem, place="generate.cuda_graphs", cure="set it to false")
 
 
 def load_one(
@@ -260,30 +251,29 @@ def load_one(
     segments: Mapping[str, Segments],
     overrides: Mapping[str, object],
 ) -> Translator:
-    """Load a single direction, for use.
-
-    Args:
-        overrides: keys of `[model]` that differ from those of training, such as the device.
-    """
-    spec = recipe.model[direction.name].model_copy(update=dict(overrides))
-    adapter = as_exported(recipe.adapter[direction.name])
-    models = direction_model.load(
-        {direction.name: spec}, {direction.name: adapter}, folder, one_base=False, seed=recipe.seed
-    )
-    return _translator(recipe, direction, models[direction.name], segments)
+    """Load a single direction, for use; `overrides` are keys of `[model]` that differ, such as the device."""
+    name = direction.name
+    spec = recipe.model[name].model_copy(update=dict(overrides))
+    adapter = as_exported(recipe.adapter[name])
+    models = direction_model.load({name: spec}, {name: adapter}, folder, one_base=False, seed=recipe.seed)
+    return _translator(recipe, direction, models[name], segments)
 
 
 def _translator(
-    recipe: Recipe,
-    direction: Direction,
-    model: DirectionModel,
-    segments: Mapping[str, Segments],
-    processes: ProcessGroup = SINGLE_PROCESS,
+    recipe: Recipe, direction: Direction, model: DirectionModel, fixed: Mapping[str, Segments]
 ) -> Translator:
-    base = model.base
-    return Translator(
-        direction, model, templates(recipe, direction, base.tokenizer, base.stop_ids, segments), processes
-    )
+    """Return a direction with its templates, whose segments are `fixed` or built from the tokenizer."""
+
+    def template(key: str, source: str) -> PromptTemplate:
+        tokenizer, stop_ids = model.base.tokenizer, model.base.stop_ids
+        segments = fixed.get(key) or build_segments(tokenizer, recipe.template, source, direction.target, stop_ids)
+        return PromptTemplate(tokenizer, segments)
+
+    parallel = denoising = template(direction.name, direction.source)
+    if recipe.rounds.denoising_ratio:
+        # From the language into itself, so that the prompt does not ask for a translation.
+        denoising = template(denoising_name(direction.name), direction.target)
+    return Translator(direction, model, DirectionTemplates(parallel, denoising))
 
 
 def expansion_of(template: PromptTemplate, pairs: Sequence[tuple[str, str]]) -> float:
@@ -293,7 +283,6 @@ def expansion_of(template: PromptTemplate, pairs: Sequence[tuple[str, str]]) -> 
     limit that ignores it truncates good translations.
 
     Args:
-        template: of the direction.
         pairs: (source, target).
     """
     rows, prompts = template.rows(pairs), template.prompts([source for source, _ in pairs])
@@ -304,35 +293,6 @@ def expansion_of(template: PromptTemplate, pairs: Sequence[tuple[str, str]]) -> 
 def denoising_name(name: str) -> str:
     """Return the key of the segments of a direction's denoising rows."""
     return f"{name} noised"
-
-
-def templates(
-    recipe: Recipe,
-    direction: Direction,
-    tokenizer: Any,
-    stop_ids: Sequence[int],
-    fixed: Mapping[str, Segments] = {},  # noqa: B006 (read only)
-) -> DirectionTemplates:
-    """Return the templates of a direction.
-
-    Args:
-        stop_ids: end tokens of the model.
-        fixed: segments of an earlier run, by direction and `denoising_name`; missing ones are built from the tokenizer.
-
-    Raises:
-        TemplateError: see `build_segments`.
-    """
-    own = fixed.get(direction.name) or build_segments(
-        tokenizer, recipe.template, direction.source, direction.target, stop_ids
-    )
-    parallel = denoising = PromptTemplate(tokenizer, own)
-    if recipe.rounds.denoising_ratio:
-        # From the language into itself, so that the prompt does not ask for a translation.
-        into_itself = fixed.get(denoising_name(direction.name)) or build_segments(
-            tokenizer, recipe.template, direction.target, direction.target, stop_ids
-        )
-        denoising = PromptTemplate(tokenizer, into_itself)
-    return DirectionTemplates(parallel, denoising)
 
 
 def load_translators(recipe: LoadedRecipe) -> dict[str, Translator]:

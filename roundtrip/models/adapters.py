@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import warnings
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -21,11 +21,9 @@ from roundtrip.recipe.schema import Adapter
 from roundtrip.runtime.errors import ModelError, first_line
 from roundtrip.runtime.seeding import derive_seed
 
-_TARGETS = "adapter.targets"
 WEIGHTS, CONFIG = "adapter_model.safetensors", "adapter_config.json"
+Tensors = Mapping[str, torch.Tensor]
 _INIT = {"pissa": "pissa_niter_16", "olora": "olora"}
-# A parameter of DoRA beside the matrices: one number for each output of a layer.
-_MAGNITUDE = "lora_magnitude_vector"
 
 
 def add_adapters(model: nn.Module, settings: Mapping[str, Adapter], seed: int) -> PeftModel:
@@ -40,11 +38,8 @@ def add_adapters(model: nn.Module, settings: Mapping[str, Adapter], seed: int) -
         ModelError: PEFT finds no layer of that name, or cannot put this kind of adapter on it.
     """
     if any(adapter.ephemeral_gpu_offload for adapter in settings.values()) and not torch.cuda.is_available():
-        raise ModelError(
-            "initializing DoRA on a GPU requires a CUDA device, and there is none",
-            place="adapter.ephemeral_gpu_offload",
-            cure="set it to false",
-        )
+        problem = "initializing DoRA on a GPU requires a CUDA device, and there is none"
+        raise ModelError(problem, place="adapter.ephemeral_gpu_offload", cure="set it to false")
     peft_model: PeftModel | None = None
     for name, adapter in settings.items():
         with torch.random.fork_rng(devices=[]), warnings.catch_warnings():
@@ -53,21 +48,21 @@ def add_adapters(model: nn.Module, settings: Mapping[str, Adapter], seed: int) -
             torch.manual_seed(derive_seed(seed, "adapter", name))
             try:
                 if peft_model is None:
-                    peft_model = get_peft_model(
-                        model, lora_config(adapter), adapter_name=name, autocast_adapter_dtype=False
-                    )
+                    peft_model = get_peft_model(model, lora_config(adapter), name, autocast_adapter_dtype=False)
                 else:
                     peft_model.add_adapter(name, lora_config(adapter), autocast_adapter_dtype=False)
             except torch.OutOfMemoryError:
                 raise
             except (ValueError, TypeError, RuntimeError) as error:
-                raise ModelError(first_line(error), place=f"{_TARGETS} ({name})") from error
+                raise ModelError(first_line(error), place=f"adapter.targets ({name})") from error
     assert peft_model is not None
     _refuse_unmergeable(peft_model)
+    named = peft_model.named_parameters()
+    base_dtype = next(p.dtype for key, p in named if ".lora_" not in key and p.is_floating_point())
     for name in settings:
         for parameter in parameters(peft_model, name).values():
             # PEFT creates adapters in float32 and casts only up; a bf16 base trains fastest with bf16 adapters.
-            parameter.data = parameter.data.to(_base_dtype(peft_model))
+            parameter.data = parameter.data.to(base_dtype)
     fused_lora.fuse(peft_model)
     freeze(peft_model)
     return peft_model
@@ -95,26 +90,26 @@ def lora_config(settings: Adapter) -> LoraConfig:
 
 def _refuse_unmergeable(model: PeftModel) -> None:
     """Refuse layers that are not linear, or that share their weight with another part of the model."""
-    tied = [layer.weight for layer in (model.get_input_embeddings(),) if layer is not None]
-    for path, layer in model.base_model.model.named_modules():
-        if not isinstance(layer, LoraLayer):
-            continue
+    embedding = model.get_input_embeddings()
+    for path, layer in lora_layers(model):
         inner = layer.get_base_layer()
         # bitsandbytes' layers are subclasses of nn.Linear.
         if not isinstance(inner, nn.Linear | Conv1D):
-            raise ModelError(
-                f"'{path}' is a {type(inner).__name__}, only linear layers take an adapter", place=_TARGETS
-            )
-        if any(inner.weight is weight for weight in tied):
+            problem = f"'{path}' is a {type(inner).__name__}, only linear layers take an adapter"
+            raise ModelError(problem, place="adapter.targets")
+        if embedding is not None and inner.weight is embedding.weight:
             raise ModelError(
                 f"'{path}' shares its weight with the embedding, which an adapter would change too",
-                place=_TARGETS,
+                place="adapter.targets",
                 cure='leave it out; "all-linear" does',
             )
 
 
-def _base_dtype(model: nn.Module) -> torch.dtype:
-    return next(p.dtype for n, p in model.named_parameters() if ".lora_" not in n and p.is_floating_point())
+def lora_layers(model: PeftModel) -> Iterator[tuple[str, LoraLayer]]:
+    """Yield the layers with adapters, by their paths in the base."""
+    for path, layer in model.base_model.model.named_modules():
+        if isinstance(layer, LoraLayer):
+            yield path, layer
 
 
 def parameters(model: nn.Module, name: str) -> dict[str, nn.Parameter]:
@@ -142,14 +137,12 @@ def write_merged(merged_copy: nn.Module, model: PeftModel, name: str | None) -> 
     subtracted from its base see `pissa_olora.write_merged_residual`.
     """
     targets = dict(merged_copy.named_modules())
-    for path, layer in model.base_model.model.named_modules():
-        if isinstance(layer, LoraLayer):
-            prepacked_linear.write_weight(
-                targets[path], layer.get_base_layer().weight if name is None else merged(layer, name)
-            )
+    for path, layer in lora_layers(model):
+        weight = layer.get_base_layer().weight if name is None else _merged(layer, name)
+        prepacked_linear.write_weight(targets[path], weight)
 
 
-def merged(layer: LoraLayer, name: str) -> torch.Tensor:
+def _merged(layer: LoraLayer, name: str) -> torch.Tensor:
     """Return the merged weight of a linear layer and its adapter, float32.
 
     That is `W + scale B A`; with DoRA each of its rows is scaled to the learned magnitude.
@@ -170,17 +163,12 @@ def scaled_product(layer: LoraLayer, name: str) -> torch.Tensor:
 
 def tensors(model: PeftModel, name: str) -> dict[str, torch.Tensor]:
     """Return the parameters of one adapter under the names that PEFT saves them by."""
-    return {_saved_name(key, name): value.detach() for key, value in parameters(model, name).items()}
+    saved = {key.replace(f".{name}.", ".", 1): value.detach() for key, value in parameters(model, name).items()}
+    # PEFT drops the end of DoRA's magnitudes, one number for each output of a layer.
+    return {key.replace("lora_magnitude_vector.weight", "lora_magnitude_vector"): saved[key] for key in saved}
 
 
-def _saved_name(key: str, name: str) -> str:
-    plain = key.replace(f".{name}.", ".", 1)
-    return plain.removesuffix(".weight") if plain.endswith(f"{_MAGNITUDE}.weight") else plain
-
-
-def export(
-    model: PeftModel, name: str, folder: Path, base: str, initial_adapter: Mapping[str, torch.Tensor] | None = None
-) -> None:
+def export(model: PeftModel, name: str, folder: Path, base: str, initial_adapter: Tensors | None = None) -> None:
     """Save an adapter as PEFT does.
 
     Args:
@@ -198,7 +186,9 @@ def export(
             saved[key] = torch.cat([saved[key], value if side == 0 else -value], side)
         config |= {"r": 2 * config["r"], "lora_alpha": 2 * config["lora_alpha"], "init_lora_weights": True}
     save_file({key: value.contiguous() for key, value in saved.items()}, folder / WEIGHTS)
-    text = json.dumps(config, indent=2, sort_keys=True, default=_plain)
+    text = json.dumps(
+        config, indent=2, sort_keys=True, default=lambda value: sorted(value) if isinstance(value, set) else str(value)
+    )
     (folder / CONFIG).write_text(text + "\n", encoding="utf-8")
 
 
@@ -208,10 +198,6 @@ def as_exported(settings: Adapter) -> Adapter:
     if settings.method in _INIT:
         update |= {"method": "lora", "rank": 2 * settings.rank, "alpha": 2 * settings.alpha}
     return settings.model_copy(update=update)
-
-
-def _plain(value: object) -> object:
-    return sorted(value) if isinstance(value, set) else str(value)
 
 
 def read(folder: Path) -> dict[str, torch.Tensor]:
@@ -234,12 +220,7 @@ def read(folder: Path) -> dict[str, torch.Tensor]:
 
 
 @torch.no_grad()
-def load(
-    model: PeftModel,
-    name: str,
-    saved: Mapping[str, torch.Tensor],
-    initial_adapter: Mapping[str, torch.Tensor] | None = None,
-) -> None:
+def load(model: PeftModel, name: str, saved: Tensors, initial_adapter: Tensors | None = None) -> None:
     """Copy saved values into an adapter's parameters.
 
     Args:
@@ -249,7 +230,7 @@ def load(
     Raises:
         ModelError: a tensor is missing, left over or of another shape.
     """
-    own = {_saved_name(key, name): value for key, value in parameters(model, name).items()}
+    own = tensors(model, name)
     if own.keys() != saved.keys():
         key = sorted(own.keys() ^ saved.keys())[0]
         raise ModelError(f"the saved adapter '{name}' does not fit this base: only one of them has '{key}'")
@@ -265,10 +246,7 @@ def load(
 
 
 def init_from_folder(model: PeftModel, name: str, settings: Adapter, folder: Path) -> None:
-    """Initialize an adapter with the weights of an earlier one.
-
-    Args:
-        folder: an adapter as PEFT saves it.
+    """Initialize an adapter with the weights of an earlier one, which PEFT or `export` has saved.
 
     Raises:
         ModelError: there is none, or it has another kind, rank or base.
@@ -289,6 +267,5 @@ def init_from_folder(model: PeftModel, name: str, settings: Adapter, folder: Pat
     try:
         load(model, name, read(folder))
     except ModelError as error:
-        raise ModelError(
-            error.problem, place=place, cure="it was trained on another base or other targets; name one that fits"
-        ) from error
+        cure = "it was trained on another base or other targets; name one that fits"
+        raise ModelError(error.problem, place=place, cure=cure) from error

@@ -1,7 +1,5 @@
 """Our own attentions, which a loaded model selects by name: for packed rows without FlashAttention, and for decoding.
 
-Both compute softmax(Q K^T) V as every attention does; they avoid work of the library's that short rows do not need.
-
 Shapes: B rows, T positions of the longest, N tokens of all rows one behind the other, S keys, H query heads, K heads of
 keys and values, G = H / K query heads that share one, D numbers a head.
 """
@@ -31,8 +29,6 @@ READ_BOUNDS = (VARLEN, "flash_attention_2")
 # Arguments that ours do not support, and must not ignore.
 _EXTRAS = ("position_bias", "softcap", "s_aux", "sinks", "indices")
 
-_CURE = "use 'auto', 'sdpa' or 'eager'"
-
 
 def candidates(name: str, device: torch.device) -> tuple[str, ...]:
     """Return the attentions for training by their names in a recipe, the best first; the last takes padded rows.
@@ -58,7 +54,9 @@ def choose(model: Any, name: str) -> None:
         if model.config._attn_implementation != inner:
             raise ValueError("this model cannot change its attention once it is loaded")
     except (ValueError, ImportError) as error:
-        raise ModelError(f"attention '{name}': {first_line(error)}", place="model.attention", cure=_CURE) from error
+        raise ModelError(
+            f"attention '{name}': {first_line(error)}", place="model.attention", cure="use 'auto', 'sdpa' or 'eager'"
+        ) from error
 
 
 @contextmanager
@@ -120,9 +118,7 @@ def varlen(
     attention_mask: torch.Tensor | None,
     **settings: Any,
 ) -> tuple[torch.Tensor, None]:
-    """Attend within packed rows: they are padded here and nowhere else in the model.
-
-    So all products with weights, nine tenths of the work, are computed without padding.
+    """Attend within packed rows, which are padded here and nowhere else: products with weights are without padding.
 
     Args:
         attention_mask: of padded rows, which are computed by transformers' sdpa; of packed rows None, or the window of
@@ -152,7 +148,8 @@ def varlen(
     num_rows, num_keys = len(bounds) - 1, key_1KND.shape[1]
     index_N = _padded_index(bounds, num_tokens, longest)
     query, key, value = (
-        _Spread.apply(tensor[0].transpose(0, 1).reshape(num_tokens, -1), index_N, num_rows * longest)
+        tensor.new_zeros(num_rows * longest, tensor.shape[1] * tensor.shape[3])
+        .index_copy_(0, index_N, tensor[0].transpose(0, 1).reshape(num_tokens, -1))
         .view(num_rows, longest, tensor.shape[1], -1)
         .transpose(1, 2)
         for tensor in (query_1HND, key_1KND, value_1KND)
@@ -168,7 +165,7 @@ def varlen(
     weight = torch.nn.functional.softmax(score, -1, dtype=torch.float32).to(value.dtype)
     weight = torch.nn.functional.dropout(weight, settings.get("dropout", 0.0), module.training)
     mixed = torch.matmul(weight, value).view(num_rows, num_heads, longest, -1).transpose(1, 2)
-    packed = _Gather.apply(mixed.reshape(num_rows * longest, -1), index_N)
+    packed = mixed.reshape(num_rows * longest, -1).index_select(0, index_N)
     return packed.view(1, num_tokens, num_heads, -1), None
 
 
@@ -184,35 +181,6 @@ def _hidden(size: int, window: int, device: torch.device) -> torch.Tensor:
     position_T = torch.arange(size, device=device)
     back_TT = position_T[:, None] - position_T
     return (back_TT < 0) | (back_TT >= window)
-
-
-class _Spread(torch.autograd.Function):
-    """Copy the rows of a matrix to different rows of a larger one, which is zero elsewhere."""
-
-    @staticmethod
-    def forward(context: Any, rows_NX: torch.Tensor, index_N: torch.Tensor, num_rows: int) -> torch.Tensor:
-        context.save_for_backward(index_N)
-        return rows_NX.new_zeros(num_rows, rows_NX.shape[1]).index_copy_(0, index_N, rows_NX)
-
-    @staticmethod
-    def backward(context: Any, *grads: torch.Tensor) -> tuple[torch.Tensor, None, None]:
-        (index_N,) = context.saved_tensors
-        return grads[0].index_select(0, index_N), None, None
-
-
-class _Gather(torch.autograd.Function):
-    """Take different rows of a matrix: the reverse of `_Spread`."""
-
-    @staticmethod
-    def forward(context: Any, rows_PX: torch.Tensor, index_N: torch.Tensor) -> torch.Tensor:
-        context.save_for_backward(index_N)
-        context.num_rows = len(rows_PX)
-        return rows_PX.index_select(0, index_N)
-
-    @staticmethod
-    def backward(context: Any, *grads: torch.Tensor) -> tuple[torch.Tensor, None]:
-        (index_N,) = context.saved_tensors
-        return grads[0].new_zeros(context.num_rows, grads[0].shape[1]).index_copy_(0, index_N, grads[0]), None
 
 
 def _mask_of_padded_rows(

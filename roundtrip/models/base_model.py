@@ -6,23 +6,20 @@ import copy
 import hashlib
 import importlib.util
 import os
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any
 
 import torch
 from torch import nn
 
-from roundtrip.models import attention, from_scratch, prepacked_linear
+from roundtrip.models import attention, prepacked_linear
 from roundtrip.models.model_files import locate_model
 from roundtrip.recipe.schema import Model
 from roundtrip.runtime.errors import ModelError, SourceError, first_line
 from roundtrip.runtime.memory import limit_kernel_cache
-
-T = TypeVar("T")
-# Otherwise a hub model without safetensors is loaded from a conversion that a bot has proposed as a pull request.
-_NO_CONVERSION = "DISABLE_SAFETENSORS_CONVERSION"
 
 
 @dataclass(frozen=True)
@@ -31,7 +28,6 @@ class LoadedModel:
 
     Attributes:
         model: a causal LM in eval mode, nothing in it requires a gradient.
-        tokenizer: its tokenizer.
         location: folder or hub id that it was loaded from.
         pad_id: id to fill up batches with; its positions are always masked, so any id with an embedding works.
         stop_ids: end tokens of the generation config.
@@ -62,49 +58,37 @@ def load(spec: Model, folder: Path) -> LoadedModel:
     Raises:
         SourceError, ModelError: it does not exist, cannot be read, or does not fit this machine.
     """
-    from transformers import AutoModelForCausalLM, AutoTokenizer
+    from transformers import AutoTokenizer
 
     limit_kernel_cache()
-    os.environ.setdefault(_NO_CONVERSION, "1")
+    # Otherwise a hub model without safetensors is loaded from a conversion that a bot has proposed as a pull request.
+    os.environ.setdefault("DISABLE_SAFETENSORS_CONVERSION", "1")
     location = locate_model(spec, folder)
     device = choose_device(spec.device)
     dtype = choose_dtype(spec.dtype, device)
     quantized = _quantization(spec, dtype, device)
-    tokenizer = _read(
-        spec, lambda: AutoTokenizer.from_pretrained(location, revision=spec.revision, trust_remote_code=False)
-    )
-    model, report = _read(
-        spec,
-        lambda: AutoModelForCausalLM.from_pretrained(
-            location,
-            revision=spec.revision,
-            dtype=dtype,
-            attn_implementation=attention.GENERATING,
-            use_safetensors=True,
-            trust_remote_code=False,
-            output_loading_info=True,
-            **quantized,
-        ),
-    )
+    with _explain_errors(spec):
+        tokenizer = AutoTokenizer.from_pretrained(location, revision=spec.revision, trust_remote_code=False)
+        model, report = _from_pretrained(location, spec.revision, dtype, output_loading_info=True, **quantized)
     if getattr(model, "_hf_peft_config_loaded", False):
         raise ModelError(
             f"'{spec.path}' is an adapter, not a model",
             place="model.path",
             cure="set model.path to its base; adapter.init takes the folder of an adapter",
         )
-    _refuse_incomplete(spec, model, tokenizer, report)
+    num_embeddings = int(model.get_input_embeddings().weight.shape[0])
+    _refuse_incomplete(spec, num_embeddings, tokenizer, report)
     model.requires_grad_(False).eval()
     if not quantized:
         model.to(device)
-    stop_ids = _stop_ids(model.generation_config)
+    eos = model.generation_config.eos_token_id
     known = (i for i in (tokenizer.pad_token_id, tokenizer.eos_token_id) if i is not None)
-    pad_id = next((i for i in known if i < _num_embeddings(model)), 0)
     return LoadedModel(
         model,
         tokenizer,
         location,
-        int(pad_id),
-        stop_ids,
+        int(next((i for i in known if i < num_embeddings), 0)),
+        tuple(eos) if isinstance(eos, list) else () if eos is None else (int(eos),),
         getattr(model.config, "max_position_embeddings", None),
         files_hash(location, spec.revision),
     )
@@ -124,11 +108,7 @@ def files_hash(location: str, revision: str | None) -> str:
 
 
 def _quantization(spec: Model, dtype: torch.dtype, device: torch.device) -> dict[str, Any]:
-    """Return the arguments of `from_pretrained` for a base of 4 or 8 bits a weight (https://arxiv.org/abs/2305.14314).
-
-    Raises:
-        ModelError: bitsandbytes is not installed.
-    """
+    """Return the arguments of `from_pretrained` for a base of 4 or 8 bits a weight (https://arxiv.org/abs/2305.14314)."""
     if spec.quantize == "none":
         return {}
     if importlib.util.find_spec("bitsandbytes") is None:
@@ -153,109 +133,52 @@ def reload_weights(spec: Model, base: LoadedModel, folder: Path | None = None) -
     Raises:
         SourceError, ModelError: they cannot be read, have changed, or are another model's.
     """
-    from transformers import AutoModelForCausalLM
-
     location = base.location if folder is None else str(folder)
     if folder is None and files_hash(location, spec.revision) != base.digest:
         raise ModelError("its weights have changed since the run began", place=location)
     # Not by reading the tensors: some models have other names and shapes on disk.
-    revision = spec.revision if folder is None else None
-    saved = _read(
-        spec,
-        lambda: AutoModelForCausalLM.from_pretrained(
-            location,
-            revision=revision,
-            dtype=base.dtype,
-            attn_implementation=attention.GENERATING,
-            use_safetensors=True,
-            trust_remote_code=False,
-        ),
-    )
+    with _explain_errors(spec):
+        saved = _from_pretrained(location, spec.revision if folder is None else None, base.dtype)
     try:
         base.model.load_state_dict(saved.state_dict())
     except RuntimeError as error:
         raise ModelError(f"the saved model does not fit: {first_line(error)}", place=location) from error
 
 
-def uninitialized(spec: Model, folder: Path, dtype: torch.dtype) -> Any:
-    """Return the model of a recipe with initial weights; with `torch.device("meta")` active, without any.
-
-    Raises:
-        SourceError, ModelError: see `load`.
-    """
-    from transformers import AutoConfig, AutoModelForCausalLM
-
-    if spec.from_scratch is not None:
-        config = from_scratch.llama_config(spec.from_scratch, spec.from_scratch.vocab_size)
-    else:
-        location = locate_model(spec, folder)
-        config = _read(
-            spec, lambda: AutoConfig.from_pretrained(location, revision=spec.revision, trust_remote_code=False)
-        )
-    return AutoModelForCausalLM.from_config(config, dtype=dtype, attn_implementation=attention.GENERATING)
-
-
-def load_tokenizer(spec: Model, folder: Path) -> tuple[Any, tuple[int, ...]]:
-    """Load the tokenizer of a recipe's base and the ids that generation ends at, without the model.
-
-    Raises:
-        SourceError, ModelError: see `load`.
-    """
-    from transformers import AutoConfig, AutoTokenizer, GenerationConfig
-
-    location = locate_model(spec, folder)
-    tokenizer = _read(
-        spec, lambda: AutoTokenizer.from_pretrained(location, revision=spec.revision, trust_remote_code=False)
-    )
+@contextmanager
+def _explain_errors(spec: Model) -> Iterator[None]:
+    """Explain the errors of transformers where a part of a model is read; readers of damaged files raise anything."""
     try:
-        settings = GenerationConfig.from_pretrained(location, revision=spec.revision)
-    except OSError:  # a model without a file of its own for this
-        config = _read(
-            spec, lambda: AutoConfig.from_pretrained(location, revision=spec.revision, trust_remote_code=False)
-        )
-        settings = GenerationConfig.from_model_config(config)
-    return tokenizer, _stop_ids(settings)
-
-
-def _read(spec: Model, load_it: Callable[[], T]) -> T:
-    """Read a part of a model, and explain the errors of transformers."""
-    try:
-        return load_it()
-    except (torch.OutOfMemoryError, MemoryError):
-        raise
-    except Exception as error:  # the readers of damaged files may raise anything
-        raise _unreadable(spec, error) from error
+        yield
     except BaseException as error:
+        is_memory = isinstance(error, torch.OutOfMemoryError | MemoryError)
         # A panic of the tokenizers library is no Exception.
-        if type(error).__name__ != "PanicException":
+        if is_memory or not (isinstance(error, Exception) or type(error).__name__ == "PanicException"):
             raise
-        raise _unreadable(spec, error) from error
+        if "trust_remote_code" in str(error):
+            problem = f"'{spec.path}' requires code of its author, which is not executed (trust_remote_code)"
+            cure = "use a model that transformers supports by itself"
+        else:
+            problem = f"'{spec.path}' cannot be loaded: {first_line(error)}"
+            cure = "name a folder with config.json and *.safetensors, a .gguf file, pypi:..., or the id of a hub model"
+        raise SourceError(problem, place="model.path", cure=cure) from error
 
 
-def _unreadable(spec: Model, error: BaseException) -> SourceError:
-    if "trust_remote_code" in str(error):
-        return SourceError(
-            f"'{spec.path}' requires code of its author, which is not executed (trust_remote_code)",
-            place="model.path",
-            cure="use a model that transformers supports by itself",
-        )
-    return SourceError(
-        f"'{spec.path}' cannot be loaded: {first_line(error)}",
-        place="model.path",
-        cure="name a folder with config.json and *.safetensors, a .gguf file, pypi:..., or the id of a hub model",
+def _from_pretrained(location: str, revision: str | None, dtype: torch.dtype, **settings: Any) -> Any:
+    from transformers import AutoModelForCausalLM
+
+    return AutoModelForCausalLM.from_pretrained(
+        location,
+        revision=revision,
+        dtype=dtype,
+        attn_implementation=attention.GENERATING,
+        use_safetensors=True,
+        trust_remote_code=False,
+        **settings,
     )
 
 
-def _stop_ids(settings: Any) -> tuple[int, ...]:
-    eos = settings.eos_token_id
-    return tuple(eos) if isinstance(eos, list) else () if eos is None else (int(eos),)
-
-
-def _num_embeddings(model: nn.Module) -> int:
-    return int(model.get_input_embeddings().weight.shape[0])
-
-
-def _refuse_incomplete(spec: Model, model: nn.Module, tokenizer: Any, report: Any) -> None:
+def _refuse_incomplete(spec: Model, num_embeddings: int, tokenizer: Any, report: Any) -> None:
     """Refuse models with missing weights, which would be random, and tokens that have no embedding."""
     missing = sorted(report["missing_keys"]) + sorted(str(key) for key in report["mismatched_keys"])
     if missing:
@@ -264,10 +187,10 @@ def _refuse_incomplete(spec: Model, model: nn.Module, tokenizer: Any, report: An
             place="model.path",
             cure="use a complete causal language model; an encoder or a classifier is none",
         )
-    highest = max((i for i in tokenizer.get_vocab().values()), default=0)
-    if highest >= _num_embeddings(model):
+    highest = max(tokenizer.get_vocab().values(), default=0)
+    if highest >= num_embeddings:
         raise ModelError(
-            f"the tokenizer has token {highest}, the model only {_num_embeddings(model)} embeddings",
+            f"the tokenizer has token {highest}, the model only {num_embeddings} embeddings",
             place="model.path",
             cure="use the tokenizer that belongs to this model",
         )
@@ -328,13 +251,8 @@ def checkpoint_activations(model: nn.Module) -> None:
 def weights_hash(model: nn.Module) -> str:
     """Return a hash of all weights except those of adapters: equal before and after a run."""
     digest = hashlib.blake2b(digest_size=16)
-    for name, tensor in _base_tensors(model):
-        digest.update(name.encode())
-        digest.update(tensor.detach().cpu().contiguous().view(torch.uint8).numpy().tobytes())
-    return digest.hexdigest()
-
-
-def _base_tensors(model: nn.Module) -> Iterator[tuple[str, torch.Tensor]]:
-    for name, parameter in sorted(model.named_parameters()):
+    for name, tensor in sorted(model.named_parameters()):
         if ".lora_" not in name:
-            yield name.removeprefix("base_model.model.").replace(".base_layer.", "."), parameter
+            digest.update(name.removeprefix("base_model.model.").replace(".base_layer.", ".").encode())
+            digest.update(tensor.detach().cpu().contiguous().view(torch.uint8).numpy().tobytes())
+    return digest.hexdigest()

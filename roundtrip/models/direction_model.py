@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -79,8 +80,10 @@ class DirectionModel:
     def _choose_attention(self) -> bool:
         """Choose the best attention for packed rows, else that for padded ones; return whether rows are packed."""
         _choose_padded(self.base.model, self.spec)
-        reads_bounds = [name for name in self._attentions() if name in attention.READ_BOUNDS]
-        alone = self._logits(collate(_dataset(self, _PROBE), [0], self.base.pad_id)) if reads_bounds else None
+        names = attention.candidates(self.spec.attention, self.base.device)
+        reads_bounds = [name for name in names if name in attention.READ_BOUNDS]
+        probe = TokenDataset.of([_PROBE], self.base.device)
+        alone = self._logits(collate(probe, [0], self.base.pad_id)) if reads_bounds else None
         for name in reads_bounds:
             try:
                 attention.choose(self.base.model, name)
@@ -93,14 +96,6 @@ class DirectionModel:
         _choose_padded(self.base.model, self.spec)
         return False
 
-    def _attentions(self) -> tuple[str, ...]:
-        return attention.candidates(self.spec.attention, self.base.device)
-
-    @property
-    def packing_expected(self) -> bool:
-        """Whether the first choice of attention packs rows."""
-        return self._attentions()[0] in attention.READ_BOUNDS
-
     def _keeps_rows_apart(self, alone: Any) -> bool:
         """Return whether the second of two packed rows has the logits that it has alone, whatever the first one is.
 
@@ -108,8 +103,8 @@ class DirectionModel:
         """
         packed = []
         for first in ([1, 2, 3, 4], [4, 3, 2, 1]):
-            batch = pack(_dataset(self, TokenRow(first, 1), _PROBE), [0, 1])
-            packed.append(self._logits(batch)[len(first) :])
+            rows = TokenDataset.of([TokenRow(first, 1), _PROBE], self.base.device)
+            packed.append(self._logits(pack(rows, [0, 1]))[len(first) :])
         is_close = (packed[0] - alone).abs().max() <= _ROUNDING * alone.abs().max()
         return bool(torch.equal(*packed) and is_close)
 
@@ -130,7 +125,7 @@ class DirectionModel:
             use_adapter: False yields the bare base; where all weights are trained, restore these first (`restore`).
         """
         if self.merged_copy is not None:
-            self._write_merged(self.merged_copy, use_adapter=use_adapter)
+            self._write_merged(use_adapter=use_adapter)
             yield self.merged_copy
             return
         attention.choose(self.base.model, attention.GENERATING)
@@ -158,22 +153,20 @@ class DirectionModel:
         if self.trains_all_weights:
             return self.model.to(wanted)
         assert self.merged_copy is not None, "a quantized base has no copy to write into"
-        model = self.merged_copy
-        prepacked_linear.restore_linear(model)
-        model.to(wanted)
-        self._write_merged(model, use_adapter=True)
-        return model
+        prepacked_linear.restore_linear(self.merged_copy)
+        self.merged_copy.to(wanted)
+        self._write_merged(use_adapter=True)
+        return self.merged_copy
 
-    def _write_merged(self, merged_copy: nn.Module, *, use_adapter: bool) -> None:
+    def _write_merged(self, *, use_adapter: bool) -> None:
+        copy, model, name = self.merged_copy, self.model, self.name
         if self.residual is None:
-            adapters.write_merged(merged_copy, self.model, self.name if use_adapter else None)
+            adapters.write_merged(copy, model, name if use_adapter else None)
         else:
-            pissa_olora.write_merged_residual(
-                merged_copy, self.model, self.name, self.residual, use_adapter=use_adapter
-            )
+            pissa_olora.write_merged_residual(copy, model, name, self.residual, use_adapter=use_adapter)
 
     @property
-    def _initial_adapter(self) -> Mapping[str, torch.Tensor] | None:
+    def _initial_adapter(self) -> adapters.Tensors | None:
         return None if self.residual is None else self.residual.initial_adapter
 
     def export(self, folder: Path) -> None:
@@ -198,15 +191,8 @@ class DirectionModel:
 
 def frozen_hashes(models: Mapping[str, DirectionModel]) -> dict[str, str]:
     """Return hashes of the weights that must not change, by direction; equal before and after a run."""
-    hash_of_base: dict[int, str] = {}
-    hashes = {}
-    for name, model in models.items():
-        if not model.trains_all_weights:
-            key = id(model.base.model)
-            if key not in hash_of_base:
-                hash_of_base[key] = base_model.weights_hash(model.model)
-            hashes[name] = hash_of_base[key]
-    return hashes
+    weights_hash = cache(base_model.weights_hash)  # of a base that both share, once
+    return {name: weights_hash(model.model) for name, model in models.items() if not model.trains_all_weights}
 
 
 def load(
@@ -230,22 +216,22 @@ def load(
     Raises:
         SourceError, ModelError: something in `[model]` or `[adapter]` cannot be loaded.
     """
-    if one_base:
-        loaded = base_model.load(next(iter(models.values())), folder)
-        return _with_adapters(models, settings, loaded, folder, seed, residual_folder)
     directions: dict[str, DirectionModel] = {}
-    for name, spec in models.items():
+    for names in [list(models)] if one_base else [[name] for name in models]:
+        name, spec = names[0], models[names[0]]
         loaded = base_model.load(spec, folder)
         if settings[name].method == "full":
-            _prepare_training(loaded.model, spec)
             directions[name] = DirectionModel(name, spec, settings[name], loaded, loaded.model, None)
         else:
-            directions |= _with_adapters({name: spec}, {name: settings[name]}, loaded, folder, seed, residual_folder)
+            chosen = {name: settings[name] for name in names}
+            directions |= _with_adapters(spec, chosen, loaded, folder, seed, residual_folder)
+        # So that what is impossible fails before any time is spent.
+        _choose_padded(loaded.model, spec)
+        if spec.use_liger_kernel:
+            liger.apply_liger(loaded.model)
+        if spec.gradient_checkpointing:
+            base_model.checkpoint_activations(loaded.model)
     return directions
-
-
-def _dataset(model: DirectionModel, *rows: TokenRow) -> TokenDataset:
-    return TokenDataset.of(rows, model.base.device)
 
 
 def _choose_padded(model: nn.Module, spec: Model) -> None:
@@ -257,24 +243,14 @@ def _choose_padded(model: nn.Module, spec: Model) -> None:
             raise
 
 
-def _prepare_training(model: nn.Module, spec: Model) -> None:
-    """Apply the settings of training, so that what is impossible fails before any time is spent."""
-    _choose_padded(model, spec)
-    if spec.use_liger_kernel:
-        liger.apply_liger(model)
-    if spec.gradient_checkpointing:
-        base_model.checkpoint_activations(model)
-
-
 def _with_adapters(
-    models: Mapping[str, Model],
+    spec: Model,
     settings: Mapping[str, Adapter],
     loaded: LoadedModel,
     folder: Path,
     seed: int,
     residual_folder: Path | None,
 ) -> dict[str, DirectionModel]:
-    spec = next(iter(models.values()))
     # A quantized base has no weights that a sum could be written into: it generates through the adapter.
     merged_copy = base_model.merged_copy_of(loaded.model) if spec.quantize == "none" else None
     subtracting = [name for name, adapter in settings.items() if adapter.method in pissa_olora.METHODS]
@@ -288,9 +264,8 @@ def _with_adapters(
     }
     for name, adapter in settings.items():
         if adapter.init is not None:
-            adapters.init_from_folder(model, name, adapter, (folder / Path(adapter.init).expanduser()))
-    _prepare_training(loaded.model, spec)
+            adapters.init_from_folder(model, name, adapter, folder / Path(adapter.init).expanduser())
     return {
-        name: DirectionModel(name, models[name], adapter, loaded, model, merged_copy, residual.get(name))
+        name: DirectionModel(name, spec, adapter, loaded, model, merged_copy, residual.get(name))
         for name, adapter in settings.items()
     }

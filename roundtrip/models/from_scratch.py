@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import io
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
@@ -36,34 +36,12 @@ def create_model(settings: FromScratch, lines: Iterable[str], folder: Path, seed
     """
     if folder.is_dir():
         return
-    from transformers import LlamaForCausalLM
+    from transformers import LlamaConfig, LlamaForCausalLM
 
     tokenizer = train_tokenizer(lines, settings.vocab_size)
-    special = {f"{name}_token_id": getattr(tokenizer, f"{name}_token_id") for name in ("bos", "eos", "pad")}
-    config = llama_config(settings, len(tokenizer), special)
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(seed)
-        model = LlamaForCausalLM(config)
-    with atomic_path(folder) as temporary:
-        model.save_pretrained(temporary)
-        tokenizer.save_pretrained(temporary)
-
-
-def llama_config(
-    settings: FromScratch,
-    vocab_size: int,
-    special: Mapping[str, int] = {},  # noqa: B006 (read only)
-) -> Any:
-    """Return the shape of the model; each attention head has 64 numbers.
-
-    Args:
-        special: ids of special tokens, as the library's configuration names them.
-    """
-    from transformers import LlamaConfig
-
     num_heads = max(1, settings.hidden_size // _HEAD_SIZE)
-    return LlamaConfig(
-        vocab_size=vocab_size,
+    config = LlamaConfig(
+        vocab_size=len(tokenizer),
         hidden_size=settings.hidden_size,
         # Two thirds of the usual four, since there are three matrices (https://arxiv.org/abs/2002.05202).
         intermediate_size=(8 * settings.hidden_size // 3 + 63) // 64 * 64,
@@ -72,8 +50,14 @@ def llama_config(
         num_key_value_heads=num_heads,
         max_position_embeddings=_MAX_POSITIONS,
         tie_word_embeddings=True,
-        **special,
+        **{f"{name}_token_id": getattr(tokenizer, f"{name}_token_id") for name in ("bos", "eos", "pad")},
     )
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        model = LlamaForCausalLM(config)
+    with atomic_path(folder) as temporary:
+        model.save_pretrained(temporary)
+        tokenizer.save_pretrained(temporary)
 
 
 def train_sentencepiece(lines: Iterable[str], size: int) -> bytes:
@@ -118,23 +102,21 @@ def train_tokenizer(lines: Iterable[str], size: int) -> Any:
 
     Characters outside of the vocabulary fall back to bytes, so that nothing is unknown; text is not normalized, so that
     nothing is lost except a space at the very beginning.
-
-    Raises:
-        ModelError: the text is too little for so many tokens.
     """
     import sentencepiece
     from transformers import PreTrainedTokenizerFast
 
     trained = sentencepiece.SentencePieceProcessor(model_proto=train_sentencepiece(lines, size))
-    pieces = [trained.id_to_piece(number) for number in range(trained.get_piece_size())]
+    vocab = {trained.id_to_piece(number): number for number in range(trained.get_piece_size())}
+    # SentencePiece joins the two neighbours whose joint piece was learned first, wherever it is divided.
+    merges = [
+        (piece[:cut], piece[cut:])
+        for piece in list(vocab)[len(_SPECIALS) + _NUM_BYTES :]
+        for cut in range(1, len(piece))
+        if piece[:cut] in vocab and piece[cut:] in vocab
+    ]
     tokenizer = Tokenizer(
-        models.BPE(
-            vocab={piece: number for number, piece in enumerate(pieces)},
-            merges=_merges(pieces[len(_SPECIALS) + _NUM_BYTES :], set(pieces)),
-            unk_token=_SPECIALS[0],
-            fuse_unk=True,
-            byte_fallback=True,
-        )
+        models.BPE(vocab=vocab, merges=merges, unk_token=_SPECIALS[0], fuse_unk=True, byte_fallback=True)
     )
     tokenizer.pre_tokenizer = pre_tokenizers.Sequence(
         [pre_tokenizers.Metaspace(prepend_scheme="first"), pre_tokenizers.Digits(individual_digits=True)]
@@ -152,16 +134,3 @@ def train_tokenizer(lines: Iterable[str], size: int) -> Any:
         pad_token=pad,
         clean_up_tokenization_spaces=False,
     )
-
-
-def _merges(learned: list[str], known: set[str]) -> list[tuple[str, str]]:
-    """Return the merges of the pieces, which are in the order in which they were learned.
-
-    SentencePiece joins the two neighbours whose joint piece was learned first, wherever it is divided.
-    """
-    return [
-        (piece[:cut], piece[cut:])
-        for piece in learned
-        for cut in range(1, len(piece))
-        if piece[:cut] in known and piece[cut:] in known
-    ]

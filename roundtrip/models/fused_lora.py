@@ -1,7 +1,4 @@
-"""A linear layer and its LoRA as one operation: forward and backward without passes over memory between the products.
-
-PEFT computes `W x`, `B (A x)`, the scaled and the summed output one after the other, and autograd each of them back.
-Here the product that computes the update also adds it, in both directions. Parameters and saved files do not change.
+"""A linear layer and its LoRA as one operation: the product that computes the update also adds it, in both passes.
 
 Shapes: N tokens, I inputs, O outputs, R rank.
 """
@@ -21,12 +18,7 @@ class _Product(torch.autograd.Function):
 
     @staticmethod
     def forward(
-        context: Any,
-        x: torch.Tensor,
-        layer: nn.Linear,
-        a_RI: torch.Tensor,
-        b_OR: torch.Tensor,
-        scale: float,
+        context: Any, x: torch.Tensor, layer: nn.Linear, a_RI: torch.Tensor, b_OR: torch.Tensor, scale: float
     ) -> torch.Tensor:
         x_NI = x.reshape(-1, x.shape[-1])
         low_NR = x_NI @ a_RI.T
@@ -65,12 +57,11 @@ class FusedLinear(Linear):
         active = [name for name in self.active_adapters if name in self.lora_A]
         if self.disable_adapters or self.merged or len(active) != 1 or not torch.is_grad_enabled():
             return None
-        (name,) = active
-        a, b = self.lora_A[name], self.lora_B[name]
+        name = str(active[0])
         dropped = self.training and not isinstance(self.lora_dropout[name], nn.Identity)
-        if dropped or name in self.lora_variant or b.bias is not None:
+        if dropped or name in self.lora_variant or self.lora_B[name].bias is not None:
             return None
-        return str(name) if x.dtype == a.weight.dtype == self.get_base_layer().weight.dtype else None
+        return name if x.dtype == self.lora_A[name].weight.dtype == self.get_base_layer().weight.dtype else None
 
 
 def fuse(model: PeftModel) -> None:

@@ -1,8 +1,7 @@
 """Converting a GGUF file, once, to a bf16 folder that plain `from_pretrained` reads.
 
-Reading GGUF takes many times as long as reading safetensors, and the loaded model cannot be saved as it is; so the
-conversion is cached under the hash of the file's content. What transformers does not support in a GGUF it omits or
-replaces silently; the cases that we know are refused, corrected or reported.
+What transformers does not support in a GGUF it omits or replaces silently; the cases that we know are refused,
+corrected or reported.
 """
 
 from __future__ import annotations
@@ -27,20 +26,13 @@ logger = logging.getLogger(__name__)
 
 
 def convert(path: Path, cache: Path) -> Path:
-    """Convert a GGUF file to a model folder, or return the folder of an earlier conversion.
-
-    Args:
-        path: the `.gguf` file.
-        cache: the cache folder; the result is `models/<hash of the file>-bf16` in it.
-
-    Returns:
-        A folder with safetensors in bf16, configuration, tokenizer and chat template.
-    """
+    """Convert a GGUF file to a model folder, `models/<hash of the file>-bf16` in the cache, unless it is there."""
     try:
         digest = atomic_io.file_hash(path)
     except OSError as error:
-        problem = f"the file cannot be read: {error.strerror}"
-        raise ModelError(problem, place=str(path), cure="check the path and its permissions") from error
+        raise _unreadable(
+            path, f"the file cannot be read: {error.strerror}", "check the path and its permissions"
+        ) from error
     folder = cache / "models" / f"{digest[:16]}-bf16"
     if folder.is_dir():
         return folder
@@ -86,32 +78,27 @@ def _read(path: Path, work: Path) -> tuple[Any, Any]:
         raise
     except ImportError as error:
         problem = f"reading GGUF requires another package: {first_line(error)}"
-        raise ModelError(problem, place=str(path), cure="pip install gguf accelerate") from error
+        raise _unreadable(path, problem, "pip install gguf accelerate") from error
     except Exception as error:  # the readers of damaged files may raise anything
-        raise ModelError(
-            f"cannot be read as GGUF: {type(error).__name__}: {first_line(error)}",
-            place=str(path),
-            cure="check that it is complete; if it is, then transformers "
-            f"{transformers.__version__} does not support its kind: {USE_SAFETENSORS}",
-        ) from error
+        cure = "check that it is complete; if it is, then transformers "
+        cure += f"{transformers.__version__} does not support its kind: {USE_SAFETENSORS}"
+        problem = f"cannot be read as GGUF: {type(error).__name__}: {first_line(error)}"
+        raise _unreadable(path, problem, cure) from error
     _refuse_incomplete(model, tokenizer, sorted(report["missing_keys"]), facts, path)
-    _set_end_of_text(model, facts)
+    # The configuration class may have an end token of its own.
+    model.config.eos_token_id = facts.eos
+    # Chat models may end a turn with another token than a text; generation has to stop at both.
+    model.generation_config.eos_token_id = facts.eos if facts.eot in (None, facts.eos) else [facts.eos, facts.eot]
     return model, tokenizer
+
+
+def _unreadable(path: Path, problem: str, cure: str = USE_SAFETENSORS) -> ModelError:
+    return ModelError(problem, place=str(path), cure=cure)
 
 
 @dataclass(frozen=True)
 class Facts:
-    """Metadata of the file that transformers does not return.
-
-    Attributes:
-        eos: id of the token that ends a text, if named.
-        eot: id of the token that ends a turn, if named.
-        rope_scaling: how rotary positions are scaled, if they are.
-        num_layers: layers that it declares.
-        num_tensors: tensors that it holds.
-        num_tokens: the size of its vocabulary.
-        num_weights: numbers in all its tensors.
-    """
+    """Metadata of the file that transformers does not return: end tokens of a text and a turn, and sizes."""
 
     eos: int | None
     eot: int | None
@@ -123,7 +110,7 @@ class Facts:
 
 
 def _facts(path: Path) -> Facts:
-    from gguf import GGUFReader  # optional: only those who use GGUF files need it
+    from gguf import GGUFReader
 
     reader = GGUFReader(path)
     values = {key: field.contents() for key, field in reader.fields.items() if len(field.data) == 1}
@@ -145,14 +132,13 @@ def _facts(path: Path) -> Facts:
 def _refuse_unreadable(facts: Facts, path: Path) -> None:
     """Refuse files that transformers would load as a different model."""
     if facts.rope_scaling is not None:
-        problem = f"its rotary positions are scaled ({facts.rope_scaling}), which is lost in reading GGUF"
-        raise ModelError(problem, place=str(path), cure=USE_SAFETENSORS)
+        scaling = facts.rope_scaling
+        raise _unreadable(path, f"its rotary positions are scaled ({scaling}), which is lost in reading GGUF")
     if facts.num_layers > facts.num_tensors:  # damaged, and to create so many layers would not end
         problem = f"it declares {facts.num_layers} layers and holds only {facts.num_tensors} tensors"
-        raise ModelError(problem, place=str(path), cure="fetch the file again")
+        raise _unreadable(path, problem, "fetch the file again")
     if facts.eos is None:
-        problem = "it does not name its end-of-text token (tokenizer.ggml.eos_token_id)"
-        raise ModelError(problem, place=str(path), cure=USE_SAFETENSORS)
+        raise _unreadable(path, "it does not name its end-of-text token (tokenizer.ggml.eos_token_id)")
 
 
 def _without_added_tokens(tokenizer: Any, num_tokens: int, folder: Path) -> Any:
@@ -170,22 +156,13 @@ def _without_added_tokens(tokenizer: Any, num_tokens: int, folder: Path) -> Any:
 def _refuse_incomplete(model: Any, tokenizer: Any, missing: list[str], facts: Facts, path: Path) -> None:
     """Refuse a model with weights that are not from the file or with tokens that have no embedding."""
     if missing:
-        problem = f"{len(missing)} weights of the model are not in it, among them {missing[0]}"
-        raise ModelError(problem, place=str(path), cure=USE_SAFETENSORS)
+        raise _unreadable(path, f"{len(missing)} weights of the model are not in it, among them {missing[0]}")
     num_rows = model.get_input_embeddings().num_embeddings
     if len(tokenizer) > num_rows:
-        problem = f"its tokenizer has {len(tokenizer)} tokens, its model only {num_rows}"
-        raise ModelError(problem, place=str(path), cure=USE_SAFETENSORS)
+        raise _unreadable(path, f"its tokenizer has {len(tokenizer)} tokens, its model only {num_rows}")
     num_taken = sum(weight.numel() for weight in model.parameters())
     if num_taken != facts.num_weights:
         logger.warning("%s: holds %d weights, the model has %d", path, facts.num_weights, num_taken)
-
-
-def _set_end_of_text(model: Any, facts: Facts) -> None:
-    """Set the end tokens: the configuration class may have a default of its own."""
-    model.config.eos_token_id = facts.eos
-    # Chat models may end a turn with another token than a text; generation has to stop at both.
-    model.generation_config.eos_token_id = facts.eos if facts.eot in (None, facts.eos) else [facts.eos, facts.eot]
 
 
 def _save(model: Any, tokenizer: Any, folder: Path) -> None:

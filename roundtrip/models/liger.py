@@ -15,10 +15,8 @@ from torch import nn
 
 from roundtrip.runtime.errors import ModelError
 
-_CURE = "set model.use_liger_kernel = false"
 
-
-def unsupported_reason(model: nn.Module) -> str | None:
+def _unsupported_reason(model: nn.Module) -> str | None:
     """Return why a model cannot use Liger's kernels on this machine, None where it can."""
     if importlib.util.find_spec("liger_kernel") is None or importlib.util.find_spec("triton") is None:
         return "liger-kernel and triton are not installed: pip install 'roundtrip[liger]'"
@@ -41,15 +39,14 @@ def apply_liger(model: nn.Module) -> None:
     Raises:
         ModelError: it cannot use them on this machine.
     """
-    if (reason := unsupported_reason(model)) is not None:
-        raise ModelError(f"Liger: {reason}", place="model.use_liger_kernel", cure=_CURE)
+    if (reason := _unsupported_reason(model)) is not None:
+        raise ModelError(f"Liger: {reason}", place="model.use_liger_kernel", cure="set model.use_liger_kernel = false")
     from liger_kernel.transformers.monkey_patch import _apply_liger_kernel_to_instance
 
     module = vars(sys.modules[type(model).__module__])
     before = dict(module)
     _apply_liger_kernel_to_instance(model=model, rope=False, cross_entropy=False, fused_linear_cross_entropy=False)
-    for name, value in before.items():
-        module[name] = value
+    module.update(before)
 
 
 def liger_loss(model: nn.Module, hidden_ND: torch.Tensor, targets_N: torch.Tensor) -> torch.Tensor:
@@ -58,20 +55,18 @@ def liger_loss(model: nn.Module, hidden_ND: torch.Tensor, targets_N: torch.Tenso
     The weight of the output layer is read as it is: an adapter on it would be ignored, so such a recipe is refused.
 
     Args:
-        model: a causal LM without adapters on its output layer.
         hidden_ND: the last hidden state of its decoder at the positions that predict.
         targets_N: int64.
     """
     from liger_kernel.transformers.functional import liger_fused_linear_cross_entropy
 
     head: Any = model.get_output_embeddings()
-    softcap = getattr(model.config, "final_logit_softcapping", None)
     loss: torch.Tensor = liger_fused_linear_cross_entropy(
         hidden_ND,
         head.weight,
         targets_N,
         bias=getattr(head, "bias", None),
         reduction="sum",
-        softcap=softcap,
+        softcap=getattr(model.config, "final_logit_softcapping", None),
     )
     return loss.float()

@@ -9,7 +9,6 @@ from roundtrip.recipe.schema import Model
 from roundtrip.runtime.downloads import cache_dir, is_hub_id, resolve
 from roundtrip.runtime.errors import ModelError, SourceError
 
-# Suffixes of files that hold pickles.
 _PICKLES = {".bin", ".pt", ".pth", ".ckpt", ".pkl", ".pickle"}
 _PICKLE = "a pickle, which can execute arbitrary code when it is loaded"
 _CONVERT = (
@@ -30,15 +29,14 @@ def locate_model(spec: Model, folder: Path) -> str:
     if is_hub_id(path, folder):
         return path
     try:
-        files = resolve(path, folder)
+        file, *others = resolve(path, folder)
     except SourceError as error:
         raise SourceError(error.problem, place=f"model.path ({error.place})", cure=error.cure) from error
-    file = files[0]
-    if len(files) > 1:
-        raise ModelError(f"'{path}' matches {len(files)} files", place="model.path", cure="name one file or folder")
+    if others:
+        problem = f"'{path}' matches {1 + len(others)} files"
+        raise ModelError(problem, place="model.path", cure="name one file or folder")
     if file.is_dir():
-        _refuse_adapter(file)
-        _refuse_pickles(file)
+        _refuse_unloadable(file)
         return str(file)
     if file.suffix in _PICKLES:
         raise ModelError(f"'{path}' is {_PICKLE}", place="model.path", cure=_CONVERT)
@@ -51,22 +49,14 @@ def locate_model(spec: Model, folder: Path) -> str:
     return str(convert(file, cache_dir()))
 
 
-def _refuse_adapter(folder: Path) -> None:
-    """Refuse a folder that is no model: of an adapter transformers would load the base that its config names."""
-    if (folder / "adapter_config.json").exists():
-        raise ModelError(
-            "this is an adapter, not a model",
-            place=f"model.path ({folder})",
-            cure="name its base here, and the folder in adapter.init",
-        )
+def _refuse_unloadable(folder: Path) -> None:
+    """Refuse a folder that is no model, or has its weights only as pickles."""
+    place = f"model.path ({folder})"
+    if (folder / "adapter_config.json").exists():  # of which transformers would load the base that it names
+        cure = "name its base here, and the folder in adapter.init"
+        raise ModelError("this is an adapter, not a model", place=place, cure=cure)
     if not (folder / "config.json").exists():
-        raise ModelError(
-            "it has no config.json", place=f"model.path ({folder})", cure="name the folder of a model, or a .gguf file"
-        )
-
-
-def _refuse_pickles(folder: Path) -> None:
-    """Refuse weights that exist only as pickles."""
+        raise ModelError("it has no config.json", place=place, cure="name the folder of a model, or a .gguf file")
     pickles = sorted(path.name for path in folder.iterdir() if path.suffix in _PICKLES)
     if pickles and not any(folder.glob("*.safetensors")):
-        raise ModelError(f"{pickles[0]} is {_PICKLE}", place=f"model.path ({folder})", cure=_CONVERT)
+        raise ModelError(f"{pickles[0]} is {_PICKLE}", place=place, cure=_CONVERT)

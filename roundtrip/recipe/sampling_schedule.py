@@ -16,7 +16,6 @@ def sampling_settings(generate: Generate, dev_chrf: float | None) -> Generate:
     a weak model are noise, and greedy search teaches more (https://arxiv.org/abs/1808.09381, sections 4.2 and 5.3).
 
     Args:
-        generate: of the recipe.
         dev_chrf: chrF++ of the generating direction on dev after the last stage; None without dev pairs.
     """
     temperature = generate.temperature
@@ -28,14 +27,7 @@ def sampling_settings(generate: Generate, dev_chrf: float | None) -> Generate:
 
 
 def describe_sampling(generate: Generate, settings: Generate, direction: str, dev_chrf: float | None) -> str:
-    """Return in a few words how a direction generates, and why.
-
-    Args:
-        generate: of the recipe.
-        settings: see `sampling_settings`.
-        direction: name of the generating direction.
-        dev_chrf: as for `sampling_settings`.
-    """
+    """Return in a few words how a direction generates, and why; `settings` are those of `sampling_settings`."""
     temperature = settings.temperature_value
     text = f"{direction} samples at temperature {temperature:g}" if temperature else f"{direction} uses greedy search"
     if settings.num_candidates > 1:

@@ -1,7 +1,6 @@
 """The recipe: one frozen, typed value that describes a whole experiment.
 
-Each key is documented by the string below it; `reference.py` prints these as `docs/recipe-reference.md`. Finding,
-reading and checking recipe files is done by `loader.py` and `validation.py`.
+Each key is documented by the string below it; `reference.py` prints these as `docs/recipe-reference.md`.
 """
 
 from __future__ import annotations
@@ -50,6 +49,11 @@ class TextSource(Section):
     limit: Positive | None = None
     """Read at most this many lines or pairs."""
 
+    @property
+    def paths(self) -> tuple[str, ...]:
+        """One path, or those of a Moses pair."""
+        return (self.path,) if isinstance(self.path, str) else self.path
+
 
 def _as_source(value: object) -> object:
     if isinstance(value, dict):
@@ -62,10 +66,7 @@ def _as_sources(value: object) -> object:
     return (value,) if isinstance(value, str | dict) else tuple(value) if isinstance(value, list) else value
 
 
-Sources = Annotated[
-    tuple[Annotated[TextSource, BeforeValidator(_as_source)], ...],
-    BeforeValidator(_as_sources),
-]
+Sources = Annotated[tuple[Annotated[TextSource, BeforeValidator(_as_source)], ...], BeforeValidator(_as_sources)]
 
 
 class FromScratch(Section):
@@ -358,10 +359,8 @@ class Recipe(Section):
     def sources(self) -> Iterator[tuple[str, TextSource, int]]:
         """Yield every text source with its key and how many languages it holds (1 or 2)."""
         data = self.data
-        tables = {"data.train": data.train, "data.dev": data.dev, "data.test": data.test}
+        tables = {"train": data.train, "dev": data.dev, "test": data.test}
         if data.split is not None:
-            tables["data.split.corpus"] = data.split.corpus
-        for key, sources in tables.items():
-            yield from ((key, source, 2) for source in sources)
-        for language, sources in data.mono.items():
-            yield from ((f"data.mono.{language}", source, 1) for source in sources)
+            tables["split.corpus"] = data.split.corpus
+        for key, sources in (tables | {f"mono.{language}": value for language, value in data.mono.items()}).items():
+            yield from ((f"data.{key}", source, 1 if key.startswith("mono.") else 2) for source in sources)

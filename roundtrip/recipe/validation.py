@@ -7,7 +7,7 @@ from collections.abc import Iterator
 
 import langcodes
 
-from roundtrip.recipe.schema import Adapter, FromScratch, Model, Recipe, TemplateRecipe, TextSource, Tokens
+from roundtrip.recipe.schema import Adapter, Model, Recipe, TemplateRecipe, TextSource
 from roundtrip.runtime.errors import did_you_mean
 
 TABLE_ENDINGS = ("tsv", "tab", "csv", "jsonl", "ndjson", "parquet")
@@ -23,9 +23,9 @@ def combination_problems(recipe: Recipe) -> list[str]:
         *_train_problems(recipe),
         *_round_problems(recipe),
         *_generate_problems(recipe),
-        *_token_problems(recipe.tokens),
-        *_evaluation_problems(recipe),
     ]
+    if recipe.tokens.mode == "text" and "audit" in recipe.tokens.model_fields_set:
+        problems.append("tokens.audit: has no effect with tokens.mode = 'text', where no row is spliced")
     for direction, model in recipe.model.items():
         problems += _model_problems(model)
         problems += _adapter_problems(recipe, recipe.adapter[direction], model)
@@ -33,16 +33,12 @@ def combination_problems(recipe: Recipe) -> list[str]:
 
 
 def _language_problems(codes: tuple[str, str]) -> Iterator[str]:
-    unknown = [code for code in codes if not _is_language(code)]
+    # A code becomes part of file and adapter names.
+    unknown = [c for c in codes if not re.fullmatch(r"[A-Za-z0-9-]+", c) or not langcodes.tag_is_valid(c)]
     for code in unknown:
         yield f"languages: '{code}' is not a language code; use BCP 47 such as 'en', 'pt-BR'"
     if not unknown and langcodes.standardize_tag(codes[0]) == langcodes.standardize_tag(codes[1]):
         yield f"languages: '{codes[0]}' and '{codes[1]}' are the same language; name two"
-
-
-def _is_language(code: str) -> bool:
-    # A code becomes part of file and adapter names.
-    return re.fullmatch(r"[A-Za-z0-9-]+", code) is not None and bool(langcodes.tag_is_valid(code))
 
 
 def _template_problems(template: TemplateRecipe) -> Iterator[str]:
@@ -52,20 +48,20 @@ def _template_problems(template: TemplateRecipe) -> Iterator[str]:
         if (count := prompt.count(f"{{{field}}}")) != 1:
             yield f"template.prompt: needs {{{field}}} exactly once, has it {count} times"
     names = {"source_language", "target_language"}
-    for field in re.findall(r"\{(\w*)\}", prompt):
-        if field not in {*names, *needed}:
-            yield f"template.prompt: unknown field {{{field}}}; {did_you_mean(field, {*names, *needed})}"
+    for key, text, known in (("prompt", prompt, {*names, *needed}), ("system", template.system or "", names)):
+        for field in re.findall(r"\{(\w*)\}", text):
+            if field not in known:
+                yield f"template.{key}: unknown field {{{field}}}; {did_you_mean(field, known)}"
     if plain and not prompt.rstrip().endswith("{target}"):
         yield "template.prompt: must end with {target}; the end token follows it"
     if plain and template.system is not None:
         yield "template.system: has no effect with template.kind = 'plain'"
-    for field in re.findall(r"\{(\w*)\}", template.system or ""):
-        if field not in names:
-            yield f"template.system: unknown field {{{field}}}; {did_you_mean(field, names)}"
 
 
 def _data_problems(recipe: Recipe) -> Iterator[str]:
     data, codes = recipe.data, recipe.languages
+    for key, table in (("data.mono", data.mono), ("evaluation.bleu_tokenize", recipe.evaluation.bleu_tokenize)):
+        yield from (f"{key}.{code}: not one of the languages {', '.join(codes)}" for code in table if code not in codes)
     if data.split is None:
         has_mono = all(data.mono.get(code) for code in codes)
         if not data.test:
@@ -79,14 +75,10 @@ def _data_problems(recipe: Recipe) -> Iterator[str]:
                 yield f"data.mono: no '{code}'; the rounds need text of both languages, or set rounds.count = 0"
             if recipe.train.pretrain_lines and not data.mono.get(code):
                 yield f"train.pretrain_lines: reads text of both languages, and data.mono has no '{code}'"
-        for code in data.mono:
-            if code not in codes:
-                yield f"data.mono.{code}: not one of the languages {', '.join(codes)}"
     if data.filter.max_words is not None and data.filter.max_words < data.filter.min_words:
         yield f"data.filter.max_words: {data.filter.max_words} is below min_words {data.filter.min_words}"
     for key, source, num_languages in recipe.sources():
-        for problem in _source_problems(source, num_languages):
-            yield f"{key}: {problem}"
+        yield from (f"{key}: {problem}" for problem in _source_problems(source, num_languages))
 
 
 def _split_problems(recipe: Recipe) -> Iterator[str]:
@@ -108,12 +100,12 @@ def _split_problems(recipe: Recipe) -> Iterator[str]:
 
 
 def _source_problems(source: TextSource, num_languages: int) -> Iterator[str]:
-    pair = isinstance(source.path, tuple)
-    is_dataset = not pair and str(source.path).startswith("hf:")
-    if pair and num_languages == 1:
-        yield f"two files {list(source.path)} where one language is wanted"
-    if pair and any(path.startswith("hf:") for path in source.path):
-        yield f"two files {list(source.path)} cannot be data sets; name one hf:DATASET"
+    paths = source.paths
+    is_dataset = len(paths) == 1 and paths[0].startswith("hf:")
+    if len(paths) == 2 and num_languages == 1:
+        yield f"two files {list(paths)} where one language is wanted"
+    if len(paths) == 2 and any(path.startswith("hf:") for path in paths):
+        yield f"two files {list(paths)} cannot be data sets; name one hf:DATASET"
     if source.columns is not None and len(source.columns) != num_languages:
         yield f"columns {list(source.columns)}: {num_languages} wanted, one for each language"
     if source.format == "datasets" and not is_dataset:
@@ -178,17 +170,6 @@ def _generate_problems(recipe: Recipe) -> Iterator[str]:
         yield "generate.cuda_graphs: only the engine 'native' has them"
 
 
-def _token_problems(tokens: Tokens) -> Iterator[str]:
-    if tokens.mode == "text" and "audit" in tokens.model_fields_set:
-        yield "tokens.audit: has no effect with tokens.mode = 'text', where no row is spliced"
-
-
-def _evaluation_problems(recipe: Recipe) -> Iterator[str]:
-    for language in recipe.evaluation.bleu_tokenize:
-        if language not in recipe.languages:
-            yield f"evaluation.bleu_tokenize.{language}: not one of the languages {', '.join(recipe.languages)}"
-
-
 def _model_problems(model: Model) -> Iterator[str]:
     if model.path is None and model.from_scratch is None:
         yield "model.path: missing; name a hub id, a folder or a .gguf file, or make one with model.from_scratch"
@@ -198,13 +179,10 @@ def _model_problems(model: Model) -> Iterator[str]:
         yield "model.from_scratch: excludes model.path; leave one of them out"
     if model.revision is not None:
         yield "model.revision: belongs to a hub id; a model from scratch has none"
-    yield from _from_scratch_problems(model.from_scratch)
-
-
-def _from_scratch_problems(size: FromScratch) -> Iterator[str]:
-    if size.hidden_size % (64 if size.hidden_size > 64 else 2):
+    size = model.from_scratch.hidden_size
+    if size % (64 if size > 64 else 2):
         yield (
-            f"model.from_scratch.hidden_size: {size.hidden_size} is not a multiple of 64, the size of an attention "
+            f"model.from_scratch.hidden_size: {size} is not a multiple of 64, the size of an attention "
             "head (a smaller size has one head, and must be even)"
         )
 
@@ -212,34 +190,29 @@ def _from_scratch_problems(size: FromScratch) -> Iterator[str]:
 def _adapter_problems(recipe: Recipe, adapter: Adapter, model: Model) -> Iterator[str]:
     method = f"adapter.method: '{adapter.method}'"
     quantized = model.quantize != "none"
-    if recipe.train.kl_weight and adapter.method in {"full", "pissa", "olora"}:
+    is_dora, subtracts = adapter.method in {"dora", "rsdora"}, adapter.method in {"pissa", "olora"}
+    if recipe.train.kl_weight and (subtracts or adapter.method == "full"):
         yield f"train.kl_weight: {method} changes the base to stay close to; use 'lora', 'rslora' or 'dora'"
     if adapter.method == "full":
         if quantized:
             yield f"{method} trains all weights, which model.quantize = '{model.quantize}' rounds; use 'lora'"
     elif model.from_scratch is not None:
         yield f"{method} adapts a trained model; a model from scratch needs 'full'"
-    if adapter.method in {"pissa", "olora"}:
-        yield from _residual_problems(recipe, adapter, model)
-    if adapter.method not in {"dora", "rsdora"} and adapter.ephemeral_gpu_offload:
-        yield "adapter.ephemeral_gpu_offload: has an effect on DoRA only; use method 'dora'"
-    if adapter.method in {"dora", "rsdora"} and model.quantize == "8bit":
-        yield f"{method} reads the weights of the base, which 8 bits do not give back; use model.quantize = '4bit'"
-    targets = (adapter.targets,) if isinstance(adapter.targets, str) else adapter.targets
-    if any("lm_head" in target for target in targets) and quantized:
-        yield "adapter.targets: lm_head is not quantized with the rest; leave it out"
-    if any("lm_head" in target for target in targets) and model.use_liger_kernel:
-        yield "adapter.targets: Liger's loss reads lm_head without its adapter; leave lm_head out"
-
-
-def _residual_problems(recipe: Recipe, adapter: Adapter, model: Model) -> Iterator[str]:
-    method = f"adapter.method: '{adapter.method}'"
-    if recipe.shared_base:
+    if subtracts and recipe.shared_base:
         yield (
             f"{method} takes its start out of the base, which the other direction shares; set model.shared = false, "
             "so that each has its own, or use 'rslora'"
         )
-    if model.quantize != "none":
+    if subtracts and quantized:
         yield f"{method} changes the base's weights, which model.quantize fixes; use 'lora' or 'rslora'"
-    if adapter.init is not None:
+    if subtracts and adapter.init is not None:
         yield f"adapter.init: {method} starts from a part of the base, not from an earlier adapter"
+    if adapter.ephemeral_gpu_offload and not is_dora:
+        yield "adapter.ephemeral_gpu_offload: has an effect on DoRA only; use method 'dora'"
+    if is_dora and model.quantize == "8bit":
+        yield f"{method} reads the weights of the base, which 8 bits do not give back; use model.quantize = '4bit'"
+    adapts_head = "lm_head" in str(adapter.targets)
+    if adapts_head and quantized:
+        yield "adapter.targets: lm_head is not quantized with the rest; leave it out"
+    if adapts_head and model.use_liger_kernel:
+        yield "adapter.targets: Liger's loss reads lm_head without its adapter; leave lm_head out"

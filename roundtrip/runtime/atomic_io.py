@@ -11,9 +11,6 @@ from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
-# Seconds after which a temporary folder counts as abandoned.
-_STALE_SECONDS = 7 * 24 * 3600
-
 
 @contextmanager
 def atomic_path(path: Path) -> Iterator[Path]:
@@ -43,13 +40,11 @@ def atomic_path(path: Path) -> Iterator[Path]:
 
 
 def write_text(path: Path, text: str) -> None:
-    """Write a text file."""
     with atomic_path(path) as temporary:
         temporary.write_text(text, encoding="utf-8")
 
 
 def write_json(path: Path, document: object) -> None:
-    """Write a JSON file."""
     write_text(path, json.dumps(document, indent=2, ensure_ascii=False) + "\n")
 
 
@@ -74,9 +69,9 @@ def remove_path(path: Path) -> None:
 
 
 def remove_leftovers(folder: Path) -> None:
-    """Remove temporary files of killed processes; call it while no process writes into the folder.
+    """Remove temporary files of killed processes, and restore a folder whose replacement is missing.
 
-    A folder that was renamed to be replaced is restored where the replacement is missing.
+    No other process may write into the folder meanwhile.
     """
     for path in list(folder.rglob(".*.tmp")):
         remove_path(path)
@@ -95,14 +90,10 @@ def fsync_tree(folder: Path) -> None:
 
 
 def remove_stale(folder: Path, prefix: str) -> None:
-    """Remove abandoned temporary folders of killed processes from a folder that other processes may use.
-
-    Args:
-        prefix: of the names of temporary folders.
-    """
+    """Remove temporary folders that were abandoned a week ago from a folder that other processes may use."""
     for path in folder.glob(f"{prefix}*"):
         with suppress(OSError):
-            if time.time() - path.stat().st_mtime > _STALE_SECONDS:
+            if time.time() - path.stat().st_mtime > 7 * 24 * 3600:
                 remove_path(path)
 
 
@@ -116,7 +107,6 @@ def fsync_path(path: Path) -> None:
 
 
 def file_hash(path: Path) -> str:
-    """Return the SHA-256 of a file."""
     with path.open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
@@ -128,11 +118,7 @@ def file_hashes(folder: Path, start: Path) -> dict[str, str]:
 
 
 def first_damaged(hashes: dict[str, str], start: Path) -> str | None:
-    """Return what is wrong with the first file that does not have its hash; None where all have.
-
-    Args:
-        hashes: as `file_hashes` returns them.
-    """
+    """Return what is wrong with the first file that differs from what `file_hashes` has returned; None if none does."""
     for name, expected in hashes.items():
         path = start / name
         if not path.is_file():

@@ -13,12 +13,11 @@ from roundtrip.runtime.errors import DiskError
 
 # Beside its tensors a checkpoint holds some text.
 _SLACK = 1 << 16
-_FULL = {errno.ENOSPC, errno.EDQUOT}
 
 
 def is_full(error: BaseException) -> bool:
     """Return whether an error says that a disk or a quota has no space left."""
-    return not _FULL.isdisjoint(error_numbers(error))
+    return not error_numbers(error).isdisjoint({errno.ENOSPC, errno.EDQUOT})
 
 
 def error_numbers(error: BaseException) -> set[int]:
@@ -30,31 +29,25 @@ def error_numbers(error: BaseException) -> set[int]:
 
 @contextmanager
 def report_full_disk(path: Path, num_bytes: int = 0) -> Iterator[None]:
-    """Turn the error of a full disk into one that says how many bytes are missing.
+    """Turn the error of a full disk into a `DiskError` that says how many bytes are missing.
 
     Args:
         path: what is written; the block leaves nothing behind where it fails.
         num_bytes: its size, where that is known.
-
-    Raises:
-        DiskError: there is no space left.
     """
     try:
         yield
     except Exception as error:
         if not is_full(error):
             raise
-        raise DiskError(
-            _problem(path, num_bytes), place=str(path), cure="free disk space and continue with --resume"
-        ) from error
-
-
-def _problem(path: Path, num_bytes: int) -> str:
-    folder = next(part for part in path.parents if part.is_dir())
-    free = shutil.disk_usage(folder).free
-    if not num_bytes:
-        return f"the disk is full ({free:,} bytes free)"
-    needed = num_bytes + _SLACK
-    if needed <= free:
-        return f"no space for {needed:,} bytes, although {free:,} are free: a quota, or a limit of the file system"
-    return f"the disk is full: {needed:,} bytes are needed, {free:,} are free, {needed - free:,} are missing"
+        free = shutil.disk_usage(next(part for part in path.parents if part.is_dir())).free
+        needed = num_bytes + _SLACK
+        if not num_bytes:
+            problem = f"the disk is full ({free:,} bytes free)"
+        elif needed <= free:
+            problem = (
+                f"no space for {needed:,} bytes, although {free:,} are free: a quota, or a limit of the file system"
+            )
+        else:
+            problem = f"the disk is full: {needed:,} bytes are needed, {free:,} are free, {needed - free:,} are missing"
+        raise DiskError(problem, place=str(path), cure="free disk space and continue with --resume") from error

@@ -1,15 +1,13 @@
 """The processes that share a run: each does a part of the work, and all end up with the same weights.
 
-They are started by `torchrun` or any launcher that sets RANK and WORLD_SIZE, and connect through accelerate: over gloo
-on CPUs, over NCCL on GPUs. No wrapper is put around a model: we sum the gradients of one direction ourselves.
-
-Where a process ends, the collectives of the others fail (gloo) or time out (NCCL), and `torchrun` ends the rest.
+They are started by `torchrun` or any launcher that sets RANK and WORLD_SIZE, and connect through accelerate. Where one
+ends, the collectives of the others fail (gloo) or time out (NCCL), and `torchrun` ends the rest.
 """
 
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import timedelta
@@ -27,19 +25,13 @@ TIMEOUT = timedelta(minutes=30)
 
 @dataclass(frozen=True)
 class ProcessGroup:
-    """The processes of a run from the point of view of one of them.
-
-    Attributes:
-        rank: of this process, from 0. The main process, 0, alone writes files and messages.
-        world_size: the number of processes.
-    """
+    """The processes of a run, and the rank of this one: the main process, 0, alone writes files and messages."""
 
     rank: int = 0
     world_size: int = 1
 
     @property
     def is_main(self) -> bool:
-        """Whether this is the process that writes files and messages."""
         return self.rank == 0
 
     def shard(self, values: Sequence[T]) -> list[T]:
@@ -56,7 +48,8 @@ class ProcessGroup:
             return [value]
         from accelerate.utils import gather_object
 
-        values: list[T] = _collective(lambda: gather_object([value]))
+        with _explain_failure():
+            values: list[T] = gather_object([value])
         return values
 
     def broadcast(self, value: T) -> T:
@@ -65,12 +58,13 @@ class ProcessGroup:
 
     def any(self, value: bool) -> bool:
         """Return whether the value is true in any process."""
-        return value if self.world_size == 1 else any(self.gather(value))
+        return any(self.gather(value))
 
     def all_reduce(self, tensor: torch.Tensor) -> torch.Tensor:
         """Sum a tensor over all processes, in place, with bit-identical results in each, and return it."""
         if self.world_size > 1:
-            _collective(lambda: torch.distributed.all_reduce(tensor))
+            with _explain_failure():
+                torch.distributed.all_reduce(tensor)
         return tensor
 
     @contextmanager
@@ -86,9 +80,10 @@ class ProcessGroup:
 SINGLE_PROCESS = ProcessGroup()
 
 
-def _collective(call: Callable[[], T]) -> T:
+@contextmanager
+def _explain_failure() -> Iterator[None]:
     try:
-        return call()
+        yield
     except RuntimeError as error:
         if is_out_of_memory(error):
             raise
@@ -96,11 +91,6 @@ def _collective(call: Callable[[], T]) -> T:
             "another process of this run has ended, or did not answer in time",
             cure="continue with --resume, with any number of processes; the last checkpoint is complete",
         ) from error
-
-
-def launched_rank() -> tuple[int, int]:
-    """Return the rank of this process and the number of processes, as set by the launcher."""
-    return int(os.environ.get("RANK", 0)), int(os.environ.get("WORLD_SIZE", 1))
 
 
 @contextmanager
@@ -113,7 +103,7 @@ def join_processes(on_cpu: bool) -> Iterator[ProcessGroup]:
     Raises:
         DistributedError: the processes cannot connect, or one has ended.
     """
-    rank, world_size = launched_rank()
+    rank, world_size = int(os.environ.get("RANK", 0)), int(os.environ.get("WORLD_SIZE", 1))
     if world_size == 1:
         yield SINGLE_PROCESS
         return

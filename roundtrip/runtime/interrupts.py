@@ -16,14 +16,13 @@ from roundtrip.runtime.errors import Interrupted
 
 # Seconds in which further signals count as the first one: a shell, a launcher and a scheduler may all forward it.
 SAME_SIGNAL_SECONDS = 1.0
-_SECOND_SIGNAL = "\x1b[?25hended by a second signal; the last checkpoint is complete, --resume continues the run\n"
+_SECOND_SIGNAL = "ended by a second signal; the last checkpoint is complete, --resume continues the run\n"
 
 
 class StopRequest:
     """Whether a stop was requested; read where the work can be interrupted."""
 
-    def __init__(self) -> None:
-        self.signal_number: int | None = None
+    signal_number: int | None = None
 
     @property
     def requested(self) -> bool:
@@ -35,11 +34,7 @@ class StopRequest:
             self.signal_number = number
 
     def raise_interrupted(self) -> NoReturn:
-        """End the work.
-
-        Raises:
-            Interrupted: always.
-        """
+        """End the work by `Interrupted`."""
         assert self.signal_number is not None
         raise Interrupted(self.signal_number, f"stopped by {signal.Signals(self.signal_number).name}")
 
@@ -57,22 +52,22 @@ def catch_signals(say: Callable[[str], None]) -> Iterator[StopRequest]:
         say: shows that the signal was received.
     """
     stop = StopRequest()
-    first = [0.0]
+    first = 0.0
 
     def handle(number: int, _: FrameType | None) -> None:
-        now = time.monotonic()
+        nonlocal first
         if not stop.requested:
             stop.request(number)
-            first[0] = now
+            first = time.monotonic()
             # The terminal may be gone, or printing at this moment.
             with suppress(OSError, RuntimeError):
                 say("stopping at the next step; a second signal ends the process")
-        elif now - first[0] > SAME_SIGNAL_SECONDS:
+        elif time.monotonic() - first > SAME_SIGNAL_SECONDS:
             # Not by an exception, which the running code may catch, or which may wait for a thread.
             try:
                 sys.stdout.flush()
-                text = _SECOND_SIGNAL if sys.stderr.isatty() else _SECOND_SIGNAL.removeprefix("\x1b[?25h")
-                os.write(2, text.encode())
+                show_cursor = "\x1b[?25h" if sys.stderr.isatty() else ""
+                os.write(2, f"{show_cursor}{_SECOND_SIGNAL}".encode())
             finally:
                 os._exit(128 + number)
 

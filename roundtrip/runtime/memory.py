@@ -4,11 +4,9 @@ from __future__ import annotations
 
 import ctypes
 import gc
-import mmap
 import os
 import sys
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from pathlib import Path
 from typing import TypeVar
 
 import torch
@@ -17,8 +15,6 @@ from roundtrip.runtime.errors import RoundtripError
 
 B = TypeVar("B")
 R = TypeVar("R")
-# Prepared matrix products that oneDNN keeps on a CPU.
-KERNELS = 256
 _TEXTS = ("can't allocate memory", "out of memory", "CUBLAS_STATUS_ALLOC_FAILED", "Memory footprint")
 
 
@@ -43,7 +39,6 @@ def run_in_halves(
     So are waiting batches of at least its size: they would fail as well.
 
     Args:
-        run: computes a batch.
         halve: returns the parts of a batch in their order; empty where it cannot be divided.
         size: of a batch, in units that memory grows with.
         too_large: makes the error of a batch that does not fit and cannot be divided.
@@ -83,23 +78,19 @@ def free_after_failure() -> None:
 
 
 def trim_heap() -> None:
-    """Return free CPU memory to the system, in some tens of milliseconds.
-
-    The C library keeps what it once had: without this a run that alternates training and generation grows by half.
-    """
+    """Return free CPU memory to the system, without which a run that trains and generates in turn grows by half."""
     malloc_trim = getattr(ctypes.CDLL(None), "malloc_trim", None) if sys.platform == "linux" else None
     if malloc_trim is not None:
         malloc_trim(0)
 
 
 def limit_kernel_cache() -> None:
-    """Limit the cache of prepared matrix products to what a few batches need.
+    """Keep 256 prepared matrix products on a CPU, not 1,024: one takes a third of a MiB, and each new shape needs one.
 
-    oneDNN prepares one for each shape (a third of a MiB), and batches of sentences keep having new shapes; the default
-    limit is 1,024. Call this before the first product; variables that are set already keep their value.
+    Call this before the first product; variables that are set already keep their value.
     """
     for name in ("LRU_CACHE_CAPACITY", "ONEDNN_PRIMITIVE_CACHE_CAPACITY"):
-        os.environ.setdefault(name, str(KERNELS))
+        os.environ.setdefault(name, "256")
 
 
 def peak_bytes(device: torch.device) -> int:
@@ -108,13 +99,4 @@ def peak_bytes(device: torch.device) -> int:
         return int(torch.cuda.max_memory_allocated(device))
     import resource
 
-    number = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    return number if sys.platform == "darwin" else 1024 * number
-
-
-def used_bytes(device: torch.device) -> int:
-    """Return the bytes in use now, counted as in `peak_bytes`; 0 where the system does not report them."""
-    if device.type == "cuda":
-        return int(torch.cuda.memory_allocated(device))
-    status = Path("/proc/self/statm")
-    return int(status.read_text(encoding="ascii").split()[1]) * mmap.PAGESIZE if status.exists() else 0
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024)

@@ -19,11 +19,7 @@ class Prefetcher:
             self._started = key, self._thread.submit(work)
 
     def wait(self) -> None:
-        """Return when the work that was started last is done.
-
-        Raises:
-            Whatever the work has raised.
-        """
+        """Return when the work that was started last is done; raise what it has raised."""
         if self._started is not None:
             self._started[1].result()
 

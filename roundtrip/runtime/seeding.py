@@ -5,8 +5,6 @@ from __future__ import annotations
 import hashlib
 from functools import lru_cache
 
-_FEISTEL_ROUNDS = 4
-
 
 def derive_seed(*parts: int | str) -> int:
     """Return a 63-bit seed that depends on all parts and on nothing else."""
@@ -22,11 +20,10 @@ def permuted_index(index: int, size: int, seed: int, epoch: int) -> int:
     """
     half_bits = max(1, ((size - 1).bit_length() + 1) // 2)
     mask = (1 << half_bits) - 1
-    keys = _keys(seed, epoch)
     value = index
     while True:
         left, right = value >> half_bits, value & mask
-        for key in keys:
+        for key in _keys(seed, epoch):
             left, right = right, left ^ (_mix(right ^ key) & mask)
         value = left << half_bits | right
         if value < size:
@@ -35,7 +32,7 @@ def permuted_index(index: int, size: int, seed: int, epoch: int) -> int:
 
 @lru_cache(maxsize=64)
 def _keys(seed: int, epoch: int) -> tuple[int, ...]:
-    return tuple(derive_seed(seed, epoch, number) for number in range(_FEISTEL_ROUNDS))
+    return tuple(derive_seed(seed, epoch, number) for number in range(4))
 
 
 def _mix(value: int) -> int:

@@ -134,7 +134,7 @@ def test_a_model_whose_rows_see_each_other_is_not_packed(
     monkeypatch.setattr(LlamaForCausalLM, "forward", blind)
     monkeypatch.setattr(DirectionModel, "_keeps_rows_apart", lambda self, alone: False)
     shown = go(write_recipe(), tmp_path / "run", overrides=("rounds.count=0",))
-    assert "rows are padded: this model does not keep packed ones apart" in shown
+    assert "rows are padded: in this model packed rows would see each other" in shown
 
 
 @pytest.mark.gpu

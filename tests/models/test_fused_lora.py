@@ -290,7 +290,7 @@ def test_a_model_that_fails_on_varlen_trains_padded_and_the_run_says_so(
     AttentionInterface.register(attention._REGISTERED["varlen"], broken)
     try:
         shown = go(write_recipe(), tmp_path / "run")
-        assert "this model does not keep packed ones apart" in shown
+        assert "in this model packed rows would see each other" in shown
         with pytest.raises(TypeError):
             go(write_recipe(), tmp_path / "asked", overrides=("model.attention=varlen",))
     finally:
