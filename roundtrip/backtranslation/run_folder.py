@@ -50,8 +50,6 @@ class RunManifest:
     Attributes:
         recipe: the recipe as resolved, in JSON form.
         folder: where relative paths of the recipe start.
-        overrides: of the command line.
-        versions: see `versions`.
         lines: per part of the text, how many rows were kept and how many dropped for which reason.
         files: SHA-256 of the files in `data/` and `base/`, by path; empty until text and models are loaded.
         dtypes, base_hashes, base_locations, tokenizer_hashes: of the models, by direction.
@@ -73,10 +71,7 @@ class RunManifest:
     expansions: dict[str, float] = field(default_factory=dict)
 
     def check_loaded(self, kind: str, hashes: Mapping[str, str | None]) -> None:
-        """Compare what was loaded for each direction with what the run was started with, if it has been.
-
-        Args:
-            kind: `base model` or `tokenizer`.
+        """Compare the `base model` or `tokenizer` of each direction with what the run was started with, if it was.
 
         Raises:
             RunError: the contents differ.
@@ -91,47 +86,20 @@ class RunManifest:
                 )
 
 
-@dataclass(frozen=True)
 class RunFolder:
     """A run folder; `RunFolder(path)` names its parts, `create` and `reopen` make and check it."""
 
-    path: Path
-
-    @property
-    def data(self) -> Path:
-        return self.path / "data"
-
-    @property
-    def examples(self) -> Path:
-        return self.path / "examples"
-
-    @property
-    def nonfinite_steps(self) -> Path:
-        return self.path / "nonfinite_steps"
-
-    @property
-    def checkpoints(self) -> Path:
-        return self.path / "checkpoints"
-
-    @property
-    def base(self) -> Path:
-        return self.path / "base"
-
-    @property
-    def adapters(self) -> Path:
-        return self.path / "adapters"
-
-    @property
-    def translations(self) -> Path:
-        return self.path / "translations"
-
-    @property
-    def events(self) -> Path:
-        return self.path / "events.jsonl"
-
-    @property
-    def metrics(self) -> Path:
-        return self.path / "metrics.json"
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self.data = path / "data"
+        self.examples = path / "examples"
+        self.nonfinite_steps = path / "nonfinite_steps"
+        self.checkpoints = path / "checkpoints"
+        self.base = path / "base"
+        self.adapters = path / "adapters"
+        self.translations = path / "translations"
+        self.events = path / "events.jsonl"
+        self.metrics = path / "metrics.json"
 
     def manifest(self) -> RunManifest:
         """Read `run.json`.
@@ -173,11 +141,8 @@ class RunFolder:
                 place=str(self.path),
                 cure="use that version, or train again",
             ) from error
-        return self.with_fixed_models(recipe, manifest)
-
-    def with_fixed_models(self, recipe: Recipe, manifest: RunManifest) -> Recipe:
-        """Return a recipe with the precision that this run was started with, and with its models from scratch."""
-        return with_model_folders(recipe, self.base, {name: {"dtype": one} for name, one in manifest.dtypes.items()})
+        updates = {name: {"dtype": dtype} for name, dtype in manifest.dtypes.items()}
+        return with_model_folders(recipe, self.base, updates)
 
     def keep_best(self, stage: str) -> None:
         """Make `adapters/best` a copy of a stage's weights, in one rename."""
@@ -193,11 +158,7 @@ class RunFolder:
 def with_model_folders(
     recipe: Recipe, folder: Path, updates: Mapping[str, Mapping[str, object]] | None = None
 ) -> Recipe:
-    """Return a recipe whose models from scratch lie in a folder.
-
-    Args:
-        updates: further keys of `[model]`, by direction.
-    """
+    """Return a recipe whose models from scratch lie in a folder, with further keys of `[model]` by direction."""
     models = {}
     for name, spec in recipe.model.items():
         path = {"path": str((folder / name).resolve())} if spec.from_scratch is not None else {}
@@ -220,11 +181,8 @@ def create(path: Path, loaded: LoadedRecipe) -> RunFolder:
     run = RunFolder(path)
     try:
         if any(run.checkpoints.glob("[!.]*")):
-            raise RunError(
-                "already holds a run",
-                place=str(path),
-                cure="add --resume to continue it, or --out for another folder",
-            )
+            cure = "add --resume to continue it, or --out for another folder"
+            raise RunError("already holds a run", place=str(path), cure=cure)
         # A run that ended before its first checkpoint, because a file was missing for example, starts again.
         if (path / "run.json").exists():
             run.manifest()
@@ -233,13 +191,8 @@ def create(path: Path, loaded: LoadedRecipe) -> RunFolder:
         # A model from scratch, or what an adapter subtracted, would belong to another recipe.
         shutil.rmtree(run.base, ignore_errors=True)
         # First of all, so that a process that is killed here leaves what is known to be a run.
-        manifest = RunManifest(
-            recipe=loaded.recipe.model_dump(mode="json"),
-            folder=str(loaded.folder),
-            overrides=list(loaded.overrides),
-            versions=versions(),
-        )
-        run.write_manifest(manifest)
+        recipe = loaded.recipe.model_dump(mode="json")
+        run.write_manifest(RunManifest(recipe, str(loaded.folder), list(loaded.overrides), versions()))
         for folder in (run.data, run.base, run.examples, run.checkpoints, run.adapters, run.translations):
             folder.mkdir(parents=True, exist_ok=True)
         changes = "".join(f"# as run with --set {override}\n" for override in loaded.overrides)
@@ -256,8 +209,7 @@ def reopen(path: Path, loaded: LoadedRecipe) -> RunFolder:
         RunError: not a run, or of another recipe or other versions; the message names the differences.
     """
     run = RunFolder(path)
-    manifest = run.manifest()
-    recipe = loaded.recipe.model_dump(mode="json")
+    manifest, recipe = run.manifest(), loaded.recipe.model_dump(mode="json")
     differences = _differences(manifest.recipe, recipe, "")
     differences += _differences(manifest.versions, versions(), "version of ")
     if differences:
@@ -296,9 +248,8 @@ def run_lock(path: Path) -> Iterator[None]:
         path.mkdir(parents=True, exist_ok=True)
         lock.acquire()
     except Timeout as error:
-        raise RunError(
-            "is in use by another process", place=str(path), cure=f"wait for it, or {_ANOTHER_FOLDER}"
-        ) from error
+        cure = f"wait for it, or {_ANOTHER_FOLDER}"
+        raise RunError("is in use by another process", place=str(path), cure=cure) from error
     except OSError as error:
         raise RunError(f"cannot be written: {error.strerror}", place=str(path), cure=_ANOTHER_FOLDER) from error
     try:
