@@ -12,17 +12,15 @@ import torch
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 
-from roundtrip.backtranslation.run_folder import BEST, RunFolder
+from roundtrip.backtranslation.context import RunContext
+from roundtrip.backtranslation.run_folder import BEST
 from roundtrip.data.sampler import Cursor
 from roundtrip.engine.translator import Translator
 from roundtrip.models.optimizer import Optimizer
 from roundtrip.recipe.plan import BASE
 from roundtrip.runtime import atomic_io
 from roundtrip.runtime.disk_space import report_full_disk
-from roundtrip.runtime.distributed import SINGLE_PROCESS, ProcessGroup
 from roundtrip.runtime.errors import RunError, TrainingError
-from roundtrip.tokens.row_builder import RowBuilder
-from roundtrip.tokens.splice.canonicality import CanonicalityChecker
 
 FORMAT = 3
 STATE = "state.json"
@@ -30,7 +28,6 @@ STATE = "state.json"
 MARKER = "complete.json"
 # Part of a checkpoint: the pairs of tokens that the guard has settled.
 _PAIRS = "pairs"
-_BROKEN = (OSError, ValueError, KeyError, TypeError, AttributeError, SafetensorError)
 
 Tensors = dict[str, dict[str, torch.Tensor]]
 
@@ -42,19 +39,18 @@ class State:
     No random state is kept, since every random choice is derived from the seed and its place in the run.
 
     Attributes:
-        phase: number of the phase in progress.
-        step: optimizer steps taken in it.
+        phase, step: number of the phase in progress, and the optimizer steps taken in it.
         optimizer_steps: steps taken in all, by direction.
         cursors: how far each stream is read: up to the phase, or past its examples once it has taken a step.
         scores: dev scores by stage and direction.
         best: the stage with the best mean dev chrF++ so far.
         seconds: time spent, by activity.
+        token_rows: by direction, how many rows of synthetic examples were made in which way, see `build_token_rows`.
         max_tokens_per_microbatch: reduced size after memory ran out; 0 before that.
-        token_rows: of the synthetic examples, how many were spliced and how many took the text path, by reason.
         files: SHA-256 of other files in the run folder that this state depends on, by path: the examples of the phase
             in progress, the weights of each stage.
-        nonfinite_steps: steps without effect, since their loss or gradient was not finite, by direction.
-        nonfinite_in_phase: such steps in the phase in progress.
+        nonfinite_steps, nonfinite_in_phase: steps without effect, since their loss or gradient was not finite, by
+            direction, and in the phase in progress.
         dev_losses: by direction, the dev loss after each epoch of the stage in progress, in nats per label.
     """
 
@@ -85,30 +81,19 @@ class CheckpointStore:
     """Writes checkpoints and stage weights into a run folder, as one of the processes that share the run.
 
     Args:
-        optimizers, row_builders: by direction; with the state, all that a checkpoint holds.
-        keep: how many checkpoints are kept.
+        optimizers: by direction; with the state and the guards of the row builders, all that a checkpoint holds.
     """
 
-    def __init__(
-        self,
-        run: RunFolder,
-        optimizers: Mapping[str, Optimizer],
-        row_builders: Mapping[str, RowBuilder],
-        keep: int,
-        processes: ProcessGroup = SINGLE_PROCESS,
-    ) -> None:
-        self.run, self.optimizers, self.keep, self.processes = run, optimizers, keep, processes
-        guards = {id(builder.guard): builder.guard for builder in row_builders.values() if builder.guard is not None}
-        self._guards: dict[str, CanonicalityChecker] = {
-            f"{_PAIRS}-{number}" if number else _PAIRS: guard for number, guard in enumerate(guards.values())
-        }
+    def __init__(self, context: RunContext, optimizers: Mapping[str, Optimizer]) -> None:
+        self.run, self.processes, self.optimizers = context.run, context.processes, optimizers
+        self._keep = context.recipe.checkpoint.keep
+        # Directions that share a tokenizer share its guard.
+        guards = dict.fromkeys(builder.guard for builder in context.row_builders.values() if builder.guard is not None)
+        self._guards = {f"{_PAIRS}-{number}" if number else _PAIRS: guard for number, guard in enumerate(guards)}
         self._last: State | None = None
 
-    def write(self, write: Callable[[], object], path: Path, num_bytes: int = 0) -> dict[str, str]:
+    def write(self, write: Callable[[], object], path: Path) -> dict[str, str]:
         """Write something once; all processes continue when it is there.
-
-        Args:
-            num_bytes: how many bytes it needs, where that is known.
 
         Returns:
             The hashes of what was written, for `State.files`.
@@ -118,7 +103,7 @@ class CheckpointStore:
         """
         hashes: dict[str, str] = {}
         if self.processes.is_main:
-            with report_full_disk(path, num_bytes):
+            with report_full_disk(path):
                 write()
             hashes = atomic_io.file_hashes(path, self.run.path)
         return self.processes.broadcast(hashes)
@@ -135,14 +120,19 @@ class CheckpointStore:
         """
         if self._last is not None and state.name == self._last.name:
             return
-        self._check_equal_weights()
+        for name, optimizer in self.optimizers.items():
+            # All processes sum gradients and step alike to the last bit.
+            if self.processes.world_size > 1 and len(set(self.processes.gather(optimizer.digest()))) > 1:
+                raise TrainingError(
+                    f"the weights of {name} differ between the processes",
+                    cure="use machines of one kind, or one process; the last checkpoint is valid",
+                )
         tensors = {name: optimizer.state() for name, optimizer in self.optimizers.items()}
         tensors |= {part: guard.state() for part, guard in self._guards.items()}
         sizes = (value.numel() * value.element_size() for part in tensors.values() for value in part.values())
-        folder = self.run.checkpoints
         if self.processes.is_main:
-            with report_full_disk(folder, sum(sizes)):
-                save(folder, state, tensors, self.keep)
+            with report_full_disk(self.run.checkpoints, sum(sizes)):
+                save(self.run.checkpoints, state, tensors, self._keep)
         self.processes.broadcast(None)
         self._last = state
 
@@ -156,11 +146,11 @@ class CheckpointStore:
             RunError: there are checkpoints, and none is complete.
         """
         # The main process looks which one is complete, so that all restore the same.
-        newest_one = newest(self.run.checkpoints, report) if self.processes.is_main else None
-        name = self.processes.broadcast(None if newest_one is None else newest_one[0].name)
+        loaded = newest(self.run.checkpoints, report) if self.processes.is_main else None
+        name = self.processes.broadcast(loaded[0].name if loaded else None)
         if name is None:
             return None
-        state, tensors = newest_one or load(self.run.checkpoints / name)
+        state, tensors = loaded or load(self.run.checkpoints / name)
         for direction, optimizer in self.optimizers.items():
             optimizer.restore(tensors[direction], state.optimizer_steps.get(direction, 0))
         for part, guard in self._guards.items():
@@ -188,20 +178,9 @@ class CheckpointStore:
         """Make `adapters/best` a copy of a stage."""
         self.write(lambda: self.run.keep_best(stage), self.run.adapters / BEST)
 
-    def _check_equal_weights(self) -> None:
-        """Compare the weights of all processes, which sum gradients and step alike to the last bit."""
-        if self.processes.world_size == 1:
-            return
-        for name, optimizer in self.optimizers.items():
-            if len(set(self.processes.gather(optimizer.digest()))) > 1:
-                raise TrainingError(
-                    f"the weights of {name} differ between the processes",
-                    cure="use machines of one kind, or one process; the last checkpoint is valid",
-                )
-
 
 def save(folder: Path, state: State, tensors: Mapping[str, Mapping[str, torch.Tensor]], keep: int) -> Path:
-    """Write a checkpoint beside the others, complete it in one rename, and delete the oldest.
+    """Write a checkpoint beside the others, complete it in one rename, and delete all but the newest.
 
     Args:
         tensors: by part; each becomes one safetensors file.
@@ -227,12 +206,11 @@ def names(folder: Path) -> list[str]:
 
 
 def newest(folder: Path, report: Callable[[str], None]) -> tuple[State, Tensors] | None:
-    """Load the newest complete checkpoint; others are named and skipped. None where there is none.
+    """Load the newest complete checkpoint; None where there are none at all.
 
     Complete means: its files, and all files of the run that its state depends on, are as they were written.
 
     Args:
-        folder: `checkpoints` of a run.
         report: receives the name of each that is skipped, with the reason.
 
     Raises:
@@ -245,8 +223,13 @@ def newest(folder: Path, report: Callable[[str], None]) -> tuple[State, Tensors]
             if problem := atomic_io.first_damaged(state.files, folder.parent):
                 raise ValueError(problem)
             return state, tensors
-        except _BROKEN as error:
-            report(f"checkpoint {name} is skipped: {_reason(error)}")
+        except FileNotFoundError as error:
+            reason = f"{Path(error.filename).name} is missing"
+        except KeyError as error:
+            reason = f"{error} is missing in its text"
+        except (OSError, ValueError, TypeError, AttributeError, SafetensorError) as error:
+            reason = str(error)
+        report(f"checkpoint {name} is skipped: {reason}")
     if all_names:
         raise RunError(
             "no checkpoint is complete",
@@ -281,13 +264,3 @@ def _read(path: Path) -> dict[str, Any]:
     except ValueError as error:
         raise ValueError(f"{path.name} is damaged: {error}") from error
     return document
-
-
-def _reason(error: Exception) -> str:
-    match error:
-        case FileNotFoundError():
-            return f"{Path(error.filename).name} is missing"
-        case KeyError():
-            return f"{error} is missing in its text"
-        case _:
-            return str(error)

@@ -37,9 +37,6 @@ class Example:
     target: str
     candidate: Candidate | None = field(default=None, repr=False, compare=False)
 
-    def to_row(self) -> list[str]:
-        return [self.kind, self.source, self.target]
-
 
 @dataclass(frozen=True)
 class PhaseExamples:

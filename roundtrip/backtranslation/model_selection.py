@@ -12,7 +12,6 @@ from roundtrip.backtranslation.context import RunContext
 from roundtrip.backtranslation.dev_scoring import Scorer, mean_chrf
 from roundtrip.backtranslation.early_stopping import ScoresByStage, has_stopped_improving
 from roundtrip.recipe.plan import BASE, PRETRAIN, Phase, next_phase
-from roundtrip.runtime import memory
 from roundtrip.runtime.atomic_io import write_json
 from roundtrip.runtime.disk_space import report_full_disk
 
@@ -39,11 +38,7 @@ class ModelSelection:
         return self._score(replace(state, scores={"copy": self.scorer.copies("dev")}), BASE)
 
     def end_stage(self, state: State, phases: list[Phase], phase: Phase) -> State:
-        """Keep both directions as they are now, and score them on dev; rounds without improvement may end here.
-
-        Args:
-            phases, phase: all phases of the run, and the one that ended the stage.
-        """
+        """Keep both directions as they are now, and score them on dev; rounds without improvement may end here."""
         files = self.checkpoints.keep_stage(phase.stage, self.context.translators)
         state = self._score(replace(state, files=state.files | files), phase.stage)
         patience = self.context.recipe.train.patience
@@ -77,12 +72,10 @@ class ModelSelection:
                 test[stage] = self.scorer.translations("test", stage)
         if not context.processes.is_main:
             return
-        devices = {translator.base.device for translator in context.translators.values()}
-        peak = {str(device): memory.peak_bytes(device) for device in devices}
-        results = reporting.collect_metrics(context, state, test, peak)
+        results = reporting.collect_metrics(context, state, test)
         with report_full_disk(run.metrics):
             write_json(run.metrics, results)
-        context.events.log("end", seconds=results["seconds"], best=results["best"], peak_bytes=peak)
+        context.events.log("end", **{key: results[key] for key in ("seconds", "best", "peak_bytes")})
         reporting.show_metrics(results, run, context.events.console)
 
     def show(self) -> None:
