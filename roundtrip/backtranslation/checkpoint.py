@@ -26,7 +26,7 @@ FORMAT = 3
 STATE = "state.json"
 # Written last: names every other file with its hash. A folder without it is no checkpoint.
 MARKER = "complete.json"
-# Part of a checkpoint: the pairs of tokens that the guard has settled.
+# Part of a checkpoint: the pairs of tokens that a guard has checked.
 _PAIRS = "pairs"
 
 Tensors = dict[str, dict[str, torch.Tensor]]
@@ -36,7 +36,7 @@ Tensors = dict[str, dict[str, torch.Tensor]]
 class State:
     """How far a run is; with the tensors of both optimizers it is all that a resume needs.
 
-    No random state is kept, since every random choice is derived from the seed and its place in the run.
+    No random state is kept, since every random choice is derived from the seed and the phase.
 
     Attributes:
         phase, step: number of the phase in progress, and the optimizer steps taken in it.
@@ -93,10 +93,7 @@ class CheckpointStore:
         self._last: State | None = None
 
     def write(self, write: Callable[[], object], path: Path) -> dict[str, str]:
-        """Write something once; all processes continue when it is there.
-
-        Returns:
-            The hashes of what was written, for `State.files`.
+        """Write something once, while the other processes wait, and return its hashes for `State.files`.
 
         Raises:
             DiskError: the disk is full.
@@ -123,10 +120,8 @@ class CheckpointStore:
         for name, optimizer in self.optimizers.items():
             # All processes sum gradients and step alike to the last bit.
             if self.processes.world_size > 1 and len(set(self.processes.gather(optimizer.digest()))) > 1:
-                raise TrainingError(
-                    f"the weights of {name} differ between the processes",
-                    cure="use machines of one kind, or one process; the last checkpoint is valid",
-                )
+                cure = "use machines of one kind, or one process; the last checkpoint is valid"
+                raise TrainingError(f"the weights of {name} differ between the processes", cure=cure)
         tensors = {name: optimizer.state() for name, optimizer in self.optimizers.items()}
         tensors |= {part: guard.state() for part, guard in self._guards.items()}
         sizes = (value.numel() * value.element_size() for part in tensors.values() for value in part.values())
@@ -143,7 +138,7 @@ class CheckpointStore:
             report: shows which checkpoints are skipped or what is repaired, and why.
 
         Raises:
-            RunError: there are checkpoints, and none is complete.
+            RunError: see `newest`.
         """
         # The main process looks which one is complete, so that all restore the same.
         loaded = newest(self.run.checkpoints, report) if self.processes.is_main else None
@@ -180,12 +175,7 @@ class CheckpointStore:
 
 
 def save(folder: Path, state: State, tensors: Mapping[str, Mapping[str, torch.Tensor]], keep: int) -> Path:
-    """Write a checkpoint beside the others, complete it in one rename, and delete all but the newest.
-
-    Args:
-        tensors: by part; each becomes one safetensors file.
-        keep: how many checkpoints are kept.
-    """
+    """Write a checkpoint, with a file for each part of the tensors, in one rename; delete all but the newest `keep`."""
     target = folder / state.name
     with atomic_io.atomic_path(target) as temporary:
         temporary.mkdir()
@@ -211,7 +201,7 @@ def newest(folder: Path, report: Callable[[str], None]) -> tuple[State, Tensors]
     Complete means: its files, and all files of the run that its state depends on, are as they were written.
 
     Args:
-        report: receives the name of each that is skipped, with the reason.
+        report: is called with the name of each that is skipped, and the reason.
 
     Raises:
         RunError: there are checkpoints and none is complete.
@@ -231,11 +221,8 @@ def newest(folder: Path, report: Callable[[str], None]) -> tuple[State, Tensors]
             reason = str(error)
         report(f"checkpoint {name} is skipped: {reason}")
     if all_names:
-        raise RunError(
-            "no checkpoint is complete",
-            place=str(folder),
-            cure="restore the files named above, or start a new run with another --out",
-        )
+        cure = "restore the files named above, or start a new run with another --out"
+        raise RunError("no checkpoint is complete", place=str(folder), cure=cure)
     return None
 
 
@@ -245,7 +232,7 @@ def load(path: Path) -> tuple[State, Tensors]:
     Raises:
         OSError, ValueError, KeyError, TypeError, AttributeError, SafetensorError: it is not complete.
     """
-    marker = _read(path / MARKER)
+    marker = _read_json(path / MARKER)
     if marker["format"] != FORMAT:
         raise ValueError(f"it has format {marker['format']}, this version reads {FORMAT}")
     if STATE not in marker["files"]:
@@ -253,14 +240,13 @@ def load(path: Path) -> tuple[State, Tensors]:
     if problem := atomic_io.first_damaged(marker["files"], path):
         raise ValueError(problem)
     tensors = {file.removesuffix(".safetensors"): load_file(path / file) for file in marker["files"] if file != STATE}
-    document = _read(path / STATE)
+    document = _read_json(path / STATE)
     document["cursors"] = {key: Cursor(**value) for key, value in document["cursors"].items()}
     return State(**document), tensors
 
 
-def _read(path: Path) -> dict[str, Any]:
+def _read_json(path: Path) -> Any:
     try:
-        document: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
+        return json.loads(path.read_text(encoding="utf-8"))
     except ValueError as error:
         raise ValueError(f"{path.name} is damaged: {error}") from error
-    return document

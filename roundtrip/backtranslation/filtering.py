@@ -31,7 +31,7 @@ class Candidate:
         source: the generated text.
         target: the real line.
         finished: an end token came within the length limit.
-        ids_N: int64, the generated ids on the device that made them; None for text from elsewhere.
+        ids_N: int64, the generated ids on the device that generated them; None for other text.
         logprob: mean log-probability of a generated token by the generating model, in nats; None where not asked for.
         prompt: ids of the source's prompt in the forward direction, where verification on the host asked for them.
     """
@@ -59,8 +59,7 @@ class FilteredCandidates:
     def without(self, is_bad: Sequence[bool], reason: str) -> FilteredCandidates:
         """Reject some of the kept candidates for one reason."""
         kept = [candidate for candidate, bad in zip(self.kept, is_bad, strict=True) if not bad]
-        num_bad = len(self.kept) - len(kept)
-        return FilteredCandidates(kept, self.rejected + Counter({reason: num_bad}))
+        return FilteredCandidates(kept, self.rejected + Counter({reason: len(self.kept) - len(kept)}))
 
 
 def filter_candidates(
@@ -128,8 +127,8 @@ def num_repeats(text: str) -> int:
     most = 1
     for size in range(1, min(_LONGEST_PHRASE, len(parts) // 2) + 1):
         equal = 0
-        for before, here in zip(parts, parts[size:], strict=False):
-            equal = equal + 1 if before == here else 0
+        for part, later in zip(parts, parts[size:], strict=False):
+            equal = equal + 1 if part == later else 0
             most = max(most, 1 + equal // size)
     return most
 

@@ -23,11 +23,11 @@ def record(
     """Return what helps to find the cause: the text of each row of the step, and the loss of each by itself."""
     losses = row_losses(translator.direction_model.model, dataset, rows, settings)
     ids = [dataset.ids_X[dataset.offset_R[row] :][: dataset.sizes[row]].tolist() for row in rows]
-    decode = translator.base.tokenizer.decode
+    texts = map(translator.base.tokenizer.decode, ids)
     return {
         "loss": json_number(result.loss),
         "grad_norm": json_number(result.grad_norm),
-        "rows": [{"text": decode(row), "loss": json_number(loss)} for row, loss in zip(ids, losses, strict=True)],
+        "rows": [{"text": text, "loss": json_number(loss)} for text, loss in zip(texts, losses, strict=True)],
     }
 
 

@@ -50,7 +50,7 @@ def report_examples(events: EventLog, phase: Phase, made: PhaseExamples) -> None
     """Report the examples of a phase.
 
     Raises:
-        TrainingError: it is a round, and all its candidates were rejected.
+        TrainingError: all candidates of a round were rejected.
     """
     counts = Counter(example.kind for example in made.examples)
     events.log(
@@ -103,11 +103,7 @@ def report_smaller_microbatches(events: EventLog, tokens: int) -> None:
 
 
 def collect_metrics(context: RunContext, state: State, test: ScoresByStage) -> dict[str, Any]:
-    """Return everything worth keeping of a finished run.
-
-    The document's `comparison` is a paired bootstrap of the last two trained stages (or of the base and the only
-    one) on test.
-    """
+    """Return `metrics.json`; its `comparison` is of the last two stages, or of the base and the only one, on test."""
     recipe, both = context.recipe, directions(context.recipe)
     kept = [stage for stage in test if stage != "copy"]
     devices = {translator.base.device for translator in context.translators.values()}
@@ -131,6 +127,7 @@ def collect_metrics(context: RunContext, state: State, test: ScoresByStage) -> d
 
 
 def _compare(context: RunContext, stages: Sequence[str]) -> dict[str, Any]:
+    """Compare two stages on test by a paired bootstrap."""
     by_direction = {}
     for direction in directions(context.recipe):
         _, references = context.parallel_texts("test", direction)
@@ -187,11 +184,10 @@ def show_metrics(results: Mapping[str, Any], run: RunFolder, console: Console) -
     for name, counts in results["token_rows"].items():
         shown = ", ".join(f"{count} {reason}" for reason, count in counts.items())
         _line(console, f"{name}: token rows of its synthetic examples: {shown}", "dim")
-    spent = ", ".join(f"{activity} {value:.0f} s" for activity, value in results["seconds"].items())
-    total = sum(results["seconds"].values())
-    _line(console, f"\nTime: {spent}; {total:.0f} s in all. One seed ({results['seed']}).")
+    seconds, target = results["seconds"], results["languages"][1]
+    spent = ", ".join(f"{activity} {value:.0f} s" for activity, value in seconds.items())
+    _line(console, f"\nTime: {spent}; {sum(seconds.values()):.0f} s in all. One seed ({results['seed']}).")
     _line(console, f"Adapters: {run.adapters / BEST}")
-    target = results["languages"][1]
     _line(console, f"Translate: python -m roundtrip translate {run.path} --to {target} < in.txt > out.txt")
 
 

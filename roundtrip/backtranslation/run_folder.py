@@ -29,7 +29,6 @@ from roundtrip import __version__
 from roundtrip.recipe.loader import LoadedRecipe
 from roundtrip.recipe.schema import Recipe
 from roundtrip.runtime import atomic_io
-from roundtrip.runtime.atomic_io import write_json
 from roundtrip.runtime.errors import RunError
 
 BEST = "best"
@@ -113,18 +112,16 @@ class RunFolder:
             raise RunError(f"not a run folder: {error}", place=str(self.path), cure=_NOT_A_RUN) from error
         number = document.pop("format", None) if isinstance(document, dict) else None
         if number != FORMAT:
-            raise RunError(
-                f"its run.json has format {number}, this version reads {FORMAT}",
-                place=str(self.path),
-                cure="use the version of roundtrip that made it, or start a new run",
-            )
+            problem = f"its run.json has format {number}, this version reads {FORMAT}"
+            cure = "use the version of roundtrip that made it, or start a new run"
+            raise RunError(problem, place=str(self.path), cure=cure)
         try:
             return RunManifest(**document)
         except TypeError as error:
             raise RunError(f"its run.json is damaged: {error}", place=str(self.path), cure=_NOT_A_RUN) from error
 
     def write_manifest(self, manifest: RunManifest) -> None:
-        write_json(self.path / "run.json", {"format": FORMAT, **asdict(manifest)})
+        atomic_io.write_json(self.path / "run.json", {"format": FORMAT, **asdict(manifest)})
 
     def recipe(self, manifest: RunManifest | None = None) -> Recipe:
         """Return the recipe as it was run: with the precision and the models from scratch that it started with.
@@ -136,11 +133,8 @@ class RunFolder:
         try:
             recipe = Recipe.model_validate_json(json.dumps(manifest.recipe))
         except ValidationError as error:
-            raise RunError(
-                f"its recipe was written by roundtrip {manifest.versions.get('roundtrip')}, with other keys",
-                place=str(self.path),
-                cure="use that version, or train again",
-            ) from error
+            problem = f"its recipe was written by roundtrip {manifest.versions.get('roundtrip')}, with other keys"
+            raise RunError(problem, place=str(self.path), cure="use that version, or train again") from error
         updates = {name: {"dtype": dtype} for name, dtype in manifest.dtypes.items()}
         return with_model_folders(recipe, self.base, updates)
 

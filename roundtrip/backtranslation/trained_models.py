@@ -49,19 +49,17 @@ def load(
     Raises:
         RunError: not a run, no such stage, or another base than it was trained on.
     """
-    manifest = run.manifest()
-    recipe, name = run.recipe(manifest), direction.name
-    path = run.adapters / stage / name
+    manifest, name = run.manifest(), direction.name
+    recipe, path = run.recipe(manifest), run.adapters / stage / name
     if not path.is_dir():
         kept = ", ".join(sorted(item.name for item in run.adapters.glob("*") if item.is_dir()))
         cure = f"kept: {kept or 'none yet, train first'}"
         raise RunError(f"has no adapters '{stage}'", place=str(run.path), cure=cure)
     segments = {key: Segments.from_dict(value) for key, value in manifest.segments.items()}
     # What served training only need not be here: the attention, and the device it ran on.
-    for_training = {"attention": "auto", "use_liger_kernel": False, "gradient_checkpointing": False}
-    spec: dict[str, object] = {"device": device, **for_training, **(changes or {})}
-    is_full = recipe.adapter[name].method == "full"
-    if is_full:
+    for_use = {"attention": "auto", "use_liger_kernel": False, "gradient_checkpointing": False}
+    spec: dict[str, object] = {"device": device, **for_use, **(changes or {})}
+    if is_full := recipe.adapter[name].method == "full":
         # A whole model does not need the one it was trained from.
         spec |= {"path": str(path.resolve()), "from_scratch": None, "revision": None}
     loaded = translator.load_one(recipe, direction, Path(manifest.folder), segments, spec)
@@ -88,21 +86,14 @@ def load_exported(folder: Path, direction: Direction, device: str) -> Translator
         config = json.loads((folder / (adapters.CONFIG if is_adapter else "config.json")).read_text(encoding="utf-8"))
         spec, adapter = _adapter_spec(folder, config) if is_adapter else _model_spec(folder, config)
     except (OSError, ValueError, KeyError, TypeError) as error:
-        raise RunError(
-            f"not an exported direction that can be read ({type(error).__name__}: {error})",
-            place=str(folder),
-            cure="export it again",
-        ) from error
-    name = direction.name
+        problem = f"not an exported direction that can be read ({type(error).__name__}: {error})"
+        raise RunError(problem, place=str(folder), cure="export it again") from error
+    name, spec = direction.name, spec.model_copy(update={"device": device})
     try:
-        spec = spec.model_copy(update={"device": device})
         model = direction_model.load({name: spec}, {name: adapter}, folder, one_base=False, seed=0)[name]
     except SourceError as error:
-        raise RunError(
-            f"its base model cannot be loaded: {error.problem}",
-            place=str(folder),
-            cure="restore it, or export with --merged",
-        ) from error
+        cure = "restore it, or export with --merged"
+        raise RunError(f"its base model cannot be loaded: {error.problem}", place=str(folder), cure=cure) from error
     if is_adapter:
         model.restore(folder)
     template = PromptTemplate(model.base.tokenizer, segments)

@@ -70,31 +70,23 @@ class Trainer:
         self.state = State()
         num_pairs = len(context.corpora.train)
         self.phases = phases(self.recipe, num_pairs)
+        train, steps = self.recipe.train, num_steps(self.recipe, num_pairs)
         self.optimizers = {
-            name: Optimizer(
-                translator.direction_model.parameters(),
-                self.recipe.train,
-                num_steps(self.recipe, num_pairs),
-                self.recipe.adapter[name],
-            )
+            name: Optimizer(translator.direction_model.parameters(), train, steps, self.recipe.adapter[name])
             for name, translator in context.translators.items()
         }
         self.checkpoints = CheckpointStore(context, self.optimizers)
         self.selection = ModelSelection(context, Scorer(context), self.checkpoints)
         self.synthesizer = Synthesizer(context, self.phases)
 
-    # The state of the run
-
     def resume(self) -> None:
         """Restore the newest complete checkpoint; nothing where there is none yet."""
-        state = self.checkpoints.resume(self.events.say)
-        if state is None:
-            return
-        self.state = state
-        self.events.seconds = dict(state.seconds)
-        stage = phase.stage if (phase := self.next_phase()) else "the end"
-        self.events.say(f"resumed at {stage}, {state.total_steps()} steps done")
-        self.events.log("resume", phase=state.phase, step=state.step)
+        if state := self.checkpoints.resume(self.events.say):
+            self.state = state
+            self.events.seconds = dict(state.seconds)
+            stage = phase.stage if (phase := self.next_phase()) else "the end"
+            self.events.say(f"resumed at {stage}, {state.total_steps()} steps done")
+            self.events.log("resume", phase=state.phase, step=state.step)
 
     def next_phase(self) -> Phase | None:
         """Return the phase that is next or in progress; None after the last one."""
@@ -115,11 +107,7 @@ class Trainer:
         self.stop_if_requested()
 
     def stop_if_requested(self) -> None:
-        """Save and stop if a signal came, to whichever process.
-
-        Raises:
-            Interrupted: after saving.
-        """
+        """Save and raise `Interrupted` if a signal came, to whichever process."""
         if self.context.processes.any(self.context.stop.requested):
             self.context.stop.request()
             self.save()
@@ -128,8 +116,6 @@ class Trainer:
     def close(self) -> None:
         """Stop the thread that encodes ahead."""
         self.synthesizer.prefetcher.close()
-
-    # Examples
 
     def read_back(self, phase: Phase) -> PhaseExamples | None:
         """Return the examples of a phase that has taken steps before, as it wrote them; otherwise None."""
@@ -148,8 +134,6 @@ class Trainer:
         self.state = replace(self.state, cursors=self.state.cursors | made.cursors, files=files)
         reporting.report_examples(self.events, phase, made)
         return made
-
-    # Training
 
     @contextmanager
     def prepare(self, phase: Phase, phase_examples: PhaseExamples) -> Iterator[PhaseJob]:
@@ -214,18 +198,15 @@ class Trainer:
         job.progress.advance(1, result.num_tokens, f"loss {result.loss:.3f}")
 
     def end_phase(self, job: PhaseJob) -> bool:
-        """Close a phase: the next one starts at its first step.
-
-        Returns:
-            Whether its stage ends here.
+        """Close a phase, so that the next one starts at its first step; return whether its stage ends here.
 
         Raises:
             TrainingError: none of its steps had any effect.
         """
-        phase, run, num_steps = job.phase, self.context.run, self.state.step
+        phase, run, step = job.phase, self.context.run, self.state.step
         memory.trim_heap()
-        if self.state.nonfinite_in_phase == num_steps > 0:
-            problem = f"all {num_steps} steps of this phase had a non-finite loss or gradient"
+        if self.state.nonfinite_in_phase == step > 0:
+            problem = f"all {step} steps of this phase had a non-finite loss or gradient"
             raise nonfinite_steps.too_many(problem, phase, run.nonfinite_steps)
         if phase.stage == PRETRAIN and self.recipe.shared_start:
             self._copy_to_reverse(phase.direction)
@@ -243,17 +224,12 @@ class Trainer:
             files=files,
             dev_losses={} if ends_stage else self.state.dev_losses,
         )
-        mean_loss = sum(job.losses) / len(job.losses) if job.losses else None
-        name = phase.direction.name
+        mean_loss, name = sum(job.losses) / len(job.losses) if job.losses else None, phase.direction.name
         self.events.log("phase", stage=phase.stage, direction=name, rows=job.num_examples, mean_loss=mean_loss)
         return ends_stage
 
     def _build_rows(self, phase: Phase, phase_examples: PhaseExamples) -> tuple[TokenDataset, list[int]]:
-        """Return the token rows of a phase, and those that fit; longer ones are left out and counted.
-
-        Raises:
-            TrainingError: none fits.
-        """
+        """Return the token rows of a phase, and those that fit; longer ones are left out and counted."""
         name = phase.direction.name
         translator = self.context.translators[name]
         rows, counts = build_token_rows(
@@ -328,8 +304,6 @@ class Trainer:
         if enough and not phase.ends_stage:
             self.events.say(f"  {phase.stage}: dev loss has not improved for {patience} epochs; stopping this stage")
         return enough
-
-    # Scores
 
     def score_baseline(self) -> None:
         """Score copying the source and the bare base on dev."""
