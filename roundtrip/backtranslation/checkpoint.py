@@ -73,7 +73,7 @@ class State:
 
     @property
     def name(self) -> str:
-        """Name of the checkpoint folder of this state."""
+        """The name of its checkpoint."""
         return f"{self.phase:04d}-{self.step:06d}"
 
 
@@ -113,7 +113,6 @@ class CheckpointStore:
 
         Raises:
             TrainingError: the weights differ between processes.
-            DiskError: the disk is full.
         """
         if self._last is not None and state.name == self._last.name:
             return
@@ -124,22 +123,15 @@ class CheckpointStore:
                 raise TrainingError(f"the weights of {name} differ between the processes", cure=cure)
         tensors = {name: optimizer.state() for name, optimizer in self.optimizers.items()}
         tensors |= {part: guard.state() for part, guard in self._guards.items()}
-        sizes = (value.numel() * value.element_size() for part in tensors.values() for value in part.values())
+        num_bytes = sum(value.nbytes for part in tensors.values() for value in part.values())
         if self.processes.is_main:
-            with report_full_disk(self.run.checkpoints, sum(sizes)):
+            with report_full_disk(self.run.checkpoints, num_bytes):
                 save(self.run.checkpoints, state, tensors, self._keep)
         self.processes.broadcast(None)
         self._last = state
 
     def resume(self, report: Callable[[str], None]) -> State | None:
-        """Restore the newest complete checkpoint; None where there is none yet.
-
-        Args:
-            report: shows which checkpoints are skipped or what is repaired, and why.
-
-        Raises:
-            RunError: see `newest`.
-        """
+        """Restore the newest complete checkpoint, see `newest`; what is skipped or repaired is reported."""
         # The main process looks which one is complete, so that all restore the same.
         loaded = newest(self.run.checkpoints, report) if self.processes.is_main else None
         name = self.processes.broadcast(loaded[0].name if loaded else None)
@@ -160,14 +152,13 @@ class CheckpointStore:
 
     def keep_stage(self, stage: str, translators: Mapping[str, Translator]) -> dict[str, str]:
         """Save both directions as they are now, as PEFT folders or whole models; return their hashes."""
-        path = self.run.adapters / stage
 
         def write() -> None:
-            with atomic_io.atomic_path(path) as temporary:
+            with atomic_io.atomic_path(self.run.adapters / stage) as temporary:
                 for direction, translator in translators.items():
                     translator.direction_model.export(temporary / direction)
 
-        return self.write(write, path)
+        return self.write(write, self.run.adapters / stage)
 
     def keep_best(self, stage: str) -> None:
         """Make `adapters/best` a copy of a stage."""

@@ -40,8 +40,8 @@ class Scorer:
         """Translate `dev` or `test` greedily with both directions, keep the text, and score it.
 
         Returns:
-            By direction: `bleu`, `chrf`, and `unfinished`, the number of hypotheses cut at their length limit. Of dev
-            without pairs the scores are those of `_round_trip`, with `copied`, the share of copies of the source.
+            By direction: `bleu`, `chrf`, and `unfinished`, the number of hypotheses cut at their length limit; without
+            dev pairs, of round trips, with `copied`, the share of copies of the source.
         """
         score = self._round_trip if part == "dev" and self.context.recipe.without_dev else self._translation
         return {direction.name: score(part, stage, direction) for direction in directions(self.context.recipe)}
@@ -86,15 +86,11 @@ class Scorer:
 
     def _translate(self, sources: list[str], stage: str, direction: Direction, what: str) -> tuple[list[str], int]:
         """Translate greedily; return one line each, and how many were cut at their length limit."""
-        context = self.context
+        context, translator = self.context, self.context.translators[direction.name]
+        settings, use_adapter = greedy_settings(context.recipe), stage != BASE
         with context.events.task("scoring", f"{stage}: {direction.name} {what}", len(sources)) as task:
-            translations = context.translators[direction.name].translate(
-                sources,
-                greedy_settings(context.recipe),
-                0,
-                use_adapter=stage != BASE,
-                callbacks=context.callbacks(task),
-            )
+            callbacks = context.callbacks(task)
+            translations = translator.translate(sources, settings, use_adapter=use_adapter, callbacks=callbacks)
         return [" ".join(text.split()) for text in translations.texts], translations.finished.count(False)
 
     def _keep(self, lines: list[str], part: str, stage: str, direction: Direction) -> None:

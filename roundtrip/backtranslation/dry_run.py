@@ -37,12 +37,8 @@ NUM_LINES, NUM_BATCHES = 64, 4
 
 @dataclass(frozen=True)
 class Rates:
-    """What one direction takes, measured on real batches.
-
-    Attributes:
-        train_token, generate_line, score_base_line: seconds per trained token, per generated line of usual length,
-            and per line that the untrained base translates, which may not know when to stop.
-        tokens_per_row: mean length of a training row.
+    """What one direction takes: seconds per trained token, per generated line of usual length, and per line that the
+    untrained base translates, which may not know when to stop; and the mean length of a training row.
     """
 
     train_token: float
@@ -86,7 +82,9 @@ def dry_run(loaded: LoadedRecipe, events: EventLog) -> dict[str, Any]:
             "total_seconds": round(sum(sum(stages.values()) for stages in seconds.values()), 1),
             "peak_bytes": {str(device): memory.peak_bytes(device) for device in devices},
         }
-        _show(report, recipe, translators, corpora, events)
+        for one in translators.values():
+            _show_model(recipe, one, corpora, events)
+    _show(report, events)
     return report
 
 
@@ -103,21 +101,17 @@ def _measure(recipe: Recipe, one: Translator, corpora: Corpora, events: EventLog
 
 def _time_training(recipe: Recipe, one: Translator, pairs: Sequence[tuple[str, str]]) -> tuple[float, float]:
     """Return seconds per token of train steps, and tokens per row."""
-    limit, model = recipe.train.max_length, one.direction_model
-    rows = [row for row in one.template.rows(pairs) if row.start < len(row.ids) <= limit]
+    train, model = recipe.train, one.direction_model
+    rows = [row for row in one.template.rows(pairs) if row.start < len(row.ids) <= train.max_length]
     dataset = TokenDataset.of(rows, one.base.device)
     sizes = dataset.sizes
-    batches = sorted(step_batches(sizes, recipe.train.batch_size, 1), key=lambda batch: sum(sizes[i] for i in batch))
-    optimizer = Optimizer(model.parameters(), recipe.train, 100, recipe.adapter[one.direction.name])
+    batches = sorted(step_batches(sizes, train.batch_size, 1), key=lambda batch: sum(sizes[i] for i in batch))
+    optimizer = Optimizer(model.parameters(), train, 100, recipe.adapter[one.direction.name])
     chosen = [batches[(2 * i + 1) * len(batches) // (2 * NUM_BATCHES)] for i in range(NUM_BATCHES)]
     num_tokens = sum(sizes[i] for batch in chosen for i in batch)
+    fused_loss = model.spec.use_liger_kernel
     with model.training() as packed:
-        settings = StepSettings(
-            one.base.pad_id,
-            recipe.train.max_tokens_per_microbatch,
-            fused_loss=model.spec.use_liger_kernel,
-            packed=packed,
-        )
+        settings = StepSettings(one.base.pad_id, train.max_tokens_per_microbatch, fused_loss=fused_loss, packed=packed)
         train_step(model.model, optimizer, dataset, batches[-1], settings, seed=1)
         start = time.perf_counter()
         for batch in chosen:
@@ -127,12 +121,7 @@ def _time_training(recipe: Recipe, one: Translator, pairs: Sequence[tuple[str, s
 
 
 def _time_generation(recipe: Recipe, one: Translator, pairs: Sequence[tuple[str, str]], *, trained: bool) -> float:
-    """Return seconds per generated line.
-
-    Args:
-        trained: as a trained model generates: each line stops at the length of its reference. Otherwise the base
-            generates until it stops by itself, or to the length limit.
-    """
+    """Return seconds per generated line: of its reference's length, as by a trained model, or as the base stops."""
     settings, template = greedy_settings(recipe), one.template
     prompts = template.prompts([source for source, _ in pairs])
     if trained:
@@ -190,22 +179,17 @@ def _describe(recipe: Recipe, phase: Phase, num_pairs: int) -> str:
     return f"{phase.stage}: {phase.direction.name} trains on {what}"
 
 
-def _show(
-    report: dict[str, Any],
-    recipe: Recipe,
-    translators: Mapping[str, Translator],
-    corpora: Corpora,
-    events: EventLog,
-) -> None:
-    for name, one in translators.items():
-        trainable = sum(parameter.numel() for parameter in one.direction_model.parameters().values())
-        total = sum(parameter.numel() for parameter in one.base.model.parameters())
-        events.say(
-            f"{name}: {recipe.adapter[name].method}, {trainable:,} of {total:,} parameters train, "
-            f"{one.base.dtype} on {one.base.device}"
-        )
-        source, _ = oriented_pairs(corpora.dev[:1], one.direction, recipe)[0]
-        events.say(f"  prompt {one.template.prompt_text(source)!r}, end token {one.template.segments.end_id}")
+def _show_model(recipe: Recipe, one: Translator, corpora: Corpora, events: EventLog) -> None:
+    name, base = one.direction.name, one.base
+    trainable = sum(parameter.numel() for parameter in one.direction_model.parameters().values())
+    total = sum(parameter.numel() for parameter in base.model.parameters())
+    method = recipe.adapter[name].method
+    events.say(f"{name}: {method}, {trainable:,} of {total:,} parameters train, {base.dtype} on {base.device}")
+    source, _ = oriented_pairs(corpora.dev[:1], one.direction, recipe)[0]
+    events.say(f"  prompt {one.template.prompt_text(source)!r}, end token {one.template.segments.end_id}")
+
+
+def _show(report: dict[str, Any], events: EventLog) -> None:
     for line in report["plan"]:
         events.say(line)
     events.say("optimizer steps: " + ", ".join(f"{number} for {name}" for name, number in report["steps"].items()))

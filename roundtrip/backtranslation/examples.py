@@ -59,7 +59,6 @@ class PhaseExamples:
 
 
 def examples_path(folder: Path, phase: Phase) -> Path:
-    """Return where the examples of a phase are kept."""
     return folder / f"{phase.number:04d}-{phase.stage}-{phase.direction.name}.jsonl"
 
 
@@ -71,11 +70,7 @@ def oriented_pairs(rows: Iterable[TextRow], direction: Direction, recipe: Recipe
 
 @dataclass(frozen=True)
 class Streams:
-    """The endless, reshuffled text streams of a run, as they stand before a phase.
-
-    Attributes:
-        cursors: where each stream stands; never changed here.
-    """
+    """The endless, reshuffled text streams of a run, as their cursors stand before a phase."""
 
     recipe: Recipe
     corpora: Corpora
@@ -139,8 +134,7 @@ def mix(
 ) -> tuple[list[Example], dict[str, Cursor]]:
     """Mix replayed, parallel and denoising examples with the new synthetic ones, which come first.
 
-    Args:
-        replayed: used again unless their target has a new source.
+    Replayed examples are used unless their target has a new source.
 
     Returns:
         The examples, and the cursors of the streams that were read.

@@ -24,12 +24,10 @@ _LONGEST_PHRASE = 8
 
 @dataclass(frozen=True)
 class Candidate:
-    """A synthetic source that the reverse direction generated for one real line.
+    """A synthetic source that the reverse direction generated for one real line, the target.
 
     Attributes:
         line: number of the real line among those of the phase.
-        source: the generated text.
-        target: the real line.
         finished: an end token came within the length limit.
         ids_N: int64, the generated ids on the device that generated them; None for other text.
         logprob: mean log-probability of a generated token by the generating model, in nats; None where not asked for.
@@ -86,17 +84,14 @@ def filter_candidates(
         >>> [candidate.line for candidate in filtered.kept], dict(filtered.rejected)
         ([0], {'copy': 1})
     """
-    kept: list[Candidate] = []
-    rejected: Counter[str] = Counter()
+    reasons = []
     for candidate in candidates:
         reason = rejection_reason(candidate, settings, length_ratio)
         for rejects in filters:
             reason = reason or rejects(candidate)
-        if reason is None:
-            kept.append(candidate)
-        else:
-            rejected[reason] += 1
-    return FilteredCandidates(kept, rejected)
+        reasons.append(reason)
+    kept = [candidate for candidate, reason in zip(candidates, reasons, strict=True) if reason is None]
+    return FilteredCandidates(kept, Counter(reason for reason in reasons if reason is not None))
 
 
 def rejection_reason(candidate: Candidate, settings: CandidateFilter, length_ratio: float = 1.0) -> str | None:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
 from dataclasses import dataclass, replace
 
 from roundtrip.backtranslation import reporting
@@ -91,16 +90,15 @@ class ModelSelection:
         best = best_stage(scores)
         if best == stage != BASE:
             self.checkpoints.keep_best(stage)
-        events = self.context.events
-        events.log("dev", stage=stage, scores=stage_scores, best=best)
-        shown = ", ".join(f"{name} {_format(values)}" for name, values in stage_scores.items())
-        events.say(f"  {'round trip' if self.context.recipe.without_dev else 'dev'} after {stage}: {shown}")
+        self.context.events.log("dev", stage=stage, scores=stage_scores, best=best)
+        shown = [
+            f"{name} chrF++ {values['chrf']:.1f} BLEU {values['bleu']:.1f}"
+            + (f" copies {values['copied']:.0%}" if "copied" in values else "")
+            for name, values in stage_scores.items()
+        ]
+        what = "round trip" if self.context.recipe.without_dev else "dev"
+        self.context.events.say(f"  {what} after {stage}: {', '.join(shown)}")
         return replace(state, scores=scores, best=best)
-
-
-def _format(scores: Mapping[str, float]) -> str:
-    copies = f" copies {scores['copied']:.0%}" if "copied" in scores else ""
-    return f"chrF++ {scores['chrf']:.1f} BLEU {scores['bleu']:.1f}{copies}"
 
 
 def best_stage(scores: ScoresByStage) -> str:

@@ -148,12 +148,11 @@ def _translations(run: RunFolder, stage: str, direction: Direction) -> list[str]
 
 def _samples(context: RunContext, stage: str, direction: Direction) -> list[dict[str, str]]:
     sources, references = context.parallel_texts("test", direction)
-    hypotheses, base = (_translations(context.run, name, direction) for name in (stage, BASE))
-    seed = derive_seed(context.recipe.seed, "samples")
-    chosen = [permuted_index(i, len(sources), seed, 0) for i in range(min(NUM_SAMPLES, len(sources)))]
-    return [
-        {"source": sources[i], "reference": references[i], "base": base[i], "hypothesis": hypotheses[i]} for i in chosen
-    ]
+    base, hypotheses = (_translations(context.run, name, direction) for name in (BASE, stage))
+    seed, num_lines = derive_seed(context.recipe.seed, "samples"), len(sources)
+    chosen = [permuted_index(i, num_lines, seed, 0) for i in range(min(NUM_SAMPLES, num_lines))]
+    columns = {"source": sources, "reference": references, "base": base, "hypothesis": hypotheses}
+    return [{name: lines[i] for name, lines in columns.items()} for i in chosen]
 
 
 def show_metrics(results: Mapping[str, Any], run: RunFolder, console: Console) -> None:
@@ -174,13 +173,12 @@ def show_metrics(results: Mapping[str, Any], run: RunFolder, console: Console) -
         _line(console, f"{name}: {signature['chrf']}; {signature['bleu']}", "dim")
     for name, samples in results["samples"].items():
         for sample in samples:
-            _line(console, f"\n{name}  {sample['source']}")
-            _line(console, f"  reference   {sample['reference']}")
+            _line(console, f"\n{name}  {sample['source']}\n  reference   {sample['reference']}")
             _line(console, f"  base        {sample['base']}", "dim")
             _line(console, f"  translation {sample['hypothesis']}", "bold")
     for name, count in results["nonfinite_steps"].items():
-        what = f"{name}: {count} of {results['steps'][name]} steps had a non-finite loss or gradient"
-        _line(console, f"{what}: see {run.nonfinite_steps}", "bold")
+        what = f"{count} of {results['steps'][name]} steps had a non-finite loss or gradient"
+        _line(console, f"{name}: {what}: see {run.nonfinite_steps}", "bold")
     for name, counts in results["token_rows"].items():
         shown = ", ".join(f"{count} {reason}" for reason, count in counts.items())
         _line(console, f"{name}: token rows of its synthetic examples: {shown}", "dim")

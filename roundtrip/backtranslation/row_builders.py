@@ -33,9 +33,6 @@ def make_row_builders(
     Args:
         samples: pairs in the order of the recipe's languages, such as those of dev.
 
-    Returns:
-        Row builders and reports by direction.
-
     Raises:
         RecipeError: `tokens.mode = "splice"` and a direction cannot be spliced.
     """

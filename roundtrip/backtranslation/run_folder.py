@@ -127,7 +127,7 @@ class RunFolder:
         """Return the recipe as it was run: with the precision and the models from scratch that it started with.
 
         Raises:
-            RunError: see `manifest`; or another version wrote the recipe.
+            RunError: not a run, or another version wrote the recipe.
         """
         manifest = manifest or self.manifest()
         try:
@@ -220,13 +220,11 @@ def reopen(path: Path, loaded: LoadedRecipe) -> RunFolder:
 def _differences(old: Mapping[str, Any], new: Mapping[str, Any], prefix: str) -> list[str]:
     lines = []
     for key in sorted(old.keys() | new.keys()):
-        before, after = old.get(key), new.get(key)
-        if f"{prefix}{key}" in _FREE_KEYS:
-            continue
-        if isinstance(before, dict) and isinstance(after, dict):
-            lines += _differences(before, after, f"{prefix}{key}.")
-        elif before != after:
-            lines.append(f"{prefix}{key}: {before!r} then, {after!r} now")
+        before, after, name = old.get(key), new.get(key), f"{prefix}{key}"
+        if name not in _FREE_KEYS and isinstance(before, dict) and isinstance(after, dict):
+            lines += _differences(before, after, f"{name}.")
+        elif name not in _FREE_KEYS and before != after:
+            lines.append(f"{name}: {before!r} then, {after!r} now")
     return lines
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from contextlib import closing, nullcontext
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 
 from rich.console import Console
@@ -89,11 +90,7 @@ def run_recipe(
     processes: ProcessGroup = SINGLE_PROCESS,
     filters: Sequence[RejectionRule] = (),
 ) -> RunFolder:
-    """Run a recipe into a folder that this process holds, as one of the processes that share the work.
-
-    Raises:
-        RoundtripError: see `train`.
-    """
+    """Run a recipe into a folder that this process holds, as one of the processes that share the work."""
     if processes.is_main:
         run = reopen(path, loaded) if resume else create(path, loaded)
         atomic_io.remove_leftovers(run.path)
@@ -102,8 +99,8 @@ def run_recipe(
     events.path = run.events if processes.is_main else None
     with catch_signals(events.say) as stop:
         context = _load_context(run, loaded, events, stop, processes)
-        rules = _language_rules(context)
-        rules = {name: [*rules.get(name, []), *filters] for name in context.translators}
+        by_language = _language_filters(context)
+        rules = {name: [*by_language.get(name, []), *filters] for name in context.translators}
         context = replace(context, filters=rules)
         if context.recipe.rounds.count:
             builders, _ = make_row_builders(context.recipe, context.translators, context.corpora.dev, events)
@@ -143,21 +140,22 @@ def _load_context(
         translators = load_models(recipe, loaded.folder, corpora, events, segments, run.base)
     stop.raise_if_requested()
     manifest.check_loaded("base model", {name: one.base.digest for name, one in translators.items()})
-    manifest.check_loaded("tokenizer", _tokenizer_hashes(translators))
-    expansions = manifest.expansions if manifest.files else measure_expansions(recipe, translators, corpora)
-    translators = {
-        name: replace(one, processes=processes, expansion=expansions.get(name, 1.0))
+    tokenizer_hashes = {
+        name: fingerprint(one.base.tokenizer) if getattr(one.base.tokenizer, "is_fast", False) else None
         for name, one in translators.items()
     }
+    manifest.check_loaded("tokenizer", tokenizer_hashes)
+    expansions = manifest.expansions if manifest.files else measure_expansions(recipe, translators, corpora)
+    for name, one in translators.items():
+        translators[name] = replace(one, processes=processes, expansion=expansions.get(name, 1.0))
     check_lines(translators, corpora, recipe, events)
     if is_main and not manifest.files:
-        run.write_manifest(_completed(manifest, run, translators, corpora))
+        manifest = replace(manifest, lines=corpora.counts, tokenizer_hashes=tokenizer_hashes)
+        run.write_manifest(_completed(manifest, run, translators))
     return RunContext(run, recipe, corpora, translators, events, stop, processes=processes)
 
 
-def _completed(
-    manifest: RunManifest, run: RunFolder, translators: Mapping[str, Translator], corpora: Corpora
-) -> RunManifest:
+def _completed(manifest: RunManifest, run: RunFolder, translators: Mapping[str, Translator]) -> RunManifest:
     """Return the manifest with what is fixed from here on."""
     for part in (run.data, run.base):
         atomic_io.fsync_tree(part)
@@ -168,30 +166,17 @@ def _completed(
             segments[translator.denoising_name(name)] = one.templates.denoising.segments.to_dict()
     return replace(
         manifest,
-        lines=corpora.counts,
         files=atomic_io.file_hashes(run.data, run.path) | atomic_io.file_hashes(run.base, run.path),
         dtypes={name: str(one.base.dtype).removeprefix("torch.") for name, one in translators.items()},
         base_hashes={name: one.base.digest for name, one in translators.items()},
         base_locations={name: one.base.location for name, one in translators.items()},
-        tokenizer_hashes=_tokenizer_hashes(translators),
         segments=segments,
         expansions={name: one.expansion for name, one in translators.items()},
     )
 
 
-def _tokenizer_hashes(translators: Mapping[str, Translator]) -> dict[str, str | None]:
-    return {
-        name: fingerprint(one.base.tokenizer) if getattr(one.base.tokenizer, "is_fast", False) else None
-        for name, one in translators.items()
-    }
-
-
 def check_requirements(recipe: Recipe) -> None:
-    """Try the metrics and language identification once, so that a missing package is known at the start.
-
-    Raises:
-        RecipeError: see `metrics.signatures` and `LanguageIdentifier`.
-    """
+    """Try the metrics and language identification once, so that a missing package is an error at the start."""
     for direction in directions(recipe):
         metrics.signatures(bleu_tokenize(recipe, direction))
     if recipe.filter.language:
@@ -245,8 +230,9 @@ def check_lines(translators: Mapping[str, Translator], corpora: Corpora, recipe:
         TextError: a line does not fit into the model.
     """
     for name, one in translators.items():
-        for part, rows in (("dev", corpora.dev), ("test", corpora.test)):
-            sources = [source for source, _ in oriented_pairs(rows, one.direction, recipe)]
+        pairs = oriented_pairs(corpora.dev, one.direction, recipe)
+        for part, rows in (("dev", pairs), ("test", oriented_pairs(corpora.test, one.direction, recipe))):
+            sources = [source for source, _ in rows]
             for number, prompt in enumerate(one.template.prompts(sources), start=1):
                 if not one.fits(one.num_needed(prompt, recipe.generate)):
                     raise TextError(
@@ -254,7 +240,6 @@ def check_lines(translators: Mapping[str, Translator], corpora: Corpora, recipe:
                         place=f"data.{part} ({one.direction.source})",
                         cure="remove the line, lower generate.max_length_ratio, or use a model with a longer context",
                     )
-        pairs = oriented_pairs(corpora.dev, one.direction, recipe)
         held = sum(one.template.boundary_holds(pair) for pair in pairs)
         events.log("boundaries", direction=name, held=held, lines=len(pairs))
         if held < len(pairs):
@@ -264,8 +249,8 @@ def check_lines(translators: Mapping[str, Translator], corpora: Corpora, recipe:
             )
 
 
-def _language_rules(context: RunContext) -> dict[str, list[RejectionRule]]:
-    """Return rules against sources in the language of their target, where identification works on the dev text."""
+def _language_filters(context: RunContext) -> dict[str, list[RejectionRule]]:
+    """Return filters of sources in the language of their target, where identification works on the dev text."""
     recipe = context.recipe
     if not recipe.filter.language:
         return {}
@@ -279,10 +264,7 @@ def _language_rules(context: RunContext) -> dict[str, list[RejectionRule]]:
             )
             return {}
 
-    def rule(language: str) -> RejectionRule:
-        def is_wrong(candidate: Candidate) -> str | None:
-            return "wrong_language" if identifier.is_other(candidate.source, language) else None
+    def wrong_language(source: str, candidate: Candidate) -> str | None:
+        return "wrong_language" if identifier.is_other(candidate.source, source) else None
 
-        return is_wrong
-
-    return {direction.name: [rule(direction.source)] for direction in directions(recipe)}
+    return {direction.name: [partial(wrong_language, direction.source)] for direction in directions(recipe)}

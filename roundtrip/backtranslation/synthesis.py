@@ -41,11 +41,7 @@ class TakenLines:
 
 
 class Synthesizer:
-    """Makes the examples of a phase; each method takes what the one before it returned.
-
-    Args:
-        phases: all phases of the run.
-    """
+    """Makes the examples of a phase; each method takes what the one before it returned."""
 
     def __init__(self, context: RunContext, phases: Sequence[Phase]) -> None:
         self.context, self.recipe, self.events, self.phases = context, context.recipe, context.events, phases

@@ -26,20 +26,14 @@ def build_token_rows(
     device: torch.device,
     seed: int,
 ) -> tuple[TokenDataset, Counter[str]]:
-    """Return the token rows of examples: new synthetic ones by a row builder, all others by the text path.
+    """Return the token rows of examples, in their order, and the number of synthetic ones by path and reason.
 
-    Either way gives the same row, so a resumed run trains on what it would have trained on.
+    New synthetic ones are made by the row builder, all others by the text path. Either way gives the same row, so a
+    resumed run trains on what it would have trained on.
 
     Args:
         examples: those with a candidate, whose ids are known, come first.
-        builder: how synthetic rows are made; None where the recipe has none.
         seed: chooses the rows of the audit.
-
-    Returns:
-        The rows in the order of the examples, and the number of synthetic rows by path and reason.
-
-    Raises:
-        RowBuilderError: see `RowBuilder.build`.
     """
     candidates = [example.candidate for example in examples if builder is not None and example.candidate is not None]
     datasets: list[TokenDataset] = []

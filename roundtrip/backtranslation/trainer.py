@@ -58,12 +58,7 @@ class PhaseJob:
 
 
 class Trainer:
-    """A run with everything loaded.
-
-    Attributes:
-        state: how far it is; replaced, never changed in place.
-        phases: all phases of the recipe.
-    """
+    """A run with everything loaded, and its state, which is replaced and never changed in place."""
 
     def __init__(self, context: RunContext) -> None:
         self.context, self.recipe, self.events = context, context.recipe, context.events
@@ -270,10 +265,9 @@ class Trainer:
 
     def _record_nonfinite(self, job: PhaseJob, rows: Sequence[int], result: StepResult) -> None:
         """Count a step without effect, record its rows, and end the run where there are too many."""
-        phase, folder = job.phase, self.context.run.nonfinite_steps
-        name, counts = phase.direction.name, self.state.nonfinite_steps
+        phase, name, folder = job.phase, job.phase.direction.name, self.context.run.nonfinite_steps
         step, number = self.state.optimizer_steps[name], self.state.nonfinite_in_phase + 1
-        counts = counts | {name: counts.get(name, 0) + 1}
+        counts = self.state.nonfinite_steps | {name: self.state.nonfinite_steps.get(name, 0) + 1}
         self.state = replace(self.state, nonfinite_steps=counts, nonfinite_in_phase=number)
         document = nonfinite_steps.record(result, job.translator, job.dataset, rows, job.settings)
         path = folder / f"{phase.stage}-{name}-{step:06d}.json"
