@@ -21,8 +21,7 @@ def select_candidates(candidates: Sequence[Candidate], scores: Sequence[float]) 
         >>> [candidate.source for candidate in select_candidates(options, [-0.2, -0.9])]
         ['the table']
     """
-    pairs = list(zip(candidates, scores, strict=True))
-    groups = groupby(pairs, key=lambda pair: pair[0].line)
+    groups = groupby(zip(candidates, scores, strict=True), key=lambda pair: pair[0].line)
     return [max(group, key=lambda pair: pair[1])[0] for _, group in groups]
 
 
@@ -40,7 +39,6 @@ def reverse_likelihood(
     Args:
         forward: the direction that will train on the candidates.
         max_tokens: padded tokens of one forward pass.
-        on_progress: called after each pass; may raise to stop.
     """
     pairs = [(candidate.source, candidate.target) for candidate in candidates]
     return forward.likelihoods(pairs, max_tokens, on_progress)

@@ -12,25 +12,22 @@ import torch
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 
-from roundtrip.backtranslation.run_folder import BEST, RunFolder
+from roundtrip.backtranslation.context import RunContext
+from roundtrip.backtranslation.run_folder import BEST
 from roundtrip.data.sampler import Cursor
 from roundtrip.engine.translator import Translator
 from roundtrip.models.optimizer import Optimizer
 from roundtrip.recipe.plan import BASE
 from roundtrip.runtime import atomic_io
 from roundtrip.runtime.disk_space import report_full_disk
-from roundtrip.runtime.distributed import SINGLE_PROCESS, ProcessGroup
 from roundtrip.runtime.errors import RunError, TrainingError
-from roundtrip.tokens.row_builder import RowBuilder
-from roundtrip.tokens.splice.canonicality import CanonicalityChecker
 
 FORMAT = 3
 STATE = "state.json"
 # Written last: names every other file with its hash. A folder without it is no checkpoint.
 MARKER = "complete.json"
-# Part of a checkpoint: the pairs of tokens that the guard has settled.
+# Part of a checkpoint: the pairs of tokens that a guard has checked.
 _PAIRS = "pairs"
-_BROKEN = (OSError, ValueError, KeyError, TypeError, AttributeError, SafetensorError)
 
 Tensors = dict[str, dict[str, torch.Tensor]]
 
@@ -39,22 +36,21 @@ Tensors = dict[str, dict[str, torch.Tensor]]
 class State:
     """How far a run is; with the tensors of both optimizers it is all that a resume needs.
 
-    No random state is kept, since every random choice is derived from the seed and its place in the run.
+    No random state is kept, since every random choice is derived from the seed and the phase.
 
     Attributes:
-        phase: number of the phase in progress.
-        step: optimizer steps taken in it.
+        phase, step: number of the phase in progress, and the optimizer steps taken in it.
         optimizer_steps: steps taken in all, by direction.
         cursors: how far each stream is read: up to the phase, or past its examples once it has taken a step.
         scores: dev scores by stage and direction.
         best: the stage with the best mean dev chrF++ so far.
         seconds: time spent, by activity.
+        token_rows: by direction, how many rows of synthetic examples were made in which way, see `build_token_rows`.
         max_tokens_per_microbatch: reduced size after memory ran out; 0 before that.
-        token_rows: of the synthetic examples, how many were spliced and how many took the text path, by reason.
         files: SHA-256 of other files in the run folder that this state depends on, by path: the examples of the phase
             in progress, the weights of each stage.
-        nonfinite_steps: steps without effect, since their loss or gradient was not finite, by direction.
-        nonfinite_in_phase: such steps in the phase in progress.
+        nonfinite_steps, nonfinite_in_phase: steps without effect, since their loss or gradient was not finite, by
+            direction, and in the phase in progress.
         dev_losses: by direction, the dev loss after each epoch of the stage in progress, in nats per label.
     """
 
@@ -77,7 +73,7 @@ class State:
 
     @property
     def name(self) -> str:
-        """Name of the checkpoint folder of this state."""
+        """The name of its checkpoint."""
         return f"{self.phase:04d}-{self.step:06d}"
 
 
@@ -85,40 +81,26 @@ class CheckpointStore:
     """Writes checkpoints and stage weights into a run folder, as one of the processes that share the run.
 
     Args:
-        optimizers, row_builders: by direction; with the state, all that a checkpoint holds.
-        keep: how many checkpoints are kept.
+        optimizers: by direction; with the state and the guards of the row builders, all that a checkpoint holds.
     """
 
-    def __init__(
-        self,
-        run: RunFolder,
-        optimizers: Mapping[str, Optimizer],
-        row_builders: Mapping[str, RowBuilder],
-        keep: int,
-        processes: ProcessGroup = SINGLE_PROCESS,
-    ) -> None:
-        self.run, self.optimizers, self.keep, self.processes = run, optimizers, keep, processes
-        guards = {id(builder.guard): builder.guard for builder in row_builders.values() if builder.guard is not None}
-        self._guards: dict[str, CanonicalityChecker] = {
-            f"{_PAIRS}-{number}" if number else _PAIRS: guard for number, guard in enumerate(guards.values())
-        }
+    def __init__(self, context: RunContext, optimizers: Mapping[str, Optimizer]) -> None:
+        self.run, self.processes, self.optimizers = context.run, context.processes, optimizers
+        self._keep = context.recipe.checkpoint.keep
+        # Directions that share a tokenizer share its guard.
+        guards = dict.fromkeys(builder.guard for builder in context.row_builders.values() if builder.guard is not None)
+        self._guards = {f"{_PAIRS}-{number}" if number else _PAIRS: guard for number, guard in enumerate(guards)}
         self._last: State | None = None
 
-    def write(self, write: Callable[[], object], path: Path, num_bytes: int = 0) -> dict[str, str]:
-        """Write something once; all processes continue when it is there.
-
-        Args:
-            num_bytes: how many bytes it needs, where that is known.
-
-        Returns:
-            The hashes of what was written, for `State.files`.
+    def write(self, write: Callable[[], object], path: Path) -> dict[str, str]:
+        """Write something once, while the other processes wait, and return its hashes for `State.files`.
 
         Raises:
             DiskError: the disk is full.
         """
         hashes: dict[str, str] = {}
         if self.processes.is_main:
-            with report_full_disk(path, num_bytes):
+            with report_full_disk(path):
                 write()
             hashes = atomic_io.file_hashes(path, self.run.path)
         return self.processes.broadcast(hashes)
@@ -131,36 +113,31 @@ class CheckpointStore:
 
         Raises:
             TrainingError: the weights differ between processes.
-            DiskError: the disk is full.
         """
         if self._last is not None and state.name == self._last.name:
             return
-        self._check_equal_weights()
+        for name, optimizer in self.optimizers.items():
+            # All processes sum gradients and step alike to the last bit.
+            if self.processes.world_size > 1 and len(set(self.processes.gather(optimizer.digest()))) > 1:
+                cure = "use machines of one kind, or one process; the last checkpoint is valid"
+                raise TrainingError(f"the weights of {name} differ between the processes", cure=cure)
         tensors = {name: optimizer.state() for name, optimizer in self.optimizers.items()}
         tensors |= {part: guard.state() for part, guard in self._guards.items()}
-        sizes = (value.numel() * value.element_size() for part in tensors.values() for value in part.values())
-        folder = self.run.checkpoints
+        num_bytes = sum(value.nbytes for part in tensors.values() for value in part.values())
         if self.processes.is_main:
-            with report_full_disk(folder, sum(sizes)):
-                save(folder, state, tensors, self.keep)
+            with report_full_disk(self.run.checkpoints, num_bytes):
+                save(self.run.checkpoints, state, tensors, self._keep)
         self.processes.broadcast(None)
         self._last = state
 
     def resume(self, report: Callable[[str], None]) -> State | None:
-        """Restore the newest complete checkpoint; None where there is none yet.
-
-        Args:
-            report: shows which checkpoints are skipped or what is repaired, and why.
-
-        Raises:
-            RunError: there are checkpoints, and none is complete.
-        """
+        """Restore the newest complete checkpoint, see `newest`; what is skipped or repaired is reported."""
         # The main process looks which one is complete, so that all restore the same.
-        newest_one = newest(self.run.checkpoints, report) if self.processes.is_main else None
-        name = self.processes.broadcast(None if newest_one is None else newest_one[0].name)
+        loaded = newest(self.run.checkpoints, report) if self.processes.is_main else None
+        name = self.processes.broadcast(loaded[0].name if loaded else None)
         if name is None:
             return None
-        state, tensors = newest_one or load(self.run.checkpoints / name)
+        state, tensors = loaded or load(self.run.checkpoints / name)
         for direction, optimizer in self.optimizers.items():
             optimizer.restore(tensors[direction], state.optimizer_steps.get(direction, 0))
         for part, guard in self._guards.items():
@@ -175,38 +152,21 @@ class CheckpointStore:
 
     def keep_stage(self, stage: str, translators: Mapping[str, Translator]) -> dict[str, str]:
         """Save both directions as they are now, as PEFT folders or whole models; return their hashes."""
-        path = self.run.adapters / stage
 
         def write() -> None:
-            with atomic_io.atomic_path(path) as temporary:
+            with atomic_io.atomic_path(self.run.adapters / stage) as temporary:
                 for direction, translator in translators.items():
                     translator.direction_model.export(temporary / direction)
 
-        return self.write(write, path)
+        return self.write(write, self.run.adapters / stage)
 
     def keep_best(self, stage: str) -> None:
         """Make `adapters/best` a copy of a stage."""
         self.write(lambda: self.run.keep_best(stage), self.run.adapters / BEST)
 
-    def _check_equal_weights(self) -> None:
-        """Compare the weights of all processes, which sum gradients and step alike to the last bit."""
-        if self.processes.world_size == 1:
-            return
-        for name, optimizer in self.optimizers.items():
-            if len(set(self.processes.gather(optimizer.digest()))) > 1:
-                raise TrainingError(
-                    f"the weights of {name} differ between the processes",
-                    cure="use machines of one kind, or one process; the last checkpoint is valid",
-                )
-
 
 def save(folder: Path, state: State, tensors: Mapping[str, Mapping[str, torch.Tensor]], keep: int) -> Path:
-    """Write a checkpoint beside the others, complete it in one rename, and delete the oldest.
-
-    Args:
-        tensors: by part; each becomes one safetensors file.
-        keep: how many checkpoints are kept.
-    """
+    """Write a checkpoint, with a file for each part of the tensors, in one rename; delete all but the newest `keep`."""
     target = folder / state.name
     with atomic_io.atomic_path(target) as temporary:
         temporary.mkdir()
@@ -227,13 +187,12 @@ def names(folder: Path) -> list[str]:
 
 
 def newest(folder: Path, report: Callable[[str], None]) -> tuple[State, Tensors] | None:
-    """Load the newest complete checkpoint; others are named and skipped. None where there is none.
+    """Load the newest complete checkpoint; None where there are none at all.
 
     Complete means: its files, and all files of the run that its state depends on, are as they were written.
 
     Args:
-        folder: `checkpoints` of a run.
-        report: receives the name of each that is skipped, with the reason.
+        report: is called with the name of each that is skipped, and the reason.
 
     Raises:
         RunError: there are checkpoints and none is complete.
@@ -245,14 +204,16 @@ def newest(folder: Path, report: Callable[[str], None]) -> tuple[State, Tensors]
             if problem := atomic_io.first_damaged(state.files, folder.parent):
                 raise ValueError(problem)
             return state, tensors
-        except _BROKEN as error:
-            report(f"checkpoint {name} is skipped: {_reason(error)}")
+        except FileNotFoundError as error:
+            reason = f"{Path(error.filename).name} is missing"
+        except KeyError as error:
+            reason = f"{error} is missing in its text"
+        except (OSError, ValueError, TypeError, AttributeError, SafetensorError) as error:
+            reason = str(error)
+        report(f"checkpoint {name} is skipped: {reason}")
     if all_names:
-        raise RunError(
-            "no checkpoint is complete",
-            place=str(folder),
-            cure="restore the files named above, or start a new run with another --out",
-        )
+        cure = "restore the files named above, or start a new run with another --out"
+        raise RunError("no checkpoint is complete", place=str(folder), cure=cure)
     return None
 
 
@@ -262,7 +223,7 @@ def load(path: Path) -> tuple[State, Tensors]:
     Raises:
         OSError, ValueError, KeyError, TypeError, AttributeError, SafetensorError: it is not complete.
     """
-    marker = _read(path / MARKER)
+    marker = _read_json(path / MARKER)
     if marker["format"] != FORMAT:
         raise ValueError(f"it has format {marker['format']}, this version reads {FORMAT}")
     if STATE not in marker["files"]:
@@ -270,24 +231,13 @@ def load(path: Path) -> tuple[State, Tensors]:
     if problem := atomic_io.first_damaged(marker["files"], path):
         raise ValueError(problem)
     tensors = {file.removesuffix(".safetensors"): load_file(path / file) for file in marker["files"] if file != STATE}
-    document = _read(path / STATE)
+    document = _read_json(path / STATE)
     document["cursors"] = {key: Cursor(**value) for key, value in document["cursors"].items()}
     return State(**document), tensors
 
 
-def _read(path: Path) -> dict[str, Any]:
+def _read_json(path: Path) -> Any:
     try:
-        document: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
+        return json.loads(path.read_text(encoding="utf-8"))
     except ValueError as error:
         raise ValueError(f"{path.name} is damaged: {error}") from error
-    return document
-
-
-def _reason(error: Exception) -> str:
-    match error:
-        case FileNotFoundError():
-            return f"{Path(error.filename).name} is missing"
-        case KeyError():
-            return f"{error} is missing in its text"
-        case _:
-            return str(error)

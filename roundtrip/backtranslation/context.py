@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 
+from roundtrip.backtranslation.examples import oriented_pairs
 from roundtrip.backtranslation.filtering import RejectionRule
 from roundtrip.backtranslation.run_folder import RunFolder
 from roundtrip.data.corpora import Corpora
@@ -20,11 +21,10 @@ from roundtrip.tokens.row_builder import RowBuilder
 
 @dataclass(frozen=True)
 class RunContext:
-    """A run with its text and models loaded.
+    """A run with its text and models loaded; what is a mapping is by direction.
 
     Attributes:
-        translators: by direction.
-        row_builders: by direction, how its synthetic rows are made; empty where the recipe has no rounds.
+        row_builders: how synthetic rows are made; empty where the recipe has no rounds.
         filters: further filters of synthetic sources, such as language identification.
     """
 
@@ -53,11 +53,5 @@ class RunContext:
 
     def parallel_texts(self, part: str, direction: Direction) -> tuple[list[str], list[str]]:
         """Return sources and references of `dev` or `test` for a direction."""
-        return parallel_texts(self.recipe, self.corpora, part, direction)
-
-
-def parallel_texts(recipe: Recipe, corpora: Corpora, part: str, direction: Direction) -> tuple[list[str], list[str]]:
-    """Return sources and references of `dev` or `test` for a direction."""
-    pairs = list(corpora.dev if part == "dev" else corpora.test)
-    side = recipe.languages.index(direction.source)
-    return [pair[side] for pair in pairs], [pair[1 - side] for pair in pairs]
+        pairs = oriented_pairs(self.corpora.dev if part == "dev" else self.corpora.test, direction, self.recipe)
+        return [source for source, _ in pairs], [reference for _, reference in pairs]

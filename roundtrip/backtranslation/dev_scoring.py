@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from roundtrip.backtranslation.context import RunContext
+from roundtrip.backtranslation.examples import oriented_pairs
 from roundtrip.backtranslation.filtering import MAX_COPY_CHRF
 from roundtrip.backtranslation.run_folder import RunFolder
 from roundtrip.data.language_codes import bleu_tokenizer
@@ -27,34 +28,28 @@ class Scorer:
 
     def copies(self, part: str) -> DirectionScores:
         """Score the sources themselves as translations, by direction."""
-        context = self.context
-        scores = {}
-        for direction in directions(context.recipe):
-            if part == "dev" and context.recipe.without_dev:
-                # A copy of a line survives the round trip unchanged.
-                scores[direction.name] = {"bleu": 100.0, "chrf": 100.0, "copied": 1.0}
-                continue
-            sources, references = context.parallel_texts(part, direction)
-            tokenizer = bleu_tokenize(context.recipe, direction)
-            scores[direction.name] = metrics.corpus_scores(sources, references, tokenizer).to_dict()
-        return scores
+        if part == "dev" and self.context.recipe.without_dev:
+            # A copy of a line survives the round trip unchanged.
+            return {name: {"bleu": 100.0, "chrf": 100.0, "copied": 1.0} for name in self.context.translators}
+        return {
+            direction.name: self._scores(*self.context.parallel_texts(part, direction), direction)
+            for direction in directions(self.context.recipe)
+        }
 
     def translations(self, part: str, stage: str) -> DirectionScores:
         """Translate `dev` or `test` greedily with both directions, keep the text, and score it.
 
         Returns:
-            By direction: `bleu`, `chrf`, and `unfinished`, the number of hypotheses cut at their length limit. Of dev
-            without pairs the scores are those of lines after a round trip that starts with the direction, and `copied`
-            is the share of hypotheses that are copies of their sources.
+            By direction: `bleu`, `chrf`, and `unfinished`, the number of hypotheses cut at their length limit; without
+            dev pairs, of round trips, with `copied`, the share of copies of the source.
         """
         score = self._round_trip if part == "dev" and self.context.recipe.without_dev else self._translation
         return {direction.name: score(part, stage, direction) for direction in directions(self.context.recipe)}
 
     def dev_loss(self, direction: Direction) -> float:
         """Return the loss of the dev references given their sources, in nats per label."""
-        context = self.context
-        translator = context.translators[direction.name]
-        pairs = list(zip(*context.parallel_texts("dev", direction), strict=True))
+        context, translator = self.context, self.context.translators[direction.name]
+        pairs = oriented_pairs(context.corpora.dev, direction, context.recipe)
         with context.events.task("scoring", f"dev loss of {direction.name}", len(pairs)) as task:
             max_tokens = context.recipe.train.max_tokens_per_microbatch
             log_probabilities = translator.likelihoods(pairs, max_tokens, context.on_progress(task))
@@ -65,8 +60,7 @@ class Scorer:
         sources, references = self.context.parallel_texts(part, direction)
         lines, unfinished = self._translate(sources, stage, direction, f"translating {part}")
         self._keep(lines, part, stage, direction)
-        tokenizer = bleu_tokenize(self.context.recipe, direction)
-        return metrics.corpus_scores(lines, references, tokenizer).to_dict() | {"unfinished": unfinished}
+        return self._scores(lines, references, direction) | {"unfinished": unfinished}
 
     def _round_trip(self, part: str, stage: str, direction: Direction) -> dict[str, float]:
         """Translate lines, translate the translations back, and score these against the lines.
@@ -74,31 +68,29 @@ class Scorer:
         The only measure without pairs; its relation to quality is loose (https://aclanthology.org/U05-1019). Copying is
         perfect by it, so the share of copies stands beside it.
         """
-        recipe = self.context.recipe
         lines, _ = self.context.parallel_texts(part, direction)
         translated, unfinished = self._translate(lines, stage, direction, "translating lines")
         self._keep(translated, part, stage, direction)
         reverse = self.context.translators[direction.reverse.name]
         # A translation that is too long for the model does not come back.
-        fits = reverse.can_translate(translated, greedy_settings(recipe))
+        fits = reverse.can_translate(translated, greedy_settings(self.context.recipe))
         fitting = [text if can else "" for text, can in zip(translated, fits, strict=True)]
         back, _ = self._translate(fitting, stage, direction.reverse, "translating them back")
-        pairs = zip(translated, lines, strict=True)
-        copied = sum(metrics.sentence_chrf(text, line) >= MAX_COPY_CHRF for text, line in pairs)
-        scores = metrics.corpus_scores(back, lines, bleu_tokenize(recipe, direction.reverse)).to_dict()
-        return scores | {"unfinished": unfinished, "copied": copied / len(lines)}
+        chrf = [metrics.sentence_chrf(text, line) for text, line in zip(translated, lines, strict=True)]
+        copied = sum(value >= MAX_COPY_CHRF for value in chrf) / len(lines)
+        return self._scores(back, lines, direction.reverse) | {"unfinished": unfinished, "copied": copied}
+
+    def _scores(self, hypotheses: list[str], references: list[str], direction: Direction) -> dict[str, float]:
+        tokenizer = bleu_tokenize(self.context.recipe, direction)
+        return metrics.corpus_scores(hypotheses, references, tokenizer).to_dict()
 
     def _translate(self, sources: list[str], stage: str, direction: Direction, what: str) -> tuple[list[str], int]:
         """Translate greedily; return one line each, and how many were cut at their length limit."""
-        context = self.context
+        context, translator = self.context, self.context.translators[direction.name]
+        settings, use_adapter = greedy_settings(context.recipe), stage != BASE
         with context.events.task("scoring", f"{stage}: {direction.name} {what}", len(sources)) as task:
-            translations = context.translators[direction.name].translate(
-                sources,
-                greedy_settings(context.recipe),
-                0,
-                use_adapter=stage != BASE,
-                callbacks=context.callbacks(task),
-            )
+            callbacks = context.callbacks(task)
+            translations = translator.translate(sources, settings, use_adapter=use_adapter, callbacks=callbacks)
         return [" ".join(text.split()) for text in translations.texts], translations.finished.count(False)
 
     def _keep(self, lines: list[str], part: str, stage: str, direction: Direction) -> None:
@@ -110,18 +102,8 @@ class Scorer:
 
 def greedy_settings(recipe: Recipe) -> Generate:
     """Return the recipe's engine, length limits and batch size with greedy search: how translations are made."""
-    keep = {"engine", "cuda_graphs", "max_length_ratio", "max_tokens_per_batch"}
-    return Generate(**{key: getattr(recipe.generate, key) for key in sorted(keep)})
-
-
-def check_metrics(recipe: Recipe) -> None:
-    """Try the metrics once, so that a missing tokenizer is known before any time is spent.
-
-    Raises:
-        RecipeError: see `metrics.signatures`.
-    """
-    for direction in directions(recipe):
-        metrics.signatures(bleu_tokenize(recipe, direction))
+    keep = ("engine", "cuda_graphs", "max_length_ratio", "max_tokens_per_batch")
+    return Generate(**{key: getattr(recipe.generate, key) for key in keep})
 
 
 def bleu_tokenize(recipe: Recipe, direction: Direction) -> str:

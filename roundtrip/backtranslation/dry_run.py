@@ -9,14 +9,14 @@ from __future__ import annotations
 import tempfile
 import time
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from roundtrip.backtranslation import row_builders, session
-from roundtrip.backtranslation.context import parallel_texts
-from roundtrip.backtranslation.dev_scoring import check_metrics, greedy_settings
-from roundtrip.backtranslation.row_builders import NUM_SAMPLES
+from roundtrip.backtranslation import session
+from roundtrip.backtranslation.dev_scoring import greedy_settings
+from roundtrip.backtranslation.examples import oriented_pairs
+from roundtrip.backtranslation.row_builders import NUM_SAMPLES, make_row_builders, show_examples
 from roundtrip.backtranslation.run_folder import with_model_folders
 from roundtrip.data.corpora import Corpora
 from roundtrip.engine.generate import generate
@@ -25,16 +25,7 @@ from roundtrip.engine.train_step import StepSettings, train_step
 from roundtrip.engine.translator import Translator
 from roundtrip.models.optimizer import Optimizer
 from roundtrip.recipe.loader import LoadedRecipe
-from roundtrip.recipe.plan import (
-    BASE,
-    PRETRAIN,
-    Direction,
-    Phase,
-    directions,
-    num_phase_rows,
-    num_steps,
-    phases,
-)
+from roundtrip.recipe.plan import BASE, PRETRAIN, Phase, num_phase_rows, num_steps, phases
 from roundtrip.recipe.schema import Recipe
 from roundtrip.runtime import memory
 from roundtrip.runtime.event_log import EventLog
@@ -46,12 +37,8 @@ NUM_LINES, NUM_BATCHES = 64, 4
 
 @dataclass(frozen=True)
 class Rates:
-    """What one direction takes, measured on real batches.
-
-    Attributes:
-        train_token, generate_line, score_base_line: seconds per trained token, per generated line of usual length,
-            and per line that the untrained base translates, which may not know when to stop.
-        tokens_per_row: mean length of a training row.
+    """What one direction takes: seconds per trained token, per generated line of usual length, and per line that the
+    untrained base translates, which may not know when to stop; and the mean length of a training row.
     """
 
     train_token: float
@@ -60,78 +47,52 @@ class Rates:
     tokens_per_row: float
 
 
-@dataclass(frozen=True)
-class DryRun:
-    """The report of a dry run.
-
-    Attributes:
-        compatibility: by direction, see `CompatibilityReport.to_dict`.
-        plan: one line per phase.
-        steps: optimizer steps, by direction.
-        seconds: expected seconds, by activity and stage.
-        peak_bytes: by device, what the process has used.
-    """
-
-    compatibility: dict[str, Any]
-    plan: list[str]
-    steps: dict[str, int]
-    seconds: dict[str, dict[str, float]]
-    peak_bytes: dict[str, int]
-
-    @property
-    def total_seconds(self) -> float:
-        return sum(value for stages in self.seconds.values() for value in stages.values())
-
-    def to_dict(self) -> dict[str, Any]:
-        return asdict(self) | {"total_seconds": round(self.total_seconds, 1)}
-
-
-def dry_run(loaded: LoadedRecipe, events: EventLog) -> DryRun:
+def dry_run(loaded: LoadedRecipe, events: EventLog) -> dict[str, Any]:
     """Load text and models of a recipe, try one batch of everything, report, and keep nothing.
+
+    Returns:
+        `compatibility` by direction, `plan` (a line per phase), optimizer `steps` by direction, expected `seconds` by
+        activity and stage, `total_seconds`, and `peak_bytes` by device, what the process has used.
 
     Raises:
         RoundtripError: whatever would stop the run.
     """
     recipe = loaded.recipe
-    check_metrics(recipe)
-    session.language_identifier(recipe)
+    session.check_requirements(recipe)
     for key, source, _ in recipe.sources():
         events.say(f"  {key}: {source.path}")
     with tempfile.TemporaryDirectory() as folder:
         corpora = session.read_text(loaded, Path(folder), events)
-        placed = with_model_folders(recipe, Path(folder) / "base")
-        translators = session.load_models(placed, loaded.folder, corpora, events)
+        in_folder = with_model_folders(recipe, Path(folder) / "base")
+        translators = session.load_models(in_folder, loaded.folder, corpora, events)
         expansions = session.measure_expansions(recipe, translators, corpora)
         translators = {name: replace(one, expansion=expansions[name]) for name, one in translators.items()}
         session.check_lines(translators, corpora, recipe, events)
-        _, reports = session.make_row_builders(recipe, translators, corpora, events)
+        _, reports = make_row_builders(recipe, translators, corpora.dev, events)
         for compatibility in reports.values():
-            row_builders.show_examples(events, compatibility)
-        rates = {
-            direction.name: _measure(recipe, translators[direction.name], corpora, direction, events)
-            for direction in directions(recipe)
+            show_examples(events, compatibility)
+        rates = {name: _measure(recipe, one, corpora, events) for name, one in translators.items()}
+        num_pairs, devices = len(corpora.train), {one.base.device for one in translators.values()}
+        seconds = expected_seconds(recipe, corpora, rates) | {"loading": {"all": sum(events.seconds.values())}}
+        report = {
+            "compatibility": {name: compatibility.to_dict() for name, compatibility in reports.items()},
+            "plan": [_describe(recipe, phase, num_pairs) for phase in phases(recipe, num_pairs)],
+            "steps": dict.fromkeys(translators, num_steps(recipe, num_pairs)),
+            "seconds": seconds,
+            "total_seconds": round(sum(sum(stages.values()) for stages in seconds.values()), 1),
+            "peak_bytes": {str(device): memory.peak_bytes(device) for device in devices},
         }
-        devices = {one.base.device for one in translators.values()}
-        num_pairs = len(corpora.train)
-        report = DryRun(
-            {name: compatibility.to_dict() for name, compatibility in reports.items()},
-            [_describe(recipe, phase, num_pairs) for phase in phases(recipe, num_pairs)],
-            dict.fromkeys(translators, num_steps(recipe, num_pairs)),
-            expected_seconds(recipe, corpora, rates) | {"loading": {"all": sum(events.seconds.values())}},
-            {str(device): memory.peak_bytes(device) for device in devices},
-        )
-    _show(report, recipe, translators, corpora, events)
+        for one in translators.values():
+            _show_model(recipe, one, corpora, events)
+    _show(report, events)
     return report
 
 
-def _measure(recipe: Recipe, one: Translator, corpora: Corpora, direction: Direction, events: EventLog) -> Rates:
+def _measure(recipe: Recipe, one: Translator, corpora: Corpora, events: EventLog) -> Rates:
     """Take real train steps, the first on the longest batch, and generate a batch of lines."""
-    sources, references = parallel_texts(recipe, corpora, "dev", direction)
-    pairs = list(zip(sources, references, strict=True))
-    rows = [corpora.train[i] for i in range(min(NUM_SAMPLES, len(corpora.train)))]
-    side = recipe.languages.index(direction.source)
-    pairs_to_train = [(row[side], row[1 - side]) for row in rows] or pairs
-    with events.task("probing", f"one batch of everything, {direction.name}", 0):
+    pairs = oriented_pairs(corpora.dev, one.direction, recipe)
+    pairs_to_train = oriented_pairs(corpora.train[:NUM_SAMPLES], one.direction, recipe) or pairs
+    with events.task("probing", f"one batch of everything, {one.direction.name}", 0):
         train_token, tokens_per_row = _time_training(recipe, one, pairs_to_train)
         generate_line = _time_generation(recipe, one, pairs[:NUM_LINES], trained=True)
         score_base_line = _time_generation(recipe, one, pairs[:NUM_LINES], trained=False)
@@ -140,22 +101,17 @@ def _measure(recipe: Recipe, one: Translator, corpora: Corpora, direction: Direc
 
 def _time_training(recipe: Recipe, one: Translator, pairs: Sequence[tuple[str, str]]) -> tuple[float, float]:
     """Return seconds per token of train steps, and tokens per row."""
-    limit, model = recipe.train.max_length, one.direction_model
-    rows = [row for row in one.template.rows(pairs) if row.start < len(row.ids) <= limit]
+    train, model = recipe.train, one.direction_model
+    rows = [row for row in one.template.rows(pairs) if row.start < len(row.ids) <= train.max_length]
     dataset = TokenDataset.of(rows, one.base.device)
     sizes = dataset.sizes
-    batches = step_batches(sizes, recipe.train.batch_size, 1)
-    batches.sort(key=lambda batch: sum(sizes[i] for i in batch))
-    optimizer = Optimizer(model.parameters(), recipe.train, 100, recipe.adapter[one.direction.name])
+    batches = sorted(step_batches(sizes, train.batch_size, 1), key=lambda batch: sum(sizes[i] for i in batch))
+    optimizer = Optimizer(model.parameters(), train, 100, recipe.adapter[one.direction.name])
     chosen = [batches[(2 * i + 1) * len(batches) // (2 * NUM_BATCHES)] for i in range(NUM_BATCHES)]
     num_tokens = sum(sizes[i] for batch in chosen for i in batch)
+    fused_loss = model.spec.use_liger_kernel
     with model.training() as packed:
-        settings = StepSettings(
-            one.base.pad_id,
-            recipe.train.max_tokens_per_microbatch,
-            fused_loss=model.spec.use_liger_kernel,
-            packed=packed,
-        )
+        settings = StepSettings(one.base.pad_id, train.max_tokens_per_microbatch, fused_loss=fused_loss, packed=packed)
         train_step(model.model, optimizer, dataset, batches[-1], settings, seed=1)
         start = time.perf_counter()
         for batch in chosen:
@@ -165,12 +121,7 @@ def _time_training(recipe: Recipe, one: Translator, pairs: Sequence[tuple[str, s
 
 
 def _time_generation(recipe: Recipe, one: Translator, pairs: Sequence[tuple[str, str]], *, trained: bool) -> float:
-    """Return seconds per generated line.
-
-    Args:
-        trained: as a trained model generates: each line stops at the length of its reference. Otherwise the base
-            generates until it stops by itself, or to the length limit.
-    """
+    """Return seconds per generated line: of its reference's length, as by a trained model, or as the base stops."""
     settings, template = greedy_settings(recipe), one.template
     prompts = template.prompts([source for source, _ in pairs])
     if trained:
@@ -188,7 +139,8 @@ def _time_generation(recipe: Recipe, one: Translator, pairs: Sequence[tuple[str,
 
 def expected_seconds(recipe: Recipe, corpora: Corpora, rates: Mapping[str, Rates]) -> dict[str, dict[str, float]]:
     """Return the expected seconds of training, generating and scoring, by stage."""
-    num_pairs, plan = len(corpora.train), phases(recipe, len(corpora.train))
+    num_pairs = len(corpora.train)
+    plan = phases(recipe, num_pairs)
     seconds: dict[str, dict[str, float]] = {"training": {}, "generating": {}, "scoring": {}}
 
     def add(activity: str, stage: str, value: float) -> None:
@@ -201,9 +153,8 @@ def expected_seconds(recipe: Recipe, corpora: Corpora, rates: Mapping[str, Rates
         if phase.round:
             lines = recipe.rounds.monolingual_lines * recipe.generate.num_candidates
             add("generating", phase.stage, lines * reverse.generate_line)
-    stages = [BASE, *dict.fromkeys(phase.stage for phase in plan)]
     lines = len(corpora.dev) + len(corpora.test)
-    for stage in stages:
+    for stage in [BASE, *dict.fromkeys(phase.stage for phase in plan)]:
         for rate in rates.values():
             add("scoring", stage, lines * (rate.score_base_line if stage == BASE else rate.generate_line))
     return {activity: {stage: round(value, 1) for stage, value in of.items()} for activity, of in seconds.items()}
@@ -221,25 +172,23 @@ def _describe(recipe: Recipe, phase: Phase, num_pairs: int) -> str:
     return f"{phase.stage}: {phase.direction.name} trains on {what}"
 
 
-def _show(
-    report: DryRun, recipe: Recipe, translators: Mapping[str, Translator], corpora: Corpora, events: EventLog
-) -> None:
-    for direction in directions(recipe):
-        one = translators[direction.name]
-        trainable = sum(parameter.numel() for parameter in one.direction_model.parameters().values())
-        total = sum(parameter.numel() for parameter in one.base.model.parameters())
-        sources, _ = parallel_texts(recipe, corpora, "dev", direction)
-        events.say(
-            f"{direction.name}: {recipe.adapter[direction.name].method}, {trainable:,} of {total:,} parameters train, "
-            f"{one.base.dtype} on {one.base.device}"
-        )
-        events.say(f"  prompt {one.template.prompt_text(sources[0])!r}, end token {one.template.segments.end_id}")
-    for line in report.plan:
+def _show_model(recipe: Recipe, one: Translator, corpora: Corpora, events: EventLog) -> None:
+    name, base = one.direction.name, one.base
+    trainable = sum(parameter.numel() for parameter in one.direction_model.parameters().values())
+    total = sum(parameter.numel() for parameter in base.model.parameters())
+    method = recipe.adapter[name].method
+    events.say(f"{name}: {method}, {trainable:,} of {total:,} parameters train, {base.dtype} on {base.device}")
+    source, _ = oriented_pairs(corpora.dev[:1], one.direction, recipe)[0]
+    events.say(f"  prompt {one.template.prompt_text(source)!r}, end token {one.template.segments.end_id}")
+
+
+def _show(report: dict[str, Any], events: EventLog) -> None:
+    for line in report["plan"]:
         events.say(line)
-    events.say("optimizer steps: " + ", ".join(f"{number} for {name}" for name, number in report.steps.items()))
-    for activity, stages in report.seconds.items():
+    events.say("optimizer steps: " + ", ".join(f"{number} for {name}" for name, number in report["steps"].items()))
+    for activity, stages in report["seconds"].items():
         shown = ", ".join(f"{stage} {value:.0f} s" for stage, value in stages.items())
         events.say(f"expected time, {activity}: {sum(stages.values()):.0f} s ({shown})")
-    events.say(f"expected time, all: {report.total_seconds:.0f} s, if no candidate is rejected")
-    for device, size in report.peak_bytes.items():
+    events.say(f"expected time, all: {report['total_seconds']:.0f} s, if no candidate is rejected")
+    for device, size in report["peak_bytes"].items():
         events.say(f"peak memory on {device}: {size / 2**30:.2f} GiB; nothing was written")

@@ -22,11 +22,8 @@ def require_better_than_copy(recipe: Recipe, scores: ScoresByStage) -> None:
 
     Its synthetic sources would be unrelated to their targets, and training on them makes the other direction worse.
 
-    Args:
-        scores: dev scores by stage and direction, `copy` among them, the latest last.
-
     Raises:
-        TrainingError: a direction is that weak, and the recipe does not allow it.
+        TrainingError: a direction is that weak by the latest scores, and the recipe does not allow it.
     """
     if not recipe.rounds.require_better_than_copy or recipe.without_dev:
         return  # without dev pairs it cannot be measured

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -37,9 +37,6 @@ class Example:
     target: str
     candidate: Candidate | None = field(default=None, repr=False, compare=False)
 
-    def to_row(self) -> list[str]:
-        return [self.kind, self.source, self.target]
-
 
 @dataclass(frozen=True)
 class PhaseExamples:
@@ -62,17 +59,18 @@ class PhaseExamples:
 
 
 def examples_path(folder: Path, phase: Phase) -> Path:
-    """Return where the examples of a phase are kept."""
     return folder / f"{phase.number:04d}-{phase.stage}-{phase.direction.name}.jsonl"
+
+
+def oriented_pairs(rows: Iterable[TextRow], direction: Direction, recipe: Recipe) -> list[tuple[str, str]]:
+    """Return rows in the order of the recipe's languages as (source, target) of a direction."""
+    side = recipe.languages.index(direction.source)
+    return [(row[side], row[1 - side]) for row in rows]
 
 
 @dataclass(frozen=True)
 class Streams:
-    """The endless, reshuffled text streams of a run, as they stand before a phase.
-
-    Attributes:
-        cursors: where each stream stands; never changed here.
-    """
+    """The endless, reshuffled text streams of a run, as their cursors stand before a phase."""
 
     recipe: Recipe
     corpora: Corpora
@@ -81,15 +79,13 @@ class Streams:
     def lines(self, phase: Phase) -> tuple[list[str], dict[str, Cursor]]:
         """Return the next target-language lines of a round, and the cursors after them."""
         language = phase.direction.target
-        number = self.recipe.rounds.monolingual_lines
-        rows, after = self._read(self.corpora.mono[language], f"mono.{language}", number)
-        return [line for (line,) in rows], after
+        return self._lines(language, f"mono.{language}", self.recipe.rounds.monolingual_lines)
 
     def pairs(self, phase: Phase, num_synthetic: int) -> tuple[list[Example], dict[str, Cursor]]:
         """Return the parallel pairs that go with so many synthetic examples, and the cursors after them."""
         number = num_parallel(self.recipe, num_synthetic, len(self.corpora.train))
         rows, after = self._read(self.corpora.train, f"train.{phase.direction.name}", number)
-        return [parallel_example(row, phase.direction, self.recipe) for row in rows], after
+        return parallel_examples(rows, phase.direction, self.recipe), after
 
     def denoising(self, phase: Phase, num_others: int) -> tuple[list[Example], dict[str, Cursor]]:
         """Return the denoising examples that go with so many others, and the cursors after them."""
@@ -97,8 +93,7 @@ class Streams:
         if not number:
             return [], {}
         language = phase.direction.target
-        rows, after = self._read(self.corpora.mono[language], f"noised.{language}", number)
-        lines = [line for (line,) in rows]
+        lines, after = self._lines(language, f"noised.{language}", number)
         seeds = [derive_seed(self.recipe.seed, "noise", phase.number, i) for i in range(len(lines))]
         return [Example(DENOISING, add_noise(line, seed), line) for line, seed in zip(lines, seeds, strict=True)], after
 
@@ -111,8 +106,8 @@ class Streams:
         cursors: dict[str, Cursor] = {}
         for language in self.recipe.languages:
             name = f"text.{language}.{phase.direction.name}"
-            rows, after = self._read(self.corpora.mono[language], name, self.recipe.train.pretrain_lines)
-            examples += [Example(MONOLINGUAL, "", line) for (line,) in rows]
+            lines, after = self._lines(language, name, self.recipe.train.pretrain_lines)
+            examples += [Example(MONOLINGUAL, "", line) for line in lines]
             cursors |= after
         return PhaseExamples(examples, cursors, self.restarted(cursors))
 
@@ -120,21 +115,18 @@ class Streams:
         """Return the streams that started over on the way to some cursors."""
         return tuple(name for name, cursor in after.items() if cursor.epoch > self.cursors.get(name, Cursor()).epoch)
 
+    def _lines(self, language: str, name: str, number: int) -> tuple[list[str], dict[str, Cursor]]:
+        rows, after = self._read(self.corpora.mono[language], name, number)
+        return [line for (line,) in rows], after
+
     def _read(self, rows: Sequence[TextRow], name: str, number: int) -> tuple[list[TextRow], dict[str, Cursor]]:
         seed = derive_seed(self.recipe.seed, "order", name)
         taken, after = take_rows(rows, self.cursors.get(name, Cursor()), number, seed)
         return taken, {name: after}
 
 
-def parallel_example(row: Sequence[str], direction: Direction, recipe: Recipe) -> Example:
-    """Return a parallel pair, turned the way a direction reads it."""
-    source, target = row if direction.source == recipe.languages[0] else reversed(row)
-    return Example(PARALLEL, source, target)
-
-
-def all_pairs(phase: Phase, recipe: Recipe, corpora: Corpora) -> PhaseExamples:
-    """Return all parallel pairs."""
-    return PhaseExamples([parallel_example(row, phase.direction, recipe) for row in corpora.train], {})
+def parallel_examples(rows: Iterable[TextRow], direction: Direction, recipe: Recipe) -> list[Example]:
+    return [Example(PARALLEL, source, target) for source, target in oriented_pairs(rows, direction, recipe)]
 
 
 def mix(
@@ -142,13 +134,12 @@ def mix(
 ) -> tuple[list[Example], dict[str, Cursor]]:
     """Mix replayed, parallel and denoising examples with the new synthetic ones, which come first.
 
-    Args:
-        replayed: used again unless their target has a new source.
+    Replayed examples are used unless their target has a new source.
 
     Returns:
         The examples, and the cursors of the streams that were read.
     """
-    synthetic = [Example(SYNTHETIC, one.source, one.target, one) for one in candidates]
+    synthetic = [Example(SYNTHETIC, candidate.source, candidate.target, candidate) for candidate in candidates]
     new_targets = {example.target for example in synthetic}
     synthetic += [example for example in replayed if example.target not in new_targets]
     pairs, after_pairs = streams.pairs(phase, len(synthetic))
@@ -172,14 +163,6 @@ def usual_length_ratio(pairs: Sequence[TextRow], recipe: Recipe, direction: Dire
     side = recipe.languages.index(direction.source)
     source, target = (sum(len(row[column]) for row in pairs) for column in (side, 1 - side))
     return source / target if source and target else 1.0
-
-
-def encode_ahead(phase: Phase, streams: Streams, reverse: Translator, forward: Translator) -> None:
-    """Encode the real text that a round will read, for the direction that generates and the one that trains."""
-    lines, _ = streams.lines(phase)
-    pairs, _ = streams.pairs(phase, len(lines))
-    reverse.template.expect(sources=lines)
-    forward.template.expect(targets=lines, pairs=[(example.source, example.target) for example in pairs])
 
 
 def rejected_samples(candidates: Sequence[Candidate], number: int = 5) -> list[Candidate]:

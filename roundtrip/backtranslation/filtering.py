@@ -24,14 +24,12 @@ _LONGEST_PHRASE = 8
 
 @dataclass(frozen=True)
 class Candidate:
-    """A synthetic source that the reverse direction generated for one real line.
+    """A synthetic source that the reverse direction generated for one real line, the target.
 
     Attributes:
         line: number of the real line among those of the phase.
-        source: the generated text.
-        target: the real line.
         finished: an end token came within the length limit.
-        ids_N: int64, the generated ids on the device that made them; None for text from elsewhere.
+        ids_N: int64, the generated ids on the device that generated them; None for other text.
         logprob: mean log-probability of a generated token by the generating model, in nats; None where not asked for.
         prompt: ids of the source's prompt in the forward direction, where verification on the host asked for them.
 
@@ -63,8 +61,7 @@ class FilteredCandidates:
     def without(self, is_bad: Sequence[bool], reason: str) -> FilteredCandidates:
         """Reject some of the kept candidates for one reason."""
         kept = [candidate for candidate, bad in zip(self.kept, is_bad, strict=True) if not bad]
-        num_bad = len(self.kept) - len(kept)
-        return FilteredCandidates(kept, self.rejected + Counter({reason: num_bad}))
+        return FilteredCandidates(kept, self.rejected + Counter({reason: len(self.kept) - len(kept)}))
 
 
 def filter_candidates(
@@ -91,17 +88,14 @@ def filter_candidates(
         >>> [candidate.line for candidate in filtered.kept], dict(filtered.rejected)
         ([0], {'copy': 1})
     """
-    kept: list[Candidate] = []
-    rejected: Counter[str] = Counter()
+    reasons = []
     for candidate in candidates:
         reason = rejection_reason(candidate, settings, length_ratio)
         for rejects in filters:
             reason = reason or rejects(candidate)
-        if reason is None:
-            kept.append(candidate)
-        else:
-            rejected[reason] += 1
-    return FilteredCandidates(kept, rejected)
+        reasons.append(reason)
+    kept = [candidate for candidate, reason in zip(candidates, reasons, strict=True) if reason is None]
+    return FilteredCandidates(kept, Counter(reason for reason in reasons if reason is not None))
 
 
 def rejection_reason(candidate: Candidate, settings: CandidateFilter, length_ratio: float = 1.0) -> str | None:
@@ -132,8 +126,8 @@ def num_repeats(text: str) -> int:
     most = 1
     for size in range(1, min(_LONGEST_PHRASE, len(parts) // 2) + 1):
         equal = 0
-        for before, here in zip(parts, parts[size:], strict=False):
-            equal = equal + 1 if before == here else 0
+        for part, later in zip(parts, parts[size:], strict=False):
+            equal = equal + 1 if part == later else 0
             most = max(most, 1 + equal // size)
     return most
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
 from dataclasses import dataclass, replace
 
 from roundtrip.backtranslation import reporting
@@ -12,7 +11,6 @@ from roundtrip.backtranslation.context import RunContext
 from roundtrip.backtranslation.dev_scoring import Scorer, mean_chrf
 from roundtrip.backtranslation.early_stopping import ScoresByStage, has_stopped_improving
 from roundtrip.recipe.plan import BASE, PRETRAIN, Phase, next_phase
-from roundtrip.runtime import memory
 from roundtrip.runtime.atomic_io import write_json
 from roundtrip.runtime.disk_space import report_full_disk
 
@@ -39,11 +37,7 @@ class ModelSelection:
         return self._score(replace(state, scores={"copy": self.scorer.copies("dev")}), BASE)
 
     def end_stage(self, state: State, phases: list[Phase], phase: Phase) -> State:
-        """Keep both directions as they are now, and score them on dev; rounds without improvement may end here.
-
-        Args:
-            phases, phase: all phases of the run, and the one that ended the stage.
-        """
+        """Keep both directions as they are now, and score them on dev; rounds without improvement may end here."""
         files = self.checkpoints.keep_stage(phase.stage, self.context.translators)
         state = self._score(replace(state, files=state.files | files), phase.stage)
         patience = self.context.recipe.train.patience
@@ -77,12 +71,10 @@ class ModelSelection:
                 test[stage] = self.scorer.translations("test", stage)
         if not context.processes.is_main:
             return
-        devices = {translator.base.device for translator in context.translators.values()}
-        peak = {str(device): memory.peak_bytes(device) for device in devices}
-        results = reporting.collect_metrics(context, state, test, peak)
+        results = reporting.collect_metrics(context, state, test)
         with report_full_disk(run.metrics):
             write_json(run.metrics, results)
-        context.events.log("end", seconds=results["seconds"], best=results["best"], peak_bytes=peak)
+        context.events.log("end", **{key: results[key] for key in ("seconds", "best", "peak_bytes")})
         reporting.show_metrics(results, run, context.events.console)
 
     def show(self) -> None:
@@ -98,16 +90,15 @@ class ModelSelection:
         best = best_stage(scores)
         if best == stage != BASE:
             self.checkpoints.keep_best(stage)
-        events = self.context.events
-        events.log("dev", stage=stage, scores=stage_scores, best=best)
-        shown = ", ".join(f"{name} {_format(values)}" for name, values in stage_scores.items())
-        events.say(f"  {'round trip' if self.context.recipe.without_dev else 'dev'} after {stage}: {shown}")
+        self.context.events.log("dev", stage=stage, scores=stage_scores, best=best)
+        shown = [
+            f"{name} chrF++ {values['chrf']:.1f} BLEU {values['bleu']:.1f}"
+            + (f" copies {values['copied']:.0%}" if "copied" in values else "")
+            for name, values in stage_scores.items()
+        ]
+        what = "round trip" if self.context.recipe.without_dev else "dev"
+        self.context.events.say(f"  {what} after {stage}: {', '.join(shown)}")
         return replace(state, scores=scores, best=best)
-
-
-def _format(scores: Mapping[str, float]) -> str:
-    copies = f" copies {scores['copied']:.0%}" if "copied" in scores else ""
-    return f"chrF++ {scores['chrf']:.1f} BLEU {scores['bleu']:.1f}{copies}"
 
 
 def best_stage(scores: ScoresByStage) -> str:

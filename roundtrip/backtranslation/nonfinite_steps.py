@@ -15,60 +15,30 @@ from roundtrip.tokens.batching import TokenDataset
 
 # Of one phase.
 MAX_NONFINITE_STEPS = 10
-_CURE = (
-    "look at the rows in {}; the weights are those of the last finite step: lower train.lr, or set model.dtype = "
-    "'float32', and start a new run"
-)
 
 
 def record(
     result: StepResult, translator: Translator, dataset: TokenDataset, rows: Sequence[int], settings: StepSettings
 ) -> dict[str, Any]:
-    """Return what helps to find the cause: the text of each row, and the loss of each by itself.
-
-    Args:
-        translator: of the direction that trains, in train mode.
-        dataset, rows: which rows the step was for.
-    """
+    """Return what helps to find the cause: the text of each row of the step, and the loss of each by itself."""
     losses = row_losses(translator.direction_model.model, dataset, rows, settings)
     ids = [dataset.ids_X[dataset.offset_R[row] :][: dataset.sizes[row]].tolist() for row in rows]
-    decode = translator.base.tokenizer.decode
+    texts = map(translator.base.tokenizer.decode, ids)
     return {
         "loss": json_number(result.loss),
         "grad_norm": json_number(result.grad_norm),
-        "rows": [{"text": decode(row), "loss": json_number(loss)} for row, loss in zip(ids, losses, strict=True)],
+        "rows": [{"text": text, "loss": json_number(loss)} for text, loss in zip(texts, losses, strict=True)],
     }
 
 
-def check_number(number: int, phase: Phase, folder: Path, last: str) -> None:
-    """End a run after too many such steps in one phase.
-
-    Args:
-        last: loss and gradient norm of the last one, in words.
-
-    Raises:
-        TrainingError: there were more than MAX_NONFINITE_STEPS.
-    """
-    if number > MAX_NONFINITE_STEPS:
-        raise TrainingError(
-            f"{number} steps of this phase had a non-finite loss or gradient (limit: {MAX_NONFINITE_STEPS}); {last}",
-            place=f"{phase.stage}, {phase.direction.name}",
-            cure=_CURE.format(folder),
-        )
-
-
-def check_not_all(number: int, num_steps: int, phase: Phase, folder: Path) -> None:
-    """End a run where no step of a phase had any effect.
-
-    Raises:
-        TrainingError: none had.
-    """
-    if number == num_steps > 0:
-        raise TrainingError(
-            f"all {num_steps} steps of this phase had a non-finite loss or gradient",
-            place=f"{phase.stage}, {phase.direction.name}",
-            cure=_CURE.format(folder),
-        )
+def too_many(problem: str, phase: Phase, folder: Path) -> TrainingError:
+    """Return the error that ends a run, where `folder` holds what was recorded."""
+    return TrainingError(
+        problem,
+        place=f"{phase.stage}, {phase.direction.name}",
+        cure=f"look at the rows in {folder}; the weights are those of the last finite step: lower train.lr, or set "
+        "model.dtype = 'float32', and start a new run",
+    )
 
 
 def json_number(value: float) -> float | str:

@@ -13,12 +13,11 @@ from roundtrip.runtime.atomic_io import read_rows
 def replayed_examples(folder: Path, phases: Sequence[Phase], phase: Phase, limit: int) -> list[Example]:
     """Return synthetic examples of earlier rounds, the newest first; of a target that came twice only the newest.
 
-    Newer sources come from a better model, so these stay where there is no room for all.
+    Newer sources come from a better model, so these stay where there are more than `limit`.
 
     Args:
         folder: `examples` of the run.
         phases, phase: all phases of the run, and the one that will train.
-        limit: the largest number of examples.
     """
     replayed: list[Example] = []
     round_of_target: dict[str, int] = {}

@@ -21,10 +21,10 @@ from roundtrip.engine.train_step import StepResult
 from roundtrip.evaluation import metrics
 from roundtrip.evaluation.tables import comparison_text
 from roundtrip.recipe.plan import BASE, FINAL, PARALLEL, PRETRAIN, Direction, Phase, directions
+from roundtrip.runtime import memory
 from roundtrip.runtime.errors import TrainingError, printable
 from roundtrip.runtime.event_log import EventLog
 from roundtrip.runtime.seeding import derive_seed, permuted_index
-from roundtrip.tokens.row_builder import SPLICED
 
 BOOTSTRAP_SAMPLES = 1000
 NUM_SAMPLES = 3
@@ -51,7 +51,7 @@ def report_examples(events: EventLog, phase: Phase, made: PhaseExamples) -> None
     """Report the examples of a phase.
 
     Raises:
-        TrainingError: it is a round, and all its candidates were rejected.
+        TrainingError: all candidates of a round were rejected.
     """
     counts = Counter(example.kind for example in made.examples)
     events.log(
@@ -68,7 +68,7 @@ def report_examples(events: EventLog, phase: Phase, made: PhaseExamples) -> None
         return
     num_rejected, by_reason = made.rejected.total(), dict(sorted((+made.rejected).items()))
     if not counts[SYNTHETIC]:
-        samples = "".join(f"\n    {one.source!r} for {one.target!r}" for one in made.samples)
+        samples = "".join(f"\n    {sample.source!r} for {sample.target!r}" for sample in made.samples)
         raise TrainingError(
             f"all {num_rejected} synthetic sources were rejected: {by_reason}{samples}",
             place=f"{phase.stage}, {phase.direction.name}",
@@ -83,35 +83,6 @@ def report_examples(events: EventLog, phase: Phase, made: PhaseExamples) -> None
 def advice(rejected: Counter[str]) -> str:
     """Return what helps against the commonest reason of rejections."""
     return _ADVICE.get(rejected.most_common(1)[0][0] if rejected else "", _WEAK)
-
-
-def report_token_rows(events: EventLog, phase: Phase, counts: Counter[str], *, asked_for: bool) -> None:
-    """Report which path the synthetic rows of a phase took.
-
-    Args:
-        asked_for: the recipe sends all of them by the text path, which needs no message.
-    """
-    events.log("token_rows", stage=phase.stage, direction=phase.direction.name, rows=dict(counts))
-    by_text = {reason: number for reason, number in counts.items() if reason != SPLICED}
-    if by_text and not asked_for:
-        events.say(f"  {sum(by_text.values())} of {counts.total()} synthetic rows took the text path: {by_text}")
-
-
-def report_rows_left_out(events: EventLog, phase: Phase, num_rows: int, num_fitting: int, limit: int) -> None:
-    """Report how many rows are over the length limit.
-
-    Raises:
-        TrainingError: all of them are.
-    """
-    if num_fitting < num_rows:
-        events.say(f"  {num_rows - num_fitting} rows over {limit} tokens left out")
-        events.log("rows_left_out", stage=phase.stage, number=num_rows - num_fitting)
-    if not num_fitting:
-        raise TrainingError(
-            f"all {num_rows} rows are over {limit} tokens",
-            place=phase.stage,
-            cure="start a new run with a larger train.max_length",
-        )
 
 
 def report_step(events: EventLog, direction: str, step: int, lr: float, result: StepResult) -> None:
@@ -133,44 +104,38 @@ def report_smaller_microbatches(events: EventLog, tokens: int) -> None:
     events.log("memory", activity="training", tokens=tokens)
 
 
-def collect_metrics(
-    context: RunContext, state: State, test: ScoresByStage, peak_bytes: Mapping[str, int]
-) -> dict[str, Any]:
-    """Return everything worth keeping of a finished run.
-
-    The document's `comparison` is a paired bootstrap of the last two trained stages (or of the base and the only
-    one) on test.
-    """
-    recipe = context.recipe
+def collect_metrics(context: RunContext, state: State, test: ScoresByStage) -> dict[str, Any]:
+    """Return `metrics.json`; its `comparison` is of the last two stages, or of the base and the only one, on test."""
+    recipe, both = context.recipe, directions(context.recipe)
     kept = [stage for stage in test if stage != "copy"]
-    both = directions(recipe)
+    devices = {translator.base.device for translator in context.translators.values()}
     return {
         "languages": list(recipe.languages),
-        "dev": {stage: dict(scores) for stage, scores in state.scores.items()},
-        "test": {stage: dict(scores) for stage, scores in test.items()},
+        "dev": state.scores,
+        "test": dict(test),
         "best": state.best,
         "comparison": _compare(context, kept[-2:]) if len(kept) > 1 else None,
-        "signatures": {one.name: metrics.signatures(bleu_tokenize(recipe, one)) for one in both},
-        "samples": {one.name: _samples(context, state.best or BASE, one) for one in both},
-        "steps": dict(state.optimizer_steps),
-        "nonfinite_steps": dict(state.nonfinite_steps),
+        "signatures": {direction.name: metrics.signatures(bleu_tokenize(recipe, direction)) for direction in both},
+        "samples": {direction.name: _samples(context, state.best or BASE, direction) for direction in both},
+        "steps": state.optimizer_steps,
+        "nonfinite_steps": state.nonfinite_steps,
         "seconds": {activity: round(value, 1) for activity, value in context.events.seconds.items()},
-        "peak_bytes": dict(peak_bytes),
+        "peak_bytes": {str(device): memory.peak_bytes(device) for device in devices},
         "lines": context.corpora.counts,
-        "token_rows": {name: dict(counts) for name, counts in state.token_rows.items()},
+        "token_rows": state.token_rows,
         "seed": recipe.seed,
         "versions": versions(),
     }
 
 
 def _compare(context: RunContext, stages: Sequence[str]) -> dict[str, Any]:
+    """Compare two stages on test by a paired bootstrap."""
     by_direction = {}
     for direction in directions(context.recipe):
-        baseline, system = (_translations(context.run, stage, direction) for stage in stages)
         _, references = context.parallel_texts("test", direction)
         comparisons = metrics.paired_bootstrap(
-            baseline,
-            system,
+            _translations(context.run, stages[0], direction),
+            _translations(context.run, stages[1], direction),
             references,
             bleu_tokenize=bleu_tokenize(context.recipe, direction),
             samples=BOOTSTRAP_SAMPLES,
@@ -185,12 +150,11 @@ def _translations(run: RunFolder, stage: str, direction: Direction) -> list[str]
 
 def _samples(context: RunContext, stage: str, direction: Direction) -> list[dict[str, str]]:
     sources, references = context.parallel_texts("test", direction)
-    hypotheses, base = (_translations(context.run, name, direction) for name in (stage, BASE))
-    seed = derive_seed(context.recipe.seed, "samples")
-    chosen = [permuted_index(i, len(sources), seed, 0) for i in range(min(NUM_SAMPLES, len(sources)))]
-    return [
-        {"source": sources[i], "reference": references[i], "base": base[i], "hypothesis": hypotheses[i]} for i in chosen
-    ]
+    base, hypotheses = (_translations(context.run, name, direction) for name in (BASE, stage))
+    seed, num_lines = derive_seed(context.recipe.seed, "samples"), len(sources)
+    chosen = [permuted_index(i, num_lines, seed, 0) for i in range(min(NUM_SAMPLES, num_lines))]
+    columns = {"source": sources, "reference": references, "base": base, "hypothesis": hypotheses}
+    return [{name: lines[i] for name, lines in columns.items()} for i in chosen]
 
 
 def show_metrics(results: Mapping[str, Any], run: RunFolder, console: Console) -> None:
@@ -211,33 +175,29 @@ def show_metrics(results: Mapping[str, Any], run: RunFolder, console: Console) -
         _line(console, f"{name}: {signature['chrf']}; {signature['bleu']}", "dim")
     for name, samples in results["samples"].items():
         for sample in samples:
-            _line(console, f"\n{name}  {sample['source']}")
-            _line(console, f"  reference   {sample['reference']}")
+            _line(console, f"\n{name}  {sample['source']}\n  reference   {sample['reference']}")
             _line(console, f"  base        {sample['base']}", "dim")
             _line(console, f"  translation {sample['hypothesis']}", "bold")
     for name, count in results["nonfinite_steps"].items():
-        what = f"{name}: {count} of {results['steps'][name]} steps had a non-finite loss or gradient"
-        _line(console, f"{what}: see {run.nonfinite_steps}", "bold")
+        what = f"{count} of {results['steps'][name]} steps had a non-finite loss or gradient"
+        _line(console, f"{name}: {what}: see {run.nonfinite_steps}", "bold")
     for name, counts in results["token_rows"].items():
         shown = ", ".join(f"{count} {reason}" for reason, count in counts.items())
         _line(console, f"{name}: token rows of its synthetic examples: {shown}", "dim")
-    spent = ", ".join(f"{activity} {value:.0f} s" for activity, value in results["seconds"].items())
-    total = sum(results["seconds"].values())
-    _line(console, f"\nTime: {spent}; {total:.0f} s in all. One seed ({results['seed']}).")
+    seconds, target = results["seconds"], results["languages"][1]
+    spent = ", ".join(f"{activity} {value:.0f} s" for activity, value in seconds.items())
+    _line(console, f"\nTime: {spent}; {sum(seconds.values()):.0f} s in all. One seed ({results['seed']}).")
     _line(console, f"Adapters: {run.adapters / BEST}")
-    target = results["languages"][1]
     _line(console, f"Translate: python -m roundtrip translate {run.path} --to {target} < in.txt > out.txt")
 
 
 def _show_table(results: Mapping[str, Any], names: Sequence[str], console: Console, dev_title: str) -> None:
     table = Table(title="Test scores: chrF++ / BLEU (higher is better)", title_justify="left")
     table.add_column("after")
-    for name in names:
-        table.add_column(name, justify="right")
-    table.add_column(dev_title, justify="right")
+    for title in (*names, dev_title):
+        table.add_column(title, justify="right")
     for stage, scores in results["test"].items():
-        dev = results["dev"].get(stage)
-        is_best = stage == results["best"]
+        dev, is_best = results["dev"].get(stage), stage == results["best"]
         label = _LABELS.get(stage, stage) + (" (kept as best)" if is_best else "")
         cells = [f"{scores[name]['chrf']:.1f} / {scores[name]['bleu']:.1f}" for name in names]
         table.add_row(label, *cells, f"{mean_chrf(dev):.1f}" if dev else "-", style="bold" if is_best else None)

@@ -1,22 +1,23 @@
-"""The row builders of a recipe: found, shown, and refused where the recipe asks for more than the tokenizer allows."""
+"""The row builders of a recipe: made, shown, and refused where the recipe asks for more than the tokenizer allows."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
-from typing import Any
+from functools import partial
 
 import torch
 
-from roundtrip.recipe.plan import Direction, directions
+from roundtrip.backtranslation.examples import oriented_pairs
+from roundtrip.data.row_store import TextRow
+from roundtrip.engine.translator import Translator
+from roundtrip.recipe.plan import Direction
 from roundtrip.recipe.schema import Recipe
 from roundtrip.runtime.downloads import cache_dir
 from roundtrip.runtime.errors import RecipeError
-from roundtrip.runtime.event_log import EventLog
+from roundtrip.runtime.event_log import EventLog, ProgressHandle
 from roundtrip.tokens import compatibility
-from roundtrip.tokens.audit import OnProgress
 from roundtrip.tokens.compatibility import BuildOptions, CompatibilityReport
-from roundtrip.tokens.prompt_template import PromptTemplate
 from roundtrip.tokens.row_builder import SPLICED, RowBuilder
 from roundtrip.tokens.splice.canonicality import CanonicalityChecker
 
@@ -25,21 +26,12 @@ NUM_SAMPLES = 500
 
 
 def make_row_builders(
-    recipe: Recipe,
-    templates: Mapping[str, PromptTemplate],
-    samples: Mapping[str, Sequence[tuple[str, str]]],
-    devices: Mapping[str, torch.device],
-    events: EventLog,
+    recipe: Recipe, translators: Mapping[str, Translator], samples: Sequence[TextRow], events: EventLog
 ) -> tuple[dict[str, RowBuilder], dict[str, CompatibilityReport]]:
-    """Make the row builder of each direction.
+    """Make the row builder of each direction, and report it.
 
     Args:
-        templates: by direction.
-        samples: (source, target) lines by direction, such as the dev pairs.
-        devices: by direction, where its rows are made.
-
-    Returns:
-        Row builders and reports by direction.
+        samples: pairs in the order of the recipe's languages, such as those of dev.
 
     Raises:
         RecipeError: `tokens.mode = "splice"` and a direction cannot be spliced.
@@ -47,38 +39,36 @@ def make_row_builders(
     row_builders: dict[str, RowBuilder] = {}
     reports: dict[str, CompatibilityReport] = {}
     mode, checkers = recipe.tokens.mode, dict[torch.device, CanonicalityChecker]()
-    for direction in directions(recipe):
-        name, device = direction.name, devices[direction.name]
-        reverse, forward = templates[direction.reverse.name], templates[name]
+    for name, forward in translators.items():
+        direction, device = forward.direction, forward.base.device
+        reverse_template = translators[direction.reverse.name].template
         if mode == "text":
-            row_builders[name] = RowBuilder(forward, reverse, None)
-            reports[name] = CompatibilityReport("text", None, ('requested by tokens.mode = "text"',))
-            continue
-        with events.task("checking", f"tokenizers of {name}", 0) as task:
-            options = BuildOptions(
-                guard="host" if mode == "splice" else "auto",
-                device=device,
-                checker=checkers.get(device),
-                cache_folder=cache_dir() / "tokens",
-                on_progress=_progress(task),
-            )
-            row_builder, report = compatibility.build_row_builder(
-                reverse, forward, samples[name][:NUM_SAMPLES], options
-            )
-            task.advance(0, note=report.mode)
-        if row_builder.guard is not None:
-            checkers[device] = row_builder.guard
-        _refuse(recipe, direction, report)
-        row_builders[name] = replace(row_builder, strict=mode == "splice", audit=recipe.tokens.audit)
-        reports[name] = report
+            builder = RowBuilder(forward.template, reverse_template, None)
+            report = CompatibilityReport("text", None, ('requested by tokens.mode = "text"',))
+        else:
+            with events.task("checking", f"tokenizers of {name}", 0) as task:
+                options = BuildOptions(
+                    guard="host" if mode == "splice" else "auto",
+                    device=device,
+                    checker=checkers.get(device),
+                    cache_folder=cache_dir() / "tokens",
+                    on_progress=partial(_show_progress, task),
+                )
+                pairs = oriented_pairs(samples, direction, recipe)[:NUM_SAMPLES]
+                builder, report = compatibility.build_row_builder(reverse_template, forward.template, pairs, options)
+                task.advance(0, note=report.mode)
+            if builder.guard is not None:
+                checkers[device] = builder.guard
+            _refuse(recipe, direction, report)
+            builder = replace(builder, strict=mode == "splice", audit=recipe.tokens.audit)
+        row_builders[name], reports[name] = builder, report
+    for name, report in reports.items():
+        _show(events, name, report)
     return row_builders, reports
 
 
-def _progress(task: Any) -> OnProgress:
-    def on_progress(what: str, number: int, total: int) -> None:
-        task.advance(0, note=f"{what}, {number:,} of {total:,}")
-
-    return on_progress
+def _show_progress(task: ProgressHandle, what: str, number: int, total: int) -> None:
+    task.advance(0, note=f"{what}, {number:,} of {total:,}")
 
 
 def _refuse(recipe: Recipe, direction: Direction, report: CompatibilityReport) -> None:
@@ -91,8 +81,7 @@ def _refuse(recipe: Recipe, direction: Direction, report: CompatibilityReport) -
         )
 
 
-def show(events: EventLog, name: str, report: CompatibilityReport) -> None:
-    """Show a report in a few lines."""
+def _show(events: EventLog, name: str, report: CompatibilityReport) -> None:
     how = f", verified on the {report.guard}" if report.guard else ""
     num = sum(report.counts.values())
     share = f"; {report.counts.get(SPLICED, 0)} of {num} sample lines" if num else ""
@@ -101,6 +90,7 @@ def show(events: EventLog, name: str, report: CompatibilityReport) -> None:
         events.say(f"    {reason}")
     if report.cure:
         events.say(f"    cure: {report.cure}")
+    events.log("compatibility", direction=name, **report.to_dict())
 
 
 def show_examples(events: EventLog, report: CompatibilityReport) -> None:

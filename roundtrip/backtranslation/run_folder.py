@@ -29,7 +29,6 @@ from roundtrip import __version__
 from roundtrip.recipe.loader import LoadedRecipe
 from roundtrip.recipe.schema import Recipe
 from roundtrip.runtime import atomic_io
-from roundtrip.runtime.atomic_io import write_json
 from roundtrip.runtime.errors import RunError
 
 BEST = "best"
@@ -50,8 +49,6 @@ class RunManifest:
     Attributes:
         recipe: the recipe as resolved, in JSON form.
         folder: where relative paths of the recipe start.
-        overrides: of the command line.
-        versions: see `versions`.
         lines: per part of the text, how many rows were kept and how many dropped for which reason.
         files: SHA-256 of the files in `data/` and `base/`, by path; empty until text and models are loaded.
         dtypes, base_hashes, base_locations, tokenizer_hashes: of the models, by direction.
@@ -73,10 +70,7 @@ class RunManifest:
     expansions: dict[str, float] = field(default_factory=dict)
 
     def check_loaded(self, kind: str, hashes: Mapping[str, str | None]) -> None:
-        """Compare what was loaded for each direction with what the run was started with, if it has been.
-
-        Args:
-            kind: `base model` or `tokenizer`.
+        """Compare the `base model` or `tokenizer` of each direction with what the run was started with, if it was.
 
         Raises:
             RunError: the contents differ.
@@ -91,47 +85,20 @@ class RunManifest:
                 )
 
 
-@dataclass(frozen=True)
 class RunFolder:
     """A run folder; `RunFolder(path)` names its parts, `create` and `reopen` make and check it."""
 
-    path: Path
-
-    @property
-    def data(self) -> Path:
-        return self.path / "data"
-
-    @property
-    def examples(self) -> Path:
-        return self.path / "examples"
-
-    @property
-    def nonfinite_steps(self) -> Path:
-        return self.path / "nonfinite_steps"
-
-    @property
-    def checkpoints(self) -> Path:
-        return self.path / "checkpoints"
-
-    @property
-    def base(self) -> Path:
-        return self.path / "base"
-
-    @property
-    def adapters(self) -> Path:
-        return self.path / "adapters"
-
-    @property
-    def translations(self) -> Path:
-        return self.path / "translations"
-
-    @property
-    def events(self) -> Path:
-        return self.path / "events.jsonl"
-
-    @property
-    def metrics(self) -> Path:
-        return self.path / "metrics.json"
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self.data = path / "data"
+        self.examples = path / "examples"
+        self.nonfinite_steps = path / "nonfinite_steps"
+        self.checkpoints = path / "checkpoints"
+        self.base = path / "base"
+        self.adapters = path / "adapters"
+        self.translations = path / "translations"
+        self.events = path / "events.jsonl"
+        self.metrics = path / "metrics.json"
 
     def manifest(self) -> RunManifest:
         """Read `run.json`.
@@ -145,39 +112,31 @@ class RunFolder:
             raise RunError(f"not a run folder: {error}", place=str(self.path), cure=_NOT_A_RUN) from error
         number = document.pop("format", None) if isinstance(document, dict) else None
         if number != FORMAT:
-            raise RunError(
-                f"its run.json has format {number}, this version reads {FORMAT}",
-                place=str(self.path),
-                cure="use the version of roundtrip that made it, or start a new run",
-            )
+            problem = f"its run.json has format {number}, this version reads {FORMAT}"
+            cure = "use the version of roundtrip that made it, or start a new run"
+            raise RunError(problem, place=str(self.path), cure=cure)
         try:
             return RunManifest(**document)
         except TypeError as error:
             raise RunError(f"its run.json is damaged: {error}", place=str(self.path), cure=_NOT_A_RUN) from error
 
     def write_manifest(self, manifest: RunManifest) -> None:
-        write_json(self.path / "run.json", {"format": FORMAT, **asdict(manifest)})
+        atomic_io.write_json(self.path / "run.json", {"format": FORMAT, **asdict(manifest)})
 
     def recipe(self, manifest: RunManifest | None = None) -> Recipe:
         """Return the recipe as it was run: with the precision and the models from scratch that it started with.
 
         Raises:
-            RunError: see `manifest`; or another version wrote the recipe.
+            RunError: not a run, or another version wrote the recipe.
         """
         manifest = manifest or self.manifest()
         try:
             recipe = Recipe.model_validate_json(json.dumps(manifest.recipe))
         except ValidationError as error:
-            raise RunError(
-                f"its recipe was written by roundtrip {manifest.versions.get('roundtrip')}, with other keys",
-                place=str(self.path),
-                cure="use that version, or train again",
-            ) from error
-        return self.with_fixed_models(recipe, manifest)
-
-    def with_fixed_models(self, recipe: Recipe, manifest: RunManifest) -> Recipe:
-        """Return a recipe with the precision that this run was started with, and with its models from scratch."""
-        return with_model_folders(recipe, self.base, {name: {"dtype": one} for name, one in manifest.dtypes.items()})
+            problem = f"its recipe was written by roundtrip {manifest.versions.get('roundtrip')}, with other keys"
+            raise RunError(problem, place=str(self.path), cure="use that version, or train again") from error
+        updates = {name: {"dtype": dtype} for name, dtype in manifest.dtypes.items()}
+        return with_model_folders(recipe, self.base, updates)
 
     def keep_best(self, stage: str) -> None:
         """Make `adapters/best` a copy of a stage's weights, in one rename."""
@@ -193,11 +152,7 @@ class RunFolder:
 def with_model_folders(
     recipe: Recipe, folder: Path, updates: Mapping[str, Mapping[str, object]] | None = None
 ) -> Recipe:
-    """Return a recipe whose models from scratch lie in a folder.
-
-    Args:
-        updates: further keys of `[model]`, by direction.
-    """
+    """Return a recipe whose models from scratch lie in a folder, with further keys of `[model]` by direction."""
     models = {}
     for name, spec in recipe.model.items():
         path = {"path": str((folder / name).resolve())} if spec.from_scratch is not None else {}
@@ -220,11 +175,8 @@ def create(path: Path, loaded: LoadedRecipe) -> RunFolder:
     run = RunFolder(path)
     try:
         if any(run.checkpoints.glob("[!.]*")):
-            raise RunError(
-                "already holds a run",
-                place=str(path),
-                cure="add --resume to continue it, or --out for another folder",
-            )
+            cure = "add --resume to continue it, or --out for another folder"
+            raise RunError("already holds a run", place=str(path), cure=cure)
         # A run that ended before its first checkpoint, because a file was missing for example, starts again.
         if (path / "run.json").exists():
             run.manifest()
@@ -233,13 +185,8 @@ def create(path: Path, loaded: LoadedRecipe) -> RunFolder:
         # A model from scratch, or what an adapter subtracted, would belong to another recipe.
         shutil.rmtree(run.base, ignore_errors=True)
         # First of all, so that a process that is killed here leaves what is known to be a run.
-        manifest = RunManifest(
-            recipe=loaded.recipe.model_dump(mode="json"),
-            folder=str(loaded.folder),
-            overrides=list(loaded.overrides),
-            versions=versions(),
-        )
-        run.write_manifest(manifest)
+        recipe = loaded.recipe.model_dump(mode="json")
+        run.write_manifest(RunManifest(recipe, str(loaded.folder), list(loaded.overrides), versions()))
         for folder in (run.data, run.base, run.examples, run.checkpoints, run.adapters, run.translations):
             folder.mkdir(parents=True, exist_ok=True)
         changes = "".join(f"# as run with --set {override}\n" for override in loaded.overrides)
@@ -256,8 +203,7 @@ def reopen(path: Path, loaded: LoadedRecipe) -> RunFolder:
         RunError: not a run, or of another recipe or other versions; the message names the differences.
     """
     run = RunFolder(path)
-    manifest = run.manifest()
-    recipe = loaded.recipe.model_dump(mode="json")
+    manifest, recipe = run.manifest(), loaded.recipe.model_dump(mode="json")
     differences = _differences(manifest.recipe, recipe, "")
     differences += _differences(manifest.versions, versions(), "version of ")
     if differences:
@@ -274,13 +220,11 @@ def reopen(path: Path, loaded: LoadedRecipe) -> RunFolder:
 def _differences(old: Mapping[str, Any], new: Mapping[str, Any], prefix: str) -> list[str]:
     lines = []
     for key in sorted(old.keys() | new.keys()):
-        before, after = old.get(key), new.get(key)
-        if f"{prefix}{key}" in _FREE_KEYS:
-            continue
-        if isinstance(before, dict) and isinstance(after, dict):
-            lines += _differences(before, after, f"{prefix}{key}.")
-        elif before != after:
-            lines.append(f"{prefix}{key}: {before!r} then, {after!r} now")
+        before, after, name = old.get(key), new.get(key), f"{prefix}{key}"
+        if name not in _FREE_KEYS and isinstance(before, dict) and isinstance(after, dict):
+            lines += _differences(before, after, f"{name}.")
+        elif name not in _FREE_KEYS and before != after:
+            lines.append(f"{name}: {before!r} then, {after!r} now")
     return lines
 
 
@@ -296,9 +240,8 @@ def run_lock(path: Path) -> Iterator[None]:
         path.mkdir(parents=True, exist_ok=True)
         lock.acquire()
     except Timeout as error:
-        raise RunError(
-            "is in use by another process", place=str(path), cure=f"wait for it, or {_ANOTHER_FOLDER}"
-        ) from error
+        cure = f"wait for it, or {_ANOTHER_FOLDER}"
+        raise RunError("is in use by another process", place=str(path), cure=cure) from error
     except OSError as error:
         raise RunError(f"cannot be written: {error.strerror}", place=str(path), cure=_ANOTHER_FOLDER) from error
     try:

@@ -5,17 +5,17 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from contextlib import closing, nullcontext
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
-from typing import Any
 
 from rich.console import Console
 
-from roundtrip.backtranslation import row_builders
-from roundtrip.backtranslation.context import RunContext, parallel_texts
-from roundtrip.backtranslation.dev_scoring import check_metrics
+from roundtrip.backtranslation.context import RunContext
+from roundtrip.backtranslation.dev_scoring import bleu_tokenize
+from roundtrip.backtranslation.examples import oriented_pairs
 from roundtrip.backtranslation.filtering import Candidate, RejectionRule
 from roundtrip.backtranslation.loop import back_translate
-from roundtrip.backtranslation.row_builders import NUM_SAMPLES
+from roundtrip.backtranslation.row_builders import NUM_SAMPLES, make_row_builders
 from roundtrip.backtranslation.run_folder import RunFolder, RunManifest, create, reopen, run_lock
 from roundtrip.backtranslation.trainer import Trainer
 from roundtrip.data import corpora as text
@@ -23,6 +23,7 @@ from roundtrip.data.corpora import Corpora
 from roundtrip.data.language_id import MIN_CHARS, MIN_LINES, MIN_RIGHT, LanguageIdentifier
 from roundtrip.engine import translator
 from roundtrip.engine.translator import Translator, expansion_of
+from roundtrip.evaluation import metrics
 from roundtrip.models import from_scratch
 from roundtrip.models.base_model import choose_device
 from roundtrip.models.direction_model import frozen_hashes
@@ -37,12 +38,8 @@ from roundtrip.runtime.errors import RunError, TextError, TrainingError
 from roundtrip.runtime.event_log import EventLog
 from roundtrip.runtime.interrupts import StopRequest, catch_signals
 from roundtrip.runtime.seeding import derive_seed
-from roundtrip.tokens.compatibility import CompatibilityReport
 from roundtrip.tokens.prompt_segments import Segments
-from roundtrip.tokens.row_builder import RowBuilder
 from roundtrip.tokens.splice.vocabulary import fingerprint
-
-Translators = dict[str, Translator]
 
 
 def train(
@@ -95,11 +92,7 @@ def run_recipe(
     processes: ProcessGroup = SINGLE_PROCESS,
     filters: Sequence[RejectionRule] = (),
 ) -> RunFolder:
-    """Run a recipe into a folder that this process holds, as one of the processes that share the work.
-
-    Raises:
-        RoundtripError: see `train`.
-    """
+    """Run a recipe into a folder that this process holds, as one of the processes that share the work."""
     if processes.is_main:
         run = reopen(path, loaded) if resume else create(path, loaded)
         atomic_io.remove_leftovers(run.path)
@@ -108,13 +101,13 @@ def run_recipe(
     events.path = run.events if processes.is_main else None
     with catch_signals(events.say) as stop:
         context = _load_context(run, loaded, events, stop, processes)
-        rules = _language_rules(context)
-        rules = {one.name: [*rules.get(one.name, []), *filters] for one in directions(context.recipe)}
-        builders: dict[str, RowBuilder] = {}
+        by_language = _language_filters(context)
+        rules = {name: [*by_language.get(name, []), *filters] for name in context.translators}
+        context = replace(context, filters=rules)
         if context.recipe.rounds.count:
-            builders, _ = make_row_builders(context.recipe, context.translators, context.corpora, events)
+            builders, _ = make_row_builders(context.recipe, context.translators, context.corpora.dev, events)
+            context = replace(context, row_builders=builders)
         stop.raise_if_requested()
-        context = replace(context, row_builders=builders, filters=rules)
         with closing(Trainer(context)) as trainer:
             if resume:
                 trainer.resume()
@@ -144,9 +137,8 @@ def _load_context(
 ) -> RunContext:
     """Load text and models; what was fixed when the run was started is read back from its manifest."""
     manifest = run.manifest()
-    recipe, is_main = run.with_fixed_models(loaded.recipe, manifest), processes.is_main
-    check_metrics(recipe)
-    language_identifier(recipe)
+    recipe, is_main = run.recipe(manifest), processes.is_main
+    check_requirements(recipe)
     if is_main and (problem := atomic_io.first_damaged(manifest.files, run.path)):
         raise RunError(f"is damaged: {problem}", place=str(run.path), cure="restore that file, or start a new run")
     lines = manifest.lines
@@ -157,35 +149,49 @@ def _load_context(
     segments = {name: Segments.from_dict(value) for name, value in manifest.segments.items()}
     with processes.main_process_first():
         translators = load_models(recipe, loaded.folder, corpora, events, segments, run.base)
-    translators = {name: replace(one, processes=processes) for name, one in translators.items()}
     stop.raise_if_requested()
     manifest.check_loaded("base model", {name: one.base.digest for name, one in translators.items()})
-    manifest.check_loaded("tokenizer", _tokenizer_hashes(translators))
+    tokenizer_hashes = {
+        name: fingerprint(one.base.tokenizer) if getattr(one.base.tokenizer, "is_fast", False) else None
+        for name, one in translators.items()
+    }
+    manifest.check_loaded("tokenizer", tokenizer_hashes)
     expansions = manifest.expansions if manifest.files else measure_expansions(recipe, translators, corpora)
-    translators = {name: replace(one, expansion=expansions.get(name, 1.0)) for name, one in translators.items()}
+    for name, one in translators.items():
+        translators[name] = replace(one, processes=processes, expansion=expansions.get(name, 1.0))
     check_lines(translators, corpora, recipe, events)
     if is_main and not manifest.files:
-        run.write_manifest(_completed(manifest, run, translators, corpora))
+        manifest = replace(manifest, lines=corpora.counts, tokenizer_hashes=tokenizer_hashes)
+        run.write_manifest(_completed(manifest, run, translators))
     return RunContext(run, recipe, corpora, translators, events, stop, processes=processes)
 
 
-def _completed(
-    manifest: RunManifest, run: RunFolder, translators: Mapping[str, Translator], corpora: Corpora
-) -> RunManifest:
+def _completed(manifest: RunManifest, run: RunFolder, translators: Mapping[str, Translator]) -> RunManifest:
     """Return the manifest with what is fixed from here on."""
     for part in (run.data, run.base):
         atomic_io.fsync_tree(part)
+    # The parts of all prompts, so that a resumed run has the same whatever the date is.
+    segments = {name: one.template.segments.to_dict() for name, one in translators.items()}
+    for name, one in translators.items():
+        if one.templates.denoising is not one.template:
+            segments[translator.denoising_name(name)] = one.templates.denoising.segments.to_dict()
     return replace(
         manifest,
-        lines=corpora.counts,
         files=atomic_io.file_hashes(run.data, run.path) | atomic_io.file_hashes(run.base, run.path),
         dtypes={name: str(one.base.dtype).removeprefix("torch.") for name, one in translators.items()},
         base_hashes={name: one.base.digest for name, one in translators.items()},
         base_locations={name: one.base.location for name, one in translators.items()},
-        tokenizer_hashes=_tokenizer_hashes(translators),
-        segments=_segments(translators),
+        segments=segments,
         expansions={name: one.expansion for name, one in translators.items()},
     )
+
+
+def check_requirements(recipe: Recipe) -> None:
+    """Try the metrics and language identification once, so that a missing package is an error at the start."""
+    for direction in directions(recipe):
+        metrics.signatures(bleu_tokenize(recipe, direction))
+    if recipe.filter.language:
+        LanguageIdentifier(recipe.languages)
 
 
 def read_text(loaded: LoadedRecipe, target: Path, events: EventLog) -> Corpora:
@@ -206,13 +212,8 @@ def load_models(
     events: EventLog,
     segments: Mapping[str, Segments] | None = None,
     residual_folder: Path | None = None,
-) -> Translators:
-    """Load the models of a recipe; those from scratch are created first, where they are not there yet.
-
-    Args:
-        segments: of an earlier start of this run; built from the tokenizers where None.
-        residual_folder: see `translator.load`.
-    """
+) -> dict[str, Translator]:
+    """Load the models of a recipe as `translator.load` does; those from scratch are created where they are missing."""
     for name, spec in recipe.model.items():
         if spec.from_scratch is not None:
             assert spec.path is not None
@@ -221,21 +222,16 @@ def load_models(
                 from_scratch.create_model(spec.from_scratch, corpora.all_text(), Path(spec.path), seed)
     names = " and ".join(dict.fromkeys(spec.name for spec in recipe.model.values()))
     with events.task("loading", f"loading {names}", 0):
-        return translator.load(recipe, folder, segments or None, residual_folder)
+        return translator.load(recipe, folder, segments, residual_folder)
 
 
 def measure_expansions(recipe: Recipe, translators: Mapping[str, Translator], corpora: Corpora) -> dict[str, float]:
     """Return the target tokens per source token of each direction, by which length limits grow."""
-    expansions = {}
-    for side, direction in enumerate(directions(recipe)):
-        rows = (
-            [corpora.train[i] for i in range(min(NUM_SAMPLES, len(corpora.train)))]
-            if recipe.without_dev
-            else corpora.dev
-        )
-        pairs = [(row[side], row[1 - side]) for row in rows]
-        expansions[direction.name] = expansion_of(translators[direction.name].template, pairs)
-    return expansions
+    rows = corpora.train[:NUM_SAMPLES] if recipe.without_dev else corpora.dev
+    return {
+        name: expansion_of(one.template, oriented_pairs(rows, one.direction, recipe))
+        for name, one in translators.items()
+    }
 
 
 def check_lines(translators: Mapping[str, Translator], corpora: Corpora, recipe: Recipe, events: EventLog) -> None:
@@ -244,59 +240,32 @@ def check_lines(translators: Mapping[str, Translator], corpora: Corpora, recipe:
     Raises:
         TextError: a line does not fit into the model.
     """
-    for direction in directions(recipe):
-        one = translators[direction.name]
-        for part in ("dev", "test"):
-            sources, _ = parallel_texts(recipe, corpora, part, direction)
+    for name, one in translators.items():
+        pairs = oriented_pairs(corpora.dev, one.direction, recipe)
+        for part, rows in (("dev", pairs), ("test", oriented_pairs(corpora.test, one.direction, recipe))):
+            sources = [source for source, _ in rows]
             for number, prompt in enumerate(one.template.prompts(sources), start=1):
                 if not one.fits(one.num_needed(prompt, recipe.generate)):
                     raise TextError(
                         f"line {number} has {len(prompt)} tokens, the model {one.base.max_positions} positions",
-                        place=f"data.{part} ({direction.source})",
+                        place=f"data.{part} ({one.direction.source})",
                         cure="remove the line, lower generate.max_length_ratio, or use a model with a longer context",
                     )
-        pairs = list(zip(*parallel_texts(recipe, corpora, "dev", direction), strict=True))
         held = sum(one.template.boundary_holds(pair) for pair in pairs)
-        events.log("boundaries", direction=direction.name, held=held, lines=len(pairs))
+        events.log("boundaries", direction=name, held=held, lines=len(pairs))
         if held < len(pairs):
             events.say(
-                f"  warning: on {len(pairs) - held} of {len(pairs)} dev lines of {direction.name} the prompt's end "
+                f"  warning: on {len(pairs) - held} of {len(pairs)} dev lines of {name} the prompt's end "
                 "merges with the target into one token; a chat template, or a space in front of {target}, avoids this"
             )
 
 
-def make_row_builders(
-    recipe: Recipe, translators: Mapping[str, Translator], corpora: Corpora, events: EventLog
-) -> tuple[dict[str, RowBuilder], dict[str, CompatibilityReport]]:
-    """Make the row builder of each direction, tried on the dev pairs, and report it."""
-    samples = {
-        direction.name: list(zip(*parallel_texts(recipe, corpora, "dev", direction), strict=True))
-        for direction in directions(recipe)
-    }
-    templates = {name: one.template for name, one in translators.items()}
-    devices = {name: one.base.device for name, one in translators.items()}
-    builders, reports = row_builders.make_row_builders(recipe, templates, samples, devices, events)
-    for name, report in reports.items():
-        row_builders.show(events, name, report)
-        events.log("compatibility", direction=name, **report.to_dict())
-    return builders, reports
-
-
-def language_identifier(recipe: Recipe) -> LanguageIdentifier | None:
-    """Return what tells the languages of a recipe apart, where it asks for that.
-
-    Raises:
-        RecipeError: see `LanguageIdentifier`.
-    """
-    return LanguageIdentifier(recipe.languages) if recipe.filter.language else None
-
-
-def _language_rules(context: RunContext) -> dict[str, list[RejectionRule]]:
-    """Return rules against sources in the language of their target, where identification works on the dev text."""
+def _language_filters(context: RunContext) -> dict[str, list[RejectionRule]]:
+    """Return filters of sources in the language of their target, where identification works on the dev text."""
     recipe = context.recipe
-    identifier = language_identifier(recipe)
-    if identifier is None:
+    if not recipe.filter.language:
         return {}
+    identifier = LanguageIdentifier(recipe.languages)
     for side, language in enumerate(recipe.languages):
         share, number = identifier.share_right([row[side] for row in context.corpora.dev], language)
         if number < MIN_LINES or share < MIN_RIGHT:
@@ -306,26 +275,7 @@ def _language_rules(context: RunContext) -> dict[str, list[RejectionRule]]:
             )
             return {}
 
-    def rule(language: str) -> RejectionRule:
-        def is_wrong(candidate: Candidate) -> str | None:
-            return "wrong_language" if identifier.is_other(candidate.source, language) else None
+    def wrong_language(source: str, candidate: Candidate) -> str | None:
+        return "wrong_language" if identifier.is_other(candidate.source, source) else None
 
-        return is_wrong
-
-    return {direction.name: [rule(direction.source)] for direction in directions(recipe)}
-
-
-def _segments(translators: Mapping[str, Translator]) -> dict[str, dict[str, Any]]:
-    """Return the parts of all prompts, so that a resumed run has the same whatever the date is."""
-    segments = {name: one.template.segments.to_dict() for name, one in translators.items()}
-    for name, one in translators.items():
-        if one.templates.denoising is not one.template:
-            segments[translator.denoising_name(name)] = one.templates.denoising.segments.to_dict()
-    return segments
-
-
-def _tokenizer_hashes(translators: Mapping[str, Translator]) -> dict[str, str | None]:
-    return {
-        name: fingerprint(one.base.tokenizer) if getattr(one.base.tokenizer, "is_fast", False) else None
-        for name, one in translators.items()
-    }
+    return {direction.name: [partial(wrong_language, direction.source)] for direction in directions(recipe)}

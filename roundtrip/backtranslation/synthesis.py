@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
-from functools import partial
 
 from roundtrip.backtranslation import candidate_selection, examples
 from roundtrip.backtranslation.checkpoint import State
@@ -42,11 +41,7 @@ class TakenLines:
 
 
 class Synthesizer:
-    """Makes the examples of a phase; each method takes what the one before it returned.
-
-    Args:
-        phases: all phases of the run.
-    """
+    """Makes the examples of a phase; each method takes what the one before it returned."""
 
     def __init__(self, context: RunContext, phases: Sequence[Phase]) -> None:
         self.context, self.recipe, self.events, self.phases = context, context.recipe, context.events, phases
@@ -54,9 +49,9 @@ class Synthesizer:
 
     def real_examples(self, phase: Phase, state: State) -> PhaseExamples:
         """Return all parallel pairs, or monolingual lines for a model from scratch."""
-        if phase.parallel:
-            return examples.all_pairs(phase, self.recipe, self.context.corpora)
-        return self.streams(state).monolingual(phase)
+        if not phase.parallel:
+            return self._streams(state).monolingual(phase)
+        return PhaseExamples(examples.parallel_examples(self.context.corpora.train, phase.direction, self.recipe), {})
 
     def take_lines(self, phase: Phase, state: State) -> TakenLines:
         """Take the next lines of the target language."""
@@ -69,15 +64,15 @@ class Synthesizer:
         # Before anything asks for their ids, so that no line is encoded twice.
         self.encode_ahead(phase, state)
         self.prefetcher.wait()
-        lines, cursors = self.streams(state).lines(phase)
+        lines, cursors = self._streams(state).lines(phase)
         short = examples.short_lines(lines, self.recipe, settings, self.context.translators[reverse])
         return TakenLines(short, settings, cursors, len(lines) - len(short), state)
 
     def translate(self, phase: Phase, taken: TakenLines) -> list[Candidate]:
         """Let the reverse direction generate sources for lines; those of one line stand next to each other."""
-        context, settings = self.context, taken.settings
-        reverse, text = phase.direction.reverse.name, f"{phase.stage}: {phase.direction.reverse.name} generates sources"
-        with self.events.task("generating", text, self.recipe.rounds.monolingual_lines) as task:
+        context, settings, reverse = self.context, taken.settings, phase.direction.reverse.name
+        num_lines = self.recipe.rounds.monolingual_lines
+        with self.events.task("generating", f"{phase.stage}: {reverse} generates sources", num_lines) as task:
             translations = context.translators[reverse].translate(
                 taken.lines,
                 settings,
@@ -116,17 +111,20 @@ class Synthesizer:
         """Select one candidate of each line, or all, and reject those that the forward direction cannot restore."""
         forward, settings = self.context.translators[phase.direction.name], taken.settings
         kept, method = filtered.kept, settings.candidate_selection
+
+        def on_progress(rows: int, tokens: int) -> None:
+            self.context.stop.raise_if_requested()
+
         if settings.num_candidates > 1 and method != "all" and kept:
             if method == "likelihood":
                 scores = candidate_selection.likelihood(kept)
             else:
                 max_tokens = self.recipe.train.max_tokens_per_microbatch
-                scores = candidate_selection.reverse_likelihood(forward, kept, max_tokens, self._stop_while_scoring)
+                scores = candidate_selection.reverse_likelihood(forward, kept, max_tokens, on_progress)
             filtered = FilteredCandidates(candidate_selection.select_candidates(kept, scores), filtered.rejected)
         lowest = self.recipe.filter.min_round_trip_chrf
         if lowest and filtered.kept:
-            callbacks = Callbacks(on_progress=self._stop_while_scoring)
-            chrf = round_trip_chrf(forward, filtered.kept, settings, callbacks)
+            chrf = round_trip_chrf(forward, filtered.kept, settings, Callbacks(on_progress))
             filtered = filtered.without([value < lowest for value in chrf], "low_round_trip")
         return filtered
 
@@ -134,31 +132,31 @@ class Synthesizer:
         self, phase: Phase, taken: TakenLines, candidates: Sequence[Candidate], selected: FilteredCandidates
     ) -> PhaseExamples:
         """Mix replayed, parallel and denoising examples with the selected candidates."""
-        run, streams = self.context.run, self.streams(taken.state)
-        replayed = replayed_examples(run.examples, self.phases, phase, self.recipe.rounds.replay_examples)
+        streams, folder = self._streams(taken.state), self.context.run.examples
+        replayed = replayed_examples(folder, self.phases, phase, self.recipe.rounds.replay_examples)
         mixed, after = examples.mix(phase, streams, selected.kept, replayed)
         cursors = taken.cursors | after
-        rejected = selected.rejected + Counter({examples.TARGET_TOO_LONG: taken.num_too_long})
         return PhaseExamples(
             mixed,
             cursors,
             streams.restarted(cursors),
-            rejected,
+            selected.rejected + Counter({examples.TARGET_TOO_LONG: taken.num_too_long}),
             len(candidates) + taken.num_too_long,
             [] if selected.kept else examples.rejected_samples(candidates),
         )
 
     def encode_ahead(self, phase: Phase, state: State) -> None:
-        """Start a thread that encodes the real text of a round, unless it is encoded already."""
-        translators = self.context.translators
+        """Start a thread that encodes the real text that a round will read, unless it is encoded already."""
+        streams, translators = self._streams(state), self.context.translators
         reverse, forward = translators[phase.direction.reverse.name], translators[phase.direction.name]
-        self.prefetcher.start(
-            phase.number, partial(examples.encode_ahead, phase, self.streams(state), reverse, forward)
-        )
 
-    def streams(self, state: State) -> Streams:
-        """Return the text streams as they stand before a phase."""
+        def encode() -> None:
+            lines, _ = streams.lines(phase)
+            pairs, _ = streams.pairs(phase, len(lines))
+            reverse.template.expect(sources=lines)
+            forward.template.expect(targets=lines, pairs=[(example.source, example.target) for example in pairs])
+
+        self.prefetcher.start(phase.number, encode)
+
+    def _streams(self, state: State) -> Streams:
         return Streams(self.recipe, self.context.corpora, state.cursors)
-
-    def _stop_while_scoring(self, rows: int, tokens: int) -> None:
-        self.context.stop.raise_if_requested()

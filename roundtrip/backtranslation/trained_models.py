@@ -20,14 +20,6 @@ from roundtrip.runtime.errors import RunError, SourceError
 from roundtrip.tokens.prompt_segments import Segments
 from roundtrip.tokens.prompt_template import PromptTemplate
 
-# By whether it is DoRA, and whether it is scaled as rsLoRA is.
-_METHODS: dict[tuple[bool, bool], Any] = {
-    (False, False): "lora",
-    (False, True): "rslora",
-    (True, False): "dora",
-    (True, True): "rsdora",
-}
-
 
 def direction_into(run: RunFolder, target: str) -> Direction:
     """Return the direction of a run into a language.
@@ -57,22 +49,17 @@ def load(
     Raises:
         RunError: not a run, no such stage, or another base than it was trained on.
     """
-    manifest = run.manifest()
-    recipe, name = run.recipe(manifest), direction.name
-    path = run.adapters / stage / name
+    manifest, name = run.manifest(), direction.name
+    recipe, path = run.recipe(manifest), run.adapters / stage / name
     if not path.is_dir():
-        kept = sorted(item.name for item in run.adapters.glob("*") if item.is_dir())
-        raise RunError(
-            f"has no adapters '{stage}'",
-            place=str(run.path),
-            cure=f"kept: {', '.join(kept) or 'none yet, train first'}",
-        )
+        kept = ", ".join(sorted(item.name for item in run.adapters.glob("*") if item.is_dir()))
+        cure = f"kept: {kept or 'none yet, train first'}"
+        raise RunError(f"has no adapters '{stage}'", place=str(run.path), cure=cure)
     segments = {key: Segments.from_dict(value) for key, value in manifest.segments.items()}
     # What served training only need not be here: the attention, and the device it ran on.
-    spec: dict[str, object] = {"device": device, "attention": "auto", "use_liger_kernel": False}
-    spec |= {"gradient_checkpointing": False} | dict(changes or {})
-    is_full = recipe.adapter[name].method == "full"
-    if is_full:
+    for_use = {"attention": "auto", "use_liger_kernel": False, "gradient_checkpointing": False}
+    spec: dict[str, object] = {"device": device, **for_use, **(changes or {})}
+    if is_full := recipe.adapter[name].method == "full":
         # A whole model does not need the one it was trained from.
         spec |= {"path": str(path.resolve()), "from_scratch": None, "revision": None}
     loaded = translator.load_one(recipe, direction, Path(manifest.folder), segments, spec)
@@ -96,48 +83,37 @@ def load_exported(folder: Path, direction: Direction, device: str) -> Translator
         document.pop("direction", None)
         segments = Segments.from_dict(document)
         is_adapter = (folder / adapters.CONFIG).exists()
-        spec, adapter = _adapter_spec(folder, device) if is_adapter else _model_spec(folder, device)
+        config = json.loads((folder / (adapters.CONFIG if is_adapter else "config.json")).read_text(encoding="utf-8"))
+        spec, adapter = _adapter_spec(folder, config) if is_adapter else _model_spec(folder, config)
     except (OSError, ValueError, KeyError, TypeError) as error:
-        raise RunError(
-            f"not an exported direction that can be read ({type(error).__name__}: {error})",
-            place=str(folder),
-            cure="export it again",
-        ) from error
-    name = direction.name
+        problem = f"not an exported direction that can be read ({type(error).__name__}: {error})"
+        raise RunError(problem, place=str(folder), cure="export it again") from error
+    name, spec = direction.name, spec.model_copy(update={"device": device})
     try:
         model = direction_model.load({name: spec}, {name: adapter}, folder, one_base=False, seed=0)[name]
     except SourceError as error:
-        raise RunError(
-            f"its base model cannot be loaded: {error.problem}",
-            place=str(folder),
-            cure="restore it, or export with --merged",
-        ) from error
+        cure = "restore it, or export with --merged"
+        raise RunError(f"its base model cannot be loaded: {error.problem}", place=str(folder), cure=cure) from error
     if is_adapter:
         model.restore(folder)
     template = PromptTemplate(model.base.tokenizer, segments)
     return Translator(direction, model, DirectionTemplates(template, template), expansion=expansion)
 
 
-def _adapter_spec(folder: Path, device: str) -> tuple[Model, Adapter]:
-    config = json.loads((folder / adapters.CONFIG).read_text(encoding="utf-8"))
+def _adapter_spec(folder: Path, config: dict[str, Any]) -> tuple[Model, Adapter]:
+    method: Any = ("rs" if config["use_rslora"] else "") + ("dora" if config["use_dora"] else "lora")
     targets = config["target_modules"]
-    adapter = Adapter(
-        method=_METHODS[config["use_dora"], config["use_rslora"]],
-        rank=config["r"],
-        alpha=config["lora_alpha"],
-        targets=targets if isinstance(targets, str) else tuple(targets),
-    )
+    targets = targets if isinstance(targets, str) else tuple(targets)
+    adapter = Adapter(method=method, rank=config["r"], alpha=config["lora_alpha"], targets=targets)
     # An adapter has the precision of its base.
     exact = any(tensor.dtype == torch.float32 for tensor in adapters.read(folder).values())
-    return Model(path=config["base_model_name_or_path"], device=device, dtype="float32" if exact else "auto"), adapter
+    return Model(path=config["base_model_name_or_path"], dtype="float32" if exact else "auto"), adapter
 
 
-def _model_spec(folder: Path, device: str) -> tuple[Model, Adapter]:
-    config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
+def _model_spec(folder: Path, config: dict[str, Any]) -> tuple[Model, Adapter]:
     # float32 holds all that float16 does, and bfloat16 does not.
     exact = config.get("dtype", config.get("torch_dtype")) in {"float32", "float16"}
-    spec = Model(path=str(folder.resolve()), device=device, dtype="float32" if exact else "auto")
-    return spec, Adapter(method="full")
+    return Model(path=str(folder.resolve()), dtype="float32" if exact else "auto"), Adapter(method="full")
 
 
 def load_trained(run_dir: Path | str, direction: str, *, stage: str = BEST, device: str = "auto") -> Translator:

@@ -21,12 +21,14 @@ from roundtrip.engine.train_step import StepResult, StepSettings, train_step
 from roundtrip.engine.translator import Translator
 from roundtrip.models import attention
 from roundtrip.models.optimizer import Optimizer
-from roundtrip.recipe.plan import PRETRAIN, Phase, directions, next_phase, num_phase_steps, num_steps, phases
+from roundtrip.recipe.plan import PRETRAIN, Direction, Phase, directions, next_phase, num_phase_steps, num_steps, phases
 from roundtrip.runtime import memory
 from roundtrip.runtime.atomic_io import read_rows, write_json, write_rows
+from roundtrip.runtime.errors import TrainingError
 from roundtrip.runtime.event_log import ProgressHandle
 from roundtrip.runtime.seeding import derive_seed
 from roundtrip.tokens.batching import TokenDataset, step_batches
+from roundtrip.tokens.row_builder import SPLICED
 
 # Steps between two releases of free memory, each of which takes some tens of milliseconds.
 TRIM_EVERY = 8
@@ -59,44 +61,30 @@ class PhaseJob:
 
 
 class Trainer:
-    """A run with everything loaded.
-
-    Attributes:
-        state: how far it is; replaced, never changed in place.
-        phases: all phases of the recipe.
-    """
+    """A run with everything loaded, and its state, which is replaced and never changed in place."""
 
     def __init__(self, context: RunContext) -> None:
         self.context, self.recipe, self.events = context, context.recipe, context.events
         self.state = State()
         num_pairs = len(context.corpora.train)
         self.phases = phases(self.recipe, num_pairs)
+        train, steps = self.recipe.train, num_steps(self.recipe, num_pairs)
         self.optimizers = {
-            direction.name: Optimizer(
-                context.translators[direction.name].direction_model.parameters(),
-                self.recipe.train,
-                num_steps(self.recipe, num_pairs),
-                self.recipe.adapter[direction.name],
-            )
-            for direction in directions(self.recipe)
+            name: Optimizer(translator.direction_model.parameters(), train, steps, self.recipe.adapter[name])
+            for name, translator in context.translators.items()
         }
-        keep = self.recipe.checkpoint.keep
-        self.checkpoints = CheckpointStore(context.run, self.optimizers, context.row_builders, keep, context.processes)
+        self.checkpoints = CheckpointStore(context, self.optimizers)
         self.selection = ModelSelection(context, Scorer(context), self.checkpoints)
         self.synthesizer = Synthesizer(context, self.phases)
 
-    # The state of the run
-
     def resume(self) -> None:
         """Restore the newest complete checkpoint; nothing where there is none yet."""
-        state = self.checkpoints.resume(self.events.say)
-        if state is None:
-            return
-        self.state = state
-        self.events.seconds = dict(state.seconds)
-        phase = self.next_phase()
-        self.events.say(f"resumed at {phase.stage if phase else 'the end'}, {state.total_steps()} steps done")
-        self.events.log("resume", phase=state.phase, step=state.step)
+        if state := self.checkpoints.resume(self.events.say):
+            self.state = state
+            self.events.seconds = dict(state.seconds)
+            stage = phase.stage if (phase := self.next_phase()) else "the end"
+            self.events.say(f"resumed at {stage}, {state.total_steps()} steps done")
+            self.events.log("resume", phase=state.phase, step=state.step)
 
     def next_phase(self) -> Phase | None:
         """Return the phase that is next or in progress; None after the last one."""
@@ -117,11 +105,7 @@ class Trainer:
         self.stop_if_requested()
 
     def stop_if_requested(self) -> None:
-        """Save and stop if a signal came, to whichever process.
-
-        Raises:
-            Interrupted: after saving.
-        """
+        """Save and raise `Interrupted` if a signal came, to whichever process."""
         if self.context.processes.any(self.context.stop.requested):
             self.context.stop.request()
             self.save()
@@ -131,10 +115,8 @@ class Trainer:
         """Stop the thread that encodes ahead."""
         self.synthesizer.prefetcher.close()
 
-    # Examples
-
     def read_back(self, phase: Phase) -> PhaseExamples | None:
-        """Return the examples of a phase that has taken steps before, as it wrote them; None elsewhere."""
+        """Return the examples of a phase that has taken steps before, as it wrote them; otherwise None."""
         if phase.parallel or not self.state.step:
             return None
         rows = read_rows(examples_path(self.context.run.examples, phase))
@@ -145,14 +127,11 @@ class Trainer:
         if phase.parallel:
             return made
         path = examples_path(self.context.run.examples, phase)
-        rows = [example.to_row() for example in made.examples]
-        files = self.checkpoints.write(lambda: write_rows(path, rows), path)
-        cursors = self.state.cursors | made.cursors
-        self.state = replace(self.state, cursors=cursors, files=self.state.files | files)
+        rows = [[example.kind, example.source, example.target] for example in made.examples]
+        files = self.state.files | self.checkpoints.write(lambda: write_rows(path, rows), path)
+        self.state = replace(self.state, cursors=self.state.cursors | made.cursors, files=files)
         reporting.report_examples(self.events, phase, made)
         return made
-
-    # Training
 
     @contextmanager
     def prepare(self, phase: Phase, phase_examples: PhaseExamples) -> Iterator[PhaseJob]:
@@ -230,20 +209,18 @@ class Trainer:
         job.progress.advance(1, result.num_tokens, f"loss {result.loss:.3f}")
 
     def end_phase(self, job: PhaseJob) -> bool:
-        """Close a phase: the next one starts at its first step.
-
-        Returns:
-            Whether its stage ends here.
+        """Close a phase, so that the next one starts at its first step; return whether its stage ends here.
 
         Raises:
             TrainingError: none of its steps had any effect.
         """
-        phase, run = job.phase, self.context.run
+        phase, run, step = job.phase, self.context.run, self.state.step
         memory.trim_heap()
-        folder = run.nonfinite_steps
-        nonfinite_steps.check_not_all(self.state.nonfinite_in_phase, self.state.step, phase, folder)
+        if self.state.nonfinite_in_phase == step > 0:
+            problem = f"all {step} steps of this phase had a non-finite loss or gradient"
+            raise nonfinite_steps.too_many(problem, phase, run.nonfinite_steps)
         if phase.stage == PRETRAIN and self.recipe.shared_start:
-            self._share_start(phase.direction.name)
+            self._copy_to_reverse(phase.direction)
         stop_early = self._has_trained_enough(phase)
         # The examples of a round are read again where a later one may replay them.
         keep = bool(phase.round and self.recipe.rounds.replay_examples)
@@ -258,10 +235,8 @@ class Trainer:
             files=files,
             dev_losses={} if ends_stage else self.state.dev_losses,
         )
-        mean_loss = sum(job.losses) / len(job.losses) if job.losses else None
-        self.events.log(
-            "phase", stage=phase.stage, direction=phase.direction.name, rows=job.num_examples, mean_loss=mean_loss
-        )
+        mean_loss, name = sum(job.losses) / len(job.losses) if job.losses else None, phase.direction.name
+        self.events.log("phase", stage=phase.stage, direction=name, rows=job.num_examples, mean_loss=mean_loss)
         return ends_stage
 
     def _build_rows(self, phase: Phase, phase_examples: PhaseExamples) -> tuple[TokenDataset, list[int]]:
@@ -278,11 +253,20 @@ class Trainer:
         if counts:
             total = Counter(self.state.token_rows.get(name, {})) + counts
             self.state = replace(self.state, token_rows=self.state.token_rows | {name: dict(total)})
-            reporting.report_token_rows(self.events, phase, counts, asked_for=self.recipe.tokens.mode == "text")
+            self.events.log("token_rows", stage=phase.stage, direction=name, rows=dict(counts))
+            by_text = {reason: number for reason, number in counts.items() if reason != SPLICED}
+            if by_text and self.recipe.tokens.mode != "text":
+                number = sum(by_text.values())
+                self.events.say(f"  {number} of {counts.total()} synthetic rows took the text path: {by_text}")
         limit = min(self.recipe.train.max_length, translator.base.max_positions or self.recipe.train.max_length)
         # A row without labels, such as that of an empty text, has no loss.
         fitting = [i for i, size in enumerate(rows.sizes) if rows.starts[i] < size <= limit]
-        reporting.report_rows_left_out(self.events, phase, len(rows), len(fitting), limit)
+        if num_left_out := len(rows) - len(fitting):
+            self.events.say(f"  {num_left_out} rows over {limit} tokens left out")
+            self.events.log("rows_left_out", stage=phase.stage, number=num_left_out)
+        if not fitting:
+            cure = "start a new run with a larger train.max_length"
+            raise TrainingError(f"all {len(rows)} rows are over {limit} tokens", place=phase.stage, cure=cure)
         return rows, fitting
 
     def _kl_penalty(
@@ -297,10 +281,9 @@ class Trainer:
 
     def _record_nonfinite(self, job: PhaseJob, rows: Sequence[int], result: StepResult) -> None:
         """Count a step without effect, record its rows, and end the run where there are too many."""
-        phase, folder = job.phase, self.context.run.nonfinite_steps
-        name, counts = phase.direction.name, self.state.nonfinite_steps
+        phase, name, folder = job.phase, job.phase.direction.name, self.context.run.nonfinite_steps
         step, number = self.state.optimizer_steps[name], self.state.nonfinite_in_phase + 1
-        counts = counts | {name: counts.get(name, 0) + 1}
+        counts = self.state.nonfinite_steps | {name: self.state.nonfinite_steps.get(name, 0) + 1}
         self.state = replace(self.state, nonfinite_steps=counts, nonfinite_in_phase=number)
         document = nonfinite_steps.record(result, job.translator, job.dataset, rows, job.settings)
         path = folder / f"{phase.stage}-{name}-{step:06d}.json"
@@ -308,14 +291,15 @@ class Trainer:
         what = f"step {step}: loss {result.loss}, gradient norm {result.grad_norm}"
         self.events.say(f"  {what}: no update; its rows are in {path}")
         self.events.log("nonfinite_step", direction=name, step=step, phase=phase.number)
-        nonfinite_steps.check_number(number, phase, folder, what)
+        if number > (limit := nonfinite_steps.MAX_NONFINITE_STEPS):
+            problem = f"{number} steps of this phase had a non-finite loss or gradient (limit: {limit}); {what}"
+            raise nonfinite_steps.too_many(problem, phase, folder)
 
-    def _share_start(self, name: str) -> None:
-        """Let the other direction start from what one has learned from monolingual text."""
-        for other in self.optimizers.keys() - {name}:
-            self.optimizers[other].copy_from(self.optimizers[name])
-            steps = self.state.optimizer_steps
-            self.state = replace(self.state, optimizer_steps=steps | {other: steps[name]})
+    def _copy_to_reverse(self, direction: Direction) -> None:
+        """Let the reverse direction start from what a direction has learned from monolingual text."""
+        name, reverse, steps = direction.name, direction.reverse.name, self.state.optimizer_steps
+        self.optimizers[reverse].copy_from(self.optimizers[name])
+        self.state = replace(self.state, optimizer_steps=steps | {reverse: steps[name]})
 
     def _has_trained_enough(self, phase: Phase) -> bool:
         """Measure the dev loss after an epoch, where epochs have patience; return whether both directions stop."""
@@ -330,8 +314,6 @@ class Trainer:
         if enough and not phase.ends_stage:
             self.events.say(f"  {phase.stage}: dev loss has not improved for {patience} epochs; stopping this stage")
         return enough
-
-    # Scores
 
     def score_baseline(self) -> None:
         """Score copying the source and the bare base on dev."""

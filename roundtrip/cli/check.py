@@ -28,4 +28,4 @@ def dry_run_recipe(arguments: argparse.Namespace) -> None:
 
     report = dry_run(loaded, events)
     if arguments.json:
-        sys.stdout.write(json.dumps(report.to_dict(), ensure_ascii=False, indent=1) + "\n")
+        sys.stdout.write(json.dumps(report, ensure_ascii=False, indent=1) + "\n")

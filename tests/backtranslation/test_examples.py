@@ -49,9 +49,9 @@ def test_lines_of_the_target_language_continue_at_the_cursor_and_start_over(reci
 
 
 def test_parallel_pairs_are_turned_to_the_direction(recipe: Recipe) -> None:
-    assert examples.parallel_example(("a", "b"), EN_ES, recipe) == Example(PARALLEL, "a", "b")
-    assert examples.parallel_example(("a", "b"), EN_ES.reverse, recipe) == Example(PARALLEL, "b", "a")
-    pairs = examples.all_pairs(round_phase(1, EN_ES.reverse), recipe, CORPORA).examples
+    assert examples.parallel_examples([("a", "b")], EN_ES, recipe) == [Example(PARALLEL, "a", "b")]
+    assert examples.parallel_examples([("a", "b")], EN_ES.reverse, recipe) == [Example(PARALLEL, "b", "a")]
+    pairs = examples.parallel_examples(CORPORA.train, EN_ES.reverse, recipe)
     assert [(pair.target, pair.source) for pair in pairs] == PAIRS
 
 

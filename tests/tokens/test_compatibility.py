@@ -17,6 +17,7 @@ from benchmarks import zoo
 from roundtrip.backtranslation import row_builders
 from roundtrip.cli import check as check_cli
 from roundtrip.recipe import loader
+from roundtrip.recipe.plan import directions
 from roundtrip.recipe.schema import TemplateRecipe
 from roundtrip.runtime.errors import RecipeError, RowBuilderError
 from roundtrip.tokens import compatibility
@@ -229,7 +230,7 @@ def test_impossible_tokens_are_refused_when_the_recipe_is_read(
 def test_a_demanded_splice_that_cannot_be_had_is_refused() -> None:
     found = compatibility.CompatibilityReport("text", None, ("vocabulary: differs",), "use one base")
     loaded = loader.load_recipe("quickstart", ["tokens.mode=splice"])
-    direction = next(iter(row_builders.directions(loaded.recipe)))
+    direction = directions(loaded.recipe)[0]
     with pytest.raises(RecipeError, match=r"tokens\.mode: .* cannot be spliced: vocabulary: differs"):
         row_builders._refuse(loaded.recipe, direction, found)
     row_builders._refuse(loader.load_recipe("quickstart").recipe, direction, found)
