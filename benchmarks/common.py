@@ -81,11 +81,10 @@ def device_of(name: str) -> torch.device:
 
 def quickstart(device: str, *changes: str) -> tuple[LoadedRecipe, dict[str, Translator]]:
     """Load the recipe of the quickstart with some changes, and its translators by direction."""
-    from roundtrip.engine import translator
-    from roundtrip.recipe import loader
+    from roundtrip import load_recipe, load_translators
 
-    loaded = loader.load("quickstart", [f"model.device={device}", *changes])
-    return loaded, translator.load(loaded.recipe, loaded.folder)
+    loaded = load_recipe("quickstart", [f"model.device={device}", *changes])
+    return loaded, load_translators(loaded)
 
 
 def corpora_of(recipe: Recipe, folder: Path) -> Corpora:
