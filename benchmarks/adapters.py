@@ -49,7 +49,7 @@ REFERENCE = "lora, rank 8"
 BATCH_SIZE = 16
 MAX_TOKENS = 2048
 
-# What is set in [adapter].
+# What is set in [adapter], and `lr` of [train].
 Configuration = dict[str, Any]
 
 
@@ -66,15 +66,17 @@ def configurations(asked: argparse.Namespace) -> dict[str, Configuration]:
 
 def recipe_of(adapter: Configuration, device: str, seed: int) -> tuple[Recipe, Path]:
     """Return the quickstart with another adapter, on one base where the method allows it; and its folder."""
-    from roundtrip.models import residual_init
-    from roundtrip.recipe import loader
+    from roundtrip import load_recipe
+    from roundtrip.models import pissa_olora
     from roundtrip.recipe.schema import Adapter
 
-    own = adapter.get("method") in {"full", *residual_init.METHODS}
+    own = adapter.get("method") in {"full", *pissa_olora.METHODS}
     changes = {"seed": seed, "model.device": device, "model.shared": not own}
-    loaded = loader.load("quickstart", [f"{key}={json.dumps(value)}" for key, value in changes.items()])
-    adapters = dict.fromkeys(loaded.recipe.adapter, Adapter(**adapter))
-    return loaded.recipe.model_copy(update={"adapter": adapters}), loaded.folder
+    loaded = load_recipe("quickstart", [f"{key}={json.dumps(value)}" for key, value in changes.items()])
+    keys = {key: value for key, value in adapter.items() if key != "lr"}
+    train = loaded.recipe.train.model_copy(update={"lr": adapter.get("lr", loaded.recipe.train.lr)})
+    adapters = dict.fromkeys(loaded.recipe.adapter, Adapter(**keys))
+    return loaded.recipe.model_copy(update={"adapter": adapters, "train": train}), loaded.folder
 
 
 def pairs_of(corpora: Corpora, part: str, forward: Translator, recipe: Recipe) -> list[tuple[str, str]]:
@@ -85,10 +87,9 @@ def pairs_of(corpora: Corpora, part: str, forward: Translator, recipe: Recipe) -
 
 def step_seconds(chosen: Mapping[str, Configuration], device: str, turns: int) -> dict[str, float]:
     """Return the seconds of one optimizer step of each method, the best of some turns."""
+    from roundtrip import Optimizer, TokenDataset
     from roundtrip.engine import translator
-    from roundtrip.engine.train_step import train_step
-    from roundtrip.models.optimizer import Optimizer
-    from roundtrip.tokens.batching import TokenDataset, step_batches
+    from roundtrip.tokens.batching import step_batches
 
     variants: dict[str, Callable[[], Any]] = {}
     for name, configuration in chosen.items():
@@ -102,11 +103,19 @@ def step_seconds(chosen: Mapping[str, Configuration], device: str, turns: int) -
         def step(
             forward: Translator = forward, optimizer: Any = optimizer, table: TokenDataset = table, group: Any = group
         ) -> None:
-            with forward.direction_model.training():
-                train_step(forward.direction_model.model, optimizer, table, group, forward.base.pad_id, MAX_TOKENS, 0)
+            take_step(forward, optimizer, table, group, 0)
 
         variants[name] = step
     return common.best(variants, turns)
+
+
+def take_step(forward: Translator, optimizer: Any, table: TokenDataset, rows: Sequence[int], seed: int) -> float:
+    """Take one optimizer step on some rows, and return its loss in nats a label."""
+    from roundtrip import StepSettings, train_step
+
+    with forward.direction_model.training() as packed:
+        settings = StepSettings(forward.base.pad_id, MAX_TOKENS, packed=packed)
+        return train_step(forward.direction_model.model, optimizer, table, rows, settings, seed=seed).loss
 
 
 def gain(configuration: Configuration, asked: argparse.Namespace, seed: int) -> dict[str, Any]:
@@ -130,9 +139,8 @@ def _train(
     forward: Translator, recipe: Recipe, corpora: Corpora, asked: argparse.Namespace, seed: int
 ) -> dict[str, Any]:
     """Take the fixed number of steps, then go on until the fixed time is up; evaluate on dev after each."""
-    from roundtrip.engine.train_step import train_step
-    from roundtrip.models.optimizer import Optimizer
-    from roundtrip.tokens.batching import TokenDataset, step_batches
+    from roundtrip import Optimizer, TokenDataset
+    from roundtrip.tokens.batching import step_batches
 
     dev = pairs_of(corpora, "dev", forward, recipe)[: asked.dev]
     table = TokenDataset.of(forward.template.rows(pairs_of(corpora, "train", forward, recipe)), forward.base.device)
@@ -153,23 +161,20 @@ def _train(
                 scores["time"] = (scores["steps"] if same else _evaluate(forward, recipe, dev, dev_table)) | reached
             break
         start = time.perf_counter()
-        with model.training():
-            result = train_step(model.model, optimizer, table, group, forward.base.pad_id, MAX_TOKENS, number)
+        losses.append(take_step(forward, optimizer, table, group, number))
         seconds += time.perf_counter() - start
-        losses.append(result.loss)
     return {"losses": [round(loss, 4) for loss in losses], "dev": scores}
 
 
 def _evaluate(
     forward: Translator, recipe: Recipe, dev: Sequence[tuple[str, str]], table: TokenDataset
 ) -> dict[str, float]:
-    from roundtrip.backtranslation.validation import greedy_settings
+    from roundtrip import corpus_scores
+    from roundtrip.backtranslation.dev_scoring import greedy_settings
 
-    from roundtrip.evaluation import metrics
-
-    written = forward.write([source for source, _ in dev], greedy_settings(recipe), 0)
-    lines = [" ".join(line.split()) for line in written.texts]
-    chrf = metrics.corpus_scores(lines, [target for _, target in dev]).to_dict()["chrf"]
+    translations = forward.translate([source for source, _ in dev], greedy_settings(recipe))
+    lines = [" ".join(line.split()) for line in translations.texts]
+    chrf = corpus_scores(lines, [target for _, target in dev]).chrf
     return {"loss": _dev_loss(forward, table), "chrf": chrf}
 
 

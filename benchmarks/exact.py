@@ -59,13 +59,13 @@ def hypotheses(
     row_builder: RowBuilder, pairs: Sequence[tuple[str, str]], number: int, seed: int
 ) -> Iterator[list[int]]:
     """Yield generated ids: canonical rows, then adversarial ones; some with an end token, some cut short."""
-    from roundtrip.tokens.audit import writer_ids
+    from roundtrip.tokens.audit import canonical_hypotheses
 
     chance = random.Random(seed)
-    canonical = [ids for ids in writer_ids(row_builder.writer, pairs) if ids]
+    canonical = [ids for ids in canonical_hypotheses(row_builder.reverse_template, pairs) if ids]
     some = canonical if len(canonical) <= number // 3 else chance.sample(canonical, number // 3)
     adversarial = _adversarial(row_builder, canonical, number - len(some), seed)
-    stops = row_builder.writer.segments.stop_ids
+    stops = row_builder.reverse_template.segments.stop_ids
     for ids in (*some, *adversarial):
         kind = chance.random()
         if kind < 0.1:
@@ -89,7 +89,7 @@ def _adversarial(
         yield from AdversarialRows(row_builder.guard.pairs.vocabulary, seed).rows(canonical, number)
         return
     chance = random.Random(seed)
-    size = len(row_builder.template.tokenizer)
+    size = len(row_builder.forward_template.tokenizer)
     for _ in range(number):
         ids = list(chance.choice(canonical))
         at = chance.randrange(len(ids))
@@ -143,10 +143,10 @@ def combinations(names: Sequence[str], templates: Sequence[str], small: bool) ->
 
 def measure(tokenizer: Any, text: Any, pairs: Sequence[tuple[str, str]], asked: argparse.Namespace) -> dict[str, Any]:
     """Return the compatibility report of one combination and the tally of its rows."""
+    from roundtrip import PromptTemplate, build_row_builder
     from roundtrip.runtime.errors import TemplateError
-    from roundtrip.tokens import compatibility
+    from roundtrip.tokens.compatibility import BuildOptions
     from roundtrip.tokens.prompt_segments import build_segments
-    from roundtrip.tokens.prompt_template import PromptTemplate
 
     start = time.perf_counter()
     try:
@@ -154,12 +154,11 @@ def measure(tokenizer: Any, text: Any, pairs: Sequence[tuple[str, str]], asked: 
         reverse = PromptTemplate(tokenizer, build_segments(tokenizer, text, "en", "es", ()))
     except TemplateError as error:
         return {"road": "none", "reasons": [error.problem]}
-    row_builder, report = compatibility.build_row_builder(
-        reverse, forward, pairs[::7], guard=asked.guard, num_attacks=200
-    )
+    options = BuildOptions(guard=asked.guard, num_attacks=200)
+    row_builder, report = build_row_builder(reverse, forward, pairs[::7], options)
     figures = report.to_dict()
     figures["road"] = figures.pop("mode")
-    if row_builder.into is not None:
+    if row_builder.tensors is not None:
         tally = run(row_builder, pairs, asked.rows, asked.seed)
         figures |= vars(tally) | {"refused": dict(tally.refused)}
     return figures | {"seconds": round(time.perf_counter() - start, 1)}

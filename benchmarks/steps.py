@@ -43,12 +43,11 @@ def build_model(shape: str, device: str) -> Any:
 
 def measure(shape: str, device: str, rows: int, turns: int) -> dict[str, float]:
     """Return milliseconds of one step by variant."""
+    from roundtrip import Optimizer, StepSettings, TokenDataset, train_step
     from roundtrip.engine.generate import generate
-    from roundtrip.engine.train_step import train_step
+    from roundtrip.engine.request import GenerationRequest, StopRule
     from roundtrip.models import attention
-    from roundtrip.models.optimizer import Optimizer
     from roundtrip.recipe.schema import Generate, Train
-    from roundtrip.tokens.batching import TokenDataset
     from roundtrip.tokens.prompt_template import TokenRow
 
     model = build_model(shape, device)
@@ -60,7 +59,7 @@ def measure(shape: str, device: str, rows: int, turns: int) -> dict[str, float]:
         def run_generation(settings: Generate = settings) -> None:
             model.eval()
             prompts = [list(range(5, 30))] * rows
-            generate(model, prompts, [NUM_NEW] * rows, settings, pad_id=0, stop_ids=[1], seed=1)
+            generate(model, GenerationRequest(prompts, [NUM_NEW] * rows, settings, StopRule([1]), 1))
 
         milliseconds[f"{variant}, {rows} rows"] = common.best({"": run_generation}, turns)[""] / (NUM_NEW + 1) * 1000
     optimizer = Optimizer(dict(model.named_parameters()), Train(), 1000)
@@ -70,7 +69,7 @@ def measure(shape: str, device: str, rows: int, turns: int) -> dict[str, float]:
 
             def run_step(size: int = size) -> None:
                 model.train()
-                train_step(model, optimizer, table, range(size), 0, 10**6, 1)
+                train_step(model, optimizer, table, range(size), StepSettings(0, 10**6), seed=1)
 
             attention.choose(model, kind)
             milliseconds[f"learn, {kind}, {size} rows"] = common.best({"": run_step}, turns)[""] * 1000

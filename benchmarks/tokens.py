@@ -128,7 +128,7 @@ def measure_batch(kit: Kit, case: Case, settings: Settings) -> dict[str, Any]:
     if settings.compiled and kit.row_builder.guard is not None:
         torch.compiler.reset()  # each shape is compiled for itself
         try:
-            measured |= alternate(row_variants.splicing(kit, case, True), settings)
+            measured |= alternate(row_variants.splice_variants(kit, case, True), settings)
         except (RuntimeError, torch._dynamo.exc.TorchDynamoException) as error:
             left_out = f"not compiled: {type(error).__name__}: {str(error).strip().splitlines()[0]}"
     number = len(case.texts)
@@ -186,9 +186,9 @@ def exact_shares(kit: Kit, pairs: Sequence[tuple[str, str]], device: torch.devic
             generated = row_baselines.generated(reverse, batch, pad_id, device)
             count(f"prior art, {which}", skip.rows(generated), expected)
         texts, targets = (list(side) for side in zip(*batch, strict=True))
-        written = reverse.rows([(target, text) for text, target in batch])
-        new = padded([TokenRow(row.ids[row.start : -1], 0) for row in written], device, reverse.segments.end_id)
-        rows, by_reason = kit.plain_builder.rows(new.ids_BT, new.size_B, targets, texts)
+        hypotheses = reverse.rows([(target, text) for text, target in batch])
+        new = padded([TokenRow(row.ids[row.start : -1], 0) for row in hypotheses], device, reverse.segments.end_id)
+        rows, by_reason = kit.plain_builder.build(new.ids_BT, new.size_B, targets, texts)
         count("ours", rows.padded(), expected)
         shares["ours"]["spliced"] += by_reason[SPLICED]
     return {name: {kind: number / len(pairs) for kind, number in counts.items()} for name, counts in shares.items()}

@@ -157,8 +157,10 @@ def main() -> None:
     from roundtrip.tokens.batching import TokenDataset
 
     loaded, ours_by_name = common.quickstart(asked.device)
-    _, plain_by_name = common.quickstart(asked.device, "adapter.dtype=float32")
+    _, plain_by_name = common.quickstart(asked.device)
     ours, plain = (next(iter(translators.values())) for translators in (ours_by_name, plain_by_name))
+    for parameter in plain.direction_model.parameters().values():
+        parameter.data = parameter.data.float()
     corpora = common.corpora_of(loaded.recipe, loaded.folder)
     pairs = [(row[0], row[1]) for row in corpora.train[: asked.rows]]
     table = TokenDataset.of(ours.template.rows(pairs), ours.base.device)
