@@ -131,9 +131,8 @@ def _rounds(trainer: Trainer, number: int) -> tuple[dict[str, float], int]:
     lines = 0
     for turn in range(max(1, number // recipe.rounds.monolingual_lines) + 1):
         for phase in first_round:
-            forward, builder = (
-                by_name[phase.direction.name] for by_name in (context.translators, context.row_builders)
-            )
+            name = phase.direction.name
+            forward, builder = context.translators[name], context.row_builders[name]
             times = [time.perf_counter()]
             made = make_examples(trainer, phase)
             times.append(time.perf_counter())
@@ -142,7 +141,6 @@ def _rounds(trainer: Trainer, number: int) -> tuple[dict[str, float], int]:
             step_batches(dataset.sizes, recipe.train.batch_size, turn)
             times.append(time.perf_counter())
             trainer.state = replace(trainer.state, cursors=trainer.state.cursors | made.cursors)
-            trainer.synthesizer.prefetcher.wait()
             if turn:
                 lines += recipe.rounds.monolingual_lines
                 for part, before, after in zip(PARTS, times, times[1:], strict=False):
