@@ -6,7 +6,7 @@ compared with the one of the variant that is not compiled. Variants:
 
 - PEFT model, evaluation: `set_adapter`, forward;
 - PEFT model, training: `set_adapter`, forward and backward, as a phase of a run does;
-- merged copy (`scratch copy` in the results): its weights are replaced in its memory for each direction, forward.
+- merged copy: its weights are replaced in its memory for each direction, forward.
 
 Writes benchmarks/results/compiled-NAME.json.
 """
@@ -114,7 +114,7 @@ def measure(layers: int, device: torch.device) -> dict[str, Any]:
     variants: dict[str, tuple[Variant, Variant]] = {
         "PEFT, evaluation": (evaluate, evaluate),
         "PEFT, training": (train, train),
-        "scratch copy": (merge, forward),
+        "merged copy": (merge, forward),
     }
     # Past this limit torch would continue without compiling, and the count would not grow.
     torch._dynamo.config.fail_on_recompile_limit_hit = True
@@ -137,7 +137,7 @@ def show(document: Mapping[str, Any], console: Console) -> None:
             f"{figures['largest_difference']:.1e}",
             f"{figures['speed']:.2f} x",
         )
-        for name, figures in document["roads"].items()
+        for name, figures in document["variants"].items()
     ]
     common.print_table(console, f"two adapters, {2 * TURNS} calls in alternation", columns, rows)
 
@@ -147,7 +147,7 @@ def main() -> None:
     parser.add_argument("--layers", type=int, default=4)
     asked = parser.parse_args()
     device = common.device_of(asked.device)
-    document = common.provenance("compiled", device) | {"roads": measure(asked.layers, device)}
+    document = common.provenance("compiled", device) | {"variants": measure(asked.layers, device)}
     common.finish(document, common.result_path("compiled", asked.name), show)
 
 

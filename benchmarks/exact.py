@@ -153,11 +153,10 @@ def measure(tokenizer: Any, text: Any, pairs: Sequence[tuple[str, str]], asked: 
         forward = PromptTemplate(tokenizer, build_segments(tokenizer, text, "es", "en", ()))
         reverse = PromptTemplate(tokenizer, build_segments(tokenizer, text, "en", "es", ()))
     except TemplateError as error:
-        return {"road": "none", "reasons": [error.problem]}
+        return {"mode": "none", "reasons": [error.problem]}
     options = BuildOptions(guard=asked.guard, num_attacks=200)
     row_builder, report = build_row_builder(reverse, forward, pairs[::7], options)
     figures = report.to_dict()
-    figures["road"] = figures.pop("mode")
     if row_builder.tensors is not None:
         tally = run(row_builder, pairs, asked.rows, asked.seed)
         figures |= vars(tally) | {"refused": dict(tally.refused)}
@@ -165,7 +164,7 @@ def measure(tokenizer: Any, text: Any, pairs: Sequence[tuple[str, str]], asked: 
 
 
 def show(document: Mapping[str, Any], console: Console) -> None:
-    keys = ("road", "guard", "rows", "canonical", "spliced", "wrong", "refused")
+    keys = ("mode", "guard", "rows", "canonical", "spliced", "wrong", "refused")
     rows = []
     for name, figures in document["combinations"].items():
         cells = figures | {"refused": sum(figures.get("refused", {}).values())}
@@ -198,7 +197,7 @@ def main() -> None:
         document["combinations"][f"{name} | {template}"] = figures
         total.update({key: figures.get(key, 0) for key in ("rows", "canonical", "spliced", "wrong")})
         total["refused"] += sum(figures.get("refused", {}).values())
-        sys.stdout.write(f"{name} | {template}: {figures['road']}, {figures.get('wrong', 0)} wrong\n")
+        sys.stdout.write(f"{name} | {template}: {figures['mode']}, {figures.get('wrong', 0)} wrong\n")
         common.save(document, path)
     common.finish(document, path, show)
     sys.exit(1 if total["wrong"] else 0)

@@ -29,12 +29,12 @@ from roundtrip.runtime.event_log import EventLog
 from roundtrip.tokens.batching import TokenDataset, step_batches
 from roundtrip.tokens.prompt_template import TokenRow
 
-PARTS = ("generate", "rows", "learn")
+PARTS = ("generate", "rows", "train")
 
 
 @dataclass(frozen=True)
 class Task:
-    """What every loop has to do in a round, for each direction: the real lines, and the real pairs to mix in.
+    """What every loop has to do in a round, for each direction: the real lines, and the parallel pairs to mix in.
 
     Attributes:
         start: the adapters that every round begins with, by direction, as PEFT names their tensors.
@@ -42,7 +42,7 @@ class Task:
 
     recipe: Recipe
     lines: dict[str, list[str]]
-    real: dict[str, list[tuple[str, str]]]
+    parallel: dict[str, list[tuple[str, str]]]
     start: dict[str, dict[str, torch.Tensor]]
 
 
@@ -84,7 +84,7 @@ class Ours:
         templates = {name: each.template for name, each in both.items()}
         devices = {name: each.base.device for name, each in both.items()}
         events = EventLog(Console(quiet=True))
-        self.row_builders, _ = make_row_builders(task.recipe, templates, task.real, devices, events)
+        self.row_builders, _ = make_row_builders(task.recipe, templates, task.parallel, devices, events)
         self.optimizers: dict[str, Optimizer] = {}
 
     def begin(self) -> None:
@@ -121,7 +121,7 @@ class Ours:
                 )
                 for line, (source, target) in enumerate(zip(translations.texts, lines, strict=True))
             ]
-            examples += [Example(PARALLEL, *pair) for pair in self.task.real[direction.name]]
+            examples += [Example(PARALLEL, *pair) for pair in self.task.parallel[direction.name]]
             return build_token_rows(examples, forward.templates, row_builder, forward.base.device, 0)[0]
 
         making, dataset = timed(make_rows)
@@ -136,7 +136,7 @@ class Ours:
                 ]
 
         training, losses = timed(train)
-        seconds = {"generate": generating, "rows": making, "learn": training}
+        seconds = {"generate": generating, "rows": making, "train": training}
         return Turn(seconds, losses, int(hypotheses.tokens_B.sum()), len(dataset))
 
 
@@ -182,7 +182,7 @@ class Usual:
         return [text.strip() for text in texts], num_new
 
     def pairs(self, direction: Direction, texts: list[str]) -> list[tuple[str, str]]:
-        return [*zip(texts, self.task.lines[direction.target], strict=True), *self.task.real[direction.name]]
+        return [*zip(texts, self.task.lines[direction.target], strict=True), *self.task.parallel[direction.name]]
 
 
 class Plain(Usual):
@@ -211,7 +211,7 @@ class Plain(Usual):
             return losses
 
         training, losses = timed(train)
-        return Turn({"generate": generating, "rows": making, "learn": training}, losses, num_new, len(rows))
+        return Turn({"generate": generating, "rows": making, "train": training}, losses, num_new, len(rows))
 
 
 def _padded(rows: Sequence[TokenRow], forward: Translator) -> dict[str, torch.Tensor]:
@@ -255,7 +255,7 @@ class Trl(Usual):
             assert sum(same) >= 0.9 * len(same), "TRL has to train on the same rows"
             training, _ = timed(trainer.train)
         losses = [entry["loss"] for entry in trainer.state.log_history if "loss" in entry]
-        return Turn({"generate": generating, "rows": making, "learn": training}, losses, num_new, len(pairs))
+        return Turn({"generate": generating, "rows": making, "train": training}, losses, num_new, len(pairs))
 
     def _settings(self, folder: str, forward: Translator) -> Any:
         from trl.trainer.sft_config import SFTConfig

@@ -21,9 +21,9 @@ FACTORS = (1, 10, 100)
 def measure(device: str, num_lines: int) -> dict[str, Any]:
     """Time one phase of en-es: generating its sources, making its rows by each variant, training on them.
 
-    The base is as loaded, its adapters new; nothing is filtered, all lines are trained on, with as many real pairs as
-    the recipe mixes in. Decoding is counted apart: both variants need texts for the filters, and in the loop a thread
-    decodes while the device generates. A generator that is N times as fast is a projection: its seconds divided by N.
+    The base is as loaded, its adapters new; nothing is filtered, all lines are trained on, with as many parallel pairs
+    as the recipe mixes in. Decoding is counted apart: both variants need texts for the filters, and in the loop a
+    thread decodes while the device generates. A generator that is N times as fast is a projection: its seconds divided by N.
     """
     loaded, both = common.quickstart(device)
     recipe, corpora = loaded.recipe, common.corpora_of(loaded.recipe, loaded.folder)
@@ -48,16 +48,16 @@ def measure(device: str, num_lines: int) -> dict[str, Any]:
     _, (_, counts) = timed(by_splice)  # the first call checks new pairs of tokens
     handling = {
         "decode": best(lambda: [reverse.template.hypothesis_text(ids) for ids in hypotheses.lists()]),
-        "strings": best(by_text),
-        "road": best(by_splice),
+        "text": best(by_text),
+        "splice": best(by_splice),
     }
     number = num_parallel(recipe, num_lines, len(corpora.train))
-    real = [(source, target) for source, target in (corpora.train[i] for i in range(number))]
-    table = TokenDataset.of(forward.template.rows(pairs + real), forward.base.device)
+    parallel = [(source, target) for source, target in (corpora.train[i] for i in range(number))]
+    table = TokenDataset.of(forward.template.rows(pairs + parallel), forward.base.device)
     training, num_steps = timed(lambda: _train(recipe, forward, table))
     return {
         "lines": num_lines,
-        "real_pairs": number,
+        "parallel_pairs": number,
         "steps": num_steps,
         "device": str(forward.base.device),
         "dtype": str(forward.base.dtype),

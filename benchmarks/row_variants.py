@@ -132,10 +132,10 @@ def parts(kit: Kit, case: Case) -> dict[str, Timed]:
     device, pairs = case.new_BN.device, list(zip(case.texts, case.targets, strict=True))
     known = [TokenRow(ids or [], 0) for ids in kit.forward.targets(case.targets)]
     return {
-        "strings: decode": Timed(lambda: decode(kit.reverse, case.new_BN)),
-        "strings: render": Timed(lambda: render(kit.forward, case.texts, case.targets)),
-        "strings: encode and label": Timed(lambda: kit.forward.rows(pairs)),
-        "strings: pad, to device": Timed(lambda: padded(case.expected, device).padded()),
+        "text: decode": Timed(lambda: decode(kit.reverse, case.new_BN)),
+        "text: render": Timed(lambda: render(kit.forward, case.texts, case.targets)),
+        "text: encode and label": Timed(lambda: kit.forward.rows(pairs)),
+        "text: pad, to device": Timed(lambda: padded(case.expected, device).padded()),
         "targets: encode": Timed(lambda: kit.forward.targets(case.targets)),
         "targets: pad, to device": Timed(lambda: padded(known, device)),
     }
@@ -149,9 +149,9 @@ def others(kit: Kit, case: Case) -> dict[str, Timed]:
     source, target = map(language_name, LANGUAGES)
     instruction = CHAT.prompt_text.replace("{source_language}", source).replace("{target_language}", target)
     return {
-        "strings": Timed(lambda: by_text(kit, case)),
-        "strings, fewest calls": Timed(lambda: by_fewest_calls(kit, case)),
-        "strings, usual": Timed(lambda: Made(row_baselines.usual(tokenizer, instruction, case.new_BN, case.targets))),
+        "text": Timed(lambda: by_text(kit, case)),
+        "text, fewest calls": Timed(lambda: by_fewest_calls(kit, case)),
+        "text, usual": Timed(lambda: Made(row_baselines.usual(tokenizer, instruction, case.new_BN, case.targets))),
         "prior art": Timed(lambda: skip.rows(case.generated)),
         "prior art, gc.collect()": Timed(lambda: collecting.rows(case.generated)),
     }
@@ -193,6 +193,6 @@ def every(kit: Kit, case: Case) -> dict[str, Timed]:
         | ours
         | {
             "splice, host guard": Timed(lambda: by_builder(host, case, None)),
-            "Road.rows": Timed(lambda: by_builder(kit.row_builder, case, case.texts)),
+            "RowBuilder.build": Timed(lambda: by_builder(kit.row_builder, case, case.texts)),
         }
     )

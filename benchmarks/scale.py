@@ -30,7 +30,7 @@ if TYPE_CHECKING:
     from roundtrip.engine.translator import Translations, Translator
     from roundtrip.recipe.schema import Recipe
 
-PARTS = ("read, write, judge", "rows", "learn")
+PARTS = ("examples", "rows", "step order")
 LINES_PER_ROUND = 500
 
 
@@ -172,7 +172,7 @@ def _stub(translator: Translator) -> Translator:
 def round_us(case: Mapping[str, Any]) -> float:
     """Return the microseconds a line of a round."""
     seconds = case["round_seconds"]
-    return float(1e6 * (seconds["read, write, judge"] + seconds["rows"]) / case["round_lines"])
+    return float(1e6 * (seconds["examples"] + seconds["rows"]) / case["round_lines"])
 
 
 def prepare_us(case: Mapping[str, Any]) -> float:

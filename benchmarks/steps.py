@@ -72,7 +72,7 @@ def measure(shape: str, device: str, rows: int, turns: int) -> dict[str, float]:
                 train_step(model, optimizer, table, range(size), StepSettings(0, 10**6), seed=1)
 
             attention.choose(model, kind)
-            milliseconds[f"learn, {kind}, {size} rows"] = common.best({"": run_step}, turns)[""] * 1000
+            milliseconds[f"train, {kind}, {size} rows"] = common.best({"": run_step}, turns)[""] * 1000
     return milliseconds
 
 

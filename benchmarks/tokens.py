@@ -3,16 +3,16 @@
 All variants take the same batch in the same process, in turns (A B C A B C, after a turn of warm-up): ids as generation
 delivers them and real target lines in, `input_ids`, `attention_mask` and `labels` on the device out.
 
-- strings: decode, render, encode jointly, find the labels by offsets, pad; also each part by itself, the shortest such
+- text: decode, render, encode jointly, find the labels by offsets, pad; also each part by itself, the shortest such
   path that we know of, and the usual one (chat template and mask, row by row);
 - splice: without guard, with a guard that knows no pair yet (cold) or all (warm), the same with the tensor part
   compiled, and with the guard on the host. Their targets are encoded before, since each real line is encoded once; the
   time for that is listed by itself. Rows that a guard does not prove are left as they are;
-- Road.rows: the row builder as the loop calls it, texts given (the filters need them), targets encoded each time;
+- RowBuilder.build: as the loop calls it, texts given (the filters need them), targets encoded each time;
 - prior art: see `benchmarks.row_baselines`. Its rows are compared separately, on sentences that end in punctuation,
   with the plain separator that it assumes.
 
-The same lines come each turn, so the tokenizer's own cache of words is full: that favours strings. `--round` adds the
+The same lines come each turn, so the tokenizer's own cache of words is full: that favours text. `--round` adds the
 share of all this in a round of a real model. Writes benchmarks/results/tokens-NAME.json and .png.
 """
 
@@ -46,12 +46,12 @@ COMPILED_LENGTH = 64
 TOKENIZERS = ("smollm2", "qwen", "deepseek")
 # The lines of the plot, a colour for each family.
 LINES = {
-    "strings, usual": ("tab:blue", ":s"),
-    "strings": ("tab:blue", "-o"),
-    "strings, fewest calls": ("tab:blue", "--^"),
+    "text, usual": ("tab:blue", ":s"),
+    "text": ("tab:blue", "-o"),
+    "text, fewest calls": ("tab:blue", "--^"),
     "splice, cold guard": ("tab:red", ":o"),
     "splice, host guard": ("tab:purple", "-s"),
-    "Road.rows": ("black", "-D"),
+    "RowBuilder.build": ("black", "-D"),
     "splice, warm guard": ("tab:red", "-o"),
     "splice, warm guard, compiled": ("tab:red", "--^"),
     "splice, no guard": ("tab:orange", "-o"),
@@ -137,7 +137,7 @@ def measure_batch(kit: Kit, case: Case, settings: Settings) -> dict[str, Any]:
         "hypothesis_tokens": round(sum(map(len, case.hypotheses)) / number, 1),
         "target_tokens": round(float(case.target_size_B.float().mean()), 1),
         "row_tokens": round(sum(len(row.ids) for row in case.expected) / number, 1),
-        "roads": {name: each.to_dict() | right_rows(each.made, case.expected) for name, each in measured.items()},
+        "variants": {name: each.to_dict() | right_rows(each.made, case.expected) for name, each in measured.items()},
         "parts": {name: each.to_dict() for name, each in parts.items()},
         "left_out": left_out,
     }
@@ -274,7 +274,7 @@ def show(document: Mapping[str, Any], console: Console) -> None:
 
 def _show_times(name: str, cases: Sequence[Mapping[str, Any]], console: Console) -> None:
     rows: list[list[str]] = []
-    for kind in ("roads", "parts"):
+    for kind in ("variants", "parts"):
         for variant in dict.fromkeys(variant for case in cases for variant in case[kind]):
             figures = [case[kind].get(variant, {}) for case in cases]
             times = [f"{each['best_ms']:.3g}" if each else "" for each in figures]
@@ -320,7 +320,7 @@ def draw(document: Mapping[str, Any], path: Path) -> None:
             length = min((case["length"] for case in cases), key=lambda length: abs(length - DRAWN_LENGTH))
             chosen = [case for case in cases if case["length"] == length]
             for variant, (colour, style) in LINES.items():
-                times = [(c["batch"], c["roads"][variant]["best_ms"]) for c in chosen if variant in c["roads"]]
+                times = [(c["batch"], c["variants"][variant]["best_ms"]) for c in chosen if variant in c["variants"]]
                 if times:
                     panel.plot(*zip(*times, strict=True), style, color=colour, label=variant, markersize=4)
             panel.set(xscale="log", yscale="log", title=f"{name}, {length} + {length} tokens", xlabel="rows")
