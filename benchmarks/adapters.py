@@ -20,17 +20,21 @@ import sys
 import time
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
+
+import torch
+from rich.console import Console
 
 from benchmarks import common
-
-if TYPE_CHECKING:
-    from rich.console import Console
-
-    from roundtrip.data.corpora import Corpora
-    from roundtrip.engine.translator import Translator
-    from roundtrip.recipe.schema import Recipe
-    from roundtrip.tokens.batching import TokenDataset
+from roundtrip import Optimizer, StepSettings, TokenDataset, corpus_scores, load_recipe, train_step
+from roundtrip.backtranslation.dev_scoring import greedy_settings
+from roundtrip.data.corpora import Corpora
+from roundtrip.engine import translator
+from roundtrip.engine.train_step import loss_sum
+from roundtrip.engine.translator import Translator
+from roundtrip.models import pissa_olora
+from roundtrip.recipe.schema import Adapter, Recipe
+from roundtrip.tokens.batching import collate, step_batches, token_budget_batches
 
 RANKS = (8, 64)
 # What differs from LoRA; alpha is 16 for all. One learning rate each was tried: a whole model and an adapter that holds
@@ -66,10 +70,6 @@ def configurations(asked: argparse.Namespace) -> dict[str, Configuration]:
 
 def recipe_of(adapter: Configuration, device: str, seed: int) -> tuple[Recipe, Path]:
     """Return the quickstart with another adapter, on one base where the method allows it; and its folder."""
-    from roundtrip import load_recipe
-    from roundtrip.models import pissa_olora
-    from roundtrip.recipe.schema import Adapter
-
     own = adapter.get("method") in {"full", *pissa_olora.METHODS}
     changes = {"seed": seed, "model.device": device, "model.shared": not own}
     loaded = load_recipe("quickstart", [f"{key}={json.dumps(value)}" for key, value in changes.items()])
@@ -87,10 +87,6 @@ def pairs_of(corpora: Corpora, part: str, forward: Translator, recipe: Recipe) -
 
 def step_seconds(chosen: Mapping[str, Configuration], device: str, turns: int) -> dict[str, float]:
     """Return the seconds of one optimizer step of each method, the best of some turns."""
-    from roundtrip import Optimizer, TokenDataset
-    from roundtrip.engine import translator
-    from roundtrip.tokens.batching import step_batches
-
     variants: dict[str, Callable[[], Any]] = {}
     for name, configuration in chosen.items():
         recipe, folder = recipe_of(configuration, device, 1)
@@ -111,8 +107,6 @@ def step_seconds(chosen: Mapping[str, Configuration], device: str, turns: int) -
 
 def take_step(forward: Translator, optimizer: Any, table: TokenDataset, rows: Sequence[int], seed: int) -> float:
     """Take one optimizer step on some rows, and return its loss in nats a label."""
-    from roundtrip import StepSettings, train_step
-
     with forward.direction_model.training() as packed:
         settings = StepSettings(forward.base.pad_id, MAX_TOKENS, packed=packed)
         return train_step(forward.direction_model.model, optimizer, table, rows, settings, seed=seed).loss
@@ -120,10 +114,6 @@ def take_step(forward: Translator, optimizer: Any, table: TokenDataset, rows: Se
 
 def gain(configuration: Configuration, asked: argparse.Namespace, seed: int) -> dict[str, Any]:
     """Train both directions with one method and return losses, dev scores, peak memory and size."""
-    import torch
-
-    from roundtrip.engine import translator
-
     recipe, folder = recipe_of(configuration, asked.device, seed)
     corpora = common.corpora_of(recipe, folder)
     both = translator.load(recipe, folder)
@@ -139,9 +129,6 @@ def _train(
     forward: Translator, recipe: Recipe, corpora: Corpora, asked: argparse.Namespace, seed: int
 ) -> dict[str, Any]:
     """Take the fixed number of steps, then go on until the fixed time is up; evaluate on dev after each."""
-    from roundtrip import Optimizer, TokenDataset
-    from roundtrip.tokens.batching import step_batches
-
     dev = pairs_of(corpora, "dev", forward, recipe)[: asked.dev]
     table = TokenDataset.of(forward.template.rows(pairs_of(corpora, "train", forward, recipe)), forward.base.device)
     dev_table = TokenDataset.of(forward.template.rows(dev), forward.base.device)
@@ -169,9 +156,6 @@ def _train(
 def _evaluate(
     forward: Translator, recipe: Recipe, dev: Sequence[tuple[str, str]], table: TokenDataset
 ) -> dict[str, float]:
-    from roundtrip import corpus_scores
-    from roundtrip.backtranslation.dev_scoring import greedy_settings
-
     translations = forward.translate([source for source, _ in dev], greedy_settings(recipe))
     lines = [" ".join(line.split()) for line in translations.texts]
     chrf = corpus_scores(lines, [target for _, target in dev]).chrf
@@ -180,11 +164,6 @@ def _evaluate(
 
 def _dev_loss(forward: Translator, table: TokenDataset) -> float:
     """Return the mean loss in nats a token."""
-    import torch
-
-    from roundtrip.engine.train_step import loss_sum
-    from roundtrip.tokens.batching import collate, token_budget_batches
-
     total, num_labels = 0.0, sum(size - start for size, start in zip(table.sizes, table.starts, strict=True))
     with forward.direction_model.generating() as model, torch.no_grad():
         for group in token_budget_batches(range(len(table)), table.sizes, MAX_TOKENS):

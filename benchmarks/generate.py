@@ -17,15 +17,19 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
+
+import torch
+from rich.console import Console
 
 from benchmarks import common
-
-if TYPE_CHECKING:
-    from rich.console import Console
-
-    from roundtrip.engine.request import StopRule
-    from roundtrip.engine.translator import Translator
+from roundtrip.backtranslation.dev_scoring import greedy_settings
+from roundtrip.engine.generate import generate
+from roundtrip.engine.hf_backends import generate_hf
+from roundtrip.engine.request import GenerationRequest, StopRule
+from roundtrip.engine.translator import Translator
+from roundtrip.models import adapters, attention
+from roundtrip.recipe.schema import Generate
 
 # What each variant sets in [generate].
 ENGINES: dict[str, dict[str, Any]] = {name: {"engine": name} for name in ("native", "transformers")}
@@ -37,10 +41,6 @@ def through_adapter(
     forward: Translator, prompts: list[list[int]], limits: list[int], settings: Any, stop: StopRule, size: int
 ) -> list[Any]:
     """Return the new ids of each batch of `size` prompts, by `generate` of transformers on the PEFT model."""
-    from roundtrip.engine.hf_backends import generate_hf
-    from roundtrip.engine.request import GenerationRequest
-    from roundtrip.models import adapters, attention
-
     attention.choose(forward.base.model, attention.GENERATING)
     adapters.activate(forward.direction_model.model, forward.direction.name, train=False)
     batches = [slice(start, start + size) for start in range(0, len(prompts), size)]
@@ -50,12 +50,6 @@ def through_adapter(
 
 def fixed(forward: Translator, batch: int, length: int, engines: tuple[str, ...], turns: int) -> dict[str, float]:
     """Return tokens/s of each variant for a batch of prompts of one length and as many new tokens."""
-    import torch
-
-    from roundtrip.engine.generate import generate
-    from roundtrip.engine.request import GenerationRequest, StopRule
-    from roundtrip.recipe.schema import Generate
-
     random = torch.Generator().manual_seed(1)
     prompts = torch.randint(1000, 20_000, (batch, length), generator=random).tolist()
     limits = [length - 1] * batch
@@ -80,9 +74,6 @@ def lines(
     forward: Translator, recipe: Any, sources: list[str], engines: tuple[str, ...], turns: int
 ) -> dict[str, float]:
     """Return the seconds in which each variant translates lines."""
-    from roundtrip.backtranslation.dev_scoring import greedy_settings
-    from roundtrip.engine.request import StopRule
-
     settings = greedy_settings(recipe)
     prompts = forward.template.prompts(sources)
     limits = [forward.num_needed(prompt, settings) - len(prompt) for prompt in prompts]

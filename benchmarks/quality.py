@@ -25,7 +25,10 @@ from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
+
+from rich.console import Console
+from sacrebleu.metrics import BLEU
 
 from benchmarks import common
 from benchmarks.quality_experiments import EXPERIMENTS, NO_ROUNDS, PAIRS_ONLY, ROUND_TRIP, Experiment, Start
@@ -34,9 +37,6 @@ from roundtrip.evaluation import metrics
 from roundtrip.recipe.loader import load_recipe
 from roundtrip.recipe.plan import PARALLEL, PRETRAIN, num_steps
 from roundtrip.recipe.schema import Recipe
-
-if TYPE_CHECKING:
-    from rich.console import Console
 
 # For arms that begin with the weights of another run it is the score of those weights.
 ZERO_SHOT = "zero-shot, or as it began"
@@ -173,8 +173,6 @@ def scores(hypotheses: Sequence[str], references: Sequence[str]) -> dict[str, fl
 
 def _lowercased_bleu(hypotheses: Sequence[str], references: Sequence[str]) -> tuple[float, str]:
     """Return the score and its signature."""
-    from sacrebleu.metrics import BLEU
-
     metric = BLEU(lowercase=True)
     return metric.corpus_score(list(hypotheses), [list(references)]).score, str(metric.get_signature())
 

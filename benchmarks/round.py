@@ -22,15 +22,16 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
+
+from rich.console import Console
 
 from benchmarks import common, round_cycleformers
-
-if TYPE_CHECKING:
-    from rich.console import Console
-
-    from benchmarks.round_loops import Task
-    from roundtrip.engine.translator import Translator
+from benchmarks.round_loops import Ours, Plain, Task, Trl, in_turns
+from roundtrip import Translator
+from roundtrip.engine.generate import length_limit
+from roundtrip.models import adapters
+from roundtrip.recipe.plan import directions, num_parallel
 
 
 def show(document: Mapping[str, Any], console: Console) -> None:
@@ -71,10 +72,6 @@ def prepare_task(device: str, num_lines: int, run: Path | None) -> tuple[Task, d
     Args:
         run: a finished run whose adapters all loops begin with; None for new ones.
     """
-    from benchmarks.round_loops import Task
-    from roundtrip.models import adapters
-    from roundtrip.recipe.plan import directions, num_parallel
-
     loaded, both = common.quickstart(device)
     recipe, corpora = loaded.recipe, common.corpora_of(loaded.recipe, loaded.folder)
     lines = {code: [corpora.mono[code][i][0] for i in range(num_lines)] for code in recipe.languages}
@@ -93,8 +90,6 @@ def prepare_task(device: str, num_lines: int, run: Path | None) -> tuple[Task, d
 
 def cycleformers(python: str, task: Task, both: Mapping[str, Translator]) -> dict[str, Any]:
     """Return the figures of CycleFormers for the same lines, without parallel pairs and from new adapters."""
-    from roundtrip.engine.generate import length_limit
-
     recipe, forward = task.recipe, next(iter(both.values()))
     limits = [
         length_limit(each.num_source_tokens(prompt), recipe.generate)
@@ -133,8 +128,6 @@ def main() -> None:
     asked = parser.parse_args()
 
     from datasets import disable_progress_bars
-
-    from benchmarks.round_loops import Ours, Plain, Trl, in_turns
 
     disable_progress_bars()
     task, both = prepare_task(asked.device, asked.lines, asked.run)

@@ -10,8 +10,9 @@ from dataclasses import asdict, dataclass
 from typing import Any, Protocol
 
 import torch
-from datasets import Dataset
+from peft import LoraConfig, get_peft_model
 from rich.console import Console
+from transformers import AutoModelForCausalLM, PrinterCallback
 
 from benchmarks.common import timed
 from roundtrip import Candidate, Optimizer, StepSettings, Translator, train_step
@@ -144,9 +145,6 @@ class Usual:
     """What the two usual loops share: a PEFT model of the library's defaults, and generation through its adapters."""
 
     def __init__(self, task: Task, both: Mapping[str, Translator]) -> None:
-        from peft import LoraConfig, get_peft_model
-        from transformers import AutoModelForCausalLM
-
         self.task, self.both = task, both
         base = next(iter(both.values())).base
         model = AutoModelForCausalLM.from_pretrained(base.location, dtype=base.dtype).to(base.device)
@@ -230,7 +228,7 @@ class Trl(Usual):
     """A round with TRL's trainer; the text processing of its constructor counts as making rows."""
 
     def take(self, direction: Direction) -> Turn:
-        from transformers import PrinterCallback
+        from datasets import Dataset
         from trl.trainer.sft_trainer import SFTTrainer
 
         forward = self.both[direction.name]

@@ -23,7 +23,8 @@ def measure(device: str, num_lines: int) -> dict[str, Any]:
 
     The base is as loaded, its adapters new; nothing is filtered, all lines are trained on, with as many parallel pairs
     as the recipe mixes in. Decoding is counted apart: both variants need texts for the filters, and in the loop a
-    thread decodes while the device generates. A generator that is N times as fast is a projection: its seconds divided by N.
+    thread decodes while the device generates. A generator that is N times as fast is a projection: its seconds divided
+    by N.
     """
     loaded, both = common.quickstart(device)
     recipe, corpora = loaded.recipe, common.corpora_of(loaded.recipe, loaded.folder)
@@ -45,12 +46,13 @@ def measure(device: str, num_lines: int) -> dict[str, Any]:
         rows, counts = row_builder.build(hypotheses.ids_BN, hypotheses.size_B, targets, texts)
         return TokenDataset.of_spliced(rows), dict(counts)
 
-    _, (_, counts) = timed(by_splice)  # the first call checks new pairs of tokens
-    handling = {
-        "decode": best(lambda: [reverse.template.hypothesis_text(ids) for ids in hypotheses.lists()]),
-        "text": best(by_text),
-        "splice": best(by_splice),
+    _, counts = by_splice()
+    variants: dict[str, Callable[[], Any]] = {
+        "decode": lambda: [reverse.template.hypothesis_text(ids) for ids in hypotheses.lists()],
+        "text": by_text,
+        "splice": by_splice,
     }
+    handling = common.best(variants, 5)
     number = num_parallel(recipe, num_lines, len(corpora.train))
     parallel = [(source, target) for source, target in (corpora.train[i] for i in range(number))]
     table = TokenDataset.of(forward.template.rows(pairs + parallel), forward.base.device)
@@ -85,8 +87,3 @@ def _train(recipe: Any, forward: Translator, table: TokenDataset) -> int:
         for number, group in enumerate(groups):
             train_step(model.model, optimizer, table, group, settings, seed=number)
     return len(groups)
-
-
-def best(call: Callable[[], Any], turns: int = 5) -> float:
-    """Return the seconds of the fastest call."""
-    return min(timed(call)[0] for _ in range(turns))

@@ -15,15 +15,22 @@ import sys
 from collections import Counter
 from collections.abc import Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
+
+from rich.console import Console
 
 from benchmarks import common
-
-if TYPE_CHECKING:
-    from rich.console import Console
-
-    from roundtrip.engine.translator import Translations
-    from roundtrip.tokens.row_builder import RowBuilder
+from roundtrip import load_trained
+from roundtrip.backtranslation.run_folder import RunFolder
+from roundtrip.backtranslation.session import make_row_builders
+from roundtrip.data.corpora import reopen
+from roundtrip.data.sampler import Cursor, take_rows
+from roundtrip.engine.translator import Translations
+from roundtrip.recipe.plan import directions
+from roundtrip.runtime.event_log import EventLog
+from roundtrip.tokens.audit import compare_rows
+from roundtrip.tokens.row_builder import SPLICED, RowBuilder
+from roundtrip.tokens.splice import splicing
 
 WARM_UP_ROWS = 2000
 BATCH_SIZE = 100
@@ -34,10 +41,6 @@ def count(
     row_builder: RowBuilder, translations: Translations, targets: list[str], warm: bool, tally: Counter[str]
 ) -> None:
     """Make the rows of one batch by both paths and count them."""
-    from roundtrip.tokens.audit import compare_rows
-    from roundtrip.tokens.row_builder import SPLICED
-    from roundtrip.tokens.splice import splicing
-
     hypotheses = translations.hypotheses
     assert row_builder.tensors is not None and row_builder.guard is not None
     source = splicing.trim_source(hypotheses.ids_BN, hypotheses.size_B, row_builder.tensors)
@@ -59,15 +62,6 @@ def count(
 
 def load(folder: Path) -> tuple[Any, Any, dict[str, Any], dict[str, RowBuilder]]:
     """Return recipe, corpora, translators with their best adapters, and row builders of a finished run."""
-    from rich.console import Console
-
-    from roundtrip import load_trained
-    from roundtrip.backtranslation.run_folder import RunFolder
-    from roundtrip.backtranslation.session import make_row_builders
-    from roundtrip.data.corpora import reopen
-    from roundtrip.recipe.plan import directions
-    from roundtrip.runtime.event_log import EventLog
-
     run = RunFolder(folder)
     recipe = run.recipe()
     corpora = reopen(recipe, run.data, run.manifest().lines)
@@ -82,9 +76,6 @@ def measure(folder: Path, num_lines: int) -> dict[str, Any]:
     Args:
         num_lines: of each direction at each temperature.
     """
-    from roundtrip.data.sampler import Cursor, take_rows
-    from roundtrip.recipe.plan import directions
-
     recipe, corpora, translators, builders = load(folder)
     tallies: dict[str, Counter[str]] = {}
     num_asked: list[int] = []

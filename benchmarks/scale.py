@@ -18,17 +18,29 @@ import time
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
+
+import torch
+from rich.console import Console
 
 from benchmarks import common
-
-if TYPE_CHECKING:
-    from rich.console import Console
-
-    from roundtrip.backtranslation.trainer import Trainer
-    from roundtrip.data.corpora import Corpora
-    from roundtrip.engine.translator import Translations, Translator
-    from roundtrip.recipe.schema import Recipe
+from roundtrip import load_recipe, load_translators
+from roundtrip.backtranslation import filtering
+from roundtrip.backtranslation.checkpoint import State
+from roundtrip.backtranslation.context import RunContext
+from roundtrip.backtranslation.loop import make_examples
+from roundtrip.backtranslation.run_folder import RunFolder
+from roundtrip.backtranslation.session import make_row_builders
+from roundtrip.backtranslation.token_rows import build_token_rows
+from roundtrip.backtranslation.trainer import Trainer
+from roundtrip.data.corpora import Corpora, prepare
+from roundtrip.engine.hypotheses import Hypotheses
+from roundtrip.engine.translator import Translations, Translator
+from roundtrip.recipe.schema import Recipe
+from roundtrip.runtime import memory
+from roundtrip.runtime.event_log import EventLog
+from roundtrip.runtime.interrupts import StopRequest
+from roundtrip.tokens.batching import step_batches
 
 PARTS = ("examples", "rows", "step order")
 LINES_PER_ROUND = 500
@@ -61,12 +73,6 @@ def corpus(recipe: Recipe, folder: Path, number: int, base: Corpora) -> Path:
 
 def measure(number: int, rounds: int) -> dict[str, Any]:
     """Return seconds of each part and the peak memory of this process."""
-    import torch
-
-    from roundtrip import load_recipe, load_translators
-    from roundtrip.data.corpora import prepare
-    from roundtrip.runtime import memory
-
     shipped = load_recipe("quickstart")
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
@@ -98,17 +104,6 @@ def measure(number: int, rounds: int) -> dict[str, Any]:
 
 def _trainer(folder: Path, recipe: Recipe, corpora: Corpora, translators: Mapping[str, Translator]) -> Trainer:
     """Return a run whose models generate nothing, at the beginning of its rounds."""
-    from rich.console import Console
-
-    from roundtrip.backtranslation import filtering
-    from roundtrip.backtranslation.checkpoint import State
-    from roundtrip.backtranslation.context import RunContext
-    from roundtrip.backtranslation.run_folder import RunFolder
-    from roundtrip.backtranslation.session import make_row_builders
-    from roundtrip.backtranslation.trainer import Trainer
-    from roundtrip.runtime.event_log import EventLog
-    from roundtrip.runtime.interrupts import StopRequest
-
     filtering.MAX_COPY_CHRF = 101.0  # words in reverse are nearly a copy
     events = EventLog(Console(quiet=True))
     builders = make_row_builders(recipe, translators, corpora, events)
@@ -121,10 +116,6 @@ def _trainer(folder: Path, recipe: Recipe, corpora: Corpora, translators: Mappin
 
 def _rounds(trainer: Trainer, number: int) -> tuple[dict[str, float], int]:
     """Take rounds until a number of lines of each language are read; the first one is warm-up and does not count."""
-    from roundtrip.backtranslation.loop import make_examples
-    from roundtrip.backtranslation.token_rows import build_token_rows
-    from roundtrip.tokens.batching import step_batches
-
     context, recipe = trainer.context, trainer.recipe
     first_round = [phase for phase in trainer.phases if phase.round == 1]
     seconds = dict.fromkeys(PARTS, 0.0)
@@ -150,10 +141,6 @@ def _rounds(trainer: Trainer, number: int) -> tuple[dict[str, float], int]:
 
 def _stub(translator: Translator) -> Translator:
     """Return a translator that generates nothing: a translation is its source with the words in reverse."""
-    import torch
-
-    from roundtrip.engine.hypotheses import Hypotheses
-    from roundtrip.engine.translator import Translations, Translator
 
     class Stub(Translator):
         def translate(self, sources: Sequence[str], *settings: Any, **others: Any) -> Translations:

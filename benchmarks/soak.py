@@ -21,12 +21,11 @@ import tempfile
 import time
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
+
+from rich.console import Console
 
 from benchmarks import common
-
-if TYPE_CHECKING:
-    from rich.console import Console
 
 NUM_PARTS = 10
 # Relative change up to which a figure counts as flat.

@@ -26,18 +26,17 @@ from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
-from benchmarks import common
+import torch
+from rich.console import Console
 
-if TYPE_CHECKING:
-    import torch
-    from rich.console import Console
-
-    from benchmarks.batches import Case, Kit
-    from benchmarks.row_baselines import Padded
-    from benchmarks.row_variants import Timed
-    from roundtrip.tokens.prompt_template import TokenRow
+from benchmarks import batches, common, round_share, row_baselines, row_variants, zoo
+from benchmarks.batches import LANGUAGES, Case, Kit
+from benchmarks.row_baselines import Padded
+from benchmarks.row_variants import Made, Timed
+from roundtrip.tokens.prompt_template import TokenRow
+from roundtrip.tokens.row_builder import SPLICED, padded
 
 # The default of transformers; how the prior art ends a row depends on the other rows of its batch.
 SENTENCES_PER_BATCH = 8
@@ -118,10 +117,6 @@ def alternate(variants: Mapping[str, Timed], settings: Settings) -> dict[str, Me
 
 def measure_batch(kit: Kit, case: Case, settings: Settings) -> dict[str, Any]:
     """Return the figures of one batch."""
-    import torch
-
-    from benchmarks import row_variants
-
     measured = alternate(row_variants.every(kit, case), settings)
     parts = alternate(row_variants.parts(kit, case), settings)
     left_out = ""
@@ -149,9 +144,6 @@ def right_rows(made: Any, expected: Sequence[TokenRow]) -> dict[str, float]:
     With a guard it is the share of those that are `proved`, which is a share too; `asked` is the number of pairs that
     the host checked for them.
     """
-    from benchmarks import row_baselines
-    from benchmarks.row_variants import Made
-
     if not isinstance(made, Made):
         return {}
     _, whole = row_baselines.right(made.padded, expected)
@@ -167,10 +159,6 @@ def exact_shares(kit: Kit, pairs: Sequence[tuple[str, str]], device: torch.devic
     `targets` are rows whose labels are the target and one end token, `rows` those that are right token by token;
     `spliced` are ours that did not take the text path.
     """
-    from benchmarks import row_baselines
-    from roundtrip.tokens.prompt_template import TokenRow
-    from roundtrip.tokens.row_builder import SPLICED, padded
-
     reverse = kit.plain_reverse
     shares: dict[str, Counter[str]] = {}
 
@@ -213,8 +201,6 @@ def measure_tokenizer(
     Args:
         report: takes a line of progress.
     """
-    from benchmarks import batches
-
     kit = batches.kit(tokenizer, pairs, device)
     sentences = similar_length(pairs)[: settings.num_sentences]
     bare = [(a.rstrip("".join(END)), b.rstrip("".join(END))) for a, b in sentences]
@@ -339,9 +325,6 @@ def main() -> None:
     parser.add_argument("--round", action="store_true", help="also the share in a round of a real model")
     parser.add_argument("--no-compile", action="store_true")
     asked = parser.parse_args()
-
-    from benchmarks import round_share, zoo
-    from benchmarks.batches import LANGUAGES
 
     settings = replace(QUICK if asked.quick else Settings(), compiled=not asked.no_compile)
     settings = replace(settings, lengths=tuple(asked.lengths or settings.lengths))
