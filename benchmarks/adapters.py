@@ -17,8 +17,9 @@ import math
 import resource
 import statistics
 import sys
-import time
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import ExitStack
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -88,28 +89,18 @@ def pairs_of(corpora: Corpora, part: str, forward: Translator, recipe: Recipe) -
 def step_seconds(chosen: Mapping[str, Configuration], device: str, turns: int) -> dict[str, float]:
     """Return the seconds of one optimizer step of each method, the best of some turns."""
     variants: dict[str, Callable[[], Any]] = {}
-    for name, configuration in chosen.items():
-        recipe, folder = recipe_of(configuration, device, 1)
-        forward = next(iter(translator.load(recipe, folder).values()))
-        pairs = pairs_of(common.corpora_of(recipe, folder), "train", forward, recipe)[:64]
-        table = TokenDataset.of(forward.template.rows(pairs), forward.base.device)
-        optimizer = Optimizer(forward.direction_model.parameters(), recipe.train, 100, forward.direction_model.adapter)
-        (group, *_) = step_batches(table.sizes, BATCH_SIZE, 1)
-
-        def step(
-            forward: Translator = forward, optimizer: Any = optimizer, table: TokenDataset = table, group: Any = group
-        ) -> None:
-            take_step(forward, optimizer, table, group, 0)
-
-        variants[name] = step
-    return common.best(variants, turns)
-
-
-def take_step(forward: Translator, optimizer: Any, table: TokenDataset, rows: Sequence[int], seed: int) -> float:
-    """Take one optimizer step on some rows, and return its loss in nats a label."""
-    with forward.direction_model.training() as packed:
-        settings = StepSettings(forward.base.pad_id, MAX_TOKENS, packed=packed)
-        return train_step(forward.direction_model.model, optimizer, table, rows, settings, seed=seed).loss
+    with ExitStack() as stack:
+        for name, configuration in chosen.items():
+            recipe, folder = recipe_of(configuration, device, 1)
+            forward = next(iter(translator.load(recipe, folder).values()))
+            model = forward.direction_model
+            pairs = pairs_of(common.corpora_of(recipe, folder), "train", forward, recipe)[:64]
+            table = TokenDataset.of(forward.template.rows(pairs), forward.base.device)
+            optimizer = Optimizer(model.parameters(), recipe.train, 100, model.adapter)
+            (group, *_) = step_batches(table.sizes, BATCH_SIZE, 1)
+            settings = StepSettings(forward.base.pad_id, MAX_TOKENS, packed=stack.enter_context(model.training()))
+            variants[name] = partial(train_step, model.model, optimizer, table, group, settings, seed=0)
+        return common.best(variants, turns)
 
 
 def gain(configuration: Configuration, asked: argparse.Namespace, seed: int) -> dict[str, Any]:
@@ -147,9 +138,12 @@ def _train(
                 same = number == asked.steps
                 scores["time"] = (scores["steps"] if same else _evaluate(forward, recipe, dev, dev_table)) | reached
             break
-        start = time.perf_counter()
-        losses.append(take_step(forward, optimizer, table, group, number))
-        seconds += time.perf_counter() - start
+        with model.training() as packed:
+            settings = StepSettings(forward.base.pad_id, MAX_TOKENS, packed=packed)
+            step = partial(train_step, model.model, optimizer, table, group, settings, seed=number)
+            elapsed, result = common.timed(step)
+        seconds += elapsed
+        losses.append(result.loss)
     return {"losses": [round(loss, 4) for loss in losses], "dev": scores}
 
 
