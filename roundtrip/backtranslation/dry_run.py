@@ -31,7 +31,7 @@ from roundtrip.recipe.plan import (
     Direction,
     Phase,
     directions,
-    num_rows,
+    num_phase_rows,
     num_steps,
     phases,
 )
@@ -104,7 +104,9 @@ def dry_run(loaded: LoadedRecipe, events: EventLog) -> DryRun:
         expansions = session.measure_expansions(recipe, translators, corpora)
         translators = {name: replace(one, expansion=expansions[name]) for name, one in translators.items()}
         session.check_lines(translators, corpora, recipe, events)
-        reports = _compatibility(recipe, translators, corpora, events)
+        _, reports = session.make_row_builders(recipe, translators, corpora, events)
+        for compatibility in reports.values():
+            row_builders.show_examples(events, compatibility)
         rates = {
             direction.name: _measure(recipe, translators[direction.name], corpora, direction, events)
             for direction in directions(recipe)
@@ -112,7 +114,7 @@ def dry_run(loaded: LoadedRecipe, events: EventLog) -> DryRun:
         devices = {one.base.device for one in translators.values()}
         num_pairs = len(corpora.train)
         report = DryRun(
-            reports,
+            {name: compatibility.to_dict() for name, compatibility in reports.items()},
             [_describe(recipe, phase, num_pairs) for phase in phases(recipe, num_pairs)],
             dict.fromkeys(translators, num_steps(recipe, num_pairs)),
             expected_seconds(recipe, corpora, rates) | {"loading": {"all": sum(events.seconds.values())}},
@@ -120,23 +122,6 @@ def dry_run(loaded: LoadedRecipe, events: EventLog) -> DryRun:
         )
     _show(report, recipe, translators, corpora, events)
     return report
-
-
-def _compatibility(
-    recipe: Recipe, translators: Mapping[str, Translator], corpora: Corpora, events: EventLog
-) -> dict[str, Any]:
-    """Return the compatibility report of each direction, shown with examples of what takes the text path."""
-    samples = {
-        direction.name: list(zip(*parallel_texts(recipe, corpora, "dev", direction), strict=True))
-        for direction in directions(recipe)
-    }
-    templates = {name: one.template for name, one in translators.items()}
-    devices = {name: one.base.device for name, one in translators.items()}
-    _, reports = row_builders.make_row_builders(recipe, templates, samples, devices, events)
-    for name, report in reports.items():
-        row_builders.show(events, name, report)
-        row_builders.show_examples(events, report)
-    return {name: report.to_dict() for name, report in reports.items()}
 
 
 def _measure(recipe: Recipe, one: Translator, corpora: Corpora, direction: Direction, events: EventLog) -> Rates:
@@ -222,15 +207,6 @@ def expected_seconds(recipe: Recipe, corpora: Corpora, rates: Mapping[str, Rates
         for rate in rates.values():
             add("scoring", stage, lines * (rate.score_base_line if stage == BASE else rate.generate_line))
     return {activity: {stage: round(value, 1) for stage, value in of.items()} for activity, of in seconds.items()}
-
-
-def num_phase_rows(recipe: Recipe, phase: Phase, num_pairs: int) -> int:
-    """Return how many rows a phase trains on in one epoch if no candidate is rejected."""
-    if phase.stage == PRETRAIN:
-        return 2 * recipe.train.pretrain_lines
-    if not phase.round:
-        return num_pairs
-    return num_rows(recipe, phase.round, num_pairs)
 
 
 def _describe(recipe: Recipe, phase: Phase, num_pairs: int) -> str:

@@ -113,12 +113,13 @@ def report_rows_left_out(events: EventLog, phase: Phase, num_rows: int, num_fitt
         )
 
 
-def report_step(events: EventLog, direction: str, step: int, result: StepResult) -> None:
+def report_step(events: EventLog, direction: str, step: int, lr: float, result: StepResult) -> None:
     """Log one optimizer step."""
     events.log(
         "step",
         direction=direction,
         step=step,
+        lr=lr,
         loss=json_number(result.loss),
         grad_norm=json_number(result.grad_norm),
         labels=result.num_labels,

@@ -26,6 +26,7 @@ from roundtrip.engine.translator import Translator, expansion_of
 from roundtrip.models import from_scratch
 from roundtrip.models.base_model import choose_device
 from roundtrip.models.direction_model import frozen_hashes
+from roundtrip.models.optimizer import BETAS, EPS, MAX_GRAD_NORM, MIN_LR_FACTOR
 from roundtrip.recipe import loader
 from roundtrip.recipe.loader import LoadedRecipe
 from roundtrip.recipe.plan import directions
@@ -36,6 +37,7 @@ from roundtrip.runtime.errors import RunError, TextError, TrainingError
 from roundtrip.runtime.event_log import EventLog
 from roundtrip.runtime.interrupts import StopRequest, catch_signals
 from roundtrip.runtime.seeding import derive_seed
+from roundtrip.tokens.compatibility import CompatibilityReport
 from roundtrip.tokens.prompt_segments import Segments
 from roundtrip.tokens.row_builder import RowBuilder
 from roundtrip.tokens.splice.vocabulary import fingerprint
@@ -107,7 +109,9 @@ def run_recipe(
         context = _load_context(run, loaded, events, stop, processes)
         rules = _language_rules(context)
         rules = {one.name: [*rules.get(one.name, []), *filters] for one in directions(context.recipe)}
-        builders = make_row_builders(context.recipe, context.translators, context.corpora, events)
+        builders: dict[str, RowBuilder] = {}
+        if context.recipe.rounds.count:
+            builders, _ = make_row_builders(context.recipe, context.translators, context.corpora, events)
         stop.raise_if_requested()
         context = replace(context, row_builders=builders, filters=rules)
         with closing(Trainer(context)) as trainer:
@@ -117,6 +121,15 @@ def run_recipe(
                     trainer.selection.show()
                     return run
             events.log("start", phase=trainer.state.phase, step=trainer.state.step)
+            events.log(
+                "optimizer",
+                name="AdamW",
+                betas=BETAS,
+                eps=EPS,
+                min_lr_factor=MIN_LR_FACTOR,
+                max_grad_norm=MAX_GRAD_NORM,
+                planned_steps={name: optimizer.num_steps for name, optimizer in trainer.optimizers.items()},
+            )
             models = {name: one.direction_model for name, one in context.translators.items()}
             before = frozen_hashes(models)
             back_translate(trainer)
@@ -253,10 +266,8 @@ def check_lines(translators: Mapping[str, Translator], corpora: Corpora, recipe:
 
 def make_row_builders(
     recipe: Recipe, translators: Mapping[str, Translator], corpora: Corpora, events: EventLog
-) -> dict[str, RowBuilder]:
-    """Make the row builder of each direction, tried on the dev pairs, and report it; none where there are no rounds."""
-    if not recipe.rounds.count:
-        return {}
+) -> tuple[dict[str, RowBuilder], dict[str, CompatibilityReport]]:
+    """Make the row builder of each direction, tried on the dev pairs, and report it."""
     samples = {
         direction.name: list(zip(*parallel_texts(recipe, corpora, "dev", direction), strict=True))
         for direction in directions(recipe)
@@ -267,7 +278,7 @@ def make_row_builders(
     for name, report in reports.items():
         row_builders.show(events, name, report)
         events.log("compatibility", direction=name, **report.to_dict())
-    return builders
+    return builders, reports
 
 
 def language_identifier(recipe: Recipe) -> LanguageIdentifier | None:

@@ -66,6 +66,9 @@ class Synthesizer:
         chrf = None if self.recipe.without_dev else list(state.scores.values())[-1][reverse]["chrf"]
         settings = sampling_settings(self.recipe.generate, chrf)
         self.events.say(f"  {describe_sampling(self.recipe.generate, settings, reverse, chrf)}")
+        # Before anything asks for their ids, so that no line is encoded twice.
+        self.encode_ahead(phase, state)
+        self.prefetcher.wait()
         lines, cursors = self.streams(state).lines(phase)
         short = examples.short_lines(lines, self.recipe, settings, self.context.translators[reverse])
         return TakenLines(short, settings, cursors, len(lines) - len(short), state)
@@ -75,8 +78,6 @@ class Synthesizer:
         context, settings = self.context, taken.settings
         reverse, text = phase.direction.reverse.name, f"{phase.stage}: {phase.direction.reverse.name} generates sources"
         with self.events.task("generating", text, self.recipe.rounds.monolingual_lines) as task:
-            self.encode_ahead(phase, taken.state)
-            self.prefetcher.wait()
             translations = context.translators[reverse].translate(
                 taken.lines,
                 settings,

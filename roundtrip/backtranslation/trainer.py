@@ -21,7 +21,7 @@ from roundtrip.engine.train_step import StepResult, StepSettings, train_step
 from roundtrip.engine.translator import Translator
 from roundtrip.models import attention
 from roundtrip.models.optimizer import Optimizer
-from roundtrip.recipe.plan import PRETRAIN, Phase, directions, next_phase, num_steps, phases
+from roundtrip.recipe.plan import PRETRAIN, Phase, directions, next_phase, num_phase_steps, num_steps, phases
 from roundtrip.runtime import memory
 from roundtrip.runtime.atomic_io import read_rows, write_json, write_rows
 from roundtrip.runtime.event_log import ProgressHandle
@@ -41,6 +41,7 @@ class PhaseJob:
         dataset: its token rows, on its device.
         batches: the rows of each optimizer step, in order.
         num_examples: how many examples the rows were made of.
+        steps_before, planned_steps: optimizer steps that the plan has for this direction before this phase and in it.
         losses: gets the loss of each finite step.
     """
 
@@ -51,6 +52,8 @@ class PhaseJob:
     settings: StepSettings
     batches: list[list[int]]
     num_examples: int
+    steps_before: int
+    planned_steps: int
     progress: ProgressHandle
     losses: list[float]
 
@@ -181,9 +184,19 @@ class Trainer:
                 kl_penalty=penalty,
                 processes=self.context.processes,
             )
-            num_examples = len(phase_examples.examples)
+            num_pairs = len(self.context.corpora.train)
             yield PhaseJob(
-                phase, translator, self.optimizers[name], dataset, settings, batches, num_examples, progress, []
+                phase=phase,
+                translator=translator,
+                optimizer=self.optimizers[name],
+                dataset=dataset,
+                settings=settings,
+                batches=batches,
+                num_examples=len(phase_examples.examples),
+                steps_before=num_steps(self.recipe, num_pairs, before=phase),
+                planned_steps=num_phase_steps(self.recipe, phase, num_pairs),
+                progress=progress,
+                losses=[],
             )
 
     def train_step(self, job: PhaseJob, rows: Sequence[int]) -> None:
@@ -194,7 +207,10 @@ class Trainer:
         """
         name = job.phase.direction.name
         budget = self.state.max_tokens_per_microbatch or job.settings.max_tokens_per_microbatch
-        settings = replace(job.settings, max_tokens_per_microbatch=budget)
+        # A phase with fewer rows than planned, since sources were rejected, covers its part of the plan all the same.
+        planned_step = job.steps_before + job.planned_steps * self.state.step / len(job.batches)
+        settings = replace(job.settings, max_tokens_per_microbatch=budget, planned_step=planned_step)
+        lr = job.optimizer.learning_rate(planned_step)
         seed = derive_seed(self.recipe.seed, "dropout", job.phase.number, self.state.step) % 2**32
         model = job.translator.direction_model.model
         result = train_step(model, job.optimizer, job.dataset, rows, settings, seed=seed)
@@ -206,7 +222,7 @@ class Trainer:
         steps = self.state.optimizer_steps
         steps = steps | {name: steps.get(name, 0) + 1}
         self.state = replace(self.state, step=self.state.step + 1, optimizer_steps=steps)
-        reporting.report_step(self.events, name, steps[name], result)
+        reporting.report_step(self.events, name, steps[name], lr, result)
         if result.nonfinite:
             self._record_nonfinite(job, rows, result)
         else:

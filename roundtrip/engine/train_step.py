@@ -31,6 +31,7 @@ class StepSettings:
         fused_loss: compute the loss by Liger's kernel, which holds no logits.
         packed: rows stand one behind the other, instead of padded ones below each other.
         kl_penalty: adds the divergence from the base to the loss; adapters only.
+        planned_step: the step of the plan that this one stands for, see `lr_factor`; None: the steps taken so far.
         processes: who else takes a part of the rows, perhaps none of them; gradients and losses are summed.
     """
 
@@ -39,6 +40,7 @@ class StepSettings:
     fused_loss: bool = False
     packed: bool = False
     kl_penalty: KLPenalty | None = None
+    planned_step: float | None = None
     processes: ProcessGroup = SINGLE_PROCESS
 
     def batch(self, dataset: TokenDataset, rows: Sequence[int]) -> Batch:
@@ -140,15 +142,21 @@ def train_step(
         run,
         halve,
         size=lambda budget: budget,
-        too_large=lambda budget: TrainingError(
-            f"memory ran out on a single row of {longest} tokens",
-            cure="lower train.max_length, set model.gradient_checkpointing = true, or use a smaller model",
-        ),
+        too_large=lambda budget: _too_large(longest),
     )
     loss = float(processes.all_reduce(total)) / num_labels
-    grad_norm = optimizer.step(1.0 / num_labels, skip=not math.isfinite(loss), processes=processes)
+    grad_norm = optimizer.step(
+        1.0 / num_labels, planned_step=settings.planned_step, skip=not math.isfinite(loss), processes=processes
+    )
     num_tokens = sum(dataset.sizes[i] for i in rows)
     return StepResult(loss, grad_norm, num_labels, num_tokens, min(processes.gather(budget)))
+
+
+def _too_large(num_tokens: int) -> TrainingError:
+    return TrainingError(
+        f"memory ran out on a single row of {num_tokens} tokens",
+        cure="lower train.max_length, set model.gradient_checkpointing = true, or use a smaller model",
+    )
 
 
 def _backward(

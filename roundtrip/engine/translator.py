@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Mapping, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -12,6 +11,7 @@ from typing import Any
 from roundtrip.engine.cuda_graphs import supports_static_cache
 from roundtrip.engine.generate import generate, length_limit
 from roundtrip.engine.hypotheses import Hypotheses
+from roundtrip.engine.hypothesis_decoder import HypothesisDecoder
 from roundtrip.engine.likelihood import log_likelihood
 from roundtrip.engine.request import Callbacks, GenerationRequest, StopRule
 from roundtrip.models import direction_model
@@ -114,7 +114,7 @@ class Translator:
             return_logprobs=settings.num_candidates > 1 and settings.candidate_selection == "likelihood",
         )
         with (
-            _HypothesisDecoder(self.template, reread_with) as decoder,
+            HypothesisDecoder(self.template, reread_with) as decoder,
             self.direction_model.generating(use_adapter=use_adapter) as model,
         ):
 
@@ -181,44 +181,6 @@ class Translator:
     def fits(self, num_tokens: int) -> bool:
         """Return whether a text of `num_tokens` fits into the model."""
         return self.base.max_positions is None or num_tokens < self.base.max_positions
-
-
-class _HypothesisDecoder:
-    """Decodes finished batches in a thread, and encodes the texts again where a template is given."""
-
-    def __init__(self, template: PromptTemplate, reread_with: PromptTemplate | None) -> None:
-        self._template, self._reread_with = template, reread_with
-        self._thread = ThreadPoolExecutor(1)
-        self._batches: list[tuple[list[int], Future[tuple[list[str], list[list[int]]]]]] = []
-
-    def __enter__(self) -> _HypothesisDecoder:
-        return self
-
-    def __exit__(self, *error: object) -> None:
-        self._thread.shutdown(cancel_futures=True)
-
-    def submit(self, indices: list[int], hypotheses: Hypotheses) -> None:
-        """Start to decode a batch.
-
-        Args:
-            indices: of the batch among all hypotheses.
-        """
-        if self._batches and self._batches[-1][1].done():
-            self._batches[-1][1].result()  # raises an error of the thread now rather than at the end
-        self._batches.append((indices, self._thread.submit(self._decode, hypotheses)))
-
-    def _decode(self, hypotheses: Hypotheses) -> tuple[list[str], list[list[int]]]:
-        texts = [self._template.hypothesis_text(ids) for ids in hypotheses.lists()]
-        return texts, self._reread_with.row_starts(texts) if self._reread_with is not None else [[] for _ in texts]
-
-    def collect(self, num_hypotheses: int, processes: ProcessGroup) -> tuple[list[str], list[list[int]]]:
-        """Return texts and prompts of all batches of all processes; the prompts are empty without a template."""
-        texts, prompts = [""] * num_hypotheses, [[0] * 0 for _ in range(num_hypotheses)]
-        own = [(indices, *future.result()) for indices, future in self._batches]
-        for batch in (batch for batches in processes.gather(own) for batch in batches):
-            for index, text, prompt in zip(*batch, strict=True):
-                texts[index], prompts[index] = text, prompt
-        return texts, prompts
 
 
 def load(

@@ -14,23 +14,31 @@ from roundtrip.runtime.distributed import SINGLE_PROCESS, ProcessGroup
 
 # Gradients are clipped to this norm; the usual value, which rarely takes effect once the warm-up is over.
 MAX_GRAD_NORM = 1.0
+# The decay rates of AdamW's moments, and the number that keeps its division finite.
+BETAS, EPS = (0.9, 0.99), 1e-8
+# The factor of the highest learning rate that a falling schedule ends at.
+MIN_LR_FACTOR = 0.1
 
 
-def lr_factor(settings: Train, step: int, num_steps: int) -> float:
-    """Return the factor of the highest learning rate in optimizer step `step` (from 0) out of `num_steps`.
+def lr_factor(settings: Train, step: int, num_steps: int, planned_step: float | None = None) -> float:
+    """Return the factor of the highest learning rate in optimizer step `step` (from 0).
 
-    It rises over `lr_warmup_steps`, then stays or falls to a tenth, linearly or along half a cosine.
+    It rises over `lr_warmup_steps`, then stays or falls to `MIN_LR_FACTOR`, linearly or along half a cosine.
+
+    Args:
+        num_steps: how many steps are planned.
+        planned_step: the step of the plan that this one stands for, where fewer are taken than planned; `step` if None.
     """
     warmup = settings.lr_warmup_steps
     rise = min(1.0, (step + 1) / (warmup + 1))
-    done = min(1.0, max(0, step - warmup) / max(1, num_steps - warmup))
+    done = min(1.0, max(0, (step if planned_step is None else planned_step) - warmup) / max(1, num_steps - warmup))
     match settings.lr_schedule:
         case "constant":
             fall = 1.0
         case "linear":
-            fall = 1.0 - 0.9 * done
+            fall = 1.0 - (1.0 - MIN_LR_FACTOR) * done
         case "cosine":
-            fall = 0.1 + 0.45 * (1.0 + math.cos(math.pi * done))
+            fall = MIN_LR_FACTOR + (1.0 - MIN_LR_FACTOR) / 2 * (1.0 + math.cos(math.pi * done))
     return rise * fall
 
 
@@ -44,7 +52,7 @@ class Optimizer:
     Args:
         parameters: by name; the names are the keys of the saved state.
         settings: learning rate, weight decay and schedule.
-        num_steps: how many steps the schedule spans.
+        num_steps: how many steps are planned, over which the learning rate falls.
         adapter: the multiple.
     """
 
@@ -69,13 +77,26 @@ class Optimizer:
                 {"params": params, "ratio": ratio, "weight_decay": decay, "lr": ratio * settings.lr}
                 for (ratio, decay), params in groups.items()
             ],
-            betas=(0.9, 0.99),
+            betas=BETAS,
+            eps=EPS,
         )
 
-    def step(self, scale: float, *, skip: bool = False, processes: ProcessGroup = SINGLE_PROCESS) -> float:
+    def learning_rate(self, planned_step: float | None = None) -> float:
+        """Return the learning rate of the next step, without the ratio of LoRA+; see `lr_factor`."""
+        return self.settings.lr * lr_factor(self.settings, self.step_number, self.num_steps, planned_step)
+
+    def step(
+        self,
+        scale: float,
+        *,
+        planned_step: float | None = None,
+        skip: bool = False,
+        processes: ProcessGroup = SINGLE_PROCESS,
+    ) -> float:
         """Take one step with the gradients as summed in the parameters, times `scale`; then clear them.
 
         Args:
+            planned_step: see `lr_factor`.
             skip: change nothing, as where the gradient is not finite; the schedule advances.
             processes: who else has gradients; they are summed over all, and all processes take the same step.
 
@@ -94,7 +115,7 @@ class Optimizer:
                 master.grad = part.view_as(master)
         norm = float(torch.nn.utils.clip_grad_norm_(self._masters.values(), MAX_GRAD_NORM))
         if math.isfinite(norm) and not skip:
-            rate = self.settings.lr * lr_factor(self.settings, self.step_number, self.num_steps)
+            rate = self.learning_rate(planned_step)
             for group in self._adam.param_groups:
                 group["lr"] = rate * group["ratio"]
             self._adam.step()

@@ -141,12 +141,28 @@ def num_rows(recipe: Recipe, number: int, num_pairs: int) -> int:
     return others + num_denoising(recipe, others)
 
 
-def num_steps(recipe: Recipe, num_pairs: int) -> int:
-    """Return how many optimizer steps a direction takes if no source is rejected and no stage ends early."""
-    train = recipe.train
-    rounds = range(1, recipe.rounds.count + 1)
-    return (
-        math.ceil(2 * train.pretrain_lines / train.batch_size)
-        + (train.parallel_epochs + train.final_epochs) * math.ceil(num_pairs / train.batch_size)
-        + sum(math.ceil(num_rows(recipe, number, num_pairs) / train.batch_size) for number in rounds)
+def num_phase_rows(recipe: Recipe, phase: Phase, num_pairs: int) -> int:
+    """Return how many rows a phase trains on in one epoch if no source is rejected."""
+    if phase.stage == PRETRAIN:
+        return 2 * recipe.train.pretrain_lines
+    return num_rows(recipe, phase.round, num_pairs) if phase.round else num_pairs
+
+
+def num_phase_steps(recipe: Recipe, phase: Phase, num_pairs: int) -> int:
+    """Return how many optimizer steps a phase takes if no source is rejected."""
+    return phase.epochs * math.ceil(num_phase_rows(recipe, phase, num_pairs) / recipe.train.batch_size)
+
+
+def num_steps(recipe: Recipe, num_pairs: int, before: Phase | None = None) -> int:
+    """Return how many optimizer steps a direction takes if no source is rejected and no stage ends early.
+
+    Args:
+        before: count those of its direction in earlier phases only.
+    """
+    direction = before.direction if before else directions(recipe)[0]
+    return sum(
+        num_phase_steps(recipe, phase, num_pairs)
+        for phase in phases(recipe, num_pairs)[: before.number if before else None]
+        # A direction that copies a pretrained one has taken its steps, too.
+        if phase.direction == direction or (phase.stage == PRETRAIN and recipe.shared_start)
     )

@@ -22,7 +22,7 @@ from roundtrip.tokens.prompt_segments import num_ids
 from roundtrip.tokens.prompt_template import PromptTemplate, TokenRow
 from roundtrip.tokens.splice import splicing
 from roundtrip.tokens.splice.canonicality import BOUNDARY, EMPTY, PAIR, PROVED, REASONS, CanonicalityChecker
-from roundtrip.tokens.splice.splicing import BoundaryTensors, SplicedRows, TrimmedSource
+from roundtrip.tokens.splice.splicing import BoundaryTensors, SplicedRows
 
 SPLICED = "splice"
 TEXT_MODE = "text path by tokens.mode"
@@ -146,40 +146,41 @@ class RowBuilder:
     ) -> tuple[SplicedRows, list[str]]:
         assert self.tensors is not None
         target_ids = self.forward_template.targets(targets)
-        source = splicing.trim_source(ids_BN, size_B, self.tensors)
+        source_BN, source_size_B, mid_B, fits_B = splicing.trim_source(ids_BN, size_B, self.tensors)
         target_BM, target_size_B = _ragged([ids or [] for ids in target_ids], ids_BN.device)
-        rows = splicing.splice_rows(source, target_BM, target_size_B, self.tensors)
+        rows = splicing.splice_rows(source_BN, source_size_B, mid_B, target_BM, target_size_B, self.tensors)
+        checked_B = torch.full_like(source_size_B, PAIR)
+        if self.guard is not None:
+            checked_B = self.guard.verify(source_BN, source_size_B)
+        checked_B = torch.where(fits_B, checked_B, torch.where(source_size_B > 0, BOUNDARY, EMPTY))
         reasons = [
             REASONS[number] if number != PROVED else TARGET if ids is None else SPLICED
-            for number, ids in zip(self._verify(source, texts, prompts), target_ids, strict=True)
+            for number, ids in zip(self._verify(rows, checked_B.tolist(), texts, prompts), target_ids, strict=True)
         ]
         return rows, reasons
 
-    def _verify(self, source: TrimmedSource, texts: _Texts, prompts: Sequence[Sequence[int]] | None) -> list[int]:
-        """Return PROVED for each hypothesis, or the number of the reason why it is not."""
-        assert self.tensors is not None
-        checked_B = torch.full_like(source.size_B, PAIR)
-        if self.guard is not None:
-            checked_B = self.guard.verify(source.ids_BN, source.size_B)
-        unfit_B = torch.where(source.size_B > 0, BOUNDARY, EMPTY)
-        reasons: list[int] = torch.where(source.fits_B, checked_B, unfit_B).tolist()
-        open_rows = [i for i, reason in enumerate(reasons) if reason == PAIR]
+    def _verify(
+        self, rows: SplicedRows, checked: list[int], texts: _Texts, prompts: Sequence[Sequence[int]] | None
+    ) -> list[int]:
+        """Encode what the lookup leaves open, whose ids up to the target must be the spliced ones.
+
+        Args:
+            checked: for each row PROVED, PAIR where it is open, or the number of another reason.
+
+        Returns:
+            The same with PROVED for the rows that are equal.
+        """
+        open_rows = [i for i, reason in enumerate(checked) if reason == PAIR]
         if not open_rows:
-            return reasons
-        # What the lookup does not prove is encoded again: its ids up to the target must be the spliced ones.
-        expected = (
-            self.forward_template.row_starts(texts.some(open_rows))
-            if prompts is None
-            else [prompts[i] for i in open_rows]
-        )
-        head, mids = self.tensors.head_H.tolist(), self.tensors.mid_KL.tolist()
-        mid_sizes = self.tensors.mid_size_K.tolist()
-        open_R = torch.tensor(open_rows, device=source.ids_BN.device)
-        parts = (part[open_R].tolist() for part in (source.ids_BN, source.size_B, source.mid_B))
-        for i, prompt, ids, size, mid in zip(open_rows, expected, *parts, strict=True):
-            if [*head, *ids[:size], *mids[mid][: mid_sizes[mid]]] == list(prompt):
-                reasons[i] = PROVED
-        return reasons
+            return checked
+        if prompts is None:
+            starts: Sequence[Sequence[int]] = self.forward_template.row_starts(texts.some(open_rows))
+        else:
+            starts = [prompts[i] for i in open_rows]
+        for i, start, row in zip(open_rows, starts, rows.select(open_rows).to_rows(), strict=True):
+            if row.ids[: row.start] == list(start):
+                checked[i] = PROVED
+        return checked
 
     def _audit(
         self, rows: SplicedRows, texts: _Texts, targets: Sequence[str], spliced: Sequence[int], seed: int
@@ -190,10 +191,9 @@ class RowBuilder:
             chosen = random.Random(seed).sample(chosen, min(len(chosen), -int(-self.audit * len(chosen) // 1)))
         if not chosen:
             return
-        chosen_R = torch.tensor(chosen, device=rows.ids_BT.device)
         sources = texts.some(chosen)
         pairs = list(zip(sources, [targets[i] for i in chosen], strict=True))
-        spliced_rows = SplicedRows(rows.ids_BT[chosen_R], rows.size_B[chosen_R], rows.start_B[chosen_R]).to_rows()
+        spliced_rows = rows.select(chosen).to_rows()
         for pair, got, expected in zip(pairs, spliced_rows, self.forward_template.rows(pairs), strict=True):
             if got != expected:
                 raise RowBuilderError(

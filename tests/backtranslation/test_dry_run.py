@@ -10,10 +10,10 @@ from typing import Any
 
 import pytest
 
-from roundtrip.backtranslation.dry_run import Rates, expected_seconds, num_phase_rows
+from roundtrip.backtranslation.dry_run import Rates, expected_seconds
 from roundtrip.cli import check, train
 from roundtrip.recipe.loader import load_recipe
-from roundtrip.recipe.plan import FINAL, PARALLEL, PRETRAIN, phases
+from roundtrip.recipe.plan import FINAL, PARALLEL, PRETRAIN, num_phase_rows, phases
 from tests.conftest import WriteRecipe
 from tests.runs import NAMES
 

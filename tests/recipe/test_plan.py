@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from roundtrip.recipe.loader import load_recipe
-from roundtrip.recipe.plan import FINAL, PARALLEL, next_phase, num_rows, num_steps, phases
+from roundtrip.recipe.plan import FINAL, PARALLEL, directions, next_phase, num_phase_steps, num_rows, num_steps, phases
 from roundtrip.recipe.schema import Recipe
 from tests.conftest import WriteRecipe
 
@@ -48,6 +48,33 @@ def test_num_steps_counts_every_row(path: Path) -> None:
     recipe = recipe_with(path, *settings)
     assert [num_rows(recipe, number, 32) for number in (1, 2, 3)] == [2 * 40, 2 * 80, 2 * 90]
     assert num_steps(recipe, 32) == 3 * 2 + 5 + 10 + 12
+
+
+@pytest.mark.parametrize("overrides", [(), ("train.parallel_epochs=3", "train.patience=1"), ("train.final_epochs=2",)])
+def test_num_steps_before_a_phase_add_up_to_those_of_the_run(path: Path, overrides: tuple[str, ...]) -> None:
+    recipe = recipe_with(path, "rounds.count=3", "rounds.replay_examples=30", *overrides)
+    plan = phases(recipe, 32)
+    for direction in directions(recipe):
+        own = [phase for phase in plan if phase.direction == direction]
+        steps = [num_phase_steps(recipe, phase, 32) for phase in own]
+        assert [num_steps(recipe, 32, before=phase) for phase in own] == [sum(steps[:i]) for i in range(len(own))]
+        assert num_steps(recipe, 32) == sum(steps) > 0
+
+
+@pytest.mark.parametrize("shared", [True, False])
+def test_pretraining_counts_for_both_directions(write_recipe: WriteRecipe, shared: bool) -> None:
+    """One direction is pretrained and the other copies it, or each is pretrained by itself."""
+    path = write_recipe(
+        ('dtype = "float32"', f"shared = {str(shared).lower()}\n[model.from_scratch]\nvocab_size = 420"),
+        ("rank = 4\ndropout = 0.1", 'method = "full"'),
+        ("parallel_epochs = 1", "parallel_epochs = 1\npretrain_lines = 40"),
+    )
+    path.write_text("\n".join(line for line in path.read_text().splitlines() if not line.startswith("path =")))
+    recipe = load_recipe(str(path)).recipe
+    plan = phases(recipe, 32)
+    assert len(plan) == (1 if shared else 2) + 4 and recipe.shared_start == shared
+    assert all(num_steps(recipe, 32, before=phase) == 5 for phase in plan if phase.stage == PARALLEL)
+    assert num_steps(recipe, 32) == 5 + 2 + 3
 
 
 def test_num_rows_counts_all_candidates_that_are_kept(path: Path) -> None:

@@ -61,13 +61,21 @@ def test_a_run_encodes_each_real_line_once_for_each_use_with_the_same_results(
 
         monkeypatch.setattr(PromptTemplate, name, spy)
     started: list[tuple[int, bool]] = []
-    original_start = Prefetcher.start
+    needed = threading.Event()
+    original_start, original_wait = Prefetcher.start, Prefetcher.wait
 
     def start(self: Prefetcher, key: int, work: Callable[[], None]) -> None:
         started.append((key, any(frame.function == "prepare" for frame in inspect.stack(0))))
-        original_start(self, key, work)
+        # As late as it can be: even a thread that has done nothing yet must not leave lines to be encoded twice.
+        original_start(self, key, lambda: needed.wait(60) and work())
+
+    def wait(self: Prefetcher) -> None:
+        needed.set()
+        original_wait(self)
+        needed.clear()
 
     monkeypatch.setattr(Prefetcher, "start", start)
+    monkeypatch.setattr(Prefetcher, "wait", wait)
     path = write_recipe(("count = 1", "count = 2"))
     settings = ("tokens.audit=0.0",)
     go(path, tmp_path / "ahead", overrides=settings)

@@ -23,10 +23,10 @@ from roundtrip.runtime.errors import DistributedError
 from tests.conftest import WriteRecipe
 from tests.runs import end_state, go
 
-TRAIN = "from roundtrip import train; train.main()"
+TRAIN = "from roundtrip.cli import train; train.main()"
 # Sums in another order: the last bits of a float32, after ten steps of Adam.
 CLOSE = 2e-6
-# Sampled, chosen among several by the reverse direction: all that processes share.
+# Sampling, and selection by the reverse direction: all work that processes share.
 SAMPLED = ("[filter]", "[generate]\ntemperature = 0.9\nnum_candidates = 3\nmax_tokens_per_batch = 900\n[filter]")
 PLAIN = ("dropout = 0.1", "dropout = 0.0")
 
@@ -93,7 +93,7 @@ def alone(tmp_path_factory: pytest.TempPathFactory, model_folder: Path) -> tuple
 
 
 @pytest.mark.parametrize("number", [2, pytest.param(3, marks=pytest.mark.slow)])
-def test_several_processes_are_one(alone: tuple[Path, Path], tmp_path: Path, number: int) -> None:
+def test_several_processes_end_as_one_process(alone: tuple[Path, Path], tmp_path: Path, number: int) -> None:
     recipe, whole = alone
     shown = go_together(number, recipe, tmp_path / "run")
     assert "Test scores" in shown
@@ -101,7 +101,7 @@ def test_several_processes_are_one(alone: tuple[Path, Path], tmp_path: Path, num
 
 
 def test_torchrun_and_processes_without_rows(write_recipe: WriteRecipe, tmp_path: Path) -> None:
-    """Two rows a step for three processes: one has none, and gives zeros."""
+    """With two rows a step for three processes one has none, and contributes zeros."""
     recipe = write_recipe(
         PLAIN, ("batch_size = 16", "batch_size = 2"), ("monolingual_lines = 24", "monolingual_lines = 3")
     )
@@ -130,7 +130,7 @@ def wait_for_steps(out: Path, number: int, processes: Sequence[subprocess.Popen[
     pytest.fail("no steps")
 
 
-# Slow enough to be met in the middle: every step takes a while longer.
+# Slows each step down, so that a signal comes in the middle of a run.
 SLOW = (
     "import time; from roundtrip.backtranslation import trainer; step = trainer.train_step; "
     "trainer.train_step = lambda *a, **b: (time.sleep(0.4), step(*a, **b))[1]; "
@@ -156,16 +156,16 @@ def test_a_killed_process_ends_the_others_and_another_number_can_resume(
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("asked", [[0], [1], [0, 1]])
-def test_a_signal_to_any_stops_all_at_one_step_with_a_checkpoint(
-    alone: tuple[Path, Path], tmp_path: Path, asked: list[int]
+@pytest.mark.parametrize("signalled", [[0], [1], [0, 1]])
+def test_a_signal_to_any_process_stops_all_at_the_same_step(
+    alone: tuple[Path, Path], tmp_path: Path, signalled: list[int]
 ) -> None:
     recipe, whole = alone
     out = tmp_path / "run"
     changes = ("--set", "checkpoint.every_steps=1000")
     with started(2, str(recipe), "--out", str(out), *changes, code=SLOW + TRAIN) as processes:
         wait_for_steps(out, 6, processes)
-        for number in asked:
+        for number in signalled:
             processes[number].send_signal(signal.SIGTERM)
         shown = [process.communicate(timeout=60) for process in processes]
     assert [process.returncode for process in processes] == [143, 143], shown
@@ -175,7 +175,7 @@ def test_a_signal_to_any_stops_all_at_one_step_with_a_checkpoint(
     assert_close(end_state(out), end_state(whole))
 
 
-def test_an_error_of_the_first_ends_all(write_recipe: WriteRecipe, tmp_path: Path) -> None:
+def test_an_error_of_the_main_process_ends_all(write_recipe: WriteRecipe, tmp_path: Path) -> None:
     (tmp_path / "run").mkdir()
     (tmp_path / "run" / "letter.txt").write_text("dear")
     with started(2, str(write_recipe()), "--out", str(tmp_path / "run")) as processes:
@@ -191,7 +191,7 @@ LATE = (
 )
 
 
-def test_a_stop_waits_for_a_checkpoint_that_takes_its_time(alone: tuple[Path, Path], tmp_path: Path) -> None:
+def test_a_signal_waits_for_a_slow_checkpoint(alone: tuple[Path, Path], tmp_path: Path) -> None:
     out = tmp_path / "run"
     changes = ("--set", "checkpoint.every_steps=1000")
     with started(2, str(alone[0]), "--out", str(out), *changes, code=SLOW + LATE + TRAIN) as processes:
@@ -228,7 +228,7 @@ def test_processes_with_different_weights_are_refused(alone: tuple[Path, Path], 
     with started(2, str(alone[0]), "--out", str(tmp_path / "run"), code=DRIFTING + TRAIN) as processes:
         shown = [process.communicate(timeout=100) for process in processes]
     assert [process.returncode for process in processes] == [3, 3]
-    assert any("are not the same in all processes" in errors for _, errors in shown)
+    assert any("differ between the processes" in errors for _, errors in shown)
 
 
 SHORT = (
@@ -246,12 +246,14 @@ def test_memory_that_runs_out_in_one_process_changes_nothing(alone: tuple[Path, 
     with started(2, str(recipe), "--out", str(tmp_path / "run"), code=SHORT + TRAIN) as processes:
         shown = [process.communicate(timeout=120) for process in processes]
     assert [process.returncode for process in processes] == [0, 0], shown
-    assert "memory ran out; forward passes have" in shown[0][0], "the main process reports it for the other"
+    assert "out of memory; from here on microbatches have at most" in shown[0][0], (
+        "the main process reports it for the other"
+    )
     assert_close(end_state(tmp_path / "run"), end_state(whole))
 
 
-def test_skipped_steps_are_the_same_for_all(alone: tuple[Path, Path], tmp_path: Path) -> None:
-    """Not finite in one process only: all skip."""
+def test_nonfinite_steps_are_the_same_for_all(alone: tuple[Path, Path], tmp_path: Path) -> None:
+    """Where the loss is not finite in one process, no process takes the step."""
     broken = (
         "import os, torch; from roundtrip.engine import train_step as step; loss_sum = step.loss_sum\n"
         "calls = iter(range(10**6))\n"
@@ -281,8 +283,8 @@ def test_a_single_process_communicates_with_nobody(monkeypatch: pytest.MonkeyPat
 
 def test_shards_hold_everything_once_and_may_be_empty() -> None:
     for count in (1, 2, 5):
-        dealt = [ProcessGroup(number, count).shard(range(3)) for number in range(count)]
-        assert sorted(value for part in dealt for value in part) == [0, 1, 2]
+        shards = [ProcessGroup(number, count).shard(range(3)) for number in range(count)]
+        assert sorted(value for shard in shards for value in shard) == [0, 1, 2]
     assert ProcessGroup(4, 5).shard(range(3)) == []
 
 

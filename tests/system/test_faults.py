@@ -171,7 +171,7 @@ def test_a_run_without_a_complete_checkpoint_names_them_all(interrupted: tuple[P
     loaded = loader.load_recipe(str(recipe))
     with pytest.raises(RunError, match=r"no checkpoint is complete\n  restore the files named above"):
         session.run_recipe(folder, loaded, EventLog(Console(file=shown, width=160)), resume=True)
-    assert shown.getvalue().count("is skipped: state.json is not what was written") == len(
+    assert shown.getvalue().count("is skipped: state.json has been changed") == len(
         checkpoint.names(folder / "checkpoints")
     )
 
@@ -185,7 +185,7 @@ def test_damaged_weights_of_an_earlier_stage_are_trained_again(
     content[-3] ^= 1
     path.write_bytes(content)
     shown = go(recipe, folder, resume=True)
-    assert shown.count("skipped: adapters/parallel/en-es/adapter_model.safetensors is not what was written") == 3
+    assert shown.count("skipped: adapters/parallel/en-es/adapter_model.safetensors has been changed") == 3
     assert_same(end_state(folder), end_state(finished[1]))
 
 
@@ -193,7 +193,7 @@ def test_damaged_text_is_refused(interrupted: tuple[Path, Path]) -> None:
     recipe, folder = interrupted
     path = folder / "data" / "mono.es.txt"
     path.write_text(path.read_text().replace("casa", "cosa", 1))
-    with pytest.raises(RunError, match=r"is damaged: data/mono\.es\.txt is not what was written"):
+    with pytest.raises(RunError, match=r"is damaged: data/mono\.es\.txt has been changed"):
         go(recipe, folder, resume=True)
 
 
@@ -274,8 +274,8 @@ def stop_twice(pause: float) -> subprocess.CompletedProcess[str]:
 
 def test_a_second_signal_stops_at_once() -> None:
     done = stop_twice(1.1)
-    assert done.returncode == 130 and "stopped at once by a second signal" in done.stderr
-    assert done.stdout == "stopping at the next step; a second signal stops at once\n"
+    assert done.returncode == 130 and "ended by a second signal" in done.stderr
+    assert done.stdout == "stopping at the next step; a second signal ends the process\n"
 
 
 def test_a_repeated_signal_within_a_second_counts_once() -> None:
@@ -496,7 +496,7 @@ def test_a_full_disk_while_saving_loses_no_earlier_checkpoint(
 
     with monkeypatch.context() as patch:
         patch.setattr(atomic_io, "fsync_path", full)
-        with pytest.raises(DiskError, match=r"checkpoints: .*bytes(.|\n)*free space"):
+        with pytest.raises(DiskError, match=r"checkpoints: .*bytes(.|\n)*free disk space"):
             go(finished[0], tmp_path / "run", overrides=("checkpoint.keep=1",))
     assert not list(folder.glob(".*")) and bool(checkpoint.names(folder)) == has_checkpoint
     go(finished[0], tmp_path / "run", resume=has_checkpoint)
@@ -504,13 +504,11 @@ def test_a_full_disk_while_saving_loses_no_earlier_checkpoint(
 
 
 def test_an_exceeded_quota_is_reported_as_one(tmp_path: Path) -> None:
-    def write(error: OSError) -> None:
-        raise error
-
-    with pytest.raises(DiskError, match="a quota, or a limit of the file system"):
-        disk_space.write_checked(lambda: write(OSError(122, "Disk quota exceeded")), tmp_path / "a", 10)
-    with pytest.raises(OSError, match="Input/output"):
-        disk_space.write_checked(lambda: write(OSError(5, "Input/output error")), tmp_path / "a", 10)
+    path, message = tmp_path / "a", "a quota, or a limit of the file system"
+    with pytest.raises(DiskError, match=message), disk_space.report_full_disk(path, 10):
+        raise OSError(122, "Disk quota exceeded")
+    with pytest.raises(OSError, match="Input/output"), disk_space.report_full_disk(path, 10):
+        raise OSError(5, "Input/output error")
 
 
 def test_an_incomplete_event_is_removed(tmp_path: Path) -> None:
@@ -692,7 +690,7 @@ def test_a_damaged_residual_of_the_base_is_refused(write_recipe: WriteRecipe, tm
     content = bytearray(path.read_bytes())
     content[-2] ^= 64
     path.write_bytes(content)
-    with pytest.raises(RunError, match=r"is damaged: base/en-es-start\.safetensors is not what was written"):
+    with pytest.raises(RunError, match=r"is damaged: base/en-es-start\.safetensors has been changed"):
         go(recipe, tmp_path / "run", resume=True)
 
 

@@ -57,8 +57,9 @@ def test_importing_the_package_loads_no_heavy_library() -> None:
 
 
 @pytest.mark.parametrize("module", sorted(set(roundtrip._MODULE_OF.values())))
-def test_docstring_examples_run(module: str) -> None:
-    result = doctest.testmod(importlib.import_module(f"roundtrip.{module}"))
+def test_docstring_examples_run(module: str, tokenizer: Any) -> None:
+    names = {"tokenizer": tokenizer}
+    result = doctest.testmod(importlib.import_module(f"roundtrip.{module}"), extraglobs=names)
     assert result.failed == 0
 
 

@@ -30,7 +30,7 @@ SMALLER: dict[str, dict[str, Any]] = {
     "filter": {"max_length_ratio": 100.0, "min_round_trip_chrf": 0.0},
     "checkpoint": {"every_steps": 1000, "keep": 1},
 }
-FROM_SCRATCH = {"vocab_size": 420, "num_layers": 2, "hidden_size": 48, "num_heads": 4, "max_positions": 128}
+FROM_SCRATCH = {"vocab_size": 420, "num_layers": 2, "hidden_size": 48}
 
 
 def toml(table: dict[str, Any], path: tuple[str, ...] = ()) -> str:

@@ -118,7 +118,7 @@ def test_code_beside_a_model_is_not_run_and_no_question_is_asked(
     monkeypatch.setattr("builtins.input", lambda *prompt: pytest.fail("asked whether to run it"))
     code, _, errors = shell(train, str(write_recipe()), "--out", "run", "--set", f"model.path={folder}")
     assert not (tmp_path / "boom").exists()
-    assert code == 2 and "which is not run here" in errors
+    assert code == 2 and "which is not executed" in errors
 
 
 @pytest.mark.parametrize(
@@ -294,7 +294,7 @@ def test_offline_no_tokenizer_of_a_metric_is_downloaded(
     sacrebleu = str(tmp_path / "sacrebleu")
     output, errors, num_calls = train_without_network(path, tmp_path, "--offline", SACREBLEU=sacrebleu)
     assert "code 2" in output and num_calls == 0
-    assert "sacreBLEU would fetch its tokenizer 'flores200', and we are offline" in errors
+    assert "sacreBLEU would download its tokenizer 'flores200', and network access is off" in errors
 
 
 def test_offline_wheels_come_from_the_cache_only(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:

@@ -249,8 +249,10 @@ def test_the_command_prints_the_report_and_its_json(
     assert run_check(monkeypatch, str(path)) == 0
     shown = capsys.readouterr().out
     assert "token rows of en-es: splice, verified on the device; 12 of 12 sample lines" in shown
-    assert "memory at the peak: about" in shown
+    assert "peak memory on cpu:" in shown
     assert run_check(monkeypatch, str(path), "--json", "--set", "tokens.mode=splice") == 0
     document = json.loads(capsys.readouterr().out)
-    assert set(document) == {"en-es", "es-en", "memory"} and document["memory"]["peak_bytes"] > 10_000_000
-    assert document["en-es"]["mode"] == "splice" and document["en-es"]["guard"] == "host"
+    assert set(document) == {"compatibility", "plan", "steps", "seconds", "total_seconds", "peak_bytes"}
+    assert document["peak_bytes"]["cpu"] > 10_000_000 and document["total_seconds"] > 0
+    report = document["compatibility"]["en-es"]
+    assert report["mode"] == "splice" and report["guard"] == "host"

@@ -6,12 +6,13 @@ longest one, V vocabulary.
     head | hypothesis | middle | target | end token        labels on target and end token
 
 Every function here is pure, runs on any device, compiles as one graph, and holds no `.item()`, no boolean index and
-no other sync. `TrimmedSource.fits_B` covers the boundaries of the source; whether it is canonical inside is decided by
+no other sync. `trim_source` covers the boundaries of the source; whether it is canonical inside is decided by
 `canonicality`.
 """
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
@@ -53,23 +54,6 @@ class BoundaryTensors:
 
 
 @dataclass(frozen=True)
-class TrimmedSource:
-    """Hypotheses made ready for the source slot.
-
-    Attributes:
-        ids_BN: int64, left-aligned; what stands at and after `size_B` has no meaning.
-        size_B: int64.
-        mid_B: int64, which middle follows.
-        fits_B: bool; False where the first or last token merges at its boundary, or nothing is left.
-    """
-
-    ids_BN: torch.Tensor
-    size_B: torch.Tensor
-    mid_B: torch.Tensor
-    fits_B: torch.Tensor
-
-
-@dataclass(frozen=True)
 class SplicedRows:
     """Training rows, right-padded.
 
@@ -93,6 +77,11 @@ class SplicedRows:
             "labels": torch.where(live_BT & (position_T >= self.start_B[:, None]), self.ids_BT, IGNORE),
             "position_ids": torch.where(live_BT, position_T, 0),
         }
+
+    def select(self, indices: Sequence[int]) -> SplicedRows:
+        """Return some rows, in the given order."""
+        index_R = torch.tensor(indices, dtype=torch.int64, device=self.ids_BT.device)
+        return SplicedRows(self.ids_BT[index_R], self.size_B[index_R], self.start_B[index_R])
 
     def to_rows(self) -> list[TokenRow]:
         """Return the rows as lists on the host."""
@@ -163,12 +152,18 @@ def find_ends(new_BN: torch.Tensor, flags_V: torch.Tensor) -> tuple[torch.Tensor
     return end_B + (inside_B & by_break_B), inside_B & is_token_B
 
 
-def trim_source(ids_BN: torch.Tensor, size_B: torch.Tensor, tensors: BoundaryTensors) -> TrimmedSource:
+def trim_source(
+    ids_BN: torch.Tensor, size_B: torch.Tensor, tensors: BoundaryTensors
+) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor]:
     """Strip white space from hypotheses, and replace first and last token by what they become in the source slot.
 
     Args:
         ids_BN: int64, generated ids, any value at and after `size_B`.
         size_B: int64, from `find_ends`.
+
+    Returns:
+        ids_BN, int64, left-aligned; size_B, int64; mid_B, int64, which middle follows; fits_B, bool, False where the
+        first or last token merges at its boundary, or nothing is left.
     """
     num = ids_BN.shape[1]
     position_N = torch.arange(num, device=ids_BN.device)
@@ -196,34 +191,39 @@ def trim_source(ids_BN: torch.Tensor, size_B: torch.Tensor, tensors: BoundaryTen
     # The only token of a row is first and last: what became of it must still be right as the first.
     alone_B = tensors.first_V[ids_BN[:, 0]] == ids_BN[:, 0]
     fits_B = any_B & (first_B >= 0) & (last_B >= 0) & alone_B
-    return TrimmedSource(ids_BN, size_B, tensors.mid_V[before_B], fits_B)
+    return ids_BN, size_B, tensors.mid_V[before_B], fits_B
 
 
 def splice_rows(
-    source: TrimmedSource, target_BM: torch.Tensor, target_size_B: torch.Tensor, tensors: BoundaryTensors
+    source_BN: torch.Tensor,
+    source_size_B: torch.Tensor,
+    mid_B: torch.Tensor,
+    target_BM: torch.Tensor,
+    target_size_B: torch.Tensor,
+    tensors: BoundaryTensors,
 ) -> SplicedRows:
     """Join head, source, middle, target and end token into rows.
 
     Args:
-        source: from `trim_source`.
+        source_BN, source_size_B, mid_B: from `trim_source`.
         target_BM: int64, ids of the targets in their slot, right-padded with any value.
         target_size_B: int64.
 
     Returns:
         Rows of width H + N + L + M + 1; trim it where the host knows the longest row.
     """
-    (num_rows, num), device = source.ids_BN.shape, source.ids_BN.device
+    (num_rows, num), device = source_BN.shape, source_BN.device
     head, mid, target = len(tensors.head_H), tensors.mid_KL.shape[1], target_BM.shape[1]
     width = head + num + mid + target + 1
     position_T = torch.arange(width, device=device)
-    source_end_B = head + source.size_B
-    start_B = source_end_B + tensors.mid_size_K[source.mid_B]
+    source_end_B = head + source_size_B
+    start_B = source_end_B + tensors.mid_size_K[mid_B]
     end_B = start_B + target_size_B
     # Each part is written where the one before it ends, over what that one's padding left there.
-    ids_BT = source.ids_BN.new_full((num_rows, width), tensors.pad_id)
+    ids_BT = source_BN.new_full((num_rows, width), tensors.pad_id)
     ids_BT[:, :head] = tensors.head_H
-    ids_BT[:, head : head + num] = source.ids_BN
-    for part_BX, at_B in ((tensors.mid_KL[source.mid_B], source_end_B), (target_BM, start_B)):
+    ids_BT[:, head : head + num] = source_BN
+    for part_BX, at_B in ((tensors.mid_KL[mid_B], source_end_B), (target_BM, start_B)):
         ids_BT.scatter_(1, at_B[:, None] + position_T[: part_BX.shape[1]], part_BX)
     ids_BT.scatter_(1, end_B[:, None], tensors.end_id)
     size_B = end_B + 1

@@ -43,18 +43,17 @@ def fresh(tokenizer: Any) -> CanonicalityChecker:
     return CanonicalityChecker(PairRules(tokenizer), torch.device("cpu"))
 
 
-def both_templates(tokenizer: Any) -> tuple[PromptTemplate, PromptTemplate]:
+def both_templates(tokenizer: Any, text: TemplateRecipe = PLAIN) -> tuple[PromptTemplate, PromptTemplate]:
     """Return the templates of en-es and es-en."""
     forward, reverse = (
-        PromptTemplate(tokenizer, build_segments(tokenizer, PLAIN, *codes, ()))
-        for codes in (("en", "es"), ("es", "en"))
+        PromptTemplate(tokenizer, build_segments(tokenizer, text, *codes, ())) for codes in (("en", "es"), ("es", "en"))
     )
     return forward, reverse
 
 
-def build(tokenizer: Any) -> RowBuilder:
+def build(tokenizer: Any, text: TemplateRecipe = PLAIN) -> RowBuilder:
     """Return a row builder with the device guard."""
-    forward, reverse = both_templates(tokenizer)
+    forward, reverse = both_templates(tokenizer, text)
     lines = [("The house is red", "La casa es roja"), ("A new door", "Una puerta")] * 4
     options = compatibility.BuildOptions(guard="device", num_attacks=50)
     return compatibility.build_row_builder(reverse, forward, lines, options)[0]
@@ -267,8 +266,10 @@ def test_half_a_character_is_never_spliced() -> None:
     assert SPLICED not in reasons and not any(a == b for a, b in zip(got, expected, strict=True))
 
 
-def test_characters_cut_across_tokens_are_spliced_where_the_host_confirms_them() -> None:
-    used = build(zoo.small()["gpt2"])
+@pytest.mark.parametrize("template", ["plain", "chatml-think"])
+def test_characters_cut_across_tokens_are_spliced_where_the_host_confirms_them(template: str) -> None:
+    """One of the templates ends in two line breaks, which are one token at the end of a prompt and two in a row."""
+    used = build(*zoo.dress(zoo.small()["gpt2"], template))
     assert used.guard is not None
     lines = [(line, "La casa") for line in zoo.lines("ja", 60)]
     rows = canonical_hypotheses(used.reverse_template, lines)

@@ -174,9 +174,9 @@ def hot(
 ) -> Any:
     """The hot path whole: end, trim, look up, splice, batch."""
     size_B, _ = splicing.find_ends(new_BN, into.flags_V)
-    source = splicing.trim_source(new_BN, size_B, into)
-    good_B = guard.lookup(source.ids_BN, source.size_B) & source.fits_B
-    rows = splicing.splice_rows(source, target_BM, target_size_B, into)
+    source_BN, source_size_B, mid_B, fits_B = splicing.trim_source(new_BN, size_B, into)
+    good_B = guard.lookup(source_BN, source_size_B) & fits_B
+    rows = splicing.splice_rows(source_BN, source_size_B, mid_B, target_BM, target_size_B, into)
     return good_B, rows.padded()
 
 
@@ -245,7 +245,7 @@ def test_mutants_are_caught(monkeypatch: pytest.MonkeyPatch) -> None:
 
     assert not wrong(ids) and not wrong(letters)
     with monkeypatch.context() as patch:  # no guard
-        patch.setattr(RowBuilder, "_verify", lambda self, source, texts, prompts: [0] * len(source.size_B))
+        patch.setattr(RowBuilder, "_verify", lambda self, rows, checked, texts, prompts: [0] * len(checked))
         assert wrong(letters)
     assert used.tensors is not None
     # no boundary tables
