@@ -20,7 +20,7 @@ from roundtrip.tokens.prompt_template import PromptTemplate, TokenRow
 from roundtrip.tokens.row_builder import RowBuilder, padded
 from roundtrip.tokens.splice import splicing
 from roundtrip.tokens.splice.canonicality import PROVED, CanonicalityChecker
-from roundtrip.tokens.splice.splicing import BoundaryTensors, TrimmedSource
+from roundtrip.tokens.splice.splicing import BoundaryTensors
 
 
 @dataclass(frozen=True)
@@ -78,11 +78,11 @@ def by_fewest_calls(kit: Kit, case: Case) -> Made:
 
 def spliced(
     new_BN: torch.Tensor, target_BM: torch.Tensor, target_size_B: torch.Tensor, tensors: BoundaryTensors
-) -> tuple[Padded, TrimmedSource]:
+) -> Padded:
     """Make rows without checking that they are canonical: tensors only."""
     size_B, _ = splicing.find_ends(new_BN, tensors.flags_V)
-    source = splicing.trim_source(new_BN, size_B, tensors)
-    return splicing.splice_rows(source, target_BM, target_size_B, tensors).padded(), source
+    source_BN, source_size_B, mid_B, _ = splicing.trim_source(new_BN, size_B, tensors)
+    return splicing.splice_rows(source_BN, source_size_B, mid_B, target_BM, target_size_B, tensors).padded()
 
 
 def looked_up(
@@ -91,18 +91,26 @@ def looked_up(
     target_size_B: torch.Tensor,
     tensors: BoundaryTensors,
     guard: CanonicalityChecker,
-) -> tuple[Padded, TrimmedSource, torch.Tensor]:
-    """Make rows, and look up which are known to be canonical: tensors only."""
-    rows, source = spliced(new_BN, target_BM, target_size_B, tensors)
-    return rows, source, guard.lookup(source.ids_BN, source.size_B) & source.fits_B
+) -> tuple[Padded, torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor]:
+    """Make rows, and look up which are known to be canonical: tensors only.
+
+    Returns:
+        The rows; source_BN, source_size_B and fits_B of `trim_source`; known_B, bool.
+    """
+    size_B, _ = splicing.find_ends(new_BN, tensors.flags_V)
+    source_BN, source_size_B, mid_B, fits_B = splicing.trim_source(new_BN, size_B, tensors)
+    rows = splicing.splice_rows(source_BN, source_size_B, mid_B, target_BM, target_size_B, tensors).padded()
+    return rows, source_BN, source_size_B, fits_B, guard.lookup(source_BN, source_size_B) & fits_B
 
 
 def by_guard(row_builder: RowBuilder, guard: CanonicalityChecker, case: Case, graph: Callable[..., Any]) -> Made:
     """Make rows and verify each, with one transfer from the device where there is no new pair."""
-    rows, source, proved_B = graph(case.new_BN, case.target_BM, case.target_size_B, row_builder.tensors, guard)
+    rows, source_BN, source_size_B, fits_B, proved_B = graph(
+        case.new_BN, case.target_BM, case.target_size_B, row_builder.tensors, guard
+    )
     before = guard.num_asked
     if not proved_B.all():
-        proved_B = (guard.verify(source.ids_BN, source.size_B) == PROVED) & source.fits_B
+        proved_B = (guard.verify(source_BN, source_size_B) == PROVED) & fits_B
     return Made(rows, proved_B, guard.num_asked - before)
 
 
@@ -177,7 +185,7 @@ def splice_variants(kit: Kit, case: Case, compiled: bool) -> dict[str, Timed]:
     name = ", compiled" if compiled else ""
     return {
         f"splice, no guard{name}": Timed(
-            lambda: Made(unchecked(case.new_BN, case.target_BM, case.target_size_B, row_builder.tensors)[0])
+            lambda: Made(unchecked(case.new_BN, case.target_BM, case.target_size_B, row_builder.tensors))
         ),
         f"splice, cold guard{name}": Timed(lambda: by_guard(row_builder, empty[0], case, checked), clear),
         f"splice, warm guard{name}": Timed(lambda: by_guard(row_builder, full, case, checked)),

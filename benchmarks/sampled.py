@@ -43,8 +43,10 @@ def count(
     """Make the rows of one batch by both paths and count them."""
     hypotheses = translations.hypotheses
     assert row_builder.tensors is not None and row_builder.guard is not None
-    source = splicing.trim_source(hypotheses.ids_BN, hypotheses.size_B, row_builder.tensors)
-    known_B = (row_builder.guard.lookup(source.ids_BN, source.size_B) & source.fits_B).tolist()
+    source_BN, source_size_B, _, fits_B = splicing.trim_source(
+        hypotheses.ids_BN, hypotheses.size_B, row_builder.tensors
+    )
+    known_B = (row_builder.guard.lookup(source_BN, source_size_B) & fits_B).tolist()
     rows = compare_rows(row_builder, hypotheses.lists(), targets)
     for reason, expected, actual, known, finished in zip(*rows, known_B, translations.finished, strict=True):
         equal, spliced = actual == expected, reason == SPLICED
@@ -66,7 +68,7 @@ def load(folder: Path) -> tuple[Any, Any, dict[str, Any], dict[str, RowBuilder]]
     recipe = run.recipe()
     corpora = reopen(recipe, run.data, run.manifest().lines)
     translators = {direction.name: load_trained(folder, direction.name) for direction in directions(recipe)}
-    builders = make_row_builders(recipe, translators, corpora, EventLog(Console(stderr=True)))
+    builders, _ = make_row_builders(recipe, translators, corpora, EventLog(Console(stderr=True)))
     return recipe, corpora, translators, builders
 
 

@@ -106,7 +106,7 @@ def _trainer(folder: Path, recipe: Recipe, corpora: Corpora, translators: Mappin
     """Return a run whose models generate nothing, at the beginning of its rounds."""
     filtering.MAX_COPY_CHRF = 101.0  # words in reverse are nearly a copy
     events = EventLog(Console(quiet=True))
-    builders = make_row_builders(recipe, translators, corpora, events)
+    builders, _ = make_row_builders(recipe, translators, corpora, events)
     stubs = {name: _stub(translator) for name, translator in translators.items()}
     context = RunContext(RunFolder(folder), recipe, corpora, stubs, events, StopRequest(), builders)
     trainer = Trainer(context)
