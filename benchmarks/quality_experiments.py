@@ -65,7 +65,7 @@ ABLATION: dict[str, Sequence[str]] = {
     "default": (),
     "sampling, 0.7": ("generate.temperature=0.7",),
     "sampling, 1.0": ("generate.temperature=1.0",),
-    "best of 4 by dual": (
+    "best of 4 by reverse likelihood": (
         "generate.temperature=0.7",
         "generate.num_candidates=4",
         "generate.candidate_selection=reverse_likelihood",
@@ -73,12 +73,12 @@ ABLATION: dict[str, Sequence[str]] = {
     "no length filter": ("filter.max_length_ratio=100.0",),
     "wrong language": ("filter.language=true",),
     "round-trip score": ("filter.min_round_trip_chrf=25.0",),
-    "no real pairs": ("rounds.parallel_ratio=0.0",),
-    "half real pairs": ("rounds.parallel_ratio=0.5",),
-    "blocks of 1,000": ("rounds.count=6", "rounds.monolingual_lines=1000"),
-    "one block of 6,000": ("rounds.count=1", "rounds.monolingual_lines=6000"),
-    "accumulate": ("rounds.replay_examples=6000",),
-    "last stage real": ("train.final_epochs=4",),
+    "no parallel pairs": ("rounds.parallel_ratio=0.0",),
+    "half parallel pairs": ("rounds.parallel_ratio=0.5",),
+    "rounds of 1,000": ("rounds.count=6", "rounds.monolingual_lines=1000"),
+    "one round of 6,000": ("rounds.count=1", "rounds.monolingual_lines=6000"),
+    "replay": ("rounds.replay_examples=6000",),
+    "last stage on pairs": ("train.final_epochs=4",),
     "denoising": ("rounds.denoising_ratio=0.2",),
 }
 
