@@ -17,20 +17,25 @@ import math
 import resource
 import statistics
 import sys
-import time
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import ExitStack
+from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
+
+import torch
+from rich.console import Console
 
 from benchmarks import common
-
-if TYPE_CHECKING:
-    from rich.console import Console
-
-    from roundtrip.data.corpora import Corpora
-    from roundtrip.engine.translator import Translator
-    from roundtrip.recipe.schema import Recipe
-    from roundtrip.tokens.batching import TokenDataset
+from roundtrip import Optimizer, StepSettings, TokenDataset, corpus_scores, load_recipe, train_step
+from roundtrip.backtranslation.dev_scoring import greedy_settings
+from roundtrip.data.corpora import Corpora
+from roundtrip.engine import translator
+from roundtrip.engine.train_step import loss_sum
+from roundtrip.engine.translator import Translator
+from roundtrip.models import pissa_olora
+from roundtrip.recipe.schema import Adapter, Recipe
+from roundtrip.tokens.batching import collate, step_batches, token_budget_batches
 
 RANKS = (8, 64)
 # What differs from LoRA; alpha is 16 for all. One learning rate each was tried: a whole model and an adapter that holds
@@ -49,7 +54,7 @@ REFERENCE = "lora, rank 8"
 BATCH_SIZE = 16
 MAX_TOKENS = 2048
 
-# What is set in [adapter].
+# What is set in [adapter], and `lr` of [train].
 Configuration = dict[str, Any]
 
 
@@ -66,15 +71,13 @@ def configurations(asked: argparse.Namespace) -> dict[str, Configuration]:
 
 def recipe_of(adapter: Configuration, device: str, seed: int) -> tuple[Recipe, Path]:
     """Return the quickstart with another adapter, on one base where the method allows it; and its folder."""
-    from roundtrip.models import residual_init
-    from roundtrip.recipe import loader
-    from roundtrip.recipe.schema import Adapter
-
-    own = adapter.get("method") in {"full", *residual_init.METHODS}
+    own = adapter.get("method") in {"full", *pissa_olora.METHODS}
     changes = {"seed": seed, "model.device": device, "model.shared": not own}
-    loaded = loader.load("quickstart", [f"{key}={json.dumps(value)}" for key, value in changes.items()])
-    adapters = dict.fromkeys(loaded.recipe.adapter, Adapter(**adapter))
-    return loaded.recipe.model_copy(update={"adapter": adapters}), loaded.folder
+    loaded = load_recipe("quickstart", [f"{key}={json.dumps(value)}" for key, value in changes.items()])
+    keys = {key: value for key, value in adapter.items() if key != "lr"}
+    train = loaded.recipe.train.model_copy(update={"lr": adapter.get("lr", loaded.recipe.train.lr)})
+    adapters = dict.fromkeys(loaded.recipe.adapter, Adapter(**keys))
+    return loaded.recipe.model_copy(update={"adapter": adapters, "train": train}), loaded.folder
 
 
 def pairs_of(corpora: Corpora, part: str, forward: Translator, recipe: Recipe) -> list[tuple[str, str]]:
@@ -85,36 +88,23 @@ def pairs_of(corpora: Corpora, part: str, forward: Translator, recipe: Recipe) -
 
 def step_seconds(chosen: Mapping[str, Configuration], device: str, turns: int) -> dict[str, float]:
     """Return the seconds of one optimizer step of each method, the best of some turns."""
-    from roundtrip.engine import translator
-    from roundtrip.engine.train_step import train_step
-    from roundtrip.models.optimizer import Optimizer
-    from roundtrip.tokens.batching import TokenDataset, step_batches
-
     variants: dict[str, Callable[[], Any]] = {}
-    for name, configuration in chosen.items():
-        recipe, folder = recipe_of(configuration, device, 1)
-        forward = next(iter(translator.load(recipe, folder).values()))
-        pairs = pairs_of(common.corpora_of(recipe, folder), "train", forward, recipe)[:64]
-        table = TokenDataset.of(forward.template.rows(pairs), forward.base.device)
-        optimizer = Optimizer(forward.direction_model.parameters(), recipe.train, 100, forward.direction_model.adapter)
-        (group, *_) = step_batches(table.sizes, BATCH_SIZE, 1)
-
-        def step(
-            forward: Translator = forward, optimizer: Any = optimizer, table: TokenDataset = table, group: Any = group
-        ) -> None:
-            with forward.direction_model.training():
-                train_step(forward.direction_model.model, optimizer, table, group, forward.base.pad_id, MAX_TOKENS, 0)
-
-        variants[name] = step
-    return common.best(variants, turns)
+    with ExitStack() as stack:
+        for name, configuration in chosen.items():
+            recipe, folder = recipe_of(configuration, device, 1)
+            forward = next(iter(translator.load(recipe, folder).values()))
+            model = forward.direction_model
+            pairs = pairs_of(common.corpora_of(recipe, folder), "train", forward, recipe)[:64]
+            table = TokenDataset.of(forward.template.rows(pairs), forward.base.device)
+            optimizer = Optimizer(model.parameters(), recipe.train, 100, model.adapter)
+            (group, *_) = step_batches(table.sizes, BATCH_SIZE, 1)
+            settings = StepSettings(forward.base.pad_id, MAX_TOKENS, packed=stack.enter_context(model.training()))
+            variants[name] = partial(train_step, model.model, optimizer, table, group, settings, seed=0)
+        return common.best(variants, turns)
 
 
 def gain(configuration: Configuration, asked: argparse.Namespace, seed: int) -> dict[str, Any]:
     """Train both directions with one method and return losses, dev scores, peak memory and size."""
-    import torch
-
-    from roundtrip.engine import translator
-
     recipe, folder = recipe_of(configuration, asked.device, seed)
     corpora = common.corpora_of(recipe, folder)
     both = translator.load(recipe, folder)
@@ -130,10 +120,6 @@ def _train(
     forward: Translator, recipe: Recipe, corpora: Corpora, asked: argparse.Namespace, seed: int
 ) -> dict[str, Any]:
     """Take the fixed number of steps, then go on until the fixed time is up; evaluate on dev after each."""
-    from roundtrip.engine.train_step import train_step
-    from roundtrip.models.optimizer import Optimizer
-    from roundtrip.tokens.batching import TokenDataset, step_batches
-
     dev = pairs_of(corpora, "dev", forward, recipe)[: asked.dev]
     table = TokenDataset.of(forward.template.rows(pairs_of(corpora, "train", forward, recipe)), forward.base.device)
     dev_table = TokenDataset.of(forward.template.rows(dev), forward.base.device)
@@ -152,10 +138,11 @@ def _train(
                 same = number == asked.steps
                 scores["time"] = (scores["steps"] if same else _evaluate(forward, recipe, dev, dev_table)) | reached
             break
-        start = time.perf_counter()
-        with model.training():
-            result = train_step(model.model, optimizer, table, group, forward.base.pad_id, MAX_TOKENS, number)
-        seconds += time.perf_counter() - start
+        with model.training() as packed:
+            settings = StepSettings(forward.base.pad_id, MAX_TOKENS, packed=packed)
+            step = partial(train_step, model.model, optimizer, table, group, settings, seed=number)
+            elapsed, result = common.timed(step)
+        seconds += elapsed
         losses.append(result.loss)
     return {"losses": [round(loss, 4) for loss in losses], "dev": scores}
 
@@ -163,23 +150,14 @@ def _train(
 def _evaluate(
     forward: Translator, recipe: Recipe, dev: Sequence[tuple[str, str]], table: TokenDataset
 ) -> dict[str, float]:
-    from roundtrip.backtranslation.validation import greedy_settings
-
-    from roundtrip.evaluation import metrics
-
-    written = forward.write([source for source, _ in dev], greedy_settings(recipe), 0)
-    lines = [" ".join(line.split()) for line in written.texts]
-    chrf = metrics.corpus_scores(lines, [target for _, target in dev]).to_dict()["chrf"]
+    translations = forward.translate([source for source, _ in dev], greedy_settings(recipe))
+    lines = [" ".join(line.split()) for line in translations.texts]
+    chrf = corpus_scores(lines, [target for _, target in dev]).chrf
     return {"loss": _dev_loss(forward, table), "chrf": chrf}
 
 
 def _dev_loss(forward: Translator, table: TokenDataset) -> float:
     """Return the mean loss in nats a token."""
-    import torch
-
-    from roundtrip.engine.train_step import loss_sum
-    from roundtrip.tokens.batching import collate, token_budget_batches
-
     total, num_labels = 0.0, sum(size - start for size, start in zip(table.sizes, table.starts, strict=True))
     with forward.direction_model.generating() as model, torch.no_grad():
         for group in token_budget_batches(range(len(table)), table.sizes, MAX_TOKENS):

@@ -15,7 +15,7 @@ import torch
 from benchmarks import row_baselines, zoo
 from roundtrip.recipe.schema import TemplateRecipe
 from roundtrip.runtime.seeding import permuted_index
-from roundtrip.tokens import compatibility
+from roundtrip.tokens.compatibility import BuildOptions, build_row_builder, host_row_builder
 from roundtrip.tokens.prompt_segments import build_segments
 from roundtrip.tokens.prompt_template import PromptTemplate, TokenRow
 from roundtrip.tokens.row_builder import RowBuilder, padded
@@ -77,15 +77,15 @@ def kit(tokenizer: Any, pairs: Sequence[tuple[str, str]], device: torch.device) 
     with_chat = tokenizer if tokenizer.chat_template else zoo.dress(tokenizer, "chatml")[0]
     reverse, forward = templates(with_chat, CHAT)
     start = time.perf_counter()
-    row_builder, _ = compatibility.build_row_builder(reverse, forward, pairs[:64], device=device, num_attacks=0)
+    options = BuildOptions(device=device, num_attacks=0)
+    row_builder, _ = build_row_builder(reverse, forward, pairs[:64], options)
     middle = time.perf_counter()
     plain_reverse, plain_forward = templates(tokenizer, row_baselines.PLAIN)
-    known = row_builder.guard if with_chat is tokenizer else None
-    plain_builder, _ = compatibility.build_row_builder(
-        plain_reverse, plain_forward, pairs[:64], device=device, known=known, num_attacks=0
-    )
+    checker = row_builder.guard if with_chat is tokenizer else None
+    options = BuildOptions(device=device, checker=checker, num_attacks=0)
+    plain_builder, _ = build_row_builder(plain_reverse, plain_forward, pairs[:64], options)
     seconds = {"chat template": middle - start, "plain template": time.perf_counter() - middle}
-    host = compatibility.host_row_builder(reverse, forward, device)
+    host = host_row_builder(reverse, forward, device)
     return Kit(reverse, forward, row_builder, host, plain_reverse, plain_forward, plain_builder, seconds)
 
 
@@ -117,13 +117,13 @@ def joined(tokenizer: Any, texts: Sequence[str], number: int, size: int, seed: i
 def case(kit: Kit, pairs: Sequence[tuple[str, str]], device: torch.device) -> Case:
     """Make a batch of (source, target) pairs."""
     texts, targets = (list(side) for side in zip(*pairs, strict=True))
-    written = kit.reverse.rows([(target, text) for text, target in pairs])
+    hypotheses = kit.reverse.rows([(target, text) for text, target in pairs])
     end = kit.reverse.segments.end_id
-    new = padded([TokenRow(row.ids[row.start :], 0) for row in written], device, end)
+    new = padded([TokenRow(row.ids[row.start :], 0) for row in hypotheses], device, end)
     target = padded([TokenRow(ids or [], 0) for ids in kit.forward.targets(targets)], device)
     return Case(
         new.ids_BT,
-        [row.ids[row.start : -1] for row in written],
+        [row.ids[row.start : -1] for row in hypotheses],
         texts,
         targets,
         target.ids_BT,

@@ -26,18 +26,19 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from datetime import date
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import Any, TypeVar
 
+import torch
 from rich.console import Console
 from rich.table import Table
 
-if TYPE_CHECKING:
-    import torch
-
-    from roundtrip.data.corpora import Corpora
-    from roundtrip.engine.translator import Translator
-    from roundtrip.recipe.loader import LoadedRecipe
-    from roundtrip.recipe.schema import Recipe
+from roundtrip import load_recipe, load_translators
+from roundtrip.backtranslation.run_folder import versions
+from roundtrip.data.corpora import Corpora, prepare
+from roundtrip.engine.translator import Translator
+from roundtrip.recipe.loader import LoadedRecipe
+from roundtrip.recipe.schema import Recipe
+from roundtrip.runtime import memory
 
 RESULTS = Path(__file__).parent / "results"
 # Rows, input and output width of a matrix product: on a CPU a training batch of 1,024 tokens through the larger layer
@@ -72,8 +73,6 @@ def parser(
 
 def device_of(name: str) -> torch.device:
     """Return the device of `--device`."""
-    import torch
-
     return torch.device(name if name != "auto" else "cuda" if torch.cuda.is_available() else "cpu")
 
 
@@ -82,11 +81,8 @@ def device_of(name: str) -> torch.device:
 
 def quickstart(device: str, *changes: str) -> tuple[LoadedRecipe, dict[str, Translator]]:
     """Load the recipe of the quickstart with some changes, and its translators by direction."""
-    from roundtrip.engine import translator
-    from roundtrip.recipe import loader
-
-    loaded = loader.load("quickstart", [f"model.device={device}", *changes])
-    return loaded, translator.load(loaded.recipe, loaded.folder)
+    loaded = load_recipe("quickstart", [f"model.device={device}", *changes])
+    return loaded, load_translators(loaded)
 
 
 def corpora_of(recipe: Recipe, folder: Path) -> Corpora:
@@ -95,8 +91,6 @@ def corpora_of(recipe: Recipe, folder: Path) -> Corpora:
     Args:
         folder: of the recipe.
     """
-    from roundtrip.data.corpora import prepare
-
     stores = tempfile.TemporaryDirectory()
     atexit.register(stores.cleanup)
     return prepare(recipe, folder, Path(stores.name), lambda text: None)
@@ -107,8 +101,6 @@ def corpora_of(recipe: Recipe, folder: Path) -> Corpora:
 
 def synchronize() -> None:
     """Wait for the GPU, if there is one."""
-    import torch
-
     if torch.cuda.is_available():
         torch.cuda.synchronize()
 
@@ -135,10 +127,6 @@ def best(variants: Mapping[str, Callable[[], Any]], turns: int) -> dict[str, flo
 
 def peaks(variants: Mapping[str, Callable[[], Any]]) -> dict[str, int]:
     """Return the peak of the memory in bytes that each variant adds, on the GPU or in this process."""
-    import torch
-
-    from roundtrip.runtime import memory
-
     peak_bytes = {}
     for name, variant in variants.items():
         memory.free_after_failure()
@@ -183,8 +171,6 @@ def in_own_process(command: Sequence[str]) -> Any:
 
 def processor() -> str:
     """Return the model name of the GPU, or of the CPU with its vector extensions."""
-    import torch
-
     if torch.cuda.is_available():
         return str(torch.cuda.get_device_name())
     path = Path("/proc/cpuinfo")
@@ -215,10 +201,6 @@ def provenance(benchmark: str, device: object = None) -> dict[str, Any]:
         benchmark: name of the module.
         device: what was measured on; None where it is not one device.
     """
-    import torch
-
-    from roundtrip.backtranslation.run_folder import versions
-
     hardware: dict[str, Any] = {"processor": processor(), "threads": torch.get_num_threads()}
     return {
         "command": command(benchmark),
@@ -230,8 +212,6 @@ def provenance(benchmark: str, device: object = None) -> dict[str, Any]:
 
 def gemm_flops(device: torch.device, dtype: torch.dtype) -> float:
     """Return the peak FLOP/s of a matrix product of GEMM_SHAPES, the best of five turns."""
-    import torch
-
     rows, inner, columns = GEMM_SHAPES[device.type]
     left, right = (torch.randn(shape, dtype=dtype, device=device) for shape in ((rows, inner), (columns, inner)))
 

@@ -6,7 +6,7 @@ compared with the one of the variant that is not compiled. Variants:
 
 - PEFT model, evaluation: `set_adapter`, forward;
 - PEFT model, training: `set_adapter`, forward and backward, as a phase of a run does;
-- merged copy (`scratch copy` in the results): its weights are replaced in its memory for each direction, forward.
+- merged copy: its weights are replaced in its memory for each direction, forward.
 
 Writes benchmarks/results/compiled-NAME.json.
 """
@@ -15,13 +15,15 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Mapping
-from typing import TYPE_CHECKING, Any
+from typing import Any
+
+import torch
+from rich.console import Console
+from transformers import LlamaConfig, LlamaForCausalLM
 
 from benchmarks import common
-
-if TYPE_CHECKING:
-    import torch
-    from rich.console import Console
+from roundtrip.models import adapters, base_model, prepacked_linear
+from roundtrip.recipe.schema import Adapter
 
 NAMES = ("en-es", "es-en")
 TURNS = 4
@@ -31,12 +33,6 @@ Variant = Callable[[str, Any], Any]
 
 def build_models(layers: int, device: torch.device) -> tuple[Any, Any]:
     """Return a PEFT model with two adapters, and a merged copy of its base."""
-    import torch
-    from transformers import LlamaConfig, LlamaForCausalLM
-
-    from roundtrip.models import adapters, base_model, prepacked_linear
-    from roundtrip.recipe.schema import Adapter
-
     torch.manual_seed(0)
     config = LlamaConfig(
         vocab_size=2000, hidden_size=256, intermediate_size=512, num_hidden_layers=layers, num_attention_heads=4
@@ -58,8 +54,6 @@ def compare(variant: Variant, timed_part: Variant, plain: Any, compiled: Any) ->
     Args:
         timed_part: the part of the variant that is timed.
     """
-    import torch
-
     torch._dynamo.utils.counters.clear()
     num_graphs, seconds, difference = [], [], 0.0
     for _ in range(TURNS):
@@ -84,10 +78,6 @@ def compare(variant: Variant, timed_part: Variant, plain: Any, compiled: Any) ->
 
 def measure(layers: int, device: torch.device) -> dict[str, Any]:
     """Return what was counted and timed of each variant, each with new models."""
-    import torch
-
-    from roundtrip.models import adapters
-
     ids_BT = torch.randint(5, 1000, (4, 32), generator=torch.Generator().manual_seed(1)).to(device)
 
     def forward(name: str, model: Any) -> torch.Tensor:
@@ -114,7 +104,7 @@ def measure(layers: int, device: torch.device) -> dict[str, Any]:
     variants: dict[str, tuple[Variant, Variant]] = {
         "PEFT, evaluation": (evaluate, evaluate),
         "PEFT, training": (train, train),
-        "scratch copy": (merge, forward),
+        "merged copy": (merge, forward),
     }
     # Past this limit torch would continue without compiling, and the count would not grow.
     torch._dynamo.config.fail_on_recompile_limit_hit = True
@@ -137,7 +127,7 @@ def show(document: Mapping[str, Any], console: Console) -> None:
             f"{figures['largest_difference']:.1e}",
             f"{figures['speed']:.2f} x",
         )
-        for name, figures in document["roads"].items()
+        for name, figures in document["variants"].items()
     ]
     common.print_table(console, f"two adapters, {2 * TURNS} calls in alternation", columns, rows)
 
@@ -147,7 +137,7 @@ def main() -> None:
     parser.add_argument("--layers", type=int, default=4)
     asked = parser.parse_args()
     device = common.device_of(asked.device)
-    document = common.provenance("compiled", device) | {"roads": measure(asked.layers, device)}
+    document = common.provenance("compiled", device) | {"variants": measure(asked.layers, device)}
     common.finish(document, common.result_path("compiled", asked.name), show)
 
 

@@ -20,14 +20,19 @@ import time
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
-from benchmarks import common
+from rich.console import Console
 
-if TYPE_CHECKING:
-    from rich.console import Console
-
-    from roundtrip.tokens.row_builder import RowBuilder
+from benchmarks import common, zoo
+from roundtrip import PromptTemplate, build_row_builder
+from roundtrip.runtime.errors import TemplateError
+from roundtrip.tokens.adversarial import AdversarialRows
+from roundtrip.tokens.audit import canonical_hypotheses, compare_rows
+from roundtrip.tokens.compatibility import BuildOptions
+from roundtrip.tokens.prompt_segments import build_segments
+from roundtrip.tokens.row_builder import SPLICED, RowBuilder
+from roundtrip.tokens.splice.canonicality import EMPTY, REASONS
 
 LANGUAGES = ("es", "de", "ru", "ar", "he", "hi", "th", "ja", "zh", "ko")
 ROWS_AT_ONCE = 256
@@ -47,8 +52,6 @@ class Tally:
 
 def samples(languages: Sequence[str], number: int) -> list[tuple[str, str]]:
     """Return (source, target) lines: software strings of each language, the difficult lines on either side."""
-    from benchmarks import zoo
-
     english = zoo.lines("en", number)
     pairs = [(line, english[i % len(english)]) for code in languages for i, line in enumerate(zoo.lines(code, number))]
     nasty = [" ".join(line.split()) or "x" for line in zoo.NASTY]
@@ -59,13 +62,11 @@ def hypotheses(
     row_builder: RowBuilder, pairs: Sequence[tuple[str, str]], number: int, seed: int
 ) -> Iterator[list[int]]:
     """Yield generated ids: canonical rows, then adversarial ones; some with an end token, some cut short."""
-    from roundtrip.tokens.audit import writer_ids
-
     chance = random.Random(seed)
-    canonical = [ids for ids in writer_ids(row_builder.writer, pairs) if ids]
+    canonical = [ids for ids in canonical_hypotheses(row_builder.reverse_template, pairs) if ids]
     some = canonical if len(canonical) <= number // 3 else chance.sample(canonical, number // 3)
     adversarial = _adversarial(row_builder, canonical, number - len(some), seed)
-    stops = row_builder.writer.segments.stop_ids
+    stops = row_builder.reverse_template.segments.stop_ids
     for ids in (*some, *adversarial):
         kind = chance.random()
         if kind < 0.1:
@@ -83,13 +84,11 @@ def _adversarial(
     row_builder: RowBuilder, canonical: Sequence[list[int]], number: int, seed: int
 ) -> Iterator[list[int]]:
     """Yield rows with other tokens of the same text where the vocabulary can be read; else with random tokens."""
-    from roundtrip.tokens.adversarial import AdversarialRows
-
     if row_builder.guard is not None:
         yield from AdversarialRows(row_builder.guard.pairs.vocabulary, seed).rows(canonical, number)
         return
     chance = random.Random(seed)
-    size = len(row_builder.template.tokenizer)
+    size = len(row_builder.forward_template.tokenizer)
     for _ in range(number):
         ids = list(chance.choice(canonical))
         at = chance.randrange(len(ids))
@@ -113,10 +112,6 @@ def run(row_builder: RowBuilder, pairs: Sequence[tuple[str, str]], number: int, 
 
 
 def _count(row_builder: RowBuilder, batch: list[list[int]], targets: list[str], tally: Tally) -> None:
-    from roundtrip.tokens.audit import compare_rows
-    from roundtrip.tokens.row_builder import SPLICED
-    from roundtrip.tokens.splice.canonicality import EMPTY, REASONS
-
     for ids, reason, expected, actual in zip(batch, *compare_rows(row_builder, batch, targets), strict=True):
         spliced, equal = reason == SPLICED, actual == expected
         tally.rows += 1
@@ -131,8 +126,6 @@ def _count(row_builder: RowBuilder, batch: list[list[int]], targets: list[str], 
 
 def combinations(names: Sequence[str], templates: Sequence[str], small: bool) -> Iterator[tuple[str, str, Any, Any]]:
     """Yield tokenizer name, template name, tokenizer and template text of all combinations."""
-    from benchmarks import zoo
-
     named = ((name, zoo.load(name)) for name in names)
     for name, tokenizer in (*named, *(zoo.small().items() if small else ())):
         for template in templates:
@@ -143,30 +136,23 @@ def combinations(names: Sequence[str], templates: Sequence[str], small: bool) ->
 
 def measure(tokenizer: Any, text: Any, pairs: Sequence[tuple[str, str]], asked: argparse.Namespace) -> dict[str, Any]:
     """Return the compatibility report of one combination and the tally of its rows."""
-    from roundtrip.runtime.errors import TemplateError
-    from roundtrip.tokens import compatibility
-    from roundtrip.tokens.prompt_segments import build_segments
-    from roundtrip.tokens.prompt_template import PromptTemplate
-
     start = time.perf_counter()
     try:
         forward = PromptTemplate(tokenizer, build_segments(tokenizer, text, "es", "en", ()))
         reverse = PromptTemplate(tokenizer, build_segments(tokenizer, text, "en", "es", ()))
     except TemplateError as error:
-        return {"road": "none", "reasons": [error.problem]}
-    row_builder, report = compatibility.build_row_builder(
-        reverse, forward, pairs[::7], guard=asked.guard, num_attacks=200
-    )
+        return {"mode": "none", "reasons": [error.problem]}
+    options = BuildOptions(guard=asked.guard, num_attacks=200)
+    row_builder, report = build_row_builder(reverse, forward, pairs[::7], options)
     figures = report.to_dict()
-    figures["road"] = figures.pop("mode")
-    if row_builder.into is not None:
+    if row_builder.tensors is not None:
         tally = run(row_builder, pairs, asked.rows, asked.seed)
         figures |= vars(tally) | {"refused": dict(tally.refused)}
     return figures | {"seconds": round(time.perf_counter() - start, 1)}
 
 
 def show(document: Mapping[str, Any], console: Console) -> None:
-    keys = ("road", "guard", "rows", "canonical", "spliced", "wrong", "refused")
+    keys = ("mode", "guard", "rows", "canonical", "spliced", "wrong", "refused")
     rows = []
     for name, figures in document["combinations"].items():
         cells = figures | {"refused": sum(figures.get("refused", {}).values())}
@@ -187,8 +173,6 @@ def main() -> None:
     parser.add_argument("--seed", type=int, default=1)
     asked = parser.parse_args()
 
-    from benchmarks import zoo
-
     names = zoo.REAL if asked.tokenizers is None else asked.tokenizers
     templates = list(zoo.TEMPLATES) if asked.templates is None else asked.templates
     pairs = samples(LANGUAGES, asked.lines)
@@ -199,7 +183,7 @@ def main() -> None:
         document["combinations"][f"{name} | {template}"] = figures
         total.update({key: figures.get(key, 0) for key in ("rows", "canonical", "spliced", "wrong")})
         total["refused"] += sum(figures.get("refused", {}).values())
-        sys.stdout.write(f"{name} | {template}: {figures['road']}, {figures.get('wrong', 0)} wrong\n")
+        sys.stdout.write(f"{name} | {template}: {figures['mode']}, {figures.get('wrong', 0)} wrong\n")
         common.save(document, path)
     common.finish(document, path, show)
     sys.exit(1 if total["wrong"] else 0)

@@ -17,14 +17,19 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
+
+import torch
+from rich.console import Console
 
 from benchmarks import common
-
-if TYPE_CHECKING:
-    from rich.console import Console
-
-    from roundtrip.engine.translator import Translator
+from roundtrip.backtranslation.dev_scoring import greedy_settings
+from roundtrip.engine.generate import generate
+from roundtrip.engine.hf_backends import generate_hf
+from roundtrip.engine.request import GenerationRequest, StopRule
+from roundtrip.engine.translator import Translator
+from roundtrip.models import adapters, attention
+from roundtrip.recipe.schema import Generate
 
 # What each variant sets in [generate].
 ENGINES: dict[str, dict[str, Any]] = {name: {"engine": name} for name in ("native", "transformers")}
@@ -33,42 +38,33 @@ BATCH_SIZE = 64
 
 
 def through_adapter(
-    forward: Translator, prompts: list[list[int]], limits: list[int], settings: Any, stops: list[int], size: int
+    forward: Translator, prompts: list[list[int]], limits: list[int], settings: Any, stop: StopRule, size: int
 ) -> list[Any]:
     """Return the new ids of each batch of `size` prompts, by `generate` of transformers on the PEFT model."""
-    from roundtrip.engine.hf_backends import generate_hf
-    from roundtrip.engine.request import GenerationRequest
-    from roundtrip.models import adapters, attention
-
     attention.choose(forward.base.model, attention.GENERATING)
     adapters.activate(forward.direction_model.model, forward.direction.name, train=False)
     batches = [slice(start, start + size) for start in range(0, len(prompts), size)]
-    requests = [GenerationRequest(prompts[b], limits[b], settings, forward.base.pad_id, stops, 0) for b in batches]
+    requests = [GenerationRequest(prompts[b], limits[b], settings, stop, 0) for b in batches]
     return [generate_hf(forward.direction_model.model, request).ids_BN for request in requests]
 
 
 def fixed(forward: Translator, batch: int, length: int, engines: tuple[str, ...], turns: int) -> dict[str, float]:
     """Return tokens/s of each variant for a batch of prompts of one length and as many new tokens."""
-    import torch
-
-    from roundtrip.engine.generate import generate
-    from roundtrip.recipe.schema import Generate
-
     random = torch.Generator().manual_seed(1)
     prompts = torch.randint(1000, 20_000, (batch, length), generator=random).tolist()
     limits = [length - 1] * batch
-    settings = Generate(max_tokens_per_batch=10**9)
+    settings, stop = Generate(max_tokens_per_batch=10**9), StopRule([], pad_id=forward.base.pad_id)
 
     def by(engine: str) -> Callable[[], None]:
         def call() -> None:
             with forward.direction_model.generating() as model:
                 chosen = settings.model_copy(update=ENGINES[engine])
-                generate(model, prompts, limits, chosen, pad_id=forward.base.pad_id, stop_ids=[], seed=0)
+                generate(model, GenerationRequest(prompts, limits, chosen, stop, 0))
 
         return call
 
     variants: dict[str, Callable[[], Any]] = {
-        "through the adapter": lambda: through_adapter(forward, prompts, limits, settings, [], batch)
+        "through the adapter": lambda: through_adapter(forward, prompts, limits, settings, stop, batch)
     }
     variants |= {engine: by(engine) for engine in engines}
     return {name: batch * length / seconds for name, seconds in common.best(variants, turns).items()}
@@ -78,19 +74,18 @@ def lines(
     forward: Translator, recipe: Any, sources: list[str], engines: tuple[str, ...], turns: int
 ) -> dict[str, float]:
     """Return the seconds in which each variant translates lines."""
-    from roundtrip.backtranslation.validation import greedy_settings
-
     settings = greedy_settings(recipe)
     prompts = forward.template.prompts(sources)
     limits = [forward.num_needed(prompt, settings) - len(prompt) for prompt in prompts]
-    stops = [*forward.template.segments.stop_ids, *forward.template.segments.break_ids]
+    segments = forward.template.segments
+    stop = StopRule(segments.stop_ids, segments.break_ids, forward.base.pad_id)
 
     def usual() -> None:
-        for ids_BN in through_adapter(forward, prompts, limits, settings, stops, BATCH_SIZE):
+        for ids_BN in through_adapter(forward, prompts, limits, settings, stop, BATCH_SIZE):
             forward.base.tokenizer.batch_decode(ids_BN, skip_special_tokens=True)
 
     def by(engine: str) -> Callable[[], Any]:
-        return lambda: forward.write(sources, settings.model_copy(update=ENGINES[engine]), 0)
+        return lambda: forward.translate(sources, settings.model_copy(update=ENGINES[engine]))
 
     return common.best({"through the adapter": usual} | {engine: by(engine) for engine in engines}, turns)
 

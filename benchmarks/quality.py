@@ -25,18 +25,18 @@ from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
+
+from rich.console import Console
+from sacrebleu.metrics import BLEU
 
 from benchmarks import common
 from benchmarks.quality_experiments import EXPERIMENTS, NO_ROUNDS, PAIRS_ONLY, ROUND_TRIP, Experiment, Start
 from roundtrip.data import row_store
 from roundtrip.evaluation import metrics
-from roundtrip.recipe import loader
-from roundtrip.recipe.plan import PARALLEL, TEXT, directions, num_steps
+from roundtrip.recipe.loader import load_recipe
+from roundtrip.recipe.plan import PARALLEL, PRETRAIN, num_steps
 from roundtrip.recipe.schema import Recipe
-
-if TYPE_CHECKING:
-    from rich.console import Console
 
 # For arms that begin with the weights of another run it is the score of those weights.
 ZERO_SHOT = "zero-shot, or as it began"
@@ -73,7 +73,7 @@ def arms(
             if experiment.start is not None and to_run:
                 overrides = (*overrides, *_start_weights(name, experiment.start, work, seed))
             if arm == PAIRS_ONLY and to_run:
-                overrides = (*overrides, *equal_steps(loader.load(experiment.recipe, overrides).recipe))
+                overrides = (*overrides, *equal_steps(load_recipe(experiment.recipe, overrides).recipe))
             folder = work / name / f"{arm.replace(' ', '-').replace(',', '')}-{seed}"
             yield Arm(arm, seed, experiment.recipe, overrides, folder)
 
@@ -81,7 +81,7 @@ def arms(
 def start_of(name: str, start: Start, work: Path, extra: Sequence[str], seed: int) -> Arm:
     """Return the run with which all arms of a seed begin."""
     # Pretraining on plain text is done once for all seeds, since it takes most of the time.
-    seed = 1 if start.stage == TEXT else seed
+    seed = 1 if start.stage == PRETRAIN else seed
     return Arm("start", seed, start.recipe, (*start.changes, *extra, f"seed={seed}"), work / name / f"start-{seed}")
 
 
@@ -99,8 +99,7 @@ def equal_steps(recipe: Recipe) -> tuple[str, ...]:
     """Return the overrides with which a recipe trains on pairs only, for at least as many steps as it plans."""
     assert recipe.data.split is not None
     pairs = recipe.data.split.train
-    steps = max(num_steps(recipe, pairs, direction) for direction in directions(recipe))
-    epochs = math.ceil(steps / math.ceil(pairs / recipe.train.batch_size))
+    epochs = math.ceil(num_steps(recipe, pairs) / math.ceil(pairs / recipe.train.batch_size))
     return (*NO_ROUNDS, f"train.parallel_epochs={epochs}")
 
 
@@ -145,7 +144,7 @@ class Outcome:
 def read(arm: Arm) -> Outcome:
     """Read the result of a finished run from its folder."""
     metrics = json.loads(arm.metrics.read_text(encoding="utf-8"))
-    outcome = Outcome(facts={key: metrics[key] for key in ("best", "steps", "seconds", "roads")})
+    outcome = Outcome(facts={key: metrics[key] for key in ("best", "steps", "seconds", "token_rows")})
     outcome.facts["rejected"] = rejections(arm.folder / "events.jsonl")
     pairs = row_store.RowStore(arm.folder / "data" / "test.tsv")
     stages = [stage for stage in metrics["test"] if stage != "copy"]
@@ -174,8 +173,6 @@ def scores(hypotheses: Sequence[str], references: Sequence[str]) -> dict[str, fl
 
 def _lowercased_bleu(hypotheses: Sequence[str], references: Sequence[str]) -> tuple[float, str]:
     """Return the score and its signature."""
-    from sacrebleu.metrics import BLEU
-
     metric = BLEU(lowercase=True)
     return metric.corpus_score(list(hypotheses), [list(references)]).score, str(metric.get_signature())
 
@@ -185,7 +182,7 @@ def rejections(path: Path) -> dict[str, int]:
     counts: dict[str, int] = {}
     for line in path.read_text(encoding="utf-8").splitlines():
         event = json.loads(line)
-        if event["event"] == "block" and event["stage"].startswith("round"):
+        if event["event"] == "examples" and event["stage"].startswith("round"):
             for reason, number in (*event["rejected"].items(), ("kept", event["synthetic"])):
                 counts[reason] = counts.get(reason, 0) + number
     return counts

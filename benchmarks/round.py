@@ -1,7 +1,7 @@
 """python -m benchmarks.round: a whole round of both directions, ours beside two usual loops, in one process.
 
 The quickstart's model and text. In a round each direction generates a source for every new line of its source's
-language (greedy), and the other one trains on these pairs and the real pairs that the recipe mixes in; nothing is
+language (greedy), and the other one trains on these pairs and the parallel pairs that the recipe mixes in; nothing is
 filtered, so that all loops train on as many rows. Rounds are taken in turns, and every one begins with the same
 adapters: new ones, with which hypotheses run to their length limits, or with --run those that a quickstart has trained
 on its pairs. Loops:
@@ -13,7 +13,7 @@ on its pairs. Loops:
   default and slower; a constant learning rate; otherwise its defaults).
 
 With --prior-art PYTHON also CycleFormers, by an interpreter that has it installed, see `benchmarks.round_cycleformers`;
-it has no real pairs, so ours is measured without them too, and rows a second are what compares.
+it has no parallel pairs, so ours is measured without them too, and rows a second are what compares.
 Writes benchmarks/results/round-NAME.json and .png.
 """
 
@@ -22,35 +22,36 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
+
+from rich.console import Console
 
 from benchmarks import common, round_cycleformers
-
-if TYPE_CHECKING:
-    from rich.console import Console
-
-    from benchmarks.round_loops import Task
-    from roundtrip.engine.translator import Translator
+from benchmarks.round_loops import Ours, Plain, Task, Trl, in_turns
+from roundtrip import Translator
+from roundtrip.engine.generate import length_limit
+from roundtrip.models import adapters
+from roundtrip.recipe.plan import directions, num_parallel
 
 
 def show(document: Mapping[str, Any], console: Console) -> None:
-    parts = list(document["roads"]["ours"]["seconds"])
-    first = sum(document["roads"]["ours"]["seconds"].values())
+    parts = list(document["variants"]["ours"]["seconds"])
+    first = sum(document["variants"]["ours"]["seconds"].values())
     rows = []
-    for name, turn in document["roads"].items():
+    for name, turn in document["variants"].items():
         whole = sum(turn["seconds"].values())
         seconds = [f"{turn['seconds'][part]:.2f}" if part in turn["seconds"] else "" for part in parts]
         counts = [str(turn["rows"]), f"{turn['rows'] / whole:.1f}", str(turn["steps"])]
         loss = f"{turn['mean_loss']:.2f}" if "mean_loss" in turn else ""
         rows.append([name, *seconds, f"{whole:.1f}", f"{whole / first:.2f}", *counts, loss])
-    title = f"a round: {document['lines']} lines of each language and {document['real_pairs']} real pairs"
+    title = f"a round: {document['lines']} lines of each language and {document['parallel_pairs']} parallel pairs"
     columns = ("loop", *parts, "round, s", "times ours", "rows", "rows/s", "steps", "mean loss")
     common.print_table(console, title, columns, rows)
 
 
 def draw(document: Mapping[str, Any], path: Path) -> None:
     """Draw the seconds of each loop as a bar of its parts."""
-    loops = document["roads"]
+    loops = document["variants"]
     title = f"one round, {document['hardware']['processor']}"
     with common.plot(path, (7, 0.8 + 0.6 * len(loops)), title=title) as axes:
         panel = axes[0, 0]
@@ -71,30 +72,24 @@ def prepare_task(device: str, num_lines: int, run: Path | None) -> tuple[Task, d
     Args:
         run: a finished run whose adapters all loops begin with; None for new ones.
     """
-    from benchmarks.round_loops import Task
-    from roundtrip.models import adapters
-    from roundtrip.recipe.plan import directions, num_parallel
-
     loaded, both = common.quickstart(device)
     recipe, corpora = loaded.recipe, common.corpora_of(loaded.recipe, loaded.folder)
     lines = {code: [corpora.mono[code][i][0] for i in range(num_lines)] for code in recipe.languages}
     number = num_parallel(recipe, num_lines, len(corpora.train))
     pairs = [(source, target) for source, target in (corpora.train[i] for i in range(number))]
     first = directions(recipe)[0]
-    real = {first.name: pairs, first.reverse.name: [(target, source) for source, target in pairs]}
+    parallel = {first.name: pairs, first.reverse.name: [(target, source) for source, target in pairs]}
     start = {
         name: adapters.read(run / "adapters" / "parallel" / name)
         if run is not None
         else {key: value.clone() for key, value in adapters.tensors(each.direction_model.model, name).items()}
         for name, each in both.items()
     }
-    return Task(recipe, lines, real, start), both
+    return Task(recipe, lines, parallel, start), both
 
 
 def cycleformers(python: str, task: Task, both: Mapping[str, Translator]) -> dict[str, Any]:
-    """Return the figures of CycleFormers for the same lines, without real pairs and from new adapters."""
-    from roundtrip.engine.generate import length_limit
-
+    """Return the figures of CycleFormers for the same lines, without parallel pairs and from new adapters."""
     recipe, forward = task.recipe, next(iter(both.values()))
     limits = [
         length_limit(each.num_source_tokens(prompt), recipe.generate)
@@ -117,7 +112,7 @@ def cycleformers(python: str, task: Task, both: Mapping[str, Translator]) -> dic
     for name, result in results.items():
         generating = result["generate_seconds"]
         figures[f"CycleFormers, {name}"] = {
-            "seconds": {"generate": generating, "learn": result["seconds"] - generating},
+            "seconds": {"generate": generating, "train": result["seconds"] - generating},
             "new_tokens": result["generated_tokens"],
             "rows": result["lines"],
             "steps": sum(result["optimizer_steps"]),
@@ -134,19 +129,17 @@ def main() -> None:
 
     from datasets import disable_progress_bars
 
-    from benchmarks.round_loops import Ours, Plain, Trl, in_turns
-
     disable_progress_bars()
     task, both = prepare_task(asked.device, asked.lines, asked.run)
     turns = in_turns(task, {"ours": Ours(task, both), "plain": Plain(task, both), "TRL": Trl(task, both)}, asked.turns)
     if asked.prior_art:
-        bare = replace(task, real={name: [] for name in task.real})
-        turns |= in_turns(bare, {"ours, no real pairs": Ours(bare, both)}, asked.turns)
+        bare = replace(task, parallel={name: [] for name in task.parallel})
+        turns |= in_turns(bare, {"ours, no parallel pairs": Ours(bare, both)}, asked.turns)
     document = common.model_provenance("round", next(iter(both.values())))
-    document |= {"lines": asked.lines, "real_pairs": len(next(iter(task.real.values())))}
-    document["roads"] = {name: turn.to_dict() for name, turn in turns.items()}
+    document |= {"lines": asked.lines, "parallel_pairs": len(next(iter(task.parallel.values())))}
+    document["variants"] = {name: turn.to_dict() for name, turn in turns.items()}
     if asked.prior_art:
-        document["roads"] |= cycleformers(asked.prior_art, task, both)
+        document["variants"] |= cycleformers(asked.prior_art, task, both)
     common.finish(document, common.result_path("round", asked.name), show, draw)
 
 

@@ -10,7 +10,7 @@ It needs transformers 4.46, so it cannot live beside ours. An environment that i
 Its own trainer, one base with two LoRA adapters (`use_macct`), the library's settings. Changed from here, without
 touching its source: the number of tokens to generate (30 are fixed in it), the rotary base, which 4.46 does not find in
 a configuration written by 5.x and would silently take for 10,000, and dropout of the adapters, which it leaves on while
-generating. It has no real pairs: its round is the smaller one. Writes nothing; prints figures for `benchmarks.round`.
+generating. It has no parallel pairs, so its round is the smaller one. Prints figures for `benchmarks.round`.
 """
 
 from __future__ import annotations

@@ -10,32 +10,32 @@ from dataclasses import asdict, dataclass
 from typing import Any, Protocol
 
 import torch
-from datasets import Dataset
+from peft import LoraConfig, get_peft_model
 from rich.console import Console
+from transformers import AutoModelForCausalLM, PrinterCallback
 
 from benchmarks.common import timed
-from roundtrip.backtranslation import row_builders
-from roundtrip.backtranslation.examples import REAL, SYNTHETIC, PhaseExamples
-from roundtrip.backtranslation.token_rows import token_rows_of
+from roundtrip import Candidate, Optimizer, StepSettings, Translator, train_step
+from roundtrip.backtranslation.examples import PARALLEL, SYNTHETIC, Example
+from roundtrip.backtranslation.row_builders import make_row_builders
+from roundtrip.backtranslation.token_rows import build_token_rows
 from roundtrip.engine.generate import length_limit
 from roundtrip.engine.hf_backends import generate_hf
-from roundtrip.engine.request import GenerationRequest
-from roundtrip.engine.train_step import train_step
-from roundtrip.engine.translator import Translator
+from roundtrip.engine.request import GenerationRequest, StopRule
 from roundtrip.models import adapters
-from roundtrip.models.optimizer import Optimizer
+from roundtrip.models.optimizer import MAX_GRAD_NORM
 from roundtrip.recipe.plan import Direction, directions
 from roundtrip.recipe.schema import Recipe
 from roundtrip.runtime.event_log import EventLog
-from roundtrip.tokens.batching import step_batches
+from roundtrip.tokens.batching import TokenDataset, step_batches
 from roundtrip.tokens.prompt_template import TokenRow
 
-PARTS = ("generate", "rows", "learn")
+PARTS = ("generate", "rows", "train")
 
 
 @dataclass(frozen=True)
 class Task:
-    """What every loop has to do in a round, for each direction: the real lines, and the real pairs to mix in.
+    """What every loop has to do in a round, for each direction: the real lines, and the parallel pairs to mix in.
 
     Attributes:
         start: the adapters that every round begins with, by direction, as PEFT names their tensors.
@@ -43,7 +43,7 @@ class Task:
 
     recipe: Recipe
     lines: dict[str, list[str]]
-    real: dict[str, list[tuple[str, str]]]
+    parallel: dict[str, list[tuple[str, str]]]
     start: dict[str, dict[str, torch.Tensor]]
 
 
@@ -84,9 +84,8 @@ class Ours:
         self.task, self.both = task, both
         templates = {name: each.template for name, each in both.items()}
         devices = {name: each.base.device for name, each in both.items()}
-        self.row_builders, _ = row_builders.find(
-            task.recipe, templates, templates, task.real, devices, EventLog(Console(quiet=True))
-        )
+        events = EventLog(Console(quiet=True))
+        self.row_builders, _ = make_row_builders(task.recipe, templates, task.parallel, devices, events)
         self.optimizers: dict[str, Optimizer] = {}
 
     def begin(self) -> None:
@@ -101,32 +100,51 @@ class Ours:
         recipe, lines = self.task.recipe, self.task.lines[direction.target]
         forward, reverse = self.both[direction.name], self.both[direction.reverse.name]
         row_builder = self.row_builders[direction.name]
-        generating, written = timed(lambda: reverse.write(lines, recipe.generate, 0, reader=row_builder.reader))
-        pairs = [[SYNTHETIC, source, target] for source, target in zip(written.texts, lines, strict=True)]
-        pairs += [[REAL, *pair] for pair in self.task.real[direction.name]]
-        block = PhaseExamples(pairs, {}, hypotheses=written.hypotheses, prompts=written.prompts)
-        making, (table, _) = timed(lambda: token_rows_of(block, forward.templates, row_builder, forward.base.device, 0))
+        generating, translations = timed(
+            lambda: reverse.translate(lines, recipe.generate, reread_with=row_builder.reread_template)
+        )
+        hypotheses = translations.hypotheses
+
+        def make_rows() -> TokenDataset:
+            sizes, prompts = hypotheses.size_B.tolist(), translations.prompts
+            examples = [
+                Example(
+                    SYNTHETIC,
+                    source,
+                    target,
+                    Candidate(
+                        line,
+                        source,
+                        target,
+                        ids_N=hypotheses.ids_BN[line, : sizes[line]],
+                        prompt=prompts[line] if prompts is not None else None,
+                    ),
+                )
+                for line, (source, target) in enumerate(zip(translations.texts, lines, strict=True))
+            ]
+            examples += [Example(PARALLEL, *pair) for pair in self.task.parallel[direction.name]]
+            return build_token_rows(examples, forward.templates, row_builder, forward.base.device, 0)[0]
+
+        making, dataset = timed(make_rows)
 
         def train() -> list[float]:
-            with forward.direction_model.training(recipe.train.packing) as packed:
+            model, optimizer = forward.direction_model, self.optimizers[direction.name]
+            with model.training() as packed:
+                settings = StepSettings(forward.base.pad_id, recipe.train.max_tokens_per_microbatch, packed=packed)
                 return [
-                    train_step(forward.direction_model.model, self.optimizers[direction.name], table, group, forward.base.pad_id,  # noqa: E501
-                         recipe.train.max_tokens_per_microbatch, 0, packed=packed).loss
-                    for group in step_batches(table.sizes, recipe.train.batch_size, 0)
-                ]  # fmt: skip
+                    train_step(model.model, optimizer, dataset, rows, settings, seed=0).loss
+                    for rows in step_batches(dataset.sizes, recipe.train.batch_size, 0)
+                ]
 
         training, losses = timed(train)
-        seconds = {"generate": generating, "rows": making, "learn": training}
-        return Turn(seconds, losses, int(written.hypotheses.tokens_B.sum()), len(table))
+        seconds = {"generate": generating, "rows": making, "train": training}
+        return Turn(seconds, losses, int(hypotheses.tokens_B.sum()), len(dataset))
 
 
 class Usual:
     """What the two usual loops share: a PEFT model of the library's defaults, and generation through its adapters."""
 
     def __init__(self, task: Task, both: Mapping[str, Translator]) -> None:
-        from peft import LoraConfig, get_peft_model
-        from transformers import AutoModelForCausalLM
-
         self.task, self.both = task, both
         base = next(iter(both.values())).base
         model = AutoModelForCausalLM.from_pretrained(base.location, dtype=base.dtype).to(base.device)
@@ -142,7 +160,7 @@ class Usual:
         for name, tensors in self.task.start.items():
             adapters.load(self.model, name, tensors)
 
-    def write(self, direction: Direction) -> tuple[list[str], int]:
+    def generate(self, direction: Direction) -> tuple[list[str], int]:
         """Generate a source of each line, in batches in file order; return them and the number of new tokens."""
         reverse, size = self.both[direction.reverse.name], self.task.recipe.train.batch_size
         lines = self.task.lines[direction.target]
@@ -153,15 +171,16 @@ class Usual:
         for start in range(0, len(lines), size):
             prompts = reverse.template.prompts(lines[start : start + size])
             limits = [length_limit(reverse.num_source_tokens(prompt), self.task.recipe.generate) for prompt in prompts]
-            stops = [*reverse.template.segments.stop_ids, *reverse.template.segments.break_ids]
-            request = GenerationRequest(prompts, limits, self.task.recipe.generate, reverse.base.pad_id, stops, 0)
+            segments = reverse.template.segments
+            stop = StopRule(segments.stop_ids, segments.break_ids, reverse.base.pad_id)
+            request = GenerationRequest(prompts, limits, self.task.recipe.generate, stop, 0)
             new_BN = generate_hf(self.model, request).ids_BN
             num_new += int((new_BN != reverse.base.pad_id).sum())
             texts += reverse.base.tokenizer.batch_decode(new_BN, skip_special_tokens=True)
         return [text.strip() for text in texts], num_new
 
     def pairs(self, direction: Direction, texts: list[str]) -> list[tuple[str, str]]:
-        return [*zip(texts, self.task.lines[direction.target], strict=True), *self.task.real[direction.name]]
+        return [*zip(texts, self.task.lines[direction.target], strict=True), *self.task.parallel[direction.name]]
 
 
 class Plain(Usual):
@@ -169,7 +188,7 @@ class Plain(Usual):
 
     def take(self, direction: Direction) -> Turn:
         forward, recipe = self.both[direction.name], self.task.recipe
-        generating, (texts, num_new) = timed(lambda: self.write(direction))
+        generating, (texts, num_new) = timed(lambda: self.generate(direction))
         making, rows = timed(lambda: [forward.template.rows([pair])[0] for pair in self.pairs(direction, texts)])
 
         def train() -> list[float]:
@@ -183,14 +202,14 @@ class Plain(Usual):
                 some = [rows[i] for i in order[start : start + recipe.train.batch_size]]
                 loss = self.model(**_padded(some, forward)).loss
                 loss.backward()
-                torch.nn.utils.clip_grad_norm_(trained, recipe.train.max_grad_norm)
+                torch.nn.utils.clip_grad_norm_(trained, MAX_GRAD_NORM)
                 optimizer.step()
                 optimizer.zero_grad()
                 losses.append(float(loss.detach()))
             return losses
 
         training, losses = timed(train)
-        return Turn({"generate": generating, "rows": making, "learn": training}, losses, num_new, len(rows))
+        return Turn({"generate": generating, "rows": making, "train": training}, losses, num_new, len(rows))
 
 
 def _padded(rows: Sequence[TokenRow], forward: Translator) -> dict[str, torch.Tensor]:
@@ -209,11 +228,11 @@ class Trl(Usual):
     """A round with TRL's trainer; the text processing of its constructor counts as making rows."""
 
     def take(self, direction: Direction) -> Turn:
-        from transformers import PrinterCallback
+        from datasets import Dataset
         from trl.trainer.sft_trainer import SFTTrainer
 
         forward = self.both[direction.name]
-        generating, (texts, num_new) = timed(lambda: self.write(direction))
+        generating, (texts, num_new) = timed(lambda: self.generate(direction))
         pairs = self.pairs(direction, texts)
         self.model.set_adapter(direction.name)
         self.model.train()
@@ -234,7 +253,7 @@ class Trl(Usual):
             assert sum(same) >= 0.9 * len(same), "TRL has to train on the same rows"
             training, _ = timed(trainer.train)
         losses = [entry["loss"] for entry in trainer.state.log_history if "loss" in entry]
-        return Turn({"generate": generating, "rows": making, "learn": training}, losses, num_new, len(pairs))
+        return Turn({"generate": generating, "rows": making, "train": training}, losses, num_new, len(pairs))
 
     def _settings(self, folder: str, forward: Translator) -> Any:
         from trl.trainer.sft_config import SFTConfig

@@ -10,12 +10,10 @@ from typing import Any
 
 from benchmarks import common
 from benchmarks.common import timed
-from roundtrip.engine.train_step import train_step
-from roundtrip.engine.translator import Translator
-from roundtrip.models.optimizer import Optimizer
+from roundtrip import Optimizer, StepSettings, TokenDataset, Translator, build_row_builder, train_step
 from roundtrip.recipe.plan import directions, num_parallel
-from roundtrip.tokens import compatibility
-from roundtrip.tokens.batching import TokenDataset, step_batches
+from roundtrip.tokens.batching import step_batches
+from roundtrip.tokens.compatibility import BuildOptions
 
 FACTORS = (1, 10, 100)
 
@@ -23,9 +21,10 @@ FACTORS = (1, 10, 100)
 def measure(device: str, num_lines: int) -> dict[str, Any]:
     """Time one phase of en-es: generating its sources, making its rows by each variant, training on them.
 
-    The base is as loaded, its adapters new; nothing is filtered, all lines are trained on, with as many real pairs as
-    the recipe mixes in. Decoding is counted apart: both variants need texts for the filters, and in the loop a thread
-    decodes while the device generates. A generator that is N times as fast is a projection: its seconds divided by N.
+    The base is as loaded, its adapters new; nothing is filtered, all lines are trained on, with as many parallel pairs
+    as the recipe mixes in. Decoding is counted apart: both variants need texts for the filters, and in the loop a
+    thread decodes while the device generates. A generator that is N times as fast is a projection: its seconds divided
+    by N.
     """
     loaded, both = common.quickstart(device)
     recipe, corpora = loaded.recipe, common.corpora_of(loaded.recipe, loaded.folder)
@@ -33,41 +32,41 @@ def measure(device: str, num_lines: int) -> dict[str, Any]:
     forward, reverse = both[direction.name], both[direction.reverse.name]
     targets = [corpora.mono[direction.target][i][0] for i in range(num_lines)]
     dev = [(source, target) for source, target in (corpora.dev[i] for i in range(len(corpora.dev)))]
-    row_builder, report = compatibility.build_row_builder(
-        reverse.template, forward.template, dev, device=forward.base.device
-    )
-    reverse.write(targets[:2], recipe.generate, 0)  # the first call includes what the library loads
-    generation, written = timed(lambda: reverse.write(targets, recipe.generate, 0))
-    ids_BN, size_B = written.hypotheses.ids_BN, written.hypotheses.size_B
-    pairs = list(zip(written.texts, targets, strict=True))
+    options = BuildOptions(device=forward.base.device)
+    row_builder, report = build_row_builder(reverse.template, forward.template, dev, options)
+    reverse.translate(targets[:2], recipe.generate)  # the first call includes what the library loads
+    generation, translations = timed(lambda: reverse.translate(targets, recipe.generate))
+    hypotheses, texts = translations.hypotheses, translations.texts
+    pairs = list(zip(texts, targets, strict=True))
 
     def by_text() -> TokenDataset:
         return TokenDataset.of(forward.template.rows(pairs), forward.base.device)
 
     def by_splice() -> tuple[TokenDataset, dict[str, int]]:
-        rows, counts = row_builder.rows(ids_BN, size_B, targets, written.texts)
+        rows, counts = row_builder.build(hypotheses.ids_BN, hypotheses.size_B, targets, texts)
         return TokenDataset.of_spliced(rows), dict(counts)
 
-    _, (_, counts) = timed(by_splice)  # the first call checks new pairs of tokens
-    handling = {
-        "decode": best(lambda: [reverse.template.hypothesis_text(ids) for ids in written.hypotheses.lists()]),
-        "strings": best(by_text),
-        "road": best(by_splice),
+    _, counts = by_splice()
+    variants: dict[str, Callable[[], Any]] = {
+        "decode": lambda: [reverse.template.hypothesis_text(ids) for ids in hypotheses.lists()],
+        "text": by_text,
+        "splice": by_splice,
     }
+    handling = common.best(variants, 5)
     number = num_parallel(recipe, num_lines, len(corpora.train))
-    real = [(source, target) for source, target in (corpora.train[i] for i in range(number))]
-    table = TokenDataset.of(forward.template.rows(pairs + real), forward.base.device)
+    parallel = [(source, target) for source, target in (corpora.train[i] for i in range(number))]
+    table = TokenDataset.of(forward.template.rows(pairs + parallel), forward.base.device)
     training, num_steps = timed(lambda: _train(recipe, forward, table))
     return {
         "lines": num_lines,
-        "real_pairs": number,
+        "parallel_pairs": number,
         "steps": num_steps,
         "device": str(forward.base.device),
         "dtype": str(forward.base.dtype),
         "verdict": report.mode,
         "by_reason": counts,
         "generation_seconds": generation,
-        "generated_tokens": int(size_B.sum()),
+        "generated_tokens": int(hypotheses.size_B.sum()),
         "training_seconds": training,
         "handling_seconds": handling,
         "shares": {
@@ -83,13 +82,8 @@ def _train(recipe: Any, forward: Translator, table: TokenDataset) -> int:
     """Take every step of a phase and return their number."""
     groups, model = step_batches(table.sizes, recipe.train.batch_size, 0), forward.direction_model
     optimizer = Optimizer(model.parameters(), recipe.train, len(groups), model.adapter)
-    max_tokens = recipe.train.max_tokens_per_microbatch
-    with model.training():
+    with model.training() as packed:
+        settings = StepSettings(forward.base.pad_id, recipe.train.max_tokens_per_microbatch, packed=packed)
         for number, group in enumerate(groups):
-            train_step(model.model, optimizer, table, group, forward.base.pad_id, max_tokens, number)
+            train_step(model.model, optimizer, table, group, settings, seed=number)
     return len(groups)
-
-
-def best(call: Callable[[], Any], turns: int = 5) -> float:
-    """Return the seconds of the fastest call."""
-    return min(timed(call)[0] for _ in range(turns))

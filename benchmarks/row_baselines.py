@@ -25,7 +25,7 @@ from roundtrip.tokens.splice.splicing import IGNORE
 
 SEPARATOR = "\n\n"
 # The separator as a template of ours, whose text path is the reference here too.
-PLAIN = TemplateRecipe(kind="plain", text="{source}" + SEPARATOR + "{target}")
+PLAIN = TemplateRecipe(kind="plain", prompt="{source}" + SEPARATOR + "{target}")
 
 Padded = dict[str, torch.Tensor]
 

@@ -1,6 +1,6 @@
 """The ways from generated ids to training rows that `benchmarks.tokens` times.
 
-Shapes: B rows, N positions of a hypothesis, M of a target, V vocabulary, K entries of a lookup table.
+Shapes: B rows, N positions of a hypothesis, M of a target.
 """
 
 from __future__ import annotations
@@ -11,7 +11,6 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
-from roundtrip.tokens.splice.pair_lookup import known_canonical
 
 from benchmarks import row_baselines
 from benchmarks.batches import CHAT, LANGUAGES, Case, Kit
@@ -19,9 +18,9 @@ from benchmarks.row_baselines import Padded
 from roundtrip.tokens.prompt_segments import language_name
 from roundtrip.tokens.prompt_template import PromptTemplate, TokenRow
 from roundtrip.tokens.row_builder import RowBuilder, padded
-from roundtrip.tokens.splice import splicing as splices
+from roundtrip.tokens.splice import splicing
 from roundtrip.tokens.splice.canonicality import PROVED, CanonicalityChecker
-from roundtrip.tokens.splice.splicing import BoundaryTensors, TrimmedSource
+from roundtrip.tokens.splice.splicing import BoundaryTensors
 
 
 @dataclass(frozen=True)
@@ -78,44 +77,41 @@ def by_fewest_calls(kit: Kit, case: Case) -> Made:
 
 
 def spliced(
-    new_BN: torch.Tensor, target_BM: torch.Tensor, target_size_B: torch.Tensor, into: BoundaryTensors
+    new_BN: torch.Tensor, target_BM: torch.Tensor, target_size_B: torch.Tensor, tensors: BoundaryTensors
 ) -> Padded:
     """Make rows without checking that they are canonical: tensors only."""
-    size_B, _ = splices.find_ends(new_BN, into.flags_V)
-    return splices.splice_rows(splices.trim_source(new_BN, size_B, into), target_BM, target_size_B, into).padded()
+    size_B, _ = splicing.find_ends(new_BN, tensors.flags_V)
+    source_BN, source_size_B, mid_B, _ = splicing.trim_source(new_BN, size_B, tensors)
+    return splicing.splice_rows(source_BN, source_size_B, mid_B, target_BM, target_size_B, tensors).padded()
 
 
 def looked_up(
     new_BN: torch.Tensor,
     target_BM: torch.Tensor,
     target_size_B: torch.Tensor,
-    into: BoundaryTensors,
-    lookup: tuple[torch.Tensor, torch.Tensor, torch.Tensor | None],
-) -> tuple[Padded, TrimmedSource, torch.Tensor]:
+    tensors: BoundaryTensors,
+    guard: CanonicalityChecker,
+) -> tuple[Padded, torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor]:
     """Make rows, and look up which are known to be canonical: tensors only.
 
-    Args:
-        lookup: `flags_V`, `good_K` and `merge_overrides_K` of a guard.
+    Returns:
+        The rows; source_BN, source_size_B and fits_B of `trim_source`; known_B, bool.
     """
-    size_B, _ = splices.find_ends(new_BN, into.flags_V)
-    source = splices.trim_source(new_BN, size_B, into)
-    good_B = known_canonical(source.ids_BN, source.size_B, *lookup)
-    return splices.splice_rows(source, target_BM, target_size_B, into).padded(), source, good_B
+    size_B, _ = splicing.find_ends(new_BN, tensors.flags_V)
+    source_BN, source_size_B, mid_B, fits_B = splicing.trim_source(new_BN, size_B, tensors)
+    rows = splicing.splice_rows(source_BN, source_size_B, mid_B, target_BM, target_size_B, tensors).padded()
+    return rows, source_BN, source_size_B, fits_B, guard.lookup(source_BN, source_size_B) & fits_B
 
 
 def by_guard(row_builder: RowBuilder, guard: CanonicalityChecker, case: Case, graph: Callable[..., Any]) -> Made:
     """Make rows and verify each, with one transfer from the device where there is no new pair."""
-    assert row_builder.into is not None and row_builder.boundary_probe is not None
-    made, source, good_B = graph(
-        case.new_BN,
-        case.target_BM,
-        case.target_size_B,
-        row_builder.into,
-        (guard.flags_V, guard.good_K, guard.merge_overrides_K),
+    rows, source_BN, source_size_B, fits_B, proved_B = graph(
+        case.new_BN, case.target_BM, case.target_size_B, row_builder.tensors, guard
     )
-    before, ask = guard.num_asked, (row_builder.boundary_probe.leaves_first, row_builder.boundary_probe.leaves_last)
-    reason_B = guard.verify(source.ids_BN, source.size_B, good_B, source.fits_B, row_builder.salts, *ask)
-    return Made(made, reason_B == PROVED, guard.num_asked - before)
+    before = guard.num_asked
+    if not proved_B.all():
+        proved_B = (guard.verify(source_BN, source_size_B) == PROVED) & fits_B
+    return Made(rows, proved_B, guard.num_asked - before)
 
 
 class CachedTargets(PromptTemplate):
@@ -133,9 +129,9 @@ class CachedTargets(PromptTemplate):
 
 def by_builder(row_builder: RowBuilder, case: Case, texts: Sequence[str] | None) -> Made:
     """Make rows as the loop does; texts that are not given are decoded first."""
-    assert row_builder.into is not None
-    size_B, _ = splices.find_ends(case.new_BN, row_builder.into.flags_V)
-    rows, _ = row_builder.rows(case.new_BN, size_B, case.targets, texts or decode(row_builder.writer, case.new_BN))
+    size_B, _ = row_builder.find_ends(case.new_BN)
+    texts = texts or decode(row_builder.reverse_template, case.new_BN)
+    rows, _ = row_builder.build(case.new_BN, size_B, case.targets, texts)
     return Made(rows.padded())
 
 
@@ -144,10 +140,10 @@ def parts(kit: Kit, case: Case) -> dict[str, Timed]:
     device, pairs = case.new_BN.device, list(zip(case.texts, case.targets, strict=True))
     known = [TokenRow(ids or [], 0) for ids in kit.forward.targets(case.targets)]
     return {
-        "strings: decode": Timed(lambda: decode(kit.reverse, case.new_BN)),
-        "strings: render": Timed(lambda: render(kit.forward, case.texts, case.targets)),
-        "strings: encode and label": Timed(lambda: kit.forward.rows(pairs)),
-        "strings: pad, to device": Timed(lambda: padded(case.expected, device).padded()),
+        "text: decode": Timed(lambda: decode(kit.reverse, case.new_BN)),
+        "text: render": Timed(lambda: render(kit.forward, case.texts, case.targets)),
+        "text: encode and label": Timed(lambda: kit.forward.rows(pairs)),
+        "text: pad, to device": Timed(lambda: padded(case.expected, device).padded()),
         "targets: encode": Timed(lambda: kit.forward.targets(case.targets)),
         "targets: pad, to device": Timed(lambda: padded(known, device)),
     }
@@ -159,20 +155,20 @@ def others(kit: Kit, case: Case) -> dict[str, Timed]:
     plain, end = kit.plain_reverse.tokenizer, kit.plain_reverse.segments.end_id
     skip, collecting = (row_baselines.Skip(plain, end, collect=collect) for collect in (False, True))
     source, target = map(language_name, LANGUAGES)
-    instruction = CHAT.instruction.replace("{source_language}", source).replace("{target_language}", target)
+    instruction = CHAT.prompt_text.replace("{source_language}", source).replace("{target_language}", target)
     return {
-        "strings": Timed(lambda: by_text(kit, case)),
-        "strings, fewest calls": Timed(lambda: by_fewest_calls(kit, case)),
-        "strings, usual": Timed(lambda: Made(row_baselines.usual(tokenizer, instruction, case.new_BN, case.targets))),
+        "text": Timed(lambda: by_text(kit, case)),
+        "text, fewest calls": Timed(lambda: by_fewest_calls(kit, case)),
+        "text, usual": Timed(lambda: Made(row_baselines.usual(tokenizer, instruction, case.new_BN, case.targets))),
         "prior art": Timed(lambda: skip.rows(case.generated)),
         "prior art, gc.collect()": Timed(lambda: collecting.rows(case.generated)),
     }
 
 
-def splicing(kit: Kit, case: Case, compiled: bool) -> dict[str, Timed]:
+def splice_variants(kit: Kit, case: Case, compiled: bool) -> dict[str, Timed]:
     """Return the variants of the splice, with their tensor part as it is or compiled."""
     row_builder = kit.row_builder
-    assert row_builder.into is not None and row_builder.guard is not None
+    assert row_builder.guard is not None
     full = row_builder.guard
     empty: list[CanonicalityChecker] = []
 
@@ -189,7 +185,7 @@ def splicing(kit: Kit, case: Case, compiled: bool) -> dict[str, Timed]:
     name = ", compiled" if compiled else ""
     return {
         f"splice, no guard{name}": Timed(
-            lambda: Made(unchecked(case.new_BN, case.target_BM, case.target_size_B, row_builder.into))
+            lambda: Made(unchecked(case.new_BN, case.target_BM, case.target_size_B, row_builder.tensors))
         ),
         f"splice, cold guard{name}": Timed(lambda: by_guard(row_builder, empty[0], case, checked), clear),
         f"splice, warm guard{name}": Timed(lambda: by_guard(row_builder, full, case, checked)),
@@ -198,13 +194,13 @@ def splicing(kit: Kit, case: Case, compiled: bool) -> dict[str, Timed]:
 
 def every(kit: Kit, case: Case) -> dict[str, Timed]:
     """Return every variant that is not compiled."""
-    host = replace(kit.host, template=CachedTargets(kit.forward))
-    ours = splicing(kit, case, False) if kit.row_builder.guard is not None else {}
+    host = replace(kit.host, forward_template=CachedTargets(kit.forward))
+    ours = splice_variants(kit, case, False) if kit.row_builder.guard is not None else {}
     return (
         others(kit, case)
         | ours
         | {
             "splice, host guard": Timed(lambda: by_builder(host, case, None)),
-            "Road.rows": Timed(lambda: by_builder(kit.row_builder, case, case.texts)),
+            "RowBuilder.build": Timed(lambda: by_builder(kit.row_builder, case, case.texts)),
         }
     )

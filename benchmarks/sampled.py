@@ -15,33 +15,40 @@ import sys
 from collections import Counter
 from collections.abc import Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
+
+from rich.console import Console
 
 from benchmarks import common
-
-if TYPE_CHECKING:
-    from rich.console import Console
-
-    from roundtrip.engine.translator import Translations
-    from roundtrip.tokens.row_builder import RowBuilder
+from roundtrip import load_trained
+from roundtrip.backtranslation.run_folder import RunFolder
+from roundtrip.backtranslation.session import make_row_builders
+from roundtrip.data.corpora import reopen
+from roundtrip.data.sampler import Cursor, take_rows
+from roundtrip.engine.translator import Translations
+from roundtrip.recipe.plan import directions
+from roundtrip.runtime.event_log import EventLog
+from roundtrip.tokens.audit import compare_rows
+from roundtrip.tokens.row_builder import SPLICED, RowBuilder
+from roundtrip.tokens.splice import splicing
 
 WARM_UP_ROWS = 2000
 BATCH_SIZE = 100
 TEMPERATURES = (1.0, 1.3)
 
 
-def count(row_builder: RowBuilder, written: Translations, targets: list[str], warm: bool, tally: Counter[str]) -> None:
+def count(
+    row_builder: RowBuilder, translations: Translations, targets: list[str], warm: bool, tally: Counter[str]
+) -> None:
     """Make the rows of one batch by both paths and count them."""
-    from roundtrip.tokens.audit import compare_rows
-    from roundtrip.tokens.row_builder import SPLICED
-    from roundtrip.tokens.splice import splicing as splices
-
-    ids_BN, size_B = written.hypotheses.ids_BN, written.hypotheses.size_B
-    assert row_builder.into is not None and row_builder.guard is not None
-    source = splices.trim_source(ids_BN, size_B, row_builder.into)
-    known_B = (row_builder.guard.lookup(source.ids_BN, source.size_B) & source.fits_B).tolist()
-    rows = compare_rows(row_builder, written.hypotheses.lists(), targets)
-    for reason, expected, actual, known, finished in zip(*rows, known_B, written.finished, strict=True):
+    hypotheses = translations.hypotheses
+    assert row_builder.tensors is not None and row_builder.guard is not None
+    source_BN, source_size_B, _, fits_B = splicing.trim_source(
+        hypotheses.ids_BN, hypotheses.size_B, row_builder.tensors
+    )
+    known_B = (row_builder.guard.lookup(source_BN, source_size_B) & fits_B).tolist()
+    rows = compare_rows(row_builder, hypotheses.lists(), targets)
+    for reason, expected, actual, known, finished in zip(*rows, known_B, translations.finished, strict=True):
         equal, spliced = actual == expected, reason == SPLICED
         tally["rows"] += 1
         tally["finished"] += finished
@@ -57,31 +64,12 @@ def count(row_builder: RowBuilder, written: Translations, targets: list[str], wa
 
 def load(folder: Path) -> tuple[Any, Any, dict[str, Any], dict[str, RowBuilder]]:
     """Return recipe, corpora, translators with their best adapters, and row builders of a finished run."""
-    from rich.console import Console
-    from roundtrip.backtranslation.validation import parallel_texts
-
-    from roundtrip.backtranslation import row_builders
-    from roundtrip.backtranslation.run_folder import BEST, RunFolder
-    from roundtrip.data.corpora import reopen
-    from roundtrip.engine import translator
-    from roundtrip.recipe.plan import directions
-    from roundtrip.runtime.event_log import EventLog
-    from roundtrip.tokens.prompt_segments import Segments
-
     run = RunFolder(folder)
-    recipe, recipe_folder = run.recipe()
-    facts = run.facts()
-    corpora = reopen(recipe, run.data, facts["lines"])
-    segments = {name: Segments.from_dict(value) for name, value in facts["segments"].items()}
-    both = translator.load(recipe, recipe_folder, segments)
-    for d in directions(recipe):
-        both[d.name].direction_model.restore(run.adapters / BEST / d.name)
-    samples = {d.name: list(zip(*parallel_texts(corpora, recipe, "dev", d), strict=True)) for d in directions(recipe)}
-    templates = {name: each.template for name, each in both.items()}
-    devices = {name: each.base.device for name, each in both.items()}
-    events = EventLog(Console(stderr=True))
-    builders, _ = row_builders.find(recipe, templates, templates, samples, devices, events)
-    return recipe, corpora, both, builders
+    recipe = run.recipe()
+    corpora = reopen(recipe, run.data, run.manifest().lines)
+    translators = {direction.name: load_trained(folder, direction.name) for direction in directions(recipe)}
+    builders, _ = make_row_builders(recipe, translators, corpora, EventLog(Console(stderr=True)))
+    return recipe, corpora, translators, builders
 
 
 def measure(folder: Path, num_lines: int) -> dict[str, Any]:
@@ -90,23 +78,20 @@ def measure(folder: Path, num_lines: int) -> dict[str, Any]:
     Args:
         num_lines: of each direction at each temperature.
     """
-    from roundtrip.data.sampler import Cursor, take_rows
-    from roundtrip.recipe.plan import directions
-
-    recipe, corpora, both, builders = load(folder)
+    recipe, corpora, translators, builders = load(folder)
     tallies: dict[str, Counter[str]] = {}
     num_asked: list[int] = []
     total: Counter[str] = Counter()
     for temperature in TEMPERATURES:
-        settings = recipe.generate.model_copy(update={"temperature": temperature, "top_p": 1.0, "top_k": 0})
+        settings = recipe.generate.model_copy(update={"temperature": temperature, "top_p": 1.0})
         for d in directions(recipe):
             lines, _ = take_rows(corpora.mono[d.target], Cursor(), num_lines, 1)
             tally = tallies[f"{d.name}, temperature {temperature}"] = Counter()
             for start in range(0, len(lines), BATCH_SIZE):
                 batch = [line for (line,) in lines[start : start + BATCH_SIZE]]
-                written = both[d.reverse.name].write(batch, settings, start)
+                translations = translators[d.reverse.name].translate(batch, settings, start)
                 num_rows = sum(each["rows"] for each in tallies.values())
-                count(builders[d.name], written, batch, num_rows >= WARM_UP_ROWS, tally)
+                count(builders[d.name], translations, batch, num_rows >= WARM_UP_ROWS, tally)
                 guard = builders[d.name].guard
                 num_asked.append(guard.num_asked if guard is not None else 0)
                 sys.stdout.write(f"{num_rows + len(batch)} rows, {num_asked[-1]} pairs checked, {dict(tally)}\n")

@@ -15,20 +15,34 @@ import json
 import sys
 import tempfile
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
+
+import torch
+from rich.console import Console
 
 from benchmarks import common
+from roundtrip import load_recipe, load_translators
+from roundtrip.backtranslation import filtering
+from roundtrip.backtranslation.checkpoint import State
+from roundtrip.backtranslation.context import RunContext
+from roundtrip.backtranslation.loop import make_examples
+from roundtrip.backtranslation.run_folder import RunFolder
+from roundtrip.backtranslation.session import make_row_builders
+from roundtrip.backtranslation.token_rows import build_token_rows
+from roundtrip.backtranslation.trainer import Trainer
+from roundtrip.data.corpora import Corpora, prepare
+from roundtrip.engine.hypotheses import Hypotheses
+from roundtrip.engine.translator import Translations, Translator
+from roundtrip.recipe.schema import Recipe
+from roundtrip.runtime import memory
+from roundtrip.runtime.event_log import EventLog
+from roundtrip.runtime.interrupts import StopRequest
+from roundtrip.tokens.batching import step_batches
 
-if TYPE_CHECKING:
-    from rich.console import Console
-
-    from roundtrip.data.corpora import Corpora
-    from roundtrip.engine.translator import Translations, Translator
-    from roundtrip.recipe.schema import Recipe
-    from roundtrip.tokens.prompt_template import PromptTemplate
-
+PARTS = ("examples", "rows", "step order")
 LINES_PER_ROUND = 500
 
 
@@ -50,36 +64,32 @@ def corpus(recipe: Recipe, folder: Path, number: int, base: Corpora) -> Path:
     data = f'[data]\ntrain = "train.tsv"\ndev = "dev.tsv"\ntest = "test.tsv"\nmono = {{ {mono} }}\n'
     spec = next(iter(recipe.model.values()))
     text = f'languages = ["{recipe.languages[0]}", "{recipe.languages[1]}"]\n[model]\npath = "{spec.path}"\n'
-    text += f'[template]\nkind = "plain"\ntext = {json.dumps(recipe.template.text)}\n{data}'
-    text += f"[rounds]\nmonolingual_lines = {min(LINES_PER_ROUND, number)}\n"
-    text += "[filter]\nmax_length_ratio = 9.0\nmax_copy_chrf = 100.0\n"
+    text += f'[template]\nkind = "plain"\n{data}'
+    text += f"[rounds]\nmonolingual_lines = {min(LINES_PER_ROUND, number)}\nrequire_better_than_copy = false\n"
+    text += "[filter]\nmax_length_ratio = 9.0\n"
     (folder / "recipe.toml").write_text(text, encoding="utf-8")
     return folder / "recipe.toml"
 
 
 def measure(number: int, rounds: int) -> dict[str, Any]:
     """Return seconds of each part and the peak memory of this process."""
-
-    from roundtrip.data.corpora import prepare
-    from roundtrip.engine import translator
-    from roundtrip.recipe import loader
-    from roundtrip.runtime import memory
-
-    shipped = loader.load("quickstart")
+    shipped = load_recipe("quickstart")
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
         (folder / "base").mkdir()
         base = prepare(shipped.recipe, shipped.folder, folder / "base", lambda text: None)
-        loaded = loader.load(str(corpus(shipped.recipe, folder, number, base)))
+        loaded = load_recipe(str(corpus(shipped.recipe, folder, number, base)))
         (folder / "stores").mkdir()
         memory.free_after_failure()
         common.reset_process_peak()
         before, start = common.used_bytes(), time.perf_counter()
         corpora = prepare(loaded.recipe, folder, folder / "stores", lambda text: None)
         preparing, added = time.perf_counter() - start, common.process_peak() - before
-        both = translator.load(loaded.recipe, folder)
+        translators = load_translators(loaded)
         common.reset_process_peak()
-        seconds, lines = _rounds(loaded.recipe, corpora, both, min(number, rounds))
+        trainer = _trainer(folder / "run", loaded.recipe, corpora, translators)
+        seconds, lines = _rounds(trainer, min(number, rounds))
+        trainer.close()
     return {
         "lines": number,
         "model": "stub: words in reverse",
@@ -92,79 +102,64 @@ def measure(number: int, rounds: int) -> dict[str, Any]:
     }
 
 
-def _rounds(
-    recipe: Recipe, corpora: Corpora, both: Mapping[str, Translator], number: int
-) -> tuple[dict[str, float], int]:
+def _trainer(folder: Path, recipe: Recipe, corpora: Corpora, translators: Mapping[str, Translator]) -> Trainer:
+    """Return a run whose models generate nothing, at the beginning of its rounds."""
+    filtering.MAX_COPY_CHRF = 101.0  # words in reverse are nearly a copy
+    events = EventLog(Console(quiet=True))
+    builders, _ = make_row_builders(recipe, translators, corpora, events)
+    stubs = {name: _stub(translator) for name, translator in translators.items()}
+    context = RunContext(RunFolder(folder), recipe, corpora, stubs, events, StopRequest(), builders)
+    trainer = Trainer(context)
+    trainer.state = State(scores={"base": {name: {"chrf": 0.0} for name in translators}})
+    return trainer
+
+
+def _rounds(trainer: Trainer, number: int) -> tuple[dict[str, float], int]:
     """Take rounds until a number of lines of each language are read; the first one is warm-up and does not count."""
-    from rich.console import Console
-
-    from roundtrip.backtranslation import examples, row_builders
-    from roundtrip.backtranslation.token_rows import token_rows_of
-    from roundtrip.data.sampler import Cursor
-    from roundtrip.recipe.plan import directions, phases
-    from roundtrip.runtime.event_log import EventLog
-    from roundtrip.tokens.batching import step_batches
-
-    samples = {d.name: [tuple(row) for row in corpora.dev] for d in directions(recipe)}
-    templates = {name: each.template for name, each in both.items()}
-    devices = {name: each.base.device for name, each in both.items()}
-    builders, _ = row_builders.find(recipe, templates, templates, samples, devices, EventLog(Console(quiet=True)))  # type: ignore[arg-type]
-    pair = [phase for phase in phases(recipe, len(corpora.train)) if phase.round == 1]
-    cursors: dict[str, Cursor] = {}
-    seconds = dict.fromkeys(("read, write, judge", "rows", "learn"), 0.0)
+    context, recipe = trainer.context, trainer.recipe
+    first_round = [phase for phase in trainer.phases if phase.round == 1]
+    seconds = dict.fromkeys(PARTS, 0.0)
     lines = 0
-    num_rounds = max(1, number // recipe.rounds.monolingual_lines)
-    for turn in range(num_rounds + 1):
-        for phase in pair:
-            forward, reverse = both[phase.direction.name], both[phase.direction.reverse.name]
+    for turn in range(max(1, number // recipe.rounds.monolingual_lines) + 1):
+        for phase in first_round:
+            name = phase.direction.name
+            forward, builder = context.translators[name], context.row_builders[name]
             times = [time.perf_counter()]
-            made = examples.of_round(
-                phase, recipe, corpora, cursors, Stub(reverse), forward, recipe.generate, lambda rows, tokens: None,  # type: ignore[arg-type]
-                reader=builders[phase.direction.name].reader,
-            )  # fmt: skip
+            made = make_examples(trainer, phase)
             times.append(time.perf_counter())
-            table, _ = token_rows_of(made, forward.templates, builders[phase.direction.name], forward.base.device, turn)
+            dataset, _ = build_token_rows(made.examples, forward.templates, builder, forward.base.device, turn)
             times.append(time.perf_counter())
-            step_batches(table.sizes, recipe.train.batch_size, turn)
+            step_batches(dataset.sizes, recipe.train.batch_size, turn)
             times.append(time.perf_counter())
-            cursors = cursors | made.cursors
+            trainer.state = replace(trainer.state, cursors=trainer.state.cursors | made.cursors)
             if turn:
                 lines += recipe.rounds.monolingual_lines
-                for key, before, after in zip(seconds, times, times[1:], strict=False):
-                    seconds[key] += after - before
+                for part, before, after in zip(PARTS, times, times[1:], strict=False):
+                    seconds[part] += after - before
     return seconds, lines
 
 
-class Stub:
-    """A reverse model that generates nothing: a source is its line with the words in reverse."""
+def _stub(translator: Translator) -> Translator:
+    """Return a translator that generates nothing: a translation is its source with the words in reverse."""
 
-    def __init__(self, reverse: Translator) -> None:
-        self.reverse, self.template = reverse, reverse.template
+    class Stub(Translator):
+        def translate(self, sources: Sequence[str], *settings: Any, **others: Any) -> Translations:
+            texts = [" ".join(reversed(source.split())) for source in sources]
+            rows = [row.ids[row.start : -1] for row in self.template.rows([("", text) for text in texts])]
+            width = max(map(len, rows))
+            ids_BN = torch.tensor([[*ids, *(width - len(ids)) * [0]] for ids in rows])
+            size_B, finished_B = torch.tensor([len(ids) for ids in rows]), torch.ones(len(rows), dtype=torch.bool)
+            template = others["reread_with"]
+            prompts = template.row_starts(texts) if template is not None else None
+            return Translations(texts, finished_B.tolist(), Hypotheses(ids_BN, size_B, finished_B, size_B + 1), prompts)
 
-    def write(
-        self, sources: list[str], settings: Any, seed: int, *, reader: PromptTemplate | None, **callbacks: Any
-    ) -> Translations:
-        import torch
-
-        from roundtrip.engine.generate import Hypotheses
-        from roundtrip.engine.translator import Translations
-
-        texts = [" ".join(reversed(source.split())) for source in sources]
-        rows = [row.ids[row.start : -1] for row in self.template.rows([("", text) for text in texts])]
-        width = max(map(len, rows))
-        new_BN = torch.tensor([[*ids, *(width - len(ids)) * [0]] for ids in rows])
-        size_B, done_B = torch.tensor([len(ids) for ids in rows]), torch.ones(len(rows), dtype=torch.bool)
-        prompts = reader.prompts(texts) if reader is not None else None
-        return Translations(texts, done_B.tolist(), Hypotheses(new_BN, size_B, done_B, size_B + 1), prompts)
-
-    def __getattr__(self, name: str) -> Any:
-        return getattr(self.reverse, name)
+    return Stub(translator.direction, translator.direction_model, translator.templates)
 
 
 def round_us(case: Mapping[str, Any]) -> float:
     """Return the microseconds a line of a round."""
     seconds = case["round_seconds"]
-    return float(1e6 * (seconds["read, write, judge"] + seconds["rows"]) / case["round_lines"])
+    return float(1e6 * (seconds["examples"] + seconds["rows"]) / case["round_lines"])
 
 
 def prepare_us(case: Mapping[str, Any]) -> float:

@@ -21,12 +21,11 @@ import tempfile
 import time
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
+
+from rich.console import Console
 
 from benchmarks import common
-
-if TYPE_CHECKING:
-    from rich.console import Console
 
 NUM_PARTS = 10
 # Relative change up to which a figure counts as flat.
@@ -124,7 +123,7 @@ def show(document: Mapping[str, Any], console: Console) -> None:
 
 def draw(document: Mapping[str, Any], path: Path) -> None:
     """Draw memory, open files and threads, and throughput over the time."""
-    samples, phases = document["looks"], timed_rounds(document["rounds"])
+    samples, phases = document["samples"], timed_rounds(document["rounds"])
     minutes = [(each["time"] - samples[0]["time"]) / 60 for each in samples]
     with common.plot(path, (8, 7), nrows=3, sharex=True) as axes:
         memory, counts, speed = axes[:, 0]
@@ -152,7 +151,7 @@ def main() -> None:
     document = common.provenance("soak")
     document["hardware"]["threads"] = os.environ.get("OMP_NUM_THREADS", "all")
     document |= summary(samples, phases)
-    document |= {"rounds": phases, "looks": samples[:: max(1, len(samples) // 300)]}
+    document |= {"rounds": phases, "samples": samples[:: max(1, len(samples) // 300)]}
     common.finish(document, common.result_path("soak", asked.name), show, draw)
 
 

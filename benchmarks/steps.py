@@ -9,12 +9,19 @@ the launch overhead: a step of 128 rows takes as long as one of 32. Writes bench
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import TYPE_CHECKING, Any
+from typing import Any
+
+import torch
+from rich.console import Console
+from transformers import LlamaConfig, LlamaForCausalLM
 
 from benchmarks import common
-
-if TYPE_CHECKING:
-    from rich.console import Console
+from roundtrip import Optimizer, StepSettings, TokenDataset, train_step
+from roundtrip.engine.generate import generate
+from roundtrip.engine.request import GenerationRequest, StopRule
+from roundtrip.models import attention
+from roundtrip.recipe.schema import Generate, Train
+from roundtrip.tokens.prompt_template import TokenRow
 
 # Layers, width, heads, vocabulary, precision.
 SHAPES = {"small": (6, 256, 4, 6000, "float32"), "smollm2": (30, 576, 9, 49152, "bfloat16")}
@@ -23,9 +30,6 @@ NUM_NEW = 40
 
 def build_model(shape: str, device: str) -> Any:
     """Return a Llama of a shape of SHAPES with random weights."""
-    import torch
-    from transformers import LlamaConfig, LlamaForCausalLM
-
     layers, width, heads, vocabulary, dtype = SHAPES[shape]
     config = LlamaConfig(
         vocab_size=vocabulary,
@@ -43,14 +47,6 @@ def build_model(shape: str, device: str) -> Any:
 
 def measure(shape: str, device: str, rows: int, turns: int) -> dict[str, float]:
     """Return milliseconds of one step by variant."""
-    from roundtrip.engine.generate import generate
-    from roundtrip.engine.train_step import train_step
-    from roundtrip.models import attention
-    from roundtrip.models.optimizer import Optimizer
-    from roundtrip.recipe.schema import Generate, Train
-    from roundtrip.tokens.batching import TokenDataset
-    from roundtrip.tokens.prompt_template import TokenRow
-
     model = build_model(shape, device)
     milliseconds = {}
     variants = {"generate": False, "generate, graphs": True} if device == "cuda" else {"generate": False}
@@ -60,7 +56,7 @@ def measure(shape: str, device: str, rows: int, turns: int) -> dict[str, float]:
         def run_generation(settings: Generate = settings) -> None:
             model.eval()
             prompts = [list(range(5, 30))] * rows
-            generate(model, prompts, [NUM_NEW] * rows, settings, pad_id=0, stop_ids=[1], seed=1)
+            generate(model, GenerationRequest(prompts, [NUM_NEW] * rows, settings, StopRule([1]), 1))
 
         milliseconds[f"{variant}, {rows} rows"] = common.best({"": run_generation}, turns)[""] / (NUM_NEW + 1) * 1000
     optimizer = Optimizer(dict(model.named_parameters()), Train(), 1000)
@@ -70,10 +66,10 @@ def measure(shape: str, device: str, rows: int, turns: int) -> dict[str, float]:
 
             def run_step(size: int = size) -> None:
                 model.train()
-                train_step(model, optimizer, table, range(size), 0, 10**6, 1)
+                train_step(model, optimizer, table, range(size), StepSettings(0, 10**6), seed=1)
 
             attention.choose(model, kind)
-            milliseconds[f"learn, {kind}, {size} rows"] = common.best({"": run_step}, turns)[""] * 1000
+            milliseconds[f"train, {kind}, {size} rows"] = common.best({"": run_step}, turns)[""] * 1000
     return milliseconds
 
 

@@ -3,16 +3,16 @@
 All variants take the same batch in the same process, in turns (A B C A B C, after a turn of warm-up): ids as generation
 delivers them and real target lines in, `input_ids`, `attention_mask` and `labels` on the device out.
 
-- strings: decode, render, encode jointly, find the labels by offsets, pad; also each part by itself, the shortest such
+- text: decode, render, encode jointly, find the labels by offsets, pad; also each part by itself, the shortest such
   path that we know of, and the usual one (chat template and mask, row by row);
 - splice: without guard, with a guard that knows no pair yet (cold) or all (warm), the same with the tensor part
   compiled, and with the guard on the host. Their targets are encoded before, since each real line is encoded once; the
   time for that is listed by itself. Rows that a guard does not prove are left as they are;
-- Road.rows: the row builder as the loop calls it, texts given (the filters need them), targets encoded each time;
+- RowBuilder.build: as the loop calls it, texts given (the filters need them), targets encoded each time;
 - prior art: see `benchmarks.row_baselines`. Its rows are compared separately, on sentences that end in punctuation,
   with the plain separator that it assumes.
 
-The same lines come each turn, so the tokenizer's own cache of words is full: that favours strings. `--round` adds the
+The same lines come each turn, so the tokenizer's own cache of words is full: that favours text. `--round` adds the
 share of all this in a round of a real model. Writes benchmarks/results/tokens-NAME.json and .png.
 """
 
@@ -26,18 +26,17 @@ from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
-from benchmarks import common
+import torch
+from rich.console import Console
 
-if TYPE_CHECKING:
-    import torch
-    from rich.console import Console
-
-    from benchmarks.batches import Case, Kit
-    from benchmarks.row_baselines import Padded
-    from benchmarks.row_variants import Timed
-    from roundtrip.tokens.prompt_template import TokenRow
+from benchmarks import batches, common, round_share, row_baselines, row_variants, zoo
+from benchmarks.batches import LANGUAGES, Case, Kit
+from benchmarks.row_baselines import Padded
+from benchmarks.row_variants import Made, Timed
+from roundtrip.tokens.prompt_template import TokenRow
+from roundtrip.tokens.row_builder import SPLICED, padded
 
 # The default of transformers; how the prior art ends a row depends on the other rows of its batch.
 SENTENCES_PER_BATCH = 8
@@ -46,12 +45,12 @@ COMPILED_LENGTH = 64
 TOKENIZERS = ("smollm2", "qwen", "deepseek")
 # The lines of the plot, a colour for each family.
 LINES = {
-    "strings, usual": ("tab:blue", ":s"),
-    "strings": ("tab:blue", "-o"),
-    "strings, fewest calls": ("tab:blue", "--^"),
+    "text, usual": ("tab:blue", ":s"),
+    "text": ("tab:blue", "-o"),
+    "text, fewest calls": ("tab:blue", "--^"),
     "splice, cold guard": ("tab:red", ":o"),
     "splice, host guard": ("tab:purple", "-s"),
-    "Road.rows": ("black", "-D"),
+    "RowBuilder.build": ("black", "-D"),
     "splice, warm guard": ("tab:red", "-o"),
     "splice, warm guard, compiled": ("tab:red", "--^"),
     "splice, no guard": ("tab:orange", "-o"),
@@ -118,17 +117,13 @@ def alternate(variants: Mapping[str, Timed], settings: Settings) -> dict[str, Me
 
 def measure_batch(kit: Kit, case: Case, settings: Settings) -> dict[str, Any]:
     """Return the figures of one batch."""
-    import torch
-
-    from benchmarks import row_variants
-
     measured = alternate(row_variants.every(kit, case), settings)
     parts = alternate(row_variants.parts(kit, case), settings)
     left_out = ""
     if settings.compiled and kit.row_builder.guard is not None:
         torch.compiler.reset()  # each shape is compiled for itself
         try:
-            measured |= alternate(row_variants.splicing(kit, case, True), settings)
+            measured |= alternate(row_variants.splice_variants(kit, case, True), settings)
         except (RuntimeError, torch._dynamo.exc.TorchDynamoException) as error:
             left_out = f"not compiled: {type(error).__name__}: {str(error).strip().splitlines()[0]}"
     number = len(case.texts)
@@ -137,7 +132,7 @@ def measure_batch(kit: Kit, case: Case, settings: Settings) -> dict[str, Any]:
         "hypothesis_tokens": round(sum(map(len, case.hypotheses)) / number, 1),
         "target_tokens": round(float(case.target_size_B.float().mean()), 1),
         "row_tokens": round(sum(len(row.ids) for row in case.expected) / number, 1),
-        "roads": {name: each.to_dict() | right_rows(each.made, case.expected) for name, each in measured.items()},
+        "variants": {name: each.to_dict() | right_rows(each.made, case.expected) for name, each in measured.items()},
         "parts": {name: each.to_dict() for name, each in parts.items()},
         "left_out": left_out,
     }
@@ -149,9 +144,6 @@ def right_rows(made: Any, expected: Sequence[TokenRow]) -> dict[str, float]:
     With a guard it is the share of those that are `proved`, which is a share too; `asked` is the number of pairs that
     the host checked for them.
     """
-    from benchmarks import row_baselines
-    from benchmarks.row_variants import Made
-
     if not isinstance(made, Made):
         return {}
     _, whole = row_baselines.right(made.padded, expected)
@@ -167,10 +159,6 @@ def exact_shares(kit: Kit, pairs: Sequence[tuple[str, str]], device: torch.devic
     `targets` are rows whose labels are the target and one end token, `rows` those that are right token by token;
     `spliced` are ours that did not take the text path.
     """
-    from benchmarks import row_baselines
-    from roundtrip.tokens.prompt_template import TokenRow
-    from roundtrip.tokens.row_builder import SPLICED, padded
-
     reverse = kit.plain_reverse
     shares: dict[str, Counter[str]] = {}
 
@@ -186,9 +174,9 @@ def exact_shares(kit: Kit, pairs: Sequence[tuple[str, str]], device: torch.devic
             generated = row_baselines.generated(reverse, batch, pad_id, device)
             count(f"prior art, {which}", skip.rows(generated), expected)
         texts, targets = (list(side) for side in zip(*batch, strict=True))
-        written = reverse.rows([(target, text) for text, target in batch])
-        new = padded([TokenRow(row.ids[row.start : -1], 0) for row in written], device, reverse.segments.end_id)
-        rows, by_reason = kit.plain_builder.rows(new.ids_BT, new.size_B, targets, texts)
+        hypotheses = reverse.rows([(target, text) for text, target in batch])
+        new = padded([TokenRow(row.ids[row.start : -1], 0) for row in hypotheses], device, reverse.segments.end_id)
+        rows, by_reason = kit.plain_builder.build(new.ids_BT, new.size_B, targets, texts)
         count("ours", rows.padded(), expected)
         shares["ours"]["spliced"] += by_reason[SPLICED]
     return {name: {kind: number / len(pairs) for kind, number in counts.items()} for name, counts in shares.items()}
@@ -213,8 +201,6 @@ def measure_tokenizer(
     Args:
         report: takes a line of progress.
     """
-    from benchmarks import batches
-
     kit = batches.kit(tokenizer, pairs, device)
     sentences = similar_length(pairs)[: settings.num_sentences]
     bare = [(a.rstrip("".join(END)), b.rstrip("".join(END))) for a, b in sentences]
@@ -274,7 +260,7 @@ def show(document: Mapping[str, Any], console: Console) -> None:
 
 def _show_times(name: str, cases: Sequence[Mapping[str, Any]], console: Console) -> None:
     rows: list[list[str]] = []
-    for kind in ("roads", "parts"):
+    for kind in ("variants", "parts"):
         for variant in dict.fromkeys(variant for case in cases for variant in case[kind]):
             figures = [case[kind].get(variant, {}) for case in cases]
             times = [f"{each['best_ms']:.3g}" if each else "" for each in figures]
@@ -320,7 +306,7 @@ def draw(document: Mapping[str, Any], path: Path) -> None:
             length = min((case["length"] for case in cases), key=lambda length: abs(length - DRAWN_LENGTH))
             chosen = [case for case in cases if case["length"] == length]
             for variant, (colour, style) in LINES.items():
-                times = [(c["batch"], c["roads"][variant]["best_ms"]) for c in chosen if variant in c["roads"]]
+                times = [(c["batch"], c["variants"][variant]["best_ms"]) for c in chosen if variant in c["variants"]]
                 if times:
                     panel.plot(*zip(*times, strict=True), style, color=colour, label=variant, markersize=4)
             panel.set(xscale="log", yscale="log", title=f"{name}, {length} + {length} tokens", xlabel="rows")
@@ -339,9 +325,6 @@ def main() -> None:
     parser.add_argument("--round", action="store_true", help="also the share in a round of a real model")
     parser.add_argument("--no-compile", action="store_true")
     asked = parser.parse_args()
-
-    from benchmarks import round_share, zoo
-    from benchmarks.batches import LANGUAGES
 
     settings = replace(QUICK if asked.quick else Settings(), compiled=not asked.no_compile)
     settings = replace(settings, lengths=tuple(asked.lengths or settings.lengths))

@@ -12,25 +12,24 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
+
+import torch
+from peft.tuners.lora import Linear
+from rich.console import Console
 
 from benchmarks import common
-
-if TYPE_CHECKING:
-    from rich.console import Console
-
-    from roundtrip.engine.translator import Translator
-    from roundtrip.tokens.batching import Batch, TokenDataset
+from roundtrip.engine.train_step import loss_sum
+from roundtrip.engine.translator import Translator
+from roundtrip.models import attention
+from roundtrip.models.fused_lora import FusedLinear
+from roundtrip.tokens.batching import IGNORE, Batch, TokenDataset, collate, pack, token_budget_batches
 
 ROWS_PER_BATCH = 16
 
 
 def all_logits(model: Any, batch: Batch) -> Any:
     """Return the loss as the library computes it: logits at every position, in float32."""
-    import torch
-
-    from roundtrip.tokens.batching import IGNORE
-
     logits = model(input_ids=batch.ids_BT, use_cache=False, **batch.inputs).logits
     targets = batch.labels_BT[:, 1:].flatten()
     return torch.nn.functional.cross_entropy(
@@ -40,23 +39,17 @@ def all_logits(model: Any, batch: Batch) -> Any:
 
 def in_file_order(table: TokenDataset, pad_id: int, size: int) -> list[Batch]:
     """Return batches of a fixed number of rows in file order, whatever their length."""
-    from roundtrip.tokens.batching import collate
-
     starts = range(0, len(table), size)
     return [collate(table, range(start, min(start + size, len(table))), pad_id) for start in starts]
 
 
 def by_length(table: TokenDataset, pad_id: int, budget: int) -> list[Batch]:
     """Return batches of rows of similar length within a budget of tokens."""
-    from roundtrip.tokens.batching import collate, token_budget_batches
-
     return [collate(table, group, pad_id) for group in token_budget_batches(range(len(table)), table.sizes, budget)]
 
 
 def packed(table: TokenDataset, budget: int) -> list[Batch]:
     """Return rows without padding, one behind the other, within a budget of tokens."""
-    from roundtrip.tokens.batching import pack, token_budget_batches
-
     return [pack(table, group) for group in token_budget_batches(range(len(table)), table.sizes, budget, packed=True)]
 
 
@@ -75,11 +68,6 @@ def one_pass(
     """
 
     def run() -> None:
-        from peft.tuners.lora import Linear
-
-        from roundtrip.models import attention
-        from roundtrip.models.fused_lora import FusedLinear
-
         attention.choose(forward.base.model, attention_name)
         for layer in forward.direction_model.model.modules():
             if isinstance(layer, FusedLinear | Linear):
@@ -99,8 +87,6 @@ def ladder(plain: Translator, ours: Translator, table: TokenDataset, budget: int
         plain: with adapters in float32.
         ours: with adapters in the precision of the base.
     """
-    from roundtrip.engine.train_step import loss_sum
-
     pad = plain.base.pad_id
     similar, packs = by_length(table, pad, budget), packed(table, budget)
     # As many batches in file order as there are batches of rows of similar length.
@@ -154,11 +140,11 @@ def main() -> None:
     parser.add_argument("--rows", type=int, default=128)
     asked = parser.parse_args()
 
-    from roundtrip.tokens.batching import TokenDataset
-
     loaded, ours_by_name = common.quickstart(asked.device)
-    _, plain_by_name = common.quickstart(asked.device, "adapter.dtype=float32")
+    _, plain_by_name = common.quickstart(asked.device)
     ours, plain = (next(iter(translators.values())) for translators in (ours_by_name, plain_by_name))
+    for parameter in plain.direction_model.parameters().values():
+        parameter.data = parameter.data.float()
     corpora = common.corpora_of(loaded.recipe, loaded.folder)
     pairs = [(row[0], row[1]) for row in corpora.train[: asked.rows]]
     table = TokenDataset.of(ours.template.rows(pairs), ours.base.device)

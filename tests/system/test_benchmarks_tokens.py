@@ -19,7 +19,7 @@ from tests.conftest import toy_pairs
 
 SMALLEST = tokens.Settings(batches=(2,), lengths=(12,), turns=1, seconds=1.0, compiled=False, num_sentences=24)
 VARIANTS = {
-    *("strings", "strings, fewest calls", "strings, usual", "prior art", "prior art, gc.collect()", "Road.rows"),
+    *("text", "text, fewest calls", "text, usual", "prior art", "prior art, gc.collect()", "RowBuilder.build"),
     *(f"splice, {guard} guard" for guard in ("no", "cold", "warm", "host")),
 }
 
@@ -32,13 +32,13 @@ def test_document_times_every_variant_and_ours_is_exact(tmp_path: Path, tokenize
     tokens.show(json.loads(path.read_text(encoding="utf-8")), Console(file=text))
     small = json.loads(path.read_text(encoding="utf-8"))["tokenizers"]["small"]
     (case,) = small["cases"]
-    assert set(case["roads"]) == VARIANTS and all(variant in text.getvalue() for variant in VARIANTS)
-    times = [*case["roads"].values(), *case["parts"].values(), *small["setup_seconds"].items()]
+    assert set(case["variants"]) == VARIANTS and all(variant in text.getvalue() for variant in VARIANTS)
+    times = [*case["variants"].values(), *case["parts"].values(), *small["setup_seconds"].items()]
     assert all(each["best_ms"] > 0 and each["turns"] for each in times if isinstance(each, dict))
-    exact = {name: figures["exact"] for name, figures in case["roads"].items() if "exact" in figures}
-    assert exact.pop("strings, usual") < 1.0  # a line break follows the end token
+    exact = {name: figures["exact"] for name, figures in case["variants"].items() if "exact" in figures}
+    assert exact.pop("text, usual") < 1.0  # a line break follows the end token
     assert set(exact.values()) == {1.0} and len(exact) == 7
-    assert {case["roads"][f"splice, {guard} guard"]["proved"] for guard in ("cold", "warm")} == {1.0}
+    assert {case["variants"][f"splice, {guard} guard"]["proved"] for guard in ("cold", "warm")} == {1.0}
     for shares in (small["plain_separator"]["final punctuation"], small["plain_separator"]["none"]):
         assert shares["ours"]["targets"] == shares["ours"]["rows"] == 1.0
 
