@@ -82,10 +82,8 @@ class Ours:
 
     def __init__(self, task: Task, both: Mapping[str, Translator]) -> None:
         self.task, self.both = task, both
-        templates = {name: each.template for name, each in both.items()}
-        devices = {name: each.base.device for name, each in both.items()}
-        events = EventLog(Console(quiet=True))
-        self.row_builders, _ = make_row_builders(task.recipe, templates, task.parallel, devices, events)
+        samples = task.parallel[directions(task.recipe)[0].name]
+        self.row_builders, _ = make_row_builders(task.recipe, both, samples, EventLog(Console(quiet=True)))
         self.optimizers: dict[str, Optimizer] = {}
 
     def begin(self) -> None:

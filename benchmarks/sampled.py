@@ -21,8 +21,8 @@ from rich.console import Console
 
 from benchmarks import common
 from roundtrip import load_trained
+from roundtrip.backtranslation.row_builders import make_row_builders
 from roundtrip.backtranslation.run_folder import RunFolder
-from roundtrip.backtranslation.session import make_row_builders
 from roundtrip.data.corpora import reopen
 from roundtrip.data.sampler import Cursor, take_rows
 from roundtrip.engine.translator import Translations
@@ -68,7 +68,7 @@ def load(folder: Path) -> tuple[Any, Any, dict[str, Any], dict[str, RowBuilder]]
     recipe = run.recipe()
     corpora = reopen(recipe, run.data, run.manifest().lines)
     translators = {direction.name: load_trained(folder, direction.name) for direction in directions(recipe)}
-    builders, _ = make_row_builders(recipe, translators, corpora, EventLog(Console(stderr=True)))
+    builders, _ = make_row_builders(recipe, translators, corpora.dev, EventLog(Console(stderr=True)))
     return recipe, corpora, translators, builders
 
 

@@ -29,8 +29,8 @@ from roundtrip.backtranslation import filtering
 from roundtrip.backtranslation.checkpoint import State
 from roundtrip.backtranslation.context import RunContext
 from roundtrip.backtranslation.loop import make_examples
+from roundtrip.backtranslation.row_builders import make_row_builders
 from roundtrip.backtranslation.run_folder import RunFolder
-from roundtrip.backtranslation.session import make_row_builders
 from roundtrip.backtranslation.token_rows import build_token_rows
 from roundtrip.backtranslation.trainer import Trainer
 from roundtrip.data.corpora import Corpora, prepare
@@ -106,7 +106,7 @@ def _trainer(folder: Path, recipe: Recipe, corpora: Corpora, translators: Mappin
     """Return a run whose models generate nothing, at the beginning of its rounds."""
     filtering.MAX_COPY_CHRF = 101.0  # words in reverse are nearly a copy
     events = EventLog(Console(quiet=True))
-    builders, _ = make_row_builders(recipe, translators, corpora, events)
+    builders, _ = make_row_builders(recipe, translators, corpora.dev, events)
     stubs = {name: _stub(translator) for name, translator in translators.items()}
     context = RunContext(RunFolder(folder), recipe, corpora, stubs, events, StopRequest(), builders)
     trainer = Trainer(context)
