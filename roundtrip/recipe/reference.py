@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 import sys
 from collections.abc import Iterator
 from types import NoneType
@@ -50,7 +51,7 @@ def reference() -> str:
 
 def _table(name: str, section: type[BaseModel]) -> str:
     title = {"": "Top level", "SOURCE": "Text source"}.get(name, f"`[{name}]`")
-    lines = [f"## {title}", "", _one_line(section.__doc__), ""]
+    lines = [f"## {title}", "", _one_line(inspect.cleandoc(str(section.__doc__)).partition("\n\n")[0]), ""]
     if rows := [_row(key, field) for key, field in keys(section).items()]:
         lines += ["| key | type or values | default | what it does |", "|---|---|---|---|", *rows, ""]
     return "\n".join(lines)
