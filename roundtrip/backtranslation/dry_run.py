@@ -26,6 +26,7 @@ from roundtrip.engine.translator import Translator
 from roundtrip.models.optimizer import Optimizer
 from roundtrip.recipe.loader import LoadedRecipe
 from roundtrip.recipe.plan import BASE, PRETRAIN, Phase, num_phase_rows, num_steps, phases
+from roundtrip.recipe.sampling_schedule import sampling_settings
 from roundtrip.recipe.schema import Recipe
 from roundtrip.runtime import memory
 from roundtrip.runtime.event_log import EventLog
@@ -73,7 +74,8 @@ def dry_run(loaded: LoadedRecipe, events: EventLog) -> dict[str, Any]:
             show_examples(events, compatibility)
         rates = {name: _measure(recipe, one, corpora, events) for name, one in translators.items()}
         num_pairs, devices = len(corpora.train), {one.base.device for one in translators.values()}
-        seconds = expected_seconds(recipe, corpora, rates) | {"loading": {"all": sum(events.seconds.values())}}
+        before = sum(value for activity, value in events.seconds.items() if activity != "probing")
+        seconds = expected_seconds(recipe, corpora, rates) | {"loading": {"all": round(before, 1)}}
         report = {
             "compatibility": {name: compatibility.to_dict() for name, compatibility in reports.items()},
             "plan": [_describe(recipe, phase, num_pairs) for phase in phases(recipe, num_pairs)],
@@ -138,7 +140,10 @@ def _time_generation(recipe: Recipe, one: Translator, pairs: Sequence[tuple[str,
 
 
 def expected_seconds(recipe: Recipe, corpora: Corpora, rates: Mapping[str, Rates]) -> dict[str, dict[str, float]]:
-    """Return the expected seconds of training, generating and scoring, by stage."""
+    """Return the expected seconds of training, generating and scoring, by stage.
+
+    What is left out takes little: likelihoods that select among candidates, and the dev loss under `train.patience`.
+    """
     num_pairs = len(corpora.train)
     plan = phases(recipe, num_pairs)
     seconds: dict[str, dict[str, float]] = {"training": {}, "generating": {}, "scoring": {}}
@@ -151,9 +156,12 @@ def expected_seconds(recipe: Recipe, corpora: Corpora, rates: Mapping[str, Rates
         rows = num_phase_rows(recipe, phase, num_pairs)
         add("training", phase.stage, phase.epochs * rows * rate.tokens_per_row * rate.train_token)
         if phase.round:
-            lines = recipe.rounds.monolingual_lines * recipe.generate.num_candidates
-            add("generating", phase.stage, lines * reverse.generate_line)
-    lines = len(corpora.dev) + len(corpora.test)
+            lines, candidates = recipe.rounds.monolingual_lines, sampling_settings(recipe.generate, None).num_candidates
+            add("generating", phase.stage, lines * candidates * reverse.generate_line)
+            if recipe.filter.min_round_trip_chrf:
+                add("generating", phase.stage, lines * rate.generate_line)
+    # Without dev pairs each direction also translates what the other one has made of its dev lines.
+    lines = len(corpora.dev) * (2 if recipe.without_dev else 1) + len(corpora.test)
     for stage in [BASE, *dict.fromkeys(phase.stage for phase in plan)]:
         for rate in rates.values():
             add("scoring", stage, lines * (rate.score_base_line if stage == BASE else rate.generate_line))

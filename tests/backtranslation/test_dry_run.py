@@ -88,6 +88,13 @@ def test_generation_of_a_phase_takes_the_time_of_the_reverse_direction(write_rec
     assert expected_seconds(recipe, corpora, rates)["generating"] == {"round-1": 24.0}
 
 
+def test_the_round_trip_filter_translates_each_line_back(write_recipe: WriteRecipe) -> None:
+    recipe = load_recipe(str(write_recipe()), ("filter.min_round_trip_chrf=30",)).recipe
+    corpora: Any = SimpleNamespace(train=range(32), dev=range(1), test=range(1))
+    rates = {"en-es": Rates(0.0, 2.0, 0.0, 1.0), "es-en": Rates(0.0, 1.0, 0.0, 1.0)}
+    assert expected_seconds(recipe, corpora, rates)["generating"] == {"round-1": 2 * 24 * (2.0 + 1.0)}
+
+
 def test_rows_of_each_kind_of_phase(write_recipe: WriteRecipe) -> None:
     recipe = load_recipe(str(write_recipe()), ("train.pretrain_lines=40", "train.final_epochs=1")).recipe
     rows = {phase.stage: num_phase_rows(recipe, phase, 32) for phase in phases(recipe, 32)}
