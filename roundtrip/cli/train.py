@@ -10,6 +10,7 @@ from rich.console import Console
 
 from roundtrip.cli.app import add_recipe_arguments, open_recipe, run_cli
 from roundtrip.cli.check import dry_run_recipe
+from roundtrip.runtime.errors import RunError
 
 
 def main() -> None:
@@ -29,6 +30,8 @@ def _train(arguments: argparse.Namespace) -> None:
     if arguments.dry_run:
         dry_run_recipe(arguments)
         return
+    if arguments.json:
+        raise RunError("applies to a dry run only", place="--json", cure="add --dry-run, or omit --json")
     # Of several processes only the first one prints.
     loaded, events = open_recipe(arguments, Console(quiet=os.environ.get("RANK", "0") != "0"))
     from roundtrip.backtranslation import session

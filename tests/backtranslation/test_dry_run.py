@@ -64,6 +64,11 @@ def test_the_report_as_json(write_recipe: WriteRecipe, tmp_path: Path, shell: Ca
     assert sorted(tmp_path.rglob("*")) == before
 
 
+def test_json_without_a_dry_run_is_refused(write_recipe: WriteRecipe, shell: Callable[..., Any]) -> None:
+    code, _, errors = shell(train, str(write_recipe()), "--json")
+    assert code == 2 and "--json: applies to a dry run only" in errors
+
+
 def test_expected_seconds_are_rates_times_numbers(write_recipe: WriteRecipe) -> None:
     overrides = ("train.parallel_epochs=2", "generate.num_candidates=2", "generate.temperature=0.7")
     recipe = load_recipe(str(write_recipe()), overrides).recipe
