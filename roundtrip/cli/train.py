@@ -20,8 +20,9 @@ def main() -> None:
     )
     add_recipe_arguments(parser)
     parser.add_argument("--out", metavar="RUN", type=Path, help="folder of the run (default: runs/NAME-OF-RECIPE)")
-    parser.add_argument("--resume", action="store_true", help="continue an interrupted run, with identical results")
-    parser.add_argument("--dry-run", action="store_true", help="the same as `roundtrip check`: write nothing")
+    either = parser.add_mutually_exclusive_group()
+    either.add_argument("--resume", action="store_true", help="continue an interrupted run, with identical results")
+    either.add_argument("--dry-run", action="store_true", help="the same as `roundtrip check`: write nothing")
     parser.add_argument("--json", action="store_true", help="with --dry-run: write the report to standard output")
     run_cli(_train, parser)
 
