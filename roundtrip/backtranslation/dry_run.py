@@ -139,7 +139,8 @@ def _time_generation(recipe: Recipe, one: Translator, pairs: Sequence[tuple[str,
 
 def expected_seconds(recipe: Recipe, corpora: Corpora, rates: Mapping[str, Rates]) -> dict[str, dict[str, float]]:
     """Return the expected seconds of training, generating and scoring, by stage."""
-    plan = phases(recipe, num_pairs := len(corpora.train))
+    num_pairs = len(corpora.train)
+    plan = phases(recipe, num_pairs)
     seconds: dict[str, dict[str, float]] = {"training": {}, "generating": {}, "scoring": {}}
 
     def add(activity: str, stage: str, value: float) -> None:
