@@ -31,14 +31,10 @@ def reverse_likelihood(
     max_tokens: int,
     on_progress: Callable[[int, int], None] = lambda rows, tokens: None,
 ) -> list[float]:
-    """Return the log-probability of each real line given its synthetic source, in nats.
+    """Return the log-probability of each real line given its synthetic source by the direction that will train on it.
 
-    The source from which the forward direction restores the real line best is chosen: dual learning
-    (https://arxiv.org/abs/1611.00179) as a selection criterion.
-
-    Args:
-        forward: the direction that will train on the candidates.
-        max_tokens: padded tokens of one forward pass.
+    In nats: dual learning (https://arxiv.org/abs/1611.00179) as a selection criterion. A forward pass has at most
+    `max_tokens` padded tokens.
     """
     pairs = [(candidate.source, candidate.target) for candidate in candidates]
     return forward.likelihoods(pairs, max_tokens, on_progress)

@@ -39,11 +39,9 @@ class State:
     No random state is kept, since every random choice is derived from the seed and the phase.
 
     Attributes:
-        phase, step: number of the phase in progress, and the optimizer steps taken in it.
-        optimizer_steps: steps taken in all, by direction.
+        phase, step, optimizer_steps: number of the phase in progress, steps taken in it, and in all by direction.
         cursors: how far each stream is read: up to the phase, or past its examples once it has taken a step.
-        scores: dev scores by stage and direction.
-        best: the stage with the best mean dev chrF++ so far.
+        scores, best: dev scores by stage and direction, and the stage with the best mean dev chrF++.
         seconds: time spent, by activity.
         token_rows: by direction, how many rows of synthetic examples were made in which way, see `build_token_rows`.
         max_tokens_per_microbatch: reduced size after memory ran out; 0 before that.

@@ -43,8 +43,7 @@ class PhaseExamples:
     """The examples of one phase.
 
     Attributes:
-        cursors: where the streams stand after this phase.
-        restarted: names of the streams that started over.
+        cursors, restarted: where the streams stand after this phase, and which of them started over.
         rejected: number of rejected candidates, by reason.
         num_candidates: candidates before any was rejected; 0 where none were generated or the phase was read back.
         samples: some rejected candidates, where all were.
@@ -132,12 +131,9 @@ def parallel_examples(rows: Iterable[TextRow], direction: Direction, recipe: Rec
 def mix(
     phase: Phase, streams: Streams, candidates: Sequence[Candidate], replayed: Sequence[Example]
 ) -> tuple[list[Example], dict[str, Cursor]]:
-    """Mix replayed, parallel and denoising examples with the new synthetic ones, which come first.
+    """Return new synthetic examples, replayed ones unless their target has a new source, pairs and denoising ones.
 
-    Replayed examples are used unless their target has a new source.
-
-    Returns:
-        The examples, and the cursors of the streams that were read.
+    The cursors of the streams that were read come with them.
     """
     synthetic = [Example(SYNTHETIC, candidate.source, candidate.target, candidate) for candidate in candidates]
     new_targets = {example.target for example in synthetic}

@@ -48,11 +48,7 @@ _ADVICE = {
 
 
 def report_examples(events: EventLog, phase: Phase, made: PhaseExamples) -> None:
-    """Report the examples of a phase.
-
-    Raises:
-        TrainingError: all candidates of a round were rejected.
-    """
+    """Report the examples of a phase; a round whose candidates were all rejected ends the run."""
     counts = Counter(example.kind for example in made.examples)
     events.log(
         "examples",

@@ -21,7 +21,6 @@ from roundtrip.tokens.compatibility import BuildOptions, CompatibilityReport
 from roundtrip.tokens.row_builder import SPLICED, RowBuilder
 from roundtrip.tokens.splice.canonicality import CanonicalityChecker
 
-# So many sample pairs are tried.
 NUM_SAMPLES = 500
 
 
@@ -72,7 +71,6 @@ def _show_progress(task: ProgressHandle, what: str, number: int, total: int) -> 
 
 
 def _refuse(recipe: Recipe, direction: Direction, report: CompatibilityReport) -> None:
-    """Refuse a recipe that demands the splice where the tokenizer does not allow it."""
     if recipe.tokens.mode == "splice" and report.mode == "text":
         raise RecipeError(
             f"{direction.name} cannot be spliced: {'; '.join(report.reasons)}",

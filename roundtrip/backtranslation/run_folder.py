@@ -135,8 +135,7 @@ class RunFolder:
         except ValidationError as error:
             problem = f"its recipe was written by roundtrip {manifest.versions.get('roundtrip')}, with other keys"
             raise RunError(problem, place=str(self.path), cure="use that version, or train again") from error
-        updates = {name: {"dtype": dtype} for name, dtype in manifest.dtypes.items()}
-        return with_model_folders(recipe, self.base, updates)
+        return with_model_folders(recipe, self.base, {name: {"dtype": one} for name, one in manifest.dtypes.items()})
 
     def keep_best(self, stage: str) -> None:
         """Make `adapters/best` a copy of a stage's weights, in one rename."""

@@ -28,9 +28,8 @@ class TakenLines:
 
     Attributes:
         settings: how the reverse direction generates in this round.
-        cursors: where the stream of lines stands after them.
+        cursors, state: where the stream of lines stands after them, and the run before this phase.
         num_too_long: lines that were left out, since they would not fit into a row.
-        state: of the run, before this phase.
     """
 
     lines: list[str]

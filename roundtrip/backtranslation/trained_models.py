@@ -41,10 +41,7 @@ def load(
     device: str = "auto",
     changes: Mapping[str, object] | None = None,
 ) -> Translator:
-    """Load one direction of a run as it was at the end of a stage.
-
-    Args:
-        changes: keys of `[model]` that differ from training.
+    """Load one direction of a run as it was at the end of a stage, where some keys of `[model]` may differ.
 
     Raises:
         RunError: not a run, no such stage, or another base than it was trained on.
