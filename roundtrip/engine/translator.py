@@ -119,20 +119,14 @@ class Translator:
                 callbacks.on_batch(indices, hypotheses)
                 decoder.submit(indices, hypotheses)
 
-            hypotheses = generate(
-                model, request, callbacks=replace(callbacks, on_batch=on_batch), processes=self.processes
-            )
+            callbacks_with_decoder = replace(callbacks, on_batch=on_batch)
+            hypotheses = generate(model, request, callbacks=callbacks_with_decoder, processes=self.processes)
             texts, reread = decoder.collect(len(hypotheses.size_B), self.processes)
-        return Translations(
-            texts, hypotheses.finished_B.tolist(), hypotheses, reread if reread_with is not None else None
-        )
+        prompts_again = reread if reread_with is not None else None
+        return Translations(texts, hypotheses.finished_B.tolist(), hypotheses, prompts_again)
 
     def _limits(self, sources: Sequence[str], prompts: Sequence[Sequence[int]], settings: Generate) -> list[int]:
-        """Return the most new tokens of each prompt.
-
-        Raises:
-            ModelError: a prompt and its limit do not fit into the model.
-        """
+        """Return the most new tokens of each prompt; raise an error where it does not fit into the model."""
         limits = [self.num_needed(prompt, settings) - len(prompt) for prompt in prompts]
         for number, (prompt, limit) in enumerate(zip(prompts, limits, strict=True)):
             if not self.fits(len(prompt) + limit):
@@ -192,9 +186,6 @@ def load(
         folder: where relative paths of the recipe start.
         segments: of an earlier run, by direction; the templates are rebuilt from the tokenizers where None.
         residual_folder: see `direction_model.load`.
-
-    Returns:
-        By name of the direction.
 
     Raises:
         SourceError, ModelError, TemplateError: something in `[model]`, `[adapter]` or `[template]` cannot be loaded.

@@ -29,7 +29,7 @@ class LoadedModel:
     Attributes:
         model: a causal LM in eval mode, nothing in it requires a gradient.
         location: folder or hub id that it was loaded from.
-        pad_id: id to fill up batches with; its positions are always masked, so any id with an embedding works.
+        pad_id: id to fill up batches with; its positions are always masked.
         stop_ids: end tokens of the generation config.
         max_positions: longest text in tokens; None where the model has no limit.
         digest: hash of the files of its weights, whatever precision they were loaded in.
@@ -229,10 +229,7 @@ def choose_dtype(name: str, device: torch.device) -> torch.dtype:
 
 
 def merged_copy_of(model: nn.Module) -> nn.Module:
-    """Return a copy of a model to write merged weights into; it has to be made before adapters are added.
-
-    Its linear layers are packed where that is supported, see `prepacked_linear`.
-    """
+    """Return a copy of a model to write merged weights into; it has to be made before adapters are added."""
     from transformers import GenerationConfig
 
     merged_copy = copy.deepcopy(model)

@@ -25,15 +25,7 @@ _MAX_POSITIONS = 512
 
 
 def create_model(settings: FromScratch, lines: Iterable[str], folder: Path, seed: int) -> None:
-    """Make a model folder that `from_pretrained` reads; an existing one is left alone.
-
-    Args:
-        lines: text of both languages, for the tokenizer.
-        seed: of the weights.
-
-    Raises:
-        ModelError: the text is too little for so many tokens, or the shape is impossible.
-    """
+    """Make a model folder that `from_pretrained` reads, with a tokenizer of the lines, unless it exists."""
     if folder.is_dir():
         return
     from transformers import LlamaConfig, LlamaForCausalLM

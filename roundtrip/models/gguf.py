@@ -131,8 +131,7 @@ def _facts(path: Path) -> Facts:
 
 def _refuse_unreadable(facts: Facts, path: Path) -> None:
     """Refuse files that transformers would load as a different model."""
-    if facts.rope_scaling is not None:
-        scaling = facts.rope_scaling
+    if (scaling := facts.rope_scaling) is not None:
         raise _unreadable(path, f"its rotary positions are scaled ({scaling}), which is lost in reading GGUF")
     if facts.num_layers > facts.num_tensors:  # damaged, and to create so many layers would not end
         problem = f"it declares {facts.num_layers} layers and holds only {facts.num_tensors} tensors"
@@ -178,7 +177,7 @@ def _save(model: Any, tokenizer: Any, folder: Path) -> None:
 
 
 def _publish(made: Path, folder: Path) -> None:
-    """Rename the finished folder; where another process was first, its folder is as good."""
+    """Rename the finished folder, unless another process was first."""
     try:
         made.replace(folder)
     except OSError:
