@@ -46,12 +46,7 @@ class Translations:
 
 @dataclass(frozen=True)
 class DirectionTemplates:
-    """How rows of different kinds become one text.
-
-    Attributes:
-        parallel: of parallel and synthetic rows, and of every translation.
-        denoising: from the target language into itself; the same as `parallel` where the recipe has no such rows.
-    """
+    """How rows become one text; those of denoising are from the target language into itself."""
 
     parallel: PromptTemplate
     denoising: PromptTemplate
