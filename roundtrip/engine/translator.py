@@ -189,11 +189,8 @@ def load(
         device = choose_device(spec.device).type
         # Seen with bitsandbytes 0.50: gradients of a batch of one row are lost there without an error.
         if spec.quantize != "none" and device == "cpu":
-            raise ModelError(
-                f"{name}: a base in {spec.quantize} cannot be trained on a CPU, whose kernels lose gradients",
-                place="model.quantize",
-                cure='set it to "none", or train on a GPU',
-            )
+            problem = f"{name}: a base in {spec.quantize} cannot be trained on a CPU, whose kernels lose gradients"
+            raise ModelError(problem, place="model.quantize", cure='set it to "none", or train on a GPU')
         if recipe.generate.cuda_graphs and device != "cuda":
             raise _no_graphs(f"{name}: CUDA graphs require a CUDA device; this model is on {device}")
     models = direction_model.load(

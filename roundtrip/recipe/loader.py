@@ -31,13 +31,7 @@ KeyPath = tuple[str | int, ...]
 
 @dataclass(frozen=True)
 class LoadedRecipe:
-    """A valid recipe.
-
-    Attributes:
-        path: its file; relative paths in it start at the folder of this file.
-        text: content of the file.
-        overrides: arguments of `--set`.
-    """
+    """A valid recipe: the content of its file, in whose folder relative paths start, and the arguments of `--set`."""
 
     recipe: Recipe
     path: Path
@@ -50,11 +44,7 @@ class LoadedRecipe:
 
 
 def find(name: str) -> Path:
-    """Return the file of a recipe: a path, or the bare name of a shipped one.
-
-    Raises:
-        RecipeError: there is no such file.
-    """
+    """Return the file of a recipe: a path, or the bare name of a shipped one."""
     path = Path(name).expanduser()
     if path.is_file():
         return path.resolve()
@@ -171,7 +161,6 @@ def _spread(data: dict[str, Any], names: Sequence[str]) -> dict[str, Any]:
 
 
 def _merge(common: dict[str, Any], own: dict[str, Any]) -> dict[str, Any]:
-    """Return a table overridden by another, recursively."""
     return common | {
         key: _merge(common[key], value) if isinstance(value, dict) and isinstance(common.get(key), dict) else value
         for key, value in own.items()
