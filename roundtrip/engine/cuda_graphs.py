@@ -21,7 +21,6 @@ class GraphedSteps:
     """As many steps as the cache has room for.
 
     Args:
-        model: in eval mode.
         cache: a DynamicCache of what came before.
         mask_BS: int64, 1 where it holds a token.
         replay: capture a graph of the step; otherwise it is computed step by step, which a CPU can do too.

@@ -52,12 +52,7 @@ class Translations:
 
 @dataclass(frozen=True)
 class DirectionTemplates:
-    """How rows of different kinds become one text.
-
-    Attributes:
-        parallel: of parallel and synthetic rows, and of every translation.
-        denoising: from the target language into itself; the same as `parallel` where the recipe has no such rows.
-    """
+    """How rows become one text; those of denoising are from the target language into itself."""
 
     parallel: PromptTemplate
     denoising: PromptTemplate
@@ -131,20 +126,14 @@ class Translator:
                 callbacks.on_batch(indices, hypotheses)
                 decoder.submit(indices, hypotheses)
 
-            hypotheses = generate(
-                model, request, callbacks=replace(callbacks, on_batch=on_batch), processes=self.processes
-            )
+            callbacks_with_decoder = replace(callbacks, on_batch=on_batch)
+            hypotheses = generate(model, request, callbacks=callbacks_with_decoder, processes=self.processes)
             texts, reread = decoder.collect(len(hypotheses.size_B), self.processes)
-        return Translations(
-            texts, hypotheses.finished_B.tolist(), hypotheses, reread if reread_with is not None else None
-        )
+        prompts_again = reread if reread_with is not None else None
+        return Translations(texts, hypotheses.finished_B.tolist(), hypotheses, prompts_again)
 
     def _limits(self, sources: Sequence[str], prompts: Sequence[Sequence[int]], settings: Generate) -> list[int]:
-        """Return the most new tokens of each prompt.
-
-        Raises:
-            ModelError: a prompt and its limit do not fit into the model.
-        """
+        """Return the most new tokens of each prompt; raise an error where it does not fit into the model."""
         limits = [self.num_needed(prompt, settings) - len(prompt) for prompt in prompts]
         for number, (prompt, limit) in enumerate(zip(prompts, limits, strict=True)):
             if not self.fits(len(prompt) + limit):
@@ -205,9 +194,6 @@ def load(
         segments: of an earlier run, by direction; the templates are rebuilt from the tokenizers where None.
         residual_folder: see `direction_model.load`.
 
-    Returns:
-        By name of the direction.
-
     Raises:
         SourceError, ModelError, TemplateError: something in `[model]`, `[adapter]` or `[template]` cannot be loaded.
     """
@@ -215,11 +201,8 @@ def load(
         device = choose_device(spec.device).type
         # Seen with bitsandbytes 0.50: gradients of a batch of one row are lost there without an error.
         if spec.quantize != "none" and device == "cpu":
-            raise ModelError(
-                f"{name}: a base in {spec.quantize} cannot be trained on a CPU, whose kernels lose gradients",
-                place="model.quantize",
-                cure='set it to "none", or train on a GPU',
-            )
+            problem = f"{name}: a base in {spec.quantize} cannot be trained on a CPU, whose kernels lose gradients"
+            raise ModelError(problem, place="model.quantize", cure='set it to "none", or train on a GPU')
         if recipe.generate.cuda_graphs and device != "cuda":
             raise _no_graphs(f"{name}: CUDA graphs require a CUDA device; this model is on {device}")
     models = direction_model.load(

@@ -31,9 +31,6 @@ def add_adapters(model: nn.Module, settings: Mapping[str, Adapter], seed: int) -
 
     Each adapter is initialized from its own seed, so that none depends on the order or on what ran before.
 
-    Args:
-        settings: by name of the adapter.
-
     Raises:
         ModelError: PEFT finds no layer of that name, or cannot put this kind of adapter on it.
     """
@@ -133,8 +130,7 @@ def freeze(model: PeftModel) -> None:
 def write_merged(merged_copy: nn.Module, model: PeftModel, name: str | None) -> None:
     """Write the merged weights of the base and one adapter into a plain copy; None writes those of the base.
 
-    The sum is formed in float32 and rounded once, so repeated merges do not accumulate errors. For an adapter that was
-    subtracted from its base see `pissa_olora.write_merged_residual`.
+    The sum is formed in float32 and rounded once, so repeated merges do not accumulate errors.
     """
     targets = dict(merged_copy.named_modules())
     for path, layer in lora_layers(model):
@@ -143,10 +139,7 @@ def write_merged(merged_copy: nn.Module, model: PeftModel, name: str | None) -> 
 
 
 def _merged(layer: LoraLayer, name: str) -> torch.Tensor:
-    """Return the merged weight of a linear layer and its adapter, float32.
-
-    That is `W + scale B A`; with DoRA each of its rows is scaled to the learned magnitude.
-    """
+    """Return `W + scale B A` of one linear layer, float32; DoRA scales each of its rows to the learned magnitude."""
     weight = layer.get_base_layer().weight.float()
     if name not in layer.lora_A:  # not a target of this direction
         return weight
@@ -201,11 +194,7 @@ def as_exported(settings: Adapter) -> Adapter:
 
 
 def read(folder: Path) -> dict[str, torch.Tensor]:
-    """Return the tensors of an adapter folder.
-
-    Raises:
-        ModelError: there is none, or it is damaged.
-    """
+    """Return the tensors of an adapter folder."""
     path = folder / WEIGHTS
     if not path.exists() and (pickle := path.with_suffix(".bin")).exists():
         raise ModelError(
@@ -221,11 +210,7 @@ def read(folder: Path) -> dict[str, torch.Tensor]:
 
 @torch.no_grad()
 def load(model: PeftModel, name: str, saved: Tensors, initial_adapter: Tensors | None = None) -> None:
-    """Copy saved values into an adapter's parameters.
-
-    Args:
-        saved: as in `adapter_model.safetensors`: names without the adapter's.
-        initial_adapter: see `export`; the first half of a saved tensor is the trained one.
+    """Copy saved values into an adapter's parameters; with an initial adapter, see `export`, the first half of each.
 
     Raises:
         ModelError: a tensor is missing, left over or of another shape.
@@ -246,11 +231,7 @@ def load(model: PeftModel, name: str, saved: Tensors, initial_adapter: Tensors |
 
 
 def init_from_folder(model: PeftModel, name: str, settings: Adapter, folder: Path) -> None:
-    """Initialize an adapter with the weights of an earlier one, which PEFT or `export` has saved.
-
-    Raises:
-        ModelError: there is none, or it has another kind, rank or base.
-    """
+    """Initialize an adapter with the weights of an earlier one, which PEFT or `export` has saved."""
     place = f"adapter.{name}, init = '{folder}'"
     try:
         config = json.loads((folder / CONFIG).read_text(encoding="utf-8"))

@@ -31,21 +31,14 @@ _EXTRAS = ("position_bias", "softcap", "s_aux", "sinks", "indices")
 
 
 def candidates(name: str, device: torch.device) -> tuple[str, ...]:
-    """Return the attentions for training by their names in a recipe, the best first; the last takes padded rows.
-
-    A model need not support any that `auto` stands for.
-    """
+    """Return the attentions for training by their names in a recipe, the best first; the last takes padded rows."""
     if name != "auto":
         return (name,)
     return (VARLEN, "eager") if device.type == "cpu" else ("sdpa",)
 
 
 def choose(model: Any, name: str) -> None:
-    """Choose the attention of a loaded model.
-
-    Raises:
-        ModelError: it is not installed, or the model has no such attention.
-    """
+    """Choose the attention of a loaded model; an error says that it has none of that name, or it is not installed."""
     inner = _REGISTERED.get(name, name)
     try:
         if name == VARLEN and getattr(model.config, "attention_chunk_size", None) is not None:
@@ -88,10 +81,9 @@ def decode(
     """
     num_rows, num_heads, num_new, size = query_BHTD.shape
     if num_new != 1 or any(settings.get(name) is not None for name in _EXTRAS):
-        result: tuple[torch.Tensor, None] = sdpa_attention_forward(
+        return sdpa_attention_forward(  # type: ignore[no-any-return]
             module, query_BHTD, key_BKSD, value_BKSD, attention_mask, scaling=scaling, **settings
         )
-        return result
     num_keys = key_BKSD.shape[1]
     query_BKGD = query_BHTD.view(num_rows, num_keys, num_heads // num_keys, size)
     score_BKGS = torch.matmul(query_BKGD, key_BKSD.transpose(2, 3)).float() * (scaling or size**-0.5)
@@ -126,8 +118,6 @@ def varlen(
         settings: `dropout` and `scaling`; of packed rows `cu_seq_lens_q`, int32, (B + 1,), the bounds of rows, and
             `max_length_q`, T; `sliding_window`, how many tokens one attends to, itself included.
 
-    Raises:
-        ValueError: the model asks for something that this attention does not have.
     """
     if any(settings.get(name) is not None for name in _EXTRAS):
         raise ValueError(f"'{VARLEN}' supports none of {', '.join(_EXTRAS)}, which this model uses")
@@ -136,17 +126,19 @@ def varlen(
         if attention_mask is not None and not attention_mask.ndim:
             # Rows without padding and without bounds, in a layer that has a window.
             attention_mask = ~_hidden(query_1HND.shape[2], int(attention_mask), query_1HND.device)[None, None]
-        padded: tuple[torch.Tensor, None] = sdpa_attention_forward(
+        return sdpa_attention_forward(  # type: ignore[no-any-return]
             module, query_1HND, key_1KND, value_1KND, attention_mask, **settings
         )
-        return padded
     if attention_mask is not None:
         if attention_mask.ndim:
             raise ValueError(f"'{VARLEN}' takes packed rows by their bounds, and this model masks them otherwise")
         window = int(attention_mask)
     num_heads, num_tokens, size = query_1HND.shape[1:]
     num_rows, num_keys = len(bounds) - 1, key_1KND.shape[1]
-    index_N = _padded_index(bounds, num_tokens, longest)
+    token_N = torch.arange(num_tokens, device=bounds.device)
+    row_N = torch.searchsorted(bounds[1:], token_N, right=True)
+    # The index of each packed token among the positions of padded rows.
+    index_N = row_N * longest + token_N - bounds[:-1].long()[row_N]
     query, key, value = (
         tensor.new_zeros(num_rows * longest, tensor.shape[1] * tensor.shape[3])
         .index_copy_(0, index_N, tensor[0].transpose(0, 1).reshape(num_tokens, -1))
@@ -167,13 +159,6 @@ def varlen(
     mixed = torch.matmul(weight, value).view(num_rows, num_heads, longest, -1).transpose(1, 2)
     packed = mixed.reshape(num_rows * longest, -1).index_select(0, index_N)
     return packed.view(1, num_tokens, num_heads, -1), None
-
-
-def _padded_index(bounds: torch.Tensor, num_tokens: int, longest: int) -> torch.Tensor:
-    """Return the index of each packed token among the positions of padded rows, (N,)."""
-    token_N = torch.arange(num_tokens, device=bounds.device)
-    row_N = torch.searchsorted(bounds[1:], token_N, right=True)
-    return row_N * longest + token_N - bounds[:-1].long()[row_N]
 
 
 def _hidden(size: int, window: int, device: torch.device) -> torch.Tensor:

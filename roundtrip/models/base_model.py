@@ -29,7 +29,7 @@ class LoadedModel:
     Attributes:
         model: a causal LM in eval mode, nothing in it requires a gradient.
         location: folder or hub id that it was loaded from.
-        pad_id: id to fill up batches with; its positions are always masked, so any id with an embedding works.
+        pad_id: id to fill up batches with; its positions are always masked.
         stop_ids: end tokens of the generation config.
         max_positions: longest text in tokens; None where the model has no limit.
         digest: hash of the files of its weights, whatever precision they were loaded in.
@@ -71,11 +71,8 @@ def load(spec: Model, folder: Path) -> LoadedModel:
         tokenizer = AutoTokenizer.from_pretrained(location, revision=spec.revision, trust_remote_code=False)
         model, report = _from_pretrained(location, spec.revision, dtype, output_loading_info=True, **quantized)
     if getattr(model, "_hf_peft_config_loaded", False):
-        raise ModelError(
-            f"'{spec.path}' is an adapter, not a model",
-            place="model.path",
-            cure="set model.path to its base; adapter.init takes the folder of an adapter",
-        )
+        cure = "set model.path to its base; adapter.init takes the folder of an adapter"
+        raise ModelError(f"'{spec.path}' is an adapter, not a model", place="model.path", cure=cure)
     num_embeddings = int(model.get_input_embeddings().weight.shape[0])
     _refuse_incomplete(spec, num_embeddings, tokenizer, report)
     model.requires_grad_(False).eval()
@@ -112,11 +109,9 @@ def _quantization(spec: Model, dtype: torch.dtype, device: torch.device) -> dict
     if spec.quantize == "none":
         return {}
     if importlib.util.find_spec("bitsandbytes") is None:
-        raise ModelError(
-            f"a base in {spec.quantize} requires bitsandbytes, which is not installed",
-            place="model.quantize",
-            cure="pip install 'roundtrip[quantize]', or set model.quantize = \"none\"",
-        )
+        problem = f"a base in {spec.quantize} requires bitsandbytes, which is not installed"
+        cure = "pip install 'roundtrip[quantize]', or set model.quantize = \"none\""
+        raise ModelError(problem, place="model.quantize", cure=cure)
     from transformers import BitsAndBytesConfig
 
     four = spec.quantize == "4bit"
@@ -128,11 +123,7 @@ def _quantization(spec: Model, dtype: torch.dtype, device: torch.device) -> dict
 
 
 def reload_weights(spec: Model, base: LoadedModel, folder: Path | None = None) -> None:
-    """Replace the trained weights of a base by those it was loaded with, or those that were saved in a folder.
-
-    Raises:
-        SourceError, ModelError: they cannot be read, have changed, or are another model's.
-    """
+    """Replace the trained weights of a base by those it was loaded with, or those that were saved in a folder."""
     location = base.location if folder is None else str(folder)
     if folder is None and files_hash(location, spec.revision) != base.digest:
         raise ModelError("its weights have changed since the run began", place=location)
@@ -182,35 +173,25 @@ def _refuse_incomplete(spec: Model, num_embeddings: int, tokenizer: Any, report:
     """Refuse models with missing weights, which would be random, and tokens that have no embedding."""
     missing = sorted(report["missing_keys"]) + sorted(str(key) for key in report["mismatched_keys"])
     if missing:
-        raise ModelError(
-            f"'{spec.path}' lacks {len(missing)} of the model's weights, {missing[0]} among them",
-            place="model.path",
-            cure="use a complete causal language model; an encoder or a classifier is none",
-        )
+        problem = f"'{spec.path}' lacks {len(missing)} of the model's weights, {missing[0]} among them"
+        cure = "use a complete causal language model; an encoder or a classifier is none"
+        raise ModelError(problem, place="model.path", cure=cure)
     highest = max(tokenizer.get_vocab().values(), default=0)
     if highest >= num_embeddings:
-        raise ModelError(
-            f"the tokenizer has token {highest}, the model only {num_embeddings} embeddings",
-            place="model.path",
-            cure="use the tokenizer that belongs to this model",
-        )
+        problem = f"the tokenizer has token {highest}, the model only {num_embeddings} embeddings"
+        raise ModelError(problem, place="model.path", cure="use the tokenizer that belongs to this model")
 
 
 def choose_device(name: str) -> torch.device:
-    """Return the device of a recipe; `auto` is CUDA where available.
-
-    Raises:
-        ModelError: the device does not exist.
-    """
+    """Return the device of a recipe; `auto` is CUDA where available."""
     if name == "auto":
         return torch.device("cuda" if torch.cuda.is_available() else "cpu")
     try:
         device = torch.device(name)
         torch.empty(0, device=device)
     except (RuntimeError, AssertionError) as error:
-        raise ModelError(
-            f"no device '{name}': {first_line(error)}", place="model.device", cure="use 'auto' or 'cpu'"
-        ) from error
+        problem = f"no device '{name}': {first_line(error)}"
+        raise ModelError(problem, place="model.device", cure="use 'auto' or 'cpu'") from error
     return device
 
 
@@ -229,10 +210,7 @@ def choose_dtype(name: str, device: torch.device) -> torch.dtype:
 
 
 def merged_copy_of(model: nn.Module) -> nn.Module:
-    """Return a copy of a model to write merged weights into; it has to be made before adapters are added.
-
-    Its linear layers are packed where that is supported, see `prepacked_linear`.
-    """
+    """Return a copy of a model to write merged weights into; it has to be made before adapters are added."""
     from transformers import GenerationConfig
 
     merged_copy = copy.deepcopy(model)

@@ -33,7 +33,6 @@ class DirectionModel:
 
     Attributes:
         name: of the direction, and of its adapter.
-        spec, adapter: of the recipe.
         base: the model as loaded; with adapters its layers carry them.
         model: what is trained: a PEFT model over `base.model`, or `base.model` itself.
         merged_copy: a plain copy to generate from, written anew before each use; None where the model itself generates.
@@ -50,7 +49,6 @@ class DirectionModel:
 
     @property
     def trains_all_weights(self) -> bool:
-        """Whether all weights are trained, not an adapter."""
         return self.adapter.method == "full"
 
     def parameters(self) -> dict[str, nn.Parameter]:
@@ -61,11 +59,9 @@ class DirectionModel:
 
     @contextmanager
     def training(self) -> Iterator[bool]:
-        """Make this direction's parameters alone trainable, in train mode.
+        """Make this direction's parameters alone trainable, in train mode; yields whether rows are packed.
 
-        Yields:
-            Whether rows are packed: where an attention of the model reads the bounds of rows. Others need a mask of all
-            tokens by all tokens, which costs more than padding does.
+        They are where an attention of the model reads their bounds; a mask of all tokens by all would cost more.
         """
         is_packed = self._choose_attention()
         if self.trains_all_weights:
@@ -97,10 +93,7 @@ class DirectionModel:
         return False
 
     def _keeps_rows_apart(self, alone: Any) -> bool:
-        """Return whether the second of two packed rows has the logits that it has alone, whatever the first one is.
-
-        A model may ignore positions and bounds without an error.
-        """
+        """Return whether a packed row has the logits that it has alone: a model may ignore bounds without an error."""
         packed = []
         for first in ([1, 2, 3, 4], [4, 3, 2, 1]):
             rows = TokenDataset.of([TokenRow(first, 1), _PROBE], self.base.device)
@@ -142,9 +135,7 @@ class DirectionModel:
             adapters.freeze(self.model)
 
     def merged(self, dtype: str | None) -> Any:
-        """Return a plain model with these weights, the sum of base and adapter rounded once.
-
-        It replaces the model that `generating` yields.
+        """Turn the model that `generating` yields into a plain one with these weights, and return it.
 
         Args:
             dtype: `float32`, `bfloat16` or `float16`; the base's where None.
@@ -173,16 +164,12 @@ class DirectionModel:
         """Save the direction as it is: a PEFT folder, or a model folder with its tokenizer."""
         if not self.trains_all_weights:
             adapters.export(self.model, self.name, folder, self.base.location, self._initial_adapter)
-            return
-        self.model.save_pretrained(folder)
-        self.base.tokenizer.save_pretrained(folder)
+        else:
+            self.model.save_pretrained(folder)
+            self.base.tokenizer.save_pretrained(folder)
 
     def restore(self, folder: Path | None) -> None:
-        """Load what `export` saved; None restores what was loaded first, where all weights are trained.
-
-        Raises:
-            ModelError: there is nothing, it is damaged, or it is of another model.
-        """
+        """Load what `export` saved; None restores what was loaded first, where all weights are trained."""
         if self.trains_all_weights:
             base_model.reload_weights(self.spec, self.base, folder)
         elif folder is not None:
@@ -210,8 +197,7 @@ def load(
         models, settings: by direction.
         folder: where relative paths of the recipe start.
         one_base: both directions have adapters on one base, which is loaded once.
-        residual_folder: keeps the initial adapters that were subtracted from a base, see `pissa_olora`; None keeps
-            nothing.
+        residual_folder: keeps the initial adapters that were subtracted from a base, see `pissa_olora`.
 
     Raises:
         SourceError, ModelError: something in `[model]` or `[adapter]` cannot be loaded.
@@ -256,12 +242,10 @@ def _with_adapters(
     subtracting = [name for name, adapter in settings.items() if adapter.method in pissa_olora.METHODS]
     before = pissa_olora.linear_weights(loaded.model) if subtracting else {}
     model = adapters.add_adapters(loaded.model, settings, seed)
-    residual = {
-        name: pissa_olora.subtract_from_base(
-            model, name, before, residual_folder / f"{name}-start.safetensors" if residual_folder else None
-        )
-        for name in subtracting
-    }
+    residual: dict[str, ResidualBase] = {}
+    for name in subtracting:
+        path = residual_folder / f"{name}-start.safetensors" if residual_folder else None
+        residual[name] = pissa_olora.subtract_from_base(model, name, before, path)
     for name, adapter in settings.items():
         if adapter.init is not None:
             adapters.init_from_folder(model, name, adapter, folder / Path(adapter.init).expanduser())

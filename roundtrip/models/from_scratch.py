@@ -25,15 +25,7 @@ _MAX_POSITIONS = 512
 
 
 def create_model(settings: FromScratch, lines: Iterable[str], folder: Path, seed: int) -> None:
-    """Make a model folder that `from_pretrained` reads; an existing one is left alone.
-
-    Args:
-        lines: text of both languages, for the tokenizer.
-        seed: of the weights.
-
-    Raises:
-        ModelError: the text is too little for so many tokens, or the shape is impossible.
-    """
+    """Make a model folder that `from_pretrained` reads, with a tokenizer of the lines, unless it exists."""
     if folder.is_dir():
         return
     from transformers import LlamaConfig, LlamaForCausalLM
@@ -61,11 +53,7 @@ def create_model(settings: FromScratch, lines: Iterable[str], folder: Path, seed
 
 
 def train_sentencepiece(lines: Iterable[str], size: int) -> bytes:
-    """Train the vocabulary and return SentencePiece's own model.
-
-    Raises:
-        ModelError: the text is too little or too varied for so many tokens.
-    """
+    """Train the vocabulary and return SentencePiece's own model; an error says that the text does not suffice."""
     import sentencepiece
 
     model = io.BytesIO()
@@ -125,12 +113,5 @@ def train_tokenizer(lines: Iterable[str], size: int) -> Any:
         [decoders.Replace(_SPACE, " "), decoders.ByteFallback(), decoders.Fuse(), decoders.Strip(" ", 1, 0)]
     )
     tokenizer.add_special_tokens([AddedToken(token, special=True, normalized=False) for token in _SPECIALS])
-    unknown, bos, eos, pad = _SPECIALS
-    return PreTrainedTokenizerFast(
-        tokenizer_object=tokenizer,
-        unk_token=unknown,
-        bos_token=bos,
-        eos_token=eos,
-        pad_token=pad,
-        clean_up_tokenization_spaces=False,
-    )
+    names = dict(zip(("unk_token", "bos_token", "eos_token", "pad_token"), _SPECIALS, strict=True))
+    return PreTrainedTokenizerFast(tokenizer_object=tokenizer, clean_up_tokenization_spaces=False, **names)

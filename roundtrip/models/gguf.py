@@ -30,7 +30,7 @@ def convert(path: Path, cache: Path) -> Path:
     try:
         digest = atomic_io.file_hash(path)
     except OSError as error:
-        raise _unreadable(
+        raise _problem(
             path, f"the file cannot be read: {error.strerror}", "check the path and its permissions"
         ) from error
     folder = cache / "models" / f"{digest[:16]}-bf16"
@@ -45,16 +45,12 @@ def convert(path: Path, cache: Path) -> Path:
             _save(model, tokenizer, Path(work) / "model")
             _publish(Path(work) / "model", folder)
     except OSError as error:
-        raise ModelError(
-            f"the converted model cannot be written: {error}",
-            place=str(folder),
-            cure="make room or set ROUNDTRIP_CACHE to a folder that can be written",
-        ) from error
+        cure = "make room or set ROUNDTRIP_CACHE to a folder that can be written"
+        raise _problem(folder, f"the converted model cannot be written: {error}", cure) from error
     return folder
 
 
 def _read(path: Path, work: Path) -> tuple[Any, Any]:
-    """Load model and tokenizer in bf16; refuse what transformers would omit silently."""
     # Alone in its folder: a tokenizer.json in the same folder would take precedence over the file's own tokenizer.
     alone = work / "model.gguf"
     try:
@@ -63,7 +59,7 @@ def _read(path: Path, work: Path) -> tuple[Any, Any]:
         shutil.copyfile(path, alone)
     try:
         facts = _facts(alone)
-        _refuse_unreadable(facts, path)
+        _refuse_problem(facts, path)
         tokenizer = transformers.AutoTokenizer.from_pretrained(work, gguf_file=alone.name)
         tokenizer = _without_added_tokens(tokenizer, facts.num_tokens, work / "tokenizer")
         model, report = transformers.AutoModelForCausalLM.from_pretrained(
@@ -78,12 +74,12 @@ def _read(path: Path, work: Path) -> tuple[Any, Any]:
         raise
     except ImportError as error:
         problem = f"reading GGUF requires another package: {first_line(error)}"
-        raise _unreadable(path, problem, "pip install gguf accelerate") from error
+        raise _problem(path, problem, "pip install gguf accelerate") from error
     except Exception as error:  # the readers of damaged files may raise anything
         cure = "check that it is complete; if it is, then transformers "
         cure += f"{transformers.__version__} does not support its kind: {USE_SAFETENSORS}"
         problem = f"cannot be read as GGUF: {type(error).__name__}: {first_line(error)}"
-        raise _unreadable(path, problem, cure) from error
+        raise _problem(path, problem, cure) from error
     _refuse_incomplete(model, tokenizer, sorted(report["missing_keys"]), facts, path)
     # The configuration class may have an end token of its own.
     model.config.eos_token_id = facts.eos
@@ -92,7 +88,7 @@ def _read(path: Path, work: Path) -> tuple[Any, Any]:
     return model, tokenizer
 
 
-def _unreadable(path: Path, problem: str, cure: str = USE_SAFETENSORS) -> ModelError:
+def _problem(path: Path, problem: str, cure: str = USE_SAFETENSORS) -> ModelError:
     return ModelError(problem, place=str(path), cure=cure)
 
 
@@ -129,16 +125,15 @@ def _facts(path: Path) -> Facts:
     )
 
 
-def _refuse_unreadable(facts: Facts, path: Path) -> None:
+def _refuse_problem(facts: Facts, path: Path) -> None:
     """Refuse files that transformers would load as a different model."""
-    if facts.rope_scaling is not None:
-        scaling = facts.rope_scaling
-        raise _unreadable(path, f"its rotary positions are scaled ({scaling}), which is lost in reading GGUF")
+    if (scaling := facts.rope_scaling) is not None:
+        raise _problem(path, f"its rotary positions are scaled ({scaling}), which is lost in reading GGUF")
     if facts.num_layers > facts.num_tensors:  # damaged, and to create so many layers would not end
         problem = f"it declares {facts.num_layers} layers and holds only {facts.num_tensors} tensors"
-        raise _unreadable(path, problem, "fetch the file again")
+        raise _problem(path, problem, "fetch the file again")
     if facts.eos is None:
-        raise _unreadable(path, "it does not name its end-of-text token (tokenizer.ggml.eos_token_id)")
+        raise _problem(path, "it does not name its end-of-text token (tokenizer.ggml.eos_token_id)")
 
 
 def _without_added_tokens(tokenizer: Any, num_tokens: int, folder: Path) -> Any:
@@ -156,10 +151,10 @@ def _without_added_tokens(tokenizer: Any, num_tokens: int, folder: Path) -> Any:
 def _refuse_incomplete(model: Any, tokenizer: Any, missing: list[str], facts: Facts, path: Path) -> None:
     """Refuse a model with weights that are not from the file or with tokens that have no embedding."""
     if missing:
-        raise _unreadable(path, f"{len(missing)} weights of the model are not in it, among them {missing[0]}")
+        raise _problem(path, f"{len(missing)} weights of the model are not in it, among them {missing[0]}")
     num_rows = model.get_input_embeddings().num_embeddings
     if len(tokenizer) > num_rows:
-        raise _unreadable(path, f"its tokenizer has {len(tokenizer)} tokens, its model only {num_rows}")
+        raise _problem(path, f"its tokenizer has {len(tokenizer)} tokens, its model only {num_rows}")
     num_taken = sum(weight.numel() for weight in model.parameters())
     if num_taken != facts.num_weights:
         logger.warning("%s: holds %d weights, the model has %d", path, facts.num_weights, num_taken)
@@ -178,7 +173,7 @@ def _save(model: Any, tokenizer: Any, folder: Path) -> None:
 
 
 def _publish(made: Path, folder: Path) -> None:
-    """Rename the finished folder; where another process was first, its folder is as good."""
+    """Rename the finished folder, unless another process was first."""
     try:
         made.replace(folder)
     except OSError:

@@ -1,8 +1,4 @@
-"""Liger's kernels (https://arxiv.org/abs/2410.10989) on one loaded model: norms, feed-forward, and the fused loss.
-
-Only this model is patched. Liger's own function for a loaded model also replaces classes of transformers, so that every
-model made later in the process would have them; these are restored.
-"""
+"""Liger's kernels (https://arxiv.org/abs/2410.10989) on one loaded model: norms, feed-forward, and the fused loss."""
 
 from __future__ import annotations
 
@@ -34,15 +30,12 @@ def _unsupported_reason(model: nn.Module) -> str | None:
 
 
 def apply_liger(model: nn.Module) -> None:
-    """Give a loaded causal LM Liger's norms and feed-forward; the fused loss is `liger_loss`.
-
-    Raises:
-        ModelError: it cannot use them on this machine.
-    """
+    """Give a loaded causal LM Liger's norms and feed-forward; the fused loss is `liger_loss`."""
     if (reason := _unsupported_reason(model)) is not None:
         raise ModelError(f"Liger: {reason}", place="model.use_liger_kernel", cure="set model.use_liger_kernel = false")
     from liger_kernel.transformers.monkey_patch import _apply_liger_kernel_to_instance
 
+    # Liger's function also replaces classes of transformers, for every model made later; these are restored.
     module = vars(sys.modules[type(model).__module__])
     before = dict(module)
     _apply_liger_kernel_to_instance(model=model, rope=False, cross_entropy=False, fused_linear_cross_entropy=False)

@@ -18,12 +18,7 @@ _CONVERT = (
 
 
 def locate_model(spec: Model, folder: Path) -> str:
-    """Return the folder or hub id that a recipe's model names; a GGUF file is converted first.
-
-    Raises:
-        SourceError: no such file, or it cannot be fetched.
-        ModelError: the GGUF file cannot be read.
-    """
+    """Return the folder or hub id that a recipe's model names; a GGUF file is converted first."""
     assert spec.path is not None, "a model from scratch is created before it is loaded"
     path = spec.path
     if is_hub_id(path, folder):
@@ -41,11 +36,8 @@ def locate_model(spec: Model, folder: Path) -> str:
     if file.suffix in _PICKLES:
         raise ModelError(f"'{path}' is {_PICKLE}", place="model.path", cure=_CONVERT)
     if file.suffix != ".gguf":
-        raise ModelError(
-            f"'{path}' is neither a folder nor a GGUF file",
-            place="model.path",
-            cure="name the folder that holds config.json, a .gguf file, or a hub id such as 'org/model'",
-        )
+        cure = "name the folder that holds config.json, a .gguf file, or a hub id such as 'org/model'"
+        raise ModelError(f"'{path}' is neither a folder nor a GGUF file", place="model.path", cure=cure)
     return str(convert(file, cache_dir()))
 
 

@@ -55,11 +55,8 @@ def subtract_from_base(model: PeftModel, name: str, before: Tensors, path: Path 
 
     Args:
         before: from `linear_weights`; PEFT has changed the base by its own arithmetic.
-        path: file of the initial adapter, since another machine or another number of threads decomposes a matrix
-            otherwise: read where it exists, else written; None keeps nothing.
-
-    Raises:
-        ModelError: the file is damaged, or of another adapter.
+        path: file of the initial adapter, read where it exists, else written, since another machine or another number
+            of threads decomposes a matrix otherwise.
     """
     if path is not None and path.exists():
         try:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import tomllib
 from collections.abc import Iterable, Sequence
 from copy import deepcopy
@@ -30,13 +31,7 @@ KeyPath = tuple[str | int, ...]
 
 @dataclass(frozen=True)
 class LoadedRecipe:
-    """A valid recipe.
-
-    Attributes:
-        path: its file; relative paths in it start at the folder of this file.
-        text: content of the file.
-        overrides: arguments of `--set`.
-    """
+    """A valid recipe: the content of its file, in whose folder relative paths start, and the arguments of `--set`."""
 
     recipe: Recipe
     path: Path
@@ -49,11 +44,7 @@ class LoadedRecipe:
 
 
 def find(name: str) -> Path:
-    """Return the file of a recipe: a path, or the bare name of a shipped one.
-
-    Raises:
-        RecipeError: there is no such file.
-    """
+    """Return the file of a recipe: a path, or the bare name of a shipped one."""
     path = Path(name).expanduser()
     if path.is_file():
         return path.resolve()
@@ -68,7 +59,7 @@ def load_recipe(name: str, overrides: Sequence[str] = ()) -> LoadedRecipe:
     """Read and check a recipe.
 
     Args:
-        name: see `find`.
+        name: its file, or the bare name of a shipped recipe.
         overrides: `key.path=value` texts; values are TOML, a bare word is a string.
 
     Raises:
@@ -145,28 +136,21 @@ def _path_problems(recipe: Recipe, folder: Path) -> list[str]:
 
 def _parse(data: dict[str, Any]) -> tuple[Recipe | None, dict[KeyPath, str]]:
     """Return the recipe, or None and what is wrong with each invalid key."""
-    names = _direction_names(data)
+    names, languages = _UNKNOWN_DIRECTIONS, data.get("languages")
+    if isinstance(languages, list) and len(languages) == 2 and len(set(map(str, languages))) == 2:
+        names = (f"{languages[0]}-{languages[1]}", f"{languages[1]}-{languages[0]}")
     try:
         # Through JSON, since only there does pydantic's strict mode take an array for a tuple.
         return Recipe.model_validate_json(json.dumps(_spread(data, names), default=str)), {}
     except ValidationError as error:
         invalid = {}
         for item in error.errors():
-            key = tuple(part for part in item["loc"] if not _is_type_name(part))
-            key = _as_written(key, data, names)
+            key = _as_written(item["loc"], data, names)
             of_direction = len(key) == 2 and key[0] in BY_DIRECTION and isinstance(item["input"], dict)
             if of_direction and names == _UNKNOWN_DIRECTIONS:
                 continue  # the names of the directions are unknown while the languages are invalid
             invalid[key] = _explain(item, key, names)
         return None, invalid or {("languages",): "two different language codes wanted"}
-
-
-def _direction_names(data: dict[str, Any]) -> tuple[str, str]:
-    languages = data.get("languages")
-    if isinstance(languages, list) and len(languages) == 2 and len(set(map(str, languages))) == 2:
-        first, second = map(str, languages)
-        return f"{first}-{second}", f"{second}-{first}"
-    return _UNKNOWN_DIRECTIONS
 
 
 def _spread(data: dict[str, Any], names: Sequence[str]) -> dict[str, Any]:
@@ -182,7 +166,6 @@ def _spread(data: dict[str, Any], names: Sequence[str]) -> dict[str, Any]:
 
 
 def _merge(common: dict[str, Any], own: dict[str, Any]) -> dict[str, Any]:
-    """Return a table overridden by another, recursively."""
     return common | {
         key: _merge(common[key], value) if isinstance(value, dict) and isinstance(common.get(key), dict) else value
         for key, value in own.items()
@@ -204,17 +187,15 @@ def _unused_adapter_keys(data: dict[str, Any], recipe: Recipe) -> list[str]:
     ]
 
 
-def _as_written(key: KeyPath, data: dict[str, Any], names: Sequence[str]) -> KeyPath:
-    """Return a key as the file has it: in the table of both directions, or in that of one."""
+def _as_written(location: KeyPath, data: dict[str, Any], names: Sequence[str]) -> KeyPath:
+    """Return the key of an error of pydantic as the file has it: in the table of both directions, or in that of one."""
+    # A member of a union, which pydantic adds to the path.
+    type_name = re.compile(r"str|int|(tuple\[|literal\[|function-).*", re.DOTALL)
+    key = tuple(part for part in location if not (isinstance(part, str) and type_name.fullmatch(part)))
     if len(key) < 2 or key[0] not in BY_DIRECTION or key[1] not in names:
         return key
     own = data[key[0]].get(key[1])
     return key if len(key) > 2 and isinstance(own, dict) and key[2] in own else (key[0], *key[2:])
-
-
-def _is_type_name(part: str | int) -> bool:
-    """Return whether pydantic added this part to the path of a key: a member of a union, as `tuple[...]`."""
-    return isinstance(part, str) and (part in {"str", "int"} or part.startswith(("tuple[", "literal[", "function-")))
 
 
 def _explain(item: Any, key: KeyPath, directions: Sequence[str]) -> str:
@@ -226,25 +207,16 @@ def _explain(item: Any, key: KeyPath, directions: Sequence[str]) -> str:
         return f"{value}: {item['msg'][0].lower()}{item['msg'][1:]}"
     if len(key) == 2 and key[0] in BY_DIRECTION and key[1] in directions:
         return f"{value}: a table wanted, [{key[0]}.{json.dumps(key[1])}]"
-    section = _section(key[:-1])
-    known = [*section.model_fields, *(directions if len(key) == 2 and key[0] in BY_DIRECTION else ())]
-    return explain_unknown_key(".".join([*_names(key[:-1]), str(key[-1])]), known, of_source=section is TextSource)
-
-
-def _names(key: KeyPath) -> list[str]:
-    """Return the names of tables in a path, without positions in lists and the name of a direction."""
-    names = [part for part in key if isinstance(part, str)]
-    of_direction = len(names) > 1 and names[0] in BY_DIRECTION and "-" in names[1]
-    return names[:1] + names[2:] if of_direction else names
-
-
-def _section(table: KeyPath) -> type[BaseModel]:
-    """Return the class that describes a table."""
+    # The names of its tables, without positions in lists and the name of a direction.
+    tables = [part for part in key[:-1] if isinstance(part, str)]
+    if tables[:1] and tables[0] in BY_DIRECTION and "-" in "".join(tables[1:2]):
+        del tables[1]
     section: type[BaseModel] = Recipe
-    for name in _names(table):
+    for name in tables:
         if section is not TextSource:  # below `data.mono` a name is a language code
             section = section_in(section.model_fields[name].annotation) or section
-    return section
+    known = [*section.model_fields, *(directions if len(key) == 2 and key[0] in BY_DIRECTION else ())]
+    return explain_unknown_key(".".join([*tables, str(key[-1])]), known, of_source=section is TextSource)
 
 
 def section_in(annotation: Any) -> type[BaseModel] | None:

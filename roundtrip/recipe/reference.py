@@ -46,14 +46,12 @@ def keys(section: type[BaseModel]) -> dict[str, FieldInfo]:
 
 def reference() -> str:
     """Return the whole page as Markdown."""
-    return "\n".join([_HEAD, *(_table(name, section) for name, section in sections())])
-
-
-def _table(name: str, section: type[BaseModel]) -> str:
-    title = {"": "Top level", "SOURCE": "Text source"}.get(name, f"`[{name}]`")
-    lines = [f"## {title}", "", _one_line(inspect.cleandoc(str(section.__doc__)).partition("\n\n")[0]), ""]
-    if rows := [_row(key, field) for key, field in keys(section).items()]:
-        lines += ["| key | type or values | default | what it does |", "|---|---|---|---|", *rows, ""]
+    lines = [_HEAD]
+    for name, section in sections():
+        title = {"": "Top level", "SOURCE": "Text source"}.get(name, f"`[{name}]`")
+        lines += [f"## {title}", "", _one_line(inspect.cleandoc(str(section.__doc__)).partition("\n\n")[0]), ""]
+        if rows := [_row(key, field) for key, field in keys(section).items()]:
+            lines += ["| key | type or values | default | what it does |", "|---|---|---|---|", *rows, ""]
     return "\n".join(lines)
 
 
@@ -70,7 +68,9 @@ def _type(annotation: Any) -> str:
         return "table: language = text sources" if origin is dict else "text sources"
     if origin is Annotated:
         inner, *metadata = arguments
-        bounds = [text for item in metadata for text in _bounds(item)]
+        parts = (part for item in metadata for part in getattr(item, "metadata", [item]))
+        limits = ((sign, getattr(part, name, None)) for part in parts for name, sign in _BOUNDS.items())
+        bounds = [f"{sign} {value:g}" for sign, value in limits if value is not None]
         return f"{_type(inner)} {', '.join(bounds)}".strip()
     if origin is Literal:
         return ", ".join(f"`{value}`" for value in arguments)
@@ -82,13 +82,6 @@ def _type(annotation: Any) -> str:
     if arguments:
         return " or ".join(_type(argument) for argument in arguments if argument is not NoneType)
     return _NAMES[annotation]
-
-
-def _bounds(item: Any) -> Iterator[str]:
-    for part in getattr(item, "metadata", [item]):
-        for name, sign in _BOUNDS.items():
-            if (value := getattr(part, name, None)) is not None:
-                yield f"{sign} {value:g}"
 
 
 def _default(key: str, field: FieldInfo) -> str:

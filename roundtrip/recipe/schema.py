@@ -12,9 +12,7 @@ from pydantic import BaseModel, BeforeValidator, ConfigDict, Field
 
 Count = Annotated[int, Field(ge=0)]
 Positive = Annotated[int, Field(ge=1)]
-Probability = Annotated[float, Field(ge=0.0, le=1.0)]
 Share = Annotated[float, Field(ge=0.0, lt=1.0)]
-Chrf = Annotated[float, Field(ge=0.0, le=100.0)]
 
 TextFormat = Literal["auto", "lines", "moses", "tsv", "csv", "jsonl", "parquet", "datasets", "po", "tmx", "xliff"]
 BleuTokenizer = Literal[
@@ -274,7 +272,7 @@ class Tokens(Section):
     """`auto` splices the ids of each row for which this provably equals encoding its text, and encodes the others;
     `splice` verifies every row on the host and stops at the first one that cannot be spliced; `text` decodes and
     encodes all."""
-    audit: Probability = 0.01
+    audit: Annotated[float, Field(ge=0.0, le=1.0)] = 0.01
     """Share of the spliced rows that is also encoded as text; a difference stops the run."""
 
 
@@ -286,7 +284,7 @@ class CandidateFilter(Section):
     """Largest ratio of the lengths of source and target in characters, 10 added to both; scaled by the dev pairs."""
     language: bool = False
     """Reject sources in the language of their target; needs `pip install 'roundtrip-mt[langid]'`."""
-    min_round_trip_chrf: Chrf = 0.0
+    min_round_trip_chrf: Annotated[float, Field(ge=0.0, le=100.0)] = 0.0
     """Smallest chrF between the target and the translation of its source by the direction that trains."""
 
 

@@ -18,9 +18,6 @@ def atomic_path(path: Path) -> Iterator[Path]:
 
     A process that is killed meanwhile leaves the old content of `path`, and at most a hidden temporary file. (A folder
     that is replaced does not exist between two renames.)
-
-    Raises:
-        OSError: from the block, or from flushing to disk; the temporary path is removed.
     """
     temporary, old = (path.with_name(f".{path.name}.{suffix}") for suffix in ("tmp", "old"))
     path.parent.mkdir(parents=True, exist_ok=True)
@@ -76,7 +73,7 @@ def remove_leftovers(folder: Path) -> None:
     for path in list(folder.rglob(".*.tmp")):
         remove_path(path)
     for path in list(folder.rglob(".*.old")):
-        original = path.with_name(path.name[1 : -len(".old")])
+        original = path.with_name(path.name[1:-4])
         if original.exists():
             remove_path(path)
         else:

@@ -39,11 +39,7 @@ class ProcessGroup:
         return list(values[self.rank :: self.world_size])
 
     def gather(self, value: T) -> list[T]:
-        """Return the value of each process, by rank; a collective, which all processes have to call.
-
-        Raises:
-            DistributedError: another process has ended.
-        """
+        """Return the value of each process, by rank; a collective, which all processes have to call."""
         if self.world_size == 1:
             return [value]
         from accelerate.utils import gather_object
@@ -87,18 +83,13 @@ def _explain_failure() -> Iterator[None]:
     except RuntimeError as error:
         if is_out_of_memory(error):
             raise
-        raise DistributedError(
-            "another process of this run has ended, or did not answer in time",
-            cure="continue with --resume, with any number of processes; the last checkpoint is complete",
-        ) from error
+        cure = "continue with --resume, with any number of processes; the last checkpoint is complete"
+        raise DistributedError("another process of this run has ended, or did not answer in time", cure=cure) from error
 
 
 @contextmanager
 def join_processes(on_cpu: bool) -> Iterator[ProcessGroup]:
     """Connect to the other processes of a run; yields a single process where no launcher has set up several.
-
-    Args:
-        on_cpu: the models are on CPUs.
 
     Raises:
         DistributedError: the processes cannot connect, or one has ended.
@@ -112,10 +103,8 @@ def join_processes(on_cpu: bool) -> Iterator[ProcessGroup]:
     try:
         PartialState(cpu=on_cpu, timeout=TIMEOUT)
     except (RuntimeError, ValueError) as error:
-        raise DistributedError(
-            f"the {world_size} processes cannot connect: {error}",
-            cure="check RANK, WORLD_SIZE, MASTER_ADDR and MASTER_PORT, which torchrun sets",
-        ) from error
+        cure = "check RANK, WORLD_SIZE, MASTER_ADDR and MASTER_PORT, which torchrun sets"
+        raise DistributedError(f"the {world_size} processes cannot connect: {error}", cure=cure) from error
     processes = ProcessGroup(rank, world_size)
     # An error leaves the group as it is: to close it would wait for processes that wait for this one.
     yield processes

