@@ -67,13 +67,15 @@ def dry_run(loaded: LoadedRecipe, events: EventLog) -> dict[str, Any]:
         in_folder = with_model_folders(recipe, Path(folder) / "base")
         translators = session.load_models(in_folder, loaded.folder, corpora, events)
         expansions = session.measure_expansions(recipe, translators, corpora)
-        translators = {name: replace(one, expansion=expansions[name]) for name, one in translators.items()}
+        translators = {
+            name: replace(translator, expansion=expansions[name]) for name, translator in translators.items()
+        }
         session.check_lines(translators, corpora, recipe, events)
         _, reports = make_row_builders(recipe, translators, corpora.dev, events)
         for compatibility in reports.values():
             show_examples(events, compatibility)
-        rates = {name: _measure(recipe, one, corpora, events) for name, one in translators.items()}
-        num_pairs, devices = len(corpora.train), {one.base.device for one in translators.values()}
+        rates = {name: _measure(recipe, translator, corpora, events) for name, translator in translators.items()}
+        num_pairs, devices = len(corpora.train), {translator.base.device for translator in translators.values()}
         before = sum(value for activity, value in events.seconds.items() if activity != "probing")
         seconds = expected_seconds(recipe, corpora, rates) | {"loading": {"all": round(before, 1)}}
         report = {
@@ -84,36 +86,38 @@ def dry_run(loaded: LoadedRecipe, events: EventLog) -> dict[str, Any]:
             "total_seconds": round(sum(sum(stages.values()) for stages in seconds.values()), 1),
             "peak_bytes": {str(device): memory.peak_bytes(device) for device in devices},
         }
-        for one in translators.values():
-            _show_model(recipe, one, corpora, events)
+        for translator in translators.values():
+            _show_model(recipe, translator, corpora, events)
     _show(report, events)
     return report
 
 
-def _measure(recipe: Recipe, one: Translator, corpora: Corpora, events: EventLog) -> Rates:
+def _measure(recipe: Recipe, translator: Translator, corpora: Corpora, events: EventLog) -> Rates:
     """Take real train steps, the first on the longest batch, and generate a batch of lines."""
-    pairs = oriented_pairs(corpora.dev, one.direction, recipe)
-    pairs_to_train = oriented_pairs(corpora.train[:NUM_SAMPLES], one.direction, recipe) or pairs
-    with events.task("probing", f"one batch of everything, {one.direction.name}", 0):
-        train_token, tokens_per_row = _time_training(recipe, one, pairs_to_train)
-        generate_line = _time_generation(recipe, one, pairs[:NUM_LINES], trained=True)
-        score_base_line = _time_generation(recipe, one, pairs[:NUM_LINES], trained=False)
+    pairs = oriented_pairs(corpora.dev, translator.direction, recipe)
+    pairs_to_train = oriented_pairs(corpora.train[:NUM_SAMPLES], translator.direction, recipe) or pairs
+    with events.task("probing", f"one batch of everything, {translator.direction.name}", 0):
+        train_token, tokens_per_row = _time_training(recipe, translator, pairs_to_train)
+        generate_line = _time_generation(recipe, translator, pairs[:NUM_LINES], trained=True)
+        score_base_line = _time_generation(recipe, translator, pairs[:NUM_LINES], trained=False)
     return Rates(train_token, generate_line, score_base_line, tokens_per_row)
 
 
-def _time_training(recipe: Recipe, one: Translator, pairs: Sequence[tuple[str, str]]) -> tuple[float, float]:
+def _time_training(recipe: Recipe, translator: Translator, pairs: Sequence[tuple[str, str]]) -> tuple[float, float]:
     """Return seconds per token of train steps, and tokens per row."""
-    train, model = recipe.train, one.direction_model
-    rows = [row for row in one.template.rows(pairs) if row.start < len(row.ids) <= train.max_length]
-    dataset = TokenDataset.of(rows, one.base.device)
+    train, model = recipe.train, translator.direction_model
+    rows = [row for row in translator.template.rows(pairs) if row.start < len(row.ids) <= train.max_length]
+    dataset = TokenDataset.of(rows, translator.base.device)
     sizes = dataset.sizes
     batches = sorted(step_batches(sizes, train.batch_size, 1), key=lambda batch: sum(sizes[i] for i in batch))
-    optimizer = Optimizer(model.parameters(), train, 100, recipe.adapter[one.direction.name])
+    optimizer = Optimizer(model.parameters(), train, 100, recipe.adapter[translator.direction.name])
     chosen = [batches[(2 * i + 1) * len(batches) // (2 * NUM_BATCHES)] for i in range(NUM_BATCHES)]
     num_tokens = sum(sizes[i] for batch in chosen for i in batch)
     fused_loss = model.spec.use_liger_kernel
     with model.training() as packed:
-        settings = StepSettings(one.base.pad_id, train.max_tokens_per_microbatch, fused_loss=fused_loss, packed=packed)
+        settings = StepSettings(
+            translator.base.pad_id, train.max_tokens_per_microbatch, fused_loss=fused_loss, packed=packed
+        )
         train_step(model.model, optimizer, dataset, batches[-1], settings, seed=1)
         start = time.perf_counter()
         for batch in chosen:
@@ -122,18 +126,20 @@ def _time_training(recipe: Recipe, one: Translator, pairs: Sequence[tuple[str, s
     return seconds / num_tokens, sum(sizes) / len(sizes)
 
 
-def _time_generation(recipe: Recipe, one: Translator, pairs: Sequence[tuple[str, str]], *, trained: bool) -> float:
+def _time_generation(
+    recipe: Recipe, translator: Translator, pairs: Sequence[tuple[str, str]], *, trained: bool
+) -> float:
     """Return seconds per generated line: of its reference's length, as by a trained model, or as the base stops."""
-    settings, template = greedy_settings(recipe), one.template
+    settings, template = greedy_settings(recipe), translator.template
     prompts = template.prompts([source for source, _ in pairs])
     if trained:
         limits = [len(row.ids) - row.start for row in template.rows(pairs)]
-        stop = StopRule((), pad_id=one.base.pad_id)
+        stop = StopRule((), pad_id=translator.base.pad_id)
     else:
-        limits = [one.num_needed(prompt, settings) - len(prompt) for prompt in prompts]
-        stop = StopRule(template.segments.stop_ids, template.segments.break_ids, one.base.pad_id)
+        limits = [translator.num_needed(prompt, settings) - len(prompt) for prompt in prompts]
+        stop = StopRule(template.segments.stop_ids, template.segments.break_ids, translator.base.pad_id)
     request = GenerationRequest(prompts, limits, settings, stop, seed=1)
-    with one.direction_model.generating(use_adapter=trained) as model:
+    with translator.direction_model.generating(use_adapter=trained) as model:
         start = time.perf_counter()
         generate(model, request)
         return (time.perf_counter() - start) / len(pairs)
@@ -180,14 +186,14 @@ def _describe(recipe: Recipe, phase: Phase, num_pairs: int) -> str:
     return f"{phase.stage}: {phase.direction.name} trains on {what}"
 
 
-def _show_model(recipe: Recipe, one: Translator, corpora: Corpora, events: EventLog) -> None:
-    name, base = one.direction.name, one.base
-    trainable = sum(parameter.numel() for parameter in one.direction_model.parameters().values())
+def _show_model(recipe: Recipe, translator: Translator, corpora: Corpora, events: EventLog) -> None:
+    name, base = translator.direction.name, translator.base
+    trainable = sum(parameter.numel() for parameter in translator.direction_model.parameters().values())
     total = sum(parameter.numel() for parameter in base.model.parameters())
     method = recipe.adapter[name].method
     events.say(f"{name}: {method}, {trainable:,} of {total:,} parameters train, {base.dtype} on {base.device}")
-    source, _ = oriented_pairs(corpora.dev[:1], one.direction, recipe)[0]
-    events.say(f"  prompt {one.template.prompt_text(source)!r}, end token {one.template.segments.end_id}")
+    source, _ = oriented_pairs(corpora.dev[:1], translator.direction, recipe)[0]
+    events.say(f"  prompt {translator.template.prompt_text(source)!r}, end token {translator.template.segments.end_id}")
 
 
 def _show(report: dict[str, Any], events: EventLog) -> None:

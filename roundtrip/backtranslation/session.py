@@ -124,7 +124,7 @@ def run_recipe(
                 max_grad_norm=MAX_GRAD_NORM,
                 planned_steps={name: optimizer.num_steps for name, optimizer in trainer.optimizers.items()},
             )
-            models = {name: one.direction_model for name, one in context.translators.items()}
+            models = {name: each.direction_model for name, each in context.translators.items()}
             before = frozen_hashes(models)
             back_translate(trainer)
             if frozen_hashes(models) != before:
@@ -150,15 +150,15 @@ def _load_context(
     with processes.main_process_first():
         translators = load_models(recipe, loaded.folder, corpora, events, segments, run.base)
     stop.raise_if_requested()
-    manifest.check_loaded("base model", {name: one.base.digest for name, one in translators.items()})
+    manifest.check_loaded("base model", {name: each.base.digest for name, each in translators.items()})
     tokenizer_hashes = {
-        name: fingerprint(one.base.tokenizer) if getattr(one.base.tokenizer, "is_fast", False) else None
-        for name, one in translators.items()
+        name: fingerprint(each.base.tokenizer) if getattr(each.base.tokenizer, "is_fast", False) else None
+        for name, each in translators.items()
     }
     manifest.check_loaded("tokenizer", tokenizer_hashes)
     expansions = manifest.expansions if manifest.files else measure_expansions(recipe, translators, corpora)
-    for name, one in translators.items():
-        translators[name] = replace(one, processes=processes, expansion=expansions.get(name, 1.0))
+    for name, each in translators.items():
+        translators[name] = replace(each, processes=processes, expansion=expansions.get(name, 1.0))
     check_lines(translators, corpora, recipe, events)
     if is_main and not manifest.files:
         manifest = replace(manifest, lines=corpora.counts, tokenizer_hashes=tokenizer_hashes)
@@ -171,18 +171,18 @@ def _completed(manifest: RunManifest, run: RunFolder, translators: Mapping[str, 
     for part in (run.data, run.base):
         atomic_io.fsync_tree(part)
     # The parts of all prompts, so that a resumed run has the same whatever the date is.
-    segments = {name: one.template.segments.to_dict() for name, one in translators.items()}
-    for name, one in translators.items():
-        if one.templates.denoising is not one.template:
-            segments[translator.denoising_name(name)] = one.templates.denoising.segments.to_dict()
+    segments = {name: each.template.segments.to_dict() for name, each in translators.items()}
+    for name, each in translators.items():
+        if each.templates.denoising is not each.template:
+            segments[translator.denoising_name(name)] = each.templates.denoising.segments.to_dict()
     return replace(
         manifest,
         files=atomic_io.file_hashes(run.data, run.path) | atomic_io.file_hashes(run.base, run.path),
-        dtypes={name: str(one.base.dtype).removeprefix("torch.") for name, one in translators.items()},
-        base_hashes={name: one.base.digest for name, one in translators.items()},
-        base_locations={name: one.base.location for name, one in translators.items()},
+        dtypes={name: str(each.base.dtype).removeprefix("torch.") for name, each in translators.items()},
+        base_hashes={name: each.base.digest for name, each in translators.items()},
+        base_locations={name: each.base.location for name, each in translators.items()},
         segments=segments,
-        expansions={name: one.expansion for name, one in translators.items()},
+        expansions={name: each.expansion for name, each in translators.items()},
     )
 
 
@@ -229,8 +229,8 @@ def measure_expansions(recipe: Recipe, translators: Mapping[str, Translator], co
     """Return the target tokens per source token of each direction, by which length limits grow."""
     rows = corpora.train[:NUM_SAMPLES] if recipe.without_dev else corpora.dev
     return {
-        name: expansion_of(one.template, oriented_pairs(rows, one.direction, recipe))
-        for name, one in translators.items()
+        name: expansion_of(each.template, oriented_pairs(rows, each.direction, recipe))
+        for name, each in translators.items()
     }
 
 
@@ -240,18 +240,18 @@ def check_lines(translators: Mapping[str, Translator], corpora: Corpora, recipe:
     Raises:
         TextError: a line does not fit into the model.
     """
-    for name, one in translators.items():
-        pairs = oriented_pairs(corpora.dev, one.direction, recipe)
-        for part, rows in (("dev", pairs), ("test", oriented_pairs(corpora.test, one.direction, recipe))):
+    for name, each in translators.items():
+        pairs = oriented_pairs(corpora.dev, each.direction, recipe)
+        for part, rows in (("dev", pairs), ("test", oriented_pairs(corpora.test, each.direction, recipe))):
             sources = [source for source, _ in rows]
-            for number, prompt in enumerate(one.template.prompts(sources), start=1):
-                if not one.fits(one.num_needed(prompt, recipe.generate)):
+            for number, prompt in enumerate(each.template.prompts(sources), start=1):
+                if not each.fits(each.num_needed(prompt, recipe.generate)):
                     raise TextError(
-                        f"line {number} has {len(prompt)} tokens, the model {one.base.max_positions} positions",
-                        place=f"data.{part} ({one.direction.source})",
+                        f"line {number} has {len(prompt)} tokens, the model {each.base.max_positions} positions",
+                        place=f"data.{part} ({each.direction.source})",
                         cure="remove the line, lower generate.max_length_ratio, or use a model with a longer context",
                     )
-        held = sum(one.template.boundary_holds(pair) for pair in pairs)
+        held = sum(each.template.boundary_holds(pair) for pair in pairs)
         events.log("boundaries", direction=name, held=held, lines=len(pairs))
         if held < len(pairs):
             events.say(
