@@ -11,7 +11,7 @@ from typing import Any
 import torch
 
 from roundtrip.engine.cuda_graphs import GraphedSteps, supports_static_cache
-from roundtrip.engine.request import GeneratedIds, GenerationRequest, repeat_each
+from roundtrip.engine.request import GenerationRequest, repeat_each
 from roundtrip.engine.sampling import sample_next
 from roundtrip.models import attention
 from roundtrip.recipe.schema import Generate
@@ -28,10 +28,14 @@ CUDA_CHECK_EVERY = 8
 
 
 @torch.inference_mode()
-def decode(model: Any, request: GenerationRequest) -> GeneratedIds:
+def decode(model: Any, request: GenerationRequest) -> tuple[torch.Tensor, torch.Tensor | None]:
     """Continue one batch until every row has stopped or reached its limit.
 
     Candidates of one prompt share its forward pass.
+
+    Returns:
+        ids_BN, int64: what follows a stop id in a row, or stands beyond its limit, has no meaning; logprob_B, float32,
+        of each hypothesis with its stop id, None where it is not asked for.
     """
     device, settings = next(model.parameters()).device, request.settings
     generator = torch.Generator(device).manual_seed(request.seed)
@@ -57,7 +61,7 @@ def decode(model: Any, request: GenerationRequest) -> GeneratedIds:
                     keep = (~rows.done_B).nonzero()[:, 0]
                     cache.select(keep)
                     rows = rows.select(keep)
-    return GeneratedIds(output.ids_BN, output.logprob_B)
+    return output.ids_BN, output.logprob_B
 
 
 @dataclass(frozen=True)

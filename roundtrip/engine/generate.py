@@ -14,7 +14,7 @@ from roundtrip.engine.decoding import decode
 from roundtrip.engine.hf_backends import generate_hf
 from roundtrip.engine.hypotheses import Hypotheses, join_hypotheses
 from roundtrip.engine.likelihood import log_likelihood
-from roundtrip.engine.request import Callbacks, GeneratedIds, GenerationRequest
+from roundtrip.engine.request import Callbacks, GenerationRequest
 from roundtrip.recipe.schema import Generate
 from roundtrip.runtime.distributed import SINGLE_PROCESS, ProcessGroup
 from roundtrip.runtime.errors import ModelError
@@ -104,15 +104,15 @@ def _halves(batch: _Batch) -> list[_Batch]:
 def _run_backend(model: nn.Module, request: GenerationRequest) -> Hypotheses:
     """Generate one batch by the backend of its settings, and end each row."""
     backend = generate_hf if request.settings.engine == "transformers" else decode
-    hypotheses = _end_rows(backend(model, request), request)
+    hypotheses = _end_rows(*backend(model, request), request)
     if request.return_logprobs and hypotheses.logprob_B is None:
         return _add_logprobs(model, hypotheses, request)
     return hypotheses
 
 
-def _end_rows(new: GeneratedIds, request: GenerationRequest) -> Hypotheses:
+def _end_rows(new_BN: torch.Tensor, logprob_B: torch.Tensor | None, request: GenerationRequest) -> Hypotheses:
     """End each row at its first stop id by position, or at its limit."""
-    new_BN, num_new, device = new.ids_BN, new.ids_BN.shape[1], new.ids_BN.device
+    num_new, device = new_BN.shape[1], new_BN.device
     limit_B = torch.tensor(request.repeat_per_candidate().limits, device=device)
     stops = torch.tensor(request.stop.all_ids, dtype=torch.int64, device=device)
     text_stops = torch.tensor(list(request.stop.text_stop_ids), dtype=torch.int64, device=device)
@@ -121,7 +121,7 @@ def _end_rows(new: GeneratedIds, request: GenerationRequest) -> Hypotheses:
     last_B = new_BN.gather(1, end_B.clamp(max=num_new - 1)[:, None])[:, 0]
     size_B = torch.where(finished_B, end_B + torch.isin(last_B, text_stops), torch.minimum(limit_B, end_B))
     tokens_B = torch.where(finished_B, end_B + 1, size_B)
-    return Hypotheses(new_BN, size_B, finished_B, tokens_B, new.logprob_B)
+    return Hypotheses(new_BN, size_B, finished_B, tokens_B, logprob_B)
 
 
 def _add_logprobs(model: nn.Module, hypotheses: Hypotheses, request: GenerationRequest) -> Hypotheses:

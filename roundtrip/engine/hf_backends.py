@@ -6,12 +6,12 @@ from typing import Any
 
 import torch
 
-from roundtrip.engine.request import GeneratedIds, GenerationRequest
+from roundtrip.engine.request import GenerationRequest
 from roundtrip.tokens.batching import left_pad
 
 
-def generate_hf(model: Any, request: GenerationRequest) -> GeneratedIds:
-    """Continue one batch by `generate`; every row goes on until the last one has ended."""
+def generate_hf(model: Any, request: GenerationRequest) -> tuple[torch.Tensor, None]:
+    """Continue one batch by `generate`, until its last row has ended; return ids as `decode` does, and None."""
     from transformers import GenerationConfig
 
     request = request.repeat_per_candidate()
@@ -37,4 +37,4 @@ def generate_hf(model: Any, request: GenerationRequest) -> GeneratedIds:
             ids_BS: torch.Tensor = model.generate(ids_BT, attention_mask=mask_BT, generation_config=config)
     finally:
         model.generation_config = own
-    return GeneratedIds(ids_BS[:, ids_BT.shape[1] :])
+    return ids_BS[:, ids_BT.shape[1] :], None

@@ -9,8 +9,6 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from typing import TypeVar
 
-import torch
-
 from roundtrip.engine.hypotheses import Hypotheses
 from roundtrip.recipe.schema import Generate
 
@@ -85,19 +83,6 @@ class GenerationRequest:
         prompts, limits = repeat_each(self.prompts, times), repeat_each(self.limits, times)
         settings = self.settings.model_copy(update={"num_candidates": 1})
         return replace(self, prompts=prompts, limits=limits, settings=settings)
-
-
-@dataclass(frozen=True)
-class GeneratedIds:
-    """What a backend has generated.
-
-    Attributes:
-        ids_BN: int64. What follows a stop id in a row, or stands beyond its limit, has no meaning.
-        logprob_B: float32, of each hypothesis with its stop id; None where the backend does not return it.
-    """
-
-    ids_BN: torch.Tensor
-    logprob_B: torch.Tensor | None = None
 
 
 def repeat_each(values: Sequence[T], times: int) -> list[T]:

@@ -13,7 +13,7 @@ import torch
 from roundtrip.engine import generate as generating
 from roundtrip.engine import train_step as stepping
 from roundtrip.engine.generate import generate
-from roundtrip.engine.request import Callbacks, GeneratedIds, GenerationRequest, StopRule
+from roundtrip.engine.request import Callbacks, GenerationRequest, StopRule
 from roundtrip.engine.train_step import StepSettings, train_step
 from roundtrip.models import adapters
 from roundtrip.models.optimizer import Optimizer
@@ -101,7 +101,7 @@ def test_generation_in_halves_writes_the_same(monkeypatch: pytest.MonkeyPatch) -
     plain = generate(model, request).lists()
     decode, split = generating.decode, []
 
-    def small(model: Any, request: GenerationRequest) -> GeneratedIds:
+    def small(model: Any, request: GenerationRequest) -> Any:
         if len(request.prompts) > 3:
             raise torch.OutOfMemoryError("CUDA out of memory")
         return decode(model, request)
@@ -113,7 +113,7 @@ def test_generation_in_halves_writes_the_same(monkeypatch: pytest.MonkeyPatch) -
     # Batches that are as large as one that failed are not tried.
     tried: list[int] = []
 
-    def counting(model: Any, request: GenerationRequest) -> GeneratedIds:
+    def counting(model: Any, request: GenerationRequest) -> Any:
         tried.append(len(request.prompts))
         return small(model, request)
 
@@ -129,7 +129,7 @@ def test_a_run_goes_on_and_says_so(write_recipe: WriteRecipe, tmp_path: Path, mo
     go(path, tmp_path / "plain", overrides=greedy)
     decode, loss_sum, failed = generating.decode, stepping.loss_sum, []
 
-    def small(model: Any, request: GenerationRequest) -> GeneratedIds:
+    def small(model: Any, request: GenerationRequest) -> Any:
         if len(request.prompts) > 10:
             raise torch.OutOfMemoryError("CUDA out of memory")
         return decode(model, request)
