@@ -45,7 +45,7 @@ def through_adapter(
     adapters.activate(forward.direction_model.model, forward.direction.name, train=False)
     batches = [slice(start, start + size) for start in range(0, len(prompts), size)]
     requests = [GenerationRequest(prompts[b], limits[b], settings, stop, 0) for b in batches]
-    return [generate_hf(forward.direction_model.model, request).ids_BN for request in requests]
+    return [generate_hf(forward.direction_model.model, request)[0] for request in requests]
 
 
 def fixed(forward: Translator, batch: int, length: int, engines: tuple[str, ...], turns: int) -> dict[str, float]:

@@ -172,7 +172,7 @@ class Usual:
             segments = reverse.template.segments
             stop = StopRule(segments.stop_ids, segments.break_ids, reverse.base.pad_id)
             request = GenerationRequest(prompts, limits, self.task.recipe.generate, stop, 0)
-            new_BN = generate_hf(self.model, request).ids_BN
+            new_BN, _ = generate_hf(self.model, request)
             num_new += int((new_BN != reverse.base.pad_id).sum())
             texts += reverse.base.tokenizer.batch_decode(new_BN, skip_special_tokens=True)
         return [text.strip() for text in texts], num_new

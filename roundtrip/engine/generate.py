@@ -104,7 +104,8 @@ def _halves(batch: _Batch) -> list[_Batch]:
 def _run_backend(model: nn.Module, request: GenerationRequest) -> Hypotheses:
     """Generate one batch by the backend of its settings, and end each row."""
     backend = generate_hf if request.settings.engine == "transformers" else decode
-    hypotheses = _end_rows(*backend(model, request), request)
+    new_BN, logprob_B = backend(model, request)
+    hypotheses = _end_rows(new_BN, logprob_B, request)
     if request.return_logprobs and hypotheses.logprob_B is None:
         return _add_logprobs(model, hypotheses, request)
     return hypotheses
