@@ -273,7 +273,7 @@ def _present(document: Any, path: Path, show: Callable[..., None], draw: Callabl
     console = Console(width=None if sys.stdout.isatty() else 200)
     show(document, console)
     if draw is not None and importlib.util.find_spec("matplotlib") is None:
-        console.print("no plot is drawn, since matplotlib is not installed: pip install 'roundtrip[bench]'")
+        console.print("no plot is drawn, since matplotlib is not installed: pip install 'roundtrip-mt[bench]'")
     elif draw is not None:
         draw(document, path.with_suffix(".png"))
 

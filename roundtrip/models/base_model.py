@@ -110,7 +110,7 @@ def _quantization(spec: Model, dtype: torch.dtype, device: torch.device) -> dict
         return {}
     if importlib.util.find_spec("bitsandbytes") is None:
         problem = f"a base in {spec.quantize} requires bitsandbytes, which is not installed"
-        cure = "pip install 'roundtrip[quantize]', or set model.quantize = \"none\""
+        cure = "pip install 'roundtrip-mt[quantize]', or set model.quantize = \"none\""
         raise ModelError(problem, place="model.quantize", cure=cure)
     from transformers import BitsAndBytesConfig
 

@@ -15,7 +15,7 @@ from roundtrip.runtime.errors import ModelError
 def _unsupported_reason(model: nn.Module) -> str | None:
     """Return why a model cannot use Liger's kernels on this machine, None where it can."""
     if importlib.util.find_spec("liger_kernel") is None or importlib.util.find_spec("triton") is None:
-        return "liger-kernel and triton are not installed: pip install 'roundtrip[liger]'"
+        return "liger-kernel and triton are not installed: pip install 'roundtrip-mt[liger]'"
     if next(model.parameters()).device.type != "cuda":
         return "its kernels require a CUDA device"
     from liger_kernel.transformers.monkey_patch import MODEL_TYPE_TO_APPLY_LIGER_FN
