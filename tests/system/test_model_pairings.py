@@ -333,7 +333,7 @@ def test_a_quantized_base_does_not_train_on_a_cpu(write_recipe: WriteRecipe, tmp
 
 @pytest.mark.skipif(importlib.util.find_spec("bitsandbytes") is not None, reason="bitsandbytes is here")
 def test_a_quantized_base_without_its_library_is_refused(model_folder: Path) -> None:
-    with pytest.raises(ModelError, match=r"requires bitsandbytes.*\n.*roundtrip\[quantize\]"):
+    with pytest.raises(ModelError, match=r"requires bitsandbytes.*\n.*roundtrip-mt\[quantize\]"):
         direction_model.load(
             {"en-es": Model(path=str(model_folder), quantize="4bit")}, LORA, ROOT, one_base=False, seed=1
         )
