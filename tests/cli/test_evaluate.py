@@ -289,7 +289,7 @@ def test_exported_direction_scores_equal_its_run(
 ) -> None:
     run = RunFolder(finished[1])
     for merged in (False, True):
-        export.export(run, trained_models.direction_into(run, "es"), tmp_path / str(merged), "best", merged=merged)
+        export.export(run.path, "en-es", tmp_path / str(merged), merged=merged)
     test = ["--test", run.data / "test.tsv", "--device", "cpu"]
     figures = []
     for place in (run.path, tmp_path / "False", tmp_path / "True"):

@@ -128,7 +128,7 @@ def load(path: Path, tmp_path: Path) -> dict[str, translator.Translator]:
     (tmp_path / "text").mkdir(exist_ok=True, parents=True)
     corpora = prepare(loaded.recipe, loaded.folder, tmp_path / "text", lambda text: None)
     recipe = with_model_folders(loaded.recipe, tmp_path / "base")
-    return session._load(recipe, loaded.folder, corpora, EventLog(Console(file=io.StringIO())))
+    return session.load_models(recipe, loaded.folder, corpora, EventLog(Console(file=io.StringIO())))
 
 
 @pytest.mark.parametrize("pairing", PAIRINGS)
@@ -311,18 +311,18 @@ def test_plain_text_is_read_without_rounds(paired: Any, tmp_path: Path) -> None:
     shown = go(paired("from scratch", *changes), tmp_path / "run")
     events = [json.loads(line) for line in (tmp_path / "run" / "events.jsonl").read_text().splitlines()]
     block = next(event for event in events if event["event"] == "examples")
-    assert (block["plain"], block["real"], block["synthetic"]) == (1000, 0, 0)
+    assert (block["monolingual"], block["parallel"], block["synthetic"]) == (1000, 0, 0)
     assert "text.en.en-es is read through and starts over" in shown
 
 
 def test_tables_in_a_directions_table_go_over_those_of_both(paired: Any) -> None:
     path = paired("from scratch")
     path.write_text(path.read_text() + '\n[model."es-en".from_scratch]\nnum_layers = 3\n')
-    recipe = loader.load_recipe(str(path), ['adapter."es-en".dropout=0.5']).recipe
+    recipe = loader.load_recipe(str(path), ['model."es-en".gradient_checkpointing=true']).recipe
     one, other = (recipe.model[name].from_scratch for name in NAMES)
     assert one is not None and other is not None
     assert (one.num_layers, other.num_layers) == (2, 3) and one.vocab_size == other.vocab_size == 420
-    assert (recipe.adapter["en-es"].dropout, recipe.adapter["es-en"].dropout) == (0.0, 0.5)
+    assert [recipe.model[name].gradient_checkpointing for name in NAMES] == [False, True]
 
 
 def test_a_quantized_base_does_not_train_on_a_cpu(write_recipe: WriteRecipe, tmp_path: Path) -> None:

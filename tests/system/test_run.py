@@ -31,6 +31,8 @@ from roundtrip.recipe.loader import load_recipe
 from roundtrip.recipe.plan import Phase
 from roundtrip.runtime.errors import Interrupted, RunError, TextError, TrainingError
 from roundtrip.tokens.batching import TokenDataset, collate
+from roundtrip.tokens.row_builder import TEXT_MODE, RowBuilder
+from roundtrip.tokens.splice.canonicality import PAIR
 from tests.conftest import WriteRecipe
 from tests.runs import NAMES, assert_same, end_state, go, read_events, run_module
 
@@ -142,9 +144,7 @@ def test_a_resumed_run_equals_an_uninterrupted_one(
     assert_same(end_state(tmp_path / "run"), end_state(whole))
 
 
-@pytest.mark.parametrize(
-    "tokens", [("tokens.mode=text",), ("tokens.guard=host",), ("tokens.strict=true", "tokens.audit=1.0")]
-)
+@pytest.mark.parametrize("tokens", [("tokens.mode=text",), ("tokens.mode=splice",), ("tokens.audit=1.0",)])
 def test_every_way_to_build_rows_trains_the_same_adapters(
     finished: tuple[Path, Path, str], tmp_path: Path, tokens: tuple[str, ...]
 ) -> None:
@@ -157,24 +157,21 @@ def test_every_way_to_build_rows_trains_the_same_adapters(
     synthetic = {name: sum(counts.values()) for name, counts in usual.items()}
     assert {name: sum(counts.values()) for name, counts in counts_by_name.items()} == synthetic
     assert all(set(counts) == {"splice"} and counts["splice"] > 0 for counts in usual.values())
-    expected = {"strings by [tokens] road"} if "text" in tokens[0] else {"splice"}
+    expected = {TEXT_MODE} if "text" in tokens[0] else {"splice"}
     assert all(set(counts) == expected for counts in counts_by_name.values())
-    assert "token road of en-es: splice, proved on the device" in shown
+    assert "token rows of en-es: splice, verified on the device" in shown
 
 
 def test_rows_that_take_the_text_path_are_counted_and_reported(
     finished: tuple[Path, Path, str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from roundtrip.tokens.splice.canonicality import PAIR, CanonicalityChecker
-
     recipe, whole, _ = finished
-    verify = CanonicalityChecker.verify
+    verify = RowBuilder._verify
 
-    def verify_two_of_three(self: CanonicalityChecker, *arguments: Any) -> torch.Tensor:
-        reasons = verify(self, *arguments)
-        return torch.where(torch.arange(len(reasons)) % 3 == 0, PAIR, reasons)
+    def verify_two_of_three(self: RowBuilder, *arguments: Any) -> list[int]:
+        return [reason if i % 3 else PAIR for i, reason in enumerate(verify(self, *arguments))]
 
-    monkeypatch.setattr(CanonicalityChecker, "verify", verify_two_of_three)
+    monkeypatch.setattr(RowBuilder, "_verify", verify_two_of_three)
     shown = go(recipe, tmp_path / "run")
     one, other = end_state(tmp_path / "run"), end_state(whole)
     counts_by_name = one.pop("token_rows")
