@@ -1,7 +1,7 @@
 """Dry run: load everything, try one real batch of each kind, and report what a run would do, take and need.
 
-Memory is what the process really used for the longest training batch and a full batch of generation; time is that of
-a few real batches, times their number in the plan.
+Memory is what the process really used for training batches, the longest first, and for generating some lines; time is
+that of a few real batches, times their number in the plan.
 """
 
 from __future__ import annotations
@@ -18,8 +18,10 @@ from roundtrip.backtranslation.dev_scoring import greedy_settings
 from roundtrip.backtranslation.examples import oriented_pairs
 from roundtrip.backtranslation.row_builders import NUM_SAMPLES, make_row_builders, show_examples
 from roundtrip.backtranslation.run_folder import with_model_folders
+from roundtrip.backtranslation.token_rows import fitting_rows
 from roundtrip.data.corpora import Corpora
 from roundtrip.engine.generate import generate
+from roundtrip.engine.kl_penalty import KLPenalty
 from roundtrip.engine.request import GenerationRequest, StopRule
 from roundtrip.engine.train_step import StepSettings, train_step
 from roundtrip.engine.translator import Translator
@@ -32,8 +34,8 @@ from roundtrip.runtime import memory
 from roundtrip.runtime.event_log import EventLog
 from roundtrip.tokens.batching import TokenDataset, step_batches
 
-# Lines that generation is timed on, and batches that training is timed on.
-NUM_LINES, NUM_BATCHES = 64, 4
+# Lines that generation is timed on, and batches that training is timed on: after so many the heap has its usual size.
+NUM_LINES, NUM_BATCHES = 64, 12
 
 
 @dataclass(frozen=True)
@@ -106,9 +108,14 @@ def _measure(recipe: Recipe, translator: Translator, corpora: Corpora, events: E
 def _time_training(recipe: Recipe, translator: Translator, pairs: Sequence[tuple[str, str]]) -> tuple[float, float]:
     """Return seconds per token of train steps, and tokens per row."""
     train, model = recipe.train, translator.direction_model
-    rows = [row for row in translator.template.rows(pairs) if row.start < len(row.ids) <= train.max_length]
-    dataset = TokenDataset.of(rows, translator.base.device)
+    all_rows = TokenDataset.of(translator.template.rows(pairs), translator.base.device)
+    fitting, _ = fitting_rows(all_rows, translator, train.max_length, place="data.train")
+    dataset = all_rows.select(fitting)
     sizes = dataset.sizes
+    penalty = None
+    if train.kl_weight:
+        targets = translator.template.plain_rows([pairs[i][1] for i in fitting])
+        penalty = KLPenalty(TokenDataset.of(targets, translator.base.device), train.kl_weight)
     batches = sorted(step_batches(sizes, train.batch_size, 1), key=lambda batch: sum(sizes[i] for i in batch))
     optimizer = Optimizer(model.parameters(), train, 100, recipe.adapter[translator.direction.name])
     chosen = [batches[(2 * i + 1) * len(batches) // (2 * NUM_BATCHES)] for i in range(NUM_BATCHES)]
@@ -116,7 +123,11 @@ def _time_training(recipe: Recipe, translator: Translator, pairs: Sequence[tuple
     fused_loss = model.spec.use_liger_kernel
     with model.training() as packed:
         settings = StepSettings(
-            translator.base.pad_id, train.max_tokens_per_microbatch, fused_loss=fused_loss, packed=packed
+            translator.base.pad_id,
+            train.max_tokens_per_microbatch,
+            fused_loss=fused_loss,
+            packed=packed,
+            kl_penalty=penalty,
         )
         train_step(model.model, optimizer, dataset, batches[-1], settings, seed=1)
         start = time.perf_counter()

@@ -53,7 +53,7 @@ class ModelSelection:
         """Measure the dev loss of a direction after an epoch."""
         name = phase.direction.name
         losses = [*state.dev_losses.get(name, []), self.scorer.dev_loss(phase.direction)]
-        self.context.events.say(f"  {name}: dev loss {losses[-1]:.3f} nats per token after epoch {len(losses)}")
+        self.context.events.say(f"  {name}: dev loss {losses[-1]:.3f} nats per label after epoch {len(losses)}")
         return replace(state, dev_losses=state.dev_losses | {name: losses})
 
     def score_test_set(self, state: State) -> None:

@@ -8,7 +8,6 @@ from typing import Any
 
 from rich.console import Console
 from rich.table import Table
-from rich.text import Text
 
 from roundtrip.backtranslation.checkpoint import State
 from roundtrip.backtranslation.context import RunContext
@@ -22,8 +21,8 @@ from roundtrip.evaluation import metrics
 from roundtrip.evaluation.tables import comparison_text
 from roundtrip.recipe.plan import BASE, FINAL, PARALLEL, PRETRAIN, Direction, Phase, directions
 from roundtrip.runtime import memory
-from roundtrip.runtime.errors import TrainingError, printable
-from roundtrip.runtime.event_log import EventLog
+from roundtrip.runtime.errors import TrainingError
+from roundtrip.runtime.event_log import EventLog, print_line
 from roundtrip.runtime.seeding import derive_seed, permuted_index
 
 BOOTSTRAP_SAMPLES = 1000
@@ -78,7 +77,10 @@ def report_examples(events: EventLog, phase: Phase, made: PhaseExamples) -> None
 
 def advice(rejected: Counter[str]) -> str:
     """Return what helps against the commonest reason of rejections."""
-    return _ADVICE.get(rejected.most_common(1)[0][0] if rejected else "", _WEAK)
+    if not rejected:
+        return _WEAK
+    ((reason, _),) = rejected.most_common(1)
+    return _ADVICE.get(reason, f"another filter: '{reason}' is none of the built-in reasons")
 
 
 def report_step(events: EventLog, direction: str, step: int, lr: float, result: StepResult) -> None:
@@ -160,31 +162,31 @@ def show_metrics(results: Mapping[str, Any], run: RunFolder, console: Console) -
     _show_table(results, names, console, "mean round-trip chrF++" if blind else "dev mean chrF++")
     if blind:
         shares = ", ".join(f"{results['dev'][results['best']][name]['copied']:.0%} of {name}" for name in names)
-        _line(console, f"Chosen without dev pairs, by the round trip of monolingual lines; copies: {shares}", "bold")
+        print_line(console, f"Chosen without dev pairs, by round trips of monolingual lines; copies: {shares}", "bold")
     for stage, scores in results["test"].items():
         cut = {name: scores[name].get("unfinished", 0) for name in names}
         if any(cut.values()):
             counts = ", ".join(f"{number:.0f} of {name}" for name, number in cut.items())
-            _line(console, f"{_LABELS.get(stage, stage)}: translations cut at their length limit: {counts}", "dim")
+            print_line(console, f"{_LABELS.get(stage, stage)}: translations cut at their length limit: {counts}", "dim")
     _show_comparison(results["comparison"], console)
     for name, signature in results["signatures"].items():
-        _line(console, f"{name}: {signature['chrf']}; {signature['bleu']}", "dim")
+        print_line(console, f"{name}: {signature['chrf']}; {signature['bleu']}", "dim")
     for name, samples in results["samples"].items():
         for sample in samples:
-            _line(console, f"\n{name}  {sample['source']}\n  reference   {sample['reference']}")
-            _line(console, f"  base        {sample['base']}", "dim")
-            _line(console, f"  translation {sample['hypothesis']}", "bold")
+            print_line(console, f"\n{name}  {sample['source']}\n  reference   {sample['reference']}")
+            print_line(console, f"  base        {sample['base']}", "dim")
+            print_line(console, f"  translation {sample['hypothesis']}", "bold")
     for name, count in results["nonfinite_steps"].items():
         what = f"{count} of {results['steps'][name]} steps had a non-finite loss or gradient"
-        _line(console, f"{name}: {what}: see {run.nonfinite_steps}", "bold")
+        print_line(console, f"{name}: {what}: see {run.nonfinite_steps}", "bold")
     for name, counts in results["token_rows"].items():
         shown = ", ".join(f"{count} {reason}" for reason, count in counts.items())
-        _line(console, f"{name}: token rows of its synthetic examples: {shown}", "dim")
+        print_line(console, f"{name}: token rows of its synthetic examples: {shown}", "dim")
     seconds, target = results["seconds"], results["languages"][1]
     spent = ", ".join(f"{activity} {value:.0f} s" for activity, value in seconds.items())
-    _line(console, f"\nTime: {spent}; {sum(seconds.values()):.0f} s in all. One seed ({results['seed']}).")
-    _line(console, f"Adapters: {run.adapters / BEST}")
-    _line(console, f"Translate: python -m roundtrip translate {run.path} --to {target} < in.txt > out.txt")
+    print_line(console, f"\nTime: {spent}; {sum(seconds.values()):.0f} s in all. One seed ({results['seed']}).")
+    print_line(console, f"Adapters: {run.adapters / BEST}")
+    print_line(console, f"Translate: python -m roundtrip translate {run.path} --to {target} < in.txt > out.txt")
 
 
 def _show_table(results: Mapping[str, Any], names: Sequence[str], console: Console, dev_title: str) -> None:
@@ -204,12 +206,7 @@ def _show_comparison(comparison: Mapping[str, Any] | None, console: Console) -> 
     if comparison is None:
         return
     system, baseline, samples = (comparison[key] for key in ("system", "baseline", "samples"))
-    _line(console, f"{system} against {baseline}, paired bootstrap, {samples} samples:")
+    print_line(console, f"{system} against {baseline}, paired bootstrap, {samples} samples:")
     for name, metrics_of_direction in comparison["directions"].items():
         for result in metrics_of_direction:
-            _line(console, f"  {name} {comparison_text(result)}")
-
-
-def _line(console: Console, text: str, style: str = "") -> None:
-    """Print prose unbroken: a terminal wraps it, a file keeps it whole."""
-    console.print(Text(printable(text), style), soft_wrap=True)
+            print_line(console, f"  {name} {comparison_text(result)}")

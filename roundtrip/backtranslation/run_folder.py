@@ -2,7 +2,7 @@
 
 recipe.toml  run.json  events.jsonl  metrics.json
 data/                     clean text, as read
-examples/                 what each phase trained on, one example a line: kind, source, target
+examples/                 what each round trained on, one example a line: kind, source, target
 nonfinite_steps/          rows of the optimizer steps whose loss or gradient was not finite
 checkpoints/              for --resume
 base/                     models from scratch as initialized, and what adapters subtracted from a base

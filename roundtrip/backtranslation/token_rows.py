@@ -11,7 +11,8 @@ import torch
 from torch.nn.utils.rnn import pad_sequence
 
 from roundtrip.backtranslation.examples import DENOISING, MONOLINGUAL, Example
-from roundtrip.engine.translator import DirectionTemplates
+from roundtrip.engine.translator import DirectionTemplates, Translator
+from roundtrip.runtime.errors import TrainingError
 from roundtrip.tokens.batching import TokenDataset
 from roundtrip.tokens.row_builder import RowBuilder
 
@@ -59,3 +60,18 @@ def build_token_rows(
         text_rows = template.plain_rows([text for _, text in pairs]) if kind == MONOLINGUAL else template.rows(pairs)
         datasets.append(TokenDataset.of(text_rows, device))
     return reduce(TokenDataset.plus, datasets or [TokenDataset.of([], device)]), counts
+
+
+def fitting_rows(rows: TokenDataset, translator: Translator, max_length: int, place: str) -> tuple[list[int], int]:
+    """Return the rows that have a label and are not too long for recipe and model, and the longest length allowed.
+
+    Raises:
+        TrainingError: there are none.
+    """
+    limit = min(max_length, translator.base.max_positions or max_length)
+    fitting = [i for i, size in enumerate(rows.sizes) if rows.starts[i] < size <= limit]
+    if not fitting:
+        larger = "train.max_length" if limit == max_length else "model, one with more positions"
+        cure = f"start a new run with a larger {larger}"
+        raise TrainingError(f"all {len(rows)} rows are over {limit} tokens", place=place, cure=cure)
+    return fitting, limit

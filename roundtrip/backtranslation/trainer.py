@@ -15,16 +15,25 @@ from roundtrip.backtranslation.early_stopping import has_stopped_improving
 from roundtrip.backtranslation.examples import Example, PhaseExamples, examples_path
 from roundtrip.backtranslation.model_selection import ModelSelection
 from roundtrip.backtranslation.synthesis import Synthesizer
-from roundtrip.backtranslation.token_rows import build_token_rows
+from roundtrip.backtranslation.token_rows import build_token_rows, fitting_rows
 from roundtrip.engine.kl_penalty import KLPenalty
 from roundtrip.engine.train_step import StepResult, StepSettings, train_step
 from roundtrip.engine.translator import Translator
 from roundtrip.models import attention
 from roundtrip.models.optimizer import Optimizer
-from roundtrip.recipe.plan import PRETRAIN, Direction, Phase, directions, next_phase, num_phase_steps, num_steps, phases
+from roundtrip.recipe.plan import (
+    PRETRAIN,
+    Direction,
+    Phase,
+    directions,
+    epochs_may_end_early,
+    next_phase,
+    num_phase_steps,
+    num_steps,
+    phases,
+)
 from roundtrip.runtime import memory
 from roundtrip.runtime.atomic_io import read_rows, write_json, write_rows
-from roundtrip.runtime.errors import TrainingError
 from roundtrip.runtime.event_log import ProgressHandle
 from roundtrip.runtime.seeding import derive_seed
 from roundtrip.tokens.batching import TokenDataset, step_batches
@@ -258,15 +267,10 @@ class Trainer:
             if by_text and self.recipe.tokens.mode != "text":
                 number = sum(by_text.values())
                 self.events.say(f"  {number} of {counts.total()} synthetic rows took the text path: {by_text}")
-        limit = min(self.recipe.train.max_length, translator.base.max_positions or self.recipe.train.max_length)
-        # A row without labels, such as that of an empty text, has no loss.
-        fitting = [i for i, size in enumerate(rows.sizes) if rows.starts[i] < size <= limit]
+        fitting, limit = fitting_rows(rows, translator, self.recipe.train.max_length, place=phase.stage)
         if num_left_out := len(rows) - len(fitting):
             self.events.say(f"  {num_left_out} rows over {limit} tokens left out")
             self.events.log("rows_left_out", stage=phase.stage, number=num_left_out)
-        if not fitting:
-            cure = "start a new run with a larger train.max_length"
-            raise TrainingError(f"all {len(rows)} rows are over {limit} tokens", place=phase.stage, cure=cure)
         return rows, fitting
 
     def _kl_penalty(
@@ -304,7 +308,7 @@ class Trainer:
     def _has_trained_enough(self, phase: Phase) -> bool:
         """Measure the dev loss after an epoch, where epochs have patience; return whether both directions stop."""
         patience = self.recipe.train.patience
-        if not (phase.parallel and patience):
+        if not (phase.parallel and epochs_may_end_early(self.recipe)):
             return False
         self.state = self.selection.dev_loss(self.state, phase)
         if phase.direction != directions(self.recipe)[-1]:

@@ -94,6 +94,8 @@ def _check(arguments: argparse.Namespace) -> None:
         if (value := getattr(arguments, name)) < minimum:
             problem = f"{value} is too small: at least {minimum} is required"
             raise RecipeError(problem, place=f"--{name}", cure="raise it")
+    if arguments.baseline_stage and not arguments.baseline:
+        raise RecipeError("needs --baseline", place="--baseline-stage", cure="add --baseline, or omit --baseline-stage")
     if (arguments.comet is None) != (arguments.comet_python is None):
         raise RecipeError("--comet and --comet-python must be given together", cure="give both or neither")
     output = arguments.json

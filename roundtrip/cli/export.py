@@ -42,8 +42,6 @@ def main() -> None:
 
 def export_run(arguments: argparse.Namespace) -> None:
     """Write one direction of a run, or both, each into a folder of its own."""
-    if arguments.dtype and not arguments.merged:
-        raise RunError("applies to merged models only", place="--dtype", cure="add --merged, or omit --dtype")
     run, recipe = open_run(arguments.run)
     from roundtrip.backtranslation import trained_models
 
@@ -110,9 +108,11 @@ def export(
     from roundtrip.cli import model_card
 
     run, folder = RunFolder(Path(run_dir)), Path(folder)
+    if dtype and not merged:
+        raise RunError("applies to merged models only", place="dtype", cure="add merged (--merged), or omit dtype")
     _refuse_used(folder)
     # Merged into weights of 4 or 8 bits, the sum would be rounded to them again.
-    changes = {"quantize": "none", "merged_copy": True}
+    changes = {"quantize": "none"}
     translator = trained_models.load(run, trained_models.direction_named(run, direction), stage, "cpu", changes)
     folder.mkdir(parents=True, exist_ok=True)
     if merged or translator.direction_model.trains_all_weights:

@@ -275,24 +275,28 @@ def expansion_of(template: PromptTemplate, pairs: Sequence[tuple[str, str]]) -> 
 
 def denoising_name(name: str) -> str:
     """Return the key of the segments of a direction's denoising rows."""
-    return f"{name} noised"
+    return f"{name} denoising"
 
 
 def load_translators(recipe: LoadedRecipe) -> dict[str, Translator]:
     """Load both directions of a recipe as they start, for use or for a loop of your own.
 
     Args:
-        recipe: from `load_recipe`; its models must exist, so it is not one with `model.from_scratch`.
+        recipe: from `load_recipe`, with models that exist.
 
     Returns:
         By name of the direction, such as `en-es`.
 
     Raises:
-        SourceError, ModelError, TemplateError: see `load`.
+        SourceError, TemplateError: see `load`.
+        ModelError: see `load`; or a model is made from scratch.
 
     Example:
         >>> translators = load_translators(recipe)  # from `load_recipe`
         >>> sorted(translators)
         ['en-es', 'es-en']
     """
+    if any(spec.from_scratch is not None for spec in recipe.recipe.model.values()):
+        cure = "train it, then use load_trained(run_dir, direction)"
+        raise ModelError("a model made from scratch does not exist before training", place="model", cure=cure)
     return load(recipe.recipe, recipe.folder)

@@ -299,7 +299,7 @@ class Checkpoint(Section):
     """What `--resume` continues from."""
 
     every_steps: Positive = 50
-    """Optimizer steps between checkpoints; one more is written after each phase."""
+    """Optimizer steps between checkpoints; two more are written at the end of each phase."""
     keep: Positive = 2
     """Checkpoints kept on disk."""
 

@@ -143,15 +143,8 @@ def _has_pairs(recipe: Recipe) -> bool:
 
 def _round_problems(recipe: Recipe) -> Iterator[str]:
     rounds = recipe.rounds
-    if not rounds.count:
-        values = {
-            "rounds.replay_examples": rounds.replay_examples,
-            "rounds.denoising_ratio": rounds.denoising_ratio,
-            "filter.language": recipe.filter.language,
-            "filter.min_round_trip_chrf": recipe.filter.min_round_trip_chrf,
-        }
-        yield from (f"{key}: has no effect with rounds.count = 0" for key, value in values.items() if value)
-    elif rounds.count == 1 and rounds.replay_examples:
+    # With rounds.count = 0, the comparison with pairs only, all other keys of rounds have no effect, which is meant.
+    if rounds.count == 1 and rounds.replay_examples:
         yield "rounds.replay_examples: there are no earlier rounds with rounds.count = 1"
 
 

@@ -170,12 +170,12 @@ def build_row_builder(
     if not forward_template.segments.break_ids and "strftime" in (forward_template.tokenizer.chat_template or ""):
         notes += ("the chat template inserts today's date: the text around source and target is fixed for the run",)
     attacks: Mapping[str, int] = {}
-    row_builder, fault = None, "asked for"
+    row_builder, fault = None, 'requested by tokens.mode = "splice"'
     try:
         if options.guard != "host":
             row_builder, attacks, fault = _device_row_builder(reverse_template, forward_template, lines, options)
         if options.guard == "device" and row_builder is None:
-            raise RowBuilderError(fault, place="guard", cure='use "auto" or "host"')
+            raise RowBuilderError(fault, place="BuildOptions.guard", cure='use "auto" or "host"')
         if row_builder is None:
             row_builder = host_row_builder(reverse_template, forward_template, options.device)
             notes += (f"guard on the host: {fault}",)
@@ -306,4 +306,4 @@ def _cure(row_builder: RowBuilder, counts: Counter[str]) -> str | None:
             mid = row_builder.forward_template.segments.mid
             return f'use the chat template: with "{mid!r}" behind the source {share}'
         return f"put a word or a line break between text and template: as it is, {share}"
-    return "nothing to mend: these lines are few, or spelt as this tokenizer cannot keep them"
+    return None

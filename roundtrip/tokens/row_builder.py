@@ -25,7 +25,7 @@ from roundtrip.tokens.splice.canonicality import BOUNDARY, EMPTY, PAIR, PROVED, 
 from roundtrip.tokens.splice.splicing import BoundaryTensors, SplicedRows
 
 SPLICED = "splice"
-TEXT_MODE = "text path by tokens.mode"
+TEXT_ONLY = "text path for all rows"
 TARGET = "target merges at its boundary"
 
 
@@ -108,7 +108,7 @@ class RowBuilder:
         known = _Texts(self.reverse_template, ids_BN, size_B, texts)
         if self.tensors is None:
             pairs = zip(known.some(range(len(targets))), targets, strict=True)
-            return padded(self.forward_template.rows(list(pairs)), ids_BN.device), Counter({TEXT_MODE: len(targets)})
+            return padded(self.forward_template.rows(list(pairs)), ids_BN.device), Counter({TEXT_ONLY: len(targets)})
         rows, reasons = self._splice(ids_BN, size_B, targets, known, prompts)
         by_text = [i for i, reason in enumerate(reasons) if reason != SPLICED]
         if self.strict and by_text:

@@ -48,7 +48,7 @@ def test_epochs_end_where_dev_loss_stops_improving(
     overrides = ("train.parallel_epochs=6", "train.patience=2", "train.final_epochs=2")
     shown = go(path, tmp_path / "run", overrides=overrides)
     assert "parallel: dev loss has not improved for 2 epochs; stopping this stage" in shown
-    assert "en-es: dev loss 1.600 nats per token after epoch 5" in shown
+    assert "en-es: dev loss 1.600 nats per label after epoch 5" in shown
     assert losses == {"en-es": [], "es-en": []}
     metrics = json.loads((tmp_path / "run" / "metrics.json").read_text())
     assert metrics["steps"]["en-es"] == 5 * 2 + 1 + 2 * 2

@@ -151,7 +151,7 @@ def test_export_command_writes_both_directions(run: RunFolder, tmp_path: Path) -
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (["--dtype", "float16"], "--dtype: applies to merged models only"),
+        (["--dtype", "float16"], "dtype: applies to merged models only"),
         (["--to", "fr"], "translates between en and es, not into 'fr'"),
         (["--stage", "round-9"], "has no adapters 'round-9'"),
     ],

@@ -31,7 +31,7 @@ from roundtrip.recipe.loader import load_recipe
 from roundtrip.recipe.plan import Phase
 from roundtrip.runtime.errors import Interrupted, RunError, TextError, TrainingError
 from roundtrip.tokens.batching import TokenDataset, collate
-from roundtrip.tokens.row_builder import TEXT_MODE, RowBuilder
+from roundtrip.tokens.row_builder import TEXT_ONLY, RowBuilder
 from roundtrip.tokens.splice.canonicality import PAIR
 from tests.conftest import WriteRecipe
 from tests.runs import NAMES, assert_same, end_state, go, read_events, run_module
@@ -157,7 +157,7 @@ def test_every_way_to_build_rows_trains_the_same_adapters(
     synthetic = {name: sum(counts.values()) for name, counts in usual.items()}
     assert {name: sum(counts.values()) for name, counts in counts_by_name.items()} == synthetic
     assert all(set(counts) == {"splice"} and counts["splice"] > 0 for counts in usual.values())
-    expected = {TEXT_MODE} if "text" in tokens[0] else {"splice"}
+    expected = {TEXT_ONLY} if "text" in tokens[0] else {"splice"}
     assert all(set(counts) == expected for counts in counts_by_name.values())
     assert "token rows of en-es: splice, verified on the device" in shown
 

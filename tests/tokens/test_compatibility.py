@@ -23,7 +23,7 @@ from roundtrip.runtime.errors import RecipeError, RowBuilderError
 from roundtrip.tokens import compatibility
 from roundtrip.tokens.prompt_segments import build_segments
 from roundtrip.tokens.prompt_template import PromptTemplate
-from roundtrip.tokens.row_builder import SPLICED, TEXT_MODE, RowBuilder
+from roundtrip.tokens.row_builder import SPLICED, TEXT_ONLY, RowBuilder
 from roundtrip.tokens.tokenizer_diff import tokenizer_differences
 from tests.conftest import WriteRecipe, bpe, toy_pairs, wrap
 from tests.tokens.test_prompt_template import LINES, TOKENIZERS
@@ -205,7 +205,7 @@ def test_the_text_path_counts_its_rows() -> None:
     row_builder = small_row_builder(tensors=None)
     ids, size = hypotheses(row_builder, "the house")
     rows, counts = row_builder.build(ids, size, ["la casa"])
-    assert counts == {TEXT_MODE: 1}
+    assert counts == {TEXT_ONLY: 1}
     assert rows.ids_BT[0].tolist() == row_builder.forward_template.rows([("the house", "la casa")])[0].ids
 
 
