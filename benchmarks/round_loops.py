@@ -104,7 +104,7 @@ class Ours:
         hypotheses = translations.hypotheses
 
         def make_rows() -> TokenDataset:
-            sizes, prompts = hypotheses.size_B.tolist(), translations.prompts
+            sizes, row_starts = hypotheses.size_B.tolist(), translations.row_starts
             examples = [
                 Example(
                     SYNTHETIC,
@@ -115,7 +115,7 @@ class Ours:
                         source,
                         target,
                         ids_N=hypotheses.ids_BN[line, : sizes[line]],
-                        prompt=prompts[line] if prompts is not None else None,
+                        row_start=row_starts[line] if row_starts is not None else None,
                     ),
                 )
                 for line, (source, target) in enumerate(zip(translations.texts, lines, strict=True))

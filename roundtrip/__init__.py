@@ -21,10 +21,11 @@ if TYPE_CHECKING:
     from roundtrip.evaluation.metrics import corpus_scores, paired_bootstrap
     from roundtrip.models.optimizer import Optimizer
     from roundtrip.recipe.loader import load_recipe
-    from roundtrip.recipe.schema import Recipe
+    from roundtrip.recipe.schema import CandidateFilter, Generate, Recipe, TemplateRecipe
     from roundtrip.runtime.errors import RoundtripError
     from roundtrip.tokens.batching import TokenDataset
-    from roundtrip.tokens.compatibility import CompatibilityReport, build_row_builder, check_tokenizers
+    from roundtrip.tokens.compatibility import BuildOptions, CompatibilityReport, build_row_builder, check_tokenizers
+    from roundtrip.tokens.prompt_segments import build_segments
     from roundtrip.tokens.prompt_template import PromptTemplate
     from roundtrip.tokens.row_builder import RowBuilder
 
@@ -39,28 +40,34 @@ _MODULES = {
     "evaluation.metrics": ("corpus_scores", "paired_bootstrap"),
     "models.optimizer": ("Optimizer",),
     "recipe.loader": ("load_recipe",),
-    "recipe.schema": ("Recipe",),
+    "recipe.schema": ("CandidateFilter", "Generate", "Recipe", "TemplateRecipe"),
     "runtime.errors": ("RoundtripError",),
     "tokens.batching": ("TokenDataset",),
-    "tokens.compatibility": ("CompatibilityReport", "build_row_builder", "check_tokenizers"),
+    "tokens.compatibility": ("BuildOptions", "CompatibilityReport", "build_row_builder", "check_tokenizers"),
+    "tokens.prompt_segments": ("build_segments",),
     "tokens.prompt_template": ("PromptTemplate",),
     "tokens.row_builder": ("RowBuilder",),
 }
 _MODULE_OF = {name: module for module, names in _MODULES.items() for name in names}
 
 __all__ = [
+    "BuildOptions",
     "Candidate",
+    "CandidateFilter",
     "CompatibilityReport",
+    "Generate",
     "Optimizer",
     "PromptTemplate",
     "Recipe",
     "RoundtripError",
     "RowBuilder",
     "StepSettings",
+    "TemplateRecipe",
     "TokenDataset",
     "Translations",
     "Translator",
     "build_row_builder",
+    "build_segments",
     "check_tokenizers",
     "corpus_scores",
     "export",

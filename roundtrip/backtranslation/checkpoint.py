@@ -149,7 +149,7 @@ class CheckpointStore:
         return state
 
     def keep_stage(self, stage: str, translators: Mapping[str, Translator]) -> dict[str, str]:
-        """Save both directions as they are now, as PEFT folders or whole models; return their hashes."""
+        """Save both directions as they are now, as PEFT folders or fully trained models; return their hashes."""
 
         def write() -> None:
             with atomic_io.atomic_path(self.run.adapters / stage) as temporary:

@@ -31,7 +31,7 @@ class Candidate:
         finished: an end token came within the length limit.
         ids_N: int64, the generated ids on the device that generated them; None for other text.
         logprob: mean log-probability of a generated token by the generating model, in nats; None where not asked for.
-        prompt: ids of the source's prompt in the forward direction, where verification on the host asked for them.
+        row_start: ids of its row up to the target, where verification on the host asked for them.
 
     Example:
         >>> Candidate(0, source="The file is closed.", target="El archivo está cerrado.").finished
@@ -44,7 +44,7 @@ class Candidate:
     finished: bool = True
     ids_N: torch.Tensor | None = field(default=None, repr=False, compare=False)
     logprob: float | None = None
-    prompt: list[int] | None = field(default=None, repr=False, compare=False)
+    row_start: list[int] | None = field(default=None, repr=False, compare=False)
 
 
 # Returns the reason against a candidate, None where there is none.

@@ -6,7 +6,7 @@ examples/                 what each round trained on, one example a line: kind, 
 nonfinite_steps/          rows of the optimizer steps whose loss or gradient was not finite
 checkpoints/              for --resume
 base/                     models from scratch as initialized, and what adapters subtracted from a base
-adapters/STAGE/DIRECTION  PEFT folders, or whole models; STAGE is text, parallel, round-1, ..., final, best
+adapters/STAGE/DIRECTION  PEFT folders, or fully trained models; STAGE is text, parallel, round-1, ..., final, best
 translations/             of dev and test, one file per stage and direction
 """
 

@@ -79,7 +79,7 @@ class Synthesizer:
                 reread_with=context.row_builders[phase.direction.name].reread_template,
                 callbacks=context.callbacks(task),
             )
-        hypotheses, prompts = translations.hypotheses, translations.prompts
+        hypotheses, row_starts = translations.hypotheses, translations.row_starts
         logprobs = hypotheses.per_token() if hypotheses.logprob_B is not None else None
         sizes = hypotheses.size_B.tolist()
         return [
@@ -90,7 +90,7 @@ class Synthesizer:
                 finished=translations.finished[i],
                 ids_N=hypotheses.ids_BN[i, : sizes[i]],
                 logprob=None if logprobs is None else logprobs[i],
-                prompt=None if prompts is None else prompts[i],
+                row_start=None if row_starts is None else row_starts[i],
             )
             for i, text in enumerate(translations.texts)
         ]

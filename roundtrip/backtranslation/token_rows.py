@@ -42,14 +42,14 @@ def build_token_rows(
     for start in range(0, len(candidates), ROWS_AT_ONCE):
         part = candidates[start : start + ROWS_AT_ONCE]
         ids = [candidate.ids_N.to(device) for candidate in part if candidate.ids_N is not None]
-        prompts = [candidate.prompt for candidate in part if candidate.prompt is not None]
+        row_starts = [candidate.row_start for candidate in part if candidate.row_start is not None]
         assert builder is not None and len(ids) == len(part), "a generated candidate has ids"
         rows, reasons = builder.build(
             pad_sequence(ids, batch_first=True),
             torch.tensor([len(ids_N) for ids_N in ids], dtype=torch.int64, device=device),
             [candidate.target for candidate in part],
             [candidate.source for candidate in part],
-            prompts=prompts if len(prompts) == len(part) else None,
+            row_starts=row_starts if len(row_starts) == len(part) else None,
             seed=seed + start,
         )
         datasets.append(TokenDataset.of_spliced(rows))

@@ -57,7 +57,7 @@ def load(
     for_use = {"attention": "auto", "use_liger_kernel": False, "gradient_checkpointing": False}
     spec: dict[str, object] = {"device": device, **for_use, **(changes or {})}
     if is_full := recipe.adapter[name].method == "full":
-        # A whole model does not need the one it was trained from.
+        # A fully trained model does not need the one it was trained from.
         spec |= {"path": str(path.resolve()), "from_scratch": None, "revision": None}
     loaded = translator.load_one(recipe, direction, Path(manifest.folder), segments, spec)
     loaded = replace(loaded, expansion=manifest.expansions.get(name, 1.0))

@@ -34,10 +34,10 @@ class HypothesisDecoder:
         return texts, self._reread_with.row_starts(texts) if self._reread_with is not None else [[] for _ in texts]
 
     def collect(self, num_hypotheses: int, processes: ProcessGroup) -> tuple[list[str], list[list[int]]]:
-        """Return texts and prompts of all batches of all processes; the prompts are empty without a template."""
-        texts, prompts = [""] * num_hypotheses, [[0] * 0 for _ in range(num_hypotheses)]
+        """Return texts and row starts of all batches of all processes; row starts are empty without a template."""
+        texts, row_starts = [""] * num_hypotheses, [[0] * 0 for _ in range(num_hypotheses)]
         own = [(indices, *future.result()) for indices, future in self._batches]
         for batch in (batch for batches in processes.gather(own) for batch in batches):
-            for index, text, prompt in zip(*batch, strict=True):
-                texts[index], prompts[index] = text, prompt
-        return texts, prompts
+            for index, text, row_start in zip(*batch, strict=True):
+                texts[index], row_starts[index] = text, row_start
+        return texts, row_starts

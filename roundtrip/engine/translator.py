@@ -35,7 +35,7 @@ class Translations:
         texts: as the template's `hypothesis_text` gives them.
         finished: an end token came within the limit.
         hypotheses: the ids, on the device.
-        prompts: the prompts of another direction with these texts as sources, where they were asked for.
+        row_starts: `PromptTemplate.row_starts` of these texts in another direction, where they were asked for.
 
     Example:
         >>> translations = load_translators(recipe)["en-es"].translate(["a cat"])
@@ -47,7 +47,7 @@ class Translations:
     texts: list[str]
     finished: list[bool]
     hypotheses: Hypotheses
-    prompts: list[list[int]] | None = None
+    row_starts: list[list[int]] | None = None
 
 
 @dataclass(frozen=True)
@@ -103,7 +103,7 @@ class Translator:
         Args:
             seed: of sampling.
             use_adapter: False translates with the bare base.
-            reread_with: a template that makes prompts of the hypotheses, see `Translations.prompts`.
+            reread_with: a template that encodes the hypotheses again, see `Translations.row_starts`.
 
         Raises:
             ModelError: a source does not fit into the model, or into memory.
@@ -128,9 +128,10 @@ class Translator:
 
             callbacks_with_decoder = replace(callbacks, on_batch=on_batch)
             hypotheses = generate(model, request, callbacks=callbacks_with_decoder, processes=self.processes)
-            texts, reread = decoder.collect(len(hypotheses.size_B), self.processes)
-        prompts_again = reread if reread_with is not None else None
-        return Translations(texts, hypotheses.finished_B.tolist(), hypotheses, prompts_again)
+            texts, row_starts = decoder.collect(len(hypotheses.size_B), self.processes)
+        return Translations(
+            texts, hypotheses.finished_B.tolist(), hypotheses, row_starts if reread_with is not None else None
+        )
 
     def _limits(self, sources: Sequence[str], prompts: Sequence[Sequence[int]], settings: Generate) -> list[int]:
         """Return the most new tokens of each prompt; raise an error where it does not fit into the model."""

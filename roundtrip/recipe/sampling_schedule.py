@@ -12,8 +12,9 @@ SAMPLING_MIN_CHRF = 40.0
 def sampling_settings(generate: Generate, dev_chrf: float | None) -> Generate:
     """Return the settings of a direction that generates, with a temperature that is a number.
 
-    Sampled sources are more varied and teach more, but only if the model that generates them is good enough; those of
-    a weak model are noise, and greedy search teaches more (https://arxiv.org/abs/1808.09381, sections 4.2 and 5.3).
+    Sampled sources are more varied and give better models, but only if the model that generates them is good enough;
+    those of a weak model are noise, and greedy search gives better models (https://arxiv.org/abs/1808.09381, sections
+    4.2 and 5.3).
 
     Args:
         dev_chrf: chrF++ of the generating direction on dev after the last stage; None without dev pairs.

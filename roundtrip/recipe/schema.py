@@ -109,7 +109,12 @@ class Model(Section):
 
 
 class TemplateRecipe(Section):
-    """How a source and a target become one text. `{source_language}` and `{target_language}` are English names."""
+    """How a source and a target become one text. `{source_language}` and `{target_language}` are English names.
+
+    Example:
+        >>> TemplateRecipe(kind="plain").prompt_text.splitlines()
+        ['{source_language}: {source}', '{target_language}: {target}']
+    """
 
     kind: Literal["plain", "chat"] = "chat"
     """`plain` is continued text, `chat` the model's own chat template."""
@@ -238,7 +243,12 @@ class Rounds(Section):
 
 
 class Generate(Section):
-    """How synthetic sources are generated. Temperature 0 is greedy search."""
+    """How synthetic sources are generated. Temperature 0 is greedy search.
+
+    Example:
+        >>> Generate(temperature=0.7, num_candidates=4).top_p
+        1.0
+    """
 
     engine: Literal["native", "transformers"] = "native"
     """`native` is our own loop, `transformers` its `generate`, the reference."""
@@ -278,7 +288,12 @@ class Tokens(Section):
 
 class CandidateFilter(Section):
     """Which synthetic sources are rejected, counted by reason. Empty, unfinished, copied (chrF 80 to the target) and
-    repetitive ones always are."""
+    repetitive ones always are.
+
+    Example:
+        >>> CandidateFilter(max_length_ratio=2.0).min_round_trip_chrf
+        0.0
+    """
 
     max_length_ratio: Annotated[float, Field(ge=1.0)] = 1.5
     """Largest ratio of the lengths of source and target in characters, 10 added to both; scaled by the dev pairs."""

@@ -73,7 +73,7 @@ class EventLog:
         """Show a task while it runs, and add its time to `seconds` under `activity`.
 
         Args:
-            activity: `loading`, `reading`, `generating`, `training` or `scoring`.
+            activity: `loading`, `reading`, `checking`, `probing`, `generating`, `training` or `scoring`.
             total: rows or steps; 0 where that is not known.
         """
         bar = Progress(

@@ -44,6 +44,10 @@ class BuildOptions:
         cache_folder: keeps what takes seconds to find; None keeps nothing.
         num_attacks: rows of the audit of the device guard.
         on_progress: called with what is being done, how far it is, and how far it goes.
+
+    Example:
+        >>> BuildOptions(guard="host").device
+        device(type='cpu')
     """
 
     guard: GuardName = "auto"

@@ -59,6 +59,11 @@ def build_segments(
 
     Raises:
         TemplateError: no end token, no chat template, or a template that changes what is put into it.
+
+    Example:
+        >>> segments = build_segments(tokenizer, TemplateRecipe(kind="plain"), "en", "es", stop_ids=())
+        >>> segments.head
+        'English: '
     """
     names = {"source_language": language_name(source), "target_language": language_name(target)}
     stops = {int(stop) for stop in stop_ids}

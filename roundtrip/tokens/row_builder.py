@@ -1,8 +1,8 @@
 """From generated ids to training rows: spliced where that is proved exact, through text elsewhere; each row is counted.
 
-The text path is the specification: decode the hypothesis, put it into the template, encode the whole. A spliced row is
-proved to be equal: by a lookup of its token pairs on the device, and what the lookup leaves open by encoding its prompt
-on the host.
+The text path is the specification: decode the hypothesis, put it into the template, encode it in one piece. A spliced
+row is proved to be equal: by a lookup of its token pairs on the device, and what the lookup leaves open by encoding its
+prompt on the host.
 
 Shapes: B rows, N positions of a hypothesis, M of a target, T of a row.
 """
@@ -86,7 +86,7 @@ class RowBuilder:
         targets: Sequence[str],
         texts: Sequence[str] | None = None,
         *,
-        prompts: Sequence[Sequence[int]] | None = None,
+        row_starts: Sequence[Sequence[int]] | None = None,
         seed: int = 0,
     ) -> tuple[SplicedRows, Counter[str]]:
         """Return the training rows of hypotheses and their real targets.
@@ -96,7 +96,7 @@ class RowBuilder:
             size_B: int64, from `find_ends`.
             targets: one real line for each.
             texts: `reverse_template.hypothesis_text` of each, if known; else those that are needed are decoded.
-            prompts: `forward_template.row_starts(texts)`, if known.
+            row_starts: `forward_template.row_starts(texts)`, if known.
             seed: chooses the rows of the audit.
 
         Returns:
@@ -109,7 +109,7 @@ class RowBuilder:
         if self.tensors is None:
             pairs = zip(known.some(range(len(targets))), targets, strict=True)
             return padded(self.forward_template.rows(list(pairs)), ids_BN.device), Counter({TEXT_ONLY: len(targets)})
-        rows, reasons = self._splice(ids_BN, size_B, targets, known, prompts)
+        rows, reasons = self._splice(ids_BN, size_B, targets, known, row_starts)
         by_text = [i for i, reason in enumerate(reasons) if reason != SPLICED]
         if self.strict and by_text:
             first = by_text[0]
@@ -151,7 +151,7 @@ class RowBuilder:
         size_B: torch.Tensor,
         targets: Sequence[str],
         texts: _Texts,
-        prompts: Sequence[Sequence[int]] | None,
+        row_starts: Sequence[Sequence[int]] | None,
     ) -> tuple[SplicedRows, list[str]]:
         assert self.tensors is not None
         target_ids = self.forward_template.targets(targets)
@@ -164,12 +164,12 @@ class RowBuilder:
         checked_B = torch.where(fits_B, checked_B, torch.where(source_size_B > 0, BOUNDARY, EMPTY))
         reasons = [
             REASONS[number] if number != PROVED else TARGET if ids is None else SPLICED
-            for number, ids in zip(self._verify(rows, checked_B.tolist(), texts, prompts), target_ids, strict=True)
+            for number, ids in zip(self._verify(rows, checked_B.tolist(), texts, row_starts), target_ids, strict=True)
         ]
         return rows, reasons
 
     def _verify(
-        self, rows: SplicedRows, checked: list[int], texts: _Texts, prompts: Sequence[Sequence[int]] | None
+        self, rows: SplicedRows, checked: list[int], texts: _Texts, row_starts: Sequence[Sequence[int]] | None
     ) -> list[int]:
         """Encode what the lookup leaves open, whose ids up to the target must be the spliced ones.
 
@@ -182,10 +182,10 @@ class RowBuilder:
         open_rows = [i for i, reason in enumerate(checked) if reason == PAIR]
         if not open_rows:
             return checked
-        if prompts is None:
+        if row_starts is None:
             starts: Sequence[Sequence[int]] = self.forward_template.row_starts(texts.some(open_rows))
         else:
-            starts = [prompts[i] for i in open_rows]
+            starts = [row_starts[i] for i in open_rows]
         for i, start, row in zip(open_rows, starts, rows.select(open_rows).to_rows(), strict=True):
             if row.ids[: row.start] == list(start):
                 checked[i] = PROVED

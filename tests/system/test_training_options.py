@@ -208,12 +208,12 @@ def test_denoising_rows_lead_from_a_language_into_itself(
     assert {(text.count("Spanish: "), text.count("English: ")) for text in texts} == {(2, 0), (0, 2)}
     # Their prompts are fixed by the run as well: a chat template may print the date.
     segments = json.loads((tmp_path / "run" / "run.json").read_text())["segments"]
-    assert set(segments) == {"en-es", "es-en", "en-es noised", "es-en noised"}
+    assert set(segments) == {"en-es", "es-en", "en-es denoising", "es-en denoising"}
     loaded = load_recipe(str(path), overrides)
     fixed = {name: Segments.from_dict(value) for name, value in segments.items()}
     monkeypatch.setattr(translator, "build_segments", lambda *_: pytest.fail("built again"))
     both = translator.load(loaded.recipe, loaded.folder, fixed)
-    assert both["en-es"].templates.denoising.segments == fixed["en-es noised"]
+    assert both["en-es"].templates.denoising.segments == fixed["en-es denoising"]
 
 
 # ------------------------------------------------------------------------------------------ pretraining, KL penalty

@@ -98,7 +98,7 @@ class BoundaryProbe:
         self._context_ids = [tuple(ids) for ids in self._encode(list(self.contexts))]
 
     def unchanged(self, size: int) -> BoundaryTables:
-        """Return tables that leave every token of a vocabulary as it is: for rows that the host verifies whole."""
+        """Return tables that leave every token of a vocabulary as it is: for rows that the host verifies."""
         same_V = np.arange(size)
         return BoundaryTables((*self._bos, *self.head), (self.mid,), same_V, same_V, same_V * 0, self._space())
 
@@ -109,7 +109,7 @@ class BoundaryProbe:
             vocabulary: of the template's tokenizer, unreachable tokens marked as BAD.
         """
         flags_V = vocabulary.flags_V
-        # Rows with parts of characters are verified whole by the host.
+        # Rows with parts of characters are verified by the host.
         first_V = np.where(flags_V & PARTIAL != 0, np.arange(len(flags_V)), -1)
         last_V, mid_V = first_V.copy(), np.zeros(len(flags_V), dtype=np.int64)
         tried: list[int] = np.flatnonzero(flags_V & (PARTIAL | BAD) == 0).tolist()
@@ -229,7 +229,7 @@ def cached_tables(
 
 
 def write_cache_file(path: Path, write: Callable[[Path], object]) -> None:
-    """Write a file of the cache whole or not at all; a cache that cannot be written is no reason to stop."""
+    """Write a file of the cache completely or not at all; a cache that cannot be written is no reason to stop."""
     beside = path.with_name(f".{path.name}.{os.getpid()}.{threading.get_ident()}.tmp")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
