@@ -19,11 +19,11 @@ from roundtrip.backtranslation.examples import oriented_pairs
 from roundtrip.backtranslation.row_builders import NUM_SAMPLES, make_row_builders, show_examples
 from roundtrip.backtranslation.run_folder import with_model_folders
 from roundtrip.backtranslation.token_rows import fitting_rows
+from roundtrip.backtranslation.trainer import kl_penalty, step_settings
 from roundtrip.data.corpora import Corpora
 from roundtrip.engine.generate import generate
-from roundtrip.engine.kl_penalty import KLPenalty
 from roundtrip.engine.request import GenerationRequest, StopRule
-from roundtrip.engine.train_step import StepSettings, train_step
+from roundtrip.engine.train_step import train_step
 from roundtrip.engine.translator import Translator
 from roundtrip.models.optimizer import Optimizer
 from roundtrip.recipe.loader import LoadedRecipe
@@ -112,23 +112,13 @@ def _time_training(recipe: Recipe, translator: Translator, pairs: Sequence[tuple
     fitting, _ = fitting_rows(all_rows, translator, train.max_length, place="data.train")
     dataset = all_rows.select(fitting)
     sizes = dataset.sizes
-    penalty = None
-    if train.kl_weight:
-        targets = translator.template.plain_rows([pairs[i][1] for i in fitting])
-        penalty = KLPenalty(TokenDataset.of(targets, translator.base.device), train.kl_weight)
+    penalty = kl_penalty(translator, [pairs[i][1] for i in fitting], train.kl_weight)
     batches = sorted(step_batches(sizes, train.batch_size, 1), key=lambda batch: sum(sizes[i] for i in batch))
     optimizer = Optimizer(model.parameters(), train, 100, recipe.adapter[translator.direction.name])
     chosen = [batches[(2 * i + 1) * len(batches) // (2 * NUM_BATCHES)] for i in range(NUM_BATCHES)]
     num_tokens = sum(sizes[i] for batch in chosen for i in batch)
-    fused_loss = model.spec.use_liger_kernel
     with model.training() as packed:
-        settings = StepSettings(
-            translator.base.pad_id,
-            train.max_tokens_per_microbatch,
-            fused_loss=fused_loss,
-            packed=packed,
-            kl_penalty=penalty,
-        )
+        settings = step_settings(translator, train, penalty, packed=packed)
         train_step(model.model, optimizer, dataset, batches[-1], settings, seed=1)
         start = time.perf_counter()
         for batch in chosen:

@@ -32,6 +32,7 @@ from roundtrip.recipe.plan import (
     num_steps,
     phases,
 )
+from roundtrip.recipe.schema import Train
 from roundtrip.runtime import memory
 from roundtrip.runtime.atomic_io import read_rows, write_json, write_rows
 from roundtrip.runtime.event_log import ProgressHandle
@@ -148,7 +149,8 @@ class Trainer:
         name = phase.direction.name
         translator = self.context.translators[name]
         all_rows, fitting = self._build_rows(phase, phase_examples)
-        dataset, penalty = all_rows.select(fitting), self._kl_penalty(translator, phase_examples, fitting)
+        dataset, targets = all_rows.select(fitting), [phase_examples.examples[i].target for i in fitting]
+        penalty = kl_penalty(translator, targets, self.recipe.train.kl_weight)
         batches = [
             rows
             for epoch in range(phase.epochs)
@@ -164,14 +166,7 @@ class Trainer:
             for following in self.phases[phase.number + 1 : phase.number + 2]:
                 if following.round:
                     self.synthesizer.encode_ahead(following, self.state)
-            settings = StepSettings(
-                pad_id=translator.base.pad_id,
-                max_tokens_per_microbatch=self.recipe.train.max_tokens_per_microbatch,
-                fused_loss=model.spec.use_liger_kernel,
-                packed=packed,
-                kl_penalty=penalty,
-                processes=self.context.processes,
-            )
+            settings = step_settings(translator, self.recipe.train, penalty, packed=packed)
             num_pairs = len(self.context.corpora.train)
             yield PhaseJob(
                 phase=phase,
@@ -273,16 +268,6 @@ class Trainer:
             self.events.log("rows_left_out", stage=phase.stage, number=num_left_out)
         return rows, fitting
 
-    def _kl_penalty(
-        self, translator: Translator, phase_examples: PhaseExamples, fitting: Sequence[int]
-    ) -> KLPenalty | None:
-        """Return the penalty for the distance to the base on the target text, where the recipe asks for one."""
-        if not self.recipe.train.kl_weight:
-            return None
-        rows = translator.template.plain_rows([example.target for example in phase_examples.examples])
-        dataset = TokenDataset.of(rows, translator.base.device).select(fitting)
-        return KLPenalty(dataset, self.recipe.train.kl_weight)
-
     def _record_nonfinite(self, job: PhaseJob, rows: Sequence[int], result: StepResult) -> None:
         """Count a step without effect, record its rows, and end the run where there are too many."""
         phase, name, folder = job.phase, job.phase.direction.name, self.context.run.nonfinite_steps
@@ -331,3 +316,22 @@ class Trainer:
     def score_test_set(self) -> None:
         """Score every kept stage on test, then write `metrics.json` and show the table."""
         self.selection.score_test_set(self.state)
+
+
+def kl_penalty(translator: Translator, targets: Sequence[str], weight: float) -> KLPenalty | None:
+    """Return the penalty for the distance to the base on the targets of the rows that train; None at weight 0."""
+    if not weight:
+        return None
+    return KLPenalty(TokenDataset.of(translator.template.plain_rows(targets), translator.base.device), weight)
+
+
+def step_settings(translator: Translator, train: Train, penalty: KLPenalty | None, *, packed: bool) -> StepSettings:
+    """Return how a direction takes its steps."""
+    return StepSettings(
+        pad_id=translator.base.pad_id,
+        max_tokens_per_microbatch=train.max_tokens_per_microbatch,
+        fused_loss=translator.direction_model.spec.use_liger_kernel,
+        packed=packed,
+        kl_penalty=penalty,
+        processes=translator.processes,
+    )
