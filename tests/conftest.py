@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+import os
 import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
+
+if "PYTEST_XDIST_WORKER" in os.environ:  # one thread for each of the processes, and for the commands that they start
+    os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 import pytest
 import torch
@@ -70,6 +74,12 @@ def bpe(lines: list[str], vocab_size: int = 600) -> Tokenizer:
 def wrap(tokenizer: Tokenizer, **settings: Any) -> PreTrainedTokenizerFast:
     defaults = {"eos_token": "<|im_end|>", "pad_token": "<|pad|>", "chat_template": CHATML}
     return PreTrainedTokenizerFast(tokenizer_object=tokenizer, **(defaults | settings))
+
+
+def pytest_xdist_auto_num_workers(config: pytest.Config) -> int:
+    """Return how many processes share the tests: none where single files or tests are named."""
+    named = [argument.split("::")[0] for argument in config.args]
+    return 0 if all(name.endswith(".py") for name in named) else min(4, os.cpu_count() or 1)
 
 
 @pytest.fixture(scope="session", autouse=True)
