@@ -38,7 +38,7 @@ def build_models(layers: int, device: torch.device) -> tuple[Any, Any]:
         vocab_size=2000, hidden_size=256, intermediate_size=512, num_hidden_layers=layers, num_attention_heads=4
     )
     model = LlamaForCausalLM(config).to(device).requires_grad_(False)
-    merged_copy = base_model.merged_copy_of(model)
+    merged_copy = base_model.merged_copy_of(model, next(model.parameters()).device)
     # torch.compile cannot trace weights in the layout of oneDNN.
     prepacked_linear.restore_linear(merged_copy)
     peft_model = adapters.add_adapters(model, dict.fromkeys(NAMES, Adapter(rank=8)), 1)

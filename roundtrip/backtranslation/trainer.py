@@ -19,7 +19,6 @@ from roundtrip.backtranslation.token_rows import build_token_rows, fitting_rows
 from roundtrip.engine.kl_penalty import KLPenalty
 from roundtrip.engine.train_step import StepResult, StepSettings, train_step
 from roundtrip.engine.translator import Translator
-from roundtrip.models import attention
 from roundtrip.models.optimizer import Optimizer
 from roundtrip.recipe.plan import (
     PRETRAIN,
@@ -159,9 +158,10 @@ class Trainer:
             )
         ]
         model, text = translator.direction_model, f"{phase.stage}: training {name}"
-        with model.training() as packed, self.events.task("training", text, len(batches)) as progress:
-            if not packed and attention.candidates(model.spec.attention, model.base.device)[0] in attention.READ_BOUNDS:
-                self.events.say("  rows are padded: in this model packed rows would see each other")
+        reasons: list[str] = []
+        with model.training(reasons.append) as packed, self.events.task("training", text, len(batches)) as progress:
+            if reasons:
+                self.events.say(f"  rows are {'packed' if packed else 'padded'}: {'; '.join(reasons)}")
             progress.advance(self.state.step)
             for following in self.phases[phase.number + 1 : phase.number + 2]:
                 if following.round:

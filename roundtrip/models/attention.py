@@ -34,7 +34,7 @@ def candidates(name: str, device: torch.device) -> tuple[str, ...]:
     """Return the attentions for training by their names in a recipe, the best first; the last takes padded rows."""
     if name != "auto":
         return (name,)
-    return (VARLEN, "eager") if device.type == "cpu" else ("sdpa",)
+    return (VARLEN, "eager") if device.type == "cpu" else (VARLEN, "flash_attention_2", "sdpa")
 
 
 def choose(model: Any, name: str) -> None:
@@ -47,9 +47,13 @@ def choose(model: Any, name: str) -> None:
         if model.config._attn_implementation != inner:
             raise ValueError("this model cannot change its attention once it is loaded")
     except (ValueError, ImportError) as error:
-        raise ModelError(
-            f"attention '{name}': {first_line(error)}", place="model.attention", cure="use 'auto', 'sdpa' or 'eager'"
-        ) from error
+        raise unusable(name, error) from error
+
+
+def unusable(name: str, error: Exception) -> ModelError:
+    """Return the error of an attention that the recipe names and this model or machine does not support."""
+    problem = f"attention '{name}' cannot be used with this model: {first_line(error)}"
+    return ModelError(problem, place="model.attention", cure="use 'auto', 'sdpa' or 'eager'")
 
 
 @contextmanager
@@ -133,6 +137,9 @@ def varlen(
         if attention_mask.ndim:
             raise ValueError(f"'{VARLEN}' takes packed rows by their bounds, and this model masks them otherwise")
         window = int(attention_mask)
+    if query_1HND.device.type == "cuda":
+        heads = tuple(tensor[0].transpose(0, 1) for tensor in (query_1HND, key_1KND, value_1KND))
+        return _flash_varlen(module, heads, (bounds, longest), window, settings), None
     num_heads, num_tokens, size = query_1HND.shape[1:]
     num_rows, num_keys = len(bounds) - 1, key_1KND.shape[1]
     token_N = torch.arange(num_tokens, device=bounds.device)
@@ -159,6 +166,49 @@ def varlen(
     mixed = torch.matmul(weight, value).view(num_rows, num_heads, longest, -1).transpose(1, 2)
     packed = mixed.reshape(num_rows * longest, -1).index_select(0, index_N)
     return packed.view(1, num_tokens, num_heads, -1), None
+
+
+def _flash_varlen(
+    module: nn.Module,
+    heads: tuple[torch.Tensor, torch.Tensor, torch.Tensor],
+    rows: tuple[torch.Tensor, int],
+    window: int | None,
+    settings: dict[str, Any],
+) -> torch.Tensor:
+    """Attend within packed rows by torch's own FlashAttention kernels (https://arxiv.org/abs/2307.08691).
+
+    Args:
+        heads: queries (N, H, D), keys and values (N, K, D), in float16 or bfloat16.
+        rows: the bounds of rows, int32, (B + 1,), and T.
+        window: how many tokens one attends to, itself included; None is all before it.
+
+    Returns: shape (1, N, H, D).
+
+    Raises:
+        ValueError: what these kernels do not compute; torch says itself which sizes of heads and which devices.
+    """
+    try:
+        from torch.nn.attention.varlen import varlen_attn
+    except ImportError as error:
+        raise ValueError(f"'{VARLEN}' on a GPU needs torch 2.10, this is {torch.__version__}") from error
+    if heads[0].dtype not in (torch.float16, torch.bfloat16):
+        raise ValueError(f"'{VARLEN}' on a GPU computes in float16 or bfloat16, not in {heads[0].dtype}")
+    if module.training and settings.get("dropout"):
+        raise ValueError(f"'{VARLEN}' on a GPU has no dropout of attention weights, and this model asks for it")
+    bounds, longest = rows
+    mixed_NHD = varlen_attn(
+        *heads,
+        bounds,
+        bounds,
+        longest,
+        longest,
+        scale=settings.get("scaling"),
+        # Before a token are window - 1 others; -1 is no limit.
+        window_size=(-1 if window is None else window - 1, 0),
+        enable_gqa=heads[0].shape[1] != heads[1].shape[1],
+    )
+    assert isinstance(mixed_NHD, torch.Tensor)
+    return mixed_NHD[None]
 
 
 def _hidden(size: int, window: int, device: torch.device) -> torch.Tensor:

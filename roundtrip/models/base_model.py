@@ -52,8 +52,11 @@ class LoadedModel:
         return next(self.model.parameters()).device
 
 
-def load(spec: Model, folder: Path) -> LoadedModel:
+def load(spec: Model, folder: Path, *, on_host: bool = False) -> LoadedModel:
     """Load the base of a recipe.
+
+    Args:
+        on_host: leave its weights in host memory, though the recipe names another device.
 
     Raises:
         SourceError, ModelError: it does not exist, cannot be read, or does not fit this machine.
@@ -76,7 +79,7 @@ def load(spec: Model, folder: Path) -> LoadedModel:
     num_embeddings = int(model.get_input_embeddings().weight.shape[0])
     _refuse_incomplete(spec, num_embeddings, tokenizer, report)
     model.requires_grad_(False).eval()
-    if not quantized:
+    if not (quantized or on_host):
         model.to(device)
     eos = model.generation_config.eos_token_id
     known = (i for i in (tokenizer.pad_token_id, tokenizer.eos_token_id) if i is not None)
@@ -209,11 +212,11 @@ def choose_dtype(name: str, device: torch.device) -> torch.dtype:
     return torch.bfloat16 if native else torch.float32
 
 
-def merged_copy_of(model: nn.Module) -> nn.Module:
+def merged_copy_of(model: nn.Module, device: torch.device) -> nn.Module:
     """Return a copy of a model to write merged weights into; it has to be made before adapters are added."""
     from transformers import GenerationConfig
 
-    merged_copy = copy.deepcopy(model)
+    merged_copy = copy.deepcopy(model).to(device)
     prepacked_linear.prepack(merged_copy)
     # Settings that the model's author ships (a temperature, a penalty) must not change the recipe's.
     merged_copy.generation_config = GenerationConfig()

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from functools import cache
@@ -12,11 +12,11 @@ from typing import Any
 import torch
 from torch import nn
 
-from roundtrip.models import adapters, attention, base_model, liger, pissa_olora, prepacked_linear
+from roundtrip.models import adapters, attention, base_model, dropout, liger, pissa_olora, prepacked_linear
 from roundtrip.models.base_model import LoadedModel
 from roundtrip.models.pissa_olora import ResidualBase
 from roundtrip.recipe.schema import Adapter, Model
-from roundtrip.runtime.errors import ModelError
+from roundtrip.runtime.errors import ModelError, first_line
 from roundtrip.tokens.batching import Batch, TokenDataset, collate, pack
 from roundtrip.tokens.prompt_template import TokenRow
 
@@ -58,12 +58,15 @@ class DirectionModel:
         return adapters.parameters(self.model, self.name)
 
     @contextmanager
-    def training(self) -> Iterator[bool]:
+    def training(self, on_fallback: Callable[[str], None] = lambda message: None) -> Iterator[bool]:
         """Make this direction's parameters alone trainable, in train mode; yields whether rows are packed.
 
         They are where an attention of the model reads their bounds; a mask of all tokens by all would cost more.
+
+        Args:
+            on_fallback: is told which attention is not used, and why, where `auto` has to take another.
         """
-        is_packed = self._choose_attention()
+        is_packed = self._choose_attention(on_fallback)
         if self.trains_all_weights:
             self.model.requires_grad_(True).train()
         else:
@@ -73,22 +76,27 @@ class DirectionModel:
         finally:
             adapters.freeze(self.model)
 
-    def _choose_attention(self) -> bool:
+    def _choose_attention(self, on_fallback: Callable[[str], None]) -> bool:
         """Choose the best attention for packed rows, else that for padded ones; return whether rows are packed."""
         _choose_padded(self.base.model, self.spec)
         names = attention.candidates(self.spec.attention, self.base.device)
         reads_bounds = [name for name in names if name in attention.READ_BOUNDS]
         probe = TokenDataset.of([_PROBE], self.base.device)
-        alone = self._logits(collate(probe, [0], self.base.pad_id)) if reads_bounds else None
+        alone: torch.Tensor | None = None
         for name in reads_bounds:
+            reason = "in this model packed rows would see each other"
             try:
+                if alone is None:
+                    alone = self._logits(collate(probe, [0], self.base.pad_id))
                 attention.choose(self.base.model, name)
                 if self._keeps_rows_apart(alone):
                     return True
-            except Exception:
+            except Exception as error:
                 # On an attention that it was not made for a model may fail in any way; the next one is tried.
                 if self.spec.attention != "auto":
-                    raise
+                    raise attention.unusable(name, error) from error
+                reason = first_line(error)
+            on_fallback(f"attention '{name}' is not used: {reason}")
         _choose_padded(self.base.model, self.spec)
         return False
 
@@ -98,14 +106,16 @@ class DirectionModel:
         for first in ([1, 2, 3, 4], [4, 3, 2, 1]):
             rows = TokenDataset.of([TokenRow(first, 1), _PROBE], self.base.device)
             packed.append(self._logits(pack(rows, [0, 1]))[len(first) :])
+        # Some kernels have no dropout of attention weights, and refuse it in train mode only.
+        self._logits(pack(rows, [0, 1]), train=True)
         is_close = (packed[0] - alone).abs().max() <= _ROUNDING * alone.abs().max()
         return bool(torch.equal(*packed) and is_close)
 
     @torch.no_grad()
-    def _logits(self, batch: Batch) -> torch.Tensor:
-        """Return the logits of the first row of a batch, without dropout."""
+    def _logits(self, batch: Batch, *, train: bool = False) -> torch.Tensor:
+        """Return the logits of the first row of a batch, without dropout unless in train mode."""
         training = self.model.training
-        self.model.eval()
+        self.model.train(train)
         logits_TV: torch.Tensor = self.model(input_ids=batch.ids_BT, use_cache=False, **batch.inputs).logits[0]
         self.model.train(training)
         return logits_TV
@@ -205,8 +215,12 @@ def load(
     directions: dict[str, DirectionModel] = {}
     for names in [list(models)] if one_base else [[name] for name in models]:
         name, spec = names[0], models[names[0]]
-        loaded = base_model.load(spec, folder)
+        # PEFT computes DoRA's norms on the GPU, layer by layer, only while the base is in host memory.
+        on_host = any(settings[name].ephemeral_gpu_offload for name in names)
+        loaded = base_model.load(spec, folder, on_host=on_host)
         if settings[name].method == "full":
+            if settings[name].dropout:
+                dropout.add_dropout(loaded.model, settings[name].dropout)
             directions[name] = DirectionModel(name, spec, settings[name], loaded, loaded.model, None)
         else:
             chosen = {name: settings[name] for name in names}
@@ -238,10 +252,13 @@ def _with_adapters(
     residual_folder: Path | None,
 ) -> dict[str, DirectionModel]:
     # A quantized base has no weights that a sum could be written into: it generates through the adapter.
-    merged_copy = base_model.merged_copy_of(loaded.model) if spec.quantize == "none" else None
+    device = base_model.choose_device(spec.device)
+    merged_copy = base_model.merged_copy_of(loaded.model, device) if spec.quantize == "none" else None
     subtracting = [name for name, adapter in settings.items() if adapter.method in pissa_olora.METHODS]
     before = pissa_olora.linear_weights(loaded.model) if subtracting else {}
     model = adapters.add_adapters(loaded.model, settings, seed)
+    if spec.quantize == "none":
+        model.to(device)
     residual: dict[str, ResidualBase] = {}
     for name in subtracting:
         path = residual_folder / f"{name}-start.safetensors" if residual_folder else None

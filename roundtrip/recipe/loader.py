@@ -183,7 +183,7 @@ def _unused_adapter_keys(data: dict[str, Any], recipe: Recipe) -> list[str]:
         f"{section}.{key}: has no effect where all weights are trained (adapter.method = 'full')"
         for section, keys in tables.items()
         for key in Adapter.model_fields
-        if key in keys and key != "method"
+        if key in keys and key not in {"method", "dropout"}
     ]
 
 

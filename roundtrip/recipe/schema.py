@@ -96,7 +96,8 @@ class Model(Section):
     device: str = "auto"
     """`cpu`, `cuda`, `cuda:0`, ...; `auto` takes CUDA where there is a GPU."""
     attention: Literal["auto", "varlen", "eager", "sdpa", "flash_attention_2"] = "auto"
-    """Attention kernel in training; `auto` is `varlen` on a CPU and `sdpa` on a GPU."""
+    """Attention kernel in training. `varlen` packs rows, on a GPU by torch's own FlashAttention kernels. `auto` takes
+    the first that works of `varlen`, `flash_attention_2` (GPU), and padded rows by `sdpa` (GPU) or `eager` (CPU)."""
     use_liger_kernel: bool = False
     """Use Liger's fused kernels in training (GPU only)."""
     gradient_checkpointing: bool = False
@@ -183,7 +184,8 @@ class Adapter(Section):
     alpha: Annotated[float, Field(gt=0)] = 32.0
     """The update is scaled by `alpha / rank`, for `rslora` and `rsdora` by `alpha / sqrt(rank)`."""
     dropout: Share = 0.0
-    """Dropout of the adapter's input in training."""
+    """Dropout in training: of the adapter's input; with `full` of embeddings, attention weights, and what each block
+    adds to the residual stream."""
     targets: str | tuple[str, ...] = "all-linear"
     """Adapted layers: `all-linear`, a list of names, or a regular expression for their full paths."""
     init: str | None = None
@@ -191,7 +193,8 @@ class Adapter(Section):
     loraplus_lr_ratio: Annotated[float, Field(ge=1.0)] = 1.0
     """LoRA+: learning rate of the B matrices as a multiple of `train.lr`; 16 is usual."""
     ephemeral_gpu_offload: bool = False
-    """Initialize DoRA of a model in CPU memory on the GPU, which is faster."""
+    """DoRA: load the base into host memory, compute its norms layer by layer on the GPU, and move the base there
+    afterwards: less GPU memory while the adapters are made."""
 
 
 class Train(Section):

@@ -202,6 +202,8 @@ def _adapter_problems(recipe: Recipe, adapter: Adapter, model: Model) -> Iterato
         yield f"adapter.init: {method} starts from a part of the base, not from an earlier adapter"
     if adapter.ephemeral_gpu_offload and not is_dora:
         yield "adapter.ephemeral_gpu_offload: has an effect on DoRA only; use method 'dora'"
+    if adapter.ephemeral_gpu_offload and quantized:
+        yield "adapter.ephemeral_gpu_offload: a quantized base is never in host memory; leave it out"
     if is_dora and model.quantize == "8bit":
         yield f"{method} reads the weights of the base, which 8 bits do not give back; use model.quantize = '4bit'"
     adapts_head = "lm_head" in str(adapter.targets)

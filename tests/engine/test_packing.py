@@ -113,7 +113,7 @@ def test_a_run_with_packed_rows_learns_what_padded_rows_teach(
     monkeypatch.setattr(stepping, "pack", spy)
     losses = {}
     for how in ("padded", "packed"):
-        monkeypatch.setattr(DirectionModel, "_choose_attention", choose if how == "packed" else lambda self: False)
+        monkeypatch.setattr(DirectionModel, "_choose_attention", choose if how == "packed" else lambda *_: False)
         go(path, tmp_path / how)
         events = map(json.loads, (tmp_path / how / "events.jsonl").read_text().splitlines())
         losses[how] = [event["loss"] for event in events if event["event"] == "step"]
@@ -134,7 +134,7 @@ def test_a_model_whose_rows_see_each_other_is_not_packed(
     monkeypatch.setattr(LlamaForCausalLM, "forward", blind)
     monkeypatch.setattr(DirectionModel, "_keeps_rows_apart", lambda self, alone: False)
     shown = go(write_recipe(), tmp_path / "run", overrides=("rounds.count=0",))
-    assert "rows are padded: in this model packed rows would see each other" in shown
+    assert "rows are padded: attention 'varlen' is not used: in this model packed rows would see each other" in shown
 
 
 @pytest.mark.gpu

@@ -252,7 +252,7 @@ def test_schedules(schedule: Any, middle: float, end: float) -> None:
 
 @pytest.mark.parametrize("name", NAMES)
 def test_merged_scratch_is_the_adapter(two: Any, model_folder: Path, name: str) -> None:
-    merged_copy = base_model.merged_copy_of(AutoModelForCausalLM.from_pretrained(model_folder))
+    merged_copy = base_model.merged_copy_of(AutoModelForCausalLM.from_pretrained(model_folder), torch.device("cpu"))
     batch = batch_of(rows(5), pad_id=3)
     with torch.no_grad():
         for chosen in (name, NAMES[0], name):
@@ -339,7 +339,7 @@ def test_layers_that_cannot_be_merged_are_refused() -> None:
 
 def test_gpt2_layers_are_merged_transposed() -> None:
     model = _gpt2().eval()
-    merged_copy = base_model.merged_copy_of(model)
+    merged_copy = base_model.merged_copy_of(model, torch.device("cpu"))
     two = adapters.add_adapters(model, dict.fromkeys(NAMES, Adapter(rank=2, targets=("c_attn",))), 1)
     for parameter in adapters.parameters(two, "en-es").values():
         torch.nn.init.normal_(parameter, std=0.1)

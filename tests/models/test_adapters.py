@@ -11,13 +11,15 @@ import pytest
 import torch
 from peft import PeftModel
 from peft.tuners.lora import LoraLayer
+from peft.tuners.lora.dora import DoraLinearLayer
 from safetensors.torch import save_file
+from torch.overrides import TorchFunctionMode
 from transformers import AutoModelForCausalLM
 
-from roundtrip.models import adapters, base_model, pissa_olora
+from roundtrip.models import adapters, base_model, direction_model, pissa_olora
 from roundtrip.models.optimizer import Optimizer, lr_factor
 from roundtrip.models.pissa_olora import ResidualBase
-from roundtrip.recipe.schema import Adapter, Train
+from roundtrip.recipe.schema import Adapter, Model, Train
 from roundtrip.runtime.errors import ModelError
 
 METHODS = [name for name in get_args(Adapter.model_fields["method"].annotation) if name != "full"]
@@ -220,6 +222,38 @@ def test_offloading_without_a_gpu_is_refused(model_folder: Path) -> None:
         adapted(model_folder, method="dora", ephemeral_gpu_offload=True)
     for_use = adapters.as_exported(Adapter(method="dora", ephemeral_gpu_offload=True))
     assert adapters.add_adapters(fresh(model_folder), {"en-es": for_use}, 1), "what was trained with it is used without"
+
+
+class OneDevice(TorchFunctionMode):
+    """Tensors that are sent to a GPU stay where they are: PEFT names the device itself."""
+
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        if func is torch.Tensor.to and "cuda" in args:
+            return args[0]
+        return func(*args, **(kwargs or {}))
+
+
+@pytest.mark.parametrize("offload", [False, True])
+def test_offloading_makes_adapters_while_the_base_is_in_host_memory(
+    model_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, offload: bool
+) -> None:
+    """The device "meta" stands for the GPU here."""
+    devices: list[str] = []
+    original = DoraLinearLayer.update_layer
+
+    def spy(self: Any, *, base_layer: Any, **arguments: Any) -> None:
+        devices.append(base_layer.weight.device.type)
+        original(self, base_layer=base_layer, **arguments)
+
+    monkeypatch.setattr(DoraLinearLayer, "update_layer", spy)
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    spec = Model(path=str(model_folder), dtype="float32", device="meta")
+    settings = Adapter(method="dora", rank=2, ephemeral_gpu_offload=offload)
+    with OneDevice():
+        loaded = direction_model.load({"en-es": spec}, {"en-es": settings}, tmp_path, one_base=True, seed=1)["en-es"]
+    assert devices == ["cpu" if offload else "meta"] * 14
+    for part in (loaded.model, loaded.merged_copy):
+        assert part is not None and {parameter.device.type for parameter in part.parameters()} == {"meta"}
 
 
 def test_an_adapter_starts_from_an_earlier_one(model_folder: Path, tmp_path: Path) -> None:

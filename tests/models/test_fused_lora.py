@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import itertools
 from pathlib import Path
 from typing import Any
 
@@ -188,7 +189,7 @@ def test_a_machine_without_the_operation_keeps_plain_layers(monkeypatch: pytest.
 
 def test_the_scratch_copy_is_packed_and_what_is_merged_is_plain(model_folder: Path) -> None:
     model = fresh(model_folder)
-    merged_copy: Any = bases.merged_copy_of(model)
+    merged_copy: Any = bases.merged_copy_of(model, torch.device("cpu"))
     one = adapters.add_adapters(model, {"en-es": Adapter(rank=4)}, 1)
     for parameter in adapters.parameters(one, "en-es").values():
         nn.init.normal_(parameter, std=0.3, generator=torch.Generator().manual_seed(2))
@@ -241,6 +242,80 @@ def test_decoding_takes_our_attention_for_sdpa_alone_and_puts_it_back(monkeypatc
     assert shares, "a batch of prompts of many lengths decodes by it"
 
 
+def plain_varlen(
+    query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, *rows: Any, **settings: Any
+) -> torch.Tensor:
+    """Compute what the documentation of torch's `varlen_attn` says, row by row."""
+    bounds, same_bounds, longest, same_longest = rows
+    assert same_bounds is bounds and bounds.dtype == torch.int32 and same_longest == longest
+    assert query.shape[1] == key.shape[1] or settings["enable_gqa"]
+    left, right = settings["window_size"]
+    assert right == 0, "causal"
+    parts = []
+    for start, end in itertools.pairwise(bounds.tolist()):
+        assert end - start <= longest
+        back = torch.arange(end - start)[:, None] - torch.arange(end - start)
+        seen = (back >= 0) & ((back <= left) if left >= 0 else True)
+        heads = (tensor[start:end].transpose(0, 1)[None].float() for tensor in (query, key, value))
+        mixed = nn.functional.scaled_dot_product_attention(
+            *heads, attn_mask=seen, scale=settings["scale"], enable_gqa=settings["enable_gqa"]
+        )
+        parts.append(mixed[0].transpose(0, 1))
+    return torch.cat(parts).to(query.dtype)
+
+
+@pytest.mark.parametrize("window", [None, 1, 3])
+@pytest.mark.parametrize("heads", [(4, 4), (4, 2)])
+def test_packed_rows_on_a_gpu_give_torch_the_rows_that_ours_computes(
+    heads: tuple[int, int], window: int | None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("torch.nn.attention.varlen.varlen_attn", plain_varlen)
+    generator = torch.Generator().manual_seed(1)
+    tensors = [
+        torch.randn(1, number, 9, 8, generator=generator).bfloat16() for number in (heads[0], heads[1], heads[1])
+    ]
+    bounds = torch.tensor([0, 4, 5, 9], dtype=torch.int32)
+    module = nn.Module().eval()
+    expected, _ = attention.varlen(
+        module, *tensors, None, scaling=0.3, cu_seq_lens_q=bounds, max_length_q=4, sliding_window=window
+    )
+    packed = tuple(tensor[0].transpose(0, 1) for tensor in tensors)
+    found = attention._flash_varlen(module, packed, (bounds, 4), window, {"scaling": 0.3, "dropout": 0.5})  # type: ignore[arg-type]
+    assert found.shape == expected.shape == (1, 9, heads[0], 8)
+    assert (found - expected).abs().max() < 0.02
+
+
+def test_what_the_kernels_of_a_gpu_do_not_compute_is_refused() -> None:
+    some: Any = tuple(torch.zeros(3, 2, 4) for _ in range(3))
+    rows: Any = (torch.tensor([0, 3], dtype=torch.int32), 3)
+    with pytest.raises(ValueError, match="in float16 or bfloat16, not in torch.float32"):
+        attention._flash_varlen(nn.Module(), some, rows, None, {})
+    half: Any = tuple(tensor.bfloat16() for tensor in some)
+    with pytest.raises(ValueError, match="no dropout of attention weights"):
+        attention._flash_varlen(nn.Module().train(), half, rows, None, {"dropout": 0.1})
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("kind", ["RoPE, tied head", "sliding window"])
+def test_packed_rows_on_a_gpu_are_padded_ones(kind: str) -> None:
+    """Gradients of packed rows by torch's FlashAttention kernels are those of padded rows by sdpa."""
+    table = TokenDataset.of(
+        [TokenRow([5 + place % 90 for place in range(size)], size // 2) for size in (40, 7, 30)], "cuda"
+    )
+    results = []
+    for name in ("sdpa", "varlen"):
+        model = model_of(kind).to("cuda", torch.bfloat16).requires_grad_(True)
+        attention.choose(model, name)
+        batch = pack(table, range(3)) if name == "varlen" else collate(table, range(3), 0)
+        loss = loss_sum(model, batch)
+        loss.backward()
+        results.append((float(loss.detach()), [parameter.grad for parameter in model.parameters()]))
+    (padded, expected), (packed, found) = results
+    assert packed == pytest.approx(padded, rel=2e-2)
+    for one, other in zip(found, expected, strict=True):
+        assert (one - other).abs().mean() <= 2e-2 * other.abs().max()
+
+
 def test_an_attention_that_a_model_cannot_have_is_refused() -> None:
     model = model_of("RoPE, tied head")
     model.config.attention_chunk_size = 8
@@ -290,8 +365,8 @@ def test_a_model_that_fails_on_varlen_trains_padded_and_the_run_says_so(
     AttentionInterface.register(attention._REGISTERED["varlen"], broken)
     try:
         shown = go(write_recipe(), tmp_path / "run")
-        assert "in this model packed rows would see each other" in shown
-        with pytest.raises(TypeError):
+        assert "rows are padded: attention 'varlen' is not used: 'NoneType' object is not subscriptable" in shown
+        with pytest.raises(ModelError, match="cannot be used with this model: 'NoneType'"):
             go(write_recipe(), tmp_path / "asked", overrides=("model.attention=varlen",))
     finally:
         AttentionInterface.register(attention._REGISTERED["varlen"], attention.varlen)

@@ -1,4 +1,4 @@
-"""The losses of a small run are those that were recorded; recording refuses what is not committed."""
+"""The losses of two small runs are those that were recorded; recording refuses what is not committed."""
 
 from __future__ import annotations
 
@@ -9,19 +9,20 @@ from pathlib import Path
 import pytest
 
 from roundtrip.runtime.errors import RunError
-from tests.tools.golden import PATH, TOLERANCE, environment, losses, refuse_dirty
+from tests.tools.golden import PATH, RUNS, TOLERANCE, environment, losses, refuse_dirty
 
 
-def test_losses_are_the_recorded_ones(tmp_path: Path) -> None:
+@pytest.mark.parametrize("name", RUNS)
+def test_losses_are_the_recorded_ones(tmp_path: Path, name: str) -> None:
     recorded = json.loads(PATH.read_text())
-    found = losses(tmp_path)
-    for one, other in zip(found, recorded["steps"], strict=True):
+    found = losses(tmp_path, name)
+    for one, other in zip(found, recorded[name], strict=True):
         for key in ("direction", "step", "labels", "tokens"):
             assert one[key] == other[key], "the same rows in the same order"
         for key in ("loss", "grad_norm"):
             assert one[key] == pytest.approx(other[key], rel=TOLERANCE), (one["direction"], one["step"], key)
     if recorded["environment"] == environment():
-        assert found == recorded["steps"], "to the last bit where versions and processor are the same"
+        assert found == recorded[name], "to the last bit where versions and processor are the same"
 
 
 def test_recording_refuses_a_tree_with_changes(tmp_path: Path) -> None:

@@ -1,4 +1,4 @@
-"""The recorded losses of a small run, with the environment that they were recorded in.
+"""The recorded losses of two small runs, with the environment that they were recorded in.
 
     python -m tests.tools.golden
 
@@ -25,6 +25,11 @@ from tests import ROOT
 PATH = ROOT / "tests" / "golden" / "losses.json"
 # Relative, on another machine or version; between AVX2 and AVX-512 the difference is less than a tenth of it.
 TOLERANCE = 1e-3
+# The runs by name, as changes of the recipe of the tests.
+RUNS: dict[str, tuple[tuple[str, str], ...]] = {
+    "steps": (),
+    "full, dropout": (("[model]\n", "[model]\nshared = false\n"), ("rank = 4\n", 'method = "full"\n')),
+}
 STEPS = ("direction", "step", "loss", "grad_norm", "labels", "tokens")
 
 
@@ -37,17 +42,21 @@ def environment() -> dict[str, Any]:
     return kept | {"processor": kind, "threads": 1}
 
 
-def losses(folder: Path) -> list[dict[str, Any]]:
-    """Run the small recipe of the tests in a folder, on one thread, and return its steps."""
+def losses(folder: Path, name: str) -> list[dict[str, Any]]:
+    """Run the small recipe of the tests in a folder, as one of `RUNS`, on one thread, and return its steps."""
     from tests.conftest import RECIPE, save_model, toy_pairs
     from tests.runs import go
 
+    text = RECIPE.format(model=folder / "model")
+    for old, new in RUNS[name]:
+        assert old in text
+        text = text.replace(old, new)
     before = torch.get_num_threads()
     torch.set_num_threads(1)
     try:
         save_model(folder / "model")
         (folder / "toy.tsv").write_text("".join(f"{en}\t{es}\n" for en, es in toy_pairs()), encoding="utf-8")
-        (folder / "small.toml").write_text(RECIPE.format(model=folder / "model"), encoding="utf-8")
+        (folder / "small.toml").write_text(text, encoding="utf-8")
         go(folder / "small.toml", folder / "run")
     finally:
         torch.set_num_threads(before)
@@ -74,11 +83,13 @@ def refuse_dirty(root: Path) -> str:
 
 def main() -> None:
     commit = refuse_dirty(ROOT)
-    with tempfile.TemporaryDirectory() as folder:
-        document = {"commit": commit, "environment": environment(), "steps": losses(Path(folder))}
+    document: dict[str, Any] = {"commit": commit, "environment": environment()}
+    for name in RUNS:
+        with tempfile.TemporaryDirectory() as folder:
+            document[name] = losses(Path(folder), name)
     PATH.parent.mkdir(exist_ok=True)
     PATH.write_text(json.dumps(document, indent=1) + "\n", encoding="utf-8")
-    print(f"{len(document['steps'])} steps of {commit[:12]} written to {PATH}")
+    print(f"{sum(len(document[name]) for name in RUNS)} steps of {commit[:12]} written to {PATH}")
 
 
 if __name__ == "__main__":
