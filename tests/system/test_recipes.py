@@ -62,8 +62,8 @@ def smaller_recipe(name: str, folder: Path, model_folder: Path) -> Path:
             data["rounds"]["count"] = 0
     else:
         model["path"] = str(model_folder)
-    if model.get("attention") == "flash_attention_2":
-        model |= {"attention": "auto", "use_liger_kernel": False}
+    if model.get("use_liger_kernel"):  # for a GPU
+        model |= {"use_liger_kernel": False}
         data["generate"] |= {"cuda_graphs": False}
     path = folder / f"{name}.toml"
     path.write_text(toml(data), encoding="utf-8")
