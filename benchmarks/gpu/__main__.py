@@ -1,6 +1,6 @@
 """python -m benchmarks.gpu: everything that only a GPU can tell, in at most eight minutes on one card.
 
-It needs this tree with torch, transformers, peft and accelerate, and no network: models have real shapes and random
+It needs this tree with its dependencies, and no network: models have real shapes and random
 weights, the tokenizer is trained on generated text. Packages that are missing (Liger, FlashAttention, bitsandbytes) are
 skipped aloud; so is what fails, what does not fit into memory, and what the time does not suffice for.
 
@@ -24,6 +24,7 @@ import time
 from collections.abc import Callable, Sequence
 from contextlib import suppress
 from functools import partial
+from importlib import metadata
 from pathlib import Path
 from typing import Any
 
@@ -66,6 +67,17 @@ def commit() -> str | None:
     return done.stdout.strip() or None
 
 
+def packages() -> dict[str, str | None]:
+    """Return the versions of CUDA and of packages that rungs depend on; None for those that are not installed."""
+    found: dict[str, str | None] = {"cuda": torch.version.cuda}
+    for name in ("accelerate", "triton", "liger-kernel", "flash-attn", "bitsandbytes"):
+        try:
+            found[name] = metadata.version(name)
+        except metadata.PackageNotFoundError:
+            found[name] = None
+    return found
+
+
 def run_part(name: str, part: Part) -> None:
     """Measure one part and keep what is not the failure of a single rung."""
     module = importlib.import_module(f"benchmarks.gpu.{name}")
@@ -76,7 +88,10 @@ def run_part(name: str, part: Part) -> None:
         module.measure_part(part)
         return {}
 
-    part.document |= measure.attempt(measured)
+    failure = measure.attempt(measured)
+    if failure:
+        part.report(f"  {name}: {measure.describe(failure)}")
+    part.document |= failure
     part.document["seconds"] = time.perf_counter() - start
     part.save()
     # For the next part, and for the tests, which run in a process of their own.
@@ -104,6 +119,7 @@ def run_parts(names: Sequence[str], asked: argparse.Namespace, report: Callable[
         path = asked.out / f"gpu-{name}-{device_name(device)}.json"
         document = common.provenance("gpu", device) | {
             "commit": commit(),
+            "packages": packages(),
             "part": name,
             "shapes": asked.shapes,
             "peaks": peaks,

@@ -157,7 +157,7 @@ def differences(made: Path, expected: Path) -> Figures:
     return {
         "steps_equal": len(losses) == len(other_losses),
         "token_rows_equal": metrics["token_rows"] == other_metrics["token_rows"],
-        "synthetic_rows": len(others),
+        "rows": len(others),
         "equal_rows": sum(line == other for line, other in zip(lines, others, strict=False)) / max(1, len(others)),
         "largest_loss_difference": max((abs(a - b) / b for a, b in pairs), default=0.0),
     }

@@ -18,13 +18,12 @@ from benchmarks.gpu.shapes import Shape
 from roundtrip.models import adapters, base_model, prepacked_linear
 from roundtrip.recipe.schema import Adapter
 
-NUM_LAYERS = 4
 NUM_ROWS, LENGTH = 16, 128
 
 
 def build_models(shape: Shape, device: torch.device) -> tuple[Any, Any]:
     """Return a PEFT model with two adapters that change something, and a merged copy of its base."""
-    base = shapes.build_model(shape, device, num_hidden_layers=min(NUM_LAYERS, shape.num_layers))
+    base = shapes.build_model(shape, device, num_hidden_layers=shape.sizes.compiled_layers)
     merged_copy = base_model.merged_copy_of(base)
     # torch.compile cannot trace weights in the layout of oneDNN.
     prepacked_linear.restore_linear(merged_copy)
@@ -48,5 +47,6 @@ def measure_variant(part: Part, shape: Shape, title: str) -> Figures:
 def measure_part(part: Part) -> None:
     """Measure the first shape."""
     shape = part.shapes[0]
+    case = f"{shape.name}, layers: {shape.sizes.compiled_layers}"
     for title in compiled.TITLES:
-        part.rung(f"{shape.name}, {NUM_LAYERS} layers", title, partial(measure_variant, part, shape, title))
+        part.rung(case, title, partial(measure_variant, part, shape, title))

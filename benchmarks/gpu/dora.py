@@ -46,7 +46,7 @@ def measure_rung(device: torch.device, shape: Shape, adapter: Adapter, on_host: 
     length = shape.sizes.row_lengths[0]
     setup = Setup(shape, base, model, tables={length: shapes.random_rows(shape, length, device)})
     rung = Rung("", fused=True)
-    _, packed = setup.prepare(rung)
+    _, packed = setup.prepare(rung, length)
     seconds, peak = measure.seconds_and_peak(device, pass_of(setup, rung, setup.tables[length], packed))
     rate = sum(setup.tables[length].sizes) / seconds
     return figures | {"tokens_per_second": rate, "ms": 1000 * seconds, "peak_gib": peak}

@@ -70,8 +70,7 @@ def static_cache(model: Any, prompts: Sequence[Sequence[int]], num_new: int) -> 
     config = GenerationConfig(
         max_new_tokens=num_new, do_sample=False, pad_token_id=0, cache_implementation="static", **settings
     )
-    with torch.inference_mode():
-        ids_BS: torch.Tensor = model.generate(ids_BT, attention_mask=mask_BT, generation_config=config)
+    ids_BS: torch.Tensor = model.generate(ids_BT, attention_mask=mask_BT, generation_config=config)
     return ids_BS
 
 

@@ -9,6 +9,7 @@ import time
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
+from functools import cache
 from typing import Any
 
 import torch
@@ -101,9 +102,10 @@ def attempt(measure: Callable[[], Figures]) -> Figures:
         return measure()
     except Exception as error:
         figures = explain(error)
-    # After an error of the device itself every call fails, this one too.
-    with suppress(RuntimeError):
-        memory.free_after_failure()
+    if "failed" in figures:
+        # After an error of the device itself every call fails, this one too.
+        with suppress(RuntimeError):
+            memory.free_after_failure()
     return figures
 
 
@@ -126,13 +128,19 @@ def require(*packages: str) -> None:
 
 def describe(figures: Mapping[str, Any]) -> str:
     """Return figures in a line."""
-    return ", ".join(f"{name} {_short(value)}" for name, value in figures.items())
+    return ", ".join(f"{name} {cell(value)}" for name, value in figures.items())
 
 
-def _short(value: Any) -> str:
-    if isinstance(value, float):
-        return f"{value:,.0f}" if abs(value) >= 100 else f"{value:.3g}"
-    return " ".join(map(str, value)) if isinstance(value, list) else str(value)
+def cell(value: Any) -> str:
+    """Return a figure in a few characters."""
+    match value:
+        case None:
+            return "not known"
+        case float():
+            return f"{value:,.0f}" if abs(value) >= 100 else f"{value:.3g}"
+        case list():
+            return " ".join(map(cell, value))
+    return str(value)
 
 
 def median_seconds(call: Callable[[], Any], *, turns: int = 3, seconds: float = 4.0) -> float:
@@ -157,23 +165,12 @@ def seconds_and_peak(device: torch.device, call: Callable[[], Any], *, turns: in
     return seconds, memory.peak_bytes(device) / 2**30
 
 
-def num_launches(device: torch.device, call: Callable[[], Any]) -> int | None:
-    """Return how many kernels a call launches on a GPU."""
-    if device.type != "cuda":
-        return None
-    from torch.profiler import ProfilerActivity, profile
-
-    with profile(activities=[ProfilerActivity.CPU, ProfilerActivity.CUDA]) as profiler:
-        call()
-        torch.cuda.synchronize()
-    return sum(int(event.count) for event in profiler.key_averages() if "LaunchKernel" in event.key)
-
-
 def card_peaks(name: str) -> tuple[float, float] | None:
     """Return FLOP/s and bytes/s of a card by its data sheet; None for an unknown one."""
     return next(((flops, rate) for pattern, flops, rate in CARDS if re.search(pattern, name)), None)
 
 
+@cache
 def machine_peaks(device: torch.device, dtype: torch.dtype) -> dict[str, Any]:
     """Return what the machine can do at most: as measured in this process, and by the data sheet of its card."""
     peaks = card_peaks(common.processor()) if device.type == "cuda" else None
@@ -183,13 +180,19 @@ def machine_peaks(device: torch.device, dtype: torch.dtype) -> dict[str, Any]:
         "copy_bytes": copy_rate(device),
         "card_flops": peaks[0] if peaks else None,
         "card_bytes": peaks[1] if peaks else None,
+        "memory_gib": torch.cuda.get_device_properties(device).total_memory / 2**30 if device.type == "cuda" else None,
         "card": "by its data sheet" if peaks else "not known: shares are of the measured peaks only",
     }
 
 
 def copy_rate(device: torch.device) -> float:
-    """Return bytes/s of a copy on the device, read and written."""
-    size = 2**30 if device.type == "cuda" else 2**24
+    """Return bytes/s of copies on the device, read and written."""
+    size, times = (2**30, 10) if device.type == "cuda" else (2**24, 1)
     source = torch.zeros(size, dtype=torch.uint8, device=device)
     target = torch.empty_like(source)
-    return 2 * size / common.best({"": lambda: target.copy_(source)}, 5)[""]
+
+    def copies() -> None:
+        for _ in range(times):
+            target.copy_(source)
+
+    return 2 * size * times / common.best({"": copies}, 5)[""]

@@ -13,7 +13,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from benchmarks.gpu import measure, shapes
+from benchmarks.gpu import measure, profiling, shapes
 from benchmarks.gpu.measure import Figures, Part
 from benchmarks.gpu.shapes import Shape
 from benchmarks.gpu.training import DIRECTIONS, RANK
@@ -86,7 +86,7 @@ def measure_step(part: Part, model: Any, make: Callable[..., Step]) -> Figures:
     seconds, peak = measure.seconds_and_peak(part.device, step)
     return {
         "ms": 1000 * seconds,
-        "launches": measure.num_launches(part.device, step),
+        "launches": profiling.num_launches(part.device, step),
         "peak_gib": peak,
         "tensors": len(grads),
         "parameters": sum(grad.numel() for grad in grads),

@@ -38,6 +38,7 @@ class Sizes:
         row_batches: rows that are made at a time.
         round_lines: rows of a round.
         vocab_size, num_lines: of the tokenizer, and of its text.
+        compiled_layers: of the model that torch.compile is tried on.
     """
 
     row_lengths: tuple[int, ...] = (64, 256)
@@ -50,9 +51,10 @@ class Sizes:
     round_lines: int = 1024
     vocab_size: int = 16_000
     num_lines: int = 8192
+    compiled_layers: int = 4
 
 
-SMALL_SIZES = Sizes((8, 16), 128, 64, (2, 4), 6, 4, (2, 4), 8, 400, 200)
+SMALL_SIZES = Sizes((8, 16), 128, 64, (2, 4), 6, 4, (2, 4), 8, 400, 200, 1)
 
 
 @dataclass(frozen=True)

@@ -9,17 +9,16 @@ time and the card's peak by its data sheet, `of_gemm` over the peak of a matrix 
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from functools import partial
 from typing import Any
 
 import torch
 from peft.tuners.lora import Linear
-from torch.utils._python_dispatch import TorchDispatchMode
 
 from benchmarks import train
-from benchmarks.gpu import measure, shapes
+from benchmarks.gpu import measure, profiling, shapes
 from benchmarks.gpu.measure import Figures, Part, Unsupported
 from benchmarks.gpu.shapes import Shape
 from roundtrip import Optimizer, StepSettings, TokenDataset, train_step
@@ -79,7 +78,8 @@ class Setup:
     """A base with two adapters, and what was found out about it.
 
     Attributes:
-        best_attention: of packed rows, and its tokens/s.
+        best_attention: of packed rows, and its tokens/s, by their length.
+        tables: training rows by their length.
     """
 
     shape: Shape
@@ -87,7 +87,7 @@ class Setup:
     model: Any
     has_liger: bool = False
     has_checkpointing: bool = False
-    best_attention: tuple[str, float] | None = None
+    best_attention: dict[int, tuple[str, float]] = field(default_factory=dict)
     tables: dict[int, TokenDataset] = field(default_factory=dict)
 
     @classmethod
@@ -101,12 +101,13 @@ class Setup:
     def parameters(self) -> dict[str, torch.nn.Parameter]:
         return adapters.parameters(self.model, DIRECTIONS[0])
 
-    def prepare(self, rung: Rung) -> tuple[str, bool]:
+    def prepare(self, rung: Rung, length: int) -> tuple[str, bool]:
         """Let the model compute as a rung says; return the name of its attention, and whether rows are packed."""
         name, packed = rung.attention, rung.packed
         if name == BEST:
             # Where no attention takes packed rows the rung is measured with padded ones.
-            name, packed = (self.best_attention[0], True) if self.best_attention else (attention.GENERATING, False)
+            name, _ = self.best_attention.get(length, (attention.GENERATING, 0.0))
+            packed = length in self.best_attention
         attention.choose(self.base, name)
         if rung.use_liger and not self.has_liger:
             liger.apply_liger(self.base)
@@ -167,39 +168,20 @@ def flops(setup: Setup, table: TokenDataset, *, all_logits: bool) -> float:
     return float(products + 6 * shape.num_layers * shape.hidden_size * rows)
 
 
-class _Operators(TorchDispatchMode):
-    """Collects the names of operators."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.names: set[str] = set()
-
-    def __torch_dispatch__(self, operator: Any, types: Any, arguments: Any = (), settings: Any = None) -> Any:
-        self.names.add(str(operator))
-        return operator(*arguments, **(settings or {}))
-
-
-def attention_kernels(call: Callable[[], Any]) -> list[str]:
-    """Return the operators that compute attention in the forward passes of a call."""
-    with _Operators() as operators:
-        call()
-    return sorted(name for name in operators.names if "attn" in name or "attention" in name)
-
-
 def measure_rung(part: Part, setup: Setup, rung: Rung, length: int) -> Figures:
     """Return the figures of one rung on rows of one length."""
-    name, packed = setup.prepare(rung)
+    name, packed = setup.prepare(rung, length)
     table = setup.tables[length]
     few = table.select(range(4))
-    kernels = attention_kernels(pass_of(setup, rung, few, packed)) if not rung.whole_step else []
-    is_varlen = any(name in kernel for kernel in kernels for name in VARLEN_KERNELS)
+    operators = profiling.attention_operators(pass_of(setup, rung, few, packed)) if not rung.whole_step else []
+    is_varlen = any(name in operator for operator in operators for name in VARLEN_KERNELS)
     if part.on_gpu and rung.attention == attention.VARLEN and not is_varlen:
-        raise Unsupported(f"the package computes packed rows by {kernels}, not by torch.nn.attention.varlen")
+        raise Unsupported(f"the package computes packed rows by {operators}, not by torch.nn.attention.varlen")
     run = pass_of(setup, rung, table, packed)
     seconds, peak = measure.seconds_and_peak(part.device, run)
     tokens, peaks = sum(table.sizes), part.document["peaks"]
-    if packed and rung.attention != BEST and tokens / seconds > (setup.best_attention or ("", 0.0))[1]:
-        setup.best_attention = (rung.attention, tokens / seconds)
+    if packed and rung.attention != BEST and tokens / seconds > setup.best_attention.get(length, ("", 0.0))[1]:
+        setup.best_attention[length] = (rung.attention, tokens / seconds)
     needed = flops(setup, table, all_logits=False) / seconds
     every = flops(setup, table, all_logits=True) / seconds
     card = peaks["card_flops"]
@@ -211,33 +193,18 @@ def measure_rung(part: Part, setup: Setup, rung: Rung, length: int) -> Figures:
         "of_gemm": needed / peaks["gemm_flops"],
         "peak_gib": peak,
         "attention": name + (" (packed)" if packed else " (padded)"),
-        "kernels": kernels,
+        "operators": operators,
     }
 
 
 def profile_of(setup: Setup, device: torch.device, length: int) -> Figures:
-    """Return the operators that take most of a pass as the best rung computes it, in shares of its time."""
-    from torch.profiler import ProfilerActivity, profile
-
+    """Return what takes most of a pass as the best rung computes it."""
     rung = next(rung for rung in LADDER if rung.fused)
-    _, packed = setup.prepare(rung)
-    run = pass_of(setup, rung, setup.tables[length], packed)
-    on_gpu = device.type == "cuda"
-    activities = [ProfilerActivity.CPU, *([ProfilerActivity.CUDA] if on_gpu else [])]
-    with profile(activities=activities) as profiler:
-        run()
-        if on_gpu:
-            torch.cuda.synchronize()
-
-    def own_time(event: Any) -> float:
-        return float(event.self_device_time_total if on_gpu else event.self_cpu_time_total)
-
-    events = sorted(profiler.key_averages(), key=own_time, reverse=True)
-    total = sum(map(own_time, events)) or 1.0
-    return {event.key[:80]: own_time(event) / total for event in events[:12]}
+    _, packed = setup.prepare(rung, length)
+    return profiling.largest_kernels(device, pass_of(setup, rung, setup.tables[length], packed))
 
 
-def measure_part(part: Part, ladder: Sequence[Rung] = LADDER) -> None:
+def measure_part(part: Part) -> None:
     """Measure the ladder for each shape: a rung on rows of every length, then the next one."""
     part.document["formula"] = " ".join((__doc__ or "").partition("\n\n")[2].split())
     for shape in part.shapes:
@@ -245,7 +212,7 @@ def measure_part(part: Part, ladder: Sequence[Rung] = LADDER) -> None:
         if setup is None:
             continue
         lengths = shape.sizes.row_lengths
-        for rung in ladder:
+        for rung in LADDER:
             if rung.checkpointing:
                 # Before checkpointing, which cannot be undone, and once the rungs above have their figures.
                 profiled = partial(profile_of, setup, part.device, lengths[-1])
