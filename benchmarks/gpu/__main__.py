@@ -1,8 +1,9 @@
 """python -m benchmarks.gpu: everything that only a GPU can tell, in at most eight minutes on one card.
 
-It needs this tree with its dependencies, and no network: models have real shapes and random
-weights, the tokenizer is trained on generated text. Packages that are missing (Liger, FlashAttention, bitsandbytes) are
-skipped aloud; so is what fails, what does not fit into memory, and what the time does not suffice for.
+It needs this tree with its dependencies, and no network: models have real shapes and random weights, the tokenizer is
+trained on generated text. Packages that are missing (Liger, FlashAttention, bitsandbytes) are skipped aloud; so is what
+fails, what does not fit into memory, and what the time does not suffice for. If an error breaks the device for this
+process, the parts that are left run in a new one.
 
 - checks: a small whole run against that of the CPU, and `pytest -m gpu`;
 - tokens: making rows by the text path and by the splice, 32 to 4,096 at a time, and their share of a round;

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import json
+import subprocess
 from pathlib import Path
 from typing import Any
 
@@ -61,6 +62,18 @@ def test_training_flops_of_one_row() -> None:
     adapter = sum(parameter.numel() for parameter in setup.parameters.values())
     expected = 4 * 10 * (2 * layer + small) + 4 * 4 * width * vocabulary + 6 * 10 * adapter + 6 * 2 * width * 100
     assert training.flops(setup, table, all_logits=False) == expected
+
+
+def test_packed_rows_on_a_gpu_need_the_kernel_of_torch(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Rows that the package packs by padding them again must not pass for the kernel's."""
+    part, _ = new_part(60.0)
+    part.document["peaks"] = {"card_flops": None, "gemm_flops": 1.0}
+    setup = training.Setup.of(training.shapes.SHAPES["tiny"], part.device)
+    rung = next(rung for rung in training.LADDER if rung.attention == "varlen")
+    monkeypatch.setattr(measure.Part, "on_gpu", True)
+    assert not part.rung("case", rung.name, lambda: training.measure_rung(part, setup, rung, 8))
+    assert "not by torch.nn.attention.varlen" in part.document["cases"]["case"][rung.name]["skipped"]
+    assert not setup.best_attention
 
 
 def test_generation_measures_every_engine(tmp_path: Path) -> None:
@@ -168,6 +181,22 @@ def test_what_the_time_does_not_suffice_for_is_skipped_aloud(tmp_path: Path) -> 
     assert "of this part were left" in part.document["cases"]["case"]["long"]["skipped"] and len(lines) == 1
     cases = run_part("optimizer", tmp_path, "--seconds", "0")
     assert list(cases["tiny"]) == ["build"] and rungs(cases, "skipped") == ["build"]
+
+
+def test_parts_behind_a_broken_device_run_in_a_new_process(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    started: list[list[str]] = []
+
+    def run(arguments: list[str], **settings: Any) -> subprocess.CompletedProcess[str]:
+        started.append(arguments)
+        return subprocess.CompletedProcess(arguments, 3, "", "")
+
+    monkeypatch.setattr(command, "still_works", lambda device: False)
+    monkeypatch.setattr(command.subprocess, "run", run)
+    asked = ["--shapes", "tiny", "--device", "cpu", "--out", str(tmp_path)]
+    assert command.main(["--parts", "optimizer,dora,compiled", *asked]) == 3
+    again = command.parse(started[-1][3:])
+    assert (again.parts, again.shapes, again.out) == (["dora", "compiled"], ["tiny"], tmp_path)
+    assert 0 < again.seconds < 480 and not (tmp_path / "gpu-dora-cpu.json").exists()
 
 
 @pytest.mark.parametrize(
