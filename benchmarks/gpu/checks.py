@@ -38,7 +38,7 @@ from roundtrip.tokens.prompt_template import TokenRow
 ROOT = Path(__file__).parents[2]
 LANGUAGES = ("en", "es")
 NUM_PAIRS = 200
-NUM_EPOCHS = 8
+NUM_EPOCHS = 6
 RECIPE = """
 languages = ["en", "es"]
 
@@ -49,8 +49,8 @@ dtype = "float32"
 [data.split]
 corpus = { path = "pairs.tsv" }
 train = 48
-dev = 16
-test = 16
+dev = 8
+test = 8
 
 [adapter]
 rank = 4

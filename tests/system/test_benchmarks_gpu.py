@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 import json
 import subprocess
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +18,15 @@ from benchmarks.gpu import __main__ as command
 from benchmarks.gpu import checks, measure, training
 from benchmarks.gpu import show as show_part
 from roundtrip.runtime.errors import ModelError, TrainingError
+
+
+@pytest.fixture(autouse=True)
+def single_thread() -> Iterator[None]:
+    """Tensors are so small here that a second thread costs more than it brings."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(before)
 
 
 def run_part(name: str, folder: Path, *arguments: str) -> dict[str, Any]:
