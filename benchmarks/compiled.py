@@ -13,8 +13,8 @@ Writes benchmarks/results/compiled-NAME.json.
 
 from __future__ import annotations
 
-import time
 from collections.abc import Callable, Mapping
+from functools import partial
 from typing import Any
 
 import torch
@@ -27,6 +27,7 @@ from roundtrip.recipe.schema import Adapter
 
 NAMES = ("en-es", "es-en")
 TURNS = 4
+TITLES = ("PEFT, evaluation", "PEFT, training", "merged copy")
 # A direction and a model in, something to compare out.
 Variant = Callable[[str, Any], Any]
 
@@ -59,9 +60,8 @@ def compare(variant: Variant, timed_part: Variant, plain: Any, compiled: Any) ->
     for _ in range(TURNS):
         for name in NAMES:
             expected = variant(name, plain)
-            start = time.perf_counter()
-            result = variant(name, compiled)
-            seconds.append(round(time.perf_counter() - start, 3))
+            elapsed, result = common.timed(partial(variant, name, compiled))
+            seconds.append(round(elapsed, 3))
             difference = max(difference, float((result - expected).abs().max()))
             num_graphs.append(int(torch._dynamo.utils.counters["stats"]["unique_graphs"]))
     times = common.best(
@@ -76,9 +76,16 @@ def compare(variant: Variant, timed_part: Variant, plain: Any, compiled: Any) ->
     }
 
 
-def measure(layers: int, device: torch.device) -> dict[str, Any]:
-    """Return what was counted and timed of each variant, each with new models."""
-    ids_BT = torch.randint(5, 1000, (4, 32), generator=torch.Generator().manual_seed(1)).to(device)
+def measure_variant(
+    title: str, build: Callable[[], tuple[Any, Any]], ids_BT: torch.Tensor, backend: str = "inductor"
+) -> dict[str, Any]:
+    """Return what was counted and timed of one variant of TITLES, with new models.
+
+    Args:
+        build: returns a PEFT model with adapters of NAMES, and a merged copy of its base.
+        ids_BT: inputs, on the device of the models.
+    """
+    peft_model, merged_copy = build()
 
     def forward(name: str, model: Any) -> torch.Tensor:
         with torch.no_grad():
@@ -101,20 +108,21 @@ def measure(layers: int, device: torch.device) -> dict[str, Any]:
         adapters.write_merged(merged_copy, peft_model, name)
         return forward(name, model)
 
-    variants: dict[str, tuple[Variant, Variant]] = {
-        "PEFT, evaluation": (evaluate, evaluate),
-        "PEFT, training": (train, train),
-        "merged copy": (merge, forward),
-    }
+    variants: dict[str, tuple[Variant, Variant]] = dict(
+        zip(TITLES, ((evaluate, evaluate), (train, train), (merge, forward)), strict=True)
+    )
+    variant, timed_part = variants[title]
+    torch._dynamo.reset()
+    plain = merged_copy if variant is merge else peft_model
     # Past this limit torch would continue without compiling, and the count would not grow.
-    torch._dynamo.config.fail_on_recompile_limit_hit = True
-    results = {}
-    for title, (variant, timed_part) in variants.items():
-        peft_model, merged_copy = build_models(layers, device)
-        torch._dynamo.reset()
-        plain = merged_copy if variant is merge else peft_model
-        results[title] = compare(variant, timed_part, plain, torch.compile(plain))
-    return results
+    with torch._dynamo.config.patch(fail_on_recompile_limit_hit=True):
+        return compare(variant, timed_part, plain, torch.compile(plain, backend=backend))
+
+
+def measure(layers: int, device: torch.device) -> dict[str, Any]:
+    """Return what was counted and timed of each variant."""
+    ids_BT = torch.randint(5, 1000, (4, 32), generator=torch.Generator().manual_seed(1)).to(device)
+    return {title: measure_variant(title, partial(build_models, layers, device), ids_BT) for title in TITLES}
 
 
 def show(document: Mapping[str, Any], console: Console) -> None:
