@@ -1,7 +1,7 @@
 """DoRA with and without `ephemeral_gpu_offload`: the time to add the adapters, and the time and memory of a pass.
 
-A run of this package moves the base to the device before it adds adapters, so the option changes nothing there; PEFT
-made it for a base that waits in host memory, which is measured too.
+A run with the option keeps the base in host memory until its adapters are made ("DoRA with offload, base in host
+memory"), one without it moves the base first ("DoRA, base on the device"); the other rungs are for comparison.
 """
 
 from __future__ import annotations
