@@ -74,7 +74,9 @@ max_length_ratio = 100.0
 
 def run_tests(arguments: Sequence[str], seconds: float) -> Figures:
     """Return how many tests passed, failed and were skipped, and the end of the output where one failed."""
-    command = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", "-m", "gpu", *arguments]
+    # In one process, and without the options of plugins, which may be missing where the card is.
+    options = ["-o", "addopts=", "-q", "-p", "no:cacheprovider", "-m", "gpu"]
+    command = [sys.executable, "-m", "pytest", *options, *arguments]
     try:
         done = subprocess.run(
             command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, timeout=seconds, cwd=ROOT
