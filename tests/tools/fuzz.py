@@ -229,7 +229,7 @@ def read_spec(content: bytes, folder: Path, counts: Counter[str]) -> None:
     text = content.decode("utf-8", "replace")
     check_input(lambda: downloads.parse_pypi(text), counts)
     if not text.startswith("pypi:"):
-        check_input(lambda: downloads.resolve(text, folder) if not text.startswith("hf:") else None, counts)
+        check_input(lambda: downloads.resolve(text, folder), counts)
 
 
 def read_wheel(content: bytes, folder: Path, counts: Counter[str]) -> None:
@@ -237,12 +237,11 @@ def read_wheel(content: bytes, folder: Path, counts: Counter[str]) -> None:
     outside = folder / "wheels"
     outside.mkdir(exist_ok=True)
     (outside / "a.whl").write_bytes(content)
-    spec = downloads.PypiSpec("a", "1", "**", "0" * 64)
     before = downloads.cache_dir
     downloads.cache_dir = lambda: folder / "cache"  # type: ignore[assignment]
     try:
         (folder / "cache").mkdir(exist_ok=True)
-        check_input(lambda: downloads._extract(outside / "a.whl", spec), counts)
+        check_input(lambda: downloads._extract(outside / "a.whl", "0" * 64), counts)
     finally:
         downloads.cache_dir = before
     assert {path.name for path in folder.iterdir()} <= {"wheels", "cache"}, "a member was written outside"
