@@ -1,6 +1,6 @@
 """The recipe: one frozen, typed value that describes a whole experiment.
 
-Each key is documented by the string below it; `reference.py` prints these as `docs/recipe-reference.md`.
+Each key is documented by the string below it; `tests.tools.recipe_reference` makes `docs/recipe-reference.md` of these.
 """
 
 from __future__ import annotations

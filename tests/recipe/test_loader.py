@@ -11,12 +11,13 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from pydantic import ValidationError
 
-from roundtrip.recipe import loader, reference
+from roundtrip.recipe import loader
 from roundtrip.recipe.renamed import REMOVED, RENAMED
 from roundtrip.recipe.schema import Recipe
 from roundtrip.runtime.errors import RecipeError, RoundtripError
 from tests import ROOT
 from tests.conftest import WriteRecipe
+from tests.tools.recipe_reference import sections
 
 SHIPPED = sorted(path.stem for path in (ROOT / "recipes").glob("*.toml"))
 
@@ -127,7 +128,7 @@ def test_a_removed_key_of_a_text_source_says_what_holds_now(write_recipe: WriteR
 
 
 def test_every_renamed_key_has_a_name_that_exists() -> None:
-    keys = {f"{name}.{key}".lstrip(".") for name, section in reference.sections() for key in section.model_fields}
+    keys = {f"{name}.{key}".lstrip(".") for name, section in sections() for key in section.model_fields}
     assert set(RENAMED.values()) <= keys
     assert not keys & (RENAMED.keys() | REMOVED.keys())
 
