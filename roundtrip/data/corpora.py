@@ -10,9 +10,9 @@ from itertools import chain, islice, zip_longest
 from pathlib import Path
 
 from roundtrip.data import row_store
-from roundtrip.data.readers import read_lines, read_pairs
+from roundtrip.data.readers import read_rows
 from roundtrip.data.row_store import RowStore, TextRow
-from roundtrip.recipe.schema import LineFilter, Recipe, Sources, Split, TextSource
+from roundtrip.recipe.schema import LineFilter, Recipe, Sources, Split
 from roundtrip.runtime.downloads import resolve
 from roundtrip.runtime.errors import TextError
 from roundtrip.runtime.seeding import derive_seed, permuted_index
@@ -76,29 +76,21 @@ def prepare(recipe: Recipe, folder: Path, target: Path, report: Callable[[str], 
     counts = {part: dict(count) for part, count in preparation.counts.items()}
     for part in ["dev", "test", *_mono_parts(recipe), *(["train"] if recipe.data.train else [])]:
         if not len(stores[part]):
-            raise TextError(
-                f"no lines left; counts: {counts[part]}",
-                place=f"data.{part}",
-                cure="the file is empty, or every line was dropped for the reasons in the counts; see data.filter",
-            )
+            cure = "the file is empty, or every line was dropped for the reasons in the counts; see data.filter"
+            raise TextError(f"no lines left; counts: {counts[part]}", place=f"data.{part}", cure=cure)
     return _corpora(recipe, stores, counts)
 
 
 @dataclass(frozen=True)
 class _Preparation:
-    """Reads the sources of one recipe and writes the stores of its parts.
-
-    Attributes:
-        recipe, folder, target, report: see `prepare`.
-        counts: see `Corpora`; filled while rows are written.
-        held_out: fingerprints of all texts of dev and test, which no other part may contain.
-    """
+    """Reads the sources of one recipe and writes the stores of its parts, see `prepare` and `Corpora`."""
 
     recipe: Recipe
     folder: Path
     target: Path
     report: Callable[[str], None]
     counts: dict[str, Counter[str]] = field(default_factory=dict)
+    # Of all texts of dev and test, which no other part may contain.
     held_out: set[Fingerprint] = field(default_factory=set)
 
     def read_parts(self) -> dict[str, RowStore]:
@@ -124,11 +116,8 @@ class _Preparation:
         count["kept"] = len(corpus)
         needed = split.train + split.dev + split.test + (2 if self.recipe.needs_mono else 0)
         if len(corpus) < needed:
-            raise TextError(
-                f"{len(corpus)} usable pairs, but the split needs {needed}; counts: {dict(count)}",
-                place="data.split",
-                cure="ask for fewer, or add to data.split.corpus",
-            )
+            problem = f"{len(corpus)} usable pairs, but the split needs {needed}; counts: {dict(count)}"
+            raise TextError(problem, place="data.split", cure="ask for fewer, or add to data.split.corpus")
         seed = derive_seed(self.recipe.seed if split.seed is None else split.seed, "cut")
         shuffled = iter(corpus[permuted_index(index, len(corpus), seed, 0)] for index in range(len(corpus)))
         sizes = {part: size for part, size in (("test", split.test), ("dev", split.dev)) if part not in given}
@@ -142,19 +131,16 @@ class _Preparation:
         return given | stores
 
     def _pairs(self, sources: Sources) -> Iterator[TextRow]:
-        for source, paths in self._resolved(sources):
-            yield from read_pairs(source, paths, self.recipe.languages)
+        return self._rows(sources, self.recipe.languages)
 
     def _lines(self, language: str) -> Iterator[TextRow]:
-        for source, paths in self._resolved(self.recipe.data.mono.get(language, ())):
-            yield from ((line,) for line in read_lines(source, paths, language))
+        return self._rows(self.recipe.data.mono.get(language, ()), (language,))
 
-    def _resolved(self, sources: Sources) -> Iterator[tuple[TextSource, list[Path]]]:
+    def _rows(self, sources: Sources, languages: tuple[str, ...]) -> Iterator[TextRow]:
         for source in sources:
-            specs = (source.path,) if isinstance(source.path, str) else source.path
-            self.report(f"reading {' + '.join(spec.partition('#')[0] for spec in specs)}")
-            is_remote = any(spec.startswith("hf:") for spec in specs)
-            yield source, [] if is_remote else [path for spec in specs for path in resolve(spec, self.folder)]
+            self.report(f"reading {' + '.join(path.partition('#')[0] for path in source.paths)}")
+            local = [path for path in source.paths if not path.startswith("hf:")]
+            yield from read_rows(source, [file for path in local for file in resolve(path, self.folder)], languages)
 
     def _write(self, part: str, rows: Iterable[TextRow]) -> RowStore:
         return row_store.write(_store_path(self.target, part), rows)
@@ -192,11 +178,7 @@ class _Preparation:
         return store
 
     def _filtered(
-        self,
-        rows: Iterable[TextRow],
-        sides: tuple[int, ...],
-        count: Counter[str],
-        seen: set[Fingerprint] | None = None,
+        self, rows: Iterable[TextRow], sides: tuple[int, ...], count: Counter[str], seen: set[Fingerprint] | None = None
     ) -> Iterator[tuple[int, TextRow]]:
         """Yield the rows that pass, each with a key that equal rows share, and count the others.
 
@@ -247,14 +229,7 @@ def _fingerprints(row: TextRow, sides: tuple[int, ...]) -> list[Fingerprint]:
 
 
 def reopen(recipe: Recipe, target: Path, counts: dict[str, dict[str, int]]) -> Corpora:
-    """Open the stores that `prepare` wrote.
-
-    Args:
-        target, counts: the folder and the counts of that call.
-
-    Raises:
-        TextError: a store is missing, or damaged.
-    """
+    """Open the stores that `prepare` wrote into `target`; `counts` are those of that call."""
     try:
         stores = {part: RowStore(_store_path(target, part)) for part in ("train", "dev", "test", *_mono_parts(recipe))}
         for part, store in stores.items():

@@ -29,7 +29,7 @@ from typing import Any
 from hypothesis import HealthCheck, Phase, given, seed, settings
 from hypothesis import strategies as st
 
-from roundtrip.data.readers import read_lines, read_pairs
+from roundtrip.data.readers import read_rows
 from roundtrip.recipe import loader
 from roundtrip.recipe.schema import TextSource
 from roundtrip.runtime import downloads
@@ -213,16 +213,16 @@ def read_text(content: bytes, folder: Path, counts: Counter[str], kind: str, var
         columns = columns[:1]
     source = TextSource(path=str(path), columns=columns if kind in {"tsv", "csv", "jsonl"} else None)
     if pairs:
-        check_input(lambda: list(read_pairs(source, [path], ("en", "es"))), counts)
+        check_input(lambda: list(read_rows(source, [path], ("en", "es"))), counts)
     else:
-        check_input(lambda: list(read_lines(source, [path], "es")), counts)
+        check_input(lambda: list(read_rows(source, [path], ("es",))), counts)
 
 
 def read_parquet(content: bytes, folder: Path, counts: Counter[str]) -> None:
     path = folder / "a.parquet"
     path.write_bytes(content)
     source = TextSource(path=str(path))
-    check_input(lambda: list(read_pairs(source, [path], ("en", "es"))), counts)
+    check_input(lambda: list(read_rows(source, [path], ("en", "es"))), counts)
 
 
 def read_spec(content: bytes, folder: Path, counts: Counter[str]) -> None:
@@ -334,11 +334,11 @@ def guided(seconds: int, only: list[str]) -> dict[str, Any]:
     """Feed readers guided by coverage; atheris takes the process over, which exits when the time is over."""
     import atheris
 
-    global read_lines, read_pairs
+    global read_rows
     for name in [name for name in sys.modules if name.startswith(("roundtrip.data", "polib"))]:
         del sys.modules[name]
     with atheris.instrument_imports(include=["roundtrip.data", "polib"]):
-        from roundtrip.data.readers import read_lines, read_pairs
+        from roundtrip.data.readers import read_rows
     counts: dict[str, Counter[str]] = {name: Counter() for name in only}
     folder = Path(tempfile.mkdtemp())
     until = time.monotonic() + seconds
