@@ -21,6 +21,7 @@ _WORKER = Path(__file__).with_name("comet_worker.py")
 _CURE = (
     "python3 -m venv comet && comet/bin/pip install unbabel-comet 'setuptools<81', then --comet-python comet/bin/python"
 )
+_ENCODER = "the encoder that hparams.yaml names (pretrained_model) must be in the cache of the hub on this machine"
 _NO_NETWORK = {"HF_HUB_OFFLINE": "1", "TRANSFORMERS_OFFLINE": "1"}
 
 
@@ -96,9 +97,5 @@ def _run_worker(model: CometModel, arguments: list[str]) -> None:
         raise RecipeError(f"cannot be run: {error.strerror}", place=place, cure=_CURE) from error
     if done.returncode:
         messages = [line.strip() for line in done.stderr.splitlines() if line.strip()] or ["no message"]
-        cure = (
-            "the encoder that hparams.yaml names (pretrained_model) must be in the cache of the hub on this machine; "
-            f"last messages: {' | '.join(messages[-3:])}"
-        )
-        cure = _CURE if "No module named" in messages[-1] else cure
+        cure = _CURE if "No module named" in messages[-1] else f"{_ENCODER}; last messages: {' | '.join(messages[-3:])}"
         raise RecipeError(f"COMET failed there: {messages[-1]}", place=place, cure=cure)

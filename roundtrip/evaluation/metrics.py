@@ -92,11 +92,8 @@ def corpus_scores(hypotheses: Sequence[str], references: Sequence[str], bleu_tok
         (86.2, 81.9)
     """
     _check_lengths(references, hypotheses=hypotheses)
-    bleu, chrf = (
-        metric.corpus_score(list(hypotheses), [list(references)]).score
-        for metric in sacrebleu_metrics(bleu_tokenize).values()
-    )
-    return Scores(bleu, chrf)
+    metrics = sacrebleu_metrics(bleu_tokenize).values()
+    return Scores(*(metric.corpus_score(list(hypotheses), [list(references)]).score for metric in metrics))
 
 
 def sentence_chrf(hypothesis: str, reference: str) -> float:
@@ -118,11 +115,9 @@ def signatures(bleu_tokenize: str = "13a", *, place: str = "evaluation.bleu_toke
     try:
         bleu, chrf = metric_signatures(sacrebleu_metrics(bleu_tokenize)).values()
     except (RuntimeError, ImportError, OSError) as error:
-        raise RecipeError(
-            f"sacreBLEU's tokenizer '{bleu_tokenize}' cannot be used: {first_line(error)}",
-            place=place,
-            cure="install what it names, or use 'char' for languages without spaces",
-        ) from error
+        problem = f"sacreBLEU's tokenizer '{bleu_tokenize}' cannot be used: {first_line(error)}"
+        cure = "install what it names, or use 'char' for languages without spaces"
+        raise RecipeError(problem, place=place, cure=cure) from error
     return {"bleu": bleu, "chrf": chrf}
 
 
