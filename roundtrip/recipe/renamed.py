@@ -75,16 +75,12 @@ _OF_SOURCES = {"header": "names in columns imply a header line", "subset": _DATA
 
 
 def explain_unknown_key(key: str, known: list[str], *, of_source: bool = False) -> str:
-    """Return why a key does not exist, with what to write in its place.
+    """Return why a key (`train.stall`, without the name of a direction) does not exist, and what to write instead.
 
-    Args:
-        key: its full name, as `train.stall`, without the name of a direction.
-        known: the names that its table may hold.
-        of_source: whether the table is a text source.
+    Its table may hold the names `known`; `of_source` says whether this table is a text source.
     """
     name = key.rpartition(".")[2]
-    removed = _OF_SOURCES.get(name) if of_source else REMOVED.get(key)
-    if removed is not None:
+    if removed := _OF_SOURCES.get(name) if of_source else REMOVED.get(key):
         return f"this key was removed: {removed}"
     if key in RENAMED:
         return f"unknown key; did you mean '{RENAMED[key]}'?"

@@ -21,7 +21,6 @@ def combination_problems(recipe: Recipe) -> list[str]:
         *_data_problems(recipe),
         *_split_problems(recipe),
         *_train_problems(recipe),
-        *_round_problems(recipe),
         *_generate_problems(recipe),
     ]
     if recipe.tokens.mode == "text" and "audit" in recipe.tokens.model_fields_set:
@@ -121,11 +120,8 @@ def _train_problems(recipe: Recipe) -> Iterator[str]:
     epochs = max(train.parallel_epochs, train.final_epochs)
     if not (num_rounds or epochs or train.pretrain_lines):
         yield "rounds.count: 0 rounds and 0 train.parallel_epochs train nothing"
-    if train.max_length > train.max_tokens_per_microbatch:
-        yield (
-            f"train.max_length: {train.max_length} does not fit into train.max_tokens_per_microbatch "
-            f"{train.max_tokens_per_microbatch}"
-        )
+    if train.max_length > (limit := train.max_tokens_per_microbatch):
+        yield f"train.max_length: {train.max_length} does not fit into train.max_tokens_per_microbatch {limit}"
     if train.final_epochs and not _has_pairs(recipe):
         yield "train.final_epochs: there are no parallel pairs to train on"
     # Epochs end by the loss on dev pairs, rounds by the score of their stage.
@@ -135,17 +131,12 @@ def _train_problems(recipe: Recipe) -> Iterator[str]:
             f"train.patience: {train.patience} epochs or rounds without a better dev value cannot end "
             f"{train.parallel_epochs} parallel_epochs, {train.final_epochs} final_epochs or {num_rounds} rounds early"
         )
+    if num_rounds == 1 and recipe.rounds.replay_examples:
+        yield "rounds.replay_examples: there are no earlier rounds with rounds.count = 1"
 
 
 def _has_pairs(recipe: Recipe) -> bool:
     return bool(recipe.data.train if recipe.data.split is None else recipe.data.split.train)
-
-
-def _round_problems(recipe: Recipe) -> Iterator[str]:
-    rounds = recipe.rounds
-    # With rounds.count = 0, the comparison with pairs only, all other keys of rounds have no effect, which is meant.
-    if rounds.count == 1 and rounds.replay_examples:
-        yield "rounds.replay_examples: there are no earlier rounds with rounds.count = 1"
 
 
 def _generate_problems(recipe: Recipe) -> Iterator[str]:
@@ -174,10 +165,8 @@ def _model_problems(model: Model) -> Iterator[str]:
         yield "model.revision: belongs to a hub id; a model from scratch has none"
     size = model.from_scratch.hidden_size
     if size % (64 if size > 64 else 2):
-        yield (
-            f"model.from_scratch.hidden_size: {size} is not a multiple of 64, the size of an attention "
-            "head (a smaller size has one head, and must be even)"
-        )
+        heads = "the size of an attention head (a smaller size has one head, and must be even)"
+        yield f"model.from_scratch.hidden_size: {size} is not a multiple of 64, {heads}"
 
 
 def _adapter_problems(recipe: Recipe, adapter: Adapter, model: Model) -> Iterator[str]:
@@ -192,10 +181,8 @@ def _adapter_problems(recipe: Recipe, adapter: Adapter, model: Model) -> Iterato
     elif model.from_scratch is not None:
         yield f"{method} adapts a trained model; a model from scratch needs 'full'"
     if subtracts and recipe.shared_base:
-        yield (
-            f"{method} takes its start out of the base, which the other direction shares; set model.shared = false, "
-            "so that each has its own, or use 'rslora'"
-        )
+        cure = "set model.shared = false, so that each has its own, or use 'rslora'"
+        yield f"{method} takes its start out of the base, which the other direction shares; {cure}"
     if subtracts and quantized:
         yield f"{method} changes the base's weights, which model.quantize fixes; use 'lora' or 'rslora'"
     if subtracts and adapter.init is not None:
@@ -204,8 +191,8 @@ def _adapter_problems(recipe: Recipe, adapter: Adapter, model: Model) -> Iterato
         yield "adapter.ephemeral_gpu_offload: has an effect on DoRA only; use method 'dora'"
     if is_dora and model.quantize == "8bit":
         yield f"{method} reads the weights of the base, which 8 bits do not give back; use model.quantize = '4bit'"
-    adapts_head = "lm_head" in str(adapter.targets)
-    if adapts_head and quantized:
-        yield "adapter.targets: lm_head is not quantized with the rest; leave it out"
-    if adapts_head and model.use_liger_kernel:
-        yield "adapter.targets: Liger's loss reads lm_head without its adapter; leave lm_head out"
+    if "lm_head" in str(adapter.targets):
+        if quantized:
+            yield "adapter.targets: lm_head is not quantized with the rest; leave it out"
+        if model.use_liger_kernel:
+            yield "adapter.targets: Liger's loss reads lm_head without its adapter; leave lm_head out"
