@@ -119,7 +119,7 @@ class Trainer:
         if self.context.processes.any(self.context.stop.requested):
             self.context.stop.request()
             self.save()
-            self.context.stop.raise_interrupted()
+            self.context.stop.raise_if_requested()
 
     def close(self) -> None:
         """Stop the thread that encodes ahead."""

@@ -58,18 +58,11 @@ def relative_length(a: float, b: float) -> float:
 
 
 def prepare(recipe: Recipe, folder: Path, target: Path, report: Callable[[str], None]) -> Corpora:
-    """Read, clean, deduplicate and separate all text of a recipe into `target`.
+    """Read, clean, deduplicate and separate all text of a recipe into stores in the folder `target`.
 
     Training pairs and monolingual lines are filtered by `data.filter`, and dropped where the same text (in the same
     language) is in dev or test. Dev and test files are taken as they are, except for pairs with an empty side.
-
-    Args:
-        folder: where relative paths start.
-        target: an existing folder for the stores.
-        report: is called with a message for each source that is read.
-
-    Raises:
-        SourceError, TextError: a source cannot be fetched or read, or a part ends up empty.
+    Relative paths start at `folder`; `report` is called with a message for each source that is read.
     """
     preparation = _Preparation(recipe, folder, target, report)
     stores = preparation.read_parts() if recipe.data.split is None else preparation.split_corpus(recipe.data.split)
@@ -182,9 +175,8 @@ class _Preparation:
     ) -> Iterator[tuple[int, TextRow]]:
         """Yield the rows that pass, each with a key that equal rows share, and count the others.
 
-        Args:
-            sides: the language (0 or 1) of each column.
-            seen: fingerprints of rows that have passed, which no other may share; None for no such rule.
+        `sides` are the languages (0 or 1) of the columns. Rows with a text in `seen`, to which all others are added,
+        are duplicates.
         """
         for row in rows:
             fingerprints = _fingerprints(row, sides)

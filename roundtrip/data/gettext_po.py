@@ -34,11 +34,8 @@ def read_po(path: Path, languages: tuple[str, ...]) -> Iterator[tuple[str, ...]]
     """Yield the pairs of a catalogue, or one side of it for one language.
 
     Obsolete entries are skipped, and so are fuzzy and untranslated ones, except where only the messages are read. A
-    plural entry gives its singular with form 0 and its plural with the last form. The file is read whole.
-
-    Raises:
-        TextError: not a catalogue, not in the charset that it names, in neither language, or, for one language,
-            without the `Language` header that tells the sides apart.
+    plural entry gives its singular with form 0 and its plural with the last form. The file is read whole. One side can
+    be read only where the `Language` header tells the sides apart.
     """
     catalogue = _parse(path)
     entries = [entry for entry in catalogue if not entry.obsolete]

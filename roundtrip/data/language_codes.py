@@ -8,13 +8,10 @@ _CHINESE = ("zh", "yue")
 
 
 def match_codes(wanted: Sequence[str], codes: Sequence[str]) -> tuple[int | None, ...]:
-    """Find each wanted language among the codes of a file.
+    """Return the position of each wanted language among the codes of a file, None where it is missing.
 
     Codes are compared without regard to case. A language without an exact match takes the first code with its
     primary subtag that no other wanted language has taken, so `pt-BR` and `pt-PT` never share one text.
-
-    Returns:
-        The position in `codes` of each wanted language, None where it is missing.
     """
     positions = [next(iter(_exact(code, codes)), None) for code in wanted]
     for index, code in enumerate(wanted):

@@ -25,14 +25,7 @@ _CURE = "set filter.language = false"
 
 
 class LanguageIdentifier:
-    """Classifies lines as one of the two languages of a recipe.
-
-    Args:
-        languages: BCP 47 codes.
-
-    Raises:
-        RecipeError: py3langid is not installed, or does not distinguish these languages.
-    """
+    """Classifies lines as one of the two languages of a recipe, which py3langid has to distinguish."""
 
     def __init__(self, languages: tuple[str, str]) -> None:
         if importlib.util.find_spec("py3langid") is None:

@@ -29,12 +29,8 @@ _CATALOGUES = {"po": read_po, "tmx": read_tmx, "xliff": read_xliff}
 def read_rows(source: TextSource, paths: Sequence[Path], languages: tuple[str, ...]) -> Iterator[tuple[str, ...]]:
     """Yield the clean pairs of a parallel text, or for one language its texts; at most `source.limit`.
 
-    Args:
-        paths: its files, resolved and local; two for a Moses pair, none for a dataset on the hub.
-        languages: of the texts of a row, in order.
-
-    Raises:
-        TextError: the text is broken or does not hold these languages; see the reader of each format.
+    `paths` are its files, resolved and local: two for a Moses pair, none for a dataset on the hub. Raises TextError
+    where the text is broken or does not hold these languages.
     """
     for row in islice(_rows(source, paths, languages), source.limit):
         yield tuple(map(clean, row))

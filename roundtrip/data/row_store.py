@@ -27,10 +27,7 @@ class RowStore(Sequence[TextRow]):
     """Rows of one or two texts, read one at a time from disk; the corpus is never held in memory.
 
     A row is one line of the file, its columns separated by a tab. Clean text contains neither tabs nor line breaks.
-
-    Raises:
-        OSError: a file is missing.
-        ValueError: file and index do not match.
+    Raises OSError where a file is missing, ValueError where file and index do not match.
     """
 
     def __init__(self, path: Path) -> None:
@@ -85,13 +82,9 @@ def write(path: Path, rows: Iterable[TextRow]) -> RowStore:
 
 
 def write_once(path: Path, rows: Iterable[tuple[int, TextRow]]) -> tuple[RowStore, int]:
-    """Write rows except those with the key of an earlier row.
+    """Write rows except those with the key (of 64 bits) of an earlier row, and return how many these were.
 
-    Args:
-        rows: each with its key, of 64 bits.
-
-    Returns:
-        The store, and the number of dropped rows. (Their text stays in the file without an index entry.)
+    Their text stays in the file without an index entry.
     """
     with tempfile.TemporaryDirectory(dir=path.parent, prefix=".keys-", suffix=".tmp") as folder:
         # Equal keys are in the same part.

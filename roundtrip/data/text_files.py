@@ -26,8 +26,7 @@ _BROKEN_GZIP = (EOFError, gzip.BadGzipFile, zlib.error)
 def open_text(path: Path) -> Iterator[BinaryIO]:
     """Open a file for reading bytes, through gzip if its name ends in `.gz`.
 
-    Raises:
-        TextError: the file cannot be read, or its gzip stream is broken (also while the caller reads).
+    Raises TextError where it cannot be read or its gzip stream is broken, also while the caller reads.
     """
     try:
         if path.suffix.lower() != ".gz":
@@ -68,8 +67,7 @@ def read_text_lines(path: Path, encoding: str = "utf-8") -> Iterator[str]:
 def decoded_lines(handle: BinaryIO, place: str, encoding: str = "utf-8") -> Iterator[str]:
     """Yield lines of text, line ends kept; only a line feed ends a line, as in `wc -l`.
 
-    Raises:
-        TextError: a line is not in this encoding, or unreadable; the place is PLACE:LINE.
+    Raises TextError at PLACE:LINE where a line is not in this encoding, or unreadable.
     """
     number = 0
     try:

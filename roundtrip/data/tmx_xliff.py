@@ -31,9 +31,6 @@ def read_tmx(path: Path, languages: tuple[str, ...]) -> Iterator[tuple[str, ...]
     """Yield the pairs of a translation memory, or for one language each text in it.
 
     Units without all languages are skipped. Inline tags are removed, their text is kept.
-
-    Raises:
-        TextError: broken XML, not a TMX file, an entity, or a language that is missing in the whole file.
     """
 
     def variants() -> Iterator[Variants]:
@@ -50,16 +47,13 @@ def read_xliff(path: Path, languages: tuple[str, ...]) -> Iterator[tuple[str, ..
 
     Units marked `translate="no"` are skipped and, where the target is read, units without one or with a state that
     marks it as not translated yet. Approval is not required. Inline tags are removed, their text is kept.
-
-    Raises:
-        TextError: broken XML, not an XLIFF file, an entity, or a language that is missing in the whole file.
     """
     tags = [f"{name}trans-unit" for name in _XLIFF_1] + [f"{name}unit" for name in _XLIFF_2]
     return _rows(path, languages, (sides for unit in _units(path, "xliff", tags) for sides in _sides(unit)))
 
 
 def _rows(path: Path, languages: tuple[str, ...], units: Iterator[Variants]) -> Iterator[tuple[str, ...]]:
-    """Yield the texts in these languages of each unit that has them all."""
+    """Yield the texts of each unit that has all languages; refuse a file that lacks one of them in all units."""
     seen: dict[str, None] = {}
     missing = set(languages)
     for codes, elements in units:

@@ -27,17 +27,11 @@ _NO_NETWORK = {"HF_HUB_OFFLINE": "1", "TRANSFORMERS_OFFLINE": "1"}
 
 @dataclass(frozen=True)
 class CometModel:
-    """A COMET model and how to run it.
+    """A COMET model, and the interpreter of the environment that has COMET."""
 
-    Attributes:
-        checkpoint: file of the model (`.../checkpoints/model.ckpt`), its `hparams.yaml` one folder above its own.
-        python: interpreter of the environment that has COMET.
-        device: `cpu` hides the GPUs from it.
-    """
-
-    checkpoint: Path
+    checkpoint: Path  # `.../checkpoints/model.ckpt`, with `hparams.yaml` one folder above its own
     python: str
-    device: str = "auto"
+    device: str = "auto"  # `cpu` hides the GPUs from it
 
     @property
     def hparams(self) -> Path:
@@ -67,11 +61,7 @@ def comet_scores(
 ) -> tuple[str, dict[str, list[float]]]:
     """Score systems by COMET (Rei et al. 2020), all with one load of the model.
 
-    Returns:
-        The signature, and by system the score of each line: 0 to 1 for the usual models, higher is better.
-
-    Raises:
-        RecipeError: COMET is not there, or it failed.
+    Returns the signature, and by system the score of each line: 0 to 1 for the usual models, higher is better.
     """
     texts = {"src": sources, "ref": references, "systems": systems}
     with tempfile.TemporaryDirectory() as folder:

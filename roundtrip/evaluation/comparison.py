@@ -12,6 +12,8 @@ from roundtrip.evaluation import metrics
 COPY_CHRF = 80.0
 # Slices with fewer lines are scored, but two systems are not compared on them.
 MIN_SLICE = 50
+# By system, a score of each line.
+LineScores = Mapping[str, Sequence[float]]
 
 
 @dataclass(frozen=True)
@@ -52,9 +54,7 @@ class EvaluationSettings:
 def evaluate(test: EvaluationSet, systems: Mapping[str, Sequence[str]], settings: EvaluationSettings) -> dict[str, Any]:
     """Return all scores, comparisons and changed lines as one document that JSON can hold.
 
-    Args:
-        systems: `system`, and perhaps `baseline`, one translation per line. A row `copy`, the sources themselves, is
-            added to the scores.
+    Systems are `system`, and perhaps `baseline`; a row `copy`, the sources themselves, is added to the scores.
     """
     rows = {"copy": test.sources, **systems}
     document: dict[str, Any] = {
@@ -95,11 +95,7 @@ def changed_lines(
 
 
 def add_comet(
-    document: dict[str, Any],
-    signature: str,
-    scores: Mapping[str, Sequence[float]],
-    test: EvaluationSet,
-    settings: EvaluationSettings,
+    document: dict[str, Any], signature: str, scores: LineScores, test: EvaluationSet, settings: EvaluationSettings
 ) -> None:
     """Add COMET's scores of each line to a document of `evaluate`: means, and p-values where it has a comparison."""
     document["comet"] = {"signature": signature, "scores": scores}

@@ -89,11 +89,7 @@ def _explain_failure() -> Iterator[None]:
 
 @contextmanager
 def join_processes(on_cpu: bool) -> Iterator[ProcessGroup]:
-    """Connect to the other processes of a run; yields a single process where no launcher has set up several.
-
-    Raises:
-        DistributedError: the processes cannot connect, or one has ended.
-    """
+    """Connect to the other processes of a run; yields a single process where no launcher has set up several."""
     rank, world_size = int(os.environ.get("RANK", 0)), int(os.environ.get("WORLD_SIZE", 1))
     if world_size == 1:
         yield SINGLE_PROCESS
