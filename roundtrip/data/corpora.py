@@ -30,19 +30,13 @@ Fingerprint = tuple[int, int]
 
 @dataclass(frozen=True)
 class Corpora:
-    """The text of a run.
-
-    Attributes:
-        train, dev, test: pairs, in the order of the recipe's languages.
-        mono: rows of one text, by language.
-        counts: by part, the number of rows kept, and dropped by reason.
-    """
+    """The text of a run: pairs in the order of the recipe's languages, and monolingual rows of one text."""
 
     train: RowStore
     dev: RowStore
     test: RowStore
-    mono: dict[str, RowStore]
-    counts: dict[str, dict[str, int]]
+    mono: dict[str, RowStore]  # by language
+    counts: dict[str, dict[str, int]]  # by part, the number of rows kept, and dropped by reason
 
     def all_text(self) -> Iterator[str]:
         """Yield every line to train on; the languages alternate, so that the first lines are of both."""

@@ -37,7 +37,7 @@ def read_rows(source: TextSource, paths: Sequence[Path], languages: tuple[str, .
 
 
 def _rows(source: TextSource, paths: Sequence[Path], languages: tuple[str, ...]) -> Iterator[tuple[str, ...]]:
-    if source.format == "datasets" or (source.format == "auto" and str(source.path).startswith("hf:")):
+    if str(source.path).startswith("hf:"):
         yield from read_dataset(str(source.path), languages, source.columns)
     elif source.format == "moses" or not isinstance(source.path, str):
         yield from _moses(source, paths, languages)

@@ -105,9 +105,8 @@ def add_comet(
         comet = part.setdefault("comet", {})
         comet["means"] = {name: sum(values) / len(values) for name, values in chosen.items()}
         if "comparison" in part:
-            comet["p_value"] = metrics.paired_bootstrap_means(
-                chosen["baseline"], chosen["system"], samples=settings.samples, seed=settings.seed
-            )
+            pair = chosen["baseline"], chosen["system"]
+            comet["p_value"] = metrics.paired_bootstrap_means(*pair, samples=settings.samples, seed=settings.seed)
 
 
 def _scores(

@@ -109,9 +109,9 @@ def forbid_unused_hub(recipe: Recipe, folder: Path) -> None:
 
 def names_hub(recipe: Recipe, folder: Path) -> bool:
     """Return whether a recipe names a model or data set on the hub."""
-    return any(model.path is not None and is_hub_id(model.path, folder) for model in recipe.model.values()) or any(
-        source.format == "datasets" or str(source.path).startswith("hf:") for _, source, _ in recipe.sources()
-    )
+    paths = [model.path for model in recipe.model.values() if model.path is not None]
+    is_dataset = any(str(source.path).startswith("hf:") for _, source, _ in recipe.sources())
+    return is_dataset or any(is_hub_id(path, folder) for path in paths)
 
 
 def _path_problems(recipe: Recipe, folder: Path) -> list[str]:

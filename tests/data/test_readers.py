@@ -430,7 +430,7 @@ def test_dataset_is_streamed(monkeypatch: pytest.MonkeyPatch) -> None:
     source = TextSource(path="hf:a/b#subset=en-es&split=test", columns=columns, limit=2)
     assert list(read_rows(source, [], LANGUAGES)) == [("a 0", "b 0"), ("a 1", "b 1")]
     assert calls == [(("a/b", "en-es"), {"split": "test", "streaming": True})]
-    assert list(read_rows(TextSource(path="a/b", format="datasets", limit=1), [], ("en",))) == [("c",)]
+    assert list(read_rows(TextSource(path="hf:a/b", format="datasets", limit=1), [], ("en",))) == [("c",)]
 
 
 def unreachable(*args: Any, **keys: Any) -> Iterator[dict[str, Any]]:
