@@ -49,7 +49,7 @@ def read_jsonl(path: Path, languages: tuple[str, ...], columns: Columns) -> Iter
             problem = f"unreadable JSON ({str(error).replace('line 1 ', '')})"
             cure = "Every line of a jsonl file is one object; blank lines are not allowed."
             raise TextError(problem, place=place, cure=cure) from error
-        yield _column_texts(record, names, place)
+        yield tuple(_column_text(record, name, place) for name in names)
 
 
 def read_parquet(path: Path, languages: tuple[str, ...], columns: Columns) -> Iterator[tuple[str, ...]]:
@@ -71,7 +71,7 @@ def read_parquet(path: Path, languages: tuple[str, ...], columns: Columns) -> It
             batches = file.iter_batches(batch_size=_BATCH_ROWS, columns=sorted(top_level))
             records = (record for batch in batches for record in batch.to_pylist())
             for number, record in enumerate(records, start=1):
-                yield _column_texts(record, names, f"{path}, row {number}")
+                yield tuple(_column_text(record, name, f"{path}, row {number}") for name in names)
         except (pyarrow.ArrowException, ValueError, OverflowError, OSError) as error:
             problem = f"unreadable parquet file ({first_line(error)})"
             raise TextError(problem, place=str(path), cure="Download or write the file again.") from error
@@ -90,7 +90,7 @@ def read_dataset(spec: str, languages: tuple[str, ...], columns: Columns) -> Ite
         records = load_dataset(dataset.name, dataset.subset, split=dataset.split, streaming=True)
         for number, record in enumerate(records, start=1):
             names = names or _names(columns, languages, place, list(record))
-            yield _column_texts(record, names, f"{place} ({dataset.split}), row {number}")
+            yield tuple(_column_text(record, name, f"{place} ({dataset.split}), row {number}") for name in names)
     except RoundtripError:
         raise
     except Exception as error:  # the libraries below share no base class of errors
@@ -128,10 +128,6 @@ def _names(columns: Columns, languages: tuple[str, ...], place: str, available: 
         cure = f"Add `columns = [{example}]`, with their names in this file{shown}"
         raise TextError("the recipe does not name the columns of these records", place=place, cure=cure)
     return names
-
-
-def _column_texts(record: Any, names: tuple[str, ...], place: str) -> tuple[str, ...]:
-    return tuple(_column_text(record, name, place) for name in names)
 
 
 def _column_text(record: Any, column: str, place: str) -> str:

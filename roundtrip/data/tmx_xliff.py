@@ -106,7 +106,13 @@ def _units(path: Path, root: str, tags: Sequence[str]) -> Iterator[Any]:
                     while parent is not None and (before := node.getprevious()) is not None:
                         parent.remove(before)
         except etree.LxmlError as error:
-            raise _broken(path, parser, error) from error
+            # The first entry is the cause; the exception often has only a consequence of it.
+            first = next(iter(parser.error_log), None)
+            line = getattr(first, "line", 0) or getattr(error, "lineno", 0)
+            problem = re.sub(r", line \d+, column \d+.*", "", first.message if first is not None else str(error))
+            cure = "Export it again from the tool that wrote it; `xmllint --noout FILE` lists the errors."
+            place = f"{path}:{line}" if line else str(path)
+            raise TextError(f"broken XML ({problem})", place=place, cure=cure) from error
     if parser.root.tag not in {tag[: tag.find("}") + 1] + root for tag in tags}:
         cure = "Set `format` in the recipe if the extension of the file is misleading."
         raise TextError(f"not {root.upper()}: the root is <{parser.root.tag}>", place=str(path), cure=cure)
@@ -126,15 +132,6 @@ class _LimitedReader:
             cure = "Check that this file is a translation memory; a unit is a sentence or a paragraph."
             raise TextError(problem, place=str(self._path), cure=cure)
         return chunk
-
-
-def _broken(path: Path, parser: Any, error: Exception) -> TextError:
-    # The first entry is the cause; the exception often has only a consequence of it.
-    first = next(iter(parser.error_log), None)
-    line = getattr(first, "line", 0) or getattr(error, "lineno", 0)
-    problem = re.sub(r", line \d+, column \d+.*", "", first.message if first is not None else str(error))
-    cure = "Export it again from the tool that wrote it; `xmllint --noout FILE` lists the errors."
-    return TextError(f"broken XML ({problem})", place=f"{path}:{line}" if line else str(path), cure=cure)
 
 
 def _inner_text(element: Any, path: Path) -> str:

@@ -52,10 +52,6 @@ class ProcessGroup:
         """Return the value of the main process, and wait for all that it did before."""
         return self.gather(value)[0]
 
-    def any(self, value: bool) -> bool:
-        """Return whether the value is true in any process."""
-        return any(self.gather(value))
-
     def all_reduce(self, tensor: torch.Tensor) -> torch.Tensor:
         """Sum a tensor over all processes, in place, with bit-identical results in each, and return it."""
         if self.world_size > 1:

@@ -130,15 +130,13 @@ def parse_pypi(spec: str) -> PypiSpec:
 def parse_dataset(spec: str) -> DatasetSpec:
     """Parse `hf:DATASET#subset=NAME&split=NAME`, where both options may be left out."""
     name, mark, options = spec.removeprefix("hf:").partition("#")
-    values: dict[str, str] = {}
+    pairs = [option.partition("=")[::2] for option in (options.split("&") if mark else ())]
+    values = dict(pairs)
     problem = "" if name else "the name of the data set is missing"
-    for option in options.split("&") if mark else ():
-        key, _, value = option.partition("=")
-        if key not in {"subset", "split"}:
-            problem = f"unknown option {key!r}; {did_you_mean(key, ('subset', 'split'))}"
-        elif not value or key in values:
-            problem = f"{key} {'is given twice' if value else 'has no value'}"
-        values[key] = value
+    if unknown := [key for key in values if key not in {"subset", "split"}]:
+        problem = f"unknown option {unknown[0]!r}; {did_you_mean(unknown[0], ('subset', 'split'))}"
+    elif len(values) < len(pairs) or not all(values.values()):
+        problem = f"an option is given twice or has no value: {options!r}"
     if problem:
         raise SourceError(problem, place=spec, cure=f"the form is {DATASET_FORM}")
     return DatasetSpec(name, **values)
