@@ -99,12 +99,12 @@ def _split_problems(recipe: Recipe) -> Iterator[str]:
 
 
 def _source_problems(source: TextSource, num_languages: int) -> Iterator[str]:
-    paths = source.paths
+    paths = list(source.paths)
     is_dataset = len(paths) == 1 and paths[0].startswith("hf:")
     if len(paths) == 2 and num_languages == 1:
-        yield f"two files {list(paths)} where one language is wanted"
+        yield f"two files {paths} where one language is wanted"
     if len(paths) == 2 and any(path.startswith("hf:") for path in paths):
-        yield f"two files {list(paths)} cannot be data sets; name one hf:DATASET"
+        yield f"two files {paths} cannot be data sets; name one hf:DATASET"
     if source.columns is not None and len(source.columns) != num_languages:
         yield f"columns {list(source.columns)}: {num_languages} wanted, one for each language"
     if source.format == "datasets" and not is_dataset:
