@@ -64,12 +64,10 @@ def _file_rows(source: TextSource, path: Path, languages: tuple[str, ...]) -> It
 
 def _moses(source: TextSource, paths: Sequence[Path], languages: tuple[str, ...]) -> Iterator[tuple[str, ...]]:
     if len(languages) != 2 or len(paths) != 2 or source.format not in ("auto", "moses"):
-        raise TextError(
-            f"a Moses pair is two files of plain lines in two languages; there are {len(paths)} file(s), "
-            f'{len(languages)} language(s), and `format = "{source.format}"`',
-            place=", ".join(map(str, paths)) or str(source.path),
-            cure="Name one file for each language, in the order of `languages`; for one language, one file.",
-        )
+        given = f'{len(paths)} file(s), {len(languages)} language(s), and `format = "{source.format}"`'
+        problem = f"a Moses pair is two files of plain lines in two languages; there are {given}"
+        cure = "Name one file for each language, in the order of `languages`; for one language, one file."
+        raise TextError(problem, place=", ".join(map(str, paths)) or str(source.path), cure=cure)
     rows = zip_longest(*map(read_text_lines, paths))
     for number, (line, translation) in enumerate(rows, start=1):
         if line is None or translation is None:

@@ -15,14 +15,9 @@ TABLE_ENDINGS = ("tsv", "tab", "csv", "jsonl", "ndjson", "parquet")
 
 def combination_problems(recipe: Recipe) -> list[str]:
     """Return every problem as text that begins with its key."""
-    problems = [
-        *_language_problems(recipe.languages),
-        *_template_problems(recipe.template),
-        *_data_problems(recipe),
-        *_split_problems(recipe),
-        *_train_problems(recipe),
-        *_generate_problems(recipe),
-    ]
+    problems = [*_language_problems(recipe.languages), *_template_problems(recipe.template)]
+    for check in (_data_problems, _split_problems, _train_problems, _generate_problems):
+        problems += check(recipe)
     if recipe.tokens.mode == "text" and "audit" in recipe.tokens.model_fields_set:
         problems.append("tokens.audit: has no effect with tokens.mode = 'text', where no row is spliced")
     for direction, model in recipe.model.items():
@@ -118,25 +113,21 @@ def _source_problems(source: TextSource, num_languages: int) -> Iterator[str]:
 def _train_problems(recipe: Recipe) -> Iterator[str]:
     train, num_rounds = recipe.train, recipe.rounds.count
     epochs = max(train.parallel_epochs, train.final_epochs)
+    has_pairs = bool(recipe.data.train if recipe.data.split is None else recipe.data.split.train)
     if not (num_rounds or epochs or train.pretrain_lines):
         yield "rounds.count: 0 rounds and 0 train.parallel_epochs train nothing"
     if train.max_length > (limit := train.max_tokens_per_microbatch):
         yield f"train.max_length: {train.max_length} does not fit into train.max_tokens_per_microbatch {limit}"
-    if train.final_epochs and not _has_pairs(recipe):
+    if train.final_epochs and not has_pairs:
         yield "train.final_epochs: there are no parallel pairs to train on"
     # Epochs end by the loss on dev pairs, rounds by the score of their stage.
-    longest = max(num_rounds, epochs if _has_pairs(recipe) and not recipe.without_dev else 0)
+    longest = max(num_rounds, epochs if has_pairs and not recipe.without_dev else 0)
     if train.patience >= max(longest, 1):
-        yield (
-            f"train.patience: {train.patience} epochs or rounds without a better dev value cannot end "
-            f"{train.parallel_epochs} parallel_epochs, {train.final_epochs} final_epochs or {num_rounds} rounds early"
-        )
+        stages = f"{train.parallel_epochs} parallel_epochs, {train.final_epochs} final_epochs or {num_rounds} rounds"
+        value = f"{train.patience} epochs or rounds without a better dev value"
+        yield f"train.patience: {value} cannot end {stages} early"
     if num_rounds == 1 and recipe.rounds.replay_examples:
         yield "rounds.replay_examples: there are no earlier rounds with rounds.count = 1"
-
-
-def _has_pairs(recipe: Recipe) -> bool:
-    return bool(recipe.data.train if recipe.data.split is None else recipe.data.split.train)
 
 
 def _generate_problems(recipe: Recipe) -> Iterator[str]:
