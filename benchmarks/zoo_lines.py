@@ -6,7 +6,7 @@ import functools
 import random
 from pathlib import Path
 
-from roundtrip.data.readers import read_lines
+from roundtrip.data.readers import read_rows
 from roundtrip.recipe.schema import TextSource
 from roundtrip.runtime.downloads import resolve
 
@@ -27,7 +27,8 @@ def lines(language: str, number: int) -> list[str]:
 @functools.cache
 def _shuffled(language: str) -> tuple[str, ...]:
     spec = DJANGO.format(_FOLDERS.get(language, language))
-    found = {line: None for line in read_lines(TextSource(path=spec), resolve(spec, Path()), language) if line}
+    rows = read_rows(TextSource(path=spec), resolve(spec, Path()), (language,))
+    found = {line: None for (line,) in rows if line}
     # Shuffled, since the catalogue begins with the names of ninety languages.
     return tuple(random.Random(language).sample([*found], len(found)))
 

@@ -115,10 +115,10 @@ class Trainer:
 
     def stop_if_requested(self) -> None:
         """Save and raise `Interrupted` if a signal came, to whichever process."""
-        if self.context.processes.any(self.context.stop.requested):
+        if any(self.context.processes.gather(self.context.stop.requested)):
             self.context.stop.request()
             self.save()
-            self.context.stop.raise_interrupted()
+            self.context.stop.raise_if_requested()
 
     def close(self) -> None:
         """Stop the thread that encodes ahead."""

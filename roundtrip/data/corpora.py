@@ -10,9 +10,9 @@ from itertools import chain, islice, zip_longest
 from pathlib import Path
 
 from roundtrip.data import row_store
-from roundtrip.data.readers import read_lines, read_pairs
+from roundtrip.data.readers import read_rows
 from roundtrip.data.row_store import RowStore, TextRow
-from roundtrip.recipe.schema import LineFilter, Recipe, Sources, Split, TextSource
+from roundtrip.recipe.schema import LineFilter, Recipe, Sources, Split
 from roundtrip.runtime.downloads import resolve
 from roundtrip.runtime.errors import TextError
 from roundtrip.runtime.seeding import derive_seed, permuted_index
@@ -30,19 +30,13 @@ Fingerprint = tuple[int, int]
 
 @dataclass(frozen=True)
 class Corpora:
-    """The text of a run.
-
-    Attributes:
-        train, dev, test: pairs, in the order of the recipe's languages.
-        mono: rows of one text, by language.
-        counts: by part, the number of rows kept, and dropped by reason.
-    """
+    """The text of a run: pairs in the order of the recipe's languages, and monolingual rows of one text."""
 
     train: RowStore
     dev: RowStore
     test: RowStore
-    mono: dict[str, RowStore]
-    counts: dict[str, dict[str, int]]
+    mono: dict[str, RowStore]  # by language
+    counts: dict[str, dict[str, int]]  # by part, the number of rows kept, and dropped by reason
 
     def all_text(self) -> Iterator[str]:
         """Yield every line to train on; the languages alternate, so that the first lines are of both."""
@@ -58,47 +52,32 @@ def relative_length(a: float, b: float) -> float:
 
 
 def prepare(recipe: Recipe, folder: Path, target: Path, report: Callable[[str], None]) -> Corpora:
-    """Read, clean, deduplicate and separate all text of a recipe into `target`.
+    """Read, clean, deduplicate and separate all text of a recipe into stores in the folder `target`.
 
     Training pairs and monolingual lines are filtered by `data.filter`, and dropped where the same text (in the same
     language) is in dev or test. Dev and test files are taken as they are, except for pairs with an empty side.
-
-    Args:
-        folder: where relative paths start.
-        target: an existing folder for the stores.
-        report: is called with a message for each source that is read.
-
-    Raises:
-        SourceError, TextError: a source cannot be fetched or read, or a part ends up empty.
+    Relative paths start at `folder`; `report` is called with a message for each source that is read.
     """
     preparation = _Preparation(recipe, folder, target, report)
     stores = preparation.read_parts() if recipe.data.split is None else preparation.split_corpus(recipe.data.split)
     counts = {part: dict(count) for part, count in preparation.counts.items()}
     for part in ["dev", "test", *_mono_parts(recipe), *(["train"] if recipe.data.train else [])]:
         if not len(stores[part]):
-            raise TextError(
-                f"no lines left; counts: {counts[part]}",
-                place=f"data.{part}",
-                cure="the file is empty, or every line was dropped for the reasons in the counts; see data.filter",
-            )
+            cure = "the file is empty, or every line was dropped for the reasons in the counts; see data.filter"
+            raise TextError(f"no lines left; counts: {counts[part]}", place=f"data.{part}", cure=cure)
     return _corpora(recipe, stores, counts)
 
 
 @dataclass(frozen=True)
 class _Preparation:
-    """Reads the sources of one recipe and writes the stores of its parts.
-
-    Attributes:
-        recipe, folder, target, report: see `prepare`.
-        counts: see `Corpora`; filled while rows are written.
-        held_out: fingerprints of all texts of dev and test, which no other part may contain.
-    """
+    """Reads the sources of one recipe and writes the stores of its parts, see `prepare` and `Corpora`."""
 
     recipe: Recipe
     folder: Path
     target: Path
     report: Callable[[str], None]
     counts: dict[str, Counter[str]] = field(default_factory=dict)
+    # Of all texts of dev and test, which no other part may contain.
     held_out: set[Fingerprint] = field(default_factory=set)
 
     def read_parts(self) -> dict[str, RowStore]:
@@ -124,11 +103,8 @@ class _Preparation:
         count["kept"] = len(corpus)
         needed = split.train + split.dev + split.test + (2 if self.recipe.needs_mono else 0)
         if len(corpus) < needed:
-            raise TextError(
-                f"{len(corpus)} usable pairs, but the split needs {needed}; counts: {dict(count)}",
-                place="data.split",
-                cure="ask for fewer, or add to data.split.corpus",
-            )
+            problem = f"{len(corpus)} usable pairs, but the split needs {needed}; counts: {dict(count)}"
+            raise TextError(problem, place="data.split", cure="ask for fewer, or add to data.split.corpus")
         seed = derive_seed(self.recipe.seed if split.seed is None else split.seed, "cut")
         shuffled = iter(corpus[permuted_index(index, len(corpus), seed, 0)] for index in range(len(corpus)))
         sizes = {part: size for part, size in (("test", split.test), ("dev", split.dev)) if part not in given}
@@ -142,19 +118,16 @@ class _Preparation:
         return given | stores
 
     def _pairs(self, sources: Sources) -> Iterator[TextRow]:
-        for source, paths in self._resolved(sources):
-            yield from read_pairs(source, paths, self.recipe.languages)
+        return self._rows(sources, self.recipe.languages)
 
     def _lines(self, language: str) -> Iterator[TextRow]:
-        for source, paths in self._resolved(self.recipe.data.mono.get(language, ())):
-            yield from ((line,) for line in read_lines(source, paths, language))
+        return self._rows(self.recipe.data.mono.get(language, ()), (language,))
 
-    def _resolved(self, sources: Sources) -> Iterator[tuple[TextSource, list[Path]]]:
+    def _rows(self, sources: Sources, languages: tuple[str, ...]) -> Iterator[TextRow]:
         for source in sources:
-            specs = (source.path,) if isinstance(source.path, str) else source.path
-            self.report(f"reading {' + '.join(spec.partition('#')[0] for spec in specs)}")
-            is_remote = any(spec.startswith("hf:") for spec in specs)
-            yield source, [] if is_remote else [path for spec in specs for path in resolve(spec, self.folder)]
+            self.report(f"reading {' + '.join(path.partition('#')[0] for path in source.paths)}")
+            local = [path for path in source.paths if not path.startswith("hf:")]
+            yield from read_rows(source, [file for path in local for file in resolve(path, self.folder)], languages)
 
     def _write(self, part: str, rows: Iterable[TextRow]) -> RowStore:
         return row_store.write(_store_path(self.target, part), rows)
@@ -192,17 +165,12 @@ class _Preparation:
         return store
 
     def _filtered(
-        self,
-        rows: Iterable[TextRow],
-        sides: tuple[int, ...],
-        count: Counter[str],
-        seen: set[Fingerprint] | None = None,
+        self, rows: Iterable[TextRow], sides: tuple[int, ...], count: Counter[str], seen: set[Fingerprint] | None = None
     ) -> Iterator[tuple[int, TextRow]]:
         """Yield the rows that pass, each with a key that equal rows share, and count the others.
 
-        Args:
-            sides: the language (0 or 1) of each column.
-            seen: fingerprints of rows that have passed, which no other may share; None for no such rule.
+        `sides` are the languages (0 or 1) of the columns. Rows with a text in `seen`, to which all others are added,
+        are duplicates.
         """
         for row in rows:
             fingerprints = _fingerprints(row, sides)
@@ -247,14 +215,7 @@ def _fingerprints(row: TextRow, sides: tuple[int, ...]) -> list[Fingerprint]:
 
 
 def reopen(recipe: Recipe, target: Path, counts: dict[str, dict[str, int]]) -> Corpora:
-    """Open the stores that `prepare` wrote.
-
-    Args:
-        target, counts: the folder and the counts of that call.
-
-    Raises:
-        TextError: a store is missing, or damaged.
-    """
+    """Open the stores that `prepare` wrote into `target`; `counts` are those of that call."""
     try:
         stores = {part: RowStore(_store_path(target, part)) for part in ("train", "dev", "test", *_mono_parts(recipe))}
         for part, store in stores.items():

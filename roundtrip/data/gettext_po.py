@@ -34,11 +34,8 @@ def read_po(path: Path, languages: tuple[str, ...]) -> Iterator[tuple[str, ...]]
     """Yield the pairs of a catalogue, or one side of it for one language.
 
     Obsolete entries are skipped, and so are fuzzy and untranslated ones, except where only the messages are read. A
-    plural entry gives its singular with form 0 and its plural with the last form. The file is read whole.
-
-    Raises:
-        TextError: not a catalogue, not in the charset that it names, in neither language, or, for one language,
-            without the `Language` header that tells the sides apart.
+    plural entry gives its singular with form 0 and its plural with the last form. The file is read whole. One side can
+    be read only where the `Language` header tells the sides apart.
     """
     catalogue = _parse(path)
     entries = [entry for entry in catalogue if not entry.obsolete]
@@ -47,18 +44,14 @@ def read_po(path: Path, languages: tuple[str, ...]) -> Iterator[tuple[str, ...]]
     is_into_first = match_codes(languages, [header])[0] is not None
     if len(languages) == 2:
         if header and not any(_close(header, language) for language in languages):
-            raise TextError(
-                f"its translations are in {header!r}, the languages of the recipe are {' and '.join(languages)}",
-                place=str(path),
-                cure="Name the catalogue of the other language, or correct its Language header.",
-            )
+            problem = f"its translations are in {header!r}, the languages of the recipe are {' and '.join(languages)}"
+            cure = "Name the catalogue of the other language, or correct its Language header."
+            raise TextError(problem, place=str(path), cure=cure)
         yield from (pair[:: -1 if is_into_first else 1] for pair in pairs)
     elif not header and any(entry.translated() for entry in entries):
-        raise TextError(
-            f"without a Language header it is unknown which side is {languages[0]!r}",
-            place=str(path),
-            cure='Add the language of the translations to the header entry: "Language: es\\n".',
-        )
+        problem = f"without a Language header it is unknown which side is {languages[0]!r}"
+        cure = 'Add the language of the translations to the header entry: "Language: es\\n".'
+        raise TextError(problem, place=str(path), cure=cure)
     elif is_into_first:
         yield from ((target,) for _, target in pairs)
     else:
@@ -79,11 +72,8 @@ def _parse(path: Path) -> Any:
     for number, line in enumerate(read_text_lines(path, _charset(path)), start=1):
         size += len(line)
         if size > MAX_CHARS:
-            raise TextError(
-                f"a catalogue of more than {MAX_CHARS:,} characters, which would have to be read whole",
-                place=f"{path}:{number}",
-                cure="Split it, or convert it to tsv.",
-            )
+            problem = f"a catalogue of more than {MAX_CHARS:,} characters, which would have to be read whole"
+            raise TextError(problem, place=f"{path}:{number}", cure="Split it, or convert it to tsv.")
         # Cleaned, because to the parser a raw form feed or U+2028 inside a string ends the line.
         text.append(clean(line))
         # The parser assumes without checking that the last character of a string is its closing quote.

@@ -2,43 +2,38 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
-_CHINESE = ("zh", "yue")
+_CHINESE = {"zh", "yue"}
+_SPACELESS = _CHINESE | {"ja", "th", "lo", "km", "my", "bo"}
 
 
 def match_codes(wanted: Sequence[str], codes: Sequence[str]) -> tuple[int | None, ...]:
-    """Find each wanted language among the codes of a file.
+    """Return the position of each wanted language among the codes of a file, None where it is missing.
 
     Codes are compared without regard to case. A language without an exact match takes the first code with its
     primary subtag that no other wanted language has taken, so `pt-BR` and `pt-PT` never share one text.
-
-    Returns:
-        The position in `codes` of each wanted language, None where it is missing.
     """
-    positions = [next(iter(_exact(code, codes)), None) for code in wanted]
+    positions = [next(iter(_positions(_normal, code, codes)), None) for code in wanted]
     for index, code in enumerate(wanted):
         if positions[index] is None:
-            positions[index] = next((other for other in _related(code, codes) if other not in positions), None)
+            related = _positions(_primary, code, codes)
+            positions[index] = next((other for other in related if other not in positions), None)
     return tuple(positions)
 
 
 def all_matching(wanted: str, codes: Sequence[str]) -> list[int]:
     """Return the positions of all codes equal to this one; if there are none, of all with its primary subtag."""
-    return _exact(wanted, codes) or _related(wanted, codes)
+    return _positions(_normal, wanted, codes) or _positions(_primary, wanted, codes)
 
 
 def is_spaceless(code: str) -> bool:
     """Return whether a language is written without spaces between words."""
-    return _primary(code) in {*_CHINESE, "ja", "th", "lo", "km", "my", "bo"}
+    return _primary(code) in _SPACELESS
 
 
-def _exact(wanted: str, codes: Sequence[str]) -> list[int]:
-    return [index for index, code in enumerate(codes) if _normal(code) == _normal(wanted)]
-
-
-def _related(wanted: str, codes: Sequence[str]) -> list[int]:
-    return [index for index, code in enumerate(codes) if _primary(code) == _primary(wanted)]
+def _positions(form: Callable[[str], str], wanted: str, codes: Sequence[str]) -> list[int]:
+    return [index for index, code in enumerate(codes) if form(code) == form(wanted)]
 
 
 def _normal(code: str) -> str:

@@ -6,7 +6,6 @@ language is classified as one of the two.
 
 from __future__ import annotations
 
-import importlib.util
 from collections.abc import Sequence
 from typing import Any
 
@@ -25,21 +24,14 @@ _CURE = "set filter.language = false"
 
 
 class LanguageIdentifier:
-    """Classifies lines as one of the two languages of a recipe.
-
-    Args:
-        languages: BCP 47 codes.
-
-    Raises:
-        RecipeError: py3langid is not installed, or does not distinguish these languages.
-    """
+    """Classifies lines as one of the two languages of a recipe, which py3langid has to distinguish."""
 
     def __init__(self, languages: tuple[str, str]) -> None:
-        if importlib.util.find_spec("py3langid") is None:
+        try:
+            from py3langid.langid import MODEL_FILE, LanguageIdentifier
+        except ImportError as error:
             cure = f"pip install 'roundtrip-mt[langid]', or {_CURE}"
-            raise RecipeError("filter.language needs py3langid, which is not installed", place=_PLACE, cure=cure)
-        from py3langid.langid import MODEL_FILE, LanguageIdentifier
-
+            raise RecipeError("it needs py3langid, which is not installed", place=_PLACE, cure=cure) from error
         self._model: Any = LanguageIdentifier.from_model_file(MODEL_FILE)
         self._names = {code: str(langcodes.Language.get(code).language) for code in languages}
         for code, name in self._names.items():

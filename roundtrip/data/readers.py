@@ -26,26 +26,18 @@ _TABLES = {"tsv": read_tsv, "csv": read_csv, "jsonl": read_jsonl, "parquet": rea
 _CATALOGUES = {"po": read_po, "tmx": read_tmx, "xliff": read_xliff}
 
 
-def read_lines(source: TextSource, paths: Sequence[Path], language: str) -> Iterator[str]:
-    """Yield the clean texts of one language, at most `source.limit`; see `read_pairs`."""
-    yield from islice((clean(text) for (text,) in _rows(source, paths, (language,))), source.limit)
+def read_rows(source: TextSource, paths: Sequence[Path], languages: tuple[str, ...]) -> Iterator[tuple[str, ...]]:
+    """Yield the clean pairs of a parallel text, or for one language its texts; at most `source.limit`.
 
-
-def read_pairs(source: TextSource, paths: Sequence[Path], languages: tuple[str, str]) -> Iterator[tuple[str, str]]:
-    """Yield the clean pairs of a parallel text in the order of `languages`, at most `source.limit`.
-
-    Args:
-        paths: its files, resolved and local; two for a Moses pair, none for a dataset on the hub.
-
-    Raises:
-        TextError: the text is broken or holds no pairs; see the reader of each format.
+    `paths` are its files, resolved and local: two for a Moses pair, none for a dataset on the hub. Raises TextError
+    where the text is broken or does not hold these languages.
     """
-    rows = _rows(source, paths, languages)
-    yield from islice(((clean(first), clean(second)) for first, second in rows), source.limit)
+    for row in islice(_rows(source, paths, languages), source.limit):
+        yield tuple(map(clean, row))
 
 
 def _rows(source: TextSource, paths: Sequence[Path], languages: tuple[str, ...]) -> Iterator[tuple[str, ...]]:
-    if source.format == "datasets" or (source.format == "auto" and str(source.path).startswith("hf:")):
+    if str(source.path).startswith("hf:"):
         yield from read_dataset(str(source.path), languages, source.columns)
     elif source.format == "moses" or not isinstance(source.path, str):
         yield from _moses(source, paths, languages)
@@ -65,30 +57,23 @@ def _file_rows(source: TextSource, path: Path, languages: tuple[str, ...]) -> It
     if len(languages) == 1:
         return ((line,) for line in read_text_lines(path))
     endings = ", ".join(f".{name}" for name in (*_TABLES, *_CATALOGUES, *_ENDINGS))
-    raise TextError(
-        f"a file of plain lines holds one language, but pairs of {' and '.join(languages)} are needed",
-        place=str(path),
-        cure=f"Name two files, or set `format`, or name a file that ends in {endings}.",
-    )
+    problem = f"a file of plain lines holds one language, but pairs of {' and '.join(languages)} are needed"
+    cure = f"Name two files, or set `format`, or name a file that ends in {endings}."
+    raise TextError(problem, place=str(path), cure=cure)
 
 
 def _moses(source: TextSource, paths: Sequence[Path], languages: tuple[str, ...]) -> Iterator[tuple[str, ...]]:
     if len(languages) != 2 or len(paths) != 2 or source.format not in ("auto", "moses"):
-        raise TextError(
-            f"a Moses pair is two files of plain lines in two languages; there are {len(paths)} file(s), "
-            f'{len(languages)} language(s), and `format = "{source.format}"`',
-            place=", ".join(map(str, paths)) or str(source.path),
-            cure="Name one file for each language, in the order of `languages`; for one language, one file.",
-        )
-    first, second = paths
-    rows = zip_longest(read_text_lines(first), read_text_lines(second))
+        given = f'{len(paths)} file(s), {len(languages)} language(s), and `format = "{source.format}"`'
+        problem = f"a Moses pair is two files of plain lines in two languages; there are {given}"
+        cure = "Name one file for each language, in the order of `languages`; for one language, one file."
+        raise TextError(problem, place=", ".join(map(str, paths)) or str(source.path), cure=cure)
+    rows = zip_longest(*map(read_text_lines, paths))
     for number, (line, translation) in enumerate(rows, start=1):
         if line is None or translation is None:
-            longer, shorter = (second, first) if line is None else (first, second)
-            raise TextError(
-                f"the files of a Moses pair differ in length: {number + sum(1 for _ in rows)} lines here, "
-                f"{number - 1} in {shorter}",
-                place=f"{longer}:{number}",
-                cure="Line N of one file translates line N of the other; this is the first line without a translation.",
-            )
+            longer, shorter = paths[::-1] if line is None else paths
+            num_lines = number + sum(1 for _ in rows)
+            problem = f"the files of a Moses pair differ in length: {num_lines} lines here, {number - 1} in {shorter}"
+            cure = "Line N of one file translates line N of the other; this is the first line without a translation."
+            raise TextError(problem, place=f"{longer}:{number}", cure=cure)
         yield line, translation

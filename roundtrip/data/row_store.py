@@ -8,6 +8,7 @@ from __future__ import annotations
 import os
 import tempfile
 from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import ExitStack
 from pathlib import Path
 from typing import overload
 
@@ -16,20 +17,17 @@ import numpy as np
 TextRow = tuple[str, ...]
 # Bytes per read; a longer row takes more reads.
 _READ_BYTES = 512
-# Offsets or keys that are read at once.
+# Offsets that are read at once.
 _BUFFER_ITEMS = 1 << 16
-# Keys that are compared in memory at once.
-_PARTITION_KEYS = 1 << 20
+# Parts of the keys, which are compared in memory one after the other.
+_NUM_PARTS = 64
 
 
 class RowStore(Sequence[TextRow]):
     """Rows of one or two texts, read one at a time from disk; the corpus is never held in memory.
 
     A row is one line of the file, its columns separated by a tab. Clean text contains neither tabs nor line breaks.
-
-    Raises:
-        OSError: a file is missing.
-        ValueError: file and index do not match.
+    Raises OSError where a file is missing, ValueError where file and index do not match.
     """
 
     def __init__(self, path: Path) -> None:
@@ -84,55 +82,34 @@ def write(path: Path, rows: Iterable[TextRow]) -> RowStore:
 
 
 def write_once(path: Path, rows: Iterable[tuple[int, TextRow]]) -> tuple[RowStore, int]:
-    """Write rows except those with the key of an earlier row.
+    """Write rows except those with the key (of 64 bits) of an earlier row, and return how many these were.
 
-    Args:
-        rows: each with its key, of 64 bits.
-
-    Returns:
-        The store, and the number of dropped rows. (Their text stays in the file without an index entry.)
+    Their text stays in the file without an index entry.
     """
-    keys, index = path.with_name(f"{path.name}.keys"), _index_path(path)
+    with tempfile.TemporaryDirectory(dir=path.parent, prefix=".keys-", suffix=".tmp") as folder:
+        # Equal keys are in the same part.
+        parts = [Path(folder) / str(number) for number in range(_NUM_PARTS)]
+        with ExitStack() as stack:
+            files = [stack.enter_context(part.open("wb")) for part in parts]
 
-    def with_keys_written() -> Iterator[TextRow]:
-        with keys.open("wb") as file:
-            for key, row in rows:
-                file.write(key.to_bytes(8, "little"))
-                yield row
+            def with_keys_written() -> Iterator[TextRow]:
+                for number, (key, row) in enumerate(rows):
+                    files[key % _NUM_PARTS].write(key.to_bytes(8, "little") + number.to_bytes(8, "little"))
+                    yield row
 
-    is_first = _first_occurrences(keys, len(write(path, with_keys_written())))
+            is_first = np.zeros(len(write(path, with_keys_written())), dtype=bool)
+        for part in parts:
+            keys, numbers = np.fromfile(part, dtype="<u8").reshape(-1, 2).T
+            _, earliest = np.unique(keys, return_index=True)
+            is_first[numbers[earliest].astype(np.int64)] = True
+    index = _index_path(path)
     kept = index.with_name(f"{index.name}.kept")
     with index.open("rb") as source, kept.open("wb") as target:
         for start in range(0, len(is_first), _BUFFER_ITEMS):
             offsets = np.frombuffer(source.read(8 * _BUFFER_ITEMS), dtype="<u8")
             target.write(offsets[is_first[start : start + _BUFFER_ITEMS]].tobytes())
     kept.replace(index)
-    keys.unlink()
     return RowStore(path), len(is_first) - int(is_first.sum())
-
-
-def _first_occurrences(path: Path, size: int) -> np.ndarray:
-    """Return for each key of a file whether it is the first of its value.
-
-    The keys are partitioned by value into files small enough for memory, which are compared one after the other.
-    """
-    is_first = np.zeros(size, dtype=bool)
-    num_parts = -(-size // _PARTITION_KEYS)
-    with tempfile.TemporaryDirectory(dir=path.parent, prefix=".keys-", suffix=".tmp") as folder:
-        parts = [Path(folder) / str(number) for number in range(num_parts)]
-        with path.open("rb") as file:
-            for start in range(0, size, _BUFFER_ITEMS):
-                keys = np.frombuffer(file.read(8 * _BUFFER_ITEMS), dtype="<u8")
-                keys_and_rows = np.stack([keys, np.arange(start, start + len(keys), dtype="<u8")], 1)
-                part_of = keys % num_parts
-                for number, part in enumerate(parts):
-                    with part.open("ab") as target:
-                        target.write(keys_and_rows[part_of == number].tobytes())
-        for part in parts:
-            keys, rows = np.fromfile(part, dtype="<u8").reshape(-1, 2).T
-            _, earliest = np.unique(keys, return_index=True)
-            is_first[rows[earliest].astype(np.int64)] = True
-    return is_first
 
 
 def _index_path(path: Path) -> Path:

@@ -20,11 +20,9 @@ class Cursor:
 
 
 def take_rows(rows: Sequence[T], cursor: Cursor, num_rows: int, seed: int) -> tuple[list[T], Cursor]:
-    """Read the next rows of an endless, reshuffled stream.
+    """Return the next rows of an endless, reshuffled stream, none where `rows` is empty, and the cursor after them.
 
-    Returns:
-        The rows, and the cursor after them, whose epoch counts how often the rows were read completely. No rows where
-        `rows` is empty.
+    Its epoch counts how often the rows were read completely.
     """
     taken: list[T] = []
     epoch, index = cursor.epoch, cursor.index

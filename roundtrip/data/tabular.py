@@ -33,27 +33,23 @@ def read_csv(path: Path, languages: tuple[str, ...], columns: Columns) -> Iterat
     try:
         yield from _fields(path, languages, columns, rows)
     except csv.Error as error:
-        raise TextError(
-            f"not a csv row ({error})",
-            place=f"{path}:{max(reader.line_num, 1)}",
-            cure='Quote a text that contains a comma, a quote or a line break, and double its quotes: "say ""hi""".',
-        ) from error
+        place = f"{path}:{max(reader.line_num, 1)}"
+        cure = 'Quote a text that contains a comma, a quote or a line break, and double its quotes: "say ""hi""".'
+        raise TextError(f"not a csv row ({error})", place=place, cure=cure) from error
 
 
 def read_jsonl(path: Path, languages: tuple[str, ...], columns: Columns) -> Iterator[tuple[str, ...]]:
     """Yield the named values of one JSON object per line; null is an empty text."""
-    names = _names(columns, languages, place=str(path))
+    names = _names(columns, languages, str(path))
     for number, line in enumerate(read_text_lines(path), start=1):
         place = f"{path}:{number}"
         try:
             record = json.loads(line.strip())
-        except json.JSONDecodeError as error:
-            problem = f"not JSON at column {error.colno} ({error.msg})"
+        except (ValueError, RecursionError) as error:
+            problem = f"unreadable JSON ({str(error).replace('line 1 ', '')})"
             cure = "Every line of a jsonl file is one object; blank lines are not allowed."
             raise TextError(problem, place=place, cure=cure) from error
-        except (ValueError, RecursionError) as error:
-            raise TextError(f"unreadable JSON ({error})", place=place) from error
-        yield _column_texts(record, names, place)
+        yield tuple(_column_text(record, name, place) for name in names)
 
 
 def read_parquet(path: Path, languages: tuple[str, ...], columns: Columns) -> Iterator[tuple[str, ...]]:
@@ -68,14 +64,14 @@ def read_parquet(path: Path, languages: tuple[str, ...], columns: Columns) -> It
         try:
             file = parquet.ParquetFile(handle)
             available = file.schema_arrow.names
-            names = _names(columns, languages, place=str(path), available=available)
+            names = _names(columns, languages, str(path), available)
             top_level = {name if name in available else name.partition(".")[0] for name in names}
             if absent := sorted(top_level.difference(available)):
                 raise _no_column(absent[0], str(path), available)
             batches = file.iter_batches(batch_size=_BATCH_ROWS, columns=sorted(top_level))
             records = (record for batch in batches for record in batch.to_pylist())
             for number, record in enumerate(records, start=1):
-                yield _column_texts(record, names, f"{path}, row {number}")
+                yield tuple(_column_text(record, name, f"{path}, row {number}") for name in names)
         except (pyarrow.ArrowException, ValueError, OverflowError, OSError) as error:
             problem = f"unreadable parquet file ({first_line(error)})"
             raise TextError(problem, place=str(path), cure="Download or write the file again.") from error
@@ -93,23 +89,20 @@ def read_dataset(spec: str, languages: tuple[str, ...], columns: Columns) -> Ite
     try:
         records = load_dataset(dataset.name, dataset.subset, split=dataset.split, streaming=True)
         for number, record in enumerate(records, start=1):
-            names = names or _names(columns, languages, place=place, available=list(record))
-            yield _column_texts(record, names, f"{place} ({dataset.split}), row {number}")
+            names = names or _names(columns, languages, place, list(record))
+            yield tuple(_column_text(record, name, f"{place} ({dataset.split}), row {number}") for name in names)
     except RoundtripError:
         raise
     except Exception as error:  # the libraries below share no base class of errors
-        raise TextError(
-            f"the dataset cannot be read ({type(error).__name__}: {first_line(error)})",
-            place=place,
-            cure="Check its name, its split and the network, or name a local file.",
-        ) from error
+        problem = f"the dataset cannot be read ({type(error).__name__}: {first_line(error)})"
+        cure = "Check its name, its split and the network, or name a local file."
+        raise TextError(problem, place=place, cure=cure) from error
 
 
 def _fields(
     path: Path, languages: tuple[str, ...], columns: Columns, rows: Iterator[tuple[int, list[str]]]
 ) -> Iterator[tuple[str, ...]]:
     columns = columns or range(len(languages))
-    _check_count(columns, languages, str(path))
     header: list[str] = []
     if any(isinstance(column, str) for column in columns):
         header = [name.strip() for name in next(rows, (0, []))[1]]
@@ -118,41 +111,23 @@ def _fields(
     positions = [header.index(column) if isinstance(column, str) else column for column in columns]
     for number, row in rows:
         if outside := [position for position in positions if not 0 <= position < len(row)]:
-            raise TextError(
-                f"{len(row)} column(s), but the recipe names column {outside[0]}",
-                place=f"{path}:{number}",
-                cure="Columns count from 0. Correct the line, or `columns` in the recipe.",
-            )
+            problem = f"{len(row)} column(s), but the recipe names column {outside[0]}"
+            cure = "Columns count from 0. Correct the line, or `columns` in the recipe."
+            raise TextError(problem, place=f"{path}:{number}", cure=cure)
         yield tuple(row[position] for position in positions)
 
 
-def _names(
-    columns: Columns, languages: tuple[str, ...], *, place: str, available: Sequence[str] = ()
-) -> tuple[str, ...]:
+def _names(columns: Columns, languages: tuple[str, ...], place: str, available: Sequence[str] = ()) -> tuple[str, ...]:
     """Return the columns of records: those of the recipe, else those named as the languages."""
     if columns is None and set(languages) <= set(available):
-        columns = languages
+        return languages
     names = tuple(column for column in columns or () if isinstance(column, str))
     if columns is None or len(names) < len(columns):
         example = ", ".join(f'"translation.{language}"' for language in languages)
         shown = f": {', '.join(available)}." if available else "."
-        raise TextError(
-            "the recipe does not name the columns of these records",
-            place=place,
-            cure=f"Add `columns = [{example}]`, with their names in this file{shown}",
-        )
-    _check_count(columns, languages, place)
+        cure = f"Add `columns = [{example}]`, with their names in this file{shown}"
+        raise TextError("the recipe does not name the columns of these records", place=place, cure=cure)
     return names
-
-
-def _check_count(columns: Sequence[str | int], languages: tuple[str, ...], place: str) -> None:
-    if len(columns) != len(languages):
-        problem = f"the recipe names {len(columns)} column(s) for {len(languages)} language(s)"
-        raise TextError(problem, place=place, cure=f"`columns` needs one name for each of: {', '.join(languages)}.")
-
-
-def _column_texts(record: Any, names: tuple[str, ...], place: str) -> tuple[str, ...]:
-    return tuple(_column_text(record, name, place) for name in names)
 
 
 def _column_text(record: Any, column: str, place: str) -> str:
@@ -160,20 +135,16 @@ def _column_text(record: Any, column: str, place: str) -> str:
     value = record
     for part in [column] if isinstance(record, dict) and column in record else column.split("."):
         if not isinstance(value, dict):
-            raise TextError(
-                f"{type(value).__name__} where a record with {part!r} is expected",
-                place=place,
-                cure=f"The recipe names column {column!r}: correct the record, or `columns` in the recipe.",
-            )
+            problem = f"{type(value).__name__} where a record with {part!r} is expected"
+            cure = f"The recipe names column {column!r}: correct the record, or `columns` in the recipe."
+            raise TextError(problem, place=place, cure=cure)
         if part not in value:
             raise _no_column(column, place, list(value))
         value = value[part]
     if value is not None and not isinstance(value, str):
-        raise TextError(
-            f"column {column!r} contains {type(value).__name__}, not text",
-            place=place,
-            cure="Name a column of texts in `columns`; a dot reaches into a record, as in `translation.en`.",
-        )
+        problem = f"column {column!r} contains {type(value).__name__}, not text"
+        cure = "Name a column of texts in `columns`; a dot reaches into a record, as in `translation.en`."
+        raise TextError(problem, place=place, cure=cure)
     return value or ""
 
 

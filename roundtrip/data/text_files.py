@@ -26,8 +26,7 @@ _BROKEN_GZIP = (EOFError, gzip.BadGzipFile, zlib.error)
 def open_text(path: Path) -> Iterator[BinaryIO]:
     """Open a file for reading bytes, through gzip if its name ends in `.gz`.
 
-    Raises:
-        TextError: the file cannot be read, or its gzip stream is broken (also while the caller reads).
+    Raises TextError where it cannot be read or its gzip stream is broken, also while the caller reads.
     """
     try:
         if path.suffix.lower() != ".gz":
@@ -39,7 +38,8 @@ def open_text(path: Path) -> Iterator[BinaryIO]:
     except _BROKEN_GZIP as error:
         raise _broken_gzip(str(path), error) from error
     except OSError as error:
-        raise TextError(f"cannot be read: {error.strerror or error}", place=str(path)) from error
+        cure = "Check that the file exists and that you may read it."
+        raise TextError(f"cannot be read: {error.strerror or error}", place=str(path), cure=cure) from error
 
 
 class _LimitedGzip(gzip.GzipFile):
@@ -48,11 +48,8 @@ class _LimitedGzip(gzip.GzipFile):
     def readinto(self, buffer: Any) -> int:
         size = self.readinto1(buffer)
         if self.tell() > max(FREE_BYTES, MAX_GROWTH * os.fstat(self.fileno()).st_size):
-            raise TextError(
-                f"it grows more than {MAX_GROWTH} times when it is unpacked",
-                place=str(self.name),
-                cure="Unpack it yourself if you trust it.",
-            )
+            problem = f"it grows more than {MAX_GROWTH} times when it is unpacked"
+            raise TextError(problem, place=str(self.name), cure="Unpack it yourself if you trust it.")
         return size
 
 
@@ -70,28 +67,22 @@ def read_text_lines(path: Path, encoding: str = "utf-8") -> Iterator[str]:
 def decoded_lines(handle: BinaryIO, place: str, encoding: str = "utf-8") -> Iterator[str]:
     """Yield lines of text, line ends kept; only a line feed ends a line, as in `wc -l`.
 
-    Raises:
-        TextError: a line is not in this encoding, or unreadable; the place is PLACE:LINE.
+    Raises TextError at PLACE:LINE where a line is not in this encoding, or unreadable.
     """
     number = 0
     try:
         for number, raw in enumerate(raw_lines(handle), start=1):
             if len(raw) > MAX_LINE_BYTES:
-                raise TextError(
-                    f"a line of more than {MAX_LINE_BYTES >> 20} MiB",
-                    place=f"{place}:{number}",
-                    cure="Text has one sentence or paragraph per line; check that this is a text file.",
-                )
+                cure = "Text has one sentence or paragraph per line; check that this is a text file."
+                raise TextError(f"a line of more than {MAX_LINE_BYTES >> 20} MiB", place=f"{place}:{number}", cure=cure)
             text = raw.decode(encoding)
             # A byte order mark would become part of the first quote of a csv, or of the first name of a header.
             yield text.removeprefix("\ufeff") if number == 1 else text
     except UnicodeDecodeError as error:
         name = codecs.lookup(encoding).name.upper()
-        raise TextError(
-            f"not {name} (byte 0x{error.object[error.start]:02x})",
-            place=f"{place}:{number}",
-            cure=f"Convert the file: iconv -f ISO-8859-1 -t {name} (-f: its actual encoding).",
-        ) from error
+        problem = f"not {name} (byte 0x{error.object[error.start]:02x})"
+        cure = f"Convert the file: iconv -f ISO-8859-1 -t {name} (-f: its actual encoding)."
+        raise TextError(problem, place=f"{place}:{number}", cure=cure) from error
     except _BROKEN_GZIP as error:
         raise _broken_gzip(f"{place}:{number + 1}", error) from error
 

@@ -31,9 +31,6 @@ def read_tmx(path: Path, languages: tuple[str, ...]) -> Iterator[tuple[str, ...]
     """Yield the pairs of a translation memory, or for one language each text in it.
 
     Units without all languages are skipped. Inline tags are removed, their text is kept.
-
-    Raises:
-        TextError: broken XML, not a TMX file, an entity, or a language that is missing in the whole file.
     """
 
     def variants() -> Iterator[Variants]:
@@ -50,16 +47,13 @@ def read_xliff(path: Path, languages: tuple[str, ...]) -> Iterator[tuple[str, ..
 
     Units marked `translate="no"` are skipped and, where the target is read, units without one or with a state that
     marks it as not translated yet. Approval is not required. Inline tags are removed, their text is kept.
-
-    Raises:
-        TextError: broken XML, not an XLIFF file, an entity, or a language that is missing in the whole file.
     """
     tags = [f"{name}trans-unit" for name in _XLIFF_1] + [f"{name}unit" for name in _XLIFF_2]
     return _rows(path, languages, (sides for unit in _units(path, "xliff", tags) for sides in _sides(unit)))
 
 
 def _rows(path: Path, languages: tuple[str, ...], units: Iterator[Variants]) -> Iterator[tuple[str, ...]]:
-    """Yield the texts in these languages of each unit that has them all."""
+    """Yield the texts of each unit that has all languages; refuse a file that lacks one of them in all units."""
     seen: dict[str, None] = {}
     missing = set(languages)
     for codes, elements in units:
@@ -72,11 +66,8 @@ def _rows(path: Path, languages: tuple[str, ...], units: Iterator[Variants]) -> 
             if len(chosen) == len(languages):
                 yield tuple(_inner_text(element, path) for element in chosen)
     if missing:
-        raise TextError(
-            f"no text in {', '.join(map(repr, sorted(missing)))}",
-            place=str(path),
-            cure=f"Languages found: {', '.join(filter(None, seen)) or 'none'}. Name those, or another file.",
-        )
+        cure = f"Languages found: {', '.join(filter(None, seen)) or 'none'}. Name those, or another file."
+        raise TextError(f"no text in {', '.join(map(repr, sorted(missing)))}", place=str(path), cure=cure)
 
 
 def _sides(unit: Any) -> Iterator[Variants]:
@@ -104,9 +95,8 @@ def _units(path: Path, root: str, tags: Sequence[str]) -> Iterator[Any]:
     """Yield the elements with these tags, each complete, and free those before it."""
     with open_text(path) as handle:
         limited = _LimitedReader(handle, path)
-        parser = etree.iterparse(
-            limited, tag=tags, resolve_entities=False, load_dtd=False, no_network=True, huge_tree=False
-        )
+        options = {"resolve_entities": False, "load_dtd": False, "no_network": True, "huge_tree": False}
+        parser = etree.iterparse(limited, tag=tags, **options)
         try:
             for _, element in parser:
                 limited.size = 0
@@ -116,13 +106,16 @@ def _units(path: Path, root: str, tags: Sequence[str]) -> Iterator[Any]:
                     while parent is not None and (before := node.getprevious()) is not None:
                         parent.remove(before)
         except etree.LxmlError as error:
-            raise _broken(path, parser, error) from error
+            # The first entry is the cause; the exception often has only a consequence of it.
+            first = next(iter(parser.error_log), None)
+            line = getattr(first, "line", 0) or getattr(error, "lineno", 0)
+            problem = re.sub(r", line \d+, column \d+.*", "", first.message if first is not None else str(error))
+            cure = "Export it again from the tool that wrote it; `xmllint --noout FILE` lists the errors."
+            place = f"{path}:{line}" if line else str(path)
+            raise TextError(f"broken XML ({problem})", place=place, cure=cure) from error
     if parser.root.tag not in {tag[: tag.find("}") + 1] + root for tag in tags}:
-        raise TextError(
-            f"not {root.upper()}: the root is <{parser.root.tag}>",
-            place=str(path),
-            cure="Set `format` in the recipe if the extension of the file is misleading.",
-        )
+        cure = "Set `format` in the recipe if the extension of the file is misleading."
+        raise TextError(f"not {root.upper()}: the root is <{parser.root.tag}>", place=str(path), cure=cure)
 
 
 class _LimitedReader:
@@ -135,31 +128,15 @@ class _LimitedReader:
         chunk = self._handle.read(size)
         self.size += len(chunk)
         if self.size > MAX_UNIT_BYTES:
-            raise TextError(
-                f"more than {MAX_UNIT_BYTES >> 20} MiB without the end of a translation unit",
-                place=str(self._path),
-                cure="Check that this file is a translation memory; a unit is a sentence or a paragraph.",
-            )
+            problem = f"more than {MAX_UNIT_BYTES >> 20} MiB without the end of a translation unit"
+            cure = "Check that this file is a translation memory; a unit is a sentence or a paragraph."
+            raise TextError(problem, place=str(self._path), cure=cure)
         return chunk
-
-
-def _broken(path: Path, parser: Any, error: Exception) -> TextError:
-    # The first entry is the cause; the exception often has only a consequence of it.
-    first = next(iter(parser.error_log), None)
-    line = getattr(first, "line", 0) or getattr(error, "lineno", 0)
-    problem = re.sub(r", line \d+, column \d+.*", "", first.message if first is not None else str(error))
-    return TextError(
-        f"broken XML ({problem})",
-        place=f"{path}:{line}" if line else str(path),
-        cure="Export it again from the tool that wrote it; `xmllint --noout FILE` lists the errors.",
-    )
 
 
 def _inner_text(element: Any, path: Path) -> str:
     if (entity := next(element.iter(etree.Entity), None)) is not None:
-        raise TextError(
-            f"the entity &{entity.name}; is not expanded",
-            place=f"{path}:{element.sourceline}",
-            cure="Write out its text instead; a translation file should declare no entities.",
-        )
+        problem = f"the entity &{entity.name}; is not expanded"
+        cure = "Write out its text instead; a translation file should declare no entities."
+        raise TextError(problem, place=f"{path}:{element.sourceline}", cure=cure)
     return "".join(element.itertext())

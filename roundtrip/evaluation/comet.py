@@ -21,22 +21,17 @@ _WORKER = Path(__file__).with_name("comet_worker.py")
 _CURE = (
     "python3 -m venv comet && comet/bin/pip install unbabel-comet 'setuptools<81', then --comet-python comet/bin/python"
 )
+_ENCODER = "the encoder that hparams.yaml names (pretrained_model) must be in the cache of the hub on this machine"
 _NO_NETWORK = {"HF_HUB_OFFLINE": "1", "TRANSFORMERS_OFFLINE": "1"}
 
 
 @dataclass(frozen=True)
 class CometModel:
-    """A COMET model and how to run it.
+    """A COMET model, and the interpreter of the environment that has COMET."""
 
-    Attributes:
-        checkpoint: file of the model (`.../checkpoints/model.ckpt`), its `hparams.yaml` one folder above its own.
-        python: interpreter of the environment that has COMET.
-        device: `cpu` hides the GPUs from it.
-    """
-
-    checkpoint: Path
+    checkpoint: Path  # `.../checkpoints/model.ckpt`, with `hparams.yaml` one folder above its own
     python: str
-    device: str = "auto"
+    device: str = "auto"  # `cpu` hides the GPUs from it
 
     @property
     def hparams(self) -> Path:
@@ -66,11 +61,7 @@ def comet_scores(
 ) -> tuple[str, dict[str, list[float]]]:
     """Score systems by COMET (Rei et al. 2020), all with one load of the model.
 
-    Returns:
-        The signature, and by system the score of each line: 0 to 1 for the usual models, higher is better.
-
-    Raises:
-        RecipeError: COMET is not there, or it failed.
+    Returns the signature, and by system the score of each line: 0 to 1 for the usual models, higher is better.
     """
     texts = {"src": sources, "ref": references, "systems": systems}
     with tempfile.TemporaryDirectory() as folder:
@@ -96,9 +87,5 @@ def _run_worker(model: CometModel, arguments: list[str]) -> None:
         raise RecipeError(f"cannot be run: {error.strerror}", place=place, cure=_CURE) from error
     if done.returncode:
         messages = [line.strip() for line in done.stderr.splitlines() if line.strip()] or ["no message"]
-        cure = (
-            "the encoder that hparams.yaml names (pretrained_model) must be in the cache of the hub on this machine; "
-            f"last messages: {' | '.join(messages[-3:])}"
-        )
-        cure = _CURE if "No module named" in messages[-1] else cure
+        cure = _CURE if "No module named" in messages[-1] else f"{_ENCODER}; last messages: {' | '.join(messages[-3:])}"
         raise RecipeError(f"COMET failed there: {messages[-1]}", place=place, cure=cure)

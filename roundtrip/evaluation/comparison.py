@@ -12,15 +12,13 @@ from roundtrip.evaluation import metrics
 COPY_CHRF = 80.0
 # Slices with fewer lines are scored, but two systems are not compared on them.
 MIN_SLICE = 50
+# By system, a score of each line.
+LineScores = Mapping[str, Sequence[float]]
 
 
 @dataclass(frozen=True)
 class EvaluationSet:
-    """Sources and references, line by line.
-
-    Attributes:
-        labels: one per line, such as its domain; none at all where there are no slices.
-    """
+    """Sources and references, line by line; labels (such as domains) too, or none where there are no slices."""
 
     sources: Sequence[str]
     references: Sequence[str]
@@ -36,12 +34,9 @@ class EvaluationSet:
 
 @dataclass(frozen=True)
 class EvaluationSettings:
-    """How systems are scored and compared.
+    """How systems are scored (see `metrics.sacrebleu_metrics`) and compared (by a bootstrap).
 
-    Attributes:
-        bleu_tokenize, lowercase, ter: see `metrics.sacrebleu_metrics`.
-        samples, seed: of the bootstrap.
-        num_changed: lines to list that gained most, and that lost most.
+    Of the lines that gained most, and of those that lost most, `num_changed` are listed.
     """
 
     bleu_tokenize: str = "13a"
@@ -52,17 +47,14 @@ class EvaluationSettings:
     num_changed: int = 5
 
     def metrics(self, references: Sequence[str] | None = None) -> dict[str, Any]:
-        return metrics.sacrebleu_metrics(
-            self.bleu_tokenize, lowercase=self.lowercase, ter=self.ter, references=references
-        )
+        options = {"lowercase": self.lowercase, "ter": self.ter}
+        return metrics.sacrebleu_metrics(self.bleu_tokenize, references=references, **options)
 
 
 def evaluate(test: EvaluationSet, systems: Mapping[str, Sequence[str]], settings: EvaluationSettings) -> dict[str, Any]:
     """Return all scores, comparisons and changed lines as one document that JSON can hold.
 
-    Args:
-        systems: `system`, and perhaps `baseline`, one translation per line. A row `copy`, the sources themselves, is
-            added to the scores.
+    Systems are `system`, and perhaps `baseline`; a row `copy`, the sources themselves, is added to the scores.
     """
     rows = {"copy": test.sources, **systems}
     document: dict[str, Any] = {
@@ -97,17 +89,13 @@ def changed_lines(
             scores = [chrf.sentence_score(text, [reference]).score for text in (before, after)]
             texts = {"source": test.sources[index], "reference": reference, "baseline": before, "system": after}
             lines.append({"line": index + 1, **texts, "scores": scores, "change": scores[1] - scores[0]})
-    gained = sorted((line for line in lines if line["change"] > 0), key=lambda line: -line["change"])
-    lost = sorted((line for line in lines if line["change"] < 0), key=lambda line: line["change"])
+    lines.sort(key=lambda line: abs(line["change"]), reverse=True)
+    gained, lost = ([line for line in lines if line["change"] * sign > 0] for sign in (1, -1))
     return {"gained": gained[: settings.num_changed], "lost": lost[: settings.num_changed]}
 
 
 def add_comet(
-    document: dict[str, Any],
-    signature: str,
-    scores: Mapping[str, Sequence[float]],
-    test: EvaluationSet,
-    settings: EvaluationSettings,
+    document: dict[str, Any], signature: str, scores: LineScores, test: EvaluationSet, settings: EvaluationSettings
 ) -> None:
     """Add COMET's scores of each line to a document of `evaluate`: means, and p-values where it has a comparison."""
     document["comet"] = {"signature": signature, "scores": scores}
@@ -117,28 +105,24 @@ def add_comet(
         comet = part.setdefault("comet", {})
         comet["means"] = {name: sum(values) / len(values) for name, values in chosen.items()}
         if "comparison" in part:
-            comet["p_value"] = metrics.paired_bootstrap_means(
-                chosen["baseline"], chosen["system"], samples=settings.samples, seed=settings.seed
-            )
+            pair = chosen["baseline"], chosen["system"]
+            comet["p_value"] = metrics.paired_bootstrap_means(*pair, samples=settings.samples, seed=settings.seed)
 
 
 def _scores(
     rows: Mapping[str, Sequence[str]], references: Sequence[str], settings: EvaluationSettings, *, compare: bool
 ) -> dict[str, Any]:
     """Return the scores of each row by metric, and the comparison of system and baseline."""
-    scored = {
-        row: {
-            name: metric.corpus_score(list(texts), [list(references)]).score
-            for name, metric in settings.metrics().items()
-        }
-        for row, texts in rows.items()
-    }
+    scored: dict[str, dict[str, float]] = {}
+    for row, texts in rows.items():
+        scores = {name: metric.corpus_score(texts, [references]) for name, metric in settings.metrics().items()}
+        scored[row] = {name: score.score for name, score in scores.items()}
     part: dict[str, Any] = {"lines": len(references), "scores": scored}
     if compare:
         comparisons = metrics.bootstrap_metrics(
             settings.metrics(references), rows["baseline"], rows["system"], samples=settings.samples, seed=settings.seed
         )
-        part["comparison"] = [asdict(comparison) for comparison in comparisons]
+        part["comparison"] = [comparison.to_dict() for comparison in comparisons]
     return part
 
 

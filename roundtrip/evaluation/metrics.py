@@ -33,21 +33,14 @@ class Scores:
 
 @dataclass(frozen=True)
 class Comparison:
-    """One system against a baseline, by paired bootstrap resampling, in one metric.
+    """One system against a baseline, by paired bootstrap resampling, in one metric: scores on the whole test set."""
 
-    Attributes:
-        metric: `BLEU`, `chrF++` or `TER`.
-        baseline, system: scores on the whole test set, 0 to 100.
-        baseline_ci, system_ci: half widths of the 95 % confidence intervals.
-        p_value: probability of a difference at least this large if the two were equally good.
-    """
-
-    metric: str
-    baseline: float
-    baseline_ci: float
+    metric: str  # `BLEU`, `chrF++` or `TER`
+    baseline: float  # 0 to 100; so is system
+    baseline_ci: float  # half width of the 95 % confidence interval; so is system_ci
     system: float
     system_ci: float
-    p_value: float
+    p_value: float  # probability of a difference at least this large if the two were equally good
 
     def to_dict(self) -> dict[str, Any]:
         return asdict(self)
@@ -58,11 +51,8 @@ def sacrebleu_metrics(
 ) -> dict[str, Any]:
     """Return sacreBLEU's metrics by their usual names; chrF++ is chrF with word bigrams (Popović 2017).
 
-    Args:
-        bleu_tokenize: sacreBLEU's name of a tokenizer.
-        lowercase: text is lowercased first, as many older papers have it; the signature says so.
-        ter: also the translation edit rate (Snover et al. 2006), of which less is better.
-        references: one per line, cached in the metrics; needed for a bootstrap.
+    Text may be lowercased first, as in many older papers. Of `ter`, the translation edit rate (Snover et al. 2006),
+    less is better. The references, which a bootstrap needs, are cached in the metrics.
     """
     cached = None if references is None else [list(references)]
     metrics = {
@@ -92,11 +82,8 @@ def corpus_scores(hypotheses: Sequence[str], references: Sequence[str], bleu_tok
         (86.2, 81.9)
     """
     _check_lengths(references, hypotheses=hypotheses)
-    bleu, chrf = (
-        metric.corpus_score(list(hypotheses), [list(references)]).score
-        for metric in sacrebleu_metrics(bleu_tokenize).values()
-    )
-    return Scores(bleu, chrf)
+    metrics = sacrebleu_metrics(bleu_tokenize).values()
+    return Scores(*(metric.corpus_score(list(hypotheses), [list(references)]).score for metric in metrics))
 
 
 def sentence_chrf(hypothesis: str, reference: str) -> float:
@@ -105,11 +92,7 @@ def sentence_chrf(hypothesis: str, reference: str) -> float:
 
 
 def signatures(bleu_tokenize: str = "13a", *, place: str = "evaluation.bleu_tokenize") -> dict[str, str]:
-    """Return sacreBLEU's signatures of both metrics of `corpus_scores`, by the names `bleu` and `chrf`.
-
-    Raises:
-        RecipeError: the tokenizer needs a package or a model that is not here.
-    """
+    """Return sacreBLEU's signatures of both metrics of `corpus_scores`, or refuse a tokenizer that lacks its model."""
     if bleu_tokenize in SPM_MODELS and is_offline():
         file = Path(SACREBLEU_DIR) / "models" / Path(SPM_MODELS[bleu_tokenize]["url"]).name
         if not file.exists():
@@ -118,11 +101,9 @@ def signatures(bleu_tokenize: str = "13a", *, place: str = "evaluation.bleu_toke
     try:
         bleu, chrf = metric_signatures(sacrebleu_metrics(bleu_tokenize)).values()
     except (RuntimeError, ImportError, OSError) as error:
-        raise RecipeError(
-            f"sacreBLEU's tokenizer '{bleu_tokenize}' cannot be used: {first_line(error)}",
-            place=place,
-            cure="install what it names, or use 'char' for languages without spaces",
-        ) from error
+        problem = f"sacreBLEU's tokenizer '{bleu_tokenize}' cannot be used: {first_line(error)}"
+        cure = "install what it names, or use 'char' for languages without spaces"
+        raise RecipeError(problem, place=place, cure=cure) from error
     return {"bleu": bleu, "chrf": chrf}
 
 

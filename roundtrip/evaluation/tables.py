@@ -25,9 +25,8 @@ def show(document: Mapping[str, Any], console: Console) -> None:
         print_line(console, f"system against baseline, paired bootstrap, {document['settings']['samples']} samples:")
         _show_comparison(document, console)
     for label, part in document.get("slices", {}).items():
-        scores = "; ".join(
-            f"{row} " + " / ".join(f"{values[name]:.1f}" for name in names) for row, values in part["scores"].items()
-        )
+        by_row = {row: [f"{values[name]:.1f}" for name in names] for row, values in part["scores"].items()}
+        scores = "; ".join(f"{row} {' / '.join(values)}" for row, values in by_row.items())
         print_line(console, f"{label}, {part['lines']} lines ({' / '.join(names)}): {scores}")
         if "comparison" in document and "comparison" not in part:
             print_line(console, f"  too few lines for a test (at least {MIN_SLICE} are required)")

@@ -25,6 +25,8 @@ ADAPTER_CONFIG = "adapter_config.json"
 _PACKAGE = Path(__file__).parents[1]
 # The wheel holds the shipped recipes inside the package, a checkout beside it.
 RECIPE_FOLDERS = (_PACKAGE / "recipes", _PACKAGE.parent / "recipes")
+# Of a union's members pydantic adds the type to the path of a key.
+_UNION_MEMBER = re.compile(r"str|int|(tuple\[|literal\[|function-).*", re.DOTALL)
 _UNKNOWN_DIRECTIONS = ("first direction", "second direction")
 KeyPath = tuple[str | int, ...]
 
@@ -75,13 +77,14 @@ def load_recipe(name: str, overrides: Sequence[str] = ()) -> LoadedRecipe:
         text = path.read_text(encoding="utf-8")
         data = tomllib.loads(text)
     except (ValueError, OSError) as error:
-        raise RecipeError(f"not a readable TOML file: {error}", place=str(path)) from error
+        cure = "correct it there; recipes/own-data.toml is an example"
+        raise RecipeError(f"not a readable TOML file: {error}", place=str(path), cure=cure) from error
     for override in overrides:
         _apply_override(data, override)
     recipe, problems = validate_recipe(data, path.parent)
     if recipe is None:
-        count = f"{len(problems)} problem{'s' if len(problems) > 1 else ''}"
-        raise RecipeError(f"{count} in this recipe\n" + "\n".join(f"  - {p}" for p in problems), place=str(path))
+        count = f"{len(problems)} problem{'s' if len(problems) > 1 else ''} in this recipe"
+        raise RecipeError("\n  - ".join([count, *problems]), place=str(path))
     return LoadedRecipe(recipe, path, text, tuple(overrides))
 
 
@@ -99,16 +102,16 @@ def validate_recipe(data: dict[str, Any], folder: Path) -> tuple[Recipe | None, 
 
 
 def forbid_unused_hub(recipe: Recipe, folder: Path) -> None:
-    """Keep libraries from contacting the hub where the recipe names nothing on it; to be called before imports."""
+    """Keep libraries, before they are imported, from contacting the hub where the recipe names nothing on it."""
     if not names_hub(recipe, folder):
         forbid_hub()
 
 
 def names_hub(recipe: Recipe, folder: Path) -> bool:
     """Return whether a recipe names a model or data set on the hub."""
-    return any(model.path is not None and is_hub_id(model.path, folder) for model in recipe.model.values()) or any(
-        source.format == "datasets" or str(source.path).startswith("hf:") for _, source, _ in recipe.sources()
-    )
+    paths = [model.path for model in recipe.model.values() if model.path is not None]
+    is_dataset = any(str(source.path).startswith("hf:") for _, source, _ in recipe.sources())
+    return is_dataset or any(is_hub_id(path, folder) for path in paths)
 
 
 def _path_problems(recipe: Recipe, folder: Path) -> list[str]:
@@ -136,9 +139,10 @@ def _path_problems(recipe: Recipe, folder: Path) -> list[str]:
 
 def _parse(data: dict[str, Any]) -> tuple[Recipe | None, dict[KeyPath, str]]:
     """Return the recipe, or None and what is wrong with each invalid key."""
-    names, languages = _UNKNOWN_DIRECTIONS, data.get("languages")
-    if isinstance(languages, list) and len(languages) == 2 and len(set(map(str, languages))) == 2:
-        names = (f"{languages[0]}-{languages[1]}", f"{languages[1]}-{languages[0]}")
+    names = _UNKNOWN_DIRECTIONS
+    match data.get("languages"):
+        case [first, second] if str(first) != str(second):
+            names = (f"{first}-{second}", f"{second}-{first}")
     try:
         # Through JSON, since only there does pydantic's strict mode take an array for a tuple.
         return Recipe.model_validate_json(json.dumps(_spread(data, names), default=str)), {}
@@ -189,9 +193,7 @@ def _unused_adapter_keys(data: dict[str, Any], recipe: Recipe) -> list[str]:
 
 def _as_written(location: KeyPath, data: dict[str, Any], names: Sequence[str]) -> KeyPath:
     """Return the key of an error of pydantic as the file has it: in the table of both directions, or in that of one."""
-    # A member of a union, which pydantic adds to the path.
-    type_name = re.compile(r"str|int|(tuple\[|literal\[|function-).*", re.DOTALL)
-    key = tuple(part for part in location if not (isinstance(part, str) and type_name.fullmatch(part)))
+    key = tuple(part for part in location if not (isinstance(part, str) and _UNION_MEMBER.fullmatch(part)))
     if len(key) < 2 or key[0] not in BY_DIRECTION or key[1] not in names:
         return key
     own = data[key[0]].get(key[1])
@@ -241,7 +243,8 @@ def _apply_override(data: dict[str, Any], override: str) -> None:
     key, equals, text = override.partition("=")
     parts = [part.strip("\"'") for part in key.strip().split(".")]
     if not equals or not all(parts):
-        raise RecipeError(f"'{override}' is not of the form key.path=value", place="--set")
+        cure = "write the key with its sections: --set train.lr=1e-4"
+        raise RecipeError(f"'{override}' is not of the form key.path=value", place="--set", cure=cure)
     try:
         value = tomllib.loads(f"value = {text}")["value"]
     except tomllib.TOMLDecodeError:
@@ -250,5 +253,6 @@ def _apply_override(data: dict[str, Any], override: str) -> None:
     for part in parts[:-1]:
         table = table.setdefault(part, {})
         if not isinstance(table, dict):
-            raise RecipeError(f"'{key}': '{part}' is a value, not a table", place="--set")
+            cure = "all keys are in docs/recipe-reference.md"
+            raise RecipeError(f"'{key}': '{part}' is a value, not a table", place="--set", cure=cure)
     table[parts[-1]] = value

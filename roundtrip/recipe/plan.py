@@ -31,19 +31,11 @@ class Direction:
 
 @dataclass(frozen=True)
 class Phase:
-    """Training of one direction on one set of examples. A stage is a phase of each direction, or several.
+    """Training of one direction on one set of examples. A stage is a phase of each direction, or several."""
 
-    Attributes:
-        number: from 0, over the whole run.
-        stage: `text`, `parallel`, `round-K` or `final`; after it both directions are scored.
-        round: 0 outside the rounds.
-        ends_stage: whether this is the last phase of the stage.
-        epochs: epochs over its examples.
-    """
-
-    number: int
-    stage: str
-    round: int
+    number: int  # from 0, over the whole run
+    stage: str  # `text`, `parallel`, `round-K` or `final`; after it both directions are scored
+    round: int  # 0 outside the rounds
     direction: Direction
     ends_stage: bool
     epochs: int = 1
@@ -55,7 +47,6 @@ class Phase:
 
 
 def directions(recipe: Recipe) -> tuple[Direction, Direction]:
-    """Return both directions of a recipe."""
     first, second = recipe.languages
     return Direction(first, second), Direction(second, first)
 
@@ -94,12 +85,9 @@ def epochs_may_end_early(recipe: Recipe) -> bool:
 
 
 def next_phase(phases: Sequence[Phase], phase: Phase, *, stop_early: bool) -> int:
-    """Return the number of the phase to train next.
+    """Return the number of the phase to train after `phase`, among all phases of the run.
 
-    Args:
-        phases: of the whole run.
-        phase: the one that has ended.
-        stop_early: skip the rest of its stage, or after a round all further rounds, since they bring no improvement.
+    `stop_early` skips the rest of its stage, or after a round all further rounds, since they bring no improvement.
     """
     for after in phases[phase.number + 1 :]:
         skipped = bool(after.round) if phase.round else after.stage == phase.stage
@@ -129,14 +117,10 @@ def num_synthetic(recipe: Recipe) -> int:
     return recipe.rounds.monolingual_lines * (settings.num_candidates if settings.candidate_selection == "all" else 1)
 
 
-def num_replayed(recipe: Recipe, number: int) -> int:
-    """Return how many synthetic rows of earlier rounds are trained on again in round `number`, at most."""
-    return min(recipe.rounds.replay_examples, (number - 1) * num_synthetic(recipe))
-
-
 def num_rows(recipe: Recipe, number: int, num_pairs: int) -> int:
     """Return how many rows of all kinds round `number` has if no source is rejected."""
-    synthetic = num_synthetic(recipe) + num_replayed(recipe, number)
+    new = num_synthetic(recipe)
+    synthetic = new + min(recipe.rounds.replay_examples, (number - 1) * new)
     others = synthetic + num_parallel(recipe, synthetic, num_pairs)
     return others + num_denoising(recipe, others)
 
@@ -156,8 +140,7 @@ def num_phase_steps(recipe: Recipe, phase: Phase, num_pairs: int) -> int:
 def num_steps(recipe: Recipe, num_pairs: int, before: Phase | None = None) -> int:
     """Return how many optimizer steps a direction takes if no source is rejected and no stage ends early.
 
-    Args:
-        before: count those of its direction in earlier phases only.
+    With `before`, those of its direction in earlier phases only.
     """
     direction = before.direction if before else directions(recipe)[0]
     return sum(

@@ -4,24 +4,17 @@ from __future__ import annotations
 
 from roundtrip.runtime.errors import did_you_mean
 
+# Those whose new name `did_you_mean` does not find by itself.
 RENAMED = {
     "data.cut": "data.split",
     "judge": "filter",
     "score": "evaluation",
     "model.liger": "model.use_liger_kernel",
-    "model.from_scratch.vocabulary": "model.from_scratch.vocab_size",
-    "model.from_scratch.layers": "model.from_scratch.num_layers",
     "model.from_scratch.width": "model.from_scratch.hidden_size",
     "template.text": "template.prompt",
     "template.instruction": "template.prompt",
-    "adapter.loraplus_ratio": "adapter.loraplus_lr_ratio",
-    "train.schedule": "train.lr_schedule",
     "train.rows_per_step": "train.batch_size",
-    "train.tokens_per_forward": "train.max_tokens_per_microbatch",
     "train.max_row_tokens": "train.max_length",
-    "train.text_lines": "train.pretrain_lines",
-    "train.parallel_passes": "train.parallel_epochs",
-    "train.final_passes": "train.final_epochs",
     "train.stall": "train.patience",
     "rounds.number": "rounds.count",
     "rounds.lines": "rounds.monolingual_lines",
@@ -32,11 +25,6 @@ RENAMED = {
     "rounds.warm_start": "rounds.require_better_than_copy",
     "generate.samples": "generate.num_candidates",
     "generate.choose": "generate.candidate_selection",
-    "generate.length_ratio": "generate.max_length_ratio",
-    "generate.tokens_per_batch": "generate.max_tokens_per_batch",
-    "tokens.road": "tokens.mode",
-    "filter.max_ratio": "filter.max_length_ratio",
-    "filter.min_round_trip": "filter.min_round_trip_chrf",
 }
 
 _SCHEDULE = "generate.temperature = 'auto' samples at 0.7 once dev chrF++ is 40"
@@ -75,16 +63,12 @@ _OF_SOURCES = {"header": "names in columns imply a header line", "subset": _DATA
 
 
 def explain_unknown_key(key: str, known: list[str], *, of_source: bool = False) -> str:
-    """Return why a key does not exist, with what to write in its place.
+    """Return why a key (`train.stall`, without the name of a direction) does not exist, and what to write instead.
 
-    Args:
-        key: its full name, as `train.stall`, without the name of a direction.
-        known: the names that its table may hold.
-        of_source: whether the table is a text source.
+    Its table may hold the names `known`; `of_source` says whether this table is a text source.
     """
     name = key.rpartition(".")[2]
-    removed = _OF_SOURCES.get(name) if of_source else REMOVED.get(key)
-    if removed is not None:
+    if removed := _OF_SOURCES.get(name) if of_source else REMOVED.get(key):
         return f"this key was removed: {removed}"
     if key in RENAMED:
         return f"unknown key; did you mean '{RENAMED[key]}'?"

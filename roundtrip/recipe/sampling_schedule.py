@@ -14,10 +14,7 @@ def sampling_settings(generate: Generate, dev_chrf: float | None) -> Generate:
 
     Sampled sources are more varied and give better models, but only if the model that generates them is good enough;
     those of a weak model are noise, and greedy search gives better models (https://arxiv.org/abs/1808.09381, sections
-    4.2 and 5.3).
-
-    Args:
-        dev_chrf: chrF++ of the generating direction on dev after the last stage; None without dev pairs.
+    4.2 and 5.3). `dev_chrf` is the direction's chrF++ on dev after the last stage, None without dev pairs.
     """
     temperature = generate.temperature
     if temperature == "auto":

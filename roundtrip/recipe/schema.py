@@ -1,6 +1,6 @@
 """The recipe: one frozen, typed value that describes a whole experiment.
 
-Each key is documented by the string below it; `reference.py` prints these as `docs/recipe-reference.md`.
+Each key is documented by the string below it; `tests.tools.recipe_reference` makes `docs/recipe-reference.md` of these.
 """
 
 from __future__ import annotations
@@ -375,8 +375,8 @@ class Recipe(Section):
     def sources(self) -> Iterator[tuple[str, TextSource, int]]:
         """Yield every text source with its key and how many languages it holds (1 or 2)."""
         data = self.data
-        tables = {"train": data.train, "dev": data.dev, "test": data.test}
+        pairs = {"train": data.train, "dev": data.dev, "test": data.test}
         if data.split is not None:
-            tables["split.corpus"] = data.split.corpus
-        for key, sources in (tables | {f"mono.{language}": value for language, value in data.mono.items()}).items():
-            yield from ((f"data.{key}", source, 1 if key.startswith("mono.") else 2) for source in sources)
+            pairs["split.corpus"] = data.split.corpus
+        yield from ((f"data.{key}", source, 2) for key, sources in pairs.items() for source in sources)
+        yield from ((f"data.mono.{code}", source, 1) for code, sources in data.mono.items() for source in sources)

@@ -15,15 +15,9 @@ TABLE_ENDINGS = ("tsv", "tab", "csv", "jsonl", "ndjson", "parquet")
 
 def combination_problems(recipe: Recipe) -> list[str]:
     """Return every problem as text that begins with its key."""
-    problems = [
-        *_language_problems(recipe.languages),
-        *_template_problems(recipe.template),
-        *_data_problems(recipe),
-        *_split_problems(recipe),
-        *_train_problems(recipe),
-        *_round_problems(recipe),
-        *_generate_problems(recipe),
-    ]
+    problems = [*_language_problems(recipe.languages), *_template_problems(recipe.template)]
+    for check in (_data_problems, _split_problems, _train_problems, _generate_problems):
+        problems += check(recipe)
     if recipe.tokens.mode == "text" and "audit" in recipe.tokens.model_fields_set:
         problems.append("tokens.audit: has no effect with tokens.mode = 'text', where no row is spliced")
     for direction, model in recipe.model.items():
@@ -100,12 +94,12 @@ def _split_problems(recipe: Recipe) -> Iterator[str]:
 
 
 def _source_problems(source: TextSource, num_languages: int) -> Iterator[str]:
-    paths = source.paths
+    paths = list(source.paths)
     is_dataset = len(paths) == 1 and paths[0].startswith("hf:")
     if len(paths) == 2 and num_languages == 1:
-        yield f"two files {list(paths)} where one language is wanted"
+        yield f"two files {paths} where one language is wanted"
     if len(paths) == 2 and any(path.startswith("hf:") for path in paths):
-        yield f"two files {list(paths)} cannot be data sets; name one hf:DATASET"
+        yield f"two files {paths} cannot be data sets; name one hf:DATASET"
     if source.columns is not None and len(source.columns) != num_languages:
         yield f"columns {list(source.columns)}: {num_languages} wanted, one for each language"
     if source.format == "datasets" and not is_dataset:
@@ -119,32 +113,20 @@ def _source_problems(source: TextSource, num_languages: int) -> Iterator[str]:
 def _train_problems(recipe: Recipe) -> Iterator[str]:
     train, num_rounds = recipe.train, recipe.rounds.count
     epochs = max(train.parallel_epochs, train.final_epochs)
+    has_pairs = bool(recipe.data.train if recipe.data.split is None else recipe.data.split.train)
     if not (num_rounds or epochs or train.pretrain_lines):
         yield "rounds.count: 0 rounds and 0 train.parallel_epochs train nothing"
-    if train.max_length > train.max_tokens_per_microbatch:
-        yield (
-            f"train.max_length: {train.max_length} does not fit into train.max_tokens_per_microbatch "
-            f"{train.max_tokens_per_microbatch}"
-        )
-    if train.final_epochs and not _has_pairs(recipe):
+    if train.max_length > (limit := train.max_tokens_per_microbatch):
+        yield f"train.max_length: {train.max_length} does not fit into train.max_tokens_per_microbatch {limit}"
+    if train.final_epochs and not has_pairs:
         yield "train.final_epochs: there are no parallel pairs to train on"
     # Epochs end by the loss on dev pairs, rounds by the score of their stage.
-    longest = max(num_rounds, epochs if _has_pairs(recipe) and not recipe.without_dev else 0)
+    longest = max(num_rounds, epochs if has_pairs and not recipe.without_dev else 0)
     if train.patience >= max(longest, 1):
-        yield (
-            f"train.patience: {train.patience} epochs or rounds without a better dev value cannot end "
-            f"{train.parallel_epochs} parallel_epochs, {train.final_epochs} final_epochs or {num_rounds} rounds early"
-        )
-
-
-def _has_pairs(recipe: Recipe) -> bool:
-    return bool(recipe.data.train if recipe.data.split is None else recipe.data.split.train)
-
-
-def _round_problems(recipe: Recipe) -> Iterator[str]:
-    rounds = recipe.rounds
-    # With rounds.count = 0, the comparison with pairs only, all other keys of rounds have no effect, which is meant.
-    if rounds.count == 1 and rounds.replay_examples:
+        stages = f"{train.parallel_epochs} parallel_epochs, {train.final_epochs} final_epochs or {num_rounds} rounds"
+        value = f"{train.patience} epochs or rounds without a better dev value"
+        yield f"train.patience: {value} cannot end {stages} early"
+    if num_rounds == 1 and recipe.rounds.replay_examples:
         yield "rounds.replay_examples: there are no earlier rounds with rounds.count = 1"
 
 
@@ -174,10 +156,8 @@ def _model_problems(model: Model) -> Iterator[str]:
         yield "model.revision: belongs to a hub id; a model from scratch has none"
     size = model.from_scratch.hidden_size
     if size % (64 if size > 64 else 2):
-        yield (
-            f"model.from_scratch.hidden_size: {size} is not a multiple of 64, the size of an attention "
-            "head (a smaller size has one head, and must be even)"
-        )
+        heads = "the size of an attention head (a smaller size has one head, and must be even)"
+        yield f"model.from_scratch.hidden_size: {size} is not a multiple of 64, {heads}"
 
 
 def _adapter_problems(recipe: Recipe, adapter: Adapter, model: Model) -> Iterator[str]:
@@ -192,10 +172,8 @@ def _adapter_problems(recipe: Recipe, adapter: Adapter, model: Model) -> Iterato
     elif model.from_scratch is not None:
         yield f"{method} adapts a trained model; a model from scratch needs 'full'"
     if subtracts and recipe.shared_base:
-        yield (
-            f"{method} takes its start out of the base, which the other direction shares; set model.shared = false, "
-            "so that each has its own, or use 'rslora'"
-        )
+        cure = "set model.shared = false, so that each has its own, or use 'rslora'"
+        yield f"{method} takes its start out of the base, which the other direction shares; {cure}"
     if subtracts and quantized:
         yield f"{method} changes the base's weights, which model.quantize fixes; use 'lora' or 'rslora'"
     if subtracts and adapter.init is not None:
@@ -206,8 +184,8 @@ def _adapter_problems(recipe: Recipe, adapter: Adapter, model: Model) -> Iterato
         yield "adapter.ephemeral_gpu_offload: a quantized base is never in host memory; leave it out"
     if is_dora and model.quantize == "8bit":
         yield f"{method} reads the weights of the base, which 8 bits do not give back; use model.quantize = '4bit'"
-    adapts_head = "lm_head" in str(adapter.targets)
-    if adapts_head and quantized:
-        yield "adapter.targets: lm_head is not quantized with the rest; leave it out"
-    if adapts_head and model.use_liger_kernel:
-        yield "adapter.targets: Liger's loss reads lm_head without its adapter; leave lm_head out"
+    if "lm_head" in str(adapter.targets):
+        if quantized:
+            yield "adapter.targets: lm_head is not quantized with the rest; leave it out"
+        if model.use_liger_kernel:
+            yield "adapter.targets: Liger's loss reads lm_head without its adapter; leave lm_head out"

@@ -31,9 +31,7 @@ def error_numbers(error: BaseException) -> set[int]:
 def report_full_disk(path: Path, num_bytes: int = 0) -> Iterator[None]:
     """Turn the error of a full disk into a `DiskError` that says how many bytes are missing.
 
-    Args:
-        path: what is written; the block leaves nothing behind where it fails.
-        num_bytes: its size, where that is known.
+    The block writes `path`, of `num_bytes` where that is known, and leaves nothing behind where it fails.
     """
     try:
         yield
@@ -42,12 +40,9 @@ def report_full_disk(path: Path, num_bytes: int = 0) -> Iterator[None]:
             raise
         free = shutil.disk_usage(next(part for part in path.parents if part.is_dir())).free
         needed = num_bytes + _SLACK
+        problem = f"the disk is full: {needed:,} bytes are needed, {free:,} are free, {needed - free:,} are missing"
         if not num_bytes:
             problem = f"the disk is full ({free:,} bytes free)"
         elif needed <= free:
-            problem = (
-                f"no space for {needed:,} bytes, although {free:,} are free: a quota, or a limit of the file system"
-            )
-        else:
-            problem = f"the disk is full: {needed:,} bytes are needed, {free:,} are free, {needed - free:,} are missing"
+            problem = f"no space for {needed:,} bytes, although {free:,} are free: a quota or limit of the file system"
         raise DiskError(problem, place=str(path), cure="free disk space and continue with --resume") from error

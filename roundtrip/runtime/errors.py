@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import difflib
 import re
+import signal
 from collections.abc import Iterable
 
 
@@ -108,6 +109,6 @@ class DiskError(RoundtripError):
 class Interrupted(RoundtripError):
     """A signal has stopped the run, whose state is saved; the exit code is 128 plus its number."""
 
-    def __init__(self, signal_number: int, problem: str = "stopped by a signal") -> None:
-        super().__init__(problem, cure="--resume continues the run")
+    def __init__(self, signal_number: int) -> None:
+        super().__init__(f"stopped by {signal.Signals(signal_number).name}", cure="--resume continues the run")
         self.exit_code = 128 + signal_number

@@ -11,15 +11,8 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from rich import progress
 from rich.console import Console
-from rich.progress import (
-    BarColumn,
-    MofNCompleteColumn,
-    Progress,
-    SpinnerColumn,
-    TextColumn,
-    TimeRemainingColumn,
-)
 from rich.text import Text
 
 from roundtrip.runtime.disk_space import report_full_disk
@@ -36,12 +29,7 @@ def print_line(console: Console, text: str, style: str = "") -> None:
 
 
 class EventLog:
-    """Events of a run, for programs and for people.
-
-    Args:
-        console: shows progress; a live display on a terminal, plain lines elsewhere.
-        path: file of events; None writes none.
-    """
+    """Events of a run: for programs in the file `path`, for people on the console, live where it is a terminal."""
 
     def __init__(self, console: Console, path: Path | None = None) -> None:
         self.console, self.path = console, path
@@ -70,24 +58,20 @@ class EventLog:
 
     @contextmanager
     def task(self, activity: str, text: str, total: int) -> Iterator[ProgressHandle]:
-        """Show a task while it runs, and add its time to `seconds` under `activity`.
+        """Show a task of `total` rows or steps (0: unknown) while it runs, and add its time to that of its activity.
 
-        Args:
-            activity: `loading`, `reading`, `checking`, `probing`, `generating`, `training` or `scoring`.
-            total: rows or steps; 0 where that is not known.
+        Activities are `loading`, `reading`, `checking`, `probing`, `generating`, `training` and `scoring`.
         """
-        bar = Progress(
-            SpinnerColumn(),
-            TextColumn("{task.description}", markup=False),
-            BarColumn(bar_width=24),
-            MofNCompleteColumn(),
-            TextColumn("{task.fields[rate]}", markup=False),
-            TimeRemainingColumn(),
-            TextColumn("{task.fields[note]}", markup=False),
-            console=self.console,
-            transient=True,
-            disable=not self.console.is_terminal,
-        )
+        columns = [
+            progress.SpinnerColumn(),
+            progress.TextColumn("{task.description}", markup=False),
+            progress.BarColumn(bar_width=24),
+            progress.MofNCompleteColumn(),
+            progress.TextColumn("{task.fields[rate]}", markup=False),
+            progress.TimeRemainingColumn(),
+            progress.TextColumn("{task.fields[note]}", markup=False),
+        ]
+        bar = progress.Progress(*columns, console=self.console, transient=True, disable=not self.console.is_terminal)
         bar.add_task(printable(text), total=total or None, rate="", note="")
         task = ProgressHandle(self, bar, text, total)
         try:
@@ -104,7 +88,7 @@ class ProgressHandle:
     """A running task: counts what is done and how long it takes, and shows it."""
 
     events: EventLog
-    bar: Progress
+    bar: progress.Progress
     text: str
     total: int
     done: int = 0
@@ -121,11 +105,7 @@ class ProgressHandle:
         return f"{self.tokens / max(self.seconds, 1e-9):,.0f} tokens/s" if self.tokens else ""
 
     def advance(self, number: int = 1, tokens: int = 0, note: str = "") -> None:
-        """Add finished rows or steps and their tokens.
-
-        Args:
-            note: a figure to show, such as the loss; kept until the next one.
-        """
+        """Add finished rows or steps and their tokens; the note, such as the loss, is shown until the next one."""
         self.done += number
         self.tokens += tokens
         self.note = note or self.note

@@ -10,7 +10,6 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from types import FrameType
-from typing import NoReturn
 
 from roundtrip.runtime.errors import Interrupted
 
@@ -32,24 +31,15 @@ class StopRequest:
         """Request a stop, as a signal does; the first signal is remembered."""
         self.signal_number = self.signal_number or number
 
-    def raise_interrupted(self) -> NoReturn:
-        """End the work by `Interrupted`."""
-        assert self.signal_number is not None
-        raise Interrupted(self.signal_number, f"stopped by {signal.Signals(self.signal_number).name}")
-
     def raise_if_requested(self) -> None:
-        """End the work if a stop was requested."""
-        if self.requested:
-            self.raise_interrupted()
+        """End the work by `Interrupted` if a stop was requested."""
+        if self.signal_number is not None:
+            raise Interrupted(self.signal_number)
 
 
 @contextmanager
 def catch_signals(say: Callable[[str], None]) -> Iterator[StopRequest]:
-    """Catch Ctrl-C, SIGTERM and the hangup of a terminal; outside of the main thread nothing is caught.
-
-    Args:
-        say: shows that the signal was received.
-    """
+    """Catch Ctrl-C, SIGTERM and the hangup of a terminal, and say so; outside of the main thread nothing is caught."""
     stop = StopRequest()
     first = 0.0
 

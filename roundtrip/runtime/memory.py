@@ -7,6 +7,7 @@ import gc
 import os
 import sys
 from collections.abc import Callable, Iterable, Iterator, Sequence
+from itertools import chain
 from typing import TypeVar
 
 import torch
@@ -36,11 +37,10 @@ def run_in_halves(
 ) -> Iterator[R]:
     """Yield the result of each batch, in order; a batch on which memory runs out is replaced by its halves.
 
-    So are waiting batches of at least its size: they would fail as well.
+    So are waiting batches of at least its size (in units that memory grows with): they would fail as well.
 
     Args:
         halve: returns the parts of a batch in their order; empty where it cannot be divided.
-        size: of a batch, in units that memory grows with.
         too_large: makes the error of a batch that does not fit and cannot be divided.
         on_split: called with the batch that did not fit, before its halves are tried.
     """
@@ -61,11 +61,8 @@ def run_in_halves(
             continue
         free_after_failure()
         limit = size(batch)
-        waiting = [
-            part
-            for other in (*waiting, batch)
-            for part in ((size(other) >= limit and list(halve(other))[::-1]) or [other])
-        ]
+        parts = [(size(other) >= limit and list(halve(other))[::-1]) or [other] for other in (*waiting, batch)]
+        waiting = list(chain.from_iterable(parts))
         on_split(batch)
 
 
@@ -85,10 +82,7 @@ def trim_heap() -> None:
 
 
 def limit_kernel_cache() -> None:
-    """Keep 256 prepared matrix products on a CPU, not 1,024: one takes a third of a MiB, and each new shape needs one.
-
-    Call this before the first product; variables that are set already keep their value.
-    """
+    """Keep 256 prepared matrix products (a third of a MiB each) on a CPU, not 1,024; call this before the first."""
     for name in ("LRU_CACHE_CAPACITY", "ONEDNN_PRIMITIVE_CACHE_CAPACITY"):
         os.environ.setdefault(name, "256")
 

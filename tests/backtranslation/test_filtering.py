@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from collections import Counter
 
 import pytest
@@ -17,7 +18,6 @@ from roundtrip.backtranslation.filtering import (
     rejection_reason,
     round_trip_chrf,
 )
-from roundtrip.data import language_id
 from roundtrip.data.language_id import LanguageIdentifier
 from roundtrip.recipe.schema import CandidateFilter
 from roundtrip.runtime.errors import RecipeError
@@ -115,7 +115,7 @@ def test_languages_that_cannot_be_told_apart_are_refused(languages: tuple[str, s
 
 
 def test_a_missing_language_identifier_says_how_to_install_it(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(language_id.importlib.util, "find_spec", lambda name: None)
+    monkeypatch.setitem(sys.modules, "py3langid.langid", None)
     with pytest.raises(RecipeError, match=r"pip install 'roundtrip-mt\[langid\]'"):
         LanguageIdentifier(("en", "es"))
 

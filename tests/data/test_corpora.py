@@ -47,7 +47,7 @@ def test_write_once_drops_rows_with_known_keys(
 ) -> None:
     """With any sizes of buffers."""
     with pytest.MonkeyPatch.context() as patch:
-        for name, size in zip(("_BUFFER_ITEMS", "_PARTITION_KEYS", "_READ_BYTES"), sizes, strict=True):
+        for name, size in zip(("_BUFFER_ITEMS", "_NUM_PARTS", "_READ_BYTES"), sizes, strict=True):
             patch.setattr(row_store, name, size)
         folder = tmp_path_factory.mktemp("store")
         store, num_dropped = row_store.write_once(folder / "rows.txt", ((2**63 + key, (text,)) for key, text in rows))

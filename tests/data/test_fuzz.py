@@ -20,7 +20,7 @@ def test_random_input_is_accepted_or_refused_with_an_error(name: str) -> None:
 
 def test_fuzz_reports_unexpected_exceptions(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     counts: Counter[str] = Counter()
-    monkeypatch.setattr(fuzz, "read_pairs", lambda *arguments: 1 / 0)
+    monkeypatch.setattr(fuzz, "read_rows", lambda *arguments: 1 / 0)
     with pytest.raises(ZeroDivisionError):
         fuzz.read_text(b"a\tb\n", tmp_path, counts, "tsv", 1)
     with pytest.raises(AssertionError):

@@ -11,12 +11,13 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from pydantic import ValidationError
 
-from roundtrip.recipe import loader, reference
+from roundtrip.recipe import loader
 from roundtrip.recipe.renamed import REMOVED, RENAMED
 from roundtrip.recipe.schema import Recipe
 from roundtrip.runtime.errors import RecipeError, RoundtripError
 from tests import ROOT
 from tests.conftest import WriteRecipe
+from tests.tools.recipe_reference import sections
 
 SHIPPED = sorted(path.stem for path in (ROOT / "recipes").glob("*.toml"))
 
@@ -114,6 +115,27 @@ def test_a_renamed_key_gets_a_did_you_mean(write_recipe: WriteRecipe, key: str) 
     assert unknown_key(write_recipe, key) == f"unknown key; did you mean '{RENAMED[key]}'?"
 
 
+@pytest.mark.parametrize(
+    ("key", "name"),
+    [
+        ("model.from_scratch.vocabulary", "vocab_size"),
+        ("model.from_scratch.layers", "num_layers"),
+        ("adapter.loraplus_ratio", "loraplus_lr_ratio"),
+        ("train.tokens_per_forward", "max_tokens_per_microbatch"),
+        ("train.text_lines", "pretrain_lines"),
+        ("train.parallel_passes", "parallel_epochs"),
+        ("train.final_passes", "final_epochs"),
+        ("generate.length_ratio", "max_length_ratio"),
+        ("generate.tokens_per_batch", "max_tokens_per_batch"),
+        ("tokens.road", "mode"),
+        ("filter.max_ratio", "max_length_ratio"),
+        ("filter.min_round_trip", "min_round_trip_chrf"),
+    ],
+)
+def test_a_key_with_a_similar_new_name_gets_a_did_you_mean(write_recipe: WriteRecipe, key: str, name: str) -> None:
+    assert unknown_key(write_recipe, key) == f"unknown key; did you mean '{name}'?"
+
+
 @pytest.mark.parametrize("key", REMOVED)
 def test_a_removed_key_says_what_holds_now(write_recipe: WriteRecipe, key: str) -> None:
     assert unknown_key(write_recipe, key) == f"this key was removed: {REMOVED[key]}"
@@ -127,7 +149,7 @@ def test_a_removed_key_of_a_text_source_says_what_holds_now(write_recipe: WriteR
 
 
 def test_every_renamed_key_has_a_name_that_exists() -> None:
-    keys = {f"{name}.{key}".lstrip(".") for name, section in reference.sections() for key in section.model_fields}
+    keys = {f"{name}.{key}".lstrip(".") for name, section in sections() for key in section.model_fields}
     assert set(RENAMED.values()) <= keys
     assert not keys & (RENAMED.keys() | REMOVED.keys())
 

@@ -2,15 +2,15 @@
 
 from __future__ import annotations
 
-from roundtrip.recipe.reference import keys, reference, sections
 from tests import ROOT
+from tests.tools.recipe_reference import keys, reference, sections
 
 MOST_KEYS = 75
 
 
 def test_the_committed_page_is_what_is_generated() -> None:
     page = (ROOT / "docs" / "recipe-reference.md").read_text(encoding="utf-8")
-    assert page == reference(), "run: python -m roundtrip.recipe.reference > docs/recipe-reference.md"
+    assert page == reference(), "run: python -m tests.tools.recipe_reference > docs/recipe-reference.md"
 
 
 def test_every_key_is_documented_on_the_page() -> None:

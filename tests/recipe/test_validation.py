@@ -107,7 +107,7 @@ def test_problems_of_the_template_are_named(template: str, problem: str, write_r
         ('{ path = "toy.tsv", columns = ["en"] }', "columns ['en']: 2 wanted"),
         ('{ path = ["hf:a/b", "toy.tsv"] }', "cannot be data sets; name one hf:DATASET"),
         ('"hf:a/b#splt=test"', "data.split.corpus: unknown option 'splt'; did you mean 'split'?"),
-        ('"hf:a/b#split="', "data.split.corpus: split has no value"),
+        ('"hf:a/b#split="', "data.split.corpus: an option is given twice or has no value: 'split='"),
         ('"hf:#split=dev"', "data.split.corpus: the name of the data set is missing"),
     ],
 )

@@ -12,6 +12,7 @@ import tempfile
 import textwrap
 import zipfile
 from collections.abc import Iterator
+from contextlib import suppress
 from pathlib import Path
 
 import pytest
@@ -38,6 +39,7 @@ HOSTILE = [
     "a\\..\\..\\out.txt",
     "a//b",
     "./a",
+    "~/out.txt",
 ]
 
 # Fixtures are made once for all examples of a test; those that write make a folder of their own.
@@ -161,11 +163,6 @@ def test_unusable_paths(spec: str, tmp_path: Path) -> None:
         downloads.resolve(spec, tmp_path)
 
 
-def test_hub_ids_are_not_ours(tmp_path: Path) -> None:
-    with pytest.raises(ValueError, match="hf:some/data"):
-        downloads.resolve("hf:some/data", tmp_path)
-
-
 def test_cache_folder(cache: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     assert downloads.cache_dir() == cache
     monkeypatch.delenv("ROUNDTRIP_CACHE")
@@ -227,39 +224,44 @@ def test_what_is_parsed_is_harmless(name: str, version: str, path: str) -> None:
 # Fetching
 
 
-def test_fetch_keeps_wheel_and_member(shelf: Shelf, wheel: Path, cache: Path) -> None:
+def test_fetch_keeps_wheel_and_members(shelf: Shelf, wheel: Path, cache: Path) -> None:
     [path] = fetch(shelf, wheel, "words/data/es.po")
     digest = hashlib.sha256(wheel.read_bytes()).hexdigest()
-    assert path == cache / "files" / digest[:16] / "words" / "data" / "es.po"
-    assert path.read_text() == "hola\n"
-    assert files_below(cache) == {path, cache / "wheels" / digest / wheel.name}, "nothing else is left or written"
+    target = cache / "files" / digest[:16]
+    assert path == target / "words" / "data" / "es.po"
+    assert {member: (target / member).read_text() for member in MEMBERS} == MEMBERS
+    everything = {cache / "wheels" / digest / wheel.name, *(target / member for member in MEMBERS)}
+    assert files_below(cache) == everything, "nothing else is left or written"
 
 
-def test_a_cached_wheel_is_not_fetched_again(shelf: Shelf, wheel: Path) -> None:
+def test_a_cached_wheel_is_not_fetched_again(shelf: Shelf, wheel: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     [first] = fetch(shelf, wheel, "words/data/es.po")
     before = first.stat()
     assert fetch(shelf, wheel, "words/data/es.po") == [first]
     assert first.stat().st_mtime_ns == before.st_mtime_ns
-    [other] = downloads.resolve(spec_of(wheel, "words/data/de.po"), Path(), offline=True)
+    monkeypatch.setenv("ROUNDTRIP_OFFLINE", "1")
+    [other] = downloads.resolve(spec_of(wheel, "words/data/de.po"), Path())
     assert other.read_text() == "hallo\n"
     assert shelf.asked == ["words==1.0"]
 
 
-def test_offline_without_the_wheel(shelf: Shelf, wheel: Path) -> None:
+def test_offline_without_the_wheel(shelf: Shelf, wheel: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("ROUNDTRIP_OFFLINE", "1")
     with pytest.raises(SourceError, match="not in the cache, and downloads are disabled"):
-        downloads.resolve(spec_of(wheel, "words/data/es.po"), Path(), offline=True)
+        downloads.resolve(spec_of(wheel, "words/data/es.po"), Path())
     assert shelf.asked == []
 
 
 def test_a_damaged_cached_wheel_is_named_and_fetched_again(
-    shelf: Shelf, wheel: Path, cache: Path, caplog: pytest.LogCaptureFixture
+    shelf: Shelf, wheel: Path, cache: Path, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     [path] = fetch(shelf, wheel, "words/data/es.po")
     path.unlink()
     [cached] = cache.glob("wheels/*/*.whl")
     cached.write_bytes(b"damaged")
-    with pytest.raises(SourceError, match="offline"):
-        downloads.resolve(spec_of(wheel, "words/data/es.po"), Path(), offline=True)
+    with monkeypatch.context() as patch, pytest.raises(SourceError, match="offline"):
+        patch.setenv("ROUNDTRIP_OFFLINE", "1")
+        downloads.resolve(spec_of(wheel, "words/data/es.po"), Path())
     assert fetch(shelf, wheel, "words/data/es.po") == [path]
     assert str(cached) in caplog.text
     assert cached.read_bytes() == wheel.read_bytes()
@@ -333,7 +335,7 @@ def test_two_processes_at_once(tmp_path: Path, wheel: Path, cache: Path) -> None
         out, err = process.communicate(timeout=120)
         assert (out, err) == ("hallo\nhola\nbonjour\n", "")
     assert all(Path(mark).exists() for mark in marks)
-    assert len(files_below(cache)) == 4
+    assert len(files_below(cache)) == 1 + len(MEMBERS)
 
 
 # pip itself, without a network
@@ -398,21 +400,18 @@ def test_cure_fits_what_pip_says(
         ("words/**/*.po", ["words/data/de.po", "words/data/es.po", "words/data/more/fr.po"]),
         ("words/data/**", ["words/data/de.po", "words/data/es.po", "words/data/more/fr.po"]),
         ("**/**/fr.po", ["words/data/more/fr.po"]),
-        ("w**/**/**/fr.po", ["words/data/more/fr.po"]),
-        ("w**/**/es.po", ["words/data/es.po"]),
-        ("**/[e]s.po", None),
+        ("**/[e]s.po", ["words/data/es.po"]),
+        ("*/*/e?.po", ["words/data/es.po"]),
         ("words/*.po", None),
-        ("*/*/e?.po", None),
     ],
 )
 def test_globs_over_members(path: str, names: list[str] | None, shelf: Shelf, wheel: Path, cache: Path) -> None:
     if names is None:
-        with pytest.raises(SourceError, match="no member"):
+        with pytest.raises(SourceError, match="nothing matches"):
             fetch(shelf, wheel, path)
         return
     target = cache / "files" / hashlib.sha256(wheel.read_bytes()).hexdigest()[:16]
     assert fetch(shelf, wheel, path) == [target / name for name in names]
-    assert files_below(cache / "files") == {target / name for name in names}
 
 
 def test_a_member_with_a_star_in_its_name(shelf: Shelf, tmp_path: Path) -> None:
@@ -423,8 +422,8 @@ def test_a_member_with_a_star_in_its_name(shelf: Shelf, tmp_path: Path) -> None:
 def test_missing_member_names_what_is_near(shelf: Shelf, wheel: Path) -> None:
     with pytest.raises(SourceError) as caught:
         fetch(shelf, wheel, "words/data/se.po")
-    assert caught.value.place == wheel.name
-    assert "did you mean 'words/data/es.po'" in str(caught.value.cure)
+    assert str(caught.value.place).endswith("words/data")
+    assert "did you mean 'es.po'" in str(caught.value.cure)
 
 
 # Hostile archives
@@ -460,14 +459,12 @@ def test_no_member_is_written_outside(name: str, tmp_path: Path, shelf: Shelf) -
         cache = Path(work) / "deep" / "cache"
         patch.setenv("ROUNDTRIP_CACHE", str(cache))
         wheel = hostile_wheel(Path(work), raw_name(name))
-        try:
-            written = fetch(shelf, wheel, "**")
-        except SourceError:
-            written = []
+        with suppress(SourceError):
+            fetch(shelf, wheel, "**")
         target = cache / "files" / hashlib.sha256(wheel.read_bytes()).hexdigest()[:16]
-        assert all(path.is_relative_to(target) and ".." not in path.parts for path in written)
         [cached] = cache.glob("wheels/*/*.whl")
-        assert files_below(tmp_path) == {wheel, cached, *written}
+        written = files_below(tmp_path) - {wheel, cached}
+        assert all(path.is_relative_to(target) for path in written)
 
 
 @pytest.mark.parametrize("name", HOSTILE)
@@ -497,20 +494,21 @@ def test_links_and_devices_are_refused(kind: int, tmp_path: Path, shelf: Shelf, 
 
 
 def test_a_member_with_a_bomb_ratio(tmp_path: Path, shelf: Shelf, monkeypatch: pytest.MonkeyPatch) -> None:
-    wheel = make_wheel(tmp_path, {"zeros.txt": "\0" * 10**6, "lines.txt": "a line of text\n" * 10**5})
-    assert fetch(shelf, wheel, "zeros.txt"), "too small to matter"
+    small = make_wheel(tmp_path, {"zeros.txt": "\0" * 10**5}, "small-1.0-py3-none-any.whl")
     monkeypatch.setattr(downloads, "RATIO_FREE_BYTES", 10**5)
-    assert fetch(shelf, wheel, "lines.txt"), "as repetitive as text gets"
+    assert fetch(shelf, small, "zeros.txt"), "too small to matter"
+    lines = make_wheel(tmp_path, {"lines.txt": "a line of text\n" * 10**5}, "lines-1.0-py3-none-any.whl")
+    assert fetch(shelf, lines, "lines.txt"), "as repetitive as text gets"
+    bomb = make_wheel(tmp_path, {"zeros.txt": "\0" * 10**6})
     with pytest.raises(SourceError, match="grows more than 1000 times: 'zeros.txt'"):
-        fetch(shelf, wheel, "*.txt")
+        fetch(shelf, bomb, "*.txt")
 
 
 def test_members_that_would_fill_the_disk(tmp_path: Path, shelf: Shelf, monkeypatch: pytest.MonkeyPatch) -> None:
     wheel = make_wheel(tmp_path, {"a.txt": "12345", "b.txt": "12345"})
     monkeypatch.setattr(downloads, "MAX_EXTRACTED_BYTES", 9)
     with pytest.raises(SourceError, match="10 bytes, the limit is 9"):
-        fetch(shelf, wheel, "*.txt")
-    assert fetch(shelf, wheel, "a.txt")
+        fetch(shelf, wheel, "a.txt")
 
 
 @pytest.mark.parametrize("declared", [10, 10**9])
@@ -520,20 +518,6 @@ def test_a_lying_header(declared: int, tmp_path: Path, shelf: Shelf, cache: Path
     with pytest.raises(SourceError, match="a member grows|archive is damaged"):
         fetch(shelf, wheel, "a.txt")
     assert not files_below(cache / "files")
-
-
-def test_writing_stops_at_the_declared_size(tmp_path: Path) -> None:
-    """A reader that does not keep to the declared size, as Python's own does today."""
-    wheel = make_wheel(tmp_path, {"a.txt": "x" * 3 * downloads.BLOCK_BYTES})
-    with zipfile.ZipFile(wheel) as archive:
-        info = archive.getinfo("a.txt")
-        honest = archive.open("a.txt")
-        info.file_size = downloads.BLOCK_BYTES
-        archive.open = lambda *_: honest  # type: ignore[method-assign,assignment,misc]
-        with pytest.raises(zipfile.BadZipFile, match="declares"):
-            downloads._write_member(archive, info, tmp_path / "target", tmp_path)
-    assert (tmp_path / "member").stat().st_size == downloads.BLOCK_BYTES
-    assert not (tmp_path / "target").exists()
 
 
 def test_an_encrypted_member(tmp_path: Path, shelf: Shelf) -> None:
@@ -559,7 +543,9 @@ def test_a_real_wheel(tmp_path: Path, real_pip: None, monkeypatch: pytest.Monkey
     found = downloads.resolve(spec, tmp_path)
     assert found == sorted(found)
     assert "__init__.py" in {path.name for path in found}
-    assert downloads.resolve(spec, tmp_path, offline=True) == found
+    with monkeypatch.context() as patch:
+        patch.setenv("ROUNDTRIP_OFFLINE", "1")
+        assert downloads.resolve(spec, tmp_path) == found
     with pytest.raises(SourceError, match="wrong sha256"):
         downloads.resolve(f"pypi:langcodes==3.5.1/langcodes/__init__.py#sha256={ZEROS}", tmp_path)
     with pytest.raises(SourceError, match="No matching distribution"):

@@ -504,7 +504,7 @@ def test_a_full_disk_while_saving_loses_no_earlier_checkpoint(
 
 
 def test_an_exceeded_quota_is_reported_as_one(tmp_path: Path) -> None:
-    path, message = tmp_path / "a", "a quota, or a limit of the file system"
+    path, message = tmp_path / "a", "a quota or limit of the file system"
     with pytest.raises(DiskError, match=message), disk_space.report_full_disk(path, 10):
         raise OSError(122, "Disk quota exceeded")
     with pytest.raises(OSError, match="Input/output"), disk_space.report_full_disk(path, 10):

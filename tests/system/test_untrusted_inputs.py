@@ -24,7 +24,7 @@ from roundtrip.backtranslation.dev_scoring import greedy_settings
 from roundtrip.backtranslation.run_folder import RunFolder
 from roundtrip.cli import train, translate
 from roundtrip.data import gettext_po, text_files, tmx_xliff
-from roundtrip.data.readers import read_lines, read_pairs
+from roundtrip.data.readers import read_rows
 from roundtrip.engine import long_inputs
 from roundtrip.recipe import loader
 from roundtrip.recipe.schema import TextSource
@@ -181,7 +181,7 @@ def test_an_endless_line_is_refused_without_reading_it_all(
     source = TextSource(path=str(path), columns=("en",) if name == "a.jsonl" else None)
     tracemalloc.start()
     with pytest.raises(TextError, match="a line of more than 0 MiB") as caught:
-        list(read_lines(source, [path], "en"))
+        list(read_rows(source, [path], ("en",)))
     assert tracemalloc.get_traced_memory()[1] < 1 << 22
     tracemalloc.stop()
     assert str(caught.value.place) == f"{path}:2"
@@ -192,10 +192,10 @@ def test_a_gzip_bomb_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch)
     path = tmp_path / "a.txt.gz"
     path.write_bytes(gzip.compress(b"a\n" * (1 << 22)))
     with pytest.raises(TextError, match="grows more than 300 times when it is unpacked"):
-        for _ in read_lines(TextSource(path=str(path)), [path], "en"):
+        for _ in read_rows(TextSource(path=str(path)), [path], ("en",)):
             pass
     path.write_bytes(gzip.compress(os.urandom(1 << 21).hex().encode()))
-    assert sum(map(len, read_lines(TextSource(path=str(path)), [path], "en"))) == 1 << 22
+    assert sum(len(line) for (line,) in read_rows(TextSource(path=str(path)), [path], ("en",))) == 1 << 22
 
 
 def test_a_large_gettext_catalogue_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -203,7 +203,7 @@ def test_a_large_gettext_catalogue_is_refused(tmp_path: Path, monkeypatch: pytes
     path = tmp_path / "a.po"
     path.write_text('msgid "a"\nmsgstr "b"\n\n' * 60)
     with pytest.raises(TextError, match="more than 1,000 characters"):
-        list(read_pairs(TextSource(path=str(path)), [path], ("en", "es")))
+        list(read_rows(TextSource(path=str(path)), [path], ("en", "es")))
 
 
 @pytest.mark.parametrize("inner", ["<x/>", "<tu><tuv/>", "<note>a</note>"])
@@ -213,7 +213,7 @@ def test_xml_without_the_end_of_a_unit_is_refused(tmp_path: Path, monkeypatch: p
     rest = inner.removeprefix("<tu>")
     path.write_text(f'<tmx version="1.4"><body>{inner}{rest * (1 << 19)}')
     with pytest.raises(TextError, match="without the end of a translation unit"):
-        list(read_pairs(TextSource(path=str(path)), [path], ("en", "es")))
+        list(read_rows(TextSource(path=str(path)), [path], ("en", "es")))
 
 
 def test_nested_xml_entities_are_not_expanded(tmp_path: Path) -> None:
@@ -224,7 +224,7 @@ def test_nested_xml_entities_are_not_expanded(tmp_path: Path) -> None:
     unit = '<tu><tuv xml:lang="en"><seg>&j;</seg></tuv><tuv xml:lang="es"><seg>b</seg></tuv></tu>'
     path.write_text(f'{doctype}]><tmx version="1.4"><body>{unit}</body></tmx>')
     with pytest.raises(TextError, match=r"entity &j; is not expanded|broken XML"):
-        list(read_pairs(TextSource(path=str(path)), [path], ("en", "es")))
+        list(read_rows(TextSource(path=str(path)), [path], ("en", "es")))
 
 
 # The network

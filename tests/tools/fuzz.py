@@ -29,7 +29,7 @@ from typing import Any
 from hypothesis import HealthCheck, Phase, given, seed, settings
 from hypothesis import strategies as st
 
-from roundtrip.data.readers import read_lines, read_pairs
+from roundtrip.data.readers import read_rows
 from roundtrip.recipe import loader
 from roundtrip.recipe.schema import TextSource
 from roundtrip.runtime import downloads
@@ -213,23 +213,23 @@ def read_text(content: bytes, folder: Path, counts: Counter[str], kind: str, var
         columns = columns[:1]
     source = TextSource(path=str(path), columns=columns if kind in {"tsv", "csv", "jsonl"} else None)
     if pairs:
-        check_input(lambda: list(read_pairs(source, [path], ("en", "es"))), counts)
+        check_input(lambda: list(read_rows(source, [path], ("en", "es"))), counts)
     else:
-        check_input(lambda: list(read_lines(source, [path], "es")), counts)
+        check_input(lambda: list(read_rows(source, [path], ("es",))), counts)
 
 
 def read_parquet(content: bytes, folder: Path, counts: Counter[str]) -> None:
     path = folder / "a.parquet"
     path.write_bytes(content)
     source = TextSource(path=str(path))
-    check_input(lambda: list(read_pairs(source, [path], ("en", "es"))), counts)
+    check_input(lambda: list(read_rows(source, [path], ("en", "es"))), counts)
 
 
 def read_spec(content: bytes, folder: Path, counts: Counter[str]) -> None:
     text = content.decode("utf-8", "replace")
     check_input(lambda: downloads.parse_pypi(text), counts)
     if not text.startswith("pypi:"):
-        check_input(lambda: downloads.resolve(text, folder) if not text.startswith("hf:") else None, counts)
+        check_input(lambda: downloads.resolve(text, folder), counts)
 
 
 def read_wheel(content: bytes, folder: Path, counts: Counter[str]) -> None:
@@ -237,12 +237,11 @@ def read_wheel(content: bytes, folder: Path, counts: Counter[str]) -> None:
     outside = folder / "wheels"
     outside.mkdir(exist_ok=True)
     (outside / "a.whl").write_bytes(content)
-    spec = downloads.PypiSpec("a", "1", "**", "0" * 64)
     before = downloads.cache_dir
     downloads.cache_dir = lambda: folder / "cache"  # type: ignore[assignment]
     try:
         (folder / "cache").mkdir(exist_ok=True)
-        check_input(lambda: downloads._extract(outside / "a.whl", spec), counts)
+        check_input(lambda: downloads._extract(outside / "a.whl", "0" * 64), counts)
     finally:
         downloads.cache_dir = before
     assert {path.name for path in folder.iterdir()} <= {"wheels", "cache"}, "a member was written outside"
@@ -335,11 +334,11 @@ def guided(seconds: int, only: list[str]) -> dict[str, Any]:
     """Feed readers guided by coverage; atheris takes the process over, which exits when the time is over."""
     import atheris
 
-    global read_lines, read_pairs
+    global read_rows
     for name in [name for name in sys.modules if name.startswith(("roundtrip.data", "polib"))]:
         del sys.modules[name]
     with atheris.instrument_imports(include=["roundtrip.data", "polib"]):
-        from roundtrip.data.readers import read_lines, read_pairs
+        from roundtrip.data.readers import read_rows
     counts: dict[str, Counter[str]] = {name: Counter() for name in only}
     folder = Path(tempfile.mkdtemp())
     until = time.monotonic() + seconds

@@ -1,4 +1,4 @@
-"""Print the reference page of all recipe keys: `python -m roundtrip.recipe.reference > docs/recipe-reference.md`."""
+"""Print the reference page of all recipe keys: `python -m tests.tools.recipe_reference > docs/recipe-reference.md`."""
 
 from __future__ import annotations
 
@@ -16,9 +16,9 @@ from roundtrip.recipe.schema import DEFAULT_PROMPTS, Recipe, TextSource
 
 _HEAD = """# Recipe reference
 
-All keys of a recipe, generated from `roundtrip/recipe/schema.py` by `python -m roundtrip.recipe.reference`. A recipe is
-a TOML file; keys that it leaves out have their default. `--set train.lr=1e-4` on the command line overrides a key. The
-recipes in `recipes/` are examples; `own-data.toml` is the one to copy.
+All keys of a recipe, generated from `roundtrip/recipe/schema.py` by `python -m tests.tools.recipe_reference`. A recipe
+is a TOML file; keys that it leaves out have their default. `--set train.lr=1e-4` on the command line overrides a key.
+The recipes in `recipes/` are examples; `own-data.toml` is the one to copy.
 """
 _NAMES = {bool: "true, false", int: "integer", float: "number", str: "string", NoneType: "none"}
 _BOUNDS = {"ge": "≥", "gt": ">", "le": "≤", "lt": "<"}
