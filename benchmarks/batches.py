@@ -30,7 +30,7 @@ class Kit:
 
     Attributes:
         reverse, forward: chat templates of the direction that generates and of the one that is trained.
-        row_builder, host: for the chat template, with the guard on the device and on the host.
+        row_builder, host: for the chat template, with the checker on the device and on the host.
         plain_reverse, plain_forward, plain_builder: the same for the separator of the prior art.
         seconds: what it took to build `row_builder` and `plain_builder`.
     """
@@ -81,8 +81,8 @@ def kit(tokenizer: Any, pairs: Sequence[tuple[str, str]], device: torch.device) 
     row_builder, _ = build_row_builder(reverse, forward, pairs[:64], options)
     middle = time.perf_counter()
     plain_reverse, plain_forward = templates(tokenizer, row_baselines.PLAIN)
-    checker = row_builder.guard if with_chat is tokenizer else None
-    options = BuildOptions(device=device, checker=checker, num_attacks=0)
+    checker = row_builder.checker if with_chat is tokenizer else None
+    options = BuildOptions(device=device, shared_checker=checker, num_attacks=0)
     plain_builder, _ = build_row_builder(plain_reverse, plain_forward, pairs[:64], options)
     seconds = {"chat template": middle - start, "plain template": time.perf_counter() - middle}
     host = host_row_builder(reverse, forward, device)

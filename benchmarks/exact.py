@@ -84,8 +84,8 @@ def _adversarial(
     row_builder: RowBuilder, canonical: Sequence[list[int]], number: int, seed: int
 ) -> Iterator[list[int]]:
     """Yield rows with other tokens of the same text where the vocabulary can be read; else with random tokens."""
-    if row_builder.guard is not None:
-        yield from AdversarialRows(row_builder.guard.pairs.vocabulary, seed).rows(canonical, number)
+    if row_builder.checker is not None:
+        yield from AdversarialRows(row_builder.checker.pairs.vocabulary, seed).rows(canonical, number)
         return
     chance = random.Random(seed)
     size = len(row_builder.forward_template.tokenizer)
@@ -142,7 +142,7 @@ def measure(tokenizer: Any, text: Any, pairs: Sequence[tuple[str, str]], asked: 
         reverse = PromptTemplate(tokenizer, build_segments(tokenizer, text, "en", "es", ()))
     except TemplateError as error:
         return {"mode": "none", "reasons": [error.problem]}
-    options = BuildOptions(guard=asked.guard, num_attacks=200)
+    options = BuildOptions(checker=asked.checker, num_attacks=200)
     row_builder, report = build_row_builder(reverse, forward, pairs[::7], options)
     figures = report.to_dict()
     if row_builder.tensors is not None:
@@ -152,7 +152,7 @@ def measure(tokenizer: Any, text: Any, pairs: Sequence[tuple[str, str]], asked: 
 
 
 def show(document: Mapping[str, Any], console: Console) -> None:
-    keys = ("mode", "guard", "rows", "canonical", "spliced", "wrong", "refused")
+    keys = ("mode", "checker", "rows", "canonical", "spliced", "wrong", "refused")
     rows = []
     for name, figures in document["combinations"].items():
         cells = figures | {"refused": sum(figures.get("refused", {}).values())}
@@ -169,7 +169,7 @@ def main() -> None:
     parser.add_argument("--tokenizers", nargs="*", help="of benchmarks.zoo; all that need no npm")
     parser.add_argument("--templates", nargs="*", help="and each tokenizer's own; all")
     parser.add_argument("--small", action="store_true", help="also the small trained tokenizers")
-    parser.add_argument("--guard", choices=("auto", "host"), default="auto")
+    parser.add_argument("--checker", choices=("auto", "host"), default="auto")
     parser.add_argument("--seed", type=int, default=1)
     asked = parser.parse_args()
 

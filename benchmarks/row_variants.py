@@ -25,7 +25,7 @@ from roundtrip.tokens.splice.splicing import BoundaryTensors
 
 @dataclass(frozen=True)
 class Made:
-    """Rows; with a guard on the device also which of them are proved, and how many pairs the host had to check."""
+    """Rows; with a checker on the device also which of them are proved, and how many pairs the host had to check."""
 
     padded: Padded
     proved_B: torch.Tensor | None = None
@@ -90,7 +90,7 @@ def looked_up(
     target_BM: torch.Tensor,
     target_size_B: torch.Tensor,
     tensors: BoundaryTensors,
-    guard: CanonicalityChecker,
+    checker: CanonicalityChecker,
 ) -> tuple[Padded, torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor]:
     """Make rows, and look up which are known to be canonical: tensors only.
 
@@ -100,18 +100,18 @@ def looked_up(
     size_B, _ = splicing.find_ends(new_BN, tensors.flags_V)
     source_BN, source_size_B, mid_B, fits_B = splicing.trim_source(new_BN, size_B, tensors)
     rows = splicing.splice_rows(source_BN, source_size_B, mid_B, target_BM, target_size_B, tensors).padded()
-    return rows, source_BN, source_size_B, fits_B, guard.lookup(source_BN, source_size_B) & fits_B
+    return rows, source_BN, source_size_B, fits_B, checker.lookup(source_BN, source_size_B) & fits_B
 
 
-def by_guard(row_builder: RowBuilder, guard: CanonicalityChecker, case: Case, graph: Callable[..., Any]) -> Made:
+def by_checker(row_builder: RowBuilder, checker: CanonicalityChecker, case: Case, graph: Callable[..., Any]) -> Made:
     """Make rows and verify each, with one transfer from the device where there is no new pair."""
     rows, source_BN, source_size_B, fits_B, proved_B = graph(
-        case.new_BN, case.target_BM, case.target_size_B, row_builder.tensors, guard
+        case.new_BN, case.target_BM, case.target_size_B, row_builder.tensors, checker
     )
-    before = guard.num_asked
+    before = checker.num_asked
     if not proved_B.all():
-        proved_B = (guard.verify(source_BN, source_size_B) == PROVED) & fits_B
-    return Made(rows, proved_B, guard.num_asked - before)
+        proved_B = (checker.verify(source_BN, source_size_B) == PROVED) & fits_B
+    return Made(rows, proved_B, checker.num_asked - before)
 
 
 class CachedTargets(PromptTemplate):
@@ -168,8 +168,8 @@ def others(kit: Kit, case: Case) -> dict[str, Timed]:
 def splice_variants(kit: Kit, case: Case, compiled: bool) -> dict[str, Timed]:
     """Return the variants of the splice, with their tensor part as it is or compiled."""
     row_builder = kit.row_builder
-    assert row_builder.guard is not None
-    full = row_builder.guard
+    assert row_builder.checker is not None
+    full = row_builder.checker
     empty: list[CanonicalityChecker] = []
 
     def clear() -> None:
@@ -184,23 +184,23 @@ def splice_variants(kit: Kit, case: Case, compiled: bool) -> dict[str, Timed]:
     unchecked, checked = graph(spliced), graph(looked_up)
     name = ", compiled" if compiled else ""
     return {
-        f"splice, no guard{name}": Timed(
+        f"splice, no checker{name}": Timed(
             lambda: Made(unchecked(case.new_BN, case.target_BM, case.target_size_B, row_builder.tensors))
         ),
-        f"splice, cold guard{name}": Timed(lambda: by_guard(row_builder, empty[0], case, checked), clear),
-        f"splice, warm guard{name}": Timed(lambda: by_guard(row_builder, full, case, checked)),
+        f"splice, cold checker{name}": Timed(lambda: by_checker(row_builder, empty[0], case, checked), clear),
+        f"splice, warm checker{name}": Timed(lambda: by_checker(row_builder, full, case, checked)),
     }
 
 
 def every(kit: Kit, case: Case) -> dict[str, Timed]:
     """Return every variant that is not compiled."""
     host = replace(kit.host, forward_template=CachedTargets(kit.forward))
-    ours = splice_variants(kit, case, False) if kit.row_builder.guard is not None else {}
+    ours = splice_variants(kit, case, False) if kit.row_builder.checker is not None else {}
     return (
         others(kit, case)
         | ours
         | {
-            "splice, host guard": Timed(lambda: by_builder(host, case, None)),
+            "splice, host checker": Timed(lambda: by_builder(host, case, None)),
             "RowBuilder.build": Timed(lambda: by_builder(kit.row_builder, case, case.texts)),
         }
     )

@@ -1,4 +1,4 @@
-"""Adversarial rows for the guard: random rows that spell a text in other tokens than the tokenizer would.
+"""Adversarial rows for the checker: random rows that spell a text in other tokens than the tokenizer would.
 
 A model that samples generates such rows now and then; here they are many, so that a rule which accepts a wrong row is
 found before it is trusted. The text path decides, so an attack needs no knowledge of tokenizers.

@@ -22,18 +22,18 @@ def silent(what: str, done: int, total: int) -> None:
 def audit_rules(
     row_builder: RowBuilder, lines: Sequence[tuple[str, str]], number: int, seed: int, on_progress: OnProgress = silent
 ) -> tuple[dict[str, int], str | None]:
-    """Attack the device guard with rows whose text is spelt in other tokens than the tokenizer's.
+    """Attack the device checker with rows whose text is spelt in other tokens than the tokenizer's.
 
     Returns:
         How many `rows` there were, how many were `accepted`, how many are `canonical` by the text path, and the `false
         accepts` among them; and a description of the first of these, None where there is none.
     """
-    assert row_builder.guard is not None
+    assert row_builder.checker is not None
     canonical = canonical_hypotheses(row_builder.reverse_template, lines)
     targets = [target for _, target in lines]
     counts = {"rows": 0, "accepted": 0, "canonical": 0, "false accepts": 0}
     fault = None
-    attacked = list(AdversarialRows(row_builder.guard.pairs.vocabulary, seed).rows(canonical, number))
+    attacked = list(AdversarialRows(row_builder.checker.pairs.vocabulary, seed).rows(canonical, number))
     for start in range(0, len(attacked), 256):
         some = attacked[start : start + 256]
         made = compare_rows(row_builder, some, [targets[(start + i) % len(targets)] for i in range(len(some))])
@@ -45,7 +45,7 @@ def audit_rules(
                 counts["false accepts"] += 1
                 what = first_difference(row_builder.forward_template.tokenizer, got.ids, expected.ids)
                 fault = fault or f"the audit found a row that the rules let through: {ids}: {what}"
-        on_progress("attacking the guard", start + len(some), len(attacked))
+        on_progress("attacking the checker", start + len(some), len(attacked))
     return counts, fault
 
 

@@ -29,7 +29,7 @@ from roundtrip.tokens.tokenizer_diff import tokenizer_differences
 
 NUM_EXAMPLES = 3
 AUDIT_FORMAT = 2
-GuardName = Literal["auto", "device", "host"]
+CheckerName = Literal["auto", "device", "host"]
 
 
 @dataclass(frozen=True)
@@ -37,22 +37,22 @@ class BuildOptions:
     """How a row builder is found.
 
     Attributes:
-        guard: what verifies a row: `device` looks up pairs of tokens, `host` encodes every prompt again; `auto` is
+        checker: what verifies a row: `device` looks up pairs of tokens, `host` encodes every prompt again; `auto` is
             the first where the rules cover the tokenizer and the audit finds no fault, else the second.
         device: where rows are made.
-        checker: of the same tokenizer and device, to share its memory of pairs; made anew where None.
+        shared_checker: of the same tokenizer and device, to share its memory of pairs; made anew where None.
         cache_folder: keeps what takes seconds to find; None keeps nothing.
-        num_attacks: rows of the audit of the device guard.
+        num_attacks: rows of the audit of the device checker.
         on_progress: called with what is being done, how far it is, and how far it goes.
 
     Example:
-        >>> BuildOptions(guard="host").device
+        >>> BuildOptions(checker="host").device
         device(type='cpu')
     """
 
-    guard: GuardName = "auto"
+    checker: CheckerName = "auto"
     device: torch.device = torch.device("cpu")
-    checker: CanonicalityChecker | None = None
+    shared_checker: CanonicalityChecker | None = None
     cache_folder: Path | None = None
     num_attacks: int = 1000
     on_progress: OnProgress = silent
@@ -74,8 +74,8 @@ class CompatibilityReport:
 
     Attributes:
         mode: see the module.
-        guard: what verifies each row; None where nothing is spliced.
-        reasons: everything that decided about mode and guard, or is worth knowing.
+        checker: what verifies each row; None where nothing is spliced.
+        reasons: everything that decided about mode and checker, or is worth knowing.
         cure: what would lead to more spliced rows, None where there is nothing to mend.
         counts: of the sample lines: spliced, or the reason of the text path.
         attacks: of the audit: `rows`, `accepted`, `canonical`, `false accepts`; empty where there was none.
@@ -87,7 +87,7 @@ class CompatibilityReport:
     """
 
     mode: Literal["splice", "per_row", "text"]
-    guard: Literal["device", "host"] | None
+    checker: Literal["device", "host"] | None
     reasons: tuple[str, ...]
     cure: str | None = None
     counts: Mapping[str, int] = field(default_factory=dict)
@@ -128,7 +128,7 @@ def check_tokenizers(
         >>> template = TemplateRecipe(kind="plain")
         >>> lines = [("The house is red", "La casa es roja"), ("A door", "Una puerta")]
         >>> report = check_tokenizers(tokenizer, tokenizer, template, ("en", "es"), lines)
-        >>> report.mode, report.guard, report.share
+        >>> report.mode, report.checker, report.share
         ('splice', 'device', 1.0)
     """
     source, target = languages
@@ -155,7 +155,7 @@ def build_row_builder(
         options: see `BuildOptions`.
 
     Raises:
-        RowBuilderError: `guard = "device"` is asked for and cannot be trusted with this tokenizer.
+        RowBuilderError: `checker = "device"` is asked for and cannot be trusted with this tokenizer.
 
     Example:
         >>> forward = template("en", "es")  # a `PromptTemplate` for each direction
@@ -176,17 +176,17 @@ def build_row_builder(
     attacks: Mapping[str, int] = {}
     row_builder, fault = None, 'requested by tokens.mode = "splice"'
     try:
-        if options.guard != "host":
+        if options.checker != "host":
             row_builder, attacks, fault = _device_row_builder(reverse_template, forward_template, lines, options)
-        if options.guard == "device" and row_builder is None:
-            raise RowBuilderError(fault, place="BuildOptions.guard", cure='use "auto" or "host"')
+        if options.checker == "device" and row_builder is None:
+            raise RowBuilderError(fault, place="BuildOptions.checker", cure='use "auto" or "host"')
         if row_builder is None:
             row_builder = host_row_builder(reverse_template, forward_template, options.device)
-            notes += (f"guard on the host: {fault}",)
+            notes += (f"checker on the host: {fault}",)
     except TemplateError as error:
         return text_only, CompatibilityReport("text", None, (*notes, error.problem), error.cure)
     report = _try_lines(row_builder, lines, notes, attacks)
-    return (text_only if report.guard is None else row_builder), report
+    return (text_only if report.checker is None else row_builder), report
 
 
 def host_row_builder(
@@ -213,7 +213,7 @@ def _tensors(
 def _device_row_builder(
     reverse: PromptTemplate, forward: PromptTemplate, lines: Sequence[tuple[str, str]], options: BuildOptions
 ) -> tuple[RowBuilder | None, Mapping[str, int], str]:
-    """Return the row builder of the device guard, the counts of its audit, and what rules it out.
+    """Return the row builder of the device checker, the counts of its audit, and what rules it out.
 
     Returns:
         None as the row builder where the rules do not cover the tokenizer, or the audit found a fault.
@@ -227,7 +227,7 @@ def _device_row_builder(
     def progress(what: str) -> Any:
         return lambda done, total: options.on_progress(what, done, total)
 
-    checker = options.checker
+    checker = options.shared_checker
     if checker is None:
         rules = PairRules(forward.tokenizer, progress("reading the vocabulary"))
         specials = [token for token in special_ids(reverse.tokenizer) if token < len(rules.vocabulary.flags_V)]
@@ -296,8 +296,8 @@ def _try_lines(
     )
     if num and not spliced:
         return report
-    guard: Literal["device", "host"] = "host" if row_builder.guard is None else "device"
-    return replace(report, mode="splice" if spliced == num else "per_row", guard=guard)
+    checker: Literal["device", "host"] = "host" if row_builder.checker is None else "device"
+    return replace(report, mode="splice" if spliced == num else "per_row", checker=checker)
 
 
 def _cure(row_builder: RowBuilder, counts: Counter[str]) -> str | None:

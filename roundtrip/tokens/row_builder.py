@@ -53,7 +53,7 @@ class RowBuilder:
         forward_template: of the direction that trains.
         reverse_template: of the direction that generated the sources.
         tensors: the boundaries of the forward template; None sends every row down the text path.
-        guard: looks up pairs of tokens; None verifies every row on the host.
+        checker: looks up pairs of tokens; None verifies every row on the host.
         strict: a row that cannot be spliced raises an error.
         audit: share of the spliced rows that is made again through text and compared.
 
@@ -70,14 +70,14 @@ class RowBuilder:
     forward_template: PromptTemplate
     reverse_template: PromptTemplate
     tensors: BoundaryTensors | None
-    guard: CanonicalityChecker | None = None
+    checker: CanonicalityChecker | None = None
     strict: bool = False
     audit: float = 0.0
 
     @property
     def reread_template(self) -> PromptTemplate | None:
         """The template that encodes the prompt of every hypothesis for verification; None where few rows need it."""
-        return self.forward_template if self.tensors is not None and self.guard is None else None
+        return self.forward_template if self.tensors is not None and self.checker is None else None
 
     def build(
         self,
@@ -159,8 +159,8 @@ class RowBuilder:
         target_BM, target_size_B = _ragged([ids or [] for ids in target_ids], ids_BN.device)
         rows = splicing.splice_rows(source_BN, source_size_B, mid_B, target_BM, target_size_B, self.tensors)
         checked_B = torch.full_like(source_size_B, PAIR)
-        if self.guard is not None:
-            checked_B = self.guard.verify(source_BN, source_size_B)
+        if self.checker is not None:
+            checked_B = self.checker.verify(source_BN, source_size_B)
         checked_B = torch.where(fits_B, checked_B, torch.where(source_size_B > 0, BOUNDARY, EMPTY))
         reasons = [
             REASONS[number] if number != PROVED else TARGET if ids is None else SPLICED

@@ -185,7 +185,7 @@ def test_rows_that_take_the_text_path_are_counted_and_reported(
     assert set(reports) == set(NAMES) and reports["en-es"]["mode"] == "per_row"
 
 
-def test_token_pairs_that_the_guard_has_settled_are_in_the_checkpoint(finished: tuple[Path, Path, str]) -> None:
+def test_token_pairs_that_the_checker_has_settled_are_in_the_checkpoint(finished: tuple[Path, Path, str]) -> None:
     newest = checkpoint.newest(finished[1] / "checkpoints", lambda text: None)
     assert newest is not None
     assert len(newest[1]["pairs"]["good"]) > 50
