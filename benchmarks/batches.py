@@ -18,7 +18,7 @@ from roundtrip.runtime.seeding import permuted_index
 from roundtrip.tokens.compatibility import BuildOptions, build_row_builder, host_row_builder
 from roundtrip.tokens.prompt_segments import build_segments
 from roundtrip.tokens.prompt_template import PromptTemplate, TokenRow
-from roundtrip.tokens.row_builder import RowBuilder, padded
+from roundtrip.tokens.row_builder import RowBuilder, pad_rows
 
 CHAT = TemplateRecipe(kind="chat")
 LANGUAGES = ("en", "es")
@@ -119,8 +119,8 @@ def case(kit: Kit, pairs: Sequence[tuple[str, str]], device: torch.device) -> Ca
     texts, targets = (list(side) for side in zip(*pairs, strict=True))
     hypotheses = kit.reverse.rows([(target, text) for text, target in pairs])
     end = kit.reverse.segments.end_id
-    new = padded([TokenRow(row.ids[row.start :], 0) for row in hypotheses], device, end)
-    target = padded([TokenRow(ids or [], 0) for ids in kit.forward.targets(targets)], device)
+    new = pad_rows([TokenRow(row.ids[row.start :], 0) for row in hypotheses], device, end)
+    target = pad_rows([TokenRow(ids or [], 0) for ids in kit.forward.targets(targets)], device)
     return Case(
         new.ids_BT,
         [row.ids[row.start : -1] for row in hypotheses],

@@ -17,7 +17,7 @@ from benchmarks.batches import CHAT, LANGUAGES, Case, Kit
 from benchmarks.row_baselines import Padded
 from roundtrip.tokens.prompt_segments import language_name
 from roundtrip.tokens.prompt_template import PromptTemplate, TokenRow
-from roundtrip.tokens.row_builder import RowBuilder, padded
+from roundtrip.tokens.row_builder import RowBuilder, pad_rows
 from roundtrip.tokens.splice import splicing
 from roundtrip.tokens.splice.canonicality import PROVED, CanonicalityChecker
 from roundtrip.tokens.splice.splicing import BoundaryTensors
@@ -57,7 +57,7 @@ def by_text(kit: Kit, case: Case) -> Made:
     """Make rows as `PromptTemplate.rows` does."""
     texts = decode(kit.reverse, case.new_BN)
     rows = kit.forward.rows(list(zip(texts, case.targets, strict=True)))
-    return Made(padded(rows, case.new_BN.device).padded())
+    return Made(pad_rows(rows, case.new_BN.device).padded())
 
 
 def by_fewest_calls(kit: Kit, case: Case) -> Made:
@@ -73,7 +73,7 @@ def by_fewest_calls(kit: Kit, case: Case) -> Made:
         TokenRow([*encoding.ids, segments.end_id], encoding.char_to_token(fixed + len(text)))
         for encoding, text in zip(encoded, texts, strict=True)
     ]
-    return Made(padded(rows, case.new_BN.device).padded())
+    return Made(pad_rows(rows, case.new_BN.device).padded())
 
 
 def spliced(
@@ -143,9 +143,9 @@ def parts(kit: Kit, case: Case) -> dict[str, Timed]:
         "text: decode": Timed(lambda: decode(kit.reverse, case.new_BN)),
         "text: render": Timed(lambda: render(kit.forward, case.texts, case.targets)),
         "text: encode and label": Timed(lambda: kit.forward.rows(pairs)),
-        "text: pad, to device": Timed(lambda: padded(case.expected, device).padded()),
+        "text: pad, to device": Timed(lambda: pad_rows(case.expected, device).padded()),
         "targets: encode": Timed(lambda: kit.forward.targets(case.targets)),
-        "targets: pad, to device": Timed(lambda: padded(known, device)),
+        "targets: pad, to device": Timed(lambda: pad_rows(known, device)),
     }
 
 

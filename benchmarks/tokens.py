@@ -6,8 +6,8 @@ delivers them and real target lines in, `input_ids`, `attention_mask` and `label
 - text: decode, render, encode jointly, find the labels by offsets, pad; also each part by itself, the shortest such
   path that we know of, and the usual one (chat template and mask, row by row);
 - splice: without checker, with a checker that knows no pair yet (cold) or all (warm), the same with the tensor part
-  compiled, and with the checker on the host. Their targets are encoded before, since each real line is encoded once; the
-  time for that is listed by itself. Rows that a checker does not prove are left as they are;
+  compiled, and with the checker on the host. Their targets are encoded before, since each real line is encoded once;
+  the time for that is listed by itself. Rows that a checker does not prove are left as they are;
 - RowBuilder.build: as the loop calls it, texts given (the filters need them), targets encoded each time;
 - prior art: see `benchmarks.row_baselines`. Its rows are compared separately, on sentences that end in punctuation,
   with the plain separator that it assumes.
@@ -36,7 +36,7 @@ from benchmarks.batches import LANGUAGES, Case, Kit
 from benchmarks.row_baselines import Padded
 from benchmarks.row_variants import Made, Timed
 from roundtrip.tokens.prompt_template import TokenRow
-from roundtrip.tokens.row_builder import SPLICED, padded
+from roundtrip.tokens.row_builder import SPLICED, pad_rows
 
 # The default of transformers; how the prior art ends a row depends on the other rows of its batch.
 SENTENCES_PER_BATCH = 8
@@ -175,7 +175,7 @@ def exact_shares(kit: Kit, pairs: Sequence[tuple[str, str]], device: torch.devic
             count(f"prior art, {which}", skip.rows(generated), expected)
         texts, targets = (list(side) for side in zip(*batch, strict=True))
         hypotheses = reverse.rows([(target, text) for text, target in batch])
-        new = padded([TokenRow(row.ids[row.start : -1], 0) for row in hypotheses], device, reverse.segments.end_id)
+        new = pad_rows([TokenRow(row.ids[row.start : -1], 0) for row in hypotheses], device, reverse.segments.end_id)
         rows, by_reason = kit.plain_builder.build(new.ids_BT, new.size_B, targets, texts)
         count("ours", rows.padded(), expected)
         shares["ours"]["spliced"] += by_reason[SPLICED]

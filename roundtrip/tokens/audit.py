@@ -2,21 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 
 import torch
 
 from roundtrip.tokens.adversarial import AdversarialRows
 from roundtrip.tokens.prompt_template import PromptTemplate, TokenRow
-from roundtrip.tokens.row_builder import SPLICED, RowBuilder, first_difference
-from roundtrip.tokens.splice import splicing
-
-# Called with what is being done, how far it is, and how far it goes.
-OnProgress = Callable[[str, int, int], None]
-
-
-def silent(what: str, done: int, total: int) -> None:
-    """Report no progress."""
+from roundtrip.tokens.row_builder import SPLICED, RowBuilder, first_difference, ragged
+from roundtrip.tokens.splice.pair_rules import OnProgress, silent
 
 
 def audit_rules(
@@ -58,11 +51,8 @@ def compare_rows(
         SPLICED or the reason against it for each row; the rows of the text path; the spliced ones, proved or not.
     """
     assert row_builder.tensors is not None
-    device, pad_id = row_builder.tensors.head_H.device, row_builder.tensors.pad_id
-    width = max(1, max(map(len, hypotheses)))
-    ids_BN = torch.tensor([[*row, *(width - len(row)) * [pad_id]] for row in hypotheses], device=device)
-    sizes = torch.tensor([len(row) for row in hypotheses], device=device)
-    size_B = torch.minimum(splicing.find_ends(ids_BN, row_builder.tensors.flags_V)[0], sizes)
+    ids_BN, length_B = ragged(hypotheses, row_builder.tensors.head_H.device, row_builder.tensors.pad_id)
+    size_B = torch.minimum(row_builder.find_ends(ids_BN)[0], length_B)
     texts = [
         row_builder.reverse_template.hypothesis_text(ids[:size])
         for ids, size in zip(hypotheses, size_B.tolist(), strict=True)

@@ -6,10 +6,9 @@ lines do.
 
 from __future__ import annotations
 
-import json
 from collections import Counter
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
@@ -17,19 +16,18 @@ import torch
 
 from roundtrip.recipe.schema import TemplateRecipe
 from roundtrip.runtime.errors import RowBuilderError, TemplateError
-from roundtrip.tokens.audit import OnProgress, audit_rules, canonical_hypotheses, compare_rows, silent
-from roundtrip.tokens.prompt_segments import build_segments, num_ids, special_ids
+from roundtrip.tokens.audit import audit_rules, canonical_hypotheses, compare_rows
+from roundtrip.tokens.prompt_segments import build_segments, special_ids, token_texts
 from roundtrip.tokens.prompt_template import PromptTemplate
 from roundtrip.tokens.row_builder import SPLICED, TARGET, RowBuilder, first_difference
 from roundtrip.tokens.splice import boundary_tables, splicing, vocabulary
-from roundtrip.tokens.splice.boundary_tables import BoundaryProbe, BoundaryTables
+from roundtrip.tokens.splice.boundary_tables import BoundaryProbe
 from roundtrip.tokens.splice.canonicality import BOUNDARY, REASONS, CanonicalityChecker
-from roundtrip.tokens.splice.pair_rules import PairRules
+from roundtrip.tokens.splice.pair_rules import OnProgress, PairRules, silent
 from roundtrip.tokens.tokenizer_diff import tokenizer_differences
 
 NUM_EXAMPLES = 3
-AUDIT_FORMAT = 2
-CheckerName = Literal["auto", "device", "host"]
+AUDIT_FORMAT = 3
 
 
 @dataclass(frozen=True)
@@ -50,7 +48,7 @@ class BuildOptions:
         device(type='cpu')
     """
 
-    checker: CheckerName = "auto"
+    checker: Literal["auto", "device", "host"] = "auto"
     device: torch.device = torch.device("cpu")
     shared_checker: CanonicalityChecker | None = None
     cache_folder: Path | None = None
@@ -59,7 +57,7 @@ class BuildOptions:
 
 
 @dataclass(frozen=True)
-class Example:
+class CompatibilityExample:
     """A line that takes the text path: why, its tokens as generated, and those that the prompt needs."""
 
     text: str
@@ -92,7 +90,7 @@ class CompatibilityReport:
     cure: str | None = None
     counts: Mapping[str, int] = field(default_factory=dict)
     attacks: Mapping[str, int] = field(default_factory=dict)
-    examples: tuple[Example, ...] = ()
+    examples: tuple[CompatibilityExample, ...] = ()
 
     @property
     def share(self) -> float:
@@ -193,43 +191,26 @@ def host_row_builder(
     reverse_template: PromptTemplate, forward_template: PromptTemplate, device: torch.device
 ) -> RowBuilder:
     """Return the row builder whose every row is verified by encoding its prompt again."""
-    tokenizer = forward_template.tokenizer
-    probe = BoundaryProbe(forward_template, bool(reverse_template.segments.break_ids))
-    size = num_ids(tokenizer)
-    texts = tokenizer.batch_decode([[i] for i in range(size)], clean_up_tokenization_spaces=False)
+    texts = token_texts(forward_template.tokenizer)
     flags = [vocabulary.SPACE * text.isspace() | vocabulary.LEADING_SPACE * text[:1].isspace() for text in texts]
     flags_V = torch.tensor(flags, dtype=torch.uint8, device=device)
-    tensors = _tensors(reverse_template, forward_template, probe.unchanged(size), flags_V)
+    tables = BoundaryProbe(forward_template, bool(reverse_template.segments.break_ids)).unchanged(len(flags))
+    tensors = splicing.boundary_tensors(tables, flags_V, reverse_template, forward_template)
     return RowBuilder(forward_template, reverse_template, tensors)
-
-
-def _tensors(
-    reverse: PromptTemplate, forward: PromptTemplate, tables: BoundaryTables, flags_V: torch.Tensor
-) -> splicing.BoundaryTensors:
-    end_id, pad_id = forward.segments.end_id, forward.tokenizer.pad_token_id
-    return splicing.boundary_tensors(tables, flags_V, reverse.segments, end_id, end_id if pad_id is None else pad_id)
 
 
 def _device_row_builder(
     reverse: PromptTemplate, forward: PromptTemplate, lines: Sequence[tuple[str, str]], options: BuildOptions
 ) -> tuple[RowBuilder | None, Mapping[str, int], str]:
-    """Return the row builder of the device checker, the counts of its audit, and what rules it out.
-
-    Returns:
-        None as the row builder where the rules do not cover the tokenizer, or the audit found a fault.
-    """
+    """Return the row builder whose checker is on the device, the counts of its audit, and what rules it out."""
     fault = vocabulary.unsupported_reason(forward.tokenizer)
     if fault is None and not lines:
         fault = "there are no sample lines to audit the rules with"
     if fault is not None:
         return None, {}, fault
-
-    def progress(what: str) -> Any:
-        return lambda done, total: options.on_progress(what, done, total)
-
     checker = options.shared_checker
     if checker is None:
-        rules = PairRules(forward.tokenizer, progress("reading the vocabulary"))
+        rules = PairRules(forward.tokenizer, options.on_progress)
         specials = [token for token in special_ids(reverse.tokenizer) if token < len(rules.vocabulary.flags_V)]
         rules.vocabulary.flags_V[specials] |= vocabulary.BAD
         checker = CanonicalityChecker(rules, options.device)
@@ -237,33 +218,19 @@ def _device_row_builder(
     fault = probe.unproved(checker.pairs)
     if fault is not None:
         return None, {}, fault
-    tables = boundary_tables.cached_tables(
-        probe, checker.pairs.vocabulary, options.cache_folder, progress("trying every token at the boundaries")
-    )
-    row_builder = RowBuilder(forward, reverse, _tensors(reverse, forward, tables, checker.flags_V), checker)
-    attacks, fault = _cached_audit(row_builder, lines, options)
-    return (row_builder if fault is None else None), attacks, fault or ""
+    folder, num_attacks, on_progress = options.cache_folder, options.num_attacks, options.on_progress
+    tables = boundary_tables.cached_tables(probe, checker.pairs.vocabulary, folder, on_progress)
+    tensors = splicing.boundary_tensors(tables, checker.flags_V, reverse, forward)
+    row_builder = RowBuilder(forward, reverse, tensors, checker)
+    segments = (str(reverse.segments), str(forward.segments))
+    name = vocabulary.fingerprint(forward.tokenizer, *segments, str(num_attacks), str(AUDIT_FORMAT))
 
+    def audit() -> dict[str, Any]:
+        attacks, fault = audit_rules(row_builder, lines, num_attacks, 1, on_progress)
+        return {"attacks": attacks, "fault": fault}
 
-def _cached_audit(
-    row_builder: RowBuilder, lines: Sequence[tuple[str, str]], options: BuildOptions
-) -> tuple[dict[str, int], str | None]:
-    """Return what an earlier audit of at least as many rows found, or audit the rules and keep the result."""
-    reverse, forward = row_builder.reverse_template, row_builder.forward_template
-    name = vocabulary.fingerprint(forward.tokenizer, str(reverse.segments), str(forward.segments), str(AUDIT_FORMAT))
-    path = options.cache_folder / f"{name[:32]}-audit.json" if options.cache_folder is not None else None
-    if path is not None:
-        try:
-            kept = json.loads(path.read_text(encoding="utf-8"))
-            if kept["attacks"]["rows"] >= options.num_attacks:
-                return kept["attacks"], kept["fault"]
-        except (OSError, ValueError, KeyError, TypeError):
-            pass  # made anew below
-    attacks, fault = audit_rules(row_builder, lines, options.num_attacks, 1, options.on_progress)
-    if path is not None:
-        text = json.dumps({"attacks": attacks, "fault": fault})
-        boundary_tables.write_cache_file(path, lambda beside: beside.write_text(text, encoding="utf-8"))
-    return attacks, fault
+    kept = boundary_tables.cached_document(folder, name, audit)
+    return (row_builder if kept["fault"] is None else None), kept["attacks"], kept["fault"] or ""
 
 
 def _try_lines(
@@ -271,7 +238,7 @@ def _try_lines(
 ) -> CompatibilityReport:
     """Make the rows of sample lines both ways and report on them."""
     counts: Counter[str] = Counter()
-    examples: list[Example] = []
+    examples: list[CompatibilityExample] = []
     tokenizer = row_builder.forward_template.tokenizer
     assert row_builder.tensors is not None
     head = len(row_builder.tensors.head_H)
@@ -279,25 +246,24 @@ def _try_lines(
         some = lines[start : start + 256]
         hypotheses = canonical_hypotheses(row_builder.reverse_template, some)
         made = compare_rows(row_builder, hypotheses, [target for _, target in some])
-        for (text, _), ids, reason, expected, got in zip(some, hypotheses, *made, strict=True):
+        for (text, _), ids, reason, expected, actual in zip(some, hypotheses, *made, strict=True):
             counts[reason] += 1
-            if reason == SPLICED and got != expected:
-                what = first_difference(tokenizer, got.ids, expected.ids)
+            if reason == SPLICED and actual != expected:
+                what = first_difference(tokenizer, actual.ids, expected.ids)
                 notes += (f"splice and text path differ for {text!r}: {what}",)
                 return CompatibilityReport("text", None, notes, "please report this tokenizer", dict(counts), attacks)
             if reason != SPLICED and len(examples) < NUM_EXAMPLES:
-                wanted = expected.ids[head : expected.start]
-                tokens = (tokenizer.convert_ids_to_tokens(list(of)) for of in (ids, wanted))
-                examples.append(Example(text, reason, *tokens))
+                rows = (ids, expected.ids[head : expected.start])
+                tokens = (tokenizer.convert_ids_to_tokens(list(row)) for row in rows)
+                examples.append(CompatibilityExample(text, reason, *tokens))
     num, spliced = counts.total(), counts[SPLICED]
     notes += tuple(f"{reason}: {count} of {num} lines" for reason, count in counts.items() if reason != SPLICED)
-    report = CompatibilityReport(
-        "text", None, notes, _cure(row_builder, counts), dict(counts), attacks, tuple(examples)
-    )
+    cure = _cure(row_builder, counts)
     if num and not spliced:
-        return report
+        return CompatibilityReport("text", None, notes, cure, dict(counts), attacks, tuple(examples))
+    mode: Literal["splice", "per_row"] = "splice" if spliced == num else "per_row"
     checker: Literal["device", "host"] = "host" if row_builder.checker is None else "device"
-    return replace(report, mode="splice" if spliced == num else "per_row", checker=checker)
+    return CompatibilityReport(mode, checker, notes, cure, dict(counts), attacks, tuple(examples))
 
 
 def _cure(row_builder: RowBuilder, counts: Counter[str]) -> str | None:

@@ -77,7 +77,7 @@ def test_a_table_contains_its_codes_and_no_others(inside: set[int], others: set[
 @pytest.mark.parametrize("name", ["gpt2", "llama3", "qwen", "deepseek", "sentencepiece", "gemma"])
 def test_canonical_rows_are_good_and_known_the_second_time(name: str) -> None:
     tokenizer = zoo.small()[name]
-    encode = encoder(tokenizer, specials=False)
+    encode = encoder(tokenizer.backend_tokenizer, specials=False)
     rows = [ids[1:] for ids in encode([f"\n{line}" for line in (*LINES[:200], *zoo.lines("ja", 60))]) if len(ids) > 2]
     checker = fresh(tokenizer)
     whole = [row for row in rows if not (checker.pairs.vocabulary.flags_V[row] & vocabulary.PARTIAL).any()]
@@ -106,7 +106,7 @@ def test_a_pair_that_holds_alone_must_hold_behind_punctuation(monkeypatch: pytes
 def test_deepseek_cuts_behind_a_slash() -> None:
     """Its pre-tokenizer takes `/ostatn` apart from `í`; behind a letter the word is whole."""
     tokenizer = zoo.load("deepseek")
-    encode = encoder(tokenizer, specials=False)
+    encode = encoder(tokenizer.backend_tokenizer, specials=False)
     (behind,) = encode(["/ostatní"])
     row = [*encode(["x ostat"])[0], *behind[-2:]]
     assert encode(["x ostatní"])[0] == [*row[:-2], *encode(["ní"])[0]] != row
@@ -137,7 +137,7 @@ def test_characters_that_unicode_composes_are_left_to_the_host(monkeypatch: pyte
             document["model"]["vocab"][token] = 4000 + ord(character)
             document["model"]["merges"].append(list(token))
     tokenizer = wrap(Tokenizer.from_str(json.dumps(document)), eos_token="<|endoftext|>", pad_token=None)
-    encode = encoder(tokenizer, specials=False)
+    encode = encoder(tokenizer.backend_tokenizer, specials=False)
     row = [token for part in ("1", *characters, "1") for token in encode([part])[0]]
     assert len(row) == 5 and not canonical(tokenizer, row)
     assert check(fresh(tokenizer), [row]) == [PAIR]
@@ -147,7 +147,7 @@ def test_characters_that_unicode_composes_are_left_to_the_host(monkeypatch: pyte
 
 def test_a_pair_may_not_begin_an_added_token() -> None:
     tokenizer = zoo.small()["gemma"]
-    encode = encoder(tokenizer, specials=False)
+    encode = encoder(tokenizer.backend_tokenizer, specials=False)
     row = [token for piece in ("</", "b", ">") for token in encode([piece])[0]]
     assert not canonical(tokenizer, row)
     checker = fresh(tokenizer)
