@@ -1,7 +1,7 @@
 """python -m benchmarks.exact: is every spliced row equal to the row of the text path? Counted over many rows.
 
 For each tokenizer and template: lines of ten languages and hand-made difficult ones, as the reverse model would
-generate them and as adversarial rows (see `roundtrip.tokens.adversarial`), finished, unfinished and padded in several
+generate them and as adversarial rows (see `roundtrip.tokens.audit`), finished, unfinished and padded in several
 ways. Each row is made by both paths. Counted are:
 
 - wrong: spliced rows that differ from the text path in any id or label. Must be 0.
@@ -27,8 +27,7 @@ from rich.console import Console
 from benchmarks import common, zoo
 from roundtrip import PromptTemplate, build_row_builder
 from roundtrip.runtime.errors import TemplateError
-from roundtrip.tokens.adversarial import AdversarialRows
-from roundtrip.tokens.audit import canonical_hypotheses, compare_rows
+from roundtrip.tokens.audit import AdversarialRows, canonical_hypotheses, compare_rows
 from roundtrip.tokens.compatibility import BuildOptions
 from roundtrip.tokens.prompt_segments import build_segments
 from roundtrip.tokens.row_builder import SPLICED, RowBuilder
@@ -112,7 +111,7 @@ def run(row_builder: RowBuilder, pairs: Sequence[tuple[str, str]], number: int, 
 
 
 def _count(row_builder: RowBuilder, batch: list[list[int]], targets: list[str], tally: Tally) -> None:
-    for ids, reason, expected, actual in zip(batch, *compare_rows(row_builder, batch, targets), strict=True):
+    for ids, (reason, expected, actual) in zip(batch, compare_rows(row_builder, batch, targets), strict=True):
         spliced, equal = reason == SPLICED, actual == expected
         tally.rows += 1
         tally.canonical += equal

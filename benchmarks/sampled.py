@@ -48,7 +48,7 @@ def count(
     )
     known_B = (row_builder.checker.lookup(source_BN, source_size_B) & fits_B).tolist()
     rows = compare_rows(row_builder, hypotheses.lists(), targets)
-    for reason, expected, actual, known, finished in zip(*rows, known_B, translations.finished, strict=True):
+    for (reason, expected, actual), known, finished in zip(rows, known_B, translations.finished, strict=True):
         equal, spliced = actual == expected, reason == SPLICED
         tally["rows"] += 1
         tally["finished"] += finished

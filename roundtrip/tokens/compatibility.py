@@ -1,13 +1,13 @@
-"""Can the training rows of a pair of models be spliced? The report, and the row builder that follows from it.
-
-`splice`: every sample line was spliced and equals the text path. `per_row`: some lines take the text path. `text`: all
-lines do.
-"""
+"""Can the training rows of a pair of models be spliced? The report, and the row builder that follows from it."""
 
 from __future__ import annotations
 
+import json
+import os
+import threading
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any, Literal
@@ -20,14 +20,15 @@ from roundtrip.tokens.audit import audit_rules, canonical_hypotheses, compare_ro
 from roundtrip.tokens.prompt_segments import build_segments, special_ids, token_texts
 from roundtrip.tokens.prompt_template import PromptTemplate
 from roundtrip.tokens.row_builder import SPLICED, TARGET, RowBuilder, first_difference
-from roundtrip.tokens.splice import boundary_tables, splicing, vocabulary
-from roundtrip.tokens.splice.boundary_tables import BoundaryProbe
+from roundtrip.tokens.splice import splicing, vocabulary
+from roundtrip.tokens.splice.boundary_tables import BoundaryProbe, BoundaryTables
 from roundtrip.tokens.splice.canonicality import BOUNDARY, REASONS, CanonicalityChecker
 from roundtrip.tokens.splice.pair_rules import OnProgress, PairRules, silent
 from roundtrip.tokens.tokenizer_diff import tokenizer_differences
 
 NUM_EXAMPLES = 3
-AUDIT_FORMAT = 3
+CACHE_FORMAT = 3
+_USE_FAST = "load the fast tokenizer of this model (a tokenizer.json)"
 
 
 @dataclass(frozen=True)
@@ -71,7 +72,8 @@ class CompatibilityReport:
     """Whether the rows of a pair of models can be spliced.
 
     Attributes:
-        mode: see the module.
+        mode: `splice`: every sample line was spliced and equals the text path; `per_row`: some lines take the text
+            path; `text`: all do.
         checker: what verifies each row; None where nothing is spliced.
         reasons: everything that decided about mode and checker, or is worth knowing.
         cure: what would lead to more spliced rows, None where there is nothing to mend.
@@ -165,9 +167,8 @@ def build_row_builder(
     parts = tokenizer_differences(reverse_template.tokenizer, forward_template.tokenizer)
     notes = tuple(f"{part.part}: {part.what}" for part in parts)
     if any(part.matters for part in parts):
-        cure = "use one base for both directions, or two with the same tokenizer"
-        if parts[0].part == "kind":
-            cure = "load the fast tokenizer of this model (a tokenizer.json)"
+        is_kind = parts[0].part == "kind"
+        cure = _USE_FAST if is_kind else "use one base for both directions, or two with the same tokenizer"
         return text_only, CompatibilityReport("text", None, notes, cure)
     if not forward_template.segments.break_ids and "strftime" in (forward_template.tokenizer.chat_template or ""):
         notes += ("the chat template inserts today's date: the text around source and target is fixed for the run",)
@@ -204,33 +205,56 @@ def _device_row_builder(
 ) -> tuple[RowBuilder | None, Mapping[str, int], str]:
     """Return the row builder whose checker is on the device, the counts of its audit, and what rules it out."""
     fault = vocabulary.unsupported_reason(forward.tokenizer)
-    if fault is None and not lines:
-        fault = "there are no sample lines to audit the rules with"
-    if fault is not None:
+    fault = fault or ("" if lines else "there are no sample lines to audit the rules with")
+    if fault:
         return None, {}, fault
-    checker = options.shared_checker
-    if checker is None:
-        rules = PairRules(forward.tokenizer, options.on_progress)
-        specials = [token for token in special_ids(reverse.tokenizer) if token < len(rules.vocabulary.flags_V)]
-        rules.vocabulary.flags_V[specials] |= vocabulary.BAD
-        checker = CanonicalityChecker(rules, options.device)
+    checker = options.shared_checker or _new_checker(reverse, forward, options)
     probe = BoundaryProbe(forward, bool(reverse.segments.break_ids))
-    fault = probe.unproved(checker.pairs)
-    if fault is not None:
+    if fault := probe.unproved(checker.pairs):
         return None, {}, fault
-    folder, num_attacks, on_progress = options.cache_folder, options.num_attacks, options.on_progress
-    tables = boundary_tables.cached_tables(probe, checker.pairs.vocabulary, folder, on_progress)
-    tensors = splicing.boundary_tensors(tables, checker.flags_V, reverse, forward)
-    row_builder = RowBuilder(forward, reverse, tensors, checker)
+    num_attacks, on_progress = options.num_attacks, options.on_progress
+
+    def make(tables: BoundaryTables) -> RowBuilder:
+        tensors = splicing.boundary_tensors(tables, checker.flags_V, reverse, forward)
+        return RowBuilder(forward, reverse, tensors, checker)
+
+    def measure() -> dict[str, Any]:
+        tables = probe.find(checker.pairs.vocabulary, on_progress)
+        attacks, fault = audit_rules(make(tables), lines, num_attacks, 1, on_progress)
+        return {"tables": vars(tables), "attacks": attacks, "fault": fault}
+
     segments = (str(reverse.segments), str(forward.segments))
-    name = vocabulary.fingerprint(forward.tokenizer, *segments, str(num_attacks), str(AUDIT_FORMAT))
+    name = vocabulary.fingerprint(forward.tokenizer, *segments, str(num_attacks), str(CACHE_FORMAT))
+    measured = _cached(options.cache_folder, name, measure)
+    row_builder = make(BoundaryTables(**measured["tables"])) if measured["fault"] is None else None
+    return row_builder, measured["attacks"], measured["fault"] or ""
 
-    def audit() -> dict[str, Any]:
-        attacks, fault = audit_rules(row_builder, lines, num_attacks, 1, on_progress)
-        return {"attacks": attacks, "fault": fault}
 
-    kept = boundary_tables.cached_document(folder, name, audit)
-    return (row_builder if kept["fault"] is None else None), kept["attacks"], kept["fault"] or ""
+def _new_checker(reverse: PromptTemplate, forward: PromptTemplate, options: BuildOptions) -> CanonicalityChecker:
+    rules = PairRules(forward.tokenizer, options.on_progress)
+    flags_V = rules.vocabulary.flags_V
+    flags_V[[token for token in special_ids(reverse.tokenizer) if token < len(flags_V)]] |= vocabulary.BAD
+    return CanonicalityChecker(rules, options.device)
+
+
+def _cached(folder: Path | None, name: str, make: Callable[[], dict[str, Any]]) -> dict[str, Any]:
+    """Return a JSON document of a cache folder, or make it and keep it; that it cannot be kept is no reason to stop."""
+    if folder is None:
+        return make()
+    path = folder / f"{name[:32]}.json"
+    with suppress(OSError, ValueError, TypeError):
+        return dict(json.loads(path.read_text(encoding="utf-8")))
+    document = make()
+    # Other processes may keep the same document at the same time.
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.{threading.get_ident()}.tmp")
+    with suppress(OSError):
+        folder.mkdir(parents=True, exist_ok=True)
+        try:
+            temporary.write_text(json.dumps(document), encoding="utf-8")
+            temporary.replace(path)
+        finally:
+            temporary.unlink(missing_ok=True)
+    return document
 
 
 def _try_lines(
@@ -242,20 +266,17 @@ def _try_lines(
     tokenizer = row_builder.forward_template.tokenizer
     assert row_builder.tensors is not None
     head = len(row_builder.tensors.head_H)
-    for start in range(0, len(lines), 256):
-        some = lines[start : start + 256]
-        hypotheses = canonical_hypotheses(row_builder.reverse_template, some)
-        made = compare_rows(row_builder, hypotheses, [target for _, target in some])
-        for (text, _), ids, reason, expected, actual in zip(some, hypotheses, *made, strict=True):
-            counts[reason] += 1
-            if reason == SPLICED and actual != expected:
-                what = first_difference(tokenizer, actual.ids, expected.ids)
-                notes += (f"splice and text path differ for {text!r}: {what}",)
-                return CompatibilityReport("text", None, notes, "please report this tokenizer", dict(counts), attacks)
-            if reason != SPLICED and len(examples) < NUM_EXAMPLES:
-                rows = (ids, expected.ids[head : expected.start])
-                tokens = (tokenizer.convert_ids_to_tokens(list(row)) for row in rows)
-                examples.append(CompatibilityExample(text, reason, *tokens))
+    hypotheses = canonical_hypotheses(row_builder.reverse_template, lines)
+    made = compare_rows(row_builder, hypotheses, [target for _, target in lines])
+    for (text, _), ids, (reason, expected, actual) in zip(lines, hypotheses, made, strict=True):
+        counts[reason] += 1
+        if reason == SPLICED and actual != expected:
+            what = first_difference(tokenizer, actual.ids, expected.ids)
+            notes += (f"splice and text path differ for {text!r}: {what}",)
+            return CompatibilityReport("text", None, notes, "please report this tokenizer", dict(counts), attacks)
+        if reason != SPLICED and len(examples) < NUM_EXAMPLES:
+            tokens = map(tokenizer.convert_ids_to_tokens, (list(ids), expected.ids[head : expected.start]))
+            examples.append(CompatibilityExample(text, reason, *tokens))
     num, spliced = counts.total(), counts[SPLICED]
     notes += tuple(f"{reason}: {count} of {num} lines" for reason, count in counts.items() if reason != SPLICED)
     cure = _cure(row_builder, counts)
@@ -268,12 +289,10 @@ def _try_lines(
 
 def _cure(row_builder: RowBuilder, counts: Counter[str]) -> str | None:
     num, spliced, merging = counts.total(), counts[SPLICED], counts[REASONS[BOUNDARY]] + counts[TARGET]
-    if spliced == num:
+    if spliced == num or 2 * merging < num - spliced:
         return None
-    if 2 * merging >= num - spliced:
-        share = f"{100 * merging / num:.0f} % of your lines meet the template in a token that merges there"
-        if row_builder.reverse_template.segments.break_ids and row_builder.forward_template.tokenizer.chat_template:
-            mid = row_builder.forward_template.segments.mid
-            return f'use the chat template: with "{mid!r}" behind the source {share}'
-        return f"put a word or a line break between text and template: as it is, {share}"
-    return None
+    share = f"{100 * merging / num:.0f} % of your lines meet the template in a token that merges there"
+    if row_builder.reverse_template.segments.break_ids and row_builder.forward_template.tokenizer.chat_template:
+        mid = row_builder.forward_template.segments.mid
+        return f'use the chat template: with "{mid!r}" behind the source {share}'
+    return f"put a word or a line break between text and template: as it is, {share}"

@@ -1,8 +1,7 @@
 """Encoding text as it is: fast, and with user text that stays text where it spells a special token.
 
-For that a copy of the tokenizer has every special token under an alias of private-use characters, which no cleaned text
-holds. The template is rewritten with the aliases, the user's text stays, and the whole is encoded in one piece: encoded
-in parts, some tokenizers would put a space in front of each.
+For that the template's special tokens get aliases of private-use characters, which no cleaned text holds, and the whole
+is encoded in one piece: encoded in parts, some tokenizers would put a space in front of each.
 """
 
 from __future__ import annotations
@@ -24,8 +23,7 @@ Spans = Sequence[tuple[int, int]]
 def encoder(tokenizer: Tokenizer, *, specials: bool) -> Callable[[list[str]], list[list[int]]]:
     """Return a function that encodes texts with nothing added, by a copy of the tokenizer without its settings.
 
-    Args:
-        specials: text that spells a special token becomes that token; else it stays text, as a user's must.
+    Text that spells a special token becomes that token with `specials`; else it stays text, as a user's must.
     """
     backend = Tokenizer.from_str(tokenizer.to_str())
     backend.no_truncation()

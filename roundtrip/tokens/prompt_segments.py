@@ -85,9 +85,7 @@ def build_segments(
 
 def token_texts(tokenizer: Any) -> list[str]:
     """Return the text of each id by itself."""
-    ids = [[i] for i in range(num_ids(tokenizer))]
-    texts: list[str] = tokenizer.batch_decode(ids, clean_up_tokenization_spaces=False)
-    return texts
+    return list(tokenizer.batch_decode([[i] for i in range(num_ids(tokenizer))], clean_up_tokenization_spaces=False))
 
 
 def num_ids(tokenizer: Any) -> int:

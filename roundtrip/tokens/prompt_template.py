@@ -194,14 +194,11 @@ class PromptTemplate:
         return row.ids[: row.start] == self.prompts([pair[0]])[0]
 
     def _encode(
-        self, texts: list[str], spans: Sequence[Spans], offsets: bool = True
+        self, texts: list[str], user_spans: Sequence[Spans], offsets: bool = True
     ) -> list[tuple[list[int], list[int]]]:
         """Return ids and the end offset of each token, the BOS included; special tokens in user text stay text.
 
         The offsets are empty where the tokenizer has none, or where they are not asked for, which is faster.
-
-        Args:
-            spans: where the user's text is in each text.
         """
         if not texts:
             return []
@@ -212,7 +209,7 @@ class PromptTemplate:
         else:
             encoding = self.tokenizer(texts, add_special_tokens=False, return_offsets_mapping=offsets)
         rows = []
-        for number, (text, user) in enumerate(zip(texts, spans, strict=True)):
+        for number, (text, user) in enumerate(zip(texts, user_spans, strict=True)):
             # A special token that the template completes counts too.
             if any(touches(match, user) for match in self._special.finditer(text)):
                 ids, ends = self._encode_around(text, user)

@@ -1,12 +1,12 @@
 """From generated ids to training rows: spliced where that is proved exact, through text elsewhere; each row is counted.
 
 The text path is the specification: decode the hypothesis, put it into the template, encode it in one piece. A spliced
-row is proved to be equal: by a lookup of its token pairs on the device, and what the lookup leaves open by encoding its
-prompt on the host. Shapes: B rows, N positions of a hypothesis, M of a target, T of a row.
+row is proved equal by its token pairs on the device, or by encoding its prompt on the host.
 """
 
 from __future__ import annotations
 
+import math
 import random
 from collections import Counter
 from collections.abc import Callable, Sequence
@@ -95,7 +95,7 @@ class RowBuilder:
         if self.tensors is None:
             rows = pad_rows(self._text_rows(range(len(targets)), texts_of, targets), ids_BN.device)
             return rows, Counter({TEXT_ONLY: len(targets)})
-        rows, reasons = self._splice(ids_BN, size_B, targets, texts_of, row_starts)
+        rows, reasons = self.splice(ids_BN, size_B, targets, texts, row_starts)
         by_text = [i for i, reason in enumerate(reasons) if reason != SPLICED]
         if self.strict and by_text:
             first = by_text[0]
@@ -118,10 +118,28 @@ class RowBuilder:
         return splicing.find_ends(new_BN, splicing.with_end_flags(flags_V, template.segments))
 
     def splice(
-        self, ids_BN: torch.Tensor, size_B: torch.Tensor, targets: Sequence[str], texts: Sequence[str] | None = None
+        self,
+        ids_BN: torch.Tensor,
+        size_B: torch.Tensor,
+        targets: Sequence[str],
+        texts: Sequence[str] | None = None,
+        row_starts: Sequence[Sequence[int]] | None = None,
     ) -> tuple[SplicedRows, list[str]]:
         """Return every row as spliced, and SPLICED or the reason why it is not proved; arguments as for `build`."""
-        return self._splice(ids_BN, size_B, targets, self._texts_of(ids_BN, size_B, texts), None)
+        assert self.tensors is not None
+        target_ids = self.forward_template.targets(targets)
+        source_BN, source_size_B, mid_B, fits_B = splicing.trim_source(ids_BN, size_B, self.tensors)
+        target_BM, target_size_B = ragged([ids or [] for ids in target_ids], ids_BN.device)
+        rows = splicing.splice_rows(source_BN, source_size_B, mid_B, target_BM, target_size_B, self.tensors)
+        checked_B = torch.full_like(source_size_B, PAIR)
+        if self.checker is not None:
+            checked_B = self.checker.verify(source_BN, source_size_B)
+        checked_B = torch.where(fits_B, checked_B, torch.where(source_size_B > 0, BOUNDARY, EMPTY))
+        checked = self._verify(rows, checked_B.tolist(), self._texts_of(ids_BN, size_B, texts), row_starts)
+        return rows, [
+            REASONS[number] if number != PROVED else TARGET if ids is None else SPLICED
+            for number, ids in zip(checked, target_ids, strict=True)
+        ]
 
     def _texts_of(self, ids_BN: torch.Tensor, size_B: torch.Tensor, texts: Sequence[str] | None) -> Texts:
         def decode(indices: Sequence[int]) -> list[str]:
@@ -137,31 +155,6 @@ class RowBuilder:
         """Return the rows of some hypotheses by the text path."""
         return self.forward_template.rows(list(zip(texts_of(indices), [targets[i] for i in indices], strict=True)))
 
-    def _splice(
-        self,
-        ids_BN: torch.Tensor,
-        size_B: torch.Tensor,
-        targets: Sequence[str],
-        texts_of: Texts,
-        row_starts: Sequence[Sequence[int]] | None,
-    ) -> tuple[SplicedRows, list[str]]:
-        assert self.tensors is not None
-        target_ids = self.forward_template.targets(targets)
-        source_BN, source_size_B, mid_B, fits_B = splicing.trim_source(ids_BN, size_B, self.tensors)
-        target_BM, target_size_B = ragged([ids or [] for ids in target_ids], ids_BN.device)
-        rows = splicing.splice_rows(source_BN, source_size_B, mid_B, target_BM, target_size_B, self.tensors)
-        checked_B = torch.full_like(source_size_B, PAIR)
-        if self.checker is not None:
-            checked_B = self.checker.verify(source_BN, source_size_B)
-        checked_B = torch.where(fits_B, checked_B, torch.where(source_size_B > 0, BOUNDARY, EMPTY))
-        reasons = [
-            REASONS[number] if number != PROVED else TARGET if ids is None else SPLICED
-            for number, ids in zip(
-                self._verify(rows, checked_B.tolist(), texts_of, row_starts), target_ids, strict=True
-            )
-        ]
-        return rows, reasons
-
     def _verify(
         self, rows: SplicedRows, checked: list[int], texts_of: Texts, row_starts: Sequence[Sequence[int]] | None
     ) -> list[int]:
@@ -170,7 +163,7 @@ class RowBuilder:
         if open_rows:
             known = None if row_starts is None else [row_starts[i] for i in open_rows]
             starts = known or self.forward_template.row_starts(texts_of(open_rows))
-            for i, start, row in zip(open_rows, starts, rows.select(open_rows).to_rows(), strict=True):
+            for i, start, row in zip(open_rows, starts, rows.to_rows(open_rows), strict=True):
                 if row.ids[: row.start] == list(start):
                     checked[i] = PROVED
         return checked
@@ -179,13 +172,11 @@ class RowBuilder:
         self, rows: SplicedRows, spliced: Sequence[int], texts_of: Texts, targets: Sequence[str], seed: int
     ) -> None:
         """Make a share of the spliced rows again through text, and compare."""
-        chosen = list(spliced)
-        if self.audit < 1.0:
-            chosen = random.Random(seed).sample(chosen, min(len(chosen), -int(-self.audit * len(chosen) // 1)))
+        chosen = random.Random(seed).sample(spliced, math.ceil(self.audit * len(spliced)))
         if not chosen:
             return
         expected_rows = self._text_rows(chosen, texts_of, targets)
-        for i, actual, expected in zip(chosen, rows.select(chosen).to_rows(), expected_rows, strict=True):
+        for i, actual, expected in zip(chosen, rows.to_rows(chosen), expected_rows, strict=True):
             if actual != expected:
                 raise RowBuilderError(
                     f"splice and text path differ for {texts_of([i])[0]!r} -> {targets[i]!r}: "

@@ -7,15 +7,9 @@ one token becomes one token the tables hold it; anything else is refused, and th
 
 from __future__ import annotations
 
-import json
-import os
-import threading
 from collections import Counter
-from collections.abc import Callable, Sequence
-from contextlib import suppress
+from collections.abc import Sequence
 from dataclasses import dataclass
-from pathlib import Path
-from typing import Any
 
 import numpy as np
 
@@ -23,9 +17,8 @@ from roundtrip.runtime.errors import TemplateError
 from roundtrip.tokens.literal_encoding import encoder
 from roundtrip.tokens.prompt_template import PromptTemplate, num_common
 from roundtrip.tokens.splice.pair_rules import OnProgress, PairRules
-from roundtrip.tokens.splice.vocabulary import BAD, PARTIAL, TokenVocabulary, fingerprint
+from roundtrip.tokens.splice.vocabulary import BAD, PARTIAL, TokenVocabulary
 
-FORMAT = 3
 # What precedes a last token while the boundary behind it is tried, where no special token separates them.
 CONTEXTS = ("\n", " ", "a", "7", ".", "家")
 PROBE = "Ein"
@@ -53,10 +46,9 @@ class BoundaryTables:
 
 
 class BoundaryProbe:
-    """Finds the boundary tables of a template.
+    """Finds the boundary tables of the template that reads the source.
 
     Args:
-        template: of the direction that reads the source.
         one_line: the hypothesis ends at its first line break (a plain template).
 
     Raises:
@@ -67,16 +59,15 @@ class BoundaryProbe:
         self.template, self.one_line = template, one_line
         self._encode = encoder(template.tokenizer.backend_tokenizer, specials=True)
         segments = template.segments
-        self._bos = () if segments.bos_id is None else (segments.bos_id,)
+        bos = () if segments.bos_id is None else (segments.bos_id,)
         probes = ("a", "Ein", "1", "家", "(")
         encoded = self._encode([segments.head + probe for probe in probes])
-        self.head = tuple(encoded[0][: num_common(*encoded)])
+        self.head = (*bos, *encoded[0][: num_common(*encoded)])
         row = template.rows([("a", PROBE)])[0]
         self.probe = tuple(row.ids[row.start : -1])
-        source = tuple(self._encode([segments.head + "a"])[0])[len(self.head) :]
-        before = (*self._bos, *self.head, *source)
+        before = [*bos, *encoded[0]]
         self.mid = tuple(row.ids[len(before) : row.start])
-        if tuple(row.ids[: len(before)]) != before or not self.mid:
+        if row.ids[: len(before)] != before or not self.mid:
             raise TemplateError(
                 "nothing of the template stands between source and target that keeps their tokens apart",
                 place="template",
@@ -84,15 +75,18 @@ class BoundaryProbe:
             )
         separated = any(segments.mid.startswith(text) for text in template.special_texts)
         self.contexts = CONTEXTS[:1] if separated else CONTEXTS
-        self._head_start = template.last_special(segments.head)
-        encoded = self._encode([segments.head[self._head_start :] + probe for probe in probes])
-        self._head_end = tuple(encoded[0][: num_common(*encoded)])
         self._context_ids = [tuple(ids) for ids in self._encode(list(self.contexts))]
+        # What precedes the last special token changes nothing behind it.
+        self._head_text = segments.head[template.last_special(segments.head) :]
+        encoded = self._encode([self._head_text + probe for probe in probes])
+        self._head_end = encoded[0][: num_common(*encoded)]
+        (ids,) = self._encode([segments.head])
+        one_space = segments.head.endswith(" ") and not segments.head.endswith("  ")
+        self.space = ids[-1] if one_space and (*bos, *ids[:-1]) == self.head else -1
 
     def unchanged(self, size: int) -> BoundaryTables:
         """Return tables that leave every token of a vocabulary as it is: for rows that the host verifies."""
-        same_V = range(size)
-        return BoundaryTables((*self._bos, *self.head), (self.mid,), same_V, same_V, [0] * size, self._space())
+        return BoundaryTables(self.head, (self.mid,), range(size), range(size), [0] * size, self.space)
 
     def find(self, vocabulary: TokenVocabulary, on_progress: OnProgress) -> BoundaryTables:
         """Try every token of the template's tokenizer at both boundaries."""
@@ -110,15 +104,13 @@ class BoundaryProbe:
         for token, (last_id, rest) in lasts.items():
             if rest in mids:
                 last_V[token], mid_V[token] = last_id, mids.index(rest)
-        space = self._space()
-        if space >= 0:
-            first_V[space] = space
+        if self.space >= 0:
+            first_V[self.space] = self.space
         # A token is kept only where its replacement is replaced by itself.
         for table_V in (first_V, last_V):
             kept = table_V >= 0
             table_V[kept & (table_V[np.where(kept, table_V, 0)] != table_V)] = -1
-        arrays = (first_V.tolist(), last_V.tolist(), mid_V.tolist())
-        return BoundaryTables((*self._bos, *self.head), mids, *arrays, space)
+        return BoundaryTables(self.head, mids, first_V.tolist(), last_V.tolist(), mid_V.tolist(), self.space)
 
     def unproved(self, rules: PairRules) -> str | None:
         """Return what may form across a boundary out of three tokens, which the tables do not show; None if nothing."""
@@ -141,11 +133,9 @@ class BoundaryProbe:
     def _firsts(self, texts: Sequence[str]) -> list[int]:
         """Return what tokens of these texts become as the first of the slot, -1 where that is not one token."""
         texts = [text.lstrip() for text in texts]
-        # What precedes the last special token changes nothing behind it.
-        head, size = self.template.segments.head[self._head_start :], len(self._head_end)
-        encoded = self._encode([head + text for text in texts])
+        encoded, size = self._encode([self._head_text + text for text in texts]), len(self._head_end)
         return [
-            ids[size] if text and len(ids) == size + 1 and tuple(ids[:size]) == self._head_end else -1
+            ids[size] if text and len(ids) == size + 1 and ids[:size] == self._head_end else -1
             for text, ids in zip(texts, encoded, strict=True)
         ]
 
@@ -165,16 +155,11 @@ class BoundaryProbe:
             size = len(context_ids)
             changed = {n for n, ids in alone if len(ids) != size + 1 or tuple(ids[:-1]) != context_ids}
             for number, ids in enumerate(joint):
+                end = len(ids) - len(self.probe)
+                framed = end > size and (tuple(ids[:size]), tuple(ids[end:])) == (context_ids, self.probe)
                 if number not in changed:
-                    outcomes[number].add(self._parts(ids, context_ids))
+                    outcomes[number].add((ids[size], tuple(ids[size + 1 : end])) if framed else None)
         return [some.pop() if text and len(some) == 1 else None for text, some in zip(texts, outcomes, strict=True)]
-
-    def _parts(self, ids: Sequence[int], context: Sequence[int]) -> tuple[int, tuple[int, ...]] | None:
-        """Return the last token of the slot and what follows it, of a row between a context and the probe."""
-        size, end = len(context), len(ids) - len(self.probe)
-        if tuple(ids[:size]) != tuple(context) or tuple(ids[end:]) != self.probe or end <= size:
-            return None
-        return ids[size], tuple(ids[size + 1 : end])
 
     def _ending(self, text: str) -> str:
         """Return the text of a last token as `hypothesis_text` leaves it; nothing where that depends on the rest."""
@@ -182,40 +167,3 @@ class BoundaryProbe:
             before, _, behind = text.partition("\n")
             return "" if behind.strip() else before.rstrip()
         return text.rstrip()
-
-    def _space(self) -> int:
-        head = self.template.segments.head
-        if not head.endswith(" ") or head.endswith("  "):
-            return -1
-        ids = self._encode([head])[0]
-        return ids[-1] if tuple(ids[:-1]) == self.head else -1
-
-
-def cached_tables(
-    probe: BoundaryProbe, vocabulary: TokenVocabulary, folder: Path | None, on_progress: OnProgress
-) -> BoundaryTables:
-    """Return the tables from a cache folder, or find them and keep them there."""
-    segments, tokenizer = probe.template.segments, probe.template.tokenizer
-    name = fingerprint(tokenizer, segments.head, segments.mid, str(segments.bos_id), str(probe.one_line), str(FORMAT))
-    return BoundaryTables(**cached_document(folder, name, lambda: vars(probe.find(vocabulary, on_progress))))
-
-
-def cached_document(folder: Path | None, name: str, make: Callable[[], dict[str, Any]]) -> dict[str, Any]:
-    """Return a JSON document of a cache folder, or make it and keep it; that it cannot be kept is no reason to stop."""
-    if folder is None:
-        return make()
-    path = folder / f"{name[:32]}.json"
-    with suppress(OSError, ValueError):
-        kept: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
-        return kept
-    document = make()
-    # Other processes may keep the same document at the same time.
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.{threading.get_ident()}.tmp")
-    with suppress(OSError):
-        folder.mkdir(parents=True, exist_ok=True)
-        try:
-            temporary.write_text(json.dumps(document), encoding="utf-8")
-            temporary.replace(path)
-        finally:
-            temporary.unlink(missing_ok=True)
-    return document

@@ -1,16 +1,7 @@
 """Which neighbouring tokens are canonical: the rules that decide it on the host.
 
-A byte-pair encoding is local: a row of tokens is what the tokenizer produces from its text when every pair of
-neighbours is. Five conditions make that true for real tokenizers; docs/design.md names the case behind each:
-
-1. reachable: the tokenizer produces each token at all;
-2. context: a pair holds behind many left contexts, since pre-tokenizers split by what precedes;
-3. added tokens: no pair is the beginning of an added token that a third token would complete;
-4. merge overrides: where whole words win over merges (`ignore_merges`), the first three tokens of such a word are
-   refused together;
-5. composition: no token begins with a character that Unicode composes with the one before it.
-
-A row that holds part of a character (`PARTIAL`, condition 5 too) is not decided by pairs: the host verifies it whole.
+A byte-pair encoding is local: under the five conditions that docs/design.md derives, a row of tokens is what the
+tokenizer produces from its text when every pair is. A row with part of a character is not decided by pairs.
 """
 
 from __future__ import annotations
@@ -42,9 +33,8 @@ def silent(what: str, done: int, total: int) -> None:
 class PairRules:
     """Decides about pairs of whole-character tokens of one tokenizer.
 
-    Attributes:
-        vocabulary: of the tokenizer; tokens that it never produces are marked BAD.
-        merge_override_triples_C3: int64, the first three ids of each word that wins over its merges.
+    `vocabulary` marks tokens that the tokenizer never produces as BAD; `merge_override_triples_C3`, int64, holds the
+    first three ids of each word that wins over its merges (`ignore_merges`).
     """
 
     def __init__(self, tokenizer: Any, on_progress: OnProgress = silent) -> None:
@@ -104,8 +94,7 @@ class PairRules:
         flags_V[open_ids] |= BAD
 
     def _whole_tokens(self) -> list[int]:
-        tokens: list[int] = np.flatnonzero((self.vocabulary.flags_V & (BAD | PARTIAL)) == 0).tolist()
-        return tokens
+        return [int(i) for i in np.flatnonzero((self.vocabulary.flags_V & (BAD | PARTIAL)) == 0)]
 
     def _merge_override_triples(self, tokenizer: Any) -> NDArray[np.int64]:
         content = json.loads(tokenizer.backend_tokenizer.to_str())

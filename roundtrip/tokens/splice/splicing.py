@@ -60,14 +60,10 @@ class SplicedRows:
             "position_ids": torch.where(live_BT, position_T, 0),
         }
 
-    def select(self, indices: Sequence[int]) -> SplicedRows:
-        """Return some rows, in the given order."""
+    def to_rows(self, indices: Sequence[int]) -> list[TokenRow]:
+        """Return some rows as lists on the host, in the given order."""
         index_R = torch.tensor(indices, dtype=torch.int64, device=self.ids_BT.device)
-        return SplicedRows(self.ids_BT[index_R], self.size_B[index_R], self.start_B[index_R])
-
-    def to_rows(self) -> list[TokenRow]:
-        """Return the rows as lists on the host."""
-        rows = zip(self.ids_BT.tolist(), self.size_B.tolist(), self.start_B.tolist(), strict=True)
+        rows = zip(*(column[index_R].tolist() for column in (self.ids_BT, self.size_B, self.start_B)), strict=True)
         return [TokenRow(ids[:size], start) for ids, size, start in rows]
 
 
@@ -101,7 +97,7 @@ def with_end_flags(flags_V: torch.Tensor, segments: Segments) -> torch.Tensor:
 def find_ends(new_BN: torch.Tensor, flags_V: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
     """Find where hypotheses end, by position: at the first stop token, or behind the first line break.
 
-    What follows an end in `new_BN`, int64, has no meaning, and may be padding of any value that is no token (-100).
+    What follows an end may be padding of any value that is no token, such as -100.
 
     Returns:
         size_B, int64, tokens without the stop token; finished_B, bool.
@@ -164,14 +160,11 @@ def splice_rows(
     target_size_B: torch.Tensor,
     tensors: BoundaryTensors,
 ) -> SplicedRows:
-    """Join head, source, middle, target and end token into rows.
+    """Join head, source, middle, target and end token into rows of width H + N + L + M + 1.
 
     Args:
         source_BN, source_size_B, mid_B: from `trim_source`.
         target_BM, target_size_B: ids of the targets in their slot, right-padded with any value.
-
-    Returns:
-        Rows of width H + N + L + M + 1; trim it where the host knows the longest row.
     """
     (num_rows, num), device = source_BN.shape, source_BN.device
     head, mid, target = len(tensors.head_H), tensors.mid_KL.shape[1], target_BM.shape[1]

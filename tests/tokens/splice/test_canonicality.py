@@ -122,8 +122,8 @@ def test_what_is_wrong_in_some_context_is_verified_by_the_host() -> None:
     assert used.checker is not None and used.checker.pairs.settle([(vocab["l"], vocab["le"])]) == [False]
     assert check(used.checker, [right, wrong]) == [PAIR, PAIR]
     for ids, reason in ((right, SPLICED), (wrong, "not canonical inside")):
-        reasons, expected, got = compare_rows(used, [ids], ["La casa"])
-        assert reasons == [reason] and (got == expected) is (reason == SPLICED)
+        reasons, expected, got = zip(*compare_rows(used, [ids], ["La casa"]), strict=True)
+        assert reasons == (reason,) and (got == expected) is (reason == SPLICED)
 
 
 def test_characters_that_unicode_composes_are_left_to_the_host(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -265,7 +265,7 @@ def test_half_a_character_is_never_spliced() -> None:
     first, second = (texts.index(text) for text in (b"\xc3", b"\xa9"))
     rows = [[half] for half in halves] + [[first, first], [second, first], [first, 65], [65, second]]
     assert check(used.checker, rows) == [PAIR] * len(rows)
-    reasons, expected, got = compare_rows(used, rows, ["La casa"] * len(rows))
+    reasons, expected, got = zip(*compare_rows(used, rows, ["La casa"] * len(rows)), strict=True)
     assert SPLICED not in reasons and not any(a == b for a, b in zip(got, expected, strict=True))
 
 
@@ -277,7 +277,7 @@ def test_characters_cut_across_tokens_are_spliced_where_the_host_confirms_them(t
     lines = [(line, "La casa") for line in zoo.lines("ja", 60)]
     rows = canonical_hypotheses(used.reverse_template, lines)
     assert check(used.checker, rows).count(PAIR) > 30
-    reasons, expected, got = compare_rows(used, rows, ["La casa"] * len(rows))
+    reasons, expected, got = zip(*compare_rows(used, rows, ["La casa"] * len(rows)), strict=True)
     assert reasons.count(SPLICED) >= 0.99 * len(rows) and got == expected
 
 
