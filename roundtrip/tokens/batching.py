@@ -15,8 +15,6 @@ from roundtrip.runtime.seeding import derive_seed, permuted_index
 from roundtrip.tokens.prompt_template import TokenRow
 from roundtrip.tokens.splice.splicing import IGNORE, SplicedRows
 
-__all__ = ["IGNORE", "Batch", "TokenDataset", "collate", "left_pad", "pack", "step_batches", "token_budget_batches"]
-
 
 @dataclass(frozen=True)
 class TokenDataset:
@@ -77,16 +75,12 @@ def _offsets(sizes: Sequence[int], device: torch.device | str) -> torch.Tensor:
 
 @dataclass(frozen=True)
 class Batch:
-    """A batch for training.
-
-    Attributes:
-        ids_BT, labels_BT: int64; labels are IGNORE where a token is no target.
-        inputs: further arguments of the model: `attention_mask` where rows are padded; where they stand one behind the
-            other in a single row, the positions and bounds that keep them apart.
-    """
+    """A batch for training: ids, int64, and labels, IGNORE where a token is no target."""
 
     ids_BT: torch.Tensor
     labels_BT: torch.Tensor
+    # Further arguments of the model: `attention_mask` where rows are padded; where they stand one behind the other in a
+    # single row, the positions and bounds that keep them apart.
     inputs: Mapping[str, Any]
 
     def predictions(self) -> tuple[torch.Tensor, torch.Tensor]:
@@ -159,8 +153,7 @@ def token_budget_batches(
 ) -> Iterator[list[int]]:
     """Split indices into groups whose size stays within a budget of tokens, longest rows first.
 
-    The size of a group is the sum of its rows where `packed`, rows times longest where padded; a row that is longer
-    than the budget is a group by itself.
+    The size of a group is the sum of its rows if `packed`, else rows times longest; a longer row is a group by itself.
     """
     group: list[int] = []
     longest = total = 0

@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
-import threading
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
@@ -15,6 +13,7 @@ from typing import Any, Literal
 import torch
 
 from roundtrip.recipe.schema import TemplateRecipe
+from roundtrip.runtime.atomic_io import write_text
 from roundtrip.runtime.errors import RowBuilderError, TemplateError
 from roundtrip.tokens.audit import audit_rules, canonical_hypotheses, compare_rows
 from roundtrip.tokens.prompt_segments import build_segments, special_ids, token_texts
@@ -28,6 +27,7 @@ from roundtrip.tokens.tokenizer_diff import tokenizer_differences
 
 NUM_EXAMPLES = 3
 CACHE_FORMAT = 3
+_USE_ONE_BASE = "use one base for both directions, or two with the same tokenizer"
 _USE_FAST = "load the fast tokenizer of this model (a tokenizer.json)"
 
 
@@ -167,8 +167,7 @@ def build_row_builder(
     parts = tokenizer_differences(reverse_template.tokenizer, forward_template.tokenizer)
     notes = tuple(f"{part.part}: {part.what}" for part in parts)
     if any(part.matters for part in parts):
-        is_kind = parts[0].part == "kind"
-        cure = _USE_FAST if is_kind else "use one base for both directions, or two with the same tokenizer"
+        cure = _USE_FAST if parts[0].part == "kind" else _USE_ONE_BASE
         return text_only, CompatibilityReport("text", None, notes, cure)
     if not forward_template.segments.break_ids and "strftime" in (forward_template.tokenizer.chat_template or ""):
         notes += ("the chat template inserts today's date: the text around source and target is fixed for the run",)
@@ -245,15 +244,8 @@ def _cached(folder: Path | None, name: str, make: Callable[[], dict[str, Any]]) 
     with suppress(OSError, ValueError, TypeError):
         return dict(json.loads(path.read_text(encoding="utf-8")))
     document = make()
-    # Other processes may keep the same document at the same time.
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.{threading.get_ident()}.tmp")
     with suppress(OSError):
-        folder.mkdir(parents=True, exist_ok=True)
-        try:
-            temporary.write_text(json.dumps(document), encoding="utf-8")
-            temporary.replace(path)
-        finally:
-            temporary.unlink(missing_ok=True)
+        write_text(path, json.dumps(document))
     return document
 
 
@@ -279,12 +271,10 @@ def _try_lines(
             examples.append(CompatibilityExample(text, reason, *tokens))
     num, spliced = counts.total(), counts[SPLICED]
     notes += tuple(f"{reason}: {count} of {num} lines" for reason, count in counts.items() if reason != SPLICED)
-    cure = _cure(row_builder, counts)
-    if num and not spliced:
-        return CompatibilityReport("text", None, notes, cure, dict(counts), attacks, tuple(examples))
-    mode: Literal["splice", "per_row"] = "splice" if spliced == num else "per_row"
-    checker: Literal["device", "host"] = "host" if row_builder.checker is None else "device"
-    return CompatibilityReport(mode, checker, notes, cure, dict(counts), attacks, tuple(examples))
+    mode: Literal["splice", "per_row", "text"] = "splice" if spliced == num else "per_row" if spliced else "text"
+    checker: Literal["device", "host"] | None = "host" if row_builder.checker is None else "device"
+    checker = None if mode == "text" else checker
+    return CompatibilityReport(mode, checker, notes, _cure(row_builder, counts), dict(counts), attacks, tuple(examples))
 
 
 def _cure(row_builder: RowBuilder, counts: Counter[str]) -> str | None:

@@ -1,7 +1,6 @@
 """Encoding text as it is: fast, and with user text that stays text where it spells a special token.
 
-For that the template's special tokens get aliases of private-use characters, which no cleaned text holds, and the whole
-is encoded in one piece: encoded in parts, some tokenizers would put a space in front of each.
+For that the template's special tokens get aliases of private-use characters, which no cleaned text holds.
 """
 
 from __future__ import annotations
@@ -21,10 +20,7 @@ Spans = Sequence[tuple[int, int]]
 
 
 def encoder(tokenizer: Tokenizer, *, specials: bool) -> Callable[[list[str]], list[list[int]]]:
-    """Return a function that encodes texts with nothing added, by a copy of the tokenizer without its settings.
-
-    Text that spells a special token becomes that token with `specials`; else it stays text, as a user's must.
-    """
+    """Return a function that encodes texts as they are; only with `specials` may text become special tokens."""
     backend = Tokenizer.from_str(tokenizer.to_str())
     backend.no_truncation()
     backend.no_padding()
@@ -73,6 +69,7 @@ class LiteralEncoder:
 
     def encode(self, text: str, user: Spans) -> tuple[list[int], list[int]]:
         """Return ids and the end offset of each token; special tokens that touch the user's text stay text."""
+        # All in one piece: encoded in parts, some tokenizers would put a space in front of each.
         pieces: list[str] = []
         # Ends of the pieces in the text as it is, and as it is encoded.
         ends, encoded_ends = [0], [0]

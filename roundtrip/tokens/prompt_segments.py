@@ -20,23 +20,15 @@ _USE_PLAIN = 'use template.kind = "plain"'
 
 @dataclass(frozen=True)
 class Segments:
-    """The fixed parts of one direction's template: plain values, kept in the run.
+    """The fixed parts of one direction's template: plain values, kept in the run."""
 
-    Attributes:
-        head: text before the source, special tokens spelled out.
-        mid: text between source and target.
-        bos_id: id to put first where the tokenizer wants one and `head` does not spell it; else None.
-        end_id: id that closes a target; always the last label of a row.
-        stop_ids: ids that end a hypothesis and are no part of it.
-        break_ids: of a plain template, ids whose text holds a line break: they end a hypothesis too (a base model has
-            no other end), and the text before the break belongs to it. Empty for a chat template.
-    """
-
-    head: str
-    mid: str
-    bos_id: int | None
-    end_id: int
-    stop_ids: tuple[int, ...]
+    head: str  # text before the source, special tokens spelled out
+    mid: str  # text between source and target
+    bos_id: int | None  # id to put first where the tokenizer wants one and `head` does not spell it
+    end_id: int  # closes a target; always the last label of a row
+    stop_ids: tuple[int, ...]  # end a hypothesis and are no part of it
+    # Of a plain template, ids whose text holds a line break: they end a hypothesis too (a base model has no other end),
+    # and the text before the break belongs to it.
     break_ids: tuple[int, ...]
 
     def to_dict(self) -> dict[str, Any]:

@@ -1,8 +1,7 @@
 """How a source and a target become one text, and that text token ids: the text path.
 
-One template, `head SOURCE mid TARGET end-token`, serves generation, training and translation. A training row is
-encoded in one piece. Its labels start at the first token that holds a character of the target; spaces at the end of
-`mid` belong to that token (` Hola` is one token in most vocabularies), so prompts end before them.
+One template, `head SOURCE mid TARGET end-token`, serves generation, training and translation. Spaces at the end of
+`mid` belong to the first token of the target (` Hola` is one token in most vocabularies), so prompts end before them.
 """
 
 from __future__ import annotations
@@ -58,7 +57,6 @@ class PromptTemplate:
 
     def __init__(self, tokenizer: Any, segments: Segments) -> None:
         self.tokenizer, self.segments = tokenizer, segments
-        # A fast tokenizer gives the offsets of its tokens.
         is_fast = bool(getattr(tokenizer, "is_fast", False))
         self._encode_fast = encoder(tokenizer.backend_tokenizer, specials=True) if is_fast else None
         self._bos = [] if segments.bos_id is None else [segments.bos_id]
@@ -92,8 +90,7 @@ class PromptTemplate:
     ) -> None:
         """Encode what will be asked for soon, and keep it until the next call.
 
-        Called from a thread while the device is busy, so that later calls of `prompts`, `targets` and `rows` only look
-        it up: a real line is encoded once as a source and once as a target, however often it is used.
+        A thread calls it while the device is busy: each real line is encoded once as a source and once as a target.
         """
         self._prompts = dict(zip(sources, self._make_prompts(sources), strict=True))
         self._targets = dict(zip(targets, self._make_targets(targets), strict=True))
@@ -111,8 +108,7 @@ class PromptTemplate:
     def row_starts(self, sources: Sequence[str]) -> list[list[int]]:
         """Return the ids that precede the target in the rows of each source.
 
-        They may differ from the ids of its prompt: two line breaks at the end of a text may be one token, and two
-        inside of it. So they are encoded with a target behind them.
+        They may differ from those of a prompt: two line breaks may be one token at the end of a text, two inside of it.
         """
         target = self._make_targets(["a"])[0] or []
         encoded = self._encode(*self._whole_texts([(source, "a") for source in sources]), offsets=False)
@@ -154,8 +150,7 @@ class PromptTemplate:
     def targets(self, targets: Sequence[str]) -> list[list[int] | None]:
         """Return the ids of each target in its slot, without the end token.
 
-        None stands for a target that merges at its boundary, or whose ids depend on the source: such a row must be
-        encoded in one piece. So must all with a Python tokenizer.
+        None stands for a target that merges at its boundary, whose ids depend on the source, or of a Python tokenizer.
         """
         return _look_up(targets, self._targets, self._make_targets)
 

@@ -26,7 +26,6 @@ SPLICED = "splice"
 TEXT_ONLY = "text path for all rows"
 TARGET = "target merges at its boundary"
 
-
 # Returns the texts of the hypotheses with these indices.
 Texts = Callable[[Sequence[int]], list[str]]
 

@@ -28,8 +28,9 @@ from roundtrip.models import adapters, base_model, optimizer
 from roundtrip.models.optimizer import Optimizer, lr_factor
 from roundtrip.recipe.schema import Adapter, Generate, Train
 from roundtrip.runtime.errors import ModelError
-from roundtrip.tokens.batching import IGNORE, Batch, TokenDataset, collate, left_pad, step_batches, token_budget_batches
+from roundtrip.tokens.batching import Batch, TokenDataset, collate, left_pad, step_batches, token_budget_batches
 from roundtrip.tokens.prompt_template import TokenRow
+from roundtrip.tokens.splice.splicing import IGNORE
 
 NAMES = ["en-es", "es-en"]
 LENGTHS = st.lists(st.integers(1, 60), min_size=1, max_size=40)

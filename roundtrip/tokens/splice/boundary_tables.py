@@ -27,35 +27,21 @@ MAX_MIDS = 8
 
 @dataclass(frozen=True)
 class BoundaryTables:
-    """The fixed ids around a source, and what each token becomes at either end of it.
+    """The fixed ids around a source, and what each token becomes at either end of it."""
 
-    Attributes:
-        head: ids in front of the slot, the BOS included.
-        mids: ids between source and target, as they are behind different last tokens; the first is the usual one.
-        first_V, last_V: what a token becomes as the first and the last of the slot, -1 where that is not one token.
-        mid_V: which of `mids` follows a last token.
-        space: id of a space that the head leaves to the slot (`English: ` before `家`), -1 where there is none.
-    """
-
-    head: Sequence[int]
-    mids: Sequence[Sequence[int]]
-    first_V: Sequence[int]
-    last_V: Sequence[int]
-    mid_V: Sequence[int]
-    space: int
+    head: Sequence[int]  # in front of the slot, the BOS included
+    mids: Sequence[Sequence[int]]  # between source and target, behind different last tokens; the first is the usual one
+    first_V: Sequence[int]  # what a token becomes as the first of the slot, -1 where that is not one token
+    last_V: Sequence[int]  # the same for the last
+    mid_V: Sequence[int]  # which of `mids` follows a last token
+    space: int  # id of a space that the head leaves to the slot (`English: ` before `家`), -1 where there is none
 
 
 class BoundaryProbe:
-    """Finds the boundary tables of the template that reads the source.
-
-    Args:
-        one_line: the hypothesis ends at its first line break (a plain template).
-
-    Raises:
-        TemplateError: source and target are not kept apart by tokens of the template.
-    """
+    """Finds the boundary tables of a template; a TemplateError says that it does not keep source and target apart."""
 
     def __init__(self, template: PromptTemplate, one_line: bool) -> None:
+        # Of one line: a hypothesis ends at its first line break.
         self.template, self.one_line = template, one_line
         self._encode = encoder(template.tokenizer.backend_tokenizer, specials=True)
         segments = template.segments

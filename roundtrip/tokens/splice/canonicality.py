@@ -21,12 +21,7 @@ _END = torch.iinfo(torch.int64).max  # closes every table, so that no search end
 
 
 class CanonicalityChecker:
-    """What is known of the pairs of one tokenizer, on one device: sorted codes of good and bad ones, int64.
-
-    Attributes:
-        pairs: the rules that settle what is not known.
-        num_asked: how many pairs the host has settled.
-    """
+    """What is known of the pairs of one tokenizer, on one device; `num_asked` counts those that the host settled."""
 
     def __init__(self, pairs: PairRules, device: torch.device) -> None:
         self.pairs = pairs
@@ -40,8 +35,7 @@ class CanonicalityChecker:
     def lookup(self, ids_BN: torch.Tensor, size_B: torch.Tensor) -> torch.Tensor:
         """Return which rows are known to be canonical, bool, without a sync; False means that more has to be asked.
 
-        Args:
-            ids_BN: int64, left-aligned; what stands at and after `size_B` has no meaning but must be a token id.
+        What stands at and after `size_B` has no meaning but must be a token id.
         """
         vocab, num = len(self.flags_V), ids_BN.shape[1]
         beyond_BN = torch.arange(num, device=ids_BN.device) >= size_B[:, None]
@@ -55,11 +49,7 @@ class CanonicalityChecker:
         return good_B
 
     def verify(self, ids_BN: torch.Tensor, size_B: torch.Tensor) -> torch.Tensor:
-        """Look rows up, settle the pairs that are not known, and say what remains open.
-
-        Returns:
-            reason_B, int64: PROVED, SPECIAL, or PAIR for a row that pairs do not prove: it may still be canonical.
-        """
+        """Return for each row PROVED, SPECIAL, or PAIR where its pairs, all known then, do not prove it canonical."""
         good_B = self.lookup(ids_BN, size_B)
         open_R = (~good_B).nonzero()[:, 0]
         if len(open_R) and self._settle_new(ids_BN[open_R], size_B[open_R]):

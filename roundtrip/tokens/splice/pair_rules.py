@@ -31,11 +31,7 @@ def silent(what: str, done: int, total: int) -> None:
 
 
 class PairRules:
-    """Decides about pairs of whole-character tokens of one tokenizer.
-
-    `vocabulary` marks tokens that the tokenizer never produces as BAD; `merge_override_triples_C3`, int64, holds the
-    first three ids of each word that wins over its merges (`ignore_merges`).
-    """
+    """Decides about pairs of whole-character tokens of one tokenizer; `vocabulary` marks unreachable ones as BAD."""
 
     def __init__(self, tokenizer: Any, on_progress: OnProgress = silent) -> None:
         # User text that spells a special token stays text.
@@ -44,6 +40,7 @@ class PairRules:
         self._intact: dict[int, list[int]] = {}
         self.vocabulary = vocabulary.read_vocabulary(tokenizer)
         self._mark_unreachable(on_progress)
+        # The first three ids of each word that wins over its merges (`ignore_merges`).
         self.merge_override_triples_C3 = self._merge_override_triples(tokenizer)
 
     def settle(self, pairs: Sequence[tuple[int, int]]) -> list[bool]:

@@ -97,10 +97,8 @@ def with_end_flags(flags_V: torch.Tensor, segments: Segments) -> torch.Tensor:
 def find_ends(new_BN: torch.Tensor, flags_V: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
     """Find where hypotheses end, by position: at the first stop token, or behind the first line break.
 
-    What follows an end may be padding of any value that is no token, such as -100.
-
-    Returns:
-        size_B, int64, tokens without the stop token; finished_B, bool.
+    Returns size_B, int64, tokens without the stop token, and finished_B, bool. What follows an end may be padding of
+    any value that is no token, such as -100.
     """
     num = new_BN.shape[1]
     flags_BN = flags_V[new_BN.clamp(0, flags_V.shape[0] - 1)]
@@ -119,9 +117,8 @@ def trim_source(
 ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor]:
     """Strip white space from hypotheses, and replace first and last token by what they become in the source slot.
 
-    Returns:
-        ids_BN, int64, left-aligned; size_B, int64; mid_B, int64, which middle follows; fits_B, bool, False where the
-        first or last token merges at its boundary, or nothing is left.
+    Returns ids_BN, left-aligned; size_B; mid_B, which middle follows; and fits_B, bool, False where the first or last
+    token merges at its boundary, or nothing is left.
     """
     num = ids_BN.shape[1]
     position_N = torch.arange(num, device=ids_BN.device)
@@ -162,9 +159,7 @@ def splice_rows(
 ) -> SplicedRows:
     """Join head, source, middle, target and end token into rows of width H + N + L + M + 1.
 
-    Args:
-        source_BN, source_size_B, mid_B: from `trim_source`.
-        target_BM, target_size_B: ids of the targets in their slot, right-padded with any value.
+    The source is from `trim_source`; targets are their ids in the slot, right-padded with any value.
     """
     (num_rows, num), device = source_BN.shape, source_BN.device
     head, mid, target = len(tensors.head_H), tensors.mid_KL.shape[1], target_BM.shape[1]

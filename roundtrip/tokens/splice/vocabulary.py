@@ -1,7 +1,6 @@
 """The text of each token of a vocabulary as bytes, and the flags that follow from it.
 
-Two kinds of byte-pair encoding are supported: byte-level (GPT-2, Llama 3, Qwen) and SentencePiece-like (▁ for a
-space, bytes for what the vocabulary lacks). With any other tokenizer rows are verified on the host.
+Two kinds of byte-pair encoding are supported: byte-level (GPT-2, Llama 3, Qwen) and SentencePiece-like (▁ for a space).
 """
 
 from __future__ import annotations
