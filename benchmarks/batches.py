@@ -18,7 +18,7 @@ from roundtrip.runtime.seeding import permuted_index
 from roundtrip.tokens.compatibility import BuildOptions, build_row_builder, host_row_builder
 from roundtrip.tokens.prompt_segments import build_segments
 from roundtrip.tokens.prompt_template import PromptTemplate, TokenRow
-from roundtrip.tokens.row_builder import RowBuilder, padded
+from roundtrip.tokens.row_builder import RowBuilder, pad_rows
 
 CHAT = TemplateRecipe(kind="chat")
 LANGUAGES = ("en", "es")
@@ -30,7 +30,7 @@ class Kit:
 
     Attributes:
         reverse, forward: chat templates of the direction that generates and of the one that is trained.
-        row_builder, host: for the chat template, with the guard on the device and on the host.
+        row_builder, host: for the chat template, with the checker on the device and on the host.
         plain_reverse, plain_forward, plain_builder: the same for the separator of the prior art.
         seconds: what it took to build `row_builder` and `plain_builder`.
     """
@@ -81,8 +81,8 @@ def kit(tokenizer: Any, pairs: Sequence[tuple[str, str]], device: torch.device) 
     row_builder, _ = build_row_builder(reverse, forward, pairs[:64], options)
     middle = time.perf_counter()
     plain_reverse, plain_forward = templates(tokenizer, row_baselines.PLAIN)
-    checker = row_builder.guard if with_chat is tokenizer else None
-    options = BuildOptions(device=device, checker=checker, num_attacks=0)
+    checker = row_builder.checker if with_chat is tokenizer else None
+    options = BuildOptions(device=device, shared_checker=checker, num_attacks=0)
     plain_builder, _ = build_row_builder(plain_reverse, plain_forward, pairs[:64], options)
     seconds = {"chat template": middle - start, "plain template": time.perf_counter() - middle}
     host = host_row_builder(reverse, forward, device)
@@ -119,8 +119,8 @@ def case(kit: Kit, pairs: Sequence[tuple[str, str]], device: torch.device) -> Ca
     texts, targets = (list(side) for side in zip(*pairs, strict=True))
     hypotheses = kit.reverse.rows([(target, text) for text, target in pairs])
     end = kit.reverse.segments.end_id
-    new = padded([TokenRow(row.ids[row.start :], 0) for row in hypotheses], device, end)
-    target = padded([TokenRow(ids or [], 0) for ids in kit.forward.targets(targets)], device)
+    new = pad_rows([TokenRow(row.ids[row.start :], 0) for row in hypotheses], device, end)
+    target = pad_rows([TokenRow(ids or [], 0) for ids in kit.forward.targets(targets)], device)
     return Case(
         new.ids_BT,
         [row.ids[row.start : -1] for row in hypotheses],

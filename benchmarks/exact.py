@@ -1,7 +1,7 @@
 """python -m benchmarks.exact: is every spliced row equal to the row of the text path? Counted over many rows.
 
 For each tokenizer and template: lines of ten languages and hand-made difficult ones, as the reverse model would
-generate them and as adversarial rows (see `roundtrip.tokens.adversarial`), finished, unfinished and padded in several
+generate them and as adversarial rows (see `roundtrip.tokens.audit`), finished, unfinished and padded in several
 ways. Each row is made by both paths. Counted are:
 
 - wrong: spliced rows that differ from the text path in any id or label. Must be 0.
@@ -27,8 +27,7 @@ from rich.console import Console
 from benchmarks import common, zoo
 from roundtrip import PromptTemplate, build_row_builder
 from roundtrip.runtime.errors import TemplateError
-from roundtrip.tokens.adversarial import AdversarialRows
-from roundtrip.tokens.audit import canonical_hypotheses, compare_rows
+from roundtrip.tokens.audit import AdversarialRows, canonical_hypotheses, compare_rows
 from roundtrip.tokens.compatibility import BuildOptions
 from roundtrip.tokens.prompt_segments import build_segments
 from roundtrip.tokens.row_builder import SPLICED, RowBuilder
@@ -84,8 +83,8 @@ def _adversarial(
     row_builder: RowBuilder, canonical: Sequence[list[int]], number: int, seed: int
 ) -> Iterator[list[int]]:
     """Yield rows with other tokens of the same text where the vocabulary can be read; else with random tokens."""
-    if row_builder.guard is not None:
-        yield from AdversarialRows(row_builder.guard.pairs.vocabulary, seed).rows(canonical, number)
+    if row_builder.checker is not None:
+        yield from AdversarialRows(row_builder.checker.pairs.vocabulary, seed).rows(canonical, number)
         return
     chance = random.Random(seed)
     size = len(row_builder.forward_template.tokenizer)
@@ -112,7 +111,7 @@ def run(row_builder: RowBuilder, pairs: Sequence[tuple[str, str]], number: int, 
 
 
 def _count(row_builder: RowBuilder, batch: list[list[int]], targets: list[str], tally: Tally) -> None:
-    for ids, reason, expected, actual in zip(batch, *compare_rows(row_builder, batch, targets), strict=True):
+    for ids, (reason, expected, actual) in zip(batch, compare_rows(row_builder, batch, targets), strict=True):
         spliced, equal = reason == SPLICED, actual == expected
         tally.rows += 1
         tally.canonical += equal
@@ -142,7 +141,7 @@ def measure(tokenizer: Any, text: Any, pairs: Sequence[tuple[str, str]], asked: 
         reverse = PromptTemplate(tokenizer, build_segments(tokenizer, text, "en", "es", ()))
     except TemplateError as error:
         return {"mode": "none", "reasons": [error.problem]}
-    options = BuildOptions(guard=asked.guard, num_attacks=200)
+    options = BuildOptions(checker=asked.checker, num_attacks=200)
     row_builder, report = build_row_builder(reverse, forward, pairs[::7], options)
     figures = report.to_dict()
     if row_builder.tensors is not None:
@@ -152,7 +151,7 @@ def measure(tokenizer: Any, text: Any, pairs: Sequence[tuple[str, str]], asked: 
 
 
 def show(document: Mapping[str, Any], console: Console) -> None:
-    keys = ("mode", "guard", "rows", "canonical", "spliced", "wrong", "refused")
+    keys = ("mode", "checker", "rows", "canonical", "spliced", "wrong", "refused")
     rows = []
     for name, figures in document["combinations"].items():
         cells = figures | {"refused": sum(figures.get("refused", {}).values())}
@@ -169,7 +168,7 @@ def main() -> None:
     parser.add_argument("--tokenizers", nargs="*", help="of benchmarks.zoo; all that need no npm")
     parser.add_argument("--templates", nargs="*", help="and each tokenizer's own; all")
     parser.add_argument("--small", action="store_true", help="also the small trained tokenizers")
-    parser.add_argument("--guard", choices=("auto", "host"), default="auto")
+    parser.add_argument("--checker", choices=("auto", "host"), default="auto")
     parser.add_argument("--seed", type=int, default=1)
     asked = parser.parse_args()
 

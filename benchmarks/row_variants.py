@@ -17,7 +17,7 @@ from benchmarks.batches import CHAT, LANGUAGES, Case, Kit
 from benchmarks.row_baselines import Padded
 from roundtrip.tokens.prompt_segments import language_name
 from roundtrip.tokens.prompt_template import PromptTemplate, TokenRow
-from roundtrip.tokens.row_builder import RowBuilder, padded
+from roundtrip.tokens.row_builder import RowBuilder, pad_rows
 from roundtrip.tokens.splice import splicing
 from roundtrip.tokens.splice.canonicality import PROVED, CanonicalityChecker
 from roundtrip.tokens.splice.splicing import BoundaryTensors
@@ -25,7 +25,7 @@ from roundtrip.tokens.splice.splicing import BoundaryTensors
 
 @dataclass(frozen=True)
 class Made:
-    """Rows; with a guard on the device also which of them are proved, and how many pairs the host had to check."""
+    """Rows; with a checker on the device also which of them are proved, and how many pairs the host had to check."""
 
     padded: Padded
     proved_B: torch.Tensor | None = None
@@ -57,7 +57,7 @@ def by_text(kit: Kit, case: Case) -> Made:
     """Make rows as `PromptTemplate.rows` does."""
     texts = decode(kit.reverse, case.new_BN)
     rows = kit.forward.rows(list(zip(texts, case.targets, strict=True)))
-    return Made(padded(rows, case.new_BN.device).padded())
+    return Made(pad_rows(rows, case.new_BN.device).padded())
 
 
 def by_fewest_calls(kit: Kit, case: Case) -> Made:
@@ -73,7 +73,7 @@ def by_fewest_calls(kit: Kit, case: Case) -> Made:
         TokenRow([*encoding.ids, segments.end_id], encoding.char_to_token(fixed + len(text)))
         for encoding, text in zip(encoded, texts, strict=True)
     ]
-    return Made(padded(rows, case.new_BN.device).padded())
+    return Made(pad_rows(rows, case.new_BN.device).padded())
 
 
 def spliced(
@@ -90,7 +90,7 @@ def looked_up(
     target_BM: torch.Tensor,
     target_size_B: torch.Tensor,
     tensors: BoundaryTensors,
-    guard: CanonicalityChecker,
+    checker: CanonicalityChecker,
 ) -> tuple[Padded, torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor]:
     """Make rows, and look up which are known to be canonical: tensors only.
 
@@ -100,18 +100,18 @@ def looked_up(
     size_B, _ = splicing.find_ends(new_BN, tensors.flags_V)
     source_BN, source_size_B, mid_B, fits_B = splicing.trim_source(new_BN, size_B, tensors)
     rows = splicing.splice_rows(source_BN, source_size_B, mid_B, target_BM, target_size_B, tensors).padded()
-    return rows, source_BN, source_size_B, fits_B, guard.lookup(source_BN, source_size_B) & fits_B
+    return rows, source_BN, source_size_B, fits_B, checker.lookup(source_BN, source_size_B) & fits_B
 
 
-def by_guard(row_builder: RowBuilder, guard: CanonicalityChecker, case: Case, graph: Callable[..., Any]) -> Made:
+def by_checker(row_builder: RowBuilder, checker: CanonicalityChecker, case: Case, graph: Callable[..., Any]) -> Made:
     """Make rows and verify each, with one transfer from the device where there is no new pair."""
     rows, source_BN, source_size_B, fits_B, proved_B = graph(
-        case.new_BN, case.target_BM, case.target_size_B, row_builder.tensors, guard
+        case.new_BN, case.target_BM, case.target_size_B, row_builder.tensors, checker
     )
-    before = guard.num_asked
+    before = checker.num_asked
     if not proved_B.all():
-        proved_B = (guard.verify(source_BN, source_size_B) == PROVED) & fits_B
-    return Made(rows, proved_B, guard.num_asked - before)
+        proved_B = (checker.verify(source_BN, source_size_B) == PROVED) & fits_B
+    return Made(rows, proved_B, checker.num_asked - before)
 
 
 class CachedTargets(PromptTemplate):
@@ -143,9 +143,9 @@ def parts(kit: Kit, case: Case) -> dict[str, Timed]:
         "text: decode": Timed(lambda: decode(kit.reverse, case.new_BN)),
         "text: render": Timed(lambda: render(kit.forward, case.texts, case.targets)),
         "text: encode and label": Timed(lambda: kit.forward.rows(pairs)),
-        "text: pad, to device": Timed(lambda: padded(case.expected, device).padded()),
+        "text: pad, to device": Timed(lambda: pad_rows(case.expected, device).padded()),
         "targets: encode": Timed(lambda: kit.forward.targets(case.targets)),
-        "targets: pad, to device": Timed(lambda: padded(known, device)),
+        "targets: pad, to device": Timed(lambda: pad_rows(known, device)),
     }
 
 
@@ -168,8 +168,8 @@ def others(kit: Kit, case: Case) -> dict[str, Timed]:
 def splice_variants(kit: Kit, case: Case, compiled: bool) -> dict[str, Timed]:
     """Return the variants of the splice, with their tensor part as it is or compiled."""
     row_builder = kit.row_builder
-    assert row_builder.guard is not None
-    full = row_builder.guard
+    assert row_builder.checker is not None
+    full = row_builder.checker
     empty: list[CanonicalityChecker] = []
 
     def clear() -> None:
@@ -184,23 +184,23 @@ def splice_variants(kit: Kit, case: Case, compiled: bool) -> dict[str, Timed]:
     unchecked, checked = graph(spliced), graph(looked_up)
     name = ", compiled" if compiled else ""
     return {
-        f"splice, no guard{name}": Timed(
+        f"splice, no checker{name}": Timed(
             lambda: Made(unchecked(case.new_BN, case.target_BM, case.target_size_B, row_builder.tensors))
         ),
-        f"splice, cold guard{name}": Timed(lambda: by_guard(row_builder, empty[0], case, checked), clear),
-        f"splice, warm guard{name}": Timed(lambda: by_guard(row_builder, full, case, checked)),
+        f"splice, cold checker{name}": Timed(lambda: by_checker(row_builder, empty[0], case, checked), clear),
+        f"splice, warm checker{name}": Timed(lambda: by_checker(row_builder, full, case, checked)),
     }
 
 
 def every(kit: Kit, case: Case) -> dict[str, Timed]:
     """Return every variant that is not compiled."""
     host = replace(kit.host, forward_template=CachedTargets(kit.forward))
-    ours = splice_variants(kit, case, False) if kit.row_builder.guard is not None else {}
+    ours = splice_variants(kit, case, False) if kit.row_builder.checker is not None else {}
     return (
         others(kit, case)
         | ours
         | {
-            "splice, host guard": Timed(lambda: by_builder(host, case, None)),
+            "splice, host checker": Timed(lambda: by_builder(host, case, None)),
             "RowBuilder.build": Timed(lambda: by_builder(kit.row_builder, case, case.texts)),
         }
     )

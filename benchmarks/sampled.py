@@ -42,13 +42,13 @@ def count(
 ) -> None:
     """Make the rows of one batch by both paths and count them."""
     hypotheses = translations.hypotheses
-    assert row_builder.tensors is not None and row_builder.guard is not None
+    assert row_builder.tensors is not None and row_builder.checker is not None
     source_BN, source_size_B, _, fits_B = splicing.trim_source(
         hypotheses.ids_BN, hypotheses.size_B, row_builder.tensors
     )
-    known_B = (row_builder.guard.lookup(source_BN, source_size_B) & fits_B).tolist()
+    known_B = (row_builder.checker.lookup(source_BN, source_size_B) & fits_B).tolist()
     rows = compare_rows(row_builder, hypotheses.lists(), targets)
-    for reason, expected, actual, known, finished in zip(*rows, known_B, translations.finished, strict=True):
+    for (reason, expected, actual), known, finished in zip(rows, known_B, translations.finished, strict=True):
         equal, spliced = actual == expected, reason == SPLICED
         tally["rows"] += 1
         tally["finished"] += finished
@@ -92,8 +92,8 @@ def measure(folder: Path, num_lines: int) -> dict[str, Any]:
                 translations = translators[d.reverse.name].translate(batch, settings, start)
                 num_rows = sum(each["rows"] for each in tallies.values())
                 count(builders[d.name], translations, batch, num_rows >= WARM_UP_ROWS, tally)
-                guard = builders[d.name].guard
-                num_asked.append(guard.num_asked if guard is not None else 0)
+                checker = builders[d.name].checker
+                num_asked.append(checker.num_asked if checker is not None else 0)
                 sys.stdout.write(f"{num_rows + len(batch)} rows, {num_asked[-1]} pairs checked, {dict(tally)}\n")
             total.update(tally)
     return {"total": total, "by_direction": tallies, "pairs_settled_after_each_100_rows": num_asked}

@@ -5,9 +5,9 @@ delivers them and real target lines in, `input_ids`, `attention_mask` and `label
 
 - text: decode, render, encode jointly, find the labels by offsets, pad; also each part by itself, the shortest such
   path that we know of, and the usual one (chat template and mask, row by row);
-- splice: without guard, with a guard that knows no pair yet (cold) or all (warm), the same with the tensor part
-  compiled, and with the guard on the host. Their targets are encoded before, since each real line is encoded once; the
-  time for that is listed by itself. Rows that a guard does not prove are left as they are;
+- splice: without checker, with a checker that knows no pair yet (cold) or all (warm), the same with the tensor part
+  compiled, and with the checker on the host. Their targets are encoded before, since each real line is encoded once;
+  the time for that is listed by itself. Rows that a checker does not prove are left as they are;
 - RowBuilder.build: as the loop calls it, texts given (the filters need them), targets encoded each time;
 - prior art: see `benchmarks.row_baselines`. Its rows are compared separately, on sentences that end in punctuation,
   with the plain separator that it assumes.
@@ -36,7 +36,7 @@ from benchmarks.batches import LANGUAGES, Case, Kit
 from benchmarks.row_baselines import Padded
 from benchmarks.row_variants import Made, Timed
 from roundtrip.tokens.prompt_template import TokenRow
-from roundtrip.tokens.row_builder import SPLICED, padded
+from roundtrip.tokens.row_builder import SPLICED, pad_rows
 
 # The default of transformers; how the prior art ends a row depends on the other rows of its batch.
 SENTENCES_PER_BATCH = 8
@@ -48,13 +48,13 @@ LINES = {
     "text, usual": ("tab:blue", ":s"),
     "text": ("tab:blue", "-o"),
     "text, fewest calls": ("tab:blue", "--^"),
-    "splice, cold guard": ("tab:red", ":o"),
-    "splice, host guard": ("tab:purple", "-s"),
+    "splice, cold checker": ("tab:red", ":o"),
+    "splice, host checker": ("tab:purple", "-s"),
     "RowBuilder.build": ("black", "-D"),
-    "splice, warm guard": ("tab:red", "-o"),
-    "splice, warm guard, compiled": ("tab:red", "--^"),
-    "splice, no guard": ("tab:orange", "-o"),
-    "splice, no guard, compiled": ("tab:orange", "--^"),
+    "splice, warm checker": ("tab:red", "-o"),
+    "splice, warm checker, compiled": ("tab:red", "--^"),
+    "splice, no checker": ("tab:orange", "-o"),
+    "splice, no checker, compiled": ("tab:orange", "--^"),
     "prior art, gc.collect()": ("tab:gray", ":s"),
     "prior art": ("tab:gray", "-o"),
 }
@@ -120,7 +120,7 @@ def measure_batch(kit: Kit, case: Case, settings: Settings) -> dict[str, Any]:
     measured = alternate(row_variants.every(kit, case), settings)
     parts = alternate(row_variants.parts(kit, case), settings)
     left_out = ""
-    if settings.compiled and kit.row_builder.guard is not None:
+    if settings.compiled and kit.row_builder.checker is not None:
         torch.compiler.reset()  # each shape is compiled for itself
         try:
             measured |= alternate(row_variants.splice_variants(kit, case, True), settings)
@@ -141,7 +141,7 @@ def measure_batch(kit: Kit, case: Case, settings: Settings) -> dict[str, Any]:
 def right_rows(made: Any, expected: Sequence[TokenRow]) -> dict[str, float]:
     """Return the share of rows that are equal to those of the text path; nothing for what is not `Made`.
 
-    With a guard it is the share of those that are `proved`, which is a share too; `asked` is the number of pairs that
+    With a checker it is the share of those that are `proved`, which is a share too; `asked` is the number of pairs that
     the host checked for them.
     """
     if not isinstance(made, Made):
@@ -175,7 +175,7 @@ def exact_shares(kit: Kit, pairs: Sequence[tuple[str, str]], device: torch.devic
             count(f"prior art, {which}", skip.rows(generated), expected)
         texts, targets = (list(side) for side in zip(*batch, strict=True))
         hypotheses = reverse.rows([(target, text) for text, target in batch])
-        new = padded([TokenRow(row.ids[row.start : -1], 0) for row in hypotheses], device, reverse.segments.end_id)
+        new = pad_rows([TokenRow(row.ids[row.start : -1], 0) for row in hypotheses], device, reverse.segments.end_id)
         rows, by_reason = kit.plain_builder.build(new.ids_BT, new.size_B, targets, texts)
         count("ours", rows.padded(), expected)
         shares["ours"]["spliced"] += by_reason[SPLICED]

@@ -23,7 +23,8 @@ from roundtrip.engine.train_step import loss_sum
 from roundtrip.engine.translator import Translator
 from roundtrip.models import attention
 from roundtrip.models.fused_lora import FusedLinear
-from roundtrip.tokens.batching import IGNORE, Batch, TokenDataset, collate, pack, token_budget_batches
+from roundtrip.tokens.batching import Batch, TokenDataset, collate, pack, token_budget_batches
+from roundtrip.tokens.splice.splicing import IGNORE
 
 ROWS_PER_BATCH = 16
 

@@ -145,7 +145,7 @@ def pretrain(model: LlamaForCausalLM, tokenizer: PreTrainedTokenizerFast) -> Non
         for group in step_batches(dataset.sizes, 24, number):
             batch = collate(dataset, group, tokenizer.pad_token_id)
             optimizer.zero_grad()
-            (loss_sum(model, batch) / batch.mask_BT.sum()).backward()
+            (loss_sum(model, batch) / batch.inputs["attention_mask"].sum()).backward()
             optimizer.step()
 
 

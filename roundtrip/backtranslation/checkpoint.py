@@ -26,7 +26,7 @@ FORMAT = 3
 STATE = "state.json"
 # Written last: names every other file with its hash. A folder without it is no checkpoint.
 MARKER = "complete.json"
-# Part of a checkpoint: the pairs of tokens that a guard has checked.
+# Part of a checkpoint: the pairs of tokens that a checker has settled.
 _PAIRS = "pairs"
 
 Tensors = dict[str, dict[str, torch.Tensor]]
@@ -79,15 +79,15 @@ class CheckpointStore:
     """Writes checkpoints and stage weights into a run folder, as one of the processes that share the run.
 
     Args:
-        optimizers: by direction; with the state and the guards of the row builders, all that a checkpoint holds.
+        optimizers: by direction; with the state and the checkers of the row builders, all that a checkpoint holds.
     """
 
     def __init__(self, context: RunContext, optimizers: Mapping[str, Optimizer]) -> None:
         self.run, self.processes, self.optimizers = context.run, context.processes, optimizers
         self._keep = context.recipe.checkpoint.keep
-        # Directions that share a tokenizer share its guard.
-        guards = dict.fromkeys(builder.guard for builder in context.row_builders.values() if builder.guard is not None)
-        self._guards = {f"{_PAIRS}-{number}" if number else _PAIRS: guard for number, guard in enumerate(guards)}
+        # Directions that share a tokenizer share its checker.
+        checkers = dict.fromkeys(b.checker for b in context.row_builders.values() if b.checker is not None)
+        self._checkers = {f"{_PAIRS}-{i}" if i else _PAIRS: checker for i, checker in enumerate(checkers)}
         self._last: State | None = None
 
     def write(self, write: Callable[[], object], path: Path) -> dict[str, str]:
@@ -120,7 +120,7 @@ class CheckpointStore:
                 cure = "use machines of one kind, or one process; the last checkpoint is valid"
                 raise TrainingError(f"the weights of {name} differ between the processes", cure=cure)
         tensors = {name: optimizer.state() for name, optimizer in self.optimizers.items()}
-        tensors |= {part: guard.state() for part, guard in self._guards.items()}
+        tensors |= {part: checker.state() for part, checker in self._checkers.items()}
         num_bytes = sum(value.nbytes for part in tensors.values() for value in part.values())
         if self.processes.is_main:
             with report_full_disk(self.run.checkpoints, num_bytes):
@@ -138,9 +138,9 @@ class CheckpointStore:
         state, tensors = loaded or load(self.run.checkpoints / name)
         for direction, optimizer in self.optimizers.items():
             optimizer.restore(tensors[direction], state.optimizer_steps.get(direction, 0))
-        for part, guard in self._guards.items():
+        for part, checker in self._checkers.items():
             if part in tensors:
-                guard.restore(tensors[part])
+                checker.restore(tensors[part])
         self._last = state
         if self.processes.is_main and state.best not in {None, BASE} and not self.run.has_best(str(state.best)):
             report(f"adapters/{BEST} does not match its stage; {state.best} is copied there again")

@@ -47,17 +47,17 @@ def make_row_builders(
         else:
             with events.task("checking", f"tokenizers of {name}", 0) as task:
                 options = BuildOptions(
-                    guard="host" if mode == "splice" else "auto",
+                    checker="host" if mode == "splice" else "auto",
                     device=device,
-                    checker=checkers.get(device),
+                    shared_checker=checkers.get(device),
                     cache_folder=cache_dir() / "tokens",
                     on_progress=partial(_show_progress, task),
                 )
                 pairs = oriented_pairs(samples, direction, recipe)[:NUM_SAMPLES]
                 builder, report = compatibility.build_row_builder(reverse_template, forward.template, pairs, options)
                 task.advance(0, note=report.mode)
-            if builder.guard is not None:
-                checkers[device] = builder.guard
+            if builder.checker is not None:
+                checkers[device] = builder.checker
             _refuse(recipe, direction, report)
             builder = replace(builder, strict=mode == "splice", audit=recipe.tokens.audit)
         row_builders[name], reports[name] = builder, report
@@ -80,7 +80,7 @@ def _refuse(recipe: Recipe, direction: Direction, report: CompatibilityReport) -
 
 
 def _show(events: EventLog, name: str, report: CompatibilityReport) -> None:
-    how = f", verified on the {report.guard}" if report.guard else ""
+    how = f", verified on the {report.checker}" if report.checker else ""
     num = sum(report.counts.values())
     share = f"; {report.counts.get(SPLICED, 0)} of {num} sample lines" if num else ""
     events.say(f"  token rows of {name}: {report.mode}{how}{share}")

@@ -16,7 +16,7 @@ from roundtrip.runtime.errors import TrainingError
 from roundtrip.tokens.batching import TokenDataset
 from roundtrip.tokens.row_builder import RowBuilder
 
-# The tables of the guard take several numbers for each token, so many rows are built in parts.
+# The tables of the checker take several numbers for each token, so many rows are built in parts.
 ROWS_AT_ONCE = 2048
 
 

@@ -15,8 +15,6 @@ from roundtrip.runtime.seeding import derive_seed, permuted_index
 from roundtrip.tokens.prompt_template import TokenRow
 from roundtrip.tokens.splice.splicing import IGNORE, SplicedRows
 
-__all__ = ["IGNORE", "Batch", "TokenDataset", "collate", "left_pad", "pack", "step_batches", "token_budget_batches"]
-
 
 @dataclass(frozen=True)
 class TokenDataset:
@@ -77,23 +75,13 @@ def _offsets(sizes: Sequence[int], device: torch.device | str) -> torch.Tensor:
 
 @dataclass(frozen=True)
 class Batch:
-    """A batch for training.
-
-    Attributes:
-        ids_BT, labels_BT: int64; labels are IGNORE where a token is no target.
-        inputs: further arguments of the model: a mask where rows are padded; where they stand one behind the other in a
-            single row, the positions and bounds that keep them apart.
-    """
+    """A batch for training: ids, int64, and labels, IGNORE where a token is no target."""
 
     ids_BT: torch.Tensor
     labels_BT: torch.Tensor
+    # Further arguments of the model: `attention_mask` where rows are padded; where they stand one behind the other in a
+    # single row, the positions and bounds that keep them apart.
     inputs: Mapping[str, Any]
-
-    @property
-    def mask_BT(self) -> torch.Tensor:
-        """int64, 1 where a padded batch has a token."""
-        mask_BT: torch.Tensor = self.inputs["attention_mask"]
-        return mask_BT
 
     def predictions(self) -> tuple[torch.Tensor, torch.Tensor]:
         """Return keep_BT, bool, the positions that predict a label, and targets_N, int64, these labels in order."""
@@ -144,12 +132,9 @@ def pack(dataset: TokenDataset, indices: Sequence[int]) -> Batch:
 def left_pad(prompts: Sequence[Sequence[int]], pad_id: int) -> tuple[torch.Tensor, torch.Tensor]:
     """Return ids_BT and mask_BT, padded on the left, as decoding needs it."""
     width = max(len(prompt) for prompt in prompts)
-    ids_BT = torch.full((len(prompts), width), pad_id, dtype=torch.int64)
-    mask_BT = torch.zeros_like(ids_BT)
-    for number, prompt in enumerate(prompts):
-        ids_BT[number, width - len(prompt) :] = torch.tensor(prompt)
-        mask_BT[number, width - len(prompt) :] = 1
-    return ids_BT, mask_BT
+    ids_BT = torch.tensor([[*(width - len(prompt)) * [pad_id], *prompt] for prompt in prompts], dtype=torch.int64)
+    size_B = torch.tensor([len(prompt) for prompt in prompts])
+    return ids_BT, (torch.arange(width) >= width - size_B[:, None]).long()
 
 
 def step_batches(lengths: Sequence[int], batch_size: int, seed: int) -> list[list[int]]:
@@ -168,10 +153,7 @@ def token_budget_batches(
 ) -> Iterator[list[int]]:
     """Split indices into groups whose size stays within a budget of tokens, longest rows first.
 
-    A row that is longer than the budget is a group by itself.
-
-    Args:
-        packed: the size of a group is the sum of its rows, not rows times longest as with padding.
+    The size of a group is the sum of its rows if `packed`, else rows times longest; a longer row is a group by itself.
     """
     group: list[int] = []
     longest = total = 0

@@ -1,35 +1,34 @@
-"""Can the training rows of a pair of models be spliced? The report, and the row builder that follows from it.
-
-`splice`: every sample line was spliced and equals the text path. `per_row`: some lines take the text path. `text`: all
-lines do.
-"""
+"""Can the training rows of a pair of models be spliced? The report, and the row builder that follows from it."""
 
 from __future__ import annotations
 
 import json
 from collections import Counter
-from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, field, replace
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
 import torch
 
 from roundtrip.recipe.schema import TemplateRecipe
+from roundtrip.runtime.atomic_io import write_text
 from roundtrip.runtime.errors import RowBuilderError, TemplateError
-from roundtrip.tokens.audit import OnProgress, audit_rules, canonical_hypotheses, compare_rows, silent
-from roundtrip.tokens.prompt_segments import build_segments, num_ids, special_ids
+from roundtrip.tokens.audit import audit_rules, canonical_hypotheses, compare_rows
+from roundtrip.tokens.prompt_segments import build_segments, special_ids, token_texts
 from roundtrip.tokens.prompt_template import PromptTemplate
 from roundtrip.tokens.row_builder import SPLICED, TARGET, RowBuilder, first_difference
-from roundtrip.tokens.splice import boundary_tables, splicing, vocabulary
+from roundtrip.tokens.splice import splicing, vocabulary
 from roundtrip.tokens.splice.boundary_tables import BoundaryProbe, BoundaryTables
 from roundtrip.tokens.splice.canonicality import BOUNDARY, REASONS, CanonicalityChecker
-from roundtrip.tokens.splice.pair_rules import PairRules
+from roundtrip.tokens.splice.pair_rules import OnProgress, PairRules, silent
 from roundtrip.tokens.tokenizer_diff import tokenizer_differences
 
 NUM_EXAMPLES = 3
-AUDIT_FORMAT = 2
-GuardName = Literal["auto", "device", "host"]
+CACHE_FORMAT = 3
+_USE_ONE_BASE = "use one base for both directions, or two with the same tokenizer"
+_USE_FAST = "load the fast tokenizer of this model (a tokenizer.json)"
 
 
 @dataclass(frozen=True)
@@ -37,29 +36,29 @@ class BuildOptions:
     """How a row builder is found.
 
     Attributes:
-        guard: what verifies a row: `device` looks up pairs of tokens, `host` encodes every prompt again; `auto` is
+        checker: what verifies a row: `device` looks up pairs of tokens, `host` encodes every prompt again; `auto` is
             the first where the rules cover the tokenizer and the audit finds no fault, else the second.
         device: where rows are made.
-        checker: of the same tokenizer and device, to share its memory of pairs; made anew where None.
+        shared_checker: of the same tokenizer and device, to share its memory of pairs; made anew where None.
         cache_folder: keeps what takes seconds to find; None keeps nothing.
-        num_attacks: rows of the audit of the device guard.
+        num_attacks: rows of the audit of the device checker.
         on_progress: called with what is being done, how far it is, and how far it goes.
 
     Example:
-        >>> BuildOptions(guard="host").device
+        >>> BuildOptions(checker="host").device
         device(type='cpu')
     """
 
-    guard: GuardName = "auto"
+    checker: Literal["auto", "device", "host"] = "auto"
     device: torch.device = torch.device("cpu")
-    checker: CanonicalityChecker | None = None
+    shared_checker: CanonicalityChecker | None = None
     cache_folder: Path | None = None
     num_attacks: int = 1000
     on_progress: OnProgress = silent
 
 
 @dataclass(frozen=True)
-class Example:
+class CompatibilityExample:
     """A line that takes the text path: why, its tokens as generated, and those that the prompt needs."""
 
     text: str
@@ -73,9 +72,10 @@ class CompatibilityReport:
     """Whether the rows of a pair of models can be spliced.
 
     Attributes:
-        mode: see the module.
-        guard: what verifies each row; None where nothing is spliced.
-        reasons: everything that decided about mode and guard, or is worth knowing.
+        mode: `splice`: every sample line was spliced and equals the text path; `per_row`: some lines take the text
+            path; `text`: all do.
+        checker: what verifies each row; None where nothing is spliced.
+        reasons: everything that decided about mode and checker, or is worth knowing.
         cure: what would lead to more spliced rows, None where there is nothing to mend.
         counts: of the sample lines: spliced, or the reason of the text path.
         attacks: of the audit: `rows`, `accepted`, `canonical`, `false accepts`; empty where there was none.
@@ -87,12 +87,12 @@ class CompatibilityReport:
     """
 
     mode: Literal["splice", "per_row", "text"]
-    guard: Literal["device", "host"] | None
+    checker: Literal["device", "host"] | None
     reasons: tuple[str, ...]
     cure: str | None = None
     counts: Mapping[str, int] = field(default_factory=dict)
     attacks: Mapping[str, int] = field(default_factory=dict)
-    examples: tuple[Example, ...] = ()
+    examples: tuple[CompatibilityExample, ...] = ()
 
     @property
     def share(self) -> float:
@@ -128,7 +128,7 @@ def check_tokenizers(
         >>> template = TemplateRecipe(kind="plain")
         >>> lines = [("The house is red", "La casa es roja"), ("A door", "Una puerta")]
         >>> report = check_tokenizers(tokenizer, tokenizer, template, ("en", "es"), lines)
-        >>> report.mode, report.guard, report.share
+        >>> report.mode, report.checker, report.share
         ('splice', 'device', 1.0)
     """
     source, target = languages
@@ -155,7 +155,7 @@ def build_row_builder(
         options: see `BuildOptions`.
 
     Raises:
-        RowBuilderError: `guard = "device"` is asked for and cannot be trusted with this tokenizer.
+        RowBuilderError: `checker = "device"` is asked for and cannot be trusted with this tokenizer.
 
     Example:
         >>> forward = template("en", "es")  # a `PromptTemplate` for each direction
@@ -167,103 +167,86 @@ def build_row_builder(
     parts = tokenizer_differences(reverse_template.tokenizer, forward_template.tokenizer)
     notes = tuple(f"{part.part}: {part.what}" for part in parts)
     if any(part.matters for part in parts):
-        cure = "use one base for both directions, or two with the same tokenizer"
-        if parts[0].part == "kind":
-            cure = "load the fast tokenizer of this model (a tokenizer.json)"
+        cure = _USE_FAST if parts[0].part == "kind" else _USE_ONE_BASE
         return text_only, CompatibilityReport("text", None, notes, cure)
     if not forward_template.segments.break_ids and "strftime" in (forward_template.tokenizer.chat_template or ""):
         notes += ("the chat template inserts today's date: the text around source and target is fixed for the run",)
     attacks: Mapping[str, int] = {}
     row_builder, fault = None, 'requested by tokens.mode = "splice"'
     try:
-        if options.guard != "host":
+        if options.checker != "host":
             row_builder, attacks, fault = _device_row_builder(reverse_template, forward_template, lines, options)
-        if options.guard == "device" and row_builder is None:
-            raise RowBuilderError(fault, place="BuildOptions.guard", cure='use "auto" or "host"')
+        if options.checker == "device" and row_builder is None:
+            raise RowBuilderError(fault, place="BuildOptions.checker", cure='use "auto" or "host"')
         if row_builder is None:
             row_builder = host_row_builder(reverse_template, forward_template, options.device)
-            notes += (f"guard on the host: {fault}",)
+            notes += (f"checker on the host: {fault}",)
     except TemplateError as error:
         return text_only, CompatibilityReport("text", None, (*notes, error.problem), error.cure)
     report = _try_lines(row_builder, lines, notes, attacks)
-    return (text_only if report.guard is None else row_builder), report
+    return (text_only if report.checker is None else row_builder), report
 
 
 def host_row_builder(
     reverse_template: PromptTemplate, forward_template: PromptTemplate, device: torch.device
 ) -> RowBuilder:
     """Return the row builder whose every row is verified by encoding its prompt again."""
-    tokenizer = forward_template.tokenizer
-    probe = BoundaryProbe(forward_template, bool(reverse_template.segments.break_ids))
-    size = num_ids(tokenizer)
-    texts = tokenizer.batch_decode([[i] for i in range(size)], clean_up_tokenization_spaces=False)
+    texts = token_texts(forward_template.tokenizer)
     flags = [vocabulary.SPACE * text.isspace() | vocabulary.LEADING_SPACE * text[:1].isspace() for text in texts]
     flags_V = torch.tensor(flags, dtype=torch.uint8, device=device)
-    tensors = _tensors(reverse_template, forward_template, probe.unchanged(size), flags_V)
+    tables = BoundaryProbe(forward_template, bool(reverse_template.segments.break_ids)).unchanged(len(flags))
+    tensors = splicing.boundary_tensors(tables, flags_V, reverse_template, forward_template)
     return RowBuilder(forward_template, reverse_template, tensors)
-
-
-def _tensors(
-    reverse: PromptTemplate, forward: PromptTemplate, tables: BoundaryTables, flags_V: torch.Tensor
-) -> splicing.BoundaryTensors:
-    end_id, pad_id = forward.segments.end_id, forward.tokenizer.pad_token_id
-    return splicing.boundary_tensors(tables, flags_V, reverse.segments, end_id, end_id if pad_id is None else pad_id)
 
 
 def _device_row_builder(
     reverse: PromptTemplate, forward: PromptTemplate, lines: Sequence[tuple[str, str]], options: BuildOptions
 ) -> tuple[RowBuilder | None, Mapping[str, int], str]:
-    """Return the row builder of the device guard, the counts of its audit, and what rules it out.
-
-    Returns:
-        None as the row builder where the rules do not cover the tokenizer, or the audit found a fault.
-    """
+    """Return the row builder whose checker is on the device, the counts of its audit, and what rules it out."""
     fault = vocabulary.unsupported_reason(forward.tokenizer)
-    if fault is None and not lines:
-        fault = "there are no sample lines to audit the rules with"
-    if fault is not None:
+    fault = fault or ("" if lines else "there are no sample lines to audit the rules with")
+    if fault:
         return None, {}, fault
-
-    def progress(what: str) -> Any:
-        return lambda done, total: options.on_progress(what, done, total)
-
-    checker = options.checker
-    if checker is None:
-        rules = PairRules(forward.tokenizer, progress("reading the vocabulary"))
-        specials = [token for token in special_ids(reverse.tokenizer) if token < len(rules.vocabulary.flags_V)]
-        rules.vocabulary.flags_V[specials] |= vocabulary.BAD
-        checker = CanonicalityChecker(rules, options.device)
+    checker = options.shared_checker or _new_checker(reverse, forward, options)
     probe = BoundaryProbe(forward, bool(reverse.segments.break_ids))
-    fault = probe.unproved(checker.pairs)
-    if fault is not None:
+    if fault := probe.unproved(checker.pairs):
         return None, {}, fault
-    tables = boundary_tables.cached_tables(
-        probe, checker.pairs.vocabulary, options.cache_folder, progress("trying every token at the boundaries")
-    )
-    row_builder = RowBuilder(forward, reverse, _tensors(reverse, forward, tables, checker.flags_V), checker)
-    attacks, fault = _cached_audit(row_builder, lines, options)
-    return (row_builder if fault is None else None), attacks, fault or ""
+    num_attacks, on_progress = options.num_attacks, options.on_progress
+
+    def make(tables: BoundaryTables) -> RowBuilder:
+        tensors = splicing.boundary_tensors(tables, checker.flags_V, reverse, forward)
+        return RowBuilder(forward, reverse, tensors, checker)
+
+    def measure() -> dict[str, Any]:
+        tables = probe.find(checker.pairs.vocabulary, on_progress)
+        attacks, fault = audit_rules(make(tables), lines, num_attacks, 1, on_progress)
+        return {"tables": vars(tables), "attacks": attacks, "fault": fault}
+
+    segments = (str(reverse.segments), str(forward.segments))
+    name = vocabulary.fingerprint(forward.tokenizer, *segments, str(num_attacks), str(CACHE_FORMAT))
+    measured = _cached(options.cache_folder, name, measure)
+    row_builder = make(BoundaryTables(**measured["tables"])) if measured["fault"] is None else None
+    return row_builder, measured["attacks"], measured["fault"] or ""
 
 
-def _cached_audit(
-    row_builder: RowBuilder, lines: Sequence[tuple[str, str]], options: BuildOptions
-) -> tuple[dict[str, int], str | None]:
-    """Return what an earlier audit of at least as many rows found, or audit the rules and keep the result."""
-    reverse, forward = row_builder.reverse_template, row_builder.forward_template
-    name = vocabulary.fingerprint(forward.tokenizer, str(reverse.segments), str(forward.segments), str(AUDIT_FORMAT))
-    path = options.cache_folder / f"{name[:32]}-audit.json" if options.cache_folder is not None else None
-    if path is not None:
-        try:
-            kept = json.loads(path.read_text(encoding="utf-8"))
-            if kept["attacks"]["rows"] >= options.num_attacks:
-                return kept["attacks"], kept["fault"]
-        except (OSError, ValueError, KeyError, TypeError):
-            pass  # made anew below
-    attacks, fault = audit_rules(row_builder, lines, options.num_attacks, 1, options.on_progress)
-    if path is not None:
-        text = json.dumps({"attacks": attacks, "fault": fault})
-        boundary_tables.write_cache_file(path, lambda beside: beside.write_text(text, encoding="utf-8"))
-    return attacks, fault
+def _new_checker(reverse: PromptTemplate, forward: PromptTemplate, options: BuildOptions) -> CanonicalityChecker:
+    rules = PairRules(forward.tokenizer, options.on_progress)
+    flags_V = rules.vocabulary.flags_V
+    flags_V[[token for token in special_ids(reverse.tokenizer) if token < len(flags_V)]] |= vocabulary.BAD
+    return CanonicalityChecker(rules, options.device)
+
+
+def _cached(folder: Path | None, name: str, make: Callable[[], dict[str, Any]]) -> dict[str, Any]:
+    """Return a JSON document of a cache folder, or make it and keep it; that it cannot be kept is no reason to stop."""
+    if folder is None:
+        return make()
+    path = folder / f"{name[:32]}.json"
+    with suppress(OSError, ValueError, TypeError):
+        return dict(json.loads(path.read_text(encoding="utf-8")))
+    document = make()
+    with suppress(OSError):
+        write_text(path, json.dumps(document))
+    return document
 
 
 def _try_lines(
@@ -271,43 +254,35 @@ def _try_lines(
 ) -> CompatibilityReport:
     """Make the rows of sample lines both ways and report on them."""
     counts: Counter[str] = Counter()
-    examples: list[Example] = []
+    examples: list[CompatibilityExample] = []
     tokenizer = row_builder.forward_template.tokenizer
     assert row_builder.tensors is not None
     head = len(row_builder.tensors.head_H)
-    for start in range(0, len(lines), 256):
-        some = lines[start : start + 256]
-        hypotheses = canonical_hypotheses(row_builder.reverse_template, some)
-        made = compare_rows(row_builder, hypotheses, [target for _, target in some])
-        for (text, _), ids, reason, expected, got in zip(some, hypotheses, *made, strict=True):
-            counts[reason] += 1
-            if reason == SPLICED and got != expected:
-                what = first_difference(tokenizer, got.ids, expected.ids)
-                notes += (f"splice and text path differ for {text!r}: {what}",)
-                return CompatibilityReport("text", None, notes, "please report this tokenizer", dict(counts), attacks)
-            if reason != SPLICED and len(examples) < NUM_EXAMPLES:
-                wanted = expected.ids[head : expected.start]
-                tokens = (tokenizer.convert_ids_to_tokens(list(of)) for of in (ids, wanted))
-                examples.append(Example(text, reason, *tokens))
+    hypotheses = canonical_hypotheses(row_builder.reverse_template, lines)
+    made = compare_rows(row_builder, hypotheses, [target for _, target in lines])
+    for (text, _), ids, (reason, expected, actual) in zip(lines, hypotheses, made, strict=True):
+        counts[reason] += 1
+        if reason == SPLICED and actual != expected:
+            what = first_difference(tokenizer, actual.ids, expected.ids)
+            notes += (f"splice and text path differ for {text!r}: {what}",)
+            return CompatibilityReport("text", None, notes, "please report this tokenizer", dict(counts), attacks)
+        if reason != SPLICED and len(examples) < NUM_EXAMPLES:
+            tokens = map(tokenizer.convert_ids_to_tokens, (list(ids), expected.ids[head : expected.start]))
+            examples.append(CompatibilityExample(text, reason, *tokens))
     num, spliced = counts.total(), counts[SPLICED]
     notes += tuple(f"{reason}: {count} of {num} lines" for reason, count in counts.items() if reason != SPLICED)
-    report = CompatibilityReport(
-        "text", None, notes, _cure(row_builder, counts), dict(counts), attacks, tuple(examples)
-    )
-    if num and not spliced:
-        return report
-    guard: Literal["device", "host"] = "host" if row_builder.guard is None else "device"
-    return replace(report, mode="splice" if spliced == num else "per_row", guard=guard)
+    mode: Literal["splice", "per_row", "text"] = "splice" if spliced == num else "per_row" if spliced else "text"
+    checker: Literal["device", "host"] | None = "host" if row_builder.checker is None else "device"
+    checker = None if mode == "text" else checker
+    return CompatibilityReport(mode, checker, notes, _cure(row_builder, counts), dict(counts), attacks, tuple(examples))
 
 
 def _cure(row_builder: RowBuilder, counts: Counter[str]) -> str | None:
     num, spliced, merging = counts.total(), counts[SPLICED], counts[REASONS[BOUNDARY]] + counts[TARGET]
-    if spliced == num:
+    if spliced == num or 2 * merging < num - spliced:
         return None
-    if 2 * merging >= num - spliced:
-        share = f"{100 * merging / num:.0f} % of your lines meet the template in a token that merges there"
-        if row_builder.reverse_template.segments.break_ids and row_builder.forward_template.tokenizer.chat_template:
-            mid = row_builder.forward_template.segments.mid
-            return f'use the chat template: with "{mid!r}" behind the source {share}'
-        return f"put a word or a line break between text and template: as it is, {share}"
-    return None
+    share = f"{100 * merging / num:.0f} % of your lines meet the template in a token that merges there"
+    if row_builder.reverse_template.segments.break_ids and row_builder.forward_template.tokenizer.chat_template:
+        mid = row_builder.forward_template.segments.mid
+        return f'use the chat template: with "{mid!r}" behind the source {share}'
+    return f"put a word or a line break between text and template: as it is, {share}"

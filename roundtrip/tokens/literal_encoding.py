@@ -1,8 +1,6 @@
 """Encoding text as it is: fast, and with user text that stays text where it spells a special token.
 
-For texts in which a user spells special tokens, a copy of the tokenizer has every special token under an alias of
-private-use characters, which no cleaned text holds. The template is rewritten with the aliases, the user's text stays,
-and the whole is encoded in one piece: encoded in parts, some tokenizers would put a space in front of each.
+For that the template's special tokens get aliases of private-use characters, which no cleaned text holds.
 """
 
 from __future__ import annotations
@@ -10,42 +8,52 @@ from __future__ import annotations
 import json
 import re
 from bisect import bisect_left
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Any
 
 from tokenizers import Tokenizer
 
 _OPEN, _CLOSE = "\ue0b0", "\ue0b1"
+_TEXTS_AT_ONCE = 8192
+# Where the user's text begins and ends.
+Spans = Sequence[tuple[int, int]]
 
 
-def encoder(tokenizer: Any, *, specials: bool) -> Callable[[list[str]], list[list[int]]]:
-    """Return a function that encodes texts with nothing added, by a copy of the tokenizer without its settings.
-
-    Args:
-        specials: text that spells a special token becomes that token; else it stays text, as a user's must.
-    """
-    backend = Tokenizer.from_str(tokenizer.backend_tokenizer.to_str())
+def encoder(tokenizer: Tokenizer, *, specials: bool) -> Callable[[list[str]], list[list[int]]]:
+    """Return a function that encodes texts as they are; only with `specials` may text become special tokens."""
+    backend = Tokenizer.from_str(tokenizer.to_str())
     backend.no_truncation()
     backend.no_padding()
     backend.encode_special_tokens = not specials
 
     def encode(texts: list[str]) -> list[list[int]]:
-        return (
-            [encoding.ids for encoding in backend.encode_batch_fast(texts, add_special_tokens=False)] if texts else []
-        )
+        # In parts: an encoding takes far more memory than its ids.
+        parts = (texts[start : start + _TEXTS_AT_ONCE] for start in range(0, len(texts), _TEXTS_AT_ONCE))
+        return [
+            encoding.ids for part in parts for encoding in backend.encode_batch_fast(part, add_special_tokens=False)
+        ]
 
     return encode
 
 
+def special_pattern(specials: Iterable[str]) -> re.Pattern[str]:
+    """Return a pattern of special tokens, the longest first; without any it never matches."""
+    return re.compile("|".join(map(re.escape, sorted(specials, key=len, reverse=True))) or "(?!)")
+
+
+def touches(match: re.Match[str], spans: Spans) -> bool:
+    return any(match.start() < end and start < match.end() for start, end in spans)
+
+
+def template_specials(special: re.Pattern[str], text: str, user: Spans) -> Iterator[re.Match[str]]:
+    """Yield the special tokens of a text that the user's text has no part in."""
+    return (match for match in special.finditer(text) if not touches(match, user))
+
+
 class LiteralEncoder:
-    """An encoder for one fast tokenizer.
+    """An encoder for one fast tokenizer and the texts of its special tokens."""
 
-    Args:
-        tokenizer: a transformers tokenizer with a `tokenizers` backend.
-        specials: the texts of its special tokens.
-    """
-
-    def __init__(self, tokenizer: Any, specials: Sequence[str]) -> None:
+    def __init__(self, tokenizer: Any, specials: Iterable[str]) -> None:
         document = json.loads(tokenizer.backend_tokenizer.to_str())
         ids = {}
         for token in document["added_tokens"]:
@@ -57,28 +65,21 @@ class LiteralEncoder:
         # The copy assigns new ids to added tokens.
         self._ids = {self._backend.token_to_id(content): number for content, number in ids.items()}
         self._alias = {text: f"{_OPEN}{tokenizer.convert_tokens_to_ids(text)}{_CLOSE}" for text in specials}
-        longest_first = sorted(specials, key=len, reverse=True)
-        self._special = re.compile("|".join(map(re.escape, longest_first)))
+        self._special = special_pattern(specials)
 
-    def encode(self, text: str, user: Sequence[tuple[int, int]]) -> tuple[list[int], list[int]]:
-        """Return ids and the end offset of each token.
-
-        Args:
-            user: where the user's text begins and ends; special tokens that touch it stay text.
-        """
+    def encode(self, text: str, user: Spans) -> tuple[list[int], list[int]]:
+        """Return ids and the end offset of each token; special tokens that touch the user's text stay text."""
+        # All in one piece: encoded in parts, some tokenizers would put a space in front of each.
         pieces: list[str] = []
         # Ends of the pieces in the text as it is, and as it is encoded.
         ends, encoded_ends = [0], [0]
-        at = 0
-        for match in self._special.finditer(text):
-            if any(match.start() < end and start < match.end() for start, end in user):
-                continue
-            for piece, end in ((text[at : match.start()], match.start()), (self._alias[match.group()], match.end())):
+        for match in template_specials(self._special, text, user):
+            before, alias = text[ends[-1] : match.start()], self._alias[match.group()]
+            for piece, end in ((before, match.start()), (alias, match.end())):
                 pieces.append(piece)
                 ends.append(end)
                 encoded_ends.append(encoded_ends[-1] + len(piece))
-            at = match.end()
-        pieces.append(text[at:])
+        pieces.append(text[ends[-1] :])
         encoding = self._backend.encode("".join(pieces), add_special_tokens=False)
 
         def original(offset: int) -> int:

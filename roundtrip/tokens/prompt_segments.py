@@ -14,27 +14,21 @@ from roundtrip.runtime.errors import TemplateError
 # Private-use characters that no cleaned text of ours holds; they mark the slots while a chat template is rendered.
 _SOURCE, _TARGET = "\ue0a0SOURCE\ue0a0", "\ue0a1TARGET\ue0a1"
 _PROBES = ("Ein Haus am See.", "{x} <b>100 %</b> «ok»", "línea — 家")
+_SET_END = "set eos_token in its tokenizer_config.json"
+_USE_PLAIN = 'use template.kind = "plain"'
 
 
 @dataclass(frozen=True)
 class Segments:
-    """The fixed parts of one direction's template: plain values, kept in the run.
+    """The fixed parts of one direction's template: plain values, kept in the run."""
 
-    Attributes:
-        head: text before the source, special tokens spelled out.
-        mid: text between source and target.
-        bos_id: id to put first where the tokenizer wants one and `head` does not spell it; else None.
-        end_id: id that closes a target; always the last label of a row.
-        stop_ids: ids that end a hypothesis and are no part of it.
-        break_ids: of a plain template, ids whose text holds a line break: they end a hypothesis too (a base model
-            has no other end), and the text before the break belongs to it. Empty for a chat template.
-    """
-
-    head: str
-    mid: str
-    bos_id: int | None
-    end_id: int
-    stop_ids: tuple[int, ...]
+    head: str  # text before the source, special tokens spelled out
+    mid: str  # text between source and target
+    bos_id: int | None  # id to put first where the tokenizer wants one and `head` does not spell it
+    end_id: int  # closes a target; always the last label of a row
+    stop_ids: tuple[int, ...]  # end a hypothesis and are no part of it
+    # Of a plain template, ids whose text holds a line break: they end a hypothesis too (a base model has no other end),
+    # and the text before the break belongs to it.
     break_ids: tuple[int, ...]
 
     def to_dict(self) -> dict[str, Any]:
@@ -66,27 +60,24 @@ def build_segments(
         'English: '
     """
     names = {"source_language": language_name(source), "target_language": language_name(target)}
-    stops = {int(stop) for stop in stop_ids}
-    if tokenizer.eos_token_id is not None:
-        stops.add(int(tokenizer.eos_token_id))
-    if recipe.kind == "plain":
-        if tokenizer.eos_token_id is None:
-            raise TemplateError("the tokenizer has no end token", cure="set eos_token in its tokenizer_config.json")
-        text = _fill(recipe.prompt_text, **names, source=_SOURCE, target=_TARGET)
-        head, rest = text.split(_SOURCE)
-        bos_id = _bos(tokenizer)
-        if bos_id is not None and head.startswith(tokenizer.bos_token):
-            bos_id = None
-        breaks = _line_breaks(tokenizer) - stops
-        return Segments(
-            head,
-            rest.split(_TARGET)[0],
-            bos_id,
-            int(tokenizer.eos_token_id),
-            tuple(sorted(stops)),
-            tuple(sorted(breaks)),
-        )
-    return _chat_segments(tokenizer, recipe, names, stops)
+    end_id = tokenizer.eos_token_id
+    stops = {int(stop) for stop in stop_ids} | ({int(end_id)} if end_id is not None else set())
+    if recipe.kind != "plain":
+        return _chat_segments(tokenizer, recipe, names, stops)
+    if end_id is None:
+        raise TemplateError("the tokenizer has no end token", cure=_SET_END)
+    head, rest = _fill(recipe.prompt_text, **names, source=_SOURCE, target=_TARGET).split(_SOURCE)
+    # The BOS, where the tokenizer puts one in front by itself (defining one is not enough) and the text has none.
+    bos_id = tokenizer.bos_token_id
+    if bos_id is None or tokenizer("a")["input_ids"][:1] != [bos_id] or head.startswith(tokenizer.bos_token):
+        bos_id = None
+    breaks = {i for i, text in enumerate(token_texts(tokenizer)) if "\n" in text} - stops
+    return Segments(head, rest.split(_TARGET)[0], bos_id, int(end_id), tuple(sorted(stops)), tuple(sorted(breaks)))
+
+
+def token_texts(tokenizer: Any) -> list[str]:
+    """Return the text of each id by itself."""
+    return list(tokenizer.batch_decode([[i] for i in range(num_ids(tokenizer))], clean_up_tokenization_spaces=False))
 
 
 def num_ids(tokenizer: Any) -> int:
@@ -107,24 +98,16 @@ def language_name(code: str) -> str:
 
 def _chat_segments(tokenizer: Any, recipe: TemplateRecipe, names: dict[str, str], stops: set[int]) -> Segments:
     if not tokenizer.chat_template:
-        raise TemplateError(
-            "this tokenizer has no chat template", place="template.kind", cure='use template.kind = "plain"'
-        )
+        raise TemplateError("this tokenizer has no chat template", place="template.kind", cure=_USE_PLAIN)
     prompt = _render(tokenizer, recipe, names, _SOURCE, None)
     if prompt.count(_SOURCE) != 1:
-        raise TemplateError(
-            f"the chat template shows the source {prompt.count(_SOURCE)} times",
-            place="template",
-            cure='use template.kind = "plain"',
-        )
+        problem = f"the chat template shows the source {prompt.count(_SOURCE)} times"
+        raise TemplateError(problem, place="template", cure=_USE_PLAIN)
     head, mid = prompt.split(_SOURCE)
     for probe in _PROBES:
         if _render(tokenizer, recipe, names, probe, None) != head + probe + mid:
-            raise TemplateError(
-                f"the chat template changes the text put into it ({probe!r} does not come out whole)",
-                place="template",
-                cure='use template.kind = "plain"',
-            )
+            problem = f"the chat template changes the text put into it ({probe!r} does not come out whole)"
+            raise TemplateError(problem, place="template", cure=_USE_PLAIN)
     whole = _render(tokenizer, recipe, names, _SOURCE, _TARGET)
     before, _, tail = whole.rpartition(_TARGET)
     if before.startswith(prompt) and not before[len(prompt) :].strip(" "):
@@ -134,7 +117,8 @@ def _chat_segments(tokenizer: Any, recipe: TemplateRecipe, names: dict[str, str]
     specials = special_ids(tokenizer) | stops
     end_id = next((i for i in tail_ids if i in specials), tokenizer.eos_token_id)
     if end_id is None:
-        raise TemplateError("neither the chat template nor the tokenizer has an end token", place="template")
+        problem = "neither the chat template nor the tokenizer has an end token"
+        raise TemplateError(problem, place="template", cure=_SET_END)
     return Segments(head, mid, None, int(end_id), tuple(sorted(stops | {int(end_id)})), ())
 
 
@@ -147,11 +131,8 @@ def _render(tokenizer: Any, recipe: TemplateRecipe, names: dict[str, str], sourc
     try:
         text = tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=target is None)
     except Exception as error:  # a chat template is a program of the model's author and may raise anything
-        raise TemplateError(
-            f"the chat template failed: {error}",
-            place="template",
-            cure='try without template.system, or kind = "plain"',
-        ) from error
+        cure = 'try without template.system, or kind = "plain"'
+        raise TemplateError(f"the chat template failed: {error}", place="template", cure=cure) from error
     return str(text)
 
 
@@ -160,16 +141,3 @@ def _fill(text: str, **fields: str) -> str:
     for name, value in fields.items():
         text = text.replace(f"{{{name}}}", value)
     return text
-
-
-def _bos(tokenizer: Any) -> int | None:
-    """Return the BOS id where the tokenizer puts one in front by itself; defining one is not enough."""
-    ids = tokenizer("a")["input_ids"]
-    wants = tokenizer.bos_token_id is not None and ids[:1] == [tokenizer.bos_token_id]
-    return int(tokenizer.bos_token_id) if wants else None
-
-
-def _line_breaks(tokenizer: Any) -> set[int]:
-    """Return every id whose text holds a line break."""
-    texts = tokenizer.batch_decode([[i] for i in range(num_ids(tokenizer))], clean_up_tokenization_spaces=False)
-    return {i for i, text in enumerate(texts) if "\n" in text}

@@ -1,22 +1,23 @@
 """How a source and a target become one text, and that text token ids: the text path.
 
-One template serves generation, training and translation. It is three parts around two slots:
-
-    head SOURCE mid TARGET end-token
-
-A prompt is `head SOURCE mid`; a training row is the same text with the target behind it, encoded in one piece. Labels
-start at the first token that holds a character of the target. Spaces at the end of `mid` belong to that token (` Hola`
-is one token in most vocabularies), so prompts end before them.
+One template, `head SOURCE mid TARGET end-token`, serves generation, training and translation. Spaces at the end of
+`mid` belong to the first token of the target (` Hola` is one token in most vocabularies), so prompts end before them.
 """
 
 from __future__ import annotations
 
-import re
 from collections.abc import Callable, Hashable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, TypeVar
 
-from roundtrip.tokens.literal_encoding import LiteralEncoder, encoder
+from roundtrip.tokens.literal_encoding import (
+    LiteralEncoder,
+    Spans,
+    encoder,
+    special_pattern,
+    template_specials,
+    touches,
+)
 from roundtrip.tokens.prompt_segments import Segments
 
 K = TypeVar("K", bound=Hashable)
@@ -56,23 +57,23 @@ class PromptTemplate:
 
     def __init__(self, tokenizer: Any, segments: Segments) -> None:
         self.tokenizer, self.segments = tokenizer, segments
-        self._has_offsets = bool(getattr(tokenizer, "is_fast", False))
+        is_fast = bool(getattr(tokenizer, "is_fast", False))
+        self._encode_fast = encoder(tokenizer.backend_tokenizer, specials=True) if is_fast else None
+        self._bos = [] if segments.bos_id is None else [segments.bos_id]
         # Spaces in front of a target belong to its first token; line breaks of a chat template do not.
         self._prompt_end = segments.mid.rstrip(" ")
         # Special tokens without a role (<repo_name>) are in this table only.
         added = {token.content for token in tokenizer.added_tokens_decoder.values() if token.special}
         self.special_texts = frozenset(added | set(tokenizer.all_special_tokens))
+        self._special = special_pattern(self.special_texts)
+        self._literal: LiteralEncoder | None = None
         # What was encoded before it was asked for.
         self._prompts: Mapping[str, list[int]] = {}
         self._targets: Mapping[str, list[int] | None] = {}
         self._rows: Mapping[tuple[str, str], TokenRow] = {}
-        self._literal: LiteralEncoder | None = None
-        self._encode_fast = encoder(tokenizer, specials=True) if self._has_offsets else None
         # Nothing in front of a special token changes the ids behind it: targets are encoded from the last one on.
         self._special_start = self.last_special(segments.mid)
-        self._probes = ("",) if any(text in segments.mid for text in self.special_texts) else _SOURCES
-        longest_first = sorted(self.special_texts, key=len, reverse=True)
-        self._special = re.compile("|".join(map(re.escape, longest_first))) if longest_first else None
+        self._probes = ("",) if self._special.search(segments.mid) else _SOURCES
         # Tokens of a prompt without its source.
         self.num_fixed = len(self.prompts([""])[0])
 
@@ -89,8 +90,7 @@ class PromptTemplate:
     ) -> None:
         """Encode what will be asked for soon, and keep it until the next call.
 
-        Called from a thread while the device is busy, so that later calls of `prompts`, `targets` and `rows` only look
-        it up: a real line is encoded once as a source and once as a target, however often it is used.
+        A thread calls it while the device is busy: each real line is encoded once as a source and once as a target.
         """
         self._prompts = dict(zip(sources, self._make_prompts(sources), strict=True))
         self._targets = dict(zip(targets, self._make_targets(targets), strict=True))
@@ -101,77 +101,77 @@ class PromptTemplate:
         return _look_up(sources, self._prompts, self._make_prompts)
 
     def _make_prompts(self, sources: Sequence[str]) -> list[list[int]]:
-        texts = [self.prompt_text(source) for source in sources]
-        starts, sizes = [len(self.segments.head)] * len(texts), [len(source) for source in sources]
-        return [ids for ids, _ in self._encode(texts, starts, sizes, None, offsets=False)]
+        start = len(self.segments.head)
+        spans = [[(start, start + len(source))] for source in sources]
+        return [ids for ids, _ in self._encode([self.prompt_text(source) for source in sources], spans, offsets=False)]
 
     def row_starts(self, sources: Sequence[str]) -> list[list[int]]:
         """Return the ids that precede the target in the rows of each source.
 
-        They may differ from the ids of its prompt: two line breaks at the end of a text may be one token, and two
-        inside of it. So they are encoded with a target behind them.
+        They may differ from those of a prompt: two line breaks may be one token at the end of a text, two inside of it.
         """
-        head, mid = self.segments.head, self.segments.mid
-        texts = [f"{head}{source}{mid}a" for source in sources]
-        sizes = [len(source) for source in sources]
         target = self._make_targets(["a"])[0] or []
-        encoded = self._encode(texts, [len(head)] * len(texts), sizes, [1] * len(texts), offsets=False)
+        encoded = self._encode(*self._whole_texts([(source, "a") for source in sources]), offsets=False)
         return [ids[: len(ids) - len(target)] if ids[len(ids) - len(target) :] == target else ids for ids, _ in encoded]
+
+    def _whole_texts(self, pairs: Sequence[tuple[str, str]]) -> tuple[list[str], list[Spans]]:
+        """Return the text of each pair, and where source and target are in it."""
+        head, mid = self.segments.head, self.segments.mid
+        texts = [head + source + mid + target for source, target in pairs]
+        spans: list[Spans] = [
+            [(len(head), len(head) + len(source)), (len(text) - len(target), len(text))]
+            for text, (source, target) in zip(texts, pairs, strict=True)
+        ]
+        return texts, spans
 
     def rows(self, pairs: Sequence[tuple[str, str]]) -> list[TokenRow]:
         """Return the training row of each (source, target)."""
         return _look_up(pairs, self._rows, self._make_rows)
 
     def _make_rows(self, pairs: Sequence[tuple[str, str]]) -> list[TokenRow]:
-        head, mid = self.segments.head, self.segments.mid
-        texts = [head + source + mid + target for source, target in pairs]
-        source_sizes, target_sizes = [len(source) for source, _ in pairs], [len(target) for _, target in pairs]
-        encoded = self._encode(texts, [len(head)] * len(texts), source_sizes, target_sizes)
-        if not self._has_offsets:
+        texts, spans = self._whole_texts(pairs)
+        encoded = self._encode(texts, spans)
+        if self._encode_fast is None:
             prompts = self.prompts([source for source, _ in pairs])
-            return [
-                TokenRow([*ids, self.segments.end_id], _num_common(ids, prompt))
-                for (ids, _), prompt in zip(encoded, prompts, strict=True)
+            starts = [num_common(ids, prompt) for (ids, _), prompt in zip(encoded, prompts, strict=True)]
+        else:
+            boundaries = [source_end + len(self._prompt_end) for (_, source_end), _ in spans]
+            starts = [
+                next((i for i, end in enumerate(ends) if end > boundary), len(ids))
+                for (ids, ends), boundary in zip(encoded, boundaries, strict=True)
             ]
-        rows = []
-        for (ids, ends), size in zip(encoded, source_sizes, strict=True):
-            boundary = len(head) + size + len(self._prompt_end)
-            start = next((i for i, end in enumerate(ends) if end > boundary), len(ids))
-            rows.append(TokenRow([*ids, self.segments.end_id], start))
-        return rows
+        return [TokenRow([*ids, self.segments.end_id], start) for (ids, _), start in zip(encoded, starts, strict=True)]
 
     def plain_rows(self, texts: Sequence[str]) -> list[TokenRow]:
         """Return rows of texts without the template: every token but the first is a label, the end token too."""
-        encoded = self._encode(list(texts), [0] * len(texts), [len(text) for text in texts], None)
+        encoded = self._encode(list(texts), [[(0, len(text))] for text in texts])
         return [TokenRow([*ids, self.segments.end_id], 1) for ids, _ in encoded]
 
     def targets(self, targets: Sequence[str]) -> list[list[int] | None]:
         """Return the ids of each target in its slot, without the end token.
 
-        None stands for a target that merges at its boundary, or whose ids depend on the source: such a row must be
-        encoded in one piece. So must all with a Python tokenizer.
+        None stands for a target that merges at its boundary, whose ids depend on the source, or of a Python tokenizer.
         """
         return _look_up(targets, self._targets, self._make_targets)
 
     def _make_targets(self, targets: Sequence[str]) -> list[list[int] | None]:
         if self._encode_fast is None:
             return [None] * len(targets)
-        encoded = [self._behind(probe, targets, self._encode_fast) for probe in self._probes]
+        encoded = [self._behind(probe, targets) for probe in self._probes]
         return [ids if all(ids == other for other in others) else None for ids, *others in zip(*encoded, strict=True)]
 
-    def _behind(
-        self, probe: str, targets: Sequence[str], encode: Callable[[list[str]], list[list[int]]]
-    ) -> list[list[int] | None]:
+    def _behind(self, probe: str, targets: Sequence[str]) -> list[list[int] | None]:
         """Return the ids of targets behind a probe and the end of the middle; None where they change those in front."""
+        assert self._encode_fast is not None
         front = probe + self.segments.mid[self._special_start :]
         boundary = len(probe + self._prompt_end[self._special_start :])
         # Encoded with a target: two line breaks at the end of a text may be one token, and two inside of it.
-        ((ids, ends),) = self._encode([f"{front}a"], [0], [len(probe)], None)
-        num_bos = self.segments.bos_id is not None
-        before = [token for token, end in list(zip(ids, ends, strict=True))[num_bos:] if end <= boundary]
+        ((ids, ends),) = self._encode([f"{front}a"], [[(0, len(probe))]])
+        num_bos = len(self._bos)
+        before = [token for token, end in zip(ids[num_bos:], ends[num_bos:], strict=True) if end <= boundary]
         behind: list[list[int] | None] = []
-        for target, ids in zip(targets, encode([front + target for target in targets]), strict=True):
-            if self._special and self._special.search(target):
+        for target, ids in zip(targets, self._encode_fast([front + target for target in targets]), strict=True):
+            if self._special.search(target):
                 text = front + target
                 ids, _ = self._encode_around(text, [(0, len(probe)), (len(front), len(text))])
             behind.append(ids[len(before) :] if ids[: len(before)] == before else None)
@@ -189,12 +189,7 @@ class PromptTemplate:
         return row.ids[: row.start] == self.prompts([pair[0]])[0]
 
     def _encode(
-        self,
-        texts: list[str],
-        source_starts: list[int],
-        source_sizes: list[int],
-        target_sizes: list[int] | None,
-        offsets: bool = True,
+        self, texts: list[str], user_spans: Sequence[Spans], offsets: bool = True
     ) -> list[tuple[list[int], list[int]]]:
         """Return ids and the end offset of each token, the BOS included; special tokens in user text stay text.
 
@@ -202,54 +197,38 @@ class PromptTemplate:
         """
         if not texts:
             return []
-        offsets &= self._has_offsets
+        offsets &= self._encode_fast is not None
         encoding: Mapping[str, Any]
         if self._encode_fast is not None and not offsets:
             encoding = {"input_ids": self._encode_fast(texts)}
         else:
             encoding = self.tokenizer(texts, add_special_tokens=False, return_offsets_mapping=offsets)
         rows = []
-        for number, text in enumerate(texts):
-            user = [(source_starts[number], source_starts[number] + source_sizes[number])]
-            if target_sizes is not None:
-                user.append((len(text) - target_sizes[number], len(text)))
+        for number, (text, user) in enumerate(zip(texts, user_spans, strict=True)):
             # A special token that the template completes counts too.
-            matches = self._special.finditer(text) if self._special else ()
-            if any(_touches(match, user) for match in matches):
+            if any(touches(match, user) for match in self._special.finditer(text)):
                 ids, ends = self._encode_around(text, user)
             else:
                 ids = encoding["input_ids"][number]
                 ends = [end for _, end in encoding["offset_mapping"][number]] if offsets else []
-            if self.segments.bos_id is not None:
-                ids, ends = [self.segments.bos_id, *ids], [0, *ends]
-            rows.append((ids, ends))
+            rows.append((self._bos + ids, [0] * len(self._bos) + ends))
         return rows
 
-    def _encode_around(self, text: str, user: list[tuple[int, int]]) -> tuple[list[int], list[int]]:
+    def _encode_around(self, text: str, user: Spans) -> tuple[list[int], list[int]]:
         """Encode a text in which the user spells special tokens: only the template's own become special ids."""
-        assert self._special is not None
-        if self._has_offsets:
+        if self._encode_fast is not None:
             if self._literal is None:
-                self._literal = LiteralEncoder(self.tokenizer, sorted(self.special_texts))
+                self._literal = LiteralEncoder(self.tokenizer, self.special_texts)
             return self._literal.encode(text, user)
         ids: list[int] = []
-        at = 0
-
-        def plain(piece: str) -> None:
-            ids.extend(self.tokenizer(piece, add_special_tokens=False, split_special_tokens=True)["input_ids"])
-
-        for match in self._special.finditer(text):
-            if _touches(match, user):
-                continue
-            plain(text[at : match.start()])
-            ids.append(self.tokenizer.convert_tokens_to_ids(match.group()))
-            at = match.end()
-        plain(text[at:])
+        start = 0
+        for match in (*template_specials(self._special, text, user), None):
+            piece = text[start : match.start() if match else len(text)]
+            ids += self.tokenizer(piece, add_special_tokens=False, split_special_tokens=True)["input_ids"]
+            if match:
+                ids.append(self.tokenizer.convert_tokens_to_ids(match.group()))
+                start = match.end()
         return ids, []
-
-
-def _touches(match: re.Match[str], spans: Sequence[tuple[int, int]]) -> bool:
-    return any(match.start() < end and start < match.end() for start, end in spans)
 
 
 def _look_up(keys: Sequence[K], known: Mapping[K, V], make: Callable[[list[K]], list[V]]) -> list[V]:
@@ -258,6 +237,9 @@ def _look_up(keys: Sequence[K], known: Mapping[K, V], make: Callable[[list[K]], 
     return [known[key] if key in known else next(made) for key in keys]
 
 
-def _num_common(a: Sequence[int], b: Sequence[int]) -> int:
-    """Return how many ids two rows begin with in common."""
-    return next((i for i, (x, y) in enumerate(zip(a, b, strict=False)) if x != y), min(len(a), len(b)))
+def num_common(*rows: Sequence[int]) -> int:
+    """Return how many ids all rows begin with in common."""
+    size = 0
+    while all(size < len(row) and row[size] == rows[0][size] for row in rows):
+        size += 1
+    return size

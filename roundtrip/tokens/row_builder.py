@@ -1,17 +1,15 @@
 """From generated ids to training rows: spliced where that is proved exact, through text elsewhere; each row is counted.
 
 The text path is the specification: decode the hypothesis, put it into the template, encode it in one piece. A spliced
-row is proved to be equal: by a lookup of its token pairs on the device, and what the lookup leaves open by encoding its
-prompt on the host.
-
-Shapes: B rows, N positions of a hypothesis, M of a target, T of a row.
+row is proved equal by its token pairs on the device, or by encoding its prompt on the host.
 """
 
 from __future__ import annotations
 
+import math
 import random
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -19,7 +17,7 @@ import torch
 
 from roundtrip.runtime.errors import RowBuilderError
 from roundtrip.tokens.prompt_segments import num_ids
-from roundtrip.tokens.prompt_template import PromptTemplate, TokenRow
+from roundtrip.tokens.prompt_template import PromptTemplate, TokenRow, num_common
 from roundtrip.tokens.splice import splicing
 from roundtrip.tokens.splice.canonicality import BOUNDARY, EMPTY, PAIR, PROVED, REASONS, CanonicalityChecker
 from roundtrip.tokens.splice.splicing import BoundaryTensors, SplicedRows
@@ -28,21 +26,8 @@ SPLICED = "splice"
 TEXT_ONLY = "text path for all rows"
 TARGET = "target merges at its boundary"
 
-
-class _Texts:
-    """The texts of hypotheses: known, or decoded when they are asked for."""
-
-    def __init__(
-        self, template: PromptTemplate, ids_BN: torch.Tensor, size_B: torch.Tensor, texts: Sequence[str] | None
-    ) -> None:
-        self._template, self._ids_BN, self._size_B, self._texts = template, ids_BN, size_B, texts
-
-    def some(self, rows: Sequence[int]) -> list[str]:
-        if self._texts is not None:
-            return [self._texts[i] for i in rows]
-        rows_R = torch.tensor(rows, dtype=torch.int64, device=self._ids_BN.device)
-        found = zip(self._ids_BN[rows_R].tolist(), self._size_B[rows_R].tolist(), strict=True)
-        return [self._template.hypothesis_text(ids[:size]) for ids, size in found]
+# Returns the texts of the hypotheses with these indices.
+Texts = Callable[[Sequence[int]], list[str]]
 
 
 @dataclass(frozen=True)
@@ -53,7 +38,7 @@ class RowBuilder:
         forward_template: of the direction that trains.
         reverse_template: of the direction that generated the sources.
         tensors: the boundaries of the forward template; None sends every row down the text path.
-        guard: looks up pairs of tokens; None verifies every row on the host.
+        checker: looks up pairs of tokens; None verifies every row on the host.
         strict: a row that cannot be spliced raises an error.
         audit: share of the spliced rows that is made again through text and compared.
 
@@ -70,14 +55,14 @@ class RowBuilder:
     forward_template: PromptTemplate
     reverse_template: PromptTemplate
     tensors: BoundaryTensors | None
-    guard: CanonicalityChecker | None = None
+    checker: CanonicalityChecker | None = None
     strict: bool = False
     audit: float = 0.0
 
     @property
     def reread_template(self) -> PromptTemplate | None:
         """The template that encodes the prompt of every hypothesis for verification; None where few rows need it."""
-        return self.forward_template if self.tensors is not None and self.guard is None else None
+        return self.forward_template if self.tensors is not None and self.checker is None else None
 
     def build(
         self,
@@ -105,34 +90,26 @@ class RowBuilder:
         Raises:
             RowBuilderError: under `strict` a row cannot be spliced, or an audited row differs from the text path's.
         """
-        known = _Texts(self.reverse_template, ids_BN, size_B, texts)
+        texts_of = self._texts_of(ids_BN, size_B, texts)
         if self.tensors is None:
-            pairs = zip(known.some(range(len(targets))), targets, strict=True)
-            return padded(self.forward_template.rows(list(pairs)), ids_BN.device), Counter({TEXT_ONLY: len(targets)})
-        rows, reasons = self._splice(ids_BN, size_B, targets, known, row_starts)
+            rows = pad_rows(self._text_rows(range(len(targets)), texts_of, targets), ids_BN.device)
+            return rows, Counter({TEXT_ONLY: len(targets)})
+        rows, reasons = self.splice(ids_BN, size_B, targets, texts, row_starts)
         by_text = [i for i, reason in enumerate(reasons) if reason != SPLICED]
         if self.strict and by_text:
             first = by_text[0]
             raise RowBuilderError(
-                f"a row cannot be spliced ({reasons[first]}): {known.some([first])[0]!r} -> {targets[first]!r}",
+                f"a row cannot be spliced ({reasons[first]}): {texts_of([first])[0]!r} -> {targets[first]!r}",
                 place="tokens.mode",
                 cure='set tokens.mode = "auto", so that such rows take the text path',
             )
-        self._audit(rows, known, targets, [i for i, reason in enumerate(reasons) if reason == SPLICED], seed)
+        self._audit(rows, [i for i, reason in enumerate(reasons) if reason == SPLICED], texts_of, targets, seed)
         if by_text:
-            pairs = zip(known.some(by_text), [targets[i] for i in by_text], strict=True)
-            rows = _replaced(rows, by_text, self.forward_template.rows(list(pairs)))
+            rows = _replaced(rows, by_text, self._text_rows(by_text, texts_of, targets))
         return rows, Counter(reasons)
 
     def find_ends(self, new_BN: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-        """Find where hypotheses end; see `splicing.find_ends`.
-
-        Args:
-            new_BN: int64, what was generated behind the prompts.
-
-        Returns:
-            size_B, int64; finished_B, bool.
-        """
+        """Return size_B, int64, and finished_B, bool, of what was generated; see `splicing.find_ends`."""
         if self.tensors is not None:
             return splicing.find_ends(new_BN, self.tensors.flags_V)
         template = self.reverse_template
@@ -140,74 +117,69 @@ class RowBuilder:
         return splicing.find_ends(new_BN, splicing.with_end_flags(flags_V, template.segments))
 
     def splice(
-        self, ids_BN: torch.Tensor, size_B: torch.Tensor, targets: Sequence[str], texts: Sequence[str] | None = None
-    ) -> tuple[SplicedRows, list[str]]:
-        """Return every row as spliced, and SPLICED or the reason why it is not proved; arguments as for `build`."""
-        return self._splice(ids_BN, size_B, targets, _Texts(self.reverse_template, ids_BN, size_B, texts), None)
-
-    def _splice(
         self,
         ids_BN: torch.Tensor,
         size_B: torch.Tensor,
         targets: Sequence[str],
-        texts: _Texts,
-        row_starts: Sequence[Sequence[int]] | None,
+        texts: Sequence[str] | None = None,
+        row_starts: Sequence[Sequence[int]] | None = None,
     ) -> tuple[SplicedRows, list[str]]:
+        """Return every row as spliced, and SPLICED or the reason why it is not proved; arguments as for `build`."""
         assert self.tensors is not None
         target_ids = self.forward_template.targets(targets)
         source_BN, source_size_B, mid_B, fits_B = splicing.trim_source(ids_BN, size_B, self.tensors)
-        target_BM, target_size_B = _ragged([ids or [] for ids in target_ids], ids_BN.device)
+        target_BM, target_size_B = ragged([ids or [] for ids in target_ids], ids_BN.device)
         rows = splicing.splice_rows(source_BN, source_size_B, mid_B, target_BM, target_size_B, self.tensors)
         checked_B = torch.full_like(source_size_B, PAIR)
-        if self.guard is not None:
-            checked_B = self.guard.verify(source_BN, source_size_B)
+        if self.checker is not None:
+            checked_B = self.checker.verify(source_BN, source_size_B)
         checked_B = torch.where(fits_B, checked_B, torch.where(source_size_B > 0, BOUNDARY, EMPTY))
-        reasons = [
+        checked = self._verify(rows, checked_B.tolist(), self._texts_of(ids_BN, size_B, texts), row_starts)
+        return rows, [
             REASONS[number] if number != PROVED else TARGET if ids is None else SPLICED
-            for number, ids in zip(self._verify(rows, checked_B.tolist(), texts, row_starts), target_ids, strict=True)
+            for number, ids in zip(checked, target_ids, strict=True)
         ]
-        return rows, reasons
+
+    def _texts_of(self, ids_BN: torch.Tensor, size_B: torch.Tensor, texts: Sequence[str] | None) -> Texts:
+        def decode(indices: Sequence[int]) -> list[str]:
+            if texts is not None:
+                return [texts[i] for i in indices]
+            index_R = torch.tensor(indices, dtype=torch.int64, device=ids_BN.device)
+            rows = zip(ids_BN[index_R].tolist(), size_B[index_R].tolist(), strict=True)
+            return [self.reverse_template.hypothesis_text(ids[:size]) for ids, size in rows]
+
+        return decode
+
+    def _text_rows(self, indices: Sequence[int], texts_of: Texts, targets: Sequence[str]) -> list[TokenRow]:
+        """Return the rows of some hypotheses by the text path."""
+        return self.forward_template.rows(list(zip(texts_of(indices), [targets[i] for i in indices], strict=True)))
 
     def _verify(
-        self, rows: SplicedRows, checked: list[int], texts: _Texts, row_starts: Sequence[Sequence[int]] | None
+        self, rows: SplicedRows, checked: list[int], texts_of: Texts, row_starts: Sequence[Sequence[int]] | None
     ) -> list[int]:
-        """Encode what the lookup leaves open, whose ids up to the target must be the spliced ones.
-
-        Args:
-            checked: for each row PROVED, PAIR where it is open, or the number of another reason.
-
-        Returns:
-            The same with PROVED for the rows that are equal.
-        """
+        """Return reasons with PROVED where it was PAIR and the text path has the same ids up to the target."""
         open_rows = [i for i, reason in enumerate(checked) if reason == PAIR]
-        if not open_rows:
-            return checked
-        if row_starts is None:
-            starts: Sequence[Sequence[int]] = self.forward_template.row_starts(texts.some(open_rows))
-        else:
-            starts = [row_starts[i] for i in open_rows]
-        for i, start, row in zip(open_rows, starts, rows.select(open_rows).to_rows(), strict=True):
-            if row.ids[: row.start] == list(start):
-                checked[i] = PROVED
+        if open_rows:
+            known = None if row_starts is None else [row_starts[i] for i in open_rows]
+            starts = known or self.forward_template.row_starts(texts_of(open_rows))
+            for i, start, row in zip(open_rows, starts, rows.to_rows(open_rows), strict=True):
+                if row.ids[: row.start] == list(start):
+                    checked[i] = PROVED
         return checked
 
     def _audit(
-        self, rows: SplicedRows, texts: _Texts, targets: Sequence[str], spliced: Sequence[int], seed: int
+        self, rows: SplicedRows, spliced: Sequence[int], texts_of: Texts, targets: Sequence[str], seed: int
     ) -> None:
         """Make a share of the spliced rows again through text, and compare."""
-        chosen = list(spliced)
-        if self.audit < 1.0:
-            chosen = random.Random(seed).sample(chosen, min(len(chosen), -int(-self.audit * len(chosen) // 1)))
+        chosen = random.Random(seed).sample(spliced, math.ceil(self.audit * len(spliced)))
         if not chosen:
             return
-        sources = texts.some(chosen)
-        pairs = list(zip(sources, [targets[i] for i in chosen], strict=True))
-        spliced_rows = rows.select(chosen).to_rows()
-        for pair, got, expected in zip(pairs, spliced_rows, self.forward_template.rows(pairs), strict=True):
-            if got != expected:
+        expected_rows = self._text_rows(chosen, texts_of, targets)
+        for i, actual, expected in zip(chosen, rows.to_rows(chosen), expected_rows, strict=True):
+            if actual != expected:
                 raise RowBuilderError(
-                    f"splice and text path differ for {pair[0]!r} -> {pair[1]!r}: "
-                    + first_difference(self.forward_template.tokenizer, got.ids, expected.ids),
+                    f"splice and text path differ for {texts_of([i])[0]!r} -> {targets[i]!r}: "
+                    + first_difference(self.forward_template.tokenizer, actual.ids, expected.ids),
                     place="tokens.audit",
                     cure='set tokens.mode = "text", and please report this tokenizer with the row',
                 )
@@ -215,7 +187,7 @@ class RowBuilder:
 
 def first_difference(tokenizer: Any, got: Sequence[int], expected: Sequence[int]) -> str:
     """Return a description of where two rows part, with the tokens there."""
-    at = next((i for i, (a, b) in enumerate(zip(got, expected, strict=False)) if a != b), min(len(got), len(expected)))
+    at = num_common(got, expected)
     start = max(0, at - 2)
 
     def show(ids: Sequence[int]) -> str:
@@ -224,30 +196,24 @@ def first_difference(tokenizer: Any, got: Sequence[int], expected: Sequence[int]
     return f"at token {at} the splice has {show(got)}, the text path {show(expected)}"
 
 
-def padded(rows: Sequence[TokenRow], device: torch.device, pad_id: int = 0) -> SplicedRows:
+def pad_rows(rows: Sequence[TokenRow], device: torch.device, pad_id: int = 0) -> SplicedRows:
     """Put rows of the text path on a device."""
-    ids_BT, size_B = _ragged([row.ids for row in rows], device, pad_id)
+    ids_BT, size_B = ragged([row.ids for row in rows], device, pad_id)
     return SplicedRows(ids_BT, size_B, torch.tensor([row.start for row in rows], dtype=torch.int64, device=device))
 
 
-def _ragged(rows: Sequence[Sequence[int]], device: torch.device, pad_id: int = 0) -> tuple[torch.Tensor, torch.Tensor]:
+def ragged(rows: Sequence[Sequence[int]], device: torch.device, pad_id: int = 0) -> tuple[torch.Tensor, torch.Tensor]:
     """Return ids_BM, right-padded and one wide at least, and size_B."""
     width = max(1, max((len(row) for row in rows), default=1))
     ids_BM = torch.tensor([[*row, *(width - len(row)) * [pad_id]] for row in rows], dtype=torch.int64)
     return ids_BM.to(device), torch.tensor([len(row) for row in rows], dtype=torch.int64, device=device)
 
 
-def _replaced(rows: SplicedRows, at: Sequence[int], by: Sequence[TokenRow]) -> SplicedRows:
+def _replaced(rows: SplicedRows, indices: Sequence[int], by: Sequence[TokenRow]) -> SplicedRows:
     """Replace some rows by rows of the text path."""
-    new = padded(by, rows.ids_BT.device)
+    new = pad_rows(by, rows.ids_BT.device)
     width = max(rows.ids_BT.shape[1], new.ids_BT.shape[1])
-    at_R = torch.tensor(at, device=rows.ids_BT.device)
-
-    def wide(ids_BT: torch.Tensor) -> torch.Tensor:
-        return torch.nn.functional.pad(ids_BT, (0, width - ids_BT.shape[1]))
-
-    return SplicedRows(
-        wide(rows.ids_BT).index_copy(0, at_R, wide(new.ids_BT)),
-        rows.size_B.index_copy(0, at_R, new.size_B),
-        rows.start_B.index_copy(0, at_R, new.start_B),
-    )
+    wide, new_wide = (torch.nn.functional.pad(each.ids_BT, (0, width - each.ids_BT.shape[1])) for each in (rows, new))
+    index_R = torch.tensor(indices, device=rows.ids_BT.device)
+    columns = ((wide, new_wide), (rows.size_B, new.size_B), (rows.start_B, new.start_B))
+    return SplicedRows(*(column.index_copy(0, index_R, new_column) for column, new_column in columns))

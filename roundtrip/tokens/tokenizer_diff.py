@@ -13,26 +13,17 @@ from roundtrip.tokens.splice.vocabulary import tokenizer_document
 
 @dataclass(frozen=True)
 class Difference:
-    """One part in which two tokenizers differ.
-
-    Attributes:
-        part: such as `vocabulary` or `merges`.
-        what: the first difference, in words.
-        matters: ids of ordinary text differ, so that no id of one may be shown to the other. Special tokens, the
-            post-processor and the chat template do not matter: a row has those of the model that trains.
-    """
+    """One part in which two tokenizers differ, and the first difference in words."""
 
     part: str
     what: str
+    # Ids of ordinary text differ, so that no id of one may be shown to the other. Special tokens, post-processor and
+    # chat template do not matter: a row has those of the model that trains.
     matters: bool
 
 
 def tokenizer_differences(a: Any, b: Any) -> list[Difference]:
-    """Compare two transformers tokenizers part by part.
-
-    Returns:
-        Nothing where they are equal; else one entry for each part that differs, those that matter first.
-    """
+    """Return one entry for each part in which two transformers tokenizers differ, those that matter first."""
     for name, tokenizer in (("first", a), ("second", b)):
         if not getattr(tokenizer, "is_fast", False):
             what = f"the {name} is a Python tokenizer ({type(tokenizer).__name__}), whose content cannot be read"

@@ -20,7 +20,8 @@ from roundtrip.engine.translator import Translator
 from roundtrip.evaluation.metrics import corpus_scores
 from roundtrip.recipe.plan import BASE, FINAL, PARALLEL, PRETRAIN, Direction
 from roundtrip.runtime.errors import TrainingError
-from roundtrip.tokens.batching import IGNORE, TokenDataset, collate
+from roundtrip.tokens.batching import TokenDataset, collate
+from roundtrip.tokens.splice.splicing import IGNORE
 from tests.conftest import WriteRecipe, toy_pairs
 from tests.runs import NAMES, go, read_events
 

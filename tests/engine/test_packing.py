@@ -15,8 +15,9 @@ from roundtrip.engine.train_step import loss_sum
 from roundtrip.models import adapters, attention
 from roundtrip.models.direction_model import DirectionModel
 from roundtrip.recipe.schema import Adapter
-from roundtrip.tokens.batching import IGNORE, TokenDataset, collate, pack, token_budget_batches
+from roundtrip.tokens.batching import TokenDataset, collate, pack, token_budget_batches
 from roundtrip.tokens.prompt_template import TokenRow
+from roundtrip.tokens.splice.splicing import IGNORE
 from tests.conftest import WriteRecipe
 from tests.engine.test_decoding import ALL, model_of
 from tests.engine.test_train_step import rows

@@ -28,8 +28,9 @@ from roundtrip.models import adapters, base_model, optimizer
 from roundtrip.models.optimizer import Optimizer, lr_factor
 from roundtrip.recipe.schema import Adapter, Generate, Train
 from roundtrip.runtime.errors import ModelError
-from roundtrip.tokens.batching import IGNORE, Batch, TokenDataset, collate, left_pad, step_batches, token_budget_batches
+from roundtrip.tokens.batching import Batch, TokenDataset, collate, left_pad, step_batches, token_budget_batches
 from roundtrip.tokens.prompt_template import TokenRow
+from roundtrip.tokens.splice.splicing import IGNORE
 
 NAMES = ["en-es", "es-en"]
 LENGTHS = st.lists(st.integers(1, 60), min_size=1, max_size=40)
@@ -84,7 +85,7 @@ def test_neighbours_change_from_pass_to_pass() -> None:
 def test_collated_rows_are_padded_on_the_right_and_labelled_from_their_start() -> None:
     batch = batch_of([TokenRow([5, 6, 7], 1), TokenRow([8, 9, 10, 11, 12], 3)], pad_id=0)
     assert batch.ids_BT.tolist() == [[5, 6, 7, 0, 0], [8, 9, 10, 11, 12]]
-    assert batch.mask_BT.tolist() == [[1, 1, 1, 0, 0], [1, 1, 1, 1, 1]]
+    assert batch.inputs["attention_mask"].tolist() == [[1, 1, 1, 0, 0], [1, 1, 1, 1, 1]]
     assert batch.labels_BT.tolist() == [[IGNORE, 6, 7, IGNORE, IGNORE], [IGNORE] * 3 + [11, 12]]
 
 
@@ -97,7 +98,7 @@ def test_prompts_are_padded_on_the_left() -> None:
 def test_loss_is_that_of_transformers(two: Any) -> None:
     batch = batch_of(rows(6), pad_id=3)
     adapters.activate(two, "en-es", train=False)
-    plain = two(input_ids=batch.ids_BT, attention_mask=batch.mask_BT, labels=batch.labels_BT).loss
+    plain = two(input_ids=batch.ids_BT, attention_mask=batch.inputs["attention_mask"], labels=batch.labels_BT).loss
     num_labels = (batch.labels_BT != IGNORE).sum()
     assert torch.allclose(loss_sum(two, batch) / num_labels, plain, rtol=1e-5)
 
@@ -258,13 +259,15 @@ def test_merged_scratch_is_the_adapter(two: Any, model_folder: Path, name: str) 
         for chosen in (name, NAMES[0], name):
             adapters.write_merged(merged_copy, two, chosen)
         adapters.activate(two, name, train=False)
-        merged = merged_copy(batch.ids_BT, attention_mask=batch.mask_BT).logits
-        through_peft = two(batch.ids_BT, attention_mask=batch.mask_BT).logits
-        plain = AutoModelForCausalLM.from_pretrained(model_folder)(batch.ids_BT, attention_mask=batch.mask_BT).logits
+        merged = merged_copy(batch.ids_BT, attention_mask=batch.inputs["attention_mask"]).logits
+        through_peft = two(batch.ids_BT, attention_mask=batch.inputs["attention_mask"]).logits
+        plain = AutoModelForCausalLM.from_pretrained(model_folder)(
+            batch.ids_BT, attention_mask=batch.inputs["attention_mask"]
+        ).logits
         assert torch.allclose(merged, through_peft, atol=1e-4)
         assert not torch.allclose(merged, plain, atol=1e-2)
         adapters.write_merged(merged_copy, two, None)
-        assert torch.equal(merged_copy(batch.ids_BT, attention_mask=batch.mask_BT).logits, plain)
+        assert torch.equal(merged_copy(batch.ids_BT, attention_mask=batch.inputs["attention_mask"]).logits, plain)
 
 
 def _llama() -> Any:

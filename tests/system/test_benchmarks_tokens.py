@@ -20,7 +20,7 @@ from tests.conftest import toy_pairs
 SMALLEST = tokens.Settings(batches=(2,), lengths=(12,), turns=1, seconds=1.0, compiled=False, num_sentences=24)
 VARIANTS = {
     *("text", "text, fewest calls", "text, usual", "prior art", "prior art, gc.collect()", "RowBuilder.build"),
-    *(f"splice, {guard} guard" for guard in ("no", "cold", "warm", "host")),
+    *(f"splice, {checker} checker" for checker in ("no", "cold", "warm", "host")),
 }
 
 
@@ -38,7 +38,7 @@ def test_document_times_every_variant_and_ours_is_exact(tmp_path: Path, tokenize
     exact = {name: figures["exact"] for name, figures in case["variants"].items() if "exact" in figures}
     assert exact.pop("text, usual") < 1.0  # a line break follows the end token
     assert set(exact.values()) == {1.0} and len(exact) == 7
-    assert {case["variants"][f"splice, {guard} guard"]["proved"] for guard in ("cold", "warm")} == {1.0}
+    assert {case["variants"][f"splice, {checker} checker"]["proved"] for checker in ("cold", "warm")} == {1.0}
     for shares in (small["plain_separator"]["final punctuation"], small["plain_separator"]["none"]):
         assert shares["ours"]["targets"] == shares["ours"]["rows"] == 1.0
 

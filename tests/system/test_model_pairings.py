@@ -112,7 +112,7 @@ def logits(one: translator.Translator, *, use_adapter: bool = True) -> torch.Ten
     table = rows(one)
     batch = collate(table, range(len(table)), one.base.pad_id)
     with one.direction_model.generating(use_adapter=use_adapter) as model, torch.no_grad():
-        found: torch.Tensor = model(input_ids=batch.ids_BT, attention_mask=batch.mask_BT).logits
+        found: torch.Tensor = model(input_ids=batch.ids_BT, attention_mask=batch.inputs["attention_mask"]).logits
     return found.clone()
 
 
@@ -189,7 +189,7 @@ def test_saved_and_restored_gives_the_same_logits(paired: Any, tmp_path: Path, p
         published = AutoModelForCausalLM.from_pretrained(one.base.location, dtype="float32")
         batch = collate(rows(one), range(6), one.base.pad_id)
         with torch.no_grad():
-            base = published(input_ids=batch.ids_BT, attention_mask=batch.mask_BT).logits
+            base = published(input_ids=batch.ids_BT, attention_mask=batch.inputs["attention_mask"]).logits
         assert torch.equal(logits(one, use_adapter=False), base), "the bare base is the one that was published"
         assert not torch.allclose(base, before, atol=1e-2)
 
@@ -263,7 +263,7 @@ def test_a_whole_model_loads_with_transformers_alone(paired: Any, tmp_path: Path
     alone = AutoModelForCausalLM.from_pretrained(tmp_path / "saved").eval()
     batch = collate(rows(one), range(6), one.base.pad_id)
     with torch.no_grad():
-        theirs = alone(input_ids=batch.ids_BT, attention_mask=batch.mask_BT).logits
+        theirs = alone(input_ids=batch.ids_BT, attention_mask=batch.inputs["attention_mask"]).logits
     assert torch.equal(theirs, logits(one))
     tokenizer = AutoTokenizer.from_pretrained(tmp_path / "saved")
     assert tokenizer("I see the moon.")["input_ids"] == one.base.tokenizer("I see the moon.")["input_ids"]

@@ -110,10 +110,10 @@ def test_adapters_load_with_peft_alone_and_give_the_same_logits(
         AutoModelForCausalLM.from_pretrained(model_folder, attn_implementation="eager"), folder / "adapters/best/en-es"
     ).eval()
     with torch.no_grad():
-        ours = translator.direction_model.model(batch.ids_BT, attention_mask=batch.mask_BT).logits
-        theirs = alone(batch.ids_BT, attention_mask=batch.mask_BT).logits
+        ours = translator.direction_model.model(batch.ids_BT, attention_mask=batch.inputs["attention_mask"]).logits
+        theirs = alone(batch.ids_BT, attention_mask=batch.inputs["attention_mask"]).logits
         with alone.disable_adapter():
-            base = alone(batch.ids_BT, attention_mask=batch.mask_BT).logits
+            base = alone(batch.ids_BT, attention_mask=batch.inputs["attention_mask"]).logits
     assert torch.equal(ours, theirs)
     assert not torch.allclose(theirs, base, atol=1e-3)
     config = json.loads((folder / "adapters/best/en-es/adapter_config.json").read_text())
@@ -185,7 +185,7 @@ def test_rows_that_take_the_text_path_are_counted_and_reported(
     assert set(reports) == set(NAMES) and reports["en-es"]["mode"] == "per_row"
 
 
-def test_token_pairs_that_the_guard_has_settled_are_in_the_checkpoint(finished: tuple[Path, Path, str]) -> None:
+def test_token_pairs_that_the_checker_has_settled_are_in_the_checkpoint(finished: tuple[Path, Path, str]) -> None:
     newest = checkpoint.newest(finished[1] / "checkpoints", lambda text: None)
     assert newest is not None
     assert len(newest[1]["pairs"]["good"]) > 50

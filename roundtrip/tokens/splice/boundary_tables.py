@@ -1,91 +1,59 @@
 """The boundaries of the source slot: what each token of the vocabulary becomes there, found by trying every one.
 
-A boundary joins the fixed ids of the template to any token. The text of each token is put into the slot and encoded
-with the template around it, once; the resulting tables are cached on disk by hash of tokenizer and template.
-
-A token may change there. A hypothesis generated behind `assistant` and a line break begins with another token than a
-slot behind `Spanish:` needs (`Hola`, ` Hola`), white space at its ends is stripped, and a full stop may merge with the
-line break behind it. Where one token becomes one token the tables hold it; anything else is refused, and the row takes
-the text path.
+A hypothesis generated behind `assistant` and a line break begins with another token than a slot behind `Spanish:` needs
+(`Hola`, ` Hola`), white space at its ends is stripped, and a full stop may merge with the line break behind it. Where
+one token becomes one token the tables hold it; anything else is refused, and the row takes the text path.
 """
 
 from __future__ import annotations
 
-import json
-import os
-import threading
 from collections import Counter
-from collections.abc import Callable, Sequence
-from contextlib import suppress
+from collections.abc import Sequence
 from dataclasses import dataclass
-from pathlib import Path
 
 import numpy as np
-from numpy.typing import NDArray
-from safetensors import SafetensorError, safe_open
-from safetensors.numpy import save_file
 
 from roundtrip.runtime.errors import TemplateError
 from roundtrip.tokens.literal_encoding import encoder
-from roundtrip.tokens.prompt_template import PromptTemplate
+from roundtrip.tokens.prompt_template import PromptTemplate, num_common
 from roundtrip.tokens.splice.pair_rules import OnProgress, PairRules
-from roundtrip.tokens.splice.vocabulary import BAD, PARTIAL, TokenVocabulary, fingerprint
+from roundtrip.tokens.splice.vocabulary import BAD, PARTIAL, TokenVocabulary
 
-FORMAT = 2
 # What precedes a last token while the boundary behind it is tried, where no special token separates them.
 CONTEXTS = ("\n", " ", "a", "7", ".", "家")
 PROBE = "Ein"
 MAX_MIDS = 8
-_SLICE = 8192
-_ARRAYS = ("first_V", "last_V", "mid_V")
 
 
 @dataclass(frozen=True)
 class BoundaryTables:
-    """The fixed ids around a source, and what each token becomes at either end of it.
+    """The fixed ids around a source, and what each token becomes at either end of it."""
 
-    Attributes:
-        head: ids in front of the slot, the BOS included.
-        mids: ids between source and target, as they are behind different last tokens; the first is the usual one.
-        first_V: int64; what a token becomes as the first of the slot, -1 where that is not one token.
-        last_V: int64; the same for the last.
-        mid_V: int64; which of `mids` follows a last token.
-        space: id of a space that the head leaves to the slot (`English: ` before `家`), -1 where there is none.
-    """
-
-    head: tuple[int, ...]
-    mids: tuple[tuple[int, ...], ...]
-    first_V: NDArray[np.int64]
-    last_V: NDArray[np.int64]
-    mid_V: NDArray[np.int64]
-    space: int
+    head: Sequence[int]  # in front of the slot, the BOS included
+    mids: Sequence[Sequence[int]]  # between source and target, behind different last tokens; the first is the usual one
+    first_V: Sequence[int]  # what a token becomes as the first of the slot, -1 where that is not one token
+    last_V: Sequence[int]  # the same for the last
+    mid_V: Sequence[int]  # which of `mids` follows a last token
+    space: int  # id of a space that the head leaves to the slot (`English: ` before `家`), -1 where there is none
 
 
 class BoundaryProbe:
-    """Finds the boundary tables of a template.
-
-    Args:
-        template: of the direction that reads the source.
-        one_line: the hypothesis ends at its first line break (a plain template).
-
-    Raises:
-        TemplateError: source and target are not kept apart by tokens of the template.
-    """
+    """Finds the boundary tables of a template; a TemplateError says that it does not keep source and target apart."""
 
     def __init__(self, template: PromptTemplate, one_line: bool) -> None:
+        # Of one line: a hypothesis ends at its first line break.
         self.template, self.one_line = template, one_line
-        self._encode = encoder(template.tokenizer, specials=True)
+        self._encode = encoder(template.tokenizer.backend_tokenizer, specials=True)
         segments = template.segments
-        self._bos = () if segments.bos_id is None else (segments.bos_id,)
+        bos = () if segments.bos_id is None else (segments.bos_id,)
         probes = ("a", "Ein", "1", "家", "(")
         encoded = self._encode([segments.head + probe for probe in probes])
-        self.head = _common(encoded)
+        self.head = (*bos, *encoded[0][: num_common(*encoded)])
         row = template.rows([("a", PROBE)])[0]
         self.probe = tuple(row.ids[row.start : -1])
-        source = tuple(self._encode([segments.head + "a"])[0])[len(self.head) :]
-        before = (*self._bos, *self.head, *source)
+        before = [*bos, *encoded[0]]
         self.mid = tuple(row.ids[len(before) : row.start])
-        if tuple(row.ids[: len(before)]) != before or not self.mid:
+        if row.ids[: len(before)] != before or not self.mid:
             raise TemplateError(
                 "nothing of the template stands between source and target that keeps their tokens apart",
                 place="template",
@@ -93,47 +61,42 @@ class BoundaryProbe:
             )
         separated = any(segments.mid.startswith(text) for text in template.special_texts)
         self.contexts = CONTEXTS[:1] if separated else CONTEXTS
-        self._head_start = template.last_special(segments.head)
-        self._head_end = _common(self._encode([segments.head[self._head_start :] + probe for probe in probes]))
         self._context_ids = [tuple(ids) for ids in self._encode(list(self.contexts))]
+        # What precedes the last special token changes nothing behind it.
+        self._head_text = segments.head[template.last_special(segments.head) :]
+        encoded = self._encode([self._head_text + probe for probe in probes])
+        self._head_end = encoded[0][: num_common(*encoded)]
+        (ids,) = self._encode([segments.head])
+        one_space = segments.head.endswith(" ") and not segments.head.endswith("  ")
+        self.space = ids[-1] if one_space and (*bos, *ids[:-1]) == self.head else -1
 
     def unchanged(self, size: int) -> BoundaryTables:
         """Return tables that leave every token of a vocabulary as it is: for rows that the host verifies."""
-        same_V = np.arange(size)
-        return BoundaryTables((*self._bos, *self.head), (self.mid,), same_V, same_V, same_V * 0, self._space())
+        return BoundaryTables(self.head, (self.mid,), range(size), range(size), [0] * size, self.space)
 
-    def find(self, vocabulary: TokenVocabulary, on_progress: OnProgress = lambda done, total: None) -> BoundaryTables:
-        """Try every token at both boundaries.
-
-        Args:
-            vocabulary: of the template's tokenizer, unreachable tokens marked as BAD.
-        """
+    def find(self, vocabulary: TokenVocabulary, on_progress: OnProgress) -> BoundaryTables:
+        """Try every token of the template's tokenizer at both boundaries."""
         flags_V = vocabulary.flags_V
         # Rows with parts of characters are verified by the host.
         first_V = np.where(flags_V & PARTIAL != 0, np.arange(len(flags_V)), -1)
         last_V, mid_V = first_V.copy(), np.zeros(len(flags_V), dtype=np.int64)
         tried: list[int] = np.flatnonzero(flags_V & (PARTIAL | BAD) == 0).tolist()
-        lasts: dict[int, tuple[int, tuple[int, ...]]] = {}
-        for start in range(0, len(tried), _SLICE):
-            some = tried[start : start + _SLICE]
-            texts = [str(vocabulary.text([token])) for token in some]
-            first_V[some] = self._firsts(texts)
-            found = zip(some, self._lasts(some, texts), strict=True)
-            lasts |= {token: last for token, last in found if last is not None}
-            on_progress(start + len(some), len(tried))
+        texts = [str(vocabulary.text([token])) for token in tried]
+        first_V[tried] = self._firsts(texts)
+        pairs = zip(tried, self._lasts(tried, texts, on_progress), strict=True)
+        lasts = {token: last for token, last in pairs if last is not None}
         rests = Counter(rest for _, rest in lasts.values())
         mids = [self.mid, *(rest for rest, _ in rests.most_common(MAX_MIDS) if rest and rest != self.mid)][:MAX_MIDS]
         for token, (last_id, rest) in lasts.items():
             if rest in mids:
                 last_V[token], mid_V[token] = last_id, mids.index(rest)
-        space = self._space()
-        if space >= 0:
-            first_V[space] = space
+        if self.space >= 0:
+            first_V[self.space] = self.space
         # A token is kept only where its replacement is replaced by itself.
         for table_V in (first_V, last_V):
             kept = table_V >= 0
             table_V[kept & (table_V[np.where(kept, table_V, 0)] != table_V)] = -1
-        return BoundaryTables((*self._bos, *self.head), tuple(mids), first_V, last_V, mid_V, space)
+        return BoundaryTables(self.head, mids, first_V.tolist(), last_V.tolist(), mid_V.tolist(), self.space)
 
     def unproved(self, rules: PairRules) -> str | None:
         """Return what may form across a boundary out of three tokens, which the tables do not show; None if nothing."""
@@ -156,42 +119,33 @@ class BoundaryProbe:
     def _firsts(self, texts: Sequence[str]) -> list[int]:
         """Return what tokens of these texts become as the first of the slot, -1 where that is not one token."""
         texts = [text.lstrip() for text in texts]
-        # What precedes the last special token changes nothing behind it.
-        head, size = self.template.segments.head[self._head_start :], len(self._head_end)
-        encoded = self._encode([head + text for text in texts])
+        encoded, size = self._encode([self._head_text + text for text in texts]), len(self._head_end)
         return [
-            ids[size] if text and len(ids) == size + 1 and tuple(ids[:size]) == self._head_end else -1
+            ids[size] if text and len(ids) == size + 1 and ids[:size] == self._head_end else -1
             for text, ids in zip(texts, encoded, strict=True)
         ]
 
-    def _lasts(self, tokens: Sequence[int], texts: Sequence[str]) -> list[tuple[int, tuple[int, ...]] | None]:
+    def _lasts(
+        self, tokens: Sequence[int], texts: Sequence[str], on_progress: OnProgress
+    ) -> list[tuple[int, tuple[int, ...]] | None]:
         """Return what each token becomes as the last of the slot, and what follows it; None where it is not one."""
         texts = [self._ending(text) for text in texts]
         outcomes: list[set[tuple[int, tuple[int, ...]] | None]] = [set() for _ in tokens]
-        for context, context_ids in zip(self.contexts, self._context_ids, strict=True):
+        for done, (context, context_ids) in enumerate(zip(self.contexts, self._context_ids, strict=True)):
+            on_progress("trying every token at the boundaries", done, len(self.contexts))
             joint = self._encode([context + text + self.template.segments.mid + PROBE for text in texts])
-            usual = [
-                tuple(ids) == (*context_ids, token, *self.mid, *self.probe)
-                for token, ids in zip(tokens, joint, strict=True)
-            ]
+            usual = ((*context_ids, token, *self.mid, *self.probe) for token in tokens)
+            others = [number for number, ids in enumerate(usual) if ids != tuple(joint[number])]
             # A context counts where it leaves the token as it is, which a usual row shows already.
-            others = [number for number, same in enumerate(usual) if not same]
-            alone = dict(zip(others, self._encode([context + texts[number] for number in others]), strict=True))
+            alone = zip(others, self._encode([context + texts[number] for number in others]), strict=True)
+            size = len(context_ids)
+            changed = {n for n, ids in alone if len(ids) != size + 1 or tuple(ids[:-1]) != context_ids}
             for number, ids in enumerate(joint):
-                if usual[number]:
-                    outcomes[number].add((tokens[number], self.mid))
-                elif len(alone[number]) == len(context_ids) + 1 and tuple(alone[number][:-1]) == context_ids:
-                    outcomes[number].add(self._parts(ids, context_ids))
-        return [
-            next(iter(some)) if text and len(some) == 1 else None for text, some in zip(texts, outcomes, strict=True)
-        ]
-
-    def _parts(self, ids: Sequence[int], context: Sequence[int]) -> tuple[int, tuple[int, ...]] | None:
-        """Return the last token of the slot and what follows it, of a row between a context and the probe."""
-        size, end = len(context), len(ids) - len(self.probe)
-        if tuple(ids[:size]) != tuple(context) or tuple(ids[end:]) != self.probe or end <= size:
-            return None
-        return ids[size], tuple(ids[size + 1 : end])
+                end = len(ids) - len(self.probe)
+                framed = end > size and (tuple(ids[:size]), tuple(ids[end:])) == (context_ids, self.probe)
+                if number not in changed:
+                    outcomes[number].add((ids[size], tuple(ids[size + 1 : end])) if framed else None)
+        return [some.pop() if text and len(some) == 1 else None for text, some in zip(texts, outcomes, strict=True)]
 
     def _ending(self, text: str) -> str:
         """Return the text of a last token as `hypothesis_text` leaves it; nothing where that depends on the rest."""
@@ -199,50 +153,3 @@ class BoundaryProbe:
             before, _, behind = text.partition("\n")
             return "" if behind.strip() else before.rstrip()
         return text.rstrip()
-
-    def _space(self) -> int:
-        head = self.template.segments.head
-        if not head.endswith(" ") or head.endswith("  "):
-            return -1
-        ids = self._encode([head])[0]
-        return ids[-1] if tuple(ids[:-1]) == self.head else -1
-
-
-def cached_tables(
-    probe: BoundaryProbe, vocabulary: TokenVocabulary, folder: Path | None, on_progress: OnProgress
-) -> BoundaryTables:
-    """Return the tables from a cache folder, or find them and keep them there."""
-    if folder is None:
-        return probe.find(vocabulary, on_progress)
-    segments, tokenizer = probe.template.segments, probe.template.tokenizer
-    name = fingerprint(tokenizer, segments.head, segments.mid, str(segments.bos_id), str(probe.one_line), str(FORMAT))
-    path = folder / f"{name[:32]}.safetensors"
-    with suppress(OSError, ValueError, KeyError, TypeError, SafetensorError), safe_open(path, "numpy") as file:
-        head, mids, space = json.loads(file.metadata()["fixed"])
-        arrays = {name: file.get_tensor(name) for name in _ARRAYS}
-        return BoundaryTables(tuple(head), tuple(map(tuple, mids)), **arrays, space=space)
-    tables = probe.find(vocabulary, on_progress)
-    fixed = {"fixed": json.dumps([tables.head, tables.mids, tables.space])}
-    arrays = {name: np.ascontiguousarray(getattr(tables, name), dtype=np.int64) for name in _ARRAYS}
-    write_cache_file(path, lambda beside: save_file(arrays, beside, metadata=fixed))
-    return tables
-
-
-def write_cache_file(path: Path, write: Callable[[Path], object]) -> None:
-    """Write a file of the cache completely or not at all; a cache that cannot be written is no reason to stop."""
-    beside = path.with_name(f".{path.name}.{os.getpid()}.{threading.get_ident()}.tmp")
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        write(beside)
-        beside.replace(path)
-    except (OSError, SafetensorError):
-        with suppress(OSError):
-            beside.unlink(missing_ok=True)
-
-
-def _common(rows: Sequence[Sequence[int]]) -> tuple[int, ...]:
-    """Return the longest common beginning of all rows."""
-    size = 0
-    while all(size < len(row) for row in rows) and len({row[size] for row in rows}) == 1:
-        size += 1
-    return tuple(rows[0][:size])

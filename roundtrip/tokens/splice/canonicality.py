@@ -1,9 +1,7 @@
 """Is a row of tokens canonical inside? A lookup of its pairs on the device, and the memory of known pairs.
 
-Shapes: B rows, R some of them, N positions of a hypothesis, M = N - 1 pairs, V vocabulary, K known codes.
-
-The code of a pair of tokens is `first * V + second`. Known codes are kept in sorted tables and found by binary search.
-Pairs that are not known are settled by the host, all of a batch together, and known from then on.
+Shapes: B rows, R some of them, N positions of a hypothesis, M = N - 1 pairs, V vocabulary, K known codes. The code of a
+pair is `first * V + second`. Pairs that are not known are settled by the host, all of a batch together.
 """
 
 from __future__ import annotations
@@ -23,15 +21,7 @@ _END = torch.iinfo(torch.int64).max  # closes every table, so that no search end
 
 
 class CanonicalityChecker:
-    """What is known of the pairs of one tokenizer, on one device.
-
-    Attributes:
-        pairs: the rules that settle what is not known.
-        flags_V: uint8, see `vocabulary`.
-        good_K, bad_K: int64, sorted codes of known pairs.
-        merge_overrides_K: int64, sorted codes of `PairRules.merge_override_triples_C3`.
-        num_asked: how many pairs the host has settled.
-    """
+    """What is known of the pairs of one tokenizer, on one device; `num_asked` counts those that the host settled."""
 
     def __init__(self, pairs: PairRules, device: torch.device) -> None:
         self.pairs = pairs
@@ -43,14 +33,9 @@ class CanonicalityChecker:
         self.num_asked = 0
 
     def lookup(self, ids_BN: torch.Tensor, size_B: torch.Tensor) -> torch.Tensor:
-        """Return which rows are known to be canonical, without a sync.
+        """Return which rows are known to be canonical, bool, without a sync; False means that more has to be asked.
 
-        Args:
-            ids_BN: int64, left-aligned; what stands at and after `size_B` has no meaning but must be a token id.
-            size_B: int64.
-
-        Returns:
-            good_B, bool. False only means that more has to be asked.
+        What stands at and after `size_B` has no meaning but must be a token id.
         """
         vocab, num = len(self.flags_V), ids_BN.shape[1]
         beyond_BN = torch.arange(num, device=ids_BN.device) >= size_B[:, None]
@@ -64,14 +49,7 @@ class CanonicalityChecker:
         return good_B
 
     def verify(self, ids_BN: torch.Tensor, size_B: torch.Tensor) -> torch.Tensor:
-        """Look rows up, settle the pairs that are not known, and say what remains open.
-
-        Args:
-            ids_BN, size_B: as for `lookup`.
-
-        Returns:
-            reason_B, int64: PROVED, SPECIAL, or PAIR for a row that pairs do not prove: it may still be canonical.
-        """
+        """Return for each row PROVED, SPECIAL, or PAIR where its pairs, all known then, do not prove it canonical."""
         good_B = self.lookup(ids_BN, size_B)
         open_R = (~good_B).nonzero()[:, 0]
         if len(open_R) and self._settle_new(ids_BN[open_R], size_B[open_R]):
@@ -91,12 +69,9 @@ class CanonicalityChecker:
         lost_R = self._any_flag(ids_RN, size_R, BAD | PARTIAL) | (contains(self.bad_K, pair_RM) & live_RM).any(1)
         new_RM = live_RM & ~contains(self.good_K, pair_RM) & ~lost_R[:, None]
         codes = pair_RM[new_RM].unique().tolist()
-        canonical = self.pairs.settle([divmod(code, vocab) for code in codes])
+        canonical = dict(zip(codes, self.pairs.settle([divmod(code, vocab) for code in codes]), strict=True))
         self.num_asked += len(codes)
-        self.add_known(
-            [code for code, good in zip(codes, canonical, strict=True) if good],
-            [code for code, good in zip(codes, canonical, strict=True) if not good],
-        )
+        self.add_known((code for code in codes if canonical[code]), (code for code in codes if not canonical[code]))
         return bool(codes)
 
     def add_known(self, good: Iterable[int], bad: Iterable[int]) -> None:

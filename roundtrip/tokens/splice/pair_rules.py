@@ -1,16 +1,7 @@
 """Which neighbouring tokens are canonical: the rules that decide it on the host.
 
-A byte-pair encoding is local: a row of tokens is what the tokenizer produces from its text when every pair of
-neighbours is. Five conditions make that true for real tokenizers; docs/design.md names the case behind each:
-
-1. reachable: the tokenizer produces each token at all;
-2. context: a pair holds behind many left contexts, since pre-tokenizers split by what precedes;
-3. added tokens: no pair is the beginning of an added token that a third token would complete;
-4. merge overrides: where whole words win over merges (`ignore_merges`), the first three tokens of such a word are
-   refused together;
-5. composition: no token begins with a character that Unicode composes with the one before it.
-
-A row that holds part of a character (`PARTIAL`, condition 5 too) is not decided by pairs: the host verifies it whole.
+A byte-pair encoding is local: under the five conditions that docs/design.md derives, a row of tokens is what the
+tokenizer produces from its text when every pair is. A row with part of a character is not decided by pairs.
 """
 
 from __future__ import annotations
@@ -27,29 +18,29 @@ from roundtrip.tokens.literal_encoding import encoder
 from roundtrip.tokens.splice import vocabulary
 from roundtrip.tokens.splice.vocabulary import BAD, PARTIAL
 
-OnProgress = Callable[[int, int], None]
+# Called with what is being done, how far it is, and how far it goes.
+OnProgress = Callable[[str, int, int], None]
 
 # Left contexts: line break and nothing, space, letters with and without case, digit, each kind of punctuation,
 # ideograph, mark. A pair is tried behind each context that leaves its first token as it is.
 CONTEXTS = ("\n", "", " ", "a", "Z", "é", "7", ".", ",", "/", "-", "(", "'", '"', "_", "$", "家", "ا", "ก็", "🙂")
-_SLICE = 8192
+
+
+def silent(what: str, done: int, total: int) -> None:
+    """Report no progress."""
 
 
 class PairRules:
-    """Decides about pairs of whole-character tokens of one tokenizer.
+    """Decides about pairs of whole-character tokens of one tokenizer; `vocabulary` marks unreachable ones as BAD."""
 
-    Attributes:
-        vocabulary: of the tokenizer; tokens that it never produces are marked BAD.
-        merge_override_triples_C3: int64, the first three ids of each word that wins over its merges.
-    """
-
-    def __init__(self, tokenizer: Any, on_progress: OnProgress = lambda done, total: None) -> None:
+    def __init__(self, tokenizer: Any, on_progress: OnProgress = silent) -> None:
         # User text that spells a special token stays text.
-        self._encode = encoder(tokenizer, specials=False)
+        self._encode = encoder(tokenizer.backend_tokenizer, specials=False)
         self._context_ids = [tuple(ids) for ids in self._encode(list(CONTEXTS))]
         self._intact: dict[int, list[int]] = {}
         self.vocabulary = vocabulary.read_vocabulary(tokenizer)
         self._mark_unreachable(on_progress)
+        # The first three ids of each word that wins over its merges (`ignore_merges`).
         self.merge_override_triples_C3 = self._merge_override_triples(tokenizer)
 
     def settle(self, pairs: Sequence[tuple[int, int]]) -> list[bool]:
@@ -78,7 +69,7 @@ class PairRules:
         return any(text[start:] in self.vocabulary.added_prefixes for start in range(len(first)))
 
     def _find_intact(self, tokens: Iterable[int]) -> None:
-        """Remember by which contexts each token is left whole."""
+        """Remember which contexts leave each token whole."""
         new = [token for token in dict.fromkeys(tokens) if token not in self._intact]
         self._intact |= {token: [] for token in new}
         whole = [(token, text) for token in new if (text := self.vocabulary.text([token])) is not None]
@@ -91,28 +82,22 @@ class PairRules:
     def _mark_unreachable(self, on_progress: OnProgress) -> None:
         """Mark every whole-character token that the tokenizer produces behind no context."""
         flags_V = self.vocabulary.flags_V
-        open_ids = np.flatnonzero((flags_V & (BAD | PARTIAL)) == 0)
-        for context, context_ids in zip(CONTEXTS, self._context_ids, strict=True):
-            left: list[int] = []
-            for start in range(0, len(open_ids), _SLICE):
-                some = open_ids[start : start + _SLICE].tolist()
-                encoded = self._encode([f"{context}{self.vocabulary.text([token])}" for token in some])
-                left += [i for i, ids in zip(some, encoded, strict=True) if tuple(ids) != (*context_ids, i)]
-                if context == CONTEXTS[0]:
-                    on_progress(start + len(some), len(open_ids))
-            open_ids = np.array(left, dtype=np.int64)
+        open_ids = self._whole_tokens()
+        for number, context in enumerate(CONTEXTS):
+            on_progress("reading the vocabulary", number, len(CONTEXTS))
+            encoded = self._encode([f"{context}{self.vocabulary.text([token])}" for token in open_ids])
+            intact = [[*self._context_ids[number], token] for token in open_ids]
+            open_ids = [ids[-1] for ids, other in zip(intact, encoded, strict=True) if ids != other]
         flags_V[open_ids] |= BAD
+
+    def _whole_tokens(self) -> list[int]:
+        return [int(i) for i in np.flatnonzero((self.vocabulary.flags_V & (BAD | PARTIAL)) == 0)]
 
     def _merge_override_triples(self, tokenizer: Any) -> NDArray[np.int64]:
         content = json.loads(tokenizer.backend_tokenizer.to_str())
         if not content["model"].get("ignore_merges"):
             return np.zeros((0, 3), dtype=np.int64)
         content["model"]["ignore_merges"] = False
-        merging = Tokenizer.from_str(json.dumps(content))
-        merging.no_truncation()
-        merging.encode_special_tokens = True
-        whole = np.flatnonzero((self.vocabulary.flags_V & (BAD | PARTIAL)) == 0)
-        texts = [str(self.vocabulary.text([int(i)])) for i in whole]
-        encoded = merging.encode_batch_fast(texts, add_special_tokens=False)
-        triples = {tuple(found.ids[:3]) for found in encoded if len(found) > 2}
-        return np.array(sorted(triples), dtype=np.int64).reshape(-1, 3)
+        encode = encoder(Tokenizer.from_str(json.dumps(content)), specials=False)
+        encoded = encode([str(self.vocabulary.text([token])) for token in self._whole_tokens()])
+        return np.array(sorted({tuple(ids[:3]) for ids in encoded if len(ids) > 2}), dtype=np.int64).reshape(-1, 3)

@@ -1,13 +1,8 @@
-"""The splice: training rows out of generated ids, as tensors, without text and without waiting for the device.
+"""The splice: training rows out of generated ids, as tensors: head | hypothesis | middle | target | end token.
 
 Shapes: B rows, N positions of a hypothesis (at least one), M of a target, T of a row, K middles, L positions of the
-longest one, V vocabulary.
-
-    head | hypothesis | middle | target | end token        labels on target and end token
-
-Every function here is pure, runs on any device, compiles as one graph, and holds no `.item()`, no boolean index and
-no other sync. `trim_source` covers the boundaries of the source; whether it is canonical inside is decided by
-`canonicality`.
+longest one, V vocabulary. Every function is pure, compiles as one graph, and never makes the host wait for the device.
+Boundaries are covered here; `canonicality` decides whether a source is canonical inside.
 """
 
 from __future__ import annotations
@@ -18,7 +13,7 @@ from dataclasses import dataclass
 import torch
 
 from roundtrip.tokens.prompt_segments import Segments
-from roundtrip.tokens.prompt_template import TokenRow
+from roundtrip.tokens.prompt_template import PromptTemplate, TokenRow
 from roundtrip.tokens.splice.boundary_tables import BoundaryTables
 from roundtrip.tokens.splice.vocabulary import BAD, LEADING_SPACE, SPACE
 
@@ -29,16 +24,9 @@ STOP, BREAK = 16, 32
 
 @dataclass(frozen=True)
 class BoundaryTensors:
-    """`BoundaryTables` as tensors on one device.
+    """`BoundaryTables` on one device: ids int64, the middles padded.
 
-    Attributes:
-        head_H: int64, ids in front of the source.
-        mid_KL: int64, the middles, padded.
-        mid_size_K: int64.
-        first_V, last_V, mid_V: int64, see `BoundaryTables`.
-        flags_V: uint8, SPACE and LEADING_SPACE of `vocabulary`, and what ends a hypothesis.
-        space: see `BoundaryTables`.
-        end_id, pad_id: of a row.
+    `flags_V` is uint8: SPACE and LEADING_SPACE of `vocabulary`, and what ends a hypothesis.
     """
 
     head_H: torch.Tensor
@@ -55,13 +43,7 @@ class BoundaryTensors:
 
 @dataclass(frozen=True)
 class SplicedRows:
-    """Training rows, right-padded.
-
-    Attributes:
-        ids_BT: int64.
-        size_B: int64, tokens of each row.
-        start_B: int64, position of the first label.
-    """
+    """Training rows, int64, right-padded: ids, tokens of each row, and the position of its first label."""
 
     ids_BT: torch.Tensor
     size_B: torch.Tensor
@@ -78,45 +60,28 @@ class SplicedRows:
             "position_ids": torch.where(live_BT, position_T, 0),
         }
 
-    def select(self, indices: Sequence[int]) -> SplicedRows:
-        """Return some rows, in the given order."""
+    def to_rows(self, indices: Sequence[int]) -> list[TokenRow]:
+        """Return some rows as lists on the host, in the given order."""
         index_R = torch.tensor(indices, dtype=torch.int64, device=self.ids_BT.device)
-        return SplicedRows(self.ids_BT[index_R], self.size_B[index_R], self.start_B[index_R])
-
-    def to_rows(self) -> list[TokenRow]:
-        """Return the rows as lists on the host."""
-        rows = zip(self.ids_BT.tolist(), self.size_B.tolist(), self.start_B.tolist(), strict=True)
+        rows = zip(*(column[index_R].tolist() for column in (self.ids_BT, self.size_B, self.start_B)), strict=True)
         return [TokenRow(ids[:size], start) for ids, size, start in rows]
 
 
 def boundary_tensors(
-    tables: BoundaryTables, flags_V: torch.Tensor, reverse: Segments, end_id: int, pad_id: int
+    tables: BoundaryTables, flags_V: torch.Tensor, reverse: PromptTemplate, forward: PromptTemplate
 ) -> BoundaryTensors:
-    """Put boundary tables on the device of `flags_V`.
-
-    Args:
-        flags_V: uint8, see `vocabulary`.
-        reverse: of the template that the hypotheses are generated with: its ids end them.
-        end_id: closes every row.
-        pad_id: fills rows; any id of the vocabulary.
-    """
-    device = flags_V.device
+    """Put the boundary tables of the forward template on the device of `flags_V`, uint8, see `vocabulary`."""
+    end_id, pad_id = forward.segments.end_id, forward.tokenizer.pad_token_id
+    pad_id = end_id if pad_id is None else pad_id
     width = max(len(mid) for mid in tables.mids)
     mids = [[*mid, *(width - len(mid)) * [pad_id]] for mid in tables.mids]
-    arrays = (tables.first_V, tables.last_V, tables.mid_V)
-    first_V, last_V, mid_V = (torch.from_numpy(array).to(device) for array in arrays)
-    return BoundaryTensors(
-        head_H=torch.tensor(tables.head, dtype=torch.int64, device=device),
-        mid_KL=torch.tensor(mids, dtype=torch.int64, device=device),
-        mid_size_K=torch.tensor([len(mid) for mid in tables.mids], device=device),
-        first_V=first_V,
-        last_V=last_V,
-        mid_V=mid_V,
-        flags_V=with_end_flags(flags_V, reverse),
-        space=tables.space,
-        end_id=end_id,
-        pad_id=pad_id,
+    fixed = (tables.head, mids, [len(mid) for mid in tables.mids])
+    head_H, mid_KL, mid_size_K, first_V, last_V, mid_V = (
+        torch.tensor(values, dtype=torch.int64, device=flags_V.device)
+        for values in (*fixed, tables.first_V, tables.last_V, tables.mid_V)
     )
+    flags_V = with_end_flags(flags_V, reverse.segments)
+    return BoundaryTensors(head_H, mid_KL, mid_size_K, first_V, last_V, mid_V, flags_V, tables.space, end_id, pad_id)
 
 
 def with_end_flags(flags_V: torch.Tensor, segments: Segments) -> torch.Tensor:
@@ -132,13 +97,8 @@ def with_end_flags(flags_V: torch.Tensor, segments: Segments) -> torch.Tensor:
 def find_ends(new_BN: torch.Tensor, flags_V: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
     """Find where hypotheses end, by position: at the first stop token, or behind the first line break.
 
-    Args:
-        new_BN: int64, what was generated behind the prompt; what follows an end has no meaning, and may be padding
-            of any value that is no token (such as -100).
-        flags_V: of a `BoundaryTensors`.
-
-    Returns:
-        size_B, int64, tokens without the stop token; finished_B, bool.
+    Returns size_B, int64, tokens without the stop token, and finished_B, bool. What follows an end may be padding of
+    any value that is no token, such as -100.
     """
     num = new_BN.shape[1]
     flags_BN = flags_V[new_BN.clamp(0, flags_V.shape[0] - 1)]
@@ -157,13 +117,8 @@ def trim_source(
 ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor]:
     """Strip white space from hypotheses, and replace first and last token by what they become in the source slot.
 
-    Args:
-        ids_BN: int64, generated ids, any value at and after `size_B`.
-        size_B: int64, from `find_ends`.
-
-    Returns:
-        ids_BN, int64, left-aligned; size_B, int64; mid_B, int64, which middle follows; fits_B, bool, False where the
-        first or last token merges at its boundary, or nothing is left.
+    Returns ids_BN, left-aligned; size_B; mid_B, which middle follows; and fits_B, bool, False where the first or last
+    token merges at its boundary, or nothing is left.
     """
     num = ids_BN.shape[1]
     position_N = torch.arange(num, device=ids_BN.device)
@@ -202,15 +157,9 @@ def splice_rows(
     target_size_B: torch.Tensor,
     tensors: BoundaryTensors,
 ) -> SplicedRows:
-    """Join head, source, middle, target and end token into rows.
+    """Join head, source, middle, target and end token into rows of width H + N + L + M + 1.
 
-    Args:
-        source_BN, source_size_B, mid_B: from `trim_source`.
-        target_BM: int64, ids of the targets in their slot, right-padded with any value.
-        target_size_B: int64.
-
-    Returns:
-        Rows of width H + N + L + M + 1; trim it where the host knows the longest row.
+    The source is from `trim_source`; targets are their ids in the slot, right-padded with any value.
     """
     (num_rows, num), device = source_BN.shape, source_BN.device
     head, mid, target = len(tensors.head_H), tensors.mid_KL.shape[1], target_BM.shape[1]

@@ -1,8 +1,6 @@
 """The text of each token of a vocabulary as bytes, and the flags that follow from it.
 
-Two kinds of byte-pair encoding are supported: byte-level (GPT-2, Llama 3, Qwen) and SentencePiece-like (▁ for a
-space, bytes for what the vocabulary lacks). For any other tokenizer `unsupported_reason` names the cause; its rows are
-verified on the host.
+Two kinds of byte-pair encoding are supported: byte-level (GPT-2, Llama 3, Qwen) and SentencePiece-like (▁ for a space).
 """
 
 from __future__ import annotations
@@ -13,6 +11,7 @@ import json
 import sys
 import unicodedata
 from collections.abc import Iterable, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from typing import Any
 
@@ -32,34 +31,25 @@ LEADING_SPACE = 64  # begins with white space
 
 @dataclass(frozen=True)
 class TokenVocabulary:
-    """The vocabulary as bytes.
+    """The vocabulary as bytes."""
 
-    Attributes:
-        texts: UTF-8 bytes of each id in the middle of a text, whole characters or not; None for special and unused ids.
-        flags_V: uint8, the flags above.
-        added: texts of the added tokens that are not special.
-        added_prefixes: every proper prefix of at least two characters of such a text.
-    """
-
+    # UTF-8 bytes of each id in the middle of a text, whole characters or not; None for special and unused ids.
     texts: tuple[bytes | None, ...]
     flags_V: NDArray[np.uint8]
+    # Added tokens that are not special, and every proper prefix of at least two characters of one.
     added: tuple[str, ...]
     added_prefixes: frozenset[str]
 
     def text(self, ids: Iterable[int]) -> str | None:
         """Return the text of tokens, None where it is not whole characters or a token has no text."""
-        pieces = [self.texts[i] for i in ids]
-        if any(piece is None for piece in pieces):
-            return None
-        try:
-            return b"".join(piece for piece in pieces if piece is not None).decode("utf-8")
-        except UnicodeDecodeError:
-            return None
+        with suppress(TypeError, UnicodeDecodeError):
+            return b"".join(self.texts[i] for i in ids).decode("utf-8")  # type: ignore[misc]
+        return None
 
 
 def tokenizer_document(tokenizer: Any) -> dict[str, Any]:
     """Return the content of a fast tokenizer without the settings that a call changes (truncation, padding)."""
-    document: dict[str, Any] = json.loads(tokenizer.backend_tokenizer.to_str())
+    document = json.loads(tokenizer.backend_tokenizer.to_str())
     return {key: value for key, value in document.items() if key not in {"truncation", "padding"}}
 
 
@@ -74,19 +64,19 @@ def unsupported_reason(tokenizer: Any) -> str | None:
     if not getattr(tokenizer, "is_fast", False):
         return f"{type(tokenizer).__name__} is a Python tokenizer, whose content cannot be read"
     content = tokenizer_document(tokenizer)
-    model = content["model"]
+    model, normalizers = content["model"], _parts(content["normalizer"])
     if model["type"] != "BPE":
         return f"its model is {model['type']}, not a byte-pair encoding"
     for key in ("dropout", "continuing_subword_prefix", "end_of_word_suffix"):
         if model.get(key):
             return f"its byte-pair encoding has a {key}"
-    kinds = _kinds(content["normalizer"])
     if not _byte_level(content) and not _sentencepiece(content):
         return "it is neither byte-level nor SentencePiece-like"
-    if unknown := [kind for kind in kinds if kind not in {"NFC", "Prepend", "Replace"}]:
-        return f"its normalizer {unknown[0]} changes text in ways that no pair of tokens shows"
-    if any(part != _SPACE_TO_MARK for part in _parts(content["normalizer"]) if part["type"] == "Replace"):
-        return "its normalizer replaces text in ways that no pair of tokens shows"
+    for part in normalizers:
+        if part["type"] not in {"NFC", "Prepend", "Replace"}:
+            return f"its normalizer {part['type']} changes text in ways that no pair of tokens shows"
+        if part["type"] == "Replace" and part != _SPACE_TO_MARK:
+            return "its normalizer replaces text in ways that no pair of tokens shows"
     return None
 
 
@@ -95,34 +85,30 @@ def read_vocabulary(tokenizer: Any) -> TokenVocabulary:
     content = tokenizer_document(tokenizer)
     assert unsupported_reason(tokenizer) is None
     to_bytes = _byte_level_bytes if _byte_level(content) else _sentencepiece_bytes
-    added = {token["id"]: token for token in content["added_tokens"]}
+    added = {token["id"]: token["content"] for token in content["added_tokens"]}
     specials = special_ids(tokenizer)
-    size = num_ids(tokenizer)
-    texts: list[bytes | None] = [None] * size
+    texts: list[bytes | None] = [None] * num_ids(tokenizer)
     for token, number in tokenizer.get_vocab().items():
-        if number in specials:
-            continue
-        texts[number] = added[number]["content"].encode("utf-8") if number in added else to_bytes(token)
-    plain = tuple(token["content"] for number, token in added.items() if number not in specials)
-    prefixes = {content[:end] for content in plain for end in range(2, len(content))}
+        if number not in specials:
+            texts[number] = added[number].encode("utf-8") if number in added else to_bytes(token)
+    plain = tuple(text for number, text in added.items() if number not in specials)
+    prefixes = frozenset(text[:end] for text in plain for end in range(2, len(text)))
     composing = "NFC" in _kinds(content["normalizer"])
     flags_V = np.array([_flags(text, composing) for text in texts], dtype=np.uint8)
     flags_V[_decoded_otherwise(tokenizer, texts, flags_V)] |= BAD
-    return TokenVocabulary(tuple(texts), flags_V, plain, frozenset(prefixes))
-
-
-def _kinds(part: dict[str, Any] | None) -> list[str]:
-    return [inner["type"] for inner in _parts(part)]
+    return TokenVocabulary(tuple(texts), flags_V, plain, prefixes)
 
 
 def _parts(part: dict[str, Any] | None) -> list[dict[str, Any]]:
     """Return the parts of a normalizer, pre-tokenizer or decoder, sequences unfolded."""
-    if part is None:
-        return []
     for key in ("normalizers", "pretokenizers", "decoders"):
-        if key in part:
+        if part is not None and key in part:
             return [leaf for inner in part[key] for leaf in _parts(inner)]
-    return [part]
+    return [] if part is None else [part]
+
+
+def _kinds(part: dict[str, Any] | None) -> set[str]:
+    return {inner["type"] for inner in _parts(part)}
 
 
 def _decoded_otherwise(tokenizer: Any, texts: Sequence[bytes | None], flags_V: NDArray[np.uint8]) -> list[int]:
@@ -139,16 +125,14 @@ def _byte_level(content: dict[str, Any]) -> bool:
 
 
 def _sentencepiece(content: dict[str, Any]) -> bool:
-    marks = {"Metaspace"} & {*_kinds(content["pre_tokenizer"])} or {"Replace"} & {*_kinds(content["normalizer"])}
-    return bool(marks) and bool(content["model"].get("byte_fallback"))
+    marks = "Metaspace" in _kinds(content["pre_tokenizer"]) or "Replace" in _kinds(content["normalizer"])
+    return marks and bool(content["model"].get("byte_fallback"))
 
 
 def _byte_level_bytes(token: str) -> bytes | None:
-    table = _byte_of_character()
-    try:
-        return bytes(table[character] for character in token)
-    except KeyError:
-        return None
+    with suppress(KeyError):
+        return bytes(_byte_of_character()[character] for character in token)
+    return None
 
 
 @functools.cache
@@ -179,10 +163,9 @@ def _composing_characters() -> frozenset[str]:
     """Return every character that NFC may move or join to one before it (Unicode Standard Annex 15, section 9)."""
     characters = {chr(code) for code in (*range(0x1161, 0x1176), *range(0x11A8, 0x11C3))}  # Hangul vowels and finals
     for code in range(sys.maxunicode + 1):
-        character = chr(code)
-        if unicodedata.combining(character):
-            characters.add(character)
-        parts = unicodedata.decomposition(character).split()
+        if unicodedata.combining(chr(code)):
+            characters.add(chr(code))
+        parts = unicodedata.decomposition(chr(code)).split()
         if len(parts) == 2 and not parts[0].startswith("<"):
             characters.add(chr(int(parts[1], 16)))
     return frozenset(characters)

@@ -139,7 +139,7 @@ def test_a_pair_whose_every_line_merges_takes_the_text_path_with_a_cure() -> Non
     found = compatibility.check_tokenizers(
         tokenizer, tokenizer, BARE, ("en", "es"), PAIRS[::20], compatibility.BuildOptions(num_attacks=100)
     )
-    assert found.mode == "text" and found.guard is None and found.share == 0
+    assert found.mode == "text" and found.checker is None and found.share == 0
     assert found.counts == {"merges at a boundary": len(PAIRS[::20])}
     assert found.cure is not None and "use the chat template" in found.cure and "100 % of your lines" in found.cure
     assert found.examples[0].generated[-1] == "."
@@ -170,12 +170,12 @@ class NoSync(TorchDispatchMode):
 
 
 def hot(
-    new_BN: torch.Tensor, target_BM: torch.Tensor, target_size_B: torch.Tensor, into: Any, guard: CanonicalityChecker
+    new_BN: torch.Tensor, target_BM: torch.Tensor, target_size_B: torch.Tensor, into: Any, checker: CanonicalityChecker
 ) -> Any:
     """The hot path whole: end, trim, look up, splice, batch."""
     size_B, _ = splicing.find_ends(new_BN, into.flags_V)
     source_BN, source_size_B, mid_B, fits_B = splicing.trim_source(new_BN, size_B, into)
-    good_B = guard.lookup(source_BN, source_size_B) & fits_B
+    good_B = checker.lookup(source_BN, source_size_B) & fits_B
     rows = splicing.splice_rows(source_BN, source_size_B, mid_B, target_BM, target_size_B, into)
     return good_B, rows.padded()
 
@@ -186,7 +186,7 @@ def batch(used: RowBuilder) -> tuple[Any, ...]:
     new = torch.nn.utils.rnn.pad_sequence([torch.tensor(row.ids[row.start :]) for row in rows], True, -100)
     targets = [torch.tensor(ids) for ids in used.forward_template.targets([es for _, es in pairs])]
     target_BM = torch.nn.utils.rnn.pad_sequence(targets, True, 0)
-    return new, target_BM, torch.tensor([len(ids) for ids in targets]), used.tensors, used.guard
+    return new, target_BM, torch.tensor([len(ids) for ids in targets]), used.tensors, used.checker
 
 
 def test_the_hot_path_never_waits() -> None:
@@ -220,7 +220,7 @@ def test_the_hot_path_never_waits_on_a_gpu() -> None:
     # As many attacks as on the CPU: what they find out about pairs of tokens is remembered.
     options = compatibility.BuildOptions(device=torch.device("cuda"), num_attacks=300)
     there, _ = compatibility.build_row_builder(used.reverse_template, used.forward_template, PAIRS[::20], options)
-    arguments = (new.cuda(), target_BM.cuda(), target_size_B.cuda(), there.tensors, there.guard)
+    arguments = (new.cuda(), target_BM.cuda(), target_size_B.cuda(), there.tensors, there.checker)
     hot(*arguments)
     torch.cuda.synchronize()
     torch.cuda.set_sync_debug_mode("error")
@@ -244,7 +244,7 @@ def test_mutants_are_caught(monkeypatch: pytest.MonkeyPatch) -> None:
         return made(used, [hypothesis], target)[0] != by_text(used, [hypothesis], target)
 
     assert not wrong(ids) and not wrong(letters)
-    with monkeypatch.context() as patch:  # no guard
+    with monkeypatch.context() as patch:  # no checker
         patch.setattr(RowBuilder, "_verify", lambda self, rows, checked, texts, prompts: [0] * len(checked))
         assert wrong(letters)
     assert used.tensors is not None
