@@ -9,6 +9,7 @@ import torch
 from peft import PeftModel
 from torch import nn
 
+from roundtrip.engine.likelihood import label_logits
 from roundtrip.tokens.batching import Batch, TokenDataset
 
 
@@ -35,9 +36,8 @@ def kl_sum(model: nn.Module, batch: Batch) -> torch.Tensor:
     As in learning without forgetting (https://arxiv.org/abs/1606.09282).
     """
     assert isinstance(model, PeftModel)
-    keep_BT, targets_N = batch.predictions()
-    inputs = {"input_ids": batch.ids_BT, "use_cache": False, "logits_to_keep": keep_BT, **batch.inputs}
+    keep_BT, _ = batch.predictions()
     with torch.no_grad(), model.disable_adapter():
-        base_NV = model(**inputs).logits.float().view(len(targets_N), -1).log_softmax(-1)
-    adapted_NV = model(**inputs).logits.float().view(len(targets_N), -1).log_softmax(-1)
+        base_NV = label_logits(model, batch, keep_BT).log_softmax(-1)
+    adapted_NV = label_logits(model, batch, keep_BT).log_softmax(-1)
     return torch.nn.functional.kl_div(adapted_NV, base_NV, log_target=True, reduction="sum")

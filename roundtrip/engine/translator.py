@@ -9,8 +9,7 @@ from pathlib import Path
 
 from roundtrip.engine.cuda_graphs import supports_static_cache
 from roundtrip.engine.generate import generate, length_limit
-from roundtrip.engine.hypotheses import Hypotheses
-from roundtrip.engine.hypothesis_decoder import HypothesisDecoder
+from roundtrip.engine.hypotheses import Hypotheses, HypothesisDecoder
 from roundtrip.engine.likelihood import log_likelihood
 from roundtrip.engine.request import Callbacks, GenerationRequest, StopRule
 from roundtrip.models import direction_model
@@ -98,8 +97,6 @@ class Translator:
     ) -> Translations:
         """Translate texts with the direction's current weights, each `settings.num_candidates` times.
 
-        While the device generates the next batch, a thread decodes the last one.
-
         Args:
             seed: of sampling.
             use_adapter: False translates with the bare base.
@@ -109,14 +106,10 @@ class Translator:
             ModelError: a source does not fit into the model, or into memory.
         """
         prompts, segments = self.template.prompts(sources), self.template.segments
-        request = GenerationRequest(
-            prompts,
-            self._limits(sources, prompts, settings),
-            settings,
-            StopRule(segments.stop_ids, segments.break_ids, self.base.pad_id),
-            seed,
-            return_logprobs=settings.num_candidates > 1 and settings.candidate_selection == "likelihood",
-        )
+        limits = self._limits(sources, prompts, settings)
+        stop = StopRule(segments.stop_ids, segments.break_ids, self.base.pad_id)
+        with_logprobs = settings.num_candidates > 1 and settings.candidate_selection == "likelihood"
+        request = GenerationRequest(prompts, limits, settings, stop, seed, with_logprobs)
         with (
             HypothesisDecoder(self.template, reread_with) as decoder,
             self.direction_model.generating(use_adapter=use_adapter) as model,
@@ -126,12 +119,9 @@ class Translator:
                 callbacks.on_batch(indices, hypotheses)
                 decoder.submit(indices, hypotheses)
 
-            callbacks_with_decoder = replace(callbacks, on_batch=on_batch)
-            hypotheses = generate(model, request, callbacks=callbacks_with_decoder, processes=self.processes)
+            hypotheses = generate(model, request, replace(callbacks, on_batch=on_batch), self.processes)
             texts, row_starts = decoder.collect(len(hypotheses.size_B), self.processes)
-        return Translations(
-            texts, hypotheses.finished_B.tolist(), hypotheses, row_starts if reread_with is not None else None
-        )
+        return Translations(texts, hypotheses.finished_B.tolist(), hypotheses, row_starts)
 
     def _limits(self, sources: Sequence[str], prompts: Sequence[Sequence[int]], settings: Generate) -> list[int]:
         """Return the most new tokens of each prompt; raise an error where it does not fit into the model."""
@@ -183,10 +173,7 @@ class Translator:
 
 
 def load(
-    recipe: Recipe,
-    folder: Path,
-    segments: Mapping[str, Segments] | None = None,
-    residual_folder: Path | None = None,
+    recipe: Recipe, folder: Path, segments: Mapping[str, Segments] | None = None, residual_folder: Path | None = None
 ) -> dict[str, Translator]:
     """Load both directions of a recipe as they begin.
 
@@ -206,22 +193,13 @@ def load(
             raise ModelError(problem, place="model.quantize", cure='set it to "none", or train on a GPU')
         if recipe.generate.cuda_graphs and device != "cuda":
             raise _no_graphs(f"{name}: CUDA graphs require a CUDA device; this model is on {device}")
-    models = direction_model.load(
-        recipe.model,
-        recipe.adapter,
-        folder,
-        one_base=recipe.shared_base,
-        seed=recipe.seed,
-        residual_folder=residual_folder,
-    )
+    seed, one_base = recipe.seed, recipe.shared_base
+    models = direction_model.load(recipe.model, recipe.adapter, folder, one_base, seed, residual_folder)
     for name, model in models.items():
         if recipe.generate.cuda_graphs and not supports_static_cache(model.base.model):
             reason = "this model has sliding windows or recurrent states"
             raise _no_graphs(f"{name}: CUDA graphs require a plain key-value cache; {reason}")
-    return {
-        direction.name: _translator(recipe, direction, models[direction.name], segments or {})
-        for direction in directions(recipe)
-    }
+    return {each.name: _translator(recipe, each, models[each.name], segments or {}) for each in directions(recipe)}
 
 
 def _no_graphs(problem: str) -> ModelError:
@@ -239,7 +217,7 @@ def load_one(
     name = direction.name
     spec = recipe.model[name].model_copy(update=dict(overrides))
     adapter = as_exported(recipe.adapter[name])
-    models = direction_model.load({name: spec}, {name: adapter}, folder, one_base=False, seed=recipe.seed)
+    models = direction_model.load({name: spec}, {name: adapter}, folder)
     return _translator(recipe, direction, models[name], segments)
 
 

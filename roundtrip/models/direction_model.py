@@ -186,9 +186,8 @@ def load(
     models: Mapping[str, Model],
     settings: Mapping[str, Adapter],
     folder: Path,
-    *,
-    one_base: bool,
-    seed: int,
+    one_base: bool = False,
+    seed: int = 0,
     residual_folder: Path | None = None,
 ) -> dict[str, DirectionModel]:
     """Load what both directions train.
