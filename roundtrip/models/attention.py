@@ -20,10 +20,8 @@ from roundtrip.runtime.errors import ModelError, first_line
 
 # Models are loaded with it, and generate with it.
 GENERATING = "sdpa"
-VARLEN = "varlen"
-_DECODE = "roundtrip_decode"
-# Their names in transformers.
-_REGISTERED = {VARLEN: "roundtrip_varlen"}
+# The names of ours.
+VARLEN, _DECODE = "varlen", "roundtrip_decode"
 # These read the bounds of packed rows; others need a mask of all tokens by all tokens.
 READ_BOUNDS = (VARLEN, "flash_attention_2")
 # Arguments that ours do not support, and must not ignore.
@@ -39,17 +37,15 @@ def candidates(name: str, device: torch.device) -> tuple[str, ...]:
 
 def choose(model: Any, name: str) -> None:
     """Choose the attention of a loaded model; an error says that it has none of that name, or it is not installed."""
-    inner = _REGISTERED.get(name, name)
     try:
         if name == VARLEN and getattr(model.config, "attention_chunk_size", None) is not None:
             raise ValueError("it does not support the chunked attention of this model")
-        model.set_attn_implementation(inner)
-        if model.config._attn_implementation != inner:
+        model.set_attn_implementation(name)
+        if model.config._attn_implementation != name:
             raise ValueError("this model cannot change its attention once it is loaded")
     except (ValueError, ImportError) as error:
-        raise ModelError(
-            f"attention '{name}': {first_line(error)}", place="model.attention", cure="use 'auto', 'sdpa' or 'eager'"
-        ) from error
+        problem, cure = f"attention '{name}': {first_line(error)}", "use 'auto', 'sdpa' or 'eager'"
+        raise ModelError(problem, place="model.attention", cure=cure) from error
 
 
 @contextmanager
@@ -117,7 +113,6 @@ def varlen(
             a layer that has one, of shape ().
         settings: `dropout` and `scaling`; of packed rows `cu_seq_lens_q`, int32, (B + 1,), the bounds of rows, and
             `max_length_q`, T; `sliding_window`, how many tokens one attends to, itself included.
-
     """
     if any(settings.get(name) is not None for name in _EXTRAS):
         raise ValueError(f"'{VARLEN}' supports none of {', '.join(_EXTRAS)}, which this model uses")
@@ -151,9 +146,8 @@ def varlen(
     score = torch.matmul(query, key.transpose(2, 3)) * (settings.get("scaling") or size**-0.5)
     # Padding stands behind its row, so a causal mask hides it.
     hidden_TT = _hidden(longest, window or longest, bounds.device)
-    score = score + torch.zeros_like(hidden_TT, dtype=score.dtype).masked_fill(
-        hidden_TT, torch.finfo(score.dtype).min
-    ).repeat(num_heads // num_keys, 1)
+    bias_TT = torch.zeros_like(hidden_TT, dtype=score.dtype).masked_fill(hidden_TT, torch.finfo(score.dtype).min)
+    score = score + bias_TT.repeat(num_heads // num_keys, 1)
     weight = torch.nn.functional.softmax(score, -1, dtype=torch.float32).to(value.dtype)
     weight = torch.nn.functional.dropout(weight, settings.get("dropout", 0.0), module.training)
     mixed = torch.matmul(weight, value).view(num_rows, num_heads, longest, -1).transpose(1, 2)
@@ -179,5 +173,5 @@ def _mask_of_padded_rows(
 
 AttentionInterface.register(_DECODE, decode)
 AttentionMaskInterface.register(_DECODE, sdpa_mask)
-AttentionInterface.register(_REGISTERED[VARLEN], varlen)
-AttentionMaskInterface.register(_REGISTERED[VARLEN], _mask_of_padded_rows)
+AttentionInterface.register(VARLEN, varlen)
+AttentionMaskInterface.register(VARLEN, _mask_of_padded_rows)

@@ -118,7 +118,7 @@ class DirectionModel:
             use_adapter: False yields the bare base; where all weights are trained, restore these first (`restore`).
         """
         if self.merged_copy is not None:
-            self._write_merged(use_adapter=use_adapter)
+            self._write_merged(self.name if use_adapter else None)
             yield self.merged_copy
             return
         attention.choose(self.base.model, attention.GENERATING)
@@ -146,15 +146,14 @@ class DirectionModel:
         assert self.merged_copy is not None, "a quantized base has no copy to write into"
         prepacked_linear.restore_linear(self.merged_copy)
         self.merged_copy.to(wanted)
-        self._write_merged(use_adapter=True)
+        self._write_merged(self.name)
         return self.merged_copy
 
-    def _write_merged(self, *, use_adapter: bool) -> None:
-        copy, model, name = self.merged_copy, self.model, self.name
+    def _write_merged(self, name: str | None) -> None:
         if self.residual is None:
-            adapters.write_merged(copy, model, name if use_adapter else None)
+            adapters.write_merged(self.merged_copy, self.model, name)
         else:
-            pissa_olora.write_merged_residual(copy, model, name, self.residual, use_adapter=use_adapter)
+            pissa_olora.write_merged_residual(self.merged_copy, self.model, name, self.residual)
 
     @property
     def _initial_adapter(self) -> adapters.Tensors | None:

@@ -1,7 +1,6 @@
 """Converting a GGUF file, once, to a bf16 folder that plain `from_pretrained` reads.
 
-What transformers does not support in a GGUF it omits or replaces silently; the cases that we know are refused,
-corrected or reported.
+What transformers does not support in a GGUF it omits or replaces silently: such files are refused or corrected.
 """
 
 from __future__ import annotations
@@ -30,9 +29,8 @@ def convert(path: Path, cache: Path) -> Path:
     try:
         digest = atomic_io.file_hash(path)
     except OSError as error:
-        raise _problem(
-            path, f"the file cannot be read: {error.strerror}", "check the path and its permissions"
-        ) from error
+        problem = f"the file cannot be read: {error.strerror}"
+        raise _problem(path, problem, "check the path and its permissions") from error
     folder = cache / "models" / f"{digest[:16]}-bf16"
     if folder.is_dir():
         return folder
@@ -58,8 +56,7 @@ def _read(path: Path, work: Path) -> tuple[Any, Any]:
     except OSError:  # no permission to make links, as on Windows
         shutil.copyfile(path, alone)
     try:
-        facts = _facts(alone)
-        _refuse_problem(facts, path)
+        facts = _facts(alone, path)
         tokenizer = transformers.AutoTokenizer.from_pretrained(work, gguf_file=alone.name)
         tokenizer = _without_added_tokens(tokenizer, facts.num_tokens, work / "tokenizer")
         model, report = transformers.AutoModelForCausalLM.from_pretrained(
@@ -76,8 +73,8 @@ def _read(path: Path, work: Path) -> tuple[Any, Any]:
         problem = f"reading GGUF requires another package: {first_line(error)}"
         raise _problem(path, problem, "pip install gguf accelerate") from error
     except Exception as error:  # the readers of damaged files may raise anything
-        cure = "check that it is complete; if it is, then transformers "
-        cure += f"{transformers.__version__} does not support its kind: {USE_SAFETENSORS}"
+        version = transformers.__version__
+        cure = f"check that it is complete; if so, transformers {version} does not support its kind: {USE_SAFETENSORS}"
         problem = f"cannot be read as GGUF: {type(error).__name__}: {first_line(error)}"
         raise _problem(path, problem, cure) from error
     _refuse_incomplete(model, tokenizer, sorted(report["missing_keys"]), facts, path)
@@ -96,44 +93,34 @@ def _problem(path: Path, problem: str, cure: str = USE_SAFETENSORS) -> ModelErro
 class Facts:
     """Metadata of the file that transformers does not return: end tokens of a text and a turn, and sizes."""
 
-    eos: int | None
+    eos: int
     eot: int | None
-    rope_scaling: str | None
-    num_layers: int
-    num_tensors: int
     num_tokens: int
     num_weights: int
 
 
-def _facts(path: Path) -> Facts:
+def _facts(path: Path, original: Path) -> Facts:
+    """Read the metadata, and refuse files that transformers would load as a different model."""
     from gguf import GGUFReader
 
     reader = GGUFReader(path)
     values = {key: field.contents() for key, field in reader.fields.items() if len(field.data) == 1}
     architecture = values["general.architecture"]
-    scaling = values.get(f"{architecture}.rope.scaling.type", "none")
     # Llama 3.1 and Phi-3 files name no scaling; they carry its factors as tensors.
     factors = [tensor.name for tensor in reader.tensors if tensor.name.startswith("rope_f")]
-    return Facts(
-        eos=values.get("tokenizer.ggml.eos_token_id"),
-        eot=values.get("tokenizer.ggml.eot_token_id"),
-        rope_scaling=scaling if scaling != "none" else next(iter(factors), None),
-        num_layers=values.get(f"{architecture}.block_count", 0),
-        num_tensors=len(reader.tensors),
-        num_tokens=len(reader.fields["tokenizer.ggml.tokens"].data),
-        num_weights=sum(int(tensor.n_elements) for tensor in reader.tensors),
-    )
-
-
-def _refuse_problem(facts: Facts, path: Path) -> None:
-    """Refuse files that transformers would load as a different model."""
-    if (scaling := facts.rope_scaling) is not None:
-        raise _problem(path, f"its rotary positions are scaled ({scaling}), which is lost in reading GGUF")
-    if facts.num_layers > facts.num_tensors:  # damaged, and to create so many layers would not end
-        problem = f"it declares {facts.num_layers} layers and holds only {facts.num_tensors} tensors"
-        raise _problem(path, problem, "fetch the file again")
-    if facts.eos is None:
-        raise _problem(path, "it does not name its end-of-text token (tokenizer.ggml.eos_token_id)")
+    scaling = values.get(f"{architecture}.rope.scaling.type", "none")
+    if scaling != "none" or factors:
+        name = scaling if scaling != "none" else factors[0]
+        raise _problem(original, f"its rotary positions are scaled ({name}), which is lost in reading GGUF")
+    num_layers = values.get(f"{architecture}.block_count", 0)
+    if num_layers > len(reader.tensors):  # damaged, and to create so many layers would not end
+        problem = f"it declares {num_layers} layers and holds only {len(reader.tensors)} tensors"
+        raise _problem(original, problem, "fetch the file again")
+    num_tokens = len(reader.fields["tokenizer.ggml.tokens"].data)
+    eos, eot = (values.get(f"tokenizer.ggml.{name}_token_id") for name in ("eos", "eot"))
+    if eos is None:
+        raise _problem(original, "it does not name its end-of-text token (tokenizer.ggml.eos_token_id)")
+    return Facts(eos, eot, num_tokens, sum(int(tensor.n_elements) for tensor in reader.tensors))
 
 
 def _without_added_tokens(tokenizer: Any, num_tokens: int, folder: Path) -> Any:

@@ -22,18 +22,15 @@ from transformers.pytorch_utils import Conv1D
 from roundtrip.models import adapters, prepacked_linear
 from roundtrip.models.adapters import Tensors, lora_layers
 from roundtrip.runtime.atomic_io import atomic_path
-from roundtrip.runtime.errors import ModelError
+from roundtrip.runtime.errors import ModelError, first_line
 
 METHODS = ("pissa", "olora")
 
 
 @dataclass(frozen=True)
 class ResidualBase:
-    """What one adapter has subtracted from its base.
-
-    Attributes:
-        initial_adapter: the adapter's tensors at the start, under the names that PEFT saves them by, on the CPU.
-        published: weights of the layers with an adapter as they were, by path, on the CPU.
+    """On the CPU: the adapter that was subtracted from its base, under the names that PEFT saves its tensors by, and
+    the weights of the layers as published, by path.
     """
 
     initial_adapter: Tensors
@@ -51,18 +48,17 @@ def linear_weights(model: nn.Module) -> dict[str, torch.Tensor]:
 
 @torch.no_grad()
 def subtract_from_base(model: PeftModel, name: str, before: Tensors, path: Path | None) -> ResidualBase:
-    """Subtract a new adapter from its base.
+    """Subtract a new adapter from its base, as `linear_weights` returned it before PEFT has changed it.
 
-    Args:
-        before: from `linear_weights`; PEFT has changed the base by its own arithmetic.
-        path: file of the initial adapter, read where it exists, else written, since another machine or another number
-            of threads decomposes a matrix otherwise.
+    The adapter is read from the file at `path`, or written to it, since another machine or another number of threads
+    decomposes a matrix otherwise.
     """
     if path is not None and path.exists():
         try:
             adapters.load(model, name, load_file(path))
         except (OSError, SafetensorError, ModelError) as error:
-            raise ModelError(f"the initial adapter of {name} cannot be read: {error}", place=str(path)) from error
+            problem = f"the initial adapter of {name} cannot be read: {first_line(error)}"
+            raise ModelError(problem, place=str(path), cure="restore this file, or start a new run") from error
     initial_adapter = {key: value.to("cpu", copy=True) for key, value in adapters.tensors(model, name).items()}
     if path is not None and not path.exists():
         with atomic_path(path) as temporary:
@@ -76,16 +72,14 @@ def subtract_from_base(model: PeftModel, name: str, before: Tensors, path: Path 
 
 
 @torch.no_grad()
-def write_merged_residual(
-    merged_copy: nn.Module, model: PeftModel, name: str, residual: ResidualBase, *, use_adapter: bool
-) -> None:
-    """Write `W + scale (B A - B0 A0)` of one direction into a plain copy, or `W` as published."""
+def write_merged_residual(merged_copy: nn.Module, model: PeftModel, name: str | None, residual: ResidualBase) -> None:
+    """Write `W + scale (B A - B0 A0)` of one direction into a plain copy; for None `W` as published."""
     targets = dict(merged_copy.named_modules())
     for path, layer in lora_layers(model):
         if path not in residual.published:
             continue
         weight = residual.published[path].to(layer.get_base_layer().weight.device).float()
-        if use_adapter:
+        if name is not None:
             a, b = layer.lora_A[name].weight, layer.lora_B[name].weight
             key = f"base_model.model.{path}.lora_{{}}.weight"
             first, second = (residual.initial_adapter[key.format(side)].to(weight.device) for side in "AB")

@@ -301,7 +301,7 @@ def test_unusable_cache(tiny: Path, tmp_path: Path) -> None:
 
 
 def test_a_signal_is_not_a_broken_file(tiny: Path, tmp_path: Path, monkeypatch: Any) -> None:
-    def interrupt(path: Path) -> None:
+    def interrupt(path: Path, original: Path) -> None:
         raise Interrupted(15)
 
     monkeypatch.setattr(subject, "_facts", interrupt)
