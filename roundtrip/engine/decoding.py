@@ -30,8 +30,8 @@ def decode(model: Any, request: GenerationRequest) -> tuple[torch.Tensor, torch.
     """Continue one batch until every row has stopped or reached its limit; candidates share the pass over their prompt.
 
     Returns:
-        ids_BN, int64: what follows a stop id in a row, or stands beyond its limit, has no meaning; logprob_B, float32,
-        of each hypothesis with its stop id, None where it is not asked for.
+        ids_BN, int64, without meaning after a stop id and beyond the limit of a row; logprob_B, float32, of each
+        hypothesis with its stop id, None where it is not asked for.
     """
     device, settings = next(model.parameters()).device, request.settings
     generator = torch.Generator(device).manual_seed(request.seed)

@@ -1,7 +1,4 @@
-"""Generating hypotheses: token ids in, token ids out, in batches of similar length.
-
-Shapes: B rows, N new positions.
-"""
+"""Generating hypotheses: token ids in, token ids out, in batches of similar length. Shapes: B rows, N new positions."""
 
 from __future__ import annotations
 
@@ -30,7 +27,7 @@ _Batch = tuple[tuple[int, ...], list[int]]
 
 
 def length_limit(num_source_tokens: int, settings: Generate) -> int:
-    """Return the most tokens that a translation of `num_source_tokens` tokens may have."""
+    """Return the most tokens that the translation of so many may have."""
     return int(settings.max_length_ratio * num_source_tokens) + MAX_LENGTH_OFFSET
 
 
@@ -51,9 +48,6 @@ def generate(
 
     Returns:
         The hypotheses in the order of their prompts, those of one prompt next to each other.
-
-    Raises:
-        ModelError: not even a single prompt fits into memory.
     """
     times = request.settings.num_candidates
     # A batch is as long as its longest prompt plus its longest limit, so similar lengths go together.

@@ -24,16 +24,11 @@ def log_likelihood(
 ) -> torch.Tensor:
     """Return the summed log-probability of each row's labels, in nats; float32, (R,).
 
-    Rows that do not fit into memory together continue in halves.
+    Rows that do not fit into memory together continue in halves; a ModelError says that not even one of them fits.
 
     Args:
-        model: in eval mode.
         max_tokens_per_microbatch: padded tokens of one forward pass.
         on_progress: called after each pass with no new rows and tokens; may raise to stop.
-        processes: each computes a part of the passes.
-
-    Raises:
-        ModelError: not even a single row fits into memory.
     """
     logprob_R = torch.zeros(len(dataset), device=dataset.ids_X.device)
     groups = list(token_budget_batches(range(len(dataset)), dataset.sizes, max_tokens_per_microbatch))

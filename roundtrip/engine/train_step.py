@@ -166,7 +166,7 @@ def _halve(groups: Sequence[Sequence[int]], sizes: Sequence[int], budget: int) -
 def _backward(
     model: nn.Module, dataset: TokenDataset, group: Sequence[int], settings: StepSettings, kl_scale: float
 ) -> torch.Tensor:
-    """Add the gradients of a microbatch, and return its summed loss without the KL penalty."""
+    """Add the gradients of a microbatch; return its summed loss without the KL penalty."""
     loss = loss_sum(model, settings.batch(dataset, group), fused=settings.fused_loss)
     loss.backward()
     if settings.kl_penalty is not None:

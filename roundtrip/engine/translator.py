@@ -124,7 +124,7 @@ class Translator:
         return Translations(texts, hypotheses.finished_B.tolist(), hypotheses, row_starts)
 
     def _limits(self, sources: Sequence[str], prompts: Sequence[Sequence[int]], settings: Generate) -> list[int]:
-        """Return the most new tokens of each prompt; raise an error where it does not fit into the model."""
+        """Return the most new tokens of each prompt, which has to fit into the model."""
         limits = [self.num_needed(prompt, settings) - len(prompt) for prompt in prompts]
         for number, (prompt, limit) in enumerate(zip(prompts, limits, strict=True)):
             if not self.fits(len(prompt) + limit):
@@ -142,12 +142,7 @@ class Translator:
         max_tokens_per_microbatch: int,
         on_progress: Callable[[int, int], None] = lambda rows, tokens: None,
     ) -> list[float]:
-        """Return the log-probability of each target given its source, in nats, with the current weights.
-
-        Args:
-            pairs: (source, target).
-            max_tokens_per_microbatch: padded tokens of one forward pass.
-        """
+        """Return the log-probability of the target of each (source, target), in nats; see `log_likelihood`."""
         dataset = TokenDataset.of(self.template.rows(pairs), self.base.device)
         with self.direction_model.generating() as model:
             logprob_R = log_likelihood(
@@ -156,7 +151,7 @@ class Translator:
         return logprob_R.tolist()  # type: ignore[no-any-return]
 
     def num_source_tokens(self, prompt: Sequence[int]) -> int:
-        """Return the number of tokens of a prompt that are its source's."""
+        """Return the tokens of a prompt that are its source's."""
         return max(1, len(prompt) - self.template.num_fixed)
 
     def num_needed(self, prompt: Sequence[int], settings: Generate) -> int:
@@ -178,9 +173,8 @@ def load(
     """Load both directions of a recipe as they begin.
 
     Args:
-        folder: where relative paths of the recipe start.
         segments: of an earlier run, by direction; the templates are rebuilt from the tokenizers where None.
-        residual_folder: see `direction_model.load`.
+        folder, residual_folder: see `direction_model.load`.
 
     Raises:
         SourceError, ModelError, TemplateError: something in `[model]`, `[adapter]` or `[template]` cannot be loaded.
@@ -225,9 +219,9 @@ def _translator(
     recipe: Recipe, direction: Direction, model: DirectionModel, fixed: Mapping[str, Segments]
 ) -> Translator:
     """Return a direction with its templates, whose segments are `fixed` or built from the tokenizer."""
+    tokenizer, stop_ids = model.base.tokenizer, model.base.stop_ids
 
     def template(key: str, source: str) -> PromptTemplate:
-        tokenizer, stop_ids = model.base.tokenizer, model.base.stop_ids
         segments = fixed.get(key) or build_segments(tokenizer, recipe.template, source, direction.target, stop_ids)
         return PromptTemplate(tokenizer, segments)
 
@@ -239,13 +233,10 @@ def _translator(
 
 
 def expansion_of(template: PromptTemplate, pairs: Sequence[tuple[str, str]]) -> float:
-    """Return the target tokens per source token of parallel pairs; at least 1, and 1 without pairs.
+    """Return the target tokens per source token of (source, target) pairs; at least 1, and 1 without pairs.
 
     A vocabulary that was trained on one language needs two or three times as many tokens for another, and a length
     limit that ignores it truncates good translations.
-
-    Args:
-        pairs: (source, target).
     """
     rows, prompts = template.rows(pairs), template.prompts([source for source, _ in pairs])
     num_source = sum(max(1, len(prompt) - template.num_fixed) for prompt in prompts)

@@ -18,18 +18,17 @@ from torch import nn
 from roundtrip.models import attention, prepacked_linear
 from roundtrip.models.model_files import locate_model
 from roundtrip.recipe.schema import Model
+from roundtrip.runtime.atomic_io import file_hash
 from roundtrip.runtime.errors import ModelError, SourceError, first_line
 from roundtrip.runtime.memory import limit_kernel_cache
 
 
 @dataclass(frozen=True)
 class LoadedModel:
-    """A base model as loaded.
+    """A causal LM as loaded, in eval mode and without gradients.
 
     Attributes:
-        model: a causal LM in eval mode, nothing in it requires a gradient.
         location: folder or hub id that it was loaded from.
-        pad_id: id to fill up batches with; its positions are always masked.
         stop_ids: end tokens of the generation config.
         max_positions: longest text in tokens; None where the model has no limit.
         digest: hash of the files of its weights, whatever precision they were loaded in.
@@ -53,11 +52,7 @@ class LoadedModel:
 
 
 def load(spec: Model, folder: Path) -> LoadedModel:
-    """Load the base of a recipe.
-
-    Raises:
-        SourceError, ModelError: it does not exist, cannot be read, or does not fit this machine.
-    """
+    """Load the base of a recipe; errors say that it does not exist, cannot be read, or does not fit this machine."""
     from transformers import AutoTokenizer
 
     limit_kernel_cache()
@@ -70,11 +65,8 @@ def load(spec: Model, folder: Path) -> LoadedModel:
     with _explain_errors(spec):
         tokenizer = AutoTokenizer.from_pretrained(location, revision=spec.revision, trust_remote_code=False)
         model, report = _from_pretrained(location, spec.revision, dtype, output_loading_info=True, **quantized)
-    if getattr(model, "_hf_peft_config_loaded", False):
-        cure = "set model.path to its base; adapter.init takes the folder of an adapter"
-        raise ModelError(f"'{spec.path}' is an adapter, not a model", place="model.path", cure=cure)
     num_embeddings = int(model.get_input_embeddings().weight.shape[0])
-    _refuse_incomplete(spec, num_embeddings, tokenizer, report)
+    _refuse_incomplete(spec, model, tokenizer, report)
     model.requires_grad_(False).eval()
     if not quantized:
         model.to(device)
@@ -98,9 +90,7 @@ def files_hash(location: str, revision: str | None) -> str:
     folder = Path(str(cached_file(location, "config.json", revision=revision))).parent
     digest = hashlib.sha256()
     for path in sorted(folder.glob("*.safetensors")):
-        digest.update(path.name.encode())
-        with path.open("rb") as file:
-            digest.update(hashlib.file_digest(file, "sha256").digest())
+        digest.update(path.name.encode() + bytes.fromhex(file_hash(path)))
     return digest.hexdigest()[:32]
 
 
@@ -126,14 +116,16 @@ def reload_weights(spec: Model, base: LoadedModel, folder: Path | None = None) -
     """Replace the trained weights of a base by those it was loaded with, or those that were saved in a folder."""
     location = base.location if folder is None else str(folder)
     if folder is None and files_hash(location, spec.revision) != base.digest:
-        raise ModelError("its weights have changed since the run began", place=location)
+        cure = "restore the files of the model, or start a new run"
+        raise ModelError("its weights have changed since the run began", place=location, cure=cure)
     # Not by reading the tensors: some models have other names and shapes on disk.
     with _explain_errors(spec):
         saved = _from_pretrained(location, spec.revision if folder is None else None, base.dtype)
     try:
         base.model.load_state_dict(saved.state_dict())
     except RuntimeError as error:
-        raise ModelError(f"the saved model does not fit: {first_line(error)}", place=location) from error
+        problem, cure = f"the saved model does not fit: {first_line(error)}", "restore the folder, or start a new run"
+        raise ModelError(problem, place=location, cure=cure) from error
 
 
 @contextmanager
@@ -169,17 +161,23 @@ def _from_pretrained(location: str, revision: str | None, dtype: torch.dtype, **
     )
 
 
-def _refuse_incomplete(spec: Model, num_embeddings: int, tokenizer: Any, report: Any) -> None:
-    """Refuse models with missing weights, which would be random, and tokens that have no embedding."""
+def _refuse_incomplete(spec: Model, model: Any, tokenizer: Any, report: Any) -> None:
+    """Refuse adapters, models with missing weights, which would be random, and tokens that have no embedding."""
     missing = sorted(report["missing_keys"]) + sorted(str(key) for key in report["mismatched_keys"])
-    if missing:
+    highest = max(tokenizer.get_vocab().values(), default=0)
+    num_embeddings = int(model.get_input_embeddings().weight.shape[0])
+    if getattr(model, "_hf_peft_config_loaded", False):
+        problem = f"'{spec.path}' is an adapter, not a model"
+        cure = "set model.path to its base; adapter.init takes the folder of an adapter"
+    elif missing:
         problem = f"'{spec.path}' lacks {len(missing)} of the model's weights, {missing[0]} among them"
         cure = "use a complete causal language model; an encoder or a classifier is none"
-        raise ModelError(problem, place="model.path", cure=cure)
-    highest = max(tokenizer.get_vocab().values(), default=0)
-    if highest >= num_embeddings:
+    elif highest >= num_embeddings:
         problem = f"the tokenizer has token {highest}, the model only {num_embeddings} embeddings"
-        raise ModelError(problem, place="model.path", cure="use the tokenizer that belongs to this model")
+        cure = "use the tokenizer that belongs to this model"
+    else:
+        return
+    raise ModelError(problem, place="model.path", cure=cure)
 
 
 def choose_device(name: str) -> torch.device:

@@ -59,10 +59,7 @@ class DirectionModel:
 
     @contextmanager
     def training(self) -> Iterator[bool]:
-        """Make this direction's parameters alone trainable, in train mode; yields whether rows are packed.
-
-        They are where an attention of the model reads their bounds; a mask of all tokens by all would cost more.
-        """
+        """Make this direction's parameters alone trainable, in train mode; yields whether rows are packed."""
         is_packed = self._choose_attention()
         if self.trains_all_weights:
             self.model.requires_grad_(True).train()
@@ -74,7 +71,7 @@ class DirectionModel:
             adapters.freeze(self.model)
 
     def _choose_attention(self) -> bool:
-        """Choose the best attention for packed rows, else that for padded ones; return whether rows are packed."""
+        """Choose the best attention that reads the bounds of packed rows, else that for padded ones; return which."""
         _choose_padded(self.base.model, self.spec)
         names = attention.candidates(self.spec.attention, self.base.device)
         reads_bounds = [name for name in names if name in attention.READ_BOUNDS]
@@ -112,10 +109,9 @@ class DirectionModel:
 
     @contextmanager
     def generating(self, *, use_adapter: bool = True) -> Iterator[nn.Module]:
-        """Yield a model in eval mode with this direction's current weights.
+        """Yield a model in eval mode with this direction's current weights, or the bare base without `use_adapter`.
 
-        Args:
-            use_adapter: False yields the bare base; where all weights are trained, restore these first (`restore`).
+        Where all weights are trained there is none, see `restore`.
         """
         if self.merged_copy is not None:
             self._write_merged(self.name if use_adapter else None)
@@ -135,11 +131,7 @@ class DirectionModel:
             adapters.freeze(self.model)
 
     def merged(self, dtype: str | None) -> Any:
-        """Turn the model that `generating` yields into a plain one with these weights, and return it.
-
-        Args:
-            dtype: `float32`, `bfloat16` or `float16`; the base's where None.
-        """
+        """Turn the model that `generating` yields into a plain one of a precision (None: the base's); return it."""
         wanted = self.base.dtype if dtype is None else getattr(torch, dtype)
         if self.trains_all_weights:
             return self.model.to(wanted)
@@ -161,11 +153,11 @@ class DirectionModel:
 
     def export(self, folder: Path) -> None:
         """Save the direction as it is: a PEFT folder, or a model folder with its tokenizer."""
-        if not self.trains_all_weights:
-            adapters.export(self.model, self.name, folder, self.base.location, self._initial_adapter)
-        else:
+        if self.trains_all_weights:
             self.model.save_pretrained(folder)
             self.base.tokenizer.save_pretrained(folder)
+        else:
+            adapters.export(self.model, self.name, folder, self.base.location, self._initial_adapter)
 
     def restore(self, folder: Path | None) -> None:
         """Load what `export` saved; None restores what was loaded first, where all weights are trained."""
@@ -189,12 +181,11 @@ def load(
     seed: int = 0,
     residual_folder: Path | None = None,
 ) -> dict[str, DirectionModel]:
-    """Load what both directions train.
+    """Load what both directions train, on one base or each on its own.
 
     Args:
         models, settings: by direction.
         folder: where relative paths of the recipe start.
-        one_base: both directions have adapters on one base, which is loaded once.
         residual_folder: keeps the initial adapters that were subtracted from a base, see `pissa_olora`.
 
     Raises:
@@ -202,13 +193,26 @@ def load(
     """
     directions: dict[str, DirectionModel] = {}
     for names in [list(models)] if one_base else [[name] for name in models]:
-        name, spec = names[0], models[names[0]]
+        spec = models[names[0]]
         loaded = base_model.load(spec, folder)
-        if settings[name].method == "full":
-            directions[name] = DirectionModel(name, spec, settings[name], loaded, loaded.model, None)
-        else:
-            chosen = {name: settings[name] for name in names}
-            directions |= _with_adapters(spec, chosen, loaded, folder, seed, residual_folder)
+        model: Any = loaded.model
+        merged_copy: Any = None
+        residual: dict[str, ResidualBase] = {}
+        if with_adapter := {name: settings[name] for name in names if settings[name].method != "full"}:
+            # A quantized base has no weights that a sum could be written into: it generates through the adapter.
+            merged_copy = base_model.merged_copy_of(model) if spec.quantize == "none" else None
+            subtracting = [name for name in with_adapter if settings[name].method in pissa_olora.METHODS]
+            before = pissa_olora.linear_weights(model) if subtracting else {}
+            model = adapters.add_adapters(model, with_adapter, seed)
+            for name in subtracting:
+                path = residual_folder / f"{name}-start.safetensors" if residual_folder else None
+                residual[name] = pissa_olora.subtract_from_base(model, name, before, path)
+            for name, adapter in with_adapter.items():
+                if adapter.init is not None:
+                    adapters.init_from_folder(model, name, adapter, folder / Path(adapter.init).expanduser())
+        for name in names:
+            parts = (spec, settings[name], loaded, model, merged_copy, residual.get(name))
+            directions[name] = DirectionModel(name, *parts)
         # So that what is impossible fails before any time is spent.
         _choose_padded(loaded.model, spec)
         if spec.use_liger_kernel:
@@ -225,29 +229,3 @@ def _choose_padded(model: nn.Module, spec: Model) -> None:
     except ModelError:
         if spec.attention != "auto":
             raise
-
-
-def _with_adapters(
-    spec: Model,
-    settings: Mapping[str, Adapter],
-    loaded: LoadedModel,
-    folder: Path,
-    seed: int,
-    residual_folder: Path | None,
-) -> dict[str, DirectionModel]:
-    # A quantized base has no weights that a sum could be written into: it generates through the adapter.
-    merged_copy = base_model.merged_copy_of(loaded.model) if spec.quantize == "none" else None
-    subtracting = [name for name, adapter in settings.items() if adapter.method in pissa_olora.METHODS]
-    before = pissa_olora.linear_weights(loaded.model) if subtracting else {}
-    model = adapters.add_adapters(loaded.model, settings, seed)
-    residual: dict[str, ResidualBase] = {}
-    for name in subtracting:
-        path = residual_folder / f"{name}-start.safetensors" if residual_folder else None
-        residual[name] = pissa_olora.subtract_from_base(model, name, before, path)
-    for name, adapter in settings.items():
-        if adapter.init is not None:
-            adapters.init_from_folder(model, name, adapter, folder / Path(adapter.init).expanduser())
-    return {
-        name: DirectionModel(name, spec, adapter, loaded, model, merged_copy, residual.get(name))
-        for name, adapter in settings.items()
-    }
