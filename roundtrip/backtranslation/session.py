@@ -173,8 +173,8 @@ def _completed(manifest: RunManifest, run: RunFolder, translators: Mapping[str, 
     # The parts of all prompts, so that a resumed run has the same whatever the date is.
     segments = {name: each.template.segments.to_dict() for name, each in translators.items()}
     for name, each in translators.items():
-        if each.templates.denoising is not each.template:
-            segments[translator.denoising_name(name)] = each.templates.denoising.segments.to_dict()
+        if each.denoising_template is not each.template:
+            segments[translator.denoising_name(name)] = each.denoising_template.segments.to_dict()
     return replace(
         manifest,
         files=atomic_io.file_hashes(run.data, run.path) | atomic_io.file_hashes(run.base, run.path),

@@ -249,9 +249,8 @@ class Trainer:
         translator = self.context.translators[name]
         rows, counts = build_token_rows(
             phase_examples.examples,
-            translator.templates,
+            translator,
             self.context.row_builders.get(name),
-            translator.base.device,
             derive_seed(self.recipe.seed, "audit", phase.number),
         )
         if counts:

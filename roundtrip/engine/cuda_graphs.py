@@ -16,12 +16,7 @@ ROOM = 64
 
 
 class GraphedSteps:
-    """As many steps as the cache has room for; on a GPU one graph of a step is replayed.
-
-    Args:
-        cache: a DynamicCache of what came before.
-        mask_BS: int64, 1 where it holds a token.
-    """
+    """As many steps as there is room for behind a DynamicCache; `mask_BS`, int64, is 1 where that holds a token."""
 
     def __init__(self, model: Any, cache: Any, mask_BS: torch.Tensor) -> None:
         from transformers import StaticCache

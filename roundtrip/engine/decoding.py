@@ -1,5 +1,4 @@
 """Our own decoding loop: rows that have ended leave the batch, each row has its own limit, stop flags are read rarely.
-
 Shapes: B rows still in the batch, T prompt positions, S positions so far, N new positions, V vocabulary.
 """
 
@@ -79,21 +78,13 @@ def sample_next(logits_BV: torch.Tensor, settings: Generate, generator: torch.Ge
 
 @dataclass(frozen=True)
 class _Rows:
-    """The rows that are still in the batch, and the input of their next step.
+    """The rows that are still in the batch, and the input of their next step; int64 except `done_B`."""
 
-    Attributes:
-        index_B: int64, which row of the output each one is.
-        ids_BT: int64, the whole prompts at the first step, then one token each.
-        position_BT: int64, their positions.
-        mask_BS: int64, 1 where a position so far holds a token.
-        done_B: bool, rows that have ended and are not removed yet.
-    """
-
-    index_B: torch.Tensor
-    ids_BT: torch.Tensor
+    index_B: torch.Tensor  # which row of the output each one is
+    ids_BT: torch.Tensor  # the whole prompts at the first step, then one token each
     position_BT: torch.Tensor
-    mask_BS: torch.Tensor
-    done_B: torch.Tensor
+    mask_BS: torch.Tensor  # 1 where a position so far holds a token
+    done_B: torch.Tensor  # bool, rows that have ended and are not removed yet
 
     @classmethod
     def of(cls, ids_BT: torch.Tensor, mask_BT: torch.Tensor) -> _Rows:

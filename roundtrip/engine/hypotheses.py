@@ -17,13 +17,11 @@ class Hypotheses:
     """Generated ids without prompt and end token, on the device that generated them.
 
     Attributes:
-        ids_BN: int64, left-aligned; what stands at and after `size_B` has no meaning. A stop id that holds text is
-            the last of its row.
+        ids_BN: int64; what stands at and after `size_B` has no meaning; a stop id that holds text is its last.
         size_B: int64, tokens of each hypothesis.
         finished_B: bool, an end token came within the limit.
         tokens_B: int64, tokens including an end token that is no part of the hypothesis.
-        logprob_B: float32, the sum over these tokens, in nats, by the model itself (temperature 1, no filter); None
-            where it was not asked for.
+        logprob_B: float32, the sum over these tokens in nats, at temperature 1 without a filter; None if not asked for.
     """
 
     ids_BN: torch.Tensor
@@ -69,11 +67,7 @@ def join_hypotheses(
 
 
 class HypothesisDecoder:
-    """Decodes finished batches in a thread while the device generates the next one.
-
-    Args:
-        reread_with: encodes the texts again, see `PromptTemplate.row_starts`.
-    """
+    """Decodes finished batches in a thread while the device generates; `reread_with` encodes the texts again."""
 
     def __init__(self, template: PromptTemplate, reread_with: PromptTemplate | None) -> None:
         self._template, self._reread_with = template, reread_with

@@ -15,14 +15,11 @@ from roundtrip.tokens.batching import Batch, TokenDataset
 
 @dataclass(frozen=True)
 class KLPenalty:
-    """The divergence of the adapted model from its base on monolingual text.
+    """The divergence of the adapted model from its base on monolingual text."""
 
-    Attributes:
-        dataset: the target texts alone, in the order of the rows that are trained on.
-        weight: of the mean divergence of a token, in nats, relative to the mean loss of a label.
-    """
-
+    # The target texts alone, in the order of the rows that are trained on.
     dataset: TokenDataset
+    # Of the mean divergence of a token, in nats, relative to the mean loss of a label.
     weight: float
 
     def scale(self, rows: Sequence[int], num_labels: int) -> float:
@@ -31,10 +28,7 @@ class KLPenalty:
 
 
 def kl_sum(model: nn.Module, batch: Batch) -> torch.Tensor:
-    """Return KL(base || adapted), summed over the predicted tokens of a batch, in nats; float32, shape ().
-
-    As in learning without forgetting (https://arxiv.org/abs/1606.09282).
-    """
+    """Return KL(base || adapted) in nats, summed over the predicted tokens of a batch (https://arxiv.org/abs/1606.09282)."""
     assert isinstance(model, PeftModel)
     keep_BT, _ = batch.predictions()
     with torch.no_grad(), model.disable_adapter():

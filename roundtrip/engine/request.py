@@ -14,12 +14,9 @@ T = TypeVar("T")
 
 @dataclass(frozen=True)
 class StopRule:
-    """Where a hypothesis ends.
+    """The ids that end a hypothesis, and the one that fills up rows.
 
-    Attributes:
-        stop_ids: the first of these after the prompt ends a hypothesis.
-        text_stop_ids: so do these, which stay in the hypothesis since they are text in part (such as `.` + line break).
-        pad_id: fills up rows.
+    `text_stop_ids` stay in the hypothesis since they are text in part (such as `.` + line break).
     """
 
     stop_ids: Sequence[int]
@@ -33,16 +30,13 @@ class StopRule:
 
 @dataclass(frozen=True)
 class Callbacks:
-    """What is called while hypotheses are generated.
+    """What is called while hypotheses are generated; a callback may raise to stop."""
 
-    Attributes:
-        on_progress: after each batch of this process; may raise to stop.
-        on_batch: before that, with the indices of the batch among all hypotheses.
-        on_oom_split: for a batch that did not fit into memory and continues in halves.
-    """
-
+    # After each batch of this process.
     on_progress: Callable[[int, int], None] = lambda num_prompts, num_new_tokens: None
+    # Before that, with the indices of the batch among all hypotheses.
     on_batch: Callable[[list[int], Hypotheses], None] = lambda indices, hypotheses: None
+    # For a batch that did not fit into memory and continues in halves.
     on_oom_split: Callable[[int], None] = lambda num_prompts: None
 
 

@@ -50,18 +50,11 @@ class Translations:
 
 
 @dataclass(frozen=True)
-class DirectionTemplates:
-    """How rows become one text; those of denoising are from the target language into itself."""
-
-    parallel: PromptTemplate
-    denoising: PromptTemplate
-
-
-@dataclass(frozen=True)
 class Translator:
     """One direction: its weights, its prompts, and the processes that generate together.
 
     Attributes:
+        denoising_template: from the target language into itself.
         expansion: target tokens per source token, see `expansion_of`; the length limit grows with it.
 
     Example:
@@ -73,13 +66,10 @@ class Translator:
 
     direction: Direction
     direction_model: DirectionModel
-    templates: DirectionTemplates
+    template: PromptTemplate
+    denoising_template: PromptTemplate
     processes: ProcessGroup = SINGLE_PROCESS
     expansion: float = 1.0
-
-    @property
-    def template(self) -> PromptTemplate:
-        return self.templates.parallel
 
     @property
     def base(self) -> LoadedModel:
@@ -186,18 +176,15 @@ def load(
             problem = f"{name}: a base in {spec.quantize} cannot be trained on a CPU, whose kernels lose gradients"
             raise ModelError(problem, place="model.quantize", cure='set it to "none", or train on a GPU')
         if recipe.generate.cuda_graphs and device != "cuda":
-            raise _no_graphs(f"{name}: CUDA graphs require a CUDA device; this model is on {device}")
+            problem = f"{name}: CUDA graphs require a CUDA device; this model is on {device}"
+            raise ModelError(problem, place="generate.cuda_graphs", cure="set it to false")
     seed, one_base = recipe.seed, recipe.shared_base
     models = direction_model.load(recipe.model, recipe.adapter, folder, one_base, seed, residual_folder)
     for name, model in models.items():
         if recipe.generate.cuda_graphs and not supports_static_cache(model.base.model):
-            reason = "this model has sliding windows or recurrent states"
-            raise _no_graphs(f"{name}: CUDA graphs require a plain key-value cache; {reason}")
+            problem = f"{name}: CUDA graphs require a model without sliding windows and recurrent states"
+            raise ModelError(problem, place="generate.cuda_graphs", cure="set it to false")
     return {each.name: _translator(recipe, each, models[each.name], segments or {}) for each in directions(recipe)}
-
-
-def _no_graphs(problem: str) -> ModelError:
-    return ModelError(problem, place="generate.cuda_graphs", cure="set it to false")
 
 
 def load_one(
@@ -229,7 +216,7 @@ def _translator(
     if recipe.rounds.denoising_ratio:
         # From the language into itself, so that the prompt does not ask for a translation.
         denoising = template(denoising_name(direction.name), direction.target)
-    return Translator(direction, model, DirectionTemplates(parallel, denoising))
+    return Translator(direction, model, parallel, denoising)
 
 
 def expansion_of(template: PromptTemplate, pairs: Sequence[tuple[str, str]]) -> float:

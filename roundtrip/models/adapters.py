@@ -120,10 +120,7 @@ def freeze(model: PeftModel) -> None:
 
 @torch.no_grad()
 def write_merged(merged_copy: nn.Module, model: PeftModel, name: str | None) -> None:
-    """Write the merged weights of the base and one adapter into a plain copy; None writes those of the base.
-
-    The sum is formed in float32 and rounded once, so repeated merges do not accumulate errors.
-    """
+    """Write the weights of the base, merged with one adapter or with none, into a plain copy; they are rounded once."""
     targets = dict(merged_copy.named_modules())
     for path, layer in lora_layers(model):
         weight = layer.get_base_layer().weight if name is None else _merged(layer, name)

@@ -16,11 +16,19 @@ import torch
 from torch import nn
 
 from roundtrip.models import attention, prepacked_linear
-from roundtrip.models.model_files import locate_model
+from roundtrip.models.gguf import convert
 from roundtrip.recipe.schema import Model
 from roundtrip.runtime.atomic_io import file_hash
+from roundtrip.runtime.downloads import cache_dir, is_hub_id, resolve
 from roundtrip.runtime.errors import ModelError, SourceError, first_line
 from roundtrip.runtime.memory import limit_kernel_cache
+
+_PICKLES = {".bin", ".pt", ".pth", ".ckpt", ".pkl", ".pickle"}
+_PICKLE = "a pickle, which can execute arbitrary code when it is loaded"
+_CONVERT = (
+    "take the safetensors of the same model; if you trust its author, make them: "
+    "AutoModelForCausalLM.from_pretrained(FOLDER).save_pretrained(NEW_FOLDER)"
+)
 
 
 @dataclass(frozen=True)
@@ -72,15 +80,47 @@ def load(spec: Model, folder: Path) -> LoadedModel:
         model.to(device)
     eos = model.generation_config.eos_token_id
     known = (i for i in (tokenizer.pad_token_id, tokenizer.eos_token_id) if i is not None)
-    return LoadedModel(
-        model,
-        tokenizer,
-        location,
-        int(next((i for i in known if i < num_embeddings), 0)),
-        tuple(eos) if isinstance(eos, list) else () if eos is None else (int(eos),),
-        getattr(model.config, "max_position_embeddings", None),
-        files_hash(location, spec.revision),
-    )
+    pad_id = int(next((i for i in known if i < num_embeddings), 0))
+    stop_ids = tuple(eos) if isinstance(eos, list) else () if eos is None else (int(eos),)
+    max_positions, digest = getattr(model.config, "max_position_embeddings", None), files_hash(location, spec.revision)
+    return LoadedModel(model, tokenizer, location, pad_id, stop_ids, max_positions, digest)
+
+
+def locate_model(spec: Model, folder: Path) -> str:
+    """Return the folder or hub id that a recipe's model names; a GGUF file is converted first."""
+    assert spec.path is not None, "a model from scratch is created before it is loaded"
+    path = spec.path
+    if is_hub_id(path, folder):
+        return path
+    try:
+        file, *others = resolve(path, folder)
+    except SourceError as error:
+        raise SourceError(error.problem, place=f"model.path ({error.place})", cure=error.cure) from error
+    if others:
+        problem = f"'{path}' matches {1 + len(others)} files"
+        raise ModelError(problem, place="model.path", cure="name one file or folder")
+    if file.is_dir():
+        _refuse_unloadable(file)
+        return str(file)
+    if file.suffix in _PICKLES:
+        raise ModelError(f"'{path}' is {_PICKLE}", place="model.path", cure=_CONVERT)
+    if file.suffix != ".gguf":
+        cure = "name the folder that holds config.json, a .gguf file, or a hub id such as 'org/model'"
+        raise ModelError(f"'{path}' is neither a folder nor a GGUF file", place="model.path", cure=cure)
+    return str(convert(file, cache_dir()))
+
+
+def _refuse_unloadable(folder: Path) -> None:
+    """Refuse a folder that is no model, or has its weights only as pickles."""
+    place = f"model.path ({folder})"
+    if (folder / "adapter_config.json").exists():  # of which transformers would load the base that it names
+        cure = "name its base here, and the folder in adapter.init"
+        raise ModelError("this is an adapter, not a model", place=place, cure=cure)
+    if not (folder / "config.json").exists():
+        raise ModelError("it has no config.json", place=place, cure="name the folder of a model, or a .gguf file")
+    pickles = sorted(path.name for path in folder.iterdir() if path.suffix in _PICKLES)
+    if pickles and not any(folder.glob("*.safetensors")):
+        raise ModelError(f"{pickles[0]} is {_PICKLE}", place=place, cure=_CONVERT)
 
 
 def files_hash(location: str, revision: str | None) -> str:

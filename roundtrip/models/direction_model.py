@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, field
 from functools import cache
 from pathlib import Path
@@ -33,7 +33,6 @@ class DirectionModel:
 
     Attributes:
         name: of the direction, and of its adapter.
-        base: the model as loaded; with adapters its layers carry them.
         model: what is trained: a PEFT model over `base.model`, or `base.model` itself.
         merged_copy: a plain copy to generate from, written anew before each use; None where the model itself generates.
         residual: what the adapter has subtracted from its base, where the method does so.
@@ -100,12 +99,8 @@ class DirectionModel:
 
     @torch.no_grad()
     def _logits(self, batch: Batch) -> torch.Tensor:
-        """Return the logits of the first row of a batch, without dropout."""
-        training = self.model.training
         self.model.eval()
-        logits_TV: torch.Tensor = self.model(input_ids=batch.ids_BT, use_cache=False, **batch.inputs).logits[0]
-        self.model.train(training)
-        return logits_TV
+        return self.model(input_ids=batch.ids_BT, use_cache=False, **batch.inputs).logits[0]
 
     @contextmanager
     def generating(self, *, use_adapter: bool = True) -> Iterator[nn.Module]:
@@ -122,12 +117,10 @@ class DirectionModel:
             yield self.model
             return
         adapters.activate(self.model, self.name, train=False)
-        if not use_adapter:
-            self.model.base_model.disable_adapter_layers()
         try:
-            yield self.base.model
+            with nullcontext() if use_adapter else self.model.disable_adapter():
+                yield self.base.model
         finally:
-            self.model.base_model.enable_adapter_layers()
             adapters.freeze(self.model)
 
     def merged(self, dtype: str | None) -> Any:
@@ -181,15 +174,11 @@ def load(
     seed: int = 0,
     residual_folder: Path | None = None,
 ) -> dict[str, DirectionModel]:
-    """Load what both directions train, on one base or each on its own.
+    """Load what each direction trains, on one base or each on its own.
 
     Args:
-        models, settings: by direction.
         folder: where relative paths of the recipe start.
         residual_folder: keeps the initial adapters that were subtracted from a base, see `pissa_olora`.
-
-    Raises:
-        SourceError, ModelError: something in `[model]` or `[adapter]` cannot be loaded.
     """
     directions: dict[str, DirectionModel] = {}
     for names in [list(models)] if one_base else [[name] for name in models]:

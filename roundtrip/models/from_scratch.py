@@ -25,11 +25,7 @@ _MIN_POSITIONS = 512
 
 
 def create_model(settings: FromScratch, lines: Iterable[str], folder: Path, seed: int, max_length: int) -> None:
-    """Make a model folder that `from_pretrained` reads, with a tokenizer of the lines, unless it exists.
-
-    Args:
-        max_length: longest row in tokens that it has to take.
-    """
+    """Make a model folder that `from_pretrained` reads, for rows of `max_length` tokens, unless it exists."""
     if folder.is_dir():
         return
     from transformers import LlamaConfig, LlamaForCausalLM

@@ -9,7 +9,6 @@ import json
 import logging
 import shutil
 import tempfile
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -56,9 +55,9 @@ def _read(path: Path, work: Path) -> tuple[Any, Any]:
     except OSError:  # no permission to make links, as on Windows
         shutil.copyfile(path, alone)
     try:
-        facts = _facts(alone, path)
+        eos, eot, num_tokens, num_weights = _facts(alone, path)
         tokenizer = transformers.AutoTokenizer.from_pretrained(work, gguf_file=alone.name)
-        tokenizer = _without_added_tokens(tokenizer, facts.num_tokens, work / "tokenizer")
+        tokenizer = _without_added_tokens(tokenizer, num_tokens, work / "tokenizer")
         model, report = transformers.AutoModelForCausalLM.from_pretrained(
             work,
             gguf_file=alone.name,
@@ -77,11 +76,11 @@ def _read(path: Path, work: Path) -> tuple[Any, Any]:
         cure = f"check that it is complete; if so, transformers {version} does not support its kind: {USE_SAFETENSORS}"
         problem = f"cannot be read as GGUF: {type(error).__name__}: {first_line(error)}"
         raise _problem(path, problem, cure) from error
-    _refuse_incomplete(model, tokenizer, sorted(report["missing_keys"]), facts, path)
+    _refuse_incomplete(model, tokenizer, sorted(report["missing_keys"]), num_weights, path)
     # The configuration class may have an end token of its own.
-    model.config.eos_token_id = facts.eos
+    model.config.eos_token_id = eos
     # Chat models may end a turn with another token than a text; generation has to stop at both.
-    model.generation_config.eos_token_id = facts.eos if facts.eot in (None, facts.eos) else [facts.eos, facts.eot]
+    model.generation_config.eos_token_id = eos if eot in (None, eos) else [eos, eot]
     return model, tokenizer
 
 
@@ -89,18 +88,10 @@ def _problem(path: Path, problem: str, cure: str = USE_SAFETENSORS) -> ModelErro
     return ModelError(problem, place=str(path), cure=cure)
 
 
-@dataclass(frozen=True)
-class Facts:
-    """Metadata of the file that transformers does not return: end tokens of a text and a turn, and sizes."""
-
-    eos: int
-    eot: int | None
-    num_tokens: int
-    num_weights: int
-
-
-def _facts(path: Path, original: Path) -> Facts:
-    """Read the metadata, and refuse files that transformers would load as a different model."""
+def _facts(path: Path, original: Path) -> tuple[int, int | None, int, int]:
+    """Refuse files that transformers would load as a different model; return what it does not: the end tokens of a text
+    and of a turn, the number of tokens and of weights.
+    """
     from gguf import GGUFReader
 
     reader = GGUFReader(path)
@@ -120,7 +111,7 @@ def _facts(path: Path, original: Path) -> Facts:
     eos, eot = (values.get(f"tokenizer.ggml.{name}_token_id") for name in ("eos", "eot"))
     if eos is None:
         raise _problem(original, "it does not name its end-of-text token (tokenizer.ggml.eos_token_id)")
-    return Facts(eos, eot, num_tokens, sum(int(tensor.n_elements) for tensor in reader.tensors))
+    return eos, eot, num_tokens, sum(int(tensor.n_elements) for tensor in reader.tensors)
 
 
 def _without_added_tokens(tokenizer: Any, num_tokens: int, folder: Path) -> Any:
@@ -135,7 +126,7 @@ def _without_added_tokens(tokenizer: Any, num_tokens: int, folder: Path) -> Any:
     return transformers.AutoTokenizer.from_pretrained(folder)
 
 
-def _refuse_incomplete(model: Any, tokenizer: Any, missing: list[str], facts: Facts, path: Path) -> None:
+def _refuse_incomplete(model: Any, tokenizer: Any, missing: list[str], num_weights: int, path: Path) -> None:
     """Refuse a model with weights that are not from the file or with tokens that have no embedding."""
     if missing:
         raise _problem(path, f"{len(missing)} weights of the model are not in it, among them {missing[0]}")
@@ -143,8 +134,8 @@ def _refuse_incomplete(model: Any, tokenizer: Any, missing: list[str], facts: Fa
     if len(tokenizer) > num_rows:
         raise _problem(path, f"its tokenizer has {len(tokenizer)} tokens, its model only {num_rows}")
     num_taken = sum(weight.numel() for weight in model.parameters())
-    if num_taken != facts.num_weights:
-        logger.warning("%s: holds %d weights, the model has %d", path, facts.num_weights, num_taken)
+    if num_taken != num_weights:
+        logger.warning("%s: holds %d weights, the model has %d", path, num_weights, num_taken)
 
 
 def _save(model: Any, tokenizer: Any, folder: Path) -> None:

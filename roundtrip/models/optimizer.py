@@ -23,7 +23,6 @@ MIN_LR_FACTOR = 0.1
 def lr_factor(settings: Train, step: int, num_steps: int, planned_step: float | None = None) -> float:
     """Return the factor of the highest learning rate in optimizer step `step` (from 0) of `num_steps` planned ones.
 
-    It rises over `lr_warmup_steps`, then stays or falls to `MIN_LR_FACTOR`, linearly or along half a cosine.
     `planned_step` is the step of the plan that this one stands for, where fewer are taken than planned.
     """
     warmup = settings.lr_warmup_steps

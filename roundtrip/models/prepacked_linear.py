@@ -53,10 +53,7 @@ def is_supported(dtype: torch.dtype) -> bool:
 
 
 def prepack(model: nn.Module) -> None:
-    """Pack the linear layers of a model that only generates; does nothing where the machine does not support it.
-
-    An output layer that shares its weight with the embedding gets a copy, so the model grows by that much.
-    """
+    """Pack the linear layers of a model that only generates, where the machine supports it; tied weights get a copy."""
     first = next(model.parameters())
     if first.device.type != "cpu" or not is_supported(first.dtype):
         return
