@@ -1,5 +1,4 @@
 """Decoding steps of a fixed shape: a cache that is written in place, and on a GPU a CUDA graph that is replayed.
-
 A graph has fixed addresses and shapes, so the cache has room for more tokens than there are, positions that are not
 written yet are masked, and a new graph is captured when the room is used up or rows leave the batch.
 Shapes: B rows, S positions so far, C capacity of the cache, V vocabulary.

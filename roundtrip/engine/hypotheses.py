@@ -14,20 +14,13 @@ from roundtrip.tokens.prompt_template import PromptTemplate
 
 @dataclass(frozen=True)
 class Hypotheses:
-    """Generated ids without prompt and end token, on the device that generated them.
+    """Generated ids without prompt and end token, on the device that generated them; int64 where nothing is said."""
 
-    Attributes:
-        ids_BN: int64; what stands at and after `size_B` has no meaning; a stop id that holds text is its last.
-        size_B: int64, tokens of each hypothesis.
-        finished_B: bool, an end token came within the limit.
-        tokens_B: int64, tokens including an end token that is no part of the hypothesis.
-        logprob_B: float32, the sum over these tokens in nats, at temperature 1 without a filter; None if not asked for.
-    """
-
-    ids_BN: torch.Tensor
-    size_B: torch.Tensor
-    finished_B: torch.Tensor
-    tokens_B: torch.Tensor
+    ids_BN: torch.Tensor  # what stands at and after `size_B` has no meaning; a stop id that holds text is the last
+    size_B: torch.Tensor  # tokens of each hypothesis
+    finished_B: torch.Tensor  # bool, an end token came within the limit
+    tokens_B: torch.Tensor  # tokens including an end token that is no part of the hypothesis
+    # float32, the sum over these tokens in nats, at temperature 1 without a filter; None where it was not asked for.
     logprob_B: torch.Tensor | None = None
 
     def per_token(self) -> list[float]:

@@ -17,10 +17,8 @@ from roundtrip.tokens.batching import Batch, TokenDataset
 class KLPenalty:
     """The divergence of the adapted model from its base on monolingual text."""
 
-    # The target texts alone, in the order of the rows that are trained on.
-    dataset: TokenDataset
-    # Of the mean divergence of a token, in nats, relative to the mean loss of a label.
-    weight: float
+    dataset: TokenDataset  # the target texts alone, in the order of the rows that are trained on
+    weight: float  # of the mean divergence of a token, in nats, relative to the mean loss of a label
 
     def scale(self, rows: Sequence[int], num_labels: int) -> float:
         """Return the factor of `kl_sum` in a loss that is divided by `num_labels` in the end."""

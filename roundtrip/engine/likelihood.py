@@ -58,11 +58,7 @@ def log_likelihood(
 
 
 def label_logits(model: Any, batch: Batch, keep_BT: torch.Tensor) -> torch.Tensor:
-    """Return the logits at the positions that predict a label, float32, (N, V).
-
-    The output layer is computed there and nowhere else; with a vocabulary of 50,000 it is a fifth of the whole step on
-    rows as short as sentences.
-    """
+    """Return the logits at the positions that predict a label, float32, (N, V); none are computed elsewhere."""
     # With a cache transformers does not keep packed rows apart.
     logits = model(input_ids=batch.ids_BT, use_cache=False, logits_to_keep=keep_BT, **batch.inputs).logits
     return logits.float().view(-1, logits.shape[-1])

@@ -63,20 +63,13 @@ class StepSettings:
 
 @dataclass(frozen=True)
 class StepResult:
-    """What one step did.
+    """What one step did."""
 
-    Attributes:
-        loss: mean cross-entropy in nats per label, without the KL penalty.
-        grad_norm: before clipping.
-        num_labels, num_tokens: labels, and all tokens without padding.
-        max_tokens_per_microbatch: what fitted into memory; less than asked for where it ran out.
-    """
-
-    loss: float
-    grad_norm: float
+    loss: float  # mean cross-entropy in nats per label, without the KL penalty
+    grad_norm: float  # before clipping
     num_labels: int
-    num_tokens: int
-    max_tokens_per_microbatch: int
+    num_tokens: int  # without padding
+    max_tokens_per_microbatch: int  # what fitted into memory; less than asked for where it ran out
 
     @property
     def nonfinite(self) -> bool:

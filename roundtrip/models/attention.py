@@ -1,5 +1,4 @@
 """Our own attentions, which a loaded model selects by name: for packed rows without FlashAttention, and for decoding.
-
 Shapes: B rows, T positions of the longest, N tokens of all rows one behind the other, S keys, H query heads, K heads of
 keys and values, G = H / K query heads that share one, D numbers a head.
 """
@@ -71,15 +70,13 @@ def decode(
     scaling: float | None = None,
     **settings: Any,
 ) -> tuple[torch.Tensor, None]:
-    """Attend from one new token of each row to all before it; longer queries are computed by transformers' sdpa.
-
-    Heads that share keys are rows of one matrix product, so that no key is copied.
-    """
+    """Attend from one new token of each row to all before it; longer queries are computed by transformers' sdpa."""
     num_rows, num_heads, num_new, size = query_BHTD.shape
     if num_new != 1 or any(settings.get(name) is not None for name in _EXTRAS):
         return sdpa_attention_forward(  # type: ignore[no-any-return]
             module, query_BHTD, key_BKSD, value_BKSD, attention_mask, scaling=scaling, **settings
         )
+    # Heads that share keys are rows of one matrix product, so that no key is copied.
     num_keys = key_BKSD.shape[1]
     query_BKGD = query_BHTD.view(num_rows, num_keys, num_heads // num_keys, size)
     score_BKGS = torch.matmul(query_BKGD, key_BKSD.transpose(2, 3)).float() * (scaling or size**-0.5)
@@ -90,7 +87,7 @@ def decode(
 
 
 def _masked(score_BKGS: torch.Tensor, mask: torch.Tensor) -> torch.Tensor:
-    """Apply a mask of one query, for all heads or for each: False hides in a bool one, others are added."""
+    """Apply the mask of a query, for all heads or for each: a bool one hides where it is False, others are added."""
     if mask.shape[1] != 1:
         mask = mask.reshape(*score_BKGS.shape[:3], -1)
     if mask.dtype == torch.bool:

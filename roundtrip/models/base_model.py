@@ -33,22 +33,15 @@ _CONVERT = (
 
 @dataclass(frozen=True)
 class LoadedModel:
-    """A causal LM as loaded, in eval mode and without gradients.
-
-    Attributes:
-        location: folder or hub id that it was loaded from.
-        stop_ids: end tokens of the generation config.
-        max_positions: longest text in tokens; None where the model has no limit.
-        digest: hash of the files of its weights, whatever precision they were loaded in.
-    """
+    """A causal LM as loaded, in eval mode and without gradients."""
 
     model: nn.Module
     tokenizer: Any
-    location: str
+    location: str  # folder or hub id that it was loaded from
     pad_id: int
-    stop_ids: tuple[int, ...]
-    max_positions: int | None
-    digest: str
+    stop_ids: tuple[int, ...]  # end tokens of the generation config
+    max_positions: int | None  # longest text in tokens; None where the model has no limit
+    digest: str  # hash of the files of its weights, whatever precision they were loaded in
 
     @property
     def dtype(self) -> torch.dtype:
@@ -170,7 +163,7 @@ def reload_weights(spec: Model, base: LoadedModel, folder: Path | None = None) -
 
 @contextmanager
 def _explain_errors(spec: Model) -> Iterator[None]:
-    """Explain the errors of transformers where a part of a model is read; readers of damaged files raise anything."""
+    """Explain the errors of transformers in reading a model; those of damaged files may be anything."""
     try:
         yield
     except BaseException as error:
@@ -234,10 +227,7 @@ def choose_device(name: str) -> torch.device:
 
 
 def choose_dtype(name: str, device: torch.device) -> torch.dtype:
-    """Return the precision of the base; `auto` is bfloat16 where the hardware multiplies it, else float32.
-
-    A CPU without such instructions emulates bfloat16 at less than a tenth of its float32 speed.
-    """
+    """Return the precision of the base; `auto` is bfloat16 where it is not emulated, ten times slower."""
     if name != "auto":
         return torch.float32 if name == "float32" else torch.bfloat16
     if device.type == "cuda":

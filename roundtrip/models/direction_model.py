@@ -29,21 +29,17 @@ _PROBE = TokenRow([2, 4, 1], 1)
 
 @dataclass(frozen=True)
 class DirectionModel:
-    """One direction's weights.
+    """One direction's weights."""
 
-    Attributes:
-        name: of the direction, and of its adapter.
-        model: what is trained: a PEFT model over `base.model`, or `base.model` itself.
-        merged_copy: a plain copy to generate from, written anew before each use; None where the model itself generates.
-        residual: what the adapter has subtracted from its base, where the method does so.
-    """
-
-    name: str
+    name: str  # of the direction, and of its adapter
     spec: Model
     adapter: Adapter
     base: LoadedModel
+    # What is trained: a PEFT model over `base.model`, or `base.model` itself.
     model: Any
+    # A plain copy to generate from, written anew before each use; None where the model itself generates.
     merged_copy: Any | None
+    # What the adapter has subtracted from its base, where the method does so.
     residual: ResidualBase | None = field(default=None, repr=False)
 
     @property
@@ -104,10 +100,7 @@ class DirectionModel:
 
     @contextmanager
     def generating(self, *, use_adapter: bool = True) -> Iterator[nn.Module]:
-        """Yield a model in eval mode with this direction's current weights, or the bare base without `use_adapter`.
-
-        Where all weights are trained there is none, see `restore`.
-        """
+        """Yield a model in eval mode with the current weights, or of the bare base, if a direction has an adapter."""
         if self.merged_copy is not None:
             self._write_merged(self.name if use_adapter else None)
             yield self.merged_copy

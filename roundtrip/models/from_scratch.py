@@ -86,8 +86,7 @@ def train_sentencepiece(lines: Iterable[str], size: int) -> bytes:
 def train_tokenizer(lines: Iterable[str], size: int) -> Any:
     """Train a byte-pair encoding with SentencePiece (https://arxiv.org/abs/1808.06226) and make it a fast tokenizer.
 
-    Characters outside of the vocabulary fall back to bytes, so that nothing is unknown; text is not normalized, so that
-    nothing is lost except a space at the very beginning.
+    By bytes for rare characters, and without normalization, it loses nothing except a space at the very beginning.
     """
     import sentencepiece
     from transformers import PreTrainedTokenizerFast

@@ -40,7 +40,11 @@ def convert(path: Path, cache: Path) -> Path:
         with tempfile.TemporaryDirectory(dir=folder.parent, prefix=".gguf-") as work:
             model, tokenizer = _read(path, Path(work))
             _save(model, tokenizer, Path(work) / "model")
-            _publish(Path(work) / "model", folder)
+            try:
+                (Path(work) / "model").replace(folder)
+            except OSError:
+                if not folder.is_dir():  # where it is one, another process was first
+                    raise
     except OSError as error:
         cure = "make room or set ROUNDTRIP_CACHE to a folder that can be written"
         raise _problem(folder, f"the converted model cannot be written: {error}", cure) from error
@@ -48,7 +52,7 @@ def convert(path: Path, cache: Path) -> Path:
 
 
 def _read(path: Path, work: Path) -> tuple[Any, Any]:
-    # Alone in its folder: a tokenizer.json in the same folder would take precedence over the file's own tokenizer.
+    # Alone in its folder: a tokenizer.json there would take precedence over the file's own tokenizer.
     alone = work / "model.gguf"
     try:
         alone.symlink_to(path.absolute())
@@ -148,12 +152,3 @@ def _save(model: Any, tokenizer: Any, folder: Path) -> None:
     mode = (folder / "config.json").stat().st_mode
     for file in folder.iterdir():
         file.chmod(mode)
-
-
-def _publish(made: Path, folder: Path) -> None:
-    """Rename the finished folder, unless another process was first."""
-    try:
-        made.replace(folder)
-    except OSError:
-        if not folder.is_dir():
-            raise

@@ -126,10 +126,6 @@ class Optimizer:
         self.step_number += 1
         return norm
 
-    def copy_from(self, other: Optimizer) -> None:
-        """Take weights and moments from the optimizer of another model of the same shape."""
-        self.restore(other.state(), other.step_number)
-
     def digest(self) -> str:
         """Return a hash of the master weights."""
         digest = hashlib.blake2b(digest_size=16)
@@ -151,7 +147,7 @@ class Optimizer:
 
     @torch.no_grad()
     def restore(self, tensors: Mapping[str, torch.Tensor], step_number: int) -> None:
-        """Continue from what `state` returned; the model's own parameters are set from the masters."""
+        """Continue from the `state` of this optimizer or of one of the same shape; sets the model's parameters too."""
         self.step_number = step_number
         for name, master in self._masters.items():
             master.copy_(tensors[f"master/{name}"])

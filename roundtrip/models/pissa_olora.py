@@ -1,10 +1,6 @@
-"""Adapters that begin with the strongest part of the base's own weights: PiSSA and OLoRA.
-
-The initial adapter is subtracted from the base, so that the sum does not change. The base as published is `W`, training
-runs on `W - scale B0 A0`, and everything that is generated, scored or saved comes from `W + scale (B A - B0 A0)`: the
-published base with the saved adapter.
-
-PiSSA: https://arxiv.org/abs/2404.02948, OLoRA: https://arxiv.org/abs/2406.01775.
+"""PiSSA (https://arxiv.org/abs/2404.02948) and OLoRA (https://arxiv.org/abs/2406.01775): adapters that begin with the
+strongest part of the base, from which it is subtracted. Training runs on `W - scale B0 A0` of the published `W`; what
+is generated, scored or saved comes from `W + scale (B A - B0 A0)`.
 """
 
 from __future__ import annotations
