@@ -37,14 +37,10 @@ def generate(
     callbacks: Callbacks = Callbacks(),  # noqa: B008 (frozen)
     processes: ProcessGroup = SINGLE_PROCESS,
 ) -> Hypotheses:
-    """Continue each prompt, `request.settings.num_candidates` times.
+    """Continue each prompt, `request.settings.num_candidates` times, with a plain causal LM in eval mode.
 
     Each batch derives its own seed, so the result does not depend on what ran before; one that does not fit into memory
-    continues in halves.
-
-    Args:
-        model: a plain causal LM in eval mode (adapters merged).
-        processes: each generates a part of the batches, which are the same as those of a single process.
+    continues in halves. Processes share the batches.
 
     Returns:
         The hypotheses in the order of their prompts, those of one prompt next to each other.

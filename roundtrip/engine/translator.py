@@ -160,14 +160,10 @@ class Translator:
 def load(
     recipe: Recipe, folder: Path, segments: Mapping[str, Segments] | None = None, residual_folder: Path | None = None
 ) -> dict[str, Translator]:
-    """Load both directions of a recipe as they begin.
+    """Load both directions of a recipe as they begin; see `direction_model.load`.
 
     Args:
         segments: of an earlier run, by direction; the templates are rebuilt from the tokenizers where None.
-        folder, residual_folder: see `direction_model.load`.
-
-    Raises:
-        SourceError, ModelError, TemplateError: something in `[model]`, `[adapter]` or `[template]` cannot be loaded.
     """
     for name, spec in recipe.model.items():
         device = choose_device(spec.device).type
@@ -188,18 +184,13 @@ def load(
 
 
 def load_one(
-    recipe: Recipe,
-    direction: Direction,
-    folder: Path,
-    segments: Mapping[str, Segments],
-    overrides: Mapping[str, object],
+    recipe: Recipe, direction: Direction, folder: Path, segments: Mapping[str, Segments], overrides: dict[str, object]
 ) -> Translator:
     """Load a single direction, for use; `overrides` are keys of `[model]` that differ, such as the device."""
     name = direction.name
-    spec = recipe.model[name].model_copy(update=dict(overrides))
-    adapter = as_exported(recipe.adapter[name])
-    models = direction_model.load({name: spec}, {name: adapter}, folder)
-    return _translator(recipe, direction, models[name], segments)
+    spec, adapter = recipe.model[name].model_copy(update=overrides), as_exported(recipe.adapter[name])
+    model = direction_model.load({name: spec}, {name: adapter}, folder)[name]
+    return _translator(recipe, direction, model, segments)
 
 
 def _translator(
@@ -245,8 +236,7 @@ def load_translators(recipe: LoadedRecipe) -> dict[str, Translator]:
         By name of the direction, such as `en-es`.
 
     Raises:
-        SourceError, TemplateError: see `load`.
-        ModelError: see `load`; or a model is made from scratch.
+        SourceError, ModelError, TemplateError: something in `[model]`, `[adapter]` or `[template]` cannot be loaded.
 
     Example:
         >>> translators = load_translators(recipe)  # from `load_recipe`

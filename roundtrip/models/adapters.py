@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import warnings
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -83,7 +83,7 @@ def lora_config(settings: Adapter) -> LoraConfig:
 def _refuse_unmergeable(model: PeftModel) -> None:
     """Refuse layers that are not linear, or that share their weight with another part of the model."""
     embedding = model.get_input_embeddings()
-    for path, layer in lora_layers(model):
+    for path, layer in lora_layers(model).items():
         inner = layer.get_base_layer()
         # bitsandbytes' layers are subclasses of nn.Linear.
         if not isinstance(inner, nn.Linear | Conv1D):
@@ -95,11 +95,9 @@ def _refuse_unmergeable(model: PeftModel) -> None:
         raise ModelError(problem, place="adapter.targets", cure=_TARGETS_CURE)
 
 
-def lora_layers(model: PeftModel) -> Iterator[tuple[str, LoraLayer]]:
-    """Yield the layers with adapters, by their paths in the base."""
-    for path, layer in model.base_model.model.named_modules():
-        if isinstance(layer, LoraLayer):
-            yield path, layer
+def lora_layers(model: PeftModel) -> dict[str, LoraLayer]:
+    """Return the layers with adapters, by their paths in the base."""
+    return {path: layer for path, layer in model.base_model.model.named_modules() if isinstance(layer, LoraLayer)}
 
 
 def parameters(model: nn.Module, name: str) -> dict[str, nn.Parameter]:
@@ -122,7 +120,7 @@ def freeze(model: PeftModel) -> None:
 def write_merged(merged_copy: nn.Module, model: PeftModel, name: str | None) -> None:
     """Write the weights of the base, merged with one adapter or with none, into a plain copy; they are rounded once."""
     targets = dict(merged_copy.named_modules())
-    for path, layer in lora_layers(model):
+    for path, layer in lora_layers(model).items():
         weight = layer.get_base_layer().weight if name is None else _merged(layer, name)
         prepacked_linear.write_weight(targets[path], weight)
 

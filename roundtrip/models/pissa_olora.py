@@ -25,12 +25,10 @@ METHODS = ("pissa", "olora")
 
 @dataclass(frozen=True)
 class ResidualBase:
-    """On the CPU: the adapter that was subtracted from its base, under the names that PEFT saves its tensors by, and
-    the weights of the layers as published, by path.
-    """
+    """What an adapter has subtracted from its base, on the CPU."""
 
-    initial_adapter: Tensors
-    published: Tensors
+    initial_adapter: Tensors  # under the names that PEFT saves them by
+    published: Tensors  # the weights of the layers as they were, by path
 
 
 def linear_weights(model: nn.Module) -> dict[str, torch.Tensor]:
@@ -59,22 +57,22 @@ def subtract_from_base(model: PeftModel, name: str, before: Tensors, path: Path 
     if path is not None and not path.exists():
         with atomic_path(path) as temporary:
             save_file({key: value.contiguous() for key, value in initial_adapter.items()}, temporary)
-    layers = {layer_path: layer for layer_path, layer in lora_layers(model) if name in layer.lora_A}
-    for layer_path, layer in layers.items():
-        weight = layer.get_base_layer().weight
-        product = adapters.scaled_product(layer, name)
-        weight.copy_(before[layer_path].to(weight.device).float() - (product.T if layer.fan_in_fan_out else product))
-    return ResidualBase(initial_adapter, {layer_path: before[layer_path] for layer_path in layers})
+    published = {key: before[key] for key, layer in lora_layers(model).items() if name in layer.lora_A}
+    for key, layer in lora_layers(model).items():
+        if key in published:
+            weight, product = layer.get_base_layer().weight, adapters.scaled_product(layer, name)
+            weight.copy_(before[key].to(weight.device).float() - (product.T if layer.fan_in_fan_out else product))
+    return ResidualBase(initial_adapter, published)
 
 
 @torch.no_grad()
 def write_merged_residual(merged_copy: nn.Module, model: PeftModel, name: str | None, residual: ResidualBase) -> None:
     """Write `W + scale (B A - B0 A0)` of one direction into a plain copy; for None `W` as published."""
     targets = dict(merged_copy.named_modules())
-    for path, layer in lora_layers(model):
-        if path not in residual.published:
-            continue
-        weight = residual.published[path].to(layer.get_base_layer().weight.device).float()
+    layers = lora_layers(model)
+    for path, published in residual.published.items():
+        layer = layers[path]
+        weight = published.to(layer.get_base_layer().weight.device).float()
         if name is not None:
             a, b = layer.lora_A[name].weight, layer.lora_B[name].weight
             key = f"base_model.model.{path}.lora_{{}}.weight"
