@@ -67,10 +67,7 @@ class HypothesisDecoder:
         self._thread = ThreadPoolExecutor(1)
         self._batches: list[tuple[list[int], Future[tuple[list[str], list[list[int]]]]]] = []
 
-    def __enter__(self) -> HypothesisDecoder:
-        return self
-
-    def __exit__(self, *error: object) -> None:
+    def close(self) -> None:
         self._thread.shutdown(cancel_futures=True)
 
     def submit(self, indices: list[int], hypotheses: Hypotheses) -> None:

@@ -24,11 +24,8 @@ def log_likelihood(
 ) -> torch.Tensor:
     """Return the summed log-probability of each row's labels, in nats; float32, (R,).
 
-    Rows that do not fit into memory together continue in halves; a ModelError says that not even one of them fits.
-
-    Args:
-        max_tokens_per_microbatch: padded tokens of one forward pass.
-        on_progress: called after each pass with no new rows and tokens; may raise to stop.
+    A forward pass takes so many padded tokens, or half where memory runs out. `on_progress` is called after each one,
+    with no new rows and tokens, and may raise to stop.
     """
     logprob_R = torch.zeros(len(dataset), device=dataset.ids_X.device)
     groups = list(token_budget_batches(range(len(dataset)), dataset.sizes, max_tokens_per_microbatch))

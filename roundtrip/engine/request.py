@@ -14,13 +14,10 @@ T = TypeVar("T")
 
 @dataclass(frozen=True)
 class StopRule:
-    """The ids that end a hypothesis, and the one that fills up rows.
-
-    `text_stop_ids` stay in the hypothesis since they are text in part (such as `.` + line break).
-    """
+    """The ids that end a hypothesis, and the one that fills up rows."""
 
     stop_ids: Sequence[int]
-    text_stop_ids: Sequence[int] = ()
+    text_stop_ids: Sequence[int] = ()  # they stay in the hypothesis, as text in part (such as `.` + line break)
     pad_id: int = 0
 
     @property
@@ -32,12 +29,9 @@ class StopRule:
 class Callbacks:
     """What is called while hypotheses are generated; a callback may raise to stop."""
 
-    # After each batch of this process.
-    on_progress: Callable[[int, int], None] = lambda num_prompts, num_new_tokens: None
-    # Before that, with the indices of the batch among all hypotheses.
-    on_batch: Callable[[list[int], Hypotheses], None] = lambda indices, hypotheses: None
-    # For a batch that did not fit into memory and continues in halves.
-    on_oom_split: Callable[[int], None] = lambda num_prompts: None
+    on_progress: Callable[[int, int], None] = lambda num_prompts, num_new_tokens: None  # after each batch
+    on_batch: Callable[[list[int], Hypotheses], None] = lambda indices, hypotheses: None  # before that
+    on_oom_split: Callable[[int], None] = lambda num_prompts: None  # a batch did not fit and continues in halves
 
 
 @dataclass(frozen=True)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import closing
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -101,7 +102,7 @@ class Translator:
         with_logprobs = settings.num_candidates > 1 and settings.candidate_selection == "likelihood"
         request = GenerationRequest(prompts, limits, settings, stop, seed, with_logprobs)
         with (
-            HypothesisDecoder(self.template, reread_with) as decoder,
+            closing(HypothesisDecoder(self.template, reread_with)) as decoder,
             self.direction_model.generating(use_adapter=use_adapter) as model,
         ):
 

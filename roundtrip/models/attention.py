@@ -105,11 +105,8 @@ def varlen(
 ) -> tuple[torch.Tensor, None]:
     """Attend within packed rows, which are padded here and nowhere else: products with weights are without padding.
 
-    Args:
-        attention_mask: of padded rows, which are computed by transformers' sdpa; of packed rows None, or the window of
-            a layer that has one, of shape ().
-        settings: `dropout` and `scaling`; of packed rows `cu_seq_lens_q`, int32, (B + 1,), the bounds of rows, and
-            `max_length_q`, T; `sliding_window`, how many tokens one attends to, itself included.
+    Packed rows come with `cu_seq_lens_q`, int32, (B + 1,), their bounds, and `max_length_q`, T; their mask is None, or
+    the window of a layer that has one, of shape (). Padded rows are computed by transformers' sdpa.
     """
     if any(settings.get(name) is not None for name in _EXTRAS):
         raise ValueError(f"'{VARLEN}' supports none of {', '.join(_EXTRAS)}, which this model uses")

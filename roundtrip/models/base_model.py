@@ -137,12 +137,10 @@ def _quantization(spec: Model, dtype: torch.dtype, device: torch.device) -> dict
         raise ModelError(problem, place="model.quantize", cure=cure)
     from transformers import BitsAndBytesConfig
 
-    four = spec.quantize == "4bit"
-    settings: Any = {"bnb_4bit_quant_type": "nf4", "bnb_4bit_compute_dtype": dtype} if four else {}
-    return {
-        "quantization_config": BitsAndBytesConfig(load_in_4bit=four, load_in_8bit=not four, **settings),
-        "device_map": {"": device},
-    }
+    config = BitsAndBytesConfig(load_in_8bit=True)
+    if spec.quantize == "4bit":
+        config = BitsAndBytesConfig(load_in_4bit=True, bnb_4bit_quant_type="nf4", bnb_4bit_compute_dtype=dtype)
+    return {"quantization_config": config, "device_map": {"": device}}
 
 
 def reload_weights(spec: Model, base: LoadedModel, folder: Path | None = None) -> None:

@@ -84,10 +84,7 @@ def train_sentencepiece(lines: Iterable[str], size: int) -> bytes:
 
 
 def train_tokenizer(lines: Iterable[str], size: int) -> Any:
-    """Train a byte-pair encoding with SentencePiece (https://arxiv.org/abs/1808.06226) and make it a fast tokenizer.
-
-    By bytes for rare characters, and without normalization, it loses nothing except a space at the very beginning.
-    """
+    """Train a lossless byte-pair encoding (https://arxiv.org/abs/1808.06226) and make it a fast tokenizer."""
     import sentencepiece
     from transformers import PreTrainedTokenizerFast
 

@@ -80,7 +80,14 @@ def _read(path: Path, work: Path) -> tuple[Any, Any]:
         cure = f"check that it is complete; if so, transformers {version} does not support its kind: {USE_SAFETENSORS}"
         problem = f"cannot be read as GGUF: {type(error).__name__}: {first_line(error)}"
         raise _problem(path, problem, cure) from error
-    _refuse_incomplete(model, tokenizer, sorted(report["missing_keys"]), num_weights, path)
+    if missing := sorted(report["missing_keys"]):
+        raise _problem(path, f"{len(missing)} weights of the model are not in it, among them {missing[0]}")
+    num_rows = model.get_input_embeddings().num_embeddings
+    if len(tokenizer) > num_rows:
+        raise _problem(path, f"its tokenizer has {len(tokenizer)} tokens, its model only {num_rows}")
+    num_taken = sum(weight.numel() for weight in model.parameters())
+    if num_taken != num_weights:
+        logger.warning("%s: holds %d weights, the model has %d", path, num_weights, num_taken)
     # The configuration class may have an end token of its own.
     model.config.eos_token_id = eos
     # Chat models may end a turn with another token than a text; generation has to stop at both.
@@ -128,18 +135,6 @@ def _without_added_tokens(tokenizer: Any, num_tokens: int, folder: Path) -> Any:
     content["added_tokens"] = [token for token in content["added_tokens"] if token["id"] < num_tokens]
     file.write_text(json.dumps(content, ensure_ascii=False), encoding="utf-8")
     return transformers.AutoTokenizer.from_pretrained(folder)
-
-
-def _refuse_incomplete(model: Any, tokenizer: Any, missing: list[str], num_weights: int, path: Path) -> None:
-    """Refuse a model with weights that are not from the file or with tokens that have no embedding."""
-    if missing:
-        raise _problem(path, f"{len(missing)} weights of the model are not in it, among them {missing[0]}")
-    num_rows = model.get_input_embeddings().num_embeddings
-    if len(tokenizer) > num_rows:
-        raise _problem(path, f"its tokenizer has {len(tokenizer)} tokens, its model only {num_rows}")
-    num_taken = sum(weight.numel() for weight in model.parameters())
-    if num_taken != num_weights:
-        logger.warning("%s: holds %d weights, the model has %d", path, num_weights, num_taken)
 
 
 def _save(model: Any, tokenizer: Any, folder: Path) -> None:

@@ -98,7 +98,7 @@ class Optimizer:
         Args:
             planned_step: see `lr_factor`.
             skip: change nothing, as where the gradient is not finite; the schedule advances.
-            processes: who else has gradients; they are summed over all, and all processes take the same step.
+            processes: their gradients are summed, and all take the same step.
 
         Returns:
             The gradient norm before clipping.
