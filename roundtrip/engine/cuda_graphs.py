@@ -4,8 +4,6 @@ written yet are masked, and a new graph is captured when the room is used up or 
 Shapes: B rows, S positions so far, C capacity of the cache, V vocabulary.
 """
 
-from __future__ import annotations
-
 from typing import Any
 
 import torch

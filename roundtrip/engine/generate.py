@@ -1,7 +1,5 @@
 """Generating hypotheses: token ids in, token ids out, in batches of similar length. Shapes: B rows, N new positions."""
 
-from __future__ import annotations
-
 from dataclasses import replace
 from typing import Any
 

@@ -1,7 +1,5 @@
 """The KL penalty that keeps an adapter close to its base on text of the target language."""
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 from dataclasses import dataclass
 

@@ -1,7 +1,5 @@
 """Log-probabilities of given targets: forward passes over rows, nothing is generated."""
 
-from __future__ import annotations
-
 from collections.abc import Callable
 from typing import Any
 

@@ -1,7 +1,5 @@
 """Translating lines of any length."""
 
-from __future__ import annotations
-
 from collections.abc import Iterator, Sequence
 
 from roundtrip.data.language_codes import is_spaceless

@@ -1,7 +1,5 @@
 """One optimizer step: the loss is summed over the labels of all its rows and divided once by their number."""
 
-from __future__ import annotations
-
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass

@@ -1,7 +1,5 @@
 """A translator: one direction of a run, and how it translates."""
 
-from __future__ import annotations
-
 import math
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import closing

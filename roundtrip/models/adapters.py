@@ -1,7 +1,5 @@
 """Adapters on a frozen base: creating, activating, merging into a copy, saving and loading."""
 
-from __future__ import annotations
-
 import json
 import warnings
 from collections.abc import Mapping

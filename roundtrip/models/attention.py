@@ -3,8 +3,6 @@ Shapes: B rows, T positions of the longest, N tokens of all rows one behind the 
 keys and values, G = H / K query heads that share one, D numbers a head.
 """
 
-from __future__ import annotations
-
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any

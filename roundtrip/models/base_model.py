@@ -1,7 +1,5 @@
 """Loading the frozen base and its tokenizer, from a hub id, a folder or a GGUF file."""
 
-from __future__ import annotations
-
 import copy
 import hashlib
 import importlib.util

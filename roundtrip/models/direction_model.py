@@ -1,7 +1,5 @@
 """What one direction trains: an adapter on a base that may be shared, or all weights of a model of its own."""
 
-from __future__ import annotations
-
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, field

@@ -1,7 +1,5 @@
 """A model from scratch: a tokenizer trained on the recipe's own text, and a Llama with random weights."""
 
-from __future__ import annotations
-
 import io
 from collections.abc import Iterable
 from pathlib import Path

@@ -2,8 +2,6 @@
 Shapes: N tokens, I inputs, O outputs, R rank.
 """
 
-from __future__ import annotations
-
 from typing import Any
 
 import torch

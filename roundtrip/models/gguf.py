@@ -3,8 +3,6 @@
 What transformers does not support in a GGUF it omits or replaces silently: such files are refused or corrected.
 """
 
-from __future__ import annotations
-
 import json
 import logging
 import shutil

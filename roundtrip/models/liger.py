@@ -1,7 +1,5 @@
 """Liger's kernels (https://arxiv.org/abs/2410.10989) on one loaded model: norms, feed-forward, and the fused loss."""
 
-from __future__ import annotations
-
 import importlib.util
 import sys
 from typing import Any

@@ -1,7 +1,5 @@
 """The optimizer of one direction: AdamW on float32 master copies, with a schedule that is a function of the step."""
 
-from __future__ import annotations
-
 import hashlib
 import math
 from collections.abc import Mapping

@@ -3,8 +3,6 @@ strongest part of the base, from which it is subtracted. Training runs on `W - s
 is generated, scored or saved comes from `W + scale (B A - B0 A0)`.
 """
 
-from __future__ import annotations
-
 from dataclasses import dataclass
 from pathlib import Path
 

@@ -3,8 +3,6 @@
 PyTorch's own layer reorders its weight at each call, which takes up to two thirds of the time of a decoding step.
 """
 
-from __future__ import annotations
-
 from functools import cache
 from typing import Any
 
