@@ -28,7 +28,8 @@ class GraphedSteps:
             layer.keys[:, :, : self._filled], layer.values[:, :, : self._filled] = before.keys, before.values
         self._mask_B11C = torch.zeros(num_rows, 1, 1, capacity, dtype=torch.bool, device=mask_BS.device)
         self._mask_B11C[:, 0, 0, : self._filled] = mask_BS.bool()
-        self._ids_B1, self._position_B1 = mask_BS.new_zeros(2, num_rows, 1)
+        self._ids_B1 = mask_BS.new_zeros(num_rows, 1)
+        self._position_B1 = mask_BS.new_zeros(num_rows, 1)
         self._rewind()
 
     def step(self, ids_B1: torch.Tensor, position_B1: torch.Tensor) -> torch.Tensor:
