@@ -24,8 +24,7 @@ from rich.console import Console
 
 from benchmarks import common
 from roundtrip.backtranslation.dev_scoring import greedy_settings
-from roundtrip.engine.generate import generate
-from roundtrip.engine.hf_backends import generate_hf
+from roundtrip.engine.generate import generate, generate_hf
 from roundtrip.engine.request import GenerationRequest, StopRule
 from roundtrip.engine.translator import Translator
 from roundtrip.models import adapters, attention
@@ -45,7 +44,7 @@ def through_adapter(
     adapters.activate(forward.direction_model.model, forward.direction.name, train=False)
     batches = [slice(start, start + size) for start in range(0, len(prompts), size)]
     requests = [GenerationRequest(prompts[b], limits[b], settings, stop, 0) for b in batches]
-    return [generate_hf(forward.direction_model.model, request)[0] for request in requests]
+    return [generate_hf(forward.direction_model.model, request) for request in requests]
 
 
 def fixed(forward: Translator, batch: int, length: int, engines: tuple[str, ...], turns: int) -> dict[str, float]:

@@ -19,8 +19,7 @@ from roundtrip import Candidate, Optimizer, StepSettings, Translator, train_step
 from roundtrip.backtranslation.examples import PARALLEL, SYNTHETIC, Example
 from roundtrip.backtranslation.row_builders import make_row_builders
 from roundtrip.backtranslation.token_rows import build_token_rows
-from roundtrip.engine.generate import length_limit
-from roundtrip.engine.hf_backends import generate_hf
+from roundtrip.engine.generate import generate_hf, length_limit
 from roundtrip.engine.request import GenerationRequest, StopRule
 from roundtrip.models import adapters
 from roundtrip.models.optimizer import MAX_GRAD_NORM
@@ -121,7 +120,7 @@ class Ours:
                 for line, (source, target) in enumerate(zip(translations.texts, lines, strict=True))
             ]
             examples += [Example(PARALLEL, *pair) for pair in self.task.parallel[direction.name]]
-            return build_token_rows(examples, forward.templates, row_builder, forward.base.device, 0)[0]
+            return build_token_rows(examples, forward, row_builder, 0)[0]
 
         making, dataset = timed(make_rows)
 
@@ -172,7 +171,7 @@ class Usual:
             segments = reverse.template.segments
             stop = StopRule(segments.stop_ids, segments.break_ids, reverse.base.pad_id)
             request = GenerationRequest(prompts, limits, self.task.recipe.generate, stop, 0)
-            new_BN, _ = generate_hf(self.model, request)
+            new_BN = generate_hf(self.model, request)
             num_new += int((new_BN != reverse.base.pad_id).sum())
             texts += reverse.base.tokenizer.batch_decode(new_BN, skip_special_tokens=True)
         return [text.strip() for text in texts], num_new

@@ -127,7 +127,7 @@ def _rounds(trainer: Trainer, number: int) -> tuple[dict[str, float], int]:
             times = [time.perf_counter()]
             made = make_examples(trainer, phase)
             times.append(time.perf_counter())
-            dataset, _ = build_token_rows(made.examples, forward.templates, builder, forward.base.device, turn)
+            dataset, _ = build_token_rows(made.examples, forward, builder, turn)
             times.append(time.perf_counter())
             step_batches(dataset.sizes, recipe.train.batch_size, turn)
             times.append(time.perf_counter())
@@ -153,7 +153,7 @@ def _stub(translator: Translator) -> Translator:
             prompts = template.row_starts(texts) if template is not None else None
             return Translations(texts, finished_B.tolist(), Hypotheses(ids_BN, size_B, finished_B, size_B + 1), prompts)
 
-    return Stub(translator.direction, translator.direction_model, translator.templates)
+    return Stub(translator.direction, translator.direction_model, translator.template, translator.denoising_template)
 
 
 def round_us(case: Mapping[str, Any]) -> float:

@@ -24,7 +24,7 @@ NUM_ROWS, LENGTH = 16, 128
 def build_models(shape: Shape, device: torch.device) -> tuple[Any, Any]:
     """Return a PEFT model with two adapters that change something, and a merged copy of its base."""
     base = shapes.build_model(shape, device, num_hidden_layers=shape.sizes.compiled_layers)
-    merged_copy = base_model.merged_copy_of(base)
+    merged_copy = base_model.merged_copy_of(base, next(base.parameters()).device)
     # torch.compile cannot trace weights in the layout of oneDNN.
     prepacked_linear.restore_linear(merged_copy)
     peft_model = adapters.add_adapters(base, dict.fromkeys(compiled.NAMES, Adapter(rank=8)), 1)

@@ -22,8 +22,7 @@ from benchmarks.gpu.measure import Figures, Part, Unsupported
 from benchmarks.gpu.shapes import Shape
 from benchmarks.gpu.training import DIRECTIONS, RANK
 from roundtrip import Generate
-from roundtrip.engine.generate import generate
-from roundtrip.engine.hf_backends import generate_hf
+from roundtrip.engine.generate import generate, generate_hf
 from roundtrip.engine.request import GenerationRequest, StopRule
 from roundtrip.models import adapters, base_model
 from roundtrip.recipe.schema import Adapter
@@ -45,7 +44,7 @@ class Models:
     @classmethod
     def of(cls, shape: Shape, device: torch.device) -> Models:
         base = shapes.build_model(shape, device)
-        merged_copy = base_model.merged_copy_of(base)
+        merged_copy = base_model.merged_copy_of(base, next(base.parameters()).device)
         peft_model = adapters.add_adapters(base, dict.fromkeys(DIRECTIONS, Adapter(rank=RANK)), 1)
         adapters.activate(peft_model, DIRECTIONS[0], train=False)
         adapters.write_merged(merged_copy, peft_model, DIRECTIONS[0])

@@ -2,7 +2,7 @@
 
 The text path decodes, renders and encodes on the host. `syncs` counts how often the host waited for the GPU in a call
 (`torch.cuda.set_sync_debug_mode`); `exact` is the share of rows equal to those of the text path, `proved` that of the
-rows that the guard let pass. Of the round, `of_round` is the time of making rows over that of generating the sources by
+rows that the checker let pass. Of the round, `of_round` is the time of making rows over that of generating the sources by
 our loop, training on the rows, and making them; with a round that takes the text path, decoding waits for nothing else.
 """
 
@@ -40,7 +40,7 @@ def variants_of(kit: Kit, case: Case) -> dict[str, Timed]:
         "text path": Timed(lambda: row_variants.by_text(kit, case)),
         "text path, fewest calls": Timed(lambda: row_variants.by_fewest_calls(kit, case)),
     }
-    ours = row_variants.splice_variants(kit, case, False) if kit.row_builder.guard is not None else {}
+    ours = row_variants.splice_variants(kit, case, False) if kit.row_builder.checker is not None else {}
     chosen = {name: variant for name, variant in ours.items() if "cold" not in name}
     return (
         text | chosen | {"RowBuilder.build": Timed(lambda: row_variants.by_builder(kit.row_builder, case, case.texts))}

@@ -173,8 +173,8 @@ def _completed(manifest: RunManifest, run: RunFolder, translators: Mapping[str, 
     # The parts of all prompts, so that a resumed run has the same whatever the date is.
     segments = {name: each.template.segments.to_dict() for name, each in translators.items()}
     for name, each in translators.items():
-        if each.templates.denoising is not each.template:
-            segments[translator.denoising_name(name)] = each.templates.denoising.segments.to_dict()
+        if each.denoising_template is not each.template:
+            segments[translator.denoising_name(name)] = each.denoising_template.segments.to_dict()
     return replace(
         manifest,
         files=atomic_io.file_hashes(run.data, run.path) | atomic_io.file_hashes(run.base, run.path),
@@ -219,7 +219,8 @@ def load_models(
             assert spec.path is not None
             with events.task("loading", f"creating a model from scratch for {name}", 0):
                 seed = derive_seed(recipe.seed, "scratch", "" if recipe.shared_start else name)
-                from_scratch.create_model(spec.from_scratch, corpora.all_text(), Path(spec.path), seed)
+                text_lines, max_length = corpora.all_text(), recipe.train.max_length
+                from_scratch.create_model(spec.from_scratch, text_lines, Path(spec.path), seed, max_length)
     names = " and ".join(dict.fromkeys(spec.name for spec in recipe.model.values()))
     with events.task("loading", f"loading {names}", 0):
         return translator.load(recipe, folder, segments, residual_folder)

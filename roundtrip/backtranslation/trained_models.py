@@ -12,7 +12,7 @@ import torch
 
 from roundtrip.backtranslation.run_folder import BEST, RunFolder
 from roundtrip.engine import translator
-from roundtrip.engine.translator import DirectionTemplates, Translator
+from roundtrip.engine.translator import Translator
 from roundtrip.models import adapters, direction_model
 from roundtrip.recipe.plan import Direction, directions
 from roundtrip.recipe.schema import Adapter, Model
@@ -94,7 +94,7 @@ def load_exported(folder: Path, direction: Direction, device: str) -> Translator
     if is_adapter:
         model.restore(folder)
     template = PromptTemplate(model.base.tokenizer, segments)
-    return Translator(direction, model, DirectionTemplates(template, template), expansion=expansion)
+    return Translator(direction, model, template, template, expansion=expansion)
 
 
 def _adapter_spec(folder: Path, config: dict[str, Any]) -> tuple[Model, Adapter]:

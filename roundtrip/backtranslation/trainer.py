@@ -249,9 +249,8 @@ class Trainer:
         translator = self.context.translators[name]
         rows, counts = build_token_rows(
             phase_examples.examples,
-            translator.templates,
+            translator,
             self.context.row_builders.get(name),
-            translator.base.device,
             derive_seed(self.recipe.seed, "audit", phase.number),
         )
         if counts:
@@ -287,7 +286,8 @@ class Trainer:
     def _copy_to_reverse(self, direction: Direction) -> None:
         """Let the reverse direction start from what a direction has learned from monolingual text."""
         name, reverse, steps = direction.name, direction.reverse.name, self.state.optimizer_steps
-        self.optimizers[reverse].copy_from(self.optimizers[name])
+        optimizer = self.optimizers[name]
+        self.optimizers[reverse].restore(optimizer.state(), optimizer.step_number)
         self.state = replace(self.state, optimizer_steps=steps | {reverse: steps[name]})
 
     def _has_trained_enough(self, phase: Phase) -> bool:

@@ -1,13 +1,8 @@
 """Decoding steps of a fixed shape: a cache that is written in place, and on a GPU a CUDA graph that is replayed.
-
-A graph launches the hundreds of kernels of a step at once, at fixed addresses and shapes. So the cache has room for
-more tokens than there are, positions that are not written yet are masked, and a new graph is captured when the room is
-used up or rows leave the batch.
-
+A graph has fixed addresses and shapes, so the cache has room for more tokens than there are, positions that are not
+written yet are masked, and a new graph is captured when the room is used up or rows leave the batch.
 Shapes: B rows, S positions so far, C capacity of the cache, V vocabulary.
 """
-
-from __future__ import annotations
 
 from typing import Any
 
@@ -18,21 +13,15 @@ ROOM = 64
 
 
 class GraphedSteps:
-    """As many steps as the cache has room for.
+    """As many steps as there is room for behind a DynamicCache; `mask_BS`, int64, is 1 where that holds a token."""
 
-    Args:
-        cache: a DynamicCache of what came before.
-        mask_BS: int64, 1 where it holds a token.
-        replay: capture a graph of the step; otherwise it is computed step by step, which a CPU can do too.
-    """
-
-    def __init__(self, model: Any, cache: Any, mask_BS: torch.Tensor, *, replay: bool) -> None:
+    def __init__(self, model: Any, cache: Any, mask_BS: torch.Tensor) -> None:
         from transformers import StaticCache
 
         num_rows, self._filled = mask_BS.shape
-        self.room = ROOM
-        capacity = self._filled + self.room
-        self._model, self._replay, self._graph = model, replay, None
+        capacity = self._filled + ROOM
+        self._model, self.room = model, ROOM
+        self._graph: Any = None
         self._cache = StaticCache(config=model.config, max_cache_len=capacity)
         for layer, before in zip(self._cache.layers, cache.layers, strict=True):
             layer.lazy_initialization(before.keys, before.values)
@@ -49,13 +38,12 @@ class GraphedSteps:
         self.room -= 1
         self._ids_B1.copy_(ids_B1)
         self._position_B1.copy_(position_B1)
-        if not self._replay:
+        if not self._ids_B1.is_cuda:
             return self._forward()
         # A graph belongs to the current device, whatever the tensors are on.
         with torch.cuda.device(self._ids_B1.device):
             if self._graph is None:
                 self._capture()
-            assert self._graph is not None
             self._graph.replay()
         return self._logits_BV
 
@@ -72,14 +60,8 @@ class GraphedSteps:
 
     def _forward(self) -> torch.Tensor:
         self._mask_B11C.index_fill_(3, self._cache.layers[0].cumulative_length.view(1), True)
-        logits_BV: torch.Tensor = self._model(
-            input_ids=self._ids_B1,
-            attention_mask=self._mask_B11C,
-            position_ids=self._position_B1,
-            cache=self._cache,
-            use_cache=True,
-        ).logits[:, -1]
-        return logits_BV
+        inputs = {"input_ids": self._ids_B1, "attention_mask": self._mask_B11C, "position_ids": self._position_B1}
+        return self._model(**inputs, cache=self._cache, use_cache=True).logits[:, -1]
 
     def _capture(self) -> None:
         """Capture the graph; what the warm-up passes write is overwritten by the first step."""

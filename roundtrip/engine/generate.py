@@ -1,17 +1,12 @@
-"""Generating hypotheses: token ids in, token ids out, in batches of similar length.
-
-Shapes: B rows, N new positions.
-"""
-
-from __future__ import annotations
+"""Generating hypotheses: token ids in, token ids out, in batches of similar length. Shapes: B rows, N new positions."""
 
 from dataclasses import replace
+from typing import Any
 
 import torch
 from torch import nn
 
 from roundtrip.engine.decoding import decode
-from roundtrip.engine.hf_backends import generate_hf
 from roundtrip.engine.hypotheses import Hypotheses, join_hypotheses
 from roundtrip.engine.likelihood import log_likelihood
 from roundtrip.engine.request import Callbacks, GenerationRequest
@@ -20,7 +15,7 @@ from roundtrip.runtime.distributed import SINGLE_PROCESS, ProcessGroup
 from roundtrip.runtime.errors import ModelError
 from roundtrip.runtime.memory import run_in_halves, trim_heap
 from roundtrip.runtime.seeding import derive_seed
-from roundtrip.tokens.batching import TokenDataset, token_budget_batches
+from roundtrip.tokens.batching import TokenDataset, left_pad, token_budget_batches
 from roundtrip.tokens.prompt_template import TokenRow
 
 # Tokens that a hypothesis may have beyond `max_length_ratio` times its source.
@@ -30,31 +25,23 @@ _Batch = tuple[tuple[int, ...], list[int]]
 
 
 def length_limit(num_source_tokens: int, settings: Generate) -> int:
-    """Return the most tokens that a translation of `num_source_tokens` tokens may have."""
+    """Return the most tokens that the translation of so many may have."""
     return int(settings.max_length_ratio * num_source_tokens) + MAX_LENGTH_OFFSET
 
 
 def generate(
     model: nn.Module,
     request: GenerationRequest,
-    *,
     callbacks: Callbacks = Callbacks(),  # noqa: B008 (frozen)
     processes: ProcessGroup = SINGLE_PROCESS,
 ) -> Hypotheses:
-    """Continue each prompt, `request.settings.num_candidates` times.
+    """Continue each prompt, `request.settings.num_candidates` times, with a plain causal LM in eval mode.
 
-    Each batch derives its own seed, so the result does not depend on what ran before. A batch that does not fit into
-    memory continues in halves.
-
-    Args:
-        model: a plain causal LM in eval mode (adapters merged).
-        processes: each generates a part of the batches, which are the same as those of a single process.
+    Each batch derives its own seed, so the result does not depend on what ran before; one that does not fit into memory
+    continues in halves. Processes share the batches.
 
     Returns:
         The hypotheses in the order of their prompts, those of one prompt next to each other.
-
-    Raises:
-        ModelError: not even a single prompt fits into memory.
     """
     times = request.settings.num_candidates
     # A batch is as long as its longest prompt plus its longest limit, so similar lengths go together.
@@ -67,6 +54,11 @@ def generate(
         number, group = batch
         return group, _run_backend(model, request.select(group, derive_seed(request.seed, *number)))
 
+    def too_large(batch: _Batch) -> ModelError:
+        problem = f"memory ran out on a single prompt of {len(request.prompts[batch[1][0]])} tokens"
+        cure = "lower data.filter.max_chars, generate.max_length_ratio, generate.num_candidates, or use a smaller model"
+        return ModelError(problem, place="generate", cure=cure)
+
     order: list[int] = []
     generated: list[Hypotheses] = []
     for group, hypotheses in run_in_halves(
@@ -74,12 +66,7 @@ def generate(
         run,
         _halves,
         size=lambda batch: len(batch[1]) * max(lengths[i] for i in batch[1]),
-        too_large=lambda batch: ModelError(
-            f"memory ran out on a single prompt of {len(request.prompts[batch[1][0]])} tokens",
-            place="generate",
-            cure="lower data.filter.max_chars, generate.max_length_ratio and generate.num_candidates, or use a smaller "
-            "model",
-        ),
+        too_large=too_large,
         on_split=lambda batch: callbacks.on_oom_split(len(batch[1])),
     ):
         indices = [times * i + candidate for i in group for candidate in range(times)]
@@ -103,12 +90,40 @@ def _halves(batch: _Batch) -> list[_Batch]:
 
 def _run_backend(model: nn.Module, request: GenerationRequest) -> Hypotheses:
     """Generate one batch by the backend of its settings, and end each row."""
-    backend = generate_hf if request.settings.engine == "transformers" else decode
-    new_BN, logprob_B = backend(model, request)
-    hypotheses = _end_rows(new_BN, logprob_B, request)
-    if request.return_logprobs and hypotheses.logprob_B is None:
-        return _add_logprobs(model, hypotheses, request)
-    return hypotheses
+    if request.settings.engine == "native":
+        new_BN, logprob_B = decode(model, request)
+        return _end_rows(new_BN, logprob_B, request)
+    hypotheses = _end_rows(generate_hf(model, request), None, request)
+    return _add_logprobs(model, hypotheses, request) if request.return_logprobs else hypotheses
+
+
+def generate_hf(model: Any, request: GenerationRequest) -> torch.Tensor:
+    """Continue one batch by `generate` of transformers, the reference for `decode`; return ids_BN as that does."""
+    from transformers import GenerationConfig
+
+    request = request.repeat_per_candidate()
+    settings, device = request.settings, next(model.parameters()).device
+    ids_BT, mask_BT = (tensor.to(device) for tensor in left_pad(request.prompts, request.stop.pad_id))
+    sampling: dict[str, Any] = {}
+    if settings.temperature_value > 0:
+        # The library's own default of top_k is 50.
+        sampling = {"temperature": settings.temperature_value, "top_k": 0, "top_p": settings.top_p}
+    config = GenerationConfig(
+        max_new_tokens=max(request.limits) + 1,
+        do_sample=bool(sampling),
+        eos_token_id=request.stop.all_ids or None,
+        pad_token_id=request.stop.pad_id,
+        **sampling,
+    )
+    # What the model's author ships (a temperature, a penalty) must not change the recipe's settings.
+    own, model.generation_config = model.generation_config, GenerationConfig()
+    try:
+        with torch.random.fork_rng([device] if device.type == "cuda" else []), torch.inference_mode():
+            torch.manual_seed(request.seed)
+            ids_BS: torch.Tensor = model.generate(ids_BT, attention_mask=mask_BT, generation_config=config)
+    finally:
+        model.generation_config = own
+    return ids_BS[:, ids_BT.shape[1] :]
 
 
 def _end_rows(new_BN: torch.Tensor, logprob_B: torch.Tensor | None, request: GenerationRequest) -> Hypotheses:
@@ -126,7 +141,7 @@ def _end_rows(new_BN: torch.Tensor, logprob_B: torch.Tensor | None, request: Gen
 
 
 def _add_logprobs(model: nn.Module, hypotheses: Hypotheses, request: GenerationRequest) -> Hypotheses:
-    """Add the log-probabilities that a backend does not return, by another pass over what it generated."""
+    """Add log-probabilities by another pass over what was generated."""
     prompts = request.repeat_per_candidate().prompts
     rows = [
         TokenRow([*prompt, *ids[:size]], len(prompt))

@@ -1,34 +1,26 @@
-"""Generated hypotheses as tensors.
-
-Shapes: B hypotheses, N new positions.
-"""
+"""Generated hypotheses as tensors, and their text. Shapes: B hypotheses, N new positions."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, replace
 
 import torch
 
+from roundtrip.runtime.distributed import ProcessGroup
+from roundtrip.tokens.prompt_template import PromptTemplate
+
 
 @dataclass(frozen=True)
 class Hypotheses:
-    """Generated ids without prompt and end token, on the device that generated them.
+    """Generated ids without prompt and end token, on the device that generated them; int64 where nothing is said."""
 
-    Attributes:
-        ids_BN: int64, left-aligned; what stands at and after `size_B` has no meaning. A stop id that holds text is
-            the last of its row.
-        size_B: int64, tokens of each hypothesis.
-        finished_B: bool, an end token came within the limit.
-        tokens_B: int64, tokens including an end token that is no part of the hypothesis.
-        logprob_B: float32, the sum over these tokens, in nats, by the model itself (temperature 1, no filter); None
-            where it was not asked for.
-    """
-
-    ids_BN: torch.Tensor
-    size_B: torch.Tensor
-    finished_B: torch.Tensor
-    tokens_B: torch.Tensor
+    ids_BN: torch.Tensor  # what stands at and after `size_B` has no meaning; a stop id that holds text is the last
+    size_B: torch.Tensor  # tokens of each hypothesis
+    finished_B: torch.Tensor  # bool, an end token came within the limit
+    tokens_B: torch.Tensor  # tokens including an end token that is no part of the hypothesis
+    # float32, the sum over these tokens in nats, at temperature 1 without a filter; None where it was not asked for.
     logprob_B: torch.Tensor | None = None
 
     def per_token(self) -> list[float]:
@@ -41,7 +33,6 @@ class Hypotheses:
         return [ids[:size] for ids, size in zip(self.ids_BN.tolist(), self.size_B.tolist(), strict=True)]
 
     def to(self, device: torch.device | str) -> Hypotheses:
-        """Return the same on another device."""
         return self._map(lambda tensor: tensor.to(device))
 
     def select(self, indices: Sequence[int]) -> Hypotheses:
@@ -66,3 +57,34 @@ def join_hypotheses(
     columns = zip(*(vars(batch).values() for batch in wide), strict=True)
     joined = Hypotheses(*(None if column[0] is None else torch.cat(column) for column in columns))
     return joined.select(sorted(range(len(order)), key=lambda row: order[row]))
+
+
+class HypothesisDecoder:
+    """Decodes finished batches in a thread while the device generates; `reread_with` encodes the texts again."""
+
+    def __init__(self, template: PromptTemplate, reread_with: PromptTemplate | None) -> None:
+        self._template, self._reread_with = template, reread_with
+        self._thread = ThreadPoolExecutor(1)
+        self._batches: list[tuple[list[int], Future[tuple[list[str], list[list[int]]]]]] = []
+
+    def close(self) -> None:
+        self._thread.shutdown(cancel_futures=True)
+
+    def submit(self, indices: list[int], hypotheses: Hypotheses) -> None:
+        """Start to decode a batch; `indices` are those of its rows among all hypotheses."""
+        if self._batches and self._batches[-1][1].done():
+            self._batches[-1][1].result()  # raises an error of the thread now rather than at the end
+        self._batches.append((indices, self._thread.submit(self._decode, hypotheses)))
+
+    def _decode(self, hypotheses: Hypotheses) -> tuple[list[str], list[list[int]]]:
+        texts = [self._template.hypothesis_text(ids) for ids in hypotheses.lists()]
+        return texts, self._reread_with.row_starts(texts) if self._reread_with is not None else [[] for _ in texts]
+
+    def collect(self, num_hypotheses: int, processes: ProcessGroup) -> tuple[list[str], list[list[int]] | None]:
+        """Return texts and row starts (None without a template) of all batches of all processes."""
+        texts, row_starts = [""] * num_hypotheses, [[0] * 0 for _ in range(num_hypotheses)]
+        own = [(indices, *future.result()) for indices, future in self._batches]
+        for batch in (batch for batches in processes.gather(own) for batch in batches):
+            for index, text, row_start in zip(*batch, strict=True):
+                texts[index], row_starts[index] = text, row_start
+        return texts, row_starts if self._reread_with is not None else None

@@ -1,8 +1,6 @@
 """Log-probabilities of given targets: forward passes over rows, nothing is generated."""
 
-from __future__ import annotations
-
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -10,7 +8,7 @@ import torch
 from roundtrip.runtime.distributed import SINGLE_PROCESS, ProcessGroup
 from roundtrip.runtime.errors import ModelError
 from roundtrip.runtime.memory import run_in_halves
-from roundtrip.tokens.batching import TokenDataset, collate, token_budget_batches
+from roundtrip.tokens.batching import Batch, TokenDataset, collate, token_budget_batches
 
 
 @torch.inference_mode()
@@ -24,22 +22,22 @@ def log_likelihood(
 ) -> torch.Tensor:
     """Return the summed log-probability of each row's labels, in nats; float32, (R,).
 
-    Rows that do not fit into memory together continue in halves.
-
-    Args:
-        model: in eval mode.
-        max_tokens_per_microbatch: padded tokens of one forward pass.
-        on_progress: called after each pass with no new rows and tokens; may raise to stop.
-        processes: who else takes a part of the passes.
-
-    Raises:
-        ModelError: not even a single row fits into memory.
+    A forward pass takes so many padded tokens, or half where memory runs out. `on_progress` is called after each one,
+    with no new rows and tokens, and may raise to stop.
     """
     logprob_R = torch.zeros(len(dataset), device=dataset.ids_X.device)
     groups = list(token_budget_batches(range(len(dataset)), dataset.sizes, max_tokens_per_microbatch))
+
+    def forward(group: list[int]) -> tuple[list[int], torch.Tensor]:
+        batch = collate(dataset, group, pad_id)
+        keep_BT, targets_N = batch.predictions()
+        loss_N = torch.nn.functional.cross_entropy(label_logits(model, batch, keep_BT), targets_N, reduction="none")
+        logprob_B = torch.zeros(len(group), device=loss_N.device)
+        return group, logprob_B.index_add_(0, keep_BT.nonzero()[:, 0], loss_N, alpha=-1)
+
     for group, logprob_B in run_in_halves(
         processes.shard(groups),
-        lambda group: (group, _forward(model, dataset, group, pad_id)),
+        forward,
         lambda group: [group[: len(group) // 2], group[len(group) // 2 :]] if len(group) > 1 else [],
         size=lambda group: len(group) * max(dataset.sizes[i] for i in group),
         too_large=lambda group: ModelError(
@@ -54,13 +52,8 @@ def log_likelihood(
     return processes.all_reduce(logprob_R)
 
 
-def _forward(model: Any, dataset: TokenDataset, group: Sequence[int], pad_id: int) -> torch.Tensor:
-    """Return the values of some rows, (B,)."""
-    batch = collate(dataset, group, pad_id)
-    keep_BT, targets_N = batch.predictions()
-    logits_NV = model(input_ids=batch.ids_BT, use_cache=False, logits_to_keep=keep_BT, **batch.inputs).logits
-    loss_N = torch.nn.functional.cross_entropy(
-        logits_NV.float().reshape(len(targets_N), logits_NV.shape[-1]), targets_N, reduction="none"
-    )
-    logprob_B = torch.zeros(len(group), device=loss_N.device)
-    return logprob_B.index_add_(0, keep_BT.nonzero()[:, 0], loss_N, alpha=-1)
+def label_logits(model: Any, batch: Batch, keep_BT: torch.Tensor) -> torch.Tensor:
+    """Return the logits at the positions that predict a label, float32, (N, V); none are computed elsewhere."""
+    # With a cache transformers does not keep packed rows apart.
+    logits = model(input_ids=batch.ids_BT, use_cache=False, logits_to_keep=keep_BT, **batch.inputs).logits
+    return logits.float().view(-1, logits.shape[-1])

@@ -1,7 +1,5 @@
 """Translating lines of any length."""
 
-from __future__ import annotations
-
 from collections.abc import Iterator, Sequence
 
 from roundtrip.data.language_codes import is_spaceless
@@ -24,34 +22,28 @@ def translate_any_length(
         too_long: gets a message for each line with a sentence too long for the model; its translation is empty.
         truncated: gets a message for each line whose translation reached its length limit.
         start: number of lines before these, for messages.
-
-    Yields:
-        One translation per text, in order.
     """
+    import sentencex
+
     parts_of_lines: list[list[str]] = []
-    for number, text in enumerate(texts):
+    for number, text in enumerate(texts, start + 1):
         parts = [text] if text else []
         if text and not all(translator.can_translate(parts, settings)):
-            parts = _sentences(text, translator.direction.source)
+            pieces = sentencex.segment(translator.direction.source.partition("-")[0], text)
+            parts = [piece.strip() for piece in pieces if piece.strip()]
             fits = translator.can_translate(parts, settings)
             if not all(fits):
                 long = parts[fits.index(False)]
-                too_long.append(f"line {start + number + 1}: a sentence of {len(long.split())} words is too long")
+                too_long.append(f"line {number}: a sentence of {len(long.split())} words is too long")
                 parts = []
         parts_of_lines.append(parts)
     flat = [part for parts in parts_of_lines for part in parts]
     translations = translator.translate(flat, settings, 0) if flat else None
     results = zip(translations.texts, translations.finished, strict=True) if translations else iter(())
     separator = "" if is_spaceless(translator.direction.target) else " "
-    for number, parts in enumerate(parts_of_lines):
+    for number, parts in enumerate(parts_of_lines, start + 1):
         line = [next(results) for _ in parts]
         if not all(finished for _, finished in line):
-            truncated.append(f"line {start + number + 1}: the translation was cut at its length limit")
+            truncated.append(f"line {number}: the translation was cut at its length limit")
         # Clean, so that no control sequence reaches a terminal.
         yield separator.join(" ".join(clean(text).split()) for text, _ in line)
-
-
-def _sentences(text: str, language: str) -> list[str]:
-    import sentencex
-
-    return [part for piece in sentencex.segment(language.partition("-")[0], text) if (part := piece.strip())]

@@ -1,7 +1,4 @@
-"""What a generation backend is asked for, and the ids that it returns.
-
-Shapes: B hypotheses, those of one prompt next to each other; N new positions.
-"""
+"""What to generate: prompts, limits, stop tokens, and what is called meanwhile."""
 
 from __future__ import annotations
 
@@ -17,53 +14,29 @@ T = TypeVar("T")
 
 @dataclass(frozen=True)
 class StopRule:
-    """Where a hypothesis ends.
-
-    Attributes:
-        stop_ids: any of these ends a hypothesis; recognized by position, the first after the prompt.
-        text_stop_ids: so do these, which stay in the hypothesis since they are text in part (such as `.` + line break).
-        pad_id: fills up rows.
-    """
+    """The ids that end a hypothesis, and the one that fills up rows."""
 
     stop_ids: Sequence[int]
-    text_stop_ids: Sequence[int] = ()
+    text_stop_ids: Sequence[int] = ()  # they stay in the hypothesis, as text in part (such as `.` + line break)
     pad_id: int = 0
 
     @property
     def all_ids(self) -> list[int]:
-        """All ids that end a hypothesis, sorted."""
         return sorted({*self.stop_ids, *self.text_stop_ids})
-
-
-def _ignore(*_: object) -> None:
-    pass
 
 
 @dataclass(frozen=True)
 class Callbacks:
-    """What is called while hypotheses are generated.
+    """What is called while hypotheses are generated; a callback may raise to stop."""
 
-    Attributes:
-        on_progress: called after each batch of this process with its numbers of prompts and new tokens; may raise to
-            stop.
-        on_batch: called before that with the indices of the batch among all hypotheses, and these.
-        on_oom_split: called with the number of prompts of a batch that did not fit into memory and continues in halves.
-    """
-
-    on_progress: Callable[[int, int], None] = _ignore
-    on_batch: Callable[[list[int], Hypotheses], None] = _ignore
-    on_oom_split: Callable[[int], None] = _ignore
+    on_progress: Callable[[int, int], None] = lambda num_prompts, num_new_tokens: None  # after each batch
+    on_batch: Callable[[list[int], Hypotheses], None] = lambda indices, hypotheses: None  # before that
+    on_oom_split: Callable[[int], None] = lambda num_prompts: None  # a batch did not fit and continues in halves
 
 
 @dataclass(frozen=True)
 class GenerationRequest:
-    """What to continue, and how.
-
-    Attributes:
-        prompts: token ids.
-        limits: most new tokens of each prompt, the end token not counted.
-        return_logprobs: whether the log-probability of each hypothesis is wanted.
-    """
+    """Token ids to continue, and how; `limits` are the most new tokens of each prompt, without the end token."""
 
     prompts: Sequence[Sequence[int]]
     limits: Sequence[int]

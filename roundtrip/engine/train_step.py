@@ -1,7 +1,5 @@
 """One optimizer step: the loss is summed over the labels of all its rows and divided once by their number."""
 
-from __future__ import annotations
-
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -12,6 +10,7 @@ from peft import PeftModel
 from torch import nn
 
 from roundtrip.engine.kl_penalty import KLPenalty, kl_sum
+from roundtrip.engine.likelihood import label_logits
 from roundtrip.models.liger import liger_loss
 from roundtrip.models.optimizer import Optimizer
 from roundtrip.runtime.distributed import SINGLE_PROCESS, ProcessGroup
@@ -32,7 +31,7 @@ class StepSettings:
         packed: rows stand one behind the other, instead of padded ones below each other.
         kl_penalty: adds the divergence from the base to the loss; adapters only.
         planned_step: the step of the plan that this one stands for, see `lr_factor`; None: the steps taken so far.
-        processes: who else takes a part of the rows, perhaps none of them; gradients and losses are summed.
+        processes: each trains on a part of the rows, perhaps none of them; gradients and losses are summed.
 
     Example:
         >>> from roundtrip import load_translators
@@ -62,20 +61,13 @@ class StepSettings:
 
 @dataclass(frozen=True)
 class StepResult:
-    """What one step did.
+    """What one step did."""
 
-    Attributes:
-        loss: mean cross-entropy in nats per label, without the KL penalty.
-        grad_norm: before clipping.
-        num_labels, num_tokens: labels, and all tokens without padding.
-        max_tokens_per_microbatch: what fitted into memory; less than asked for where it ran out.
-    """
-
-    loss: float
-    grad_norm: float
+    loss: float  # mean cross-entropy in nats per label, without the KL penalty
+    grad_norm: float  # before clipping
     num_labels: int
-    num_tokens: int
-    max_tokens_per_microbatch: int
+    num_tokens: int  # without padding
+    max_tokens_per_microbatch: int  # what fitted into memory; less than asked for where it ran out
 
     @property
     def nonfinite(self) -> bool:
@@ -84,23 +76,13 @@ class StepResult:
 
 
 def loss_sum(model: nn.Module, batch: Batch, *, fused: bool = False) -> torch.Tensor:
-    """Return the summed cross-entropy of a batch, in nats; float32, shape ().
-
-    The output layer is computed at the positions that predict a label and nowhere else; with a vocabulary of
-    50,000 that is a fifth of the whole step on rows as short as sentences.
-
-    Args:
-        fused: by Liger's kernel, which holds no logits.
-    """
+    """Return the summed cross-entropy of a batch, in nats; float32, shape (); `fused` computes it by Liger's kernel."""
     keep_BT, targets_N = batch.predictions()
-    # With a cache transformers does not keep packed rows apart.
-    inputs = {"input_ids": batch.ids_BT, "use_cache": False, **batch.inputs}
-    if fused:
-        inner: Any = model.get_base_model() if isinstance(model, PeftModel) else model
-        hidden_ND = inner.get_decoder()(**inputs).last_hidden_state[keep_BT]
-        return liger_loss(inner, hidden_ND, targets_N)
-    logits_NV = model(**inputs, logits_to_keep=keep_BT).logits
-    return torch.nn.functional.cross_entropy(logits_NV.float().view(len(targets_N), -1), targets_N, reduction="sum")
+    if not fused:
+        return torch.nn.functional.cross_entropy(label_logits(model, batch, keep_BT), targets_N, reduction="sum")
+    inner: Any = model.get_base_model() if isinstance(model, PeftModel) else model
+    decoded = inner.get_decoder()(input_ids=batch.ids_BT, use_cache=False, **batch.inputs)
+    return liger_loss(inner, decoded.last_hidden_state[keep_BT], targets_N)
 
 
 def train_step(
@@ -109,7 +91,6 @@ def train_step(
     dataset: TokenDataset,
     rows: Sequence[int],
     settings: StepSettings,
-    *,
     seed: int,
 ) -> StepResult:
     """Train on some rows: forward and backward in microbatches of bounded size, then one optimizer step.
@@ -118,8 +99,7 @@ def train_step(
 
     Args:
         model: with the adapter to train active, in train mode.
-        dataset: on the device of the model.
-        rows: indices into the dataset.
+        dataset, rows: on the device of the model, and indices into it.
         seed: of dropout in this step, so that a resumed run drops the same units.
 
     Raises:
@@ -141,6 +121,10 @@ def train_step(
     def microbatches(budget: int) -> list[list[int]]:
         return list(token_budget_batches(own, dataset.sizes, budget, packed=settings.packed))
 
+    def too_large(budget: int) -> TrainingError:
+        cure = "lower train.max_length, set model.gradient_checkpointing = true, or use a smaller model"
+        return TrainingError(f"memory ran out on a single row of {longest} tokens", cure=cure)
+
     def run(budget: int) -> tuple[int, torch.Tensor]:
         # Gradients of an attempt that failed must not count.
         optimizer.zero_grad()
@@ -155,34 +139,25 @@ def train_step(
         run,
         lambda budget: _halve(microbatches(budget), dataset.sizes, budget),
         size=lambda budget: budget,
-        too_large=lambda budget: _too_large(longest),
+        too_large=too_large,
     )
     loss = float(processes.all_reduce(total)) / num_labels
-    grad_norm = optimizer.step(
-        1.0 / num_labels, planned_step=settings.planned_step, skip=not math.isfinite(loss), processes=processes
-    )
-    num_tokens = sum(dataset.sizes[i] for i in rows)
-    return StepResult(loss, grad_norm, num_labels, num_tokens, min(processes.gather(budget)))
+    scale, skip = 1.0 / num_labels, not math.isfinite(loss)
+    grad_norm = optimizer.step(scale, planned_step=settings.planned_step, skip=skip, processes=processes)
+    return StepResult(loss, grad_norm, num_labels, sum(dataset.sizes[i] for i in rows), min(processes.gather(budget)))
 
 
 def _halve(groups: Sequence[Sequence[int]], sizes: Sequence[int], budget: int) -> list[int]:
-    """Return a smaller budget than one whose microbatches did not fit, or nothing where they are single rows."""
-    longest = max((sizes[i] for group in groups for i in group), default=0)
-    largest = max((len(group) * max(sizes[i] for i in group) for group in groups), default=0)
+    """Return half of what the largest microbatch took; nothing where all are single rows. Longest rows come first."""
+    longest = max((sizes[group[0]] for group in groups), default=0)
+    largest = max((len(group) * sizes[group[0]] for group in groups), default=0)
     return [max(longest, min(budget, largest) // 2)] if budget > longest else []
-
-
-def _too_large(num_tokens: int) -> TrainingError:
-    return TrainingError(
-        f"memory ran out on a single row of {num_tokens} tokens",
-        cure="lower train.max_length, set model.gradient_checkpointing = true, or use a smaller model",
-    )
 
 
 def _backward(
     model: nn.Module, dataset: TokenDataset, group: Sequence[int], settings: StepSettings, kl_scale: float
 ) -> torch.Tensor:
-    """Add the gradients of a microbatch, and return its summed loss without the KL penalty."""
+    """Add the gradients of a microbatch; return its summed loss without the KL penalty."""
     loss = loss_sum(model, settings.batch(dataset, group), fused=settings.fused_loss)
     loss.backward()
     if settings.kl_penalty is not None:

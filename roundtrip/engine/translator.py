@@ -1,16 +1,14 @@
 """A translator: one direction of a run, and how it translates."""
 
-from __future__ import annotations
-
 import math
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import closing
 from dataclasses import dataclass, replace
 from pathlib import Path
 
 from roundtrip.engine.cuda_graphs import supports_static_cache
 from roundtrip.engine.generate import generate, length_limit
-from roundtrip.engine.hypotheses import Hypotheses
-from roundtrip.engine.hypothesis_decoder import HypothesisDecoder
+from roundtrip.engine.hypotheses import Hypotheses, HypothesisDecoder
 from roundtrip.engine.likelihood import log_likelihood
 from roundtrip.engine.request import Callbacks, GenerationRequest, StopRule
 from roundtrip.models import direction_model
@@ -51,18 +49,11 @@ class Translations:
 
 
 @dataclass(frozen=True)
-class DirectionTemplates:
-    """How rows become one text; those of denoising are from the target language into itself."""
-
-    parallel: PromptTemplate
-    denoising: PromptTemplate
-
-
-@dataclass(frozen=True)
 class Translator:
     """One direction: its weights, its prompts, and the processes that generate together.
 
     Attributes:
+        denoising_template: from the target language into itself.
         expansion: target tokens per source token, see `expansion_of`; the length limit grows with it.
 
     Example:
@@ -74,13 +65,10 @@ class Translator:
 
     direction: Direction
     direction_model: DirectionModel
-    templates: DirectionTemplates
+    template: PromptTemplate
+    denoising_template: PromptTemplate
     processes: ProcessGroup = SINGLE_PROCESS
     expansion: float = 1.0
-
-    @property
-    def template(self) -> PromptTemplate:
-        return self.templates.parallel
 
     @property
     def base(self) -> LoadedModel:
@@ -98,8 +86,6 @@ class Translator:
     ) -> Translations:
         """Translate texts with the direction's current weights, each `settings.num_candidates` times.
 
-        While the device generates the next batch, a thread decodes the last one.
-
         Args:
             seed: of sampling.
             use_adapter: False translates with the bare base.
@@ -109,16 +95,12 @@ class Translator:
             ModelError: a source does not fit into the model, or into memory.
         """
         prompts, segments = self.template.prompts(sources), self.template.segments
-        request = GenerationRequest(
-            prompts,
-            self._limits(sources, prompts, settings),
-            settings,
-            StopRule(segments.stop_ids, segments.break_ids, self.base.pad_id),
-            seed,
-            return_logprobs=settings.num_candidates > 1 and settings.candidate_selection == "likelihood",
-        )
+        limits = self._limits(sources, prompts, settings)
+        stop = StopRule(segments.stop_ids, segments.break_ids, self.base.pad_id)
+        with_logprobs = settings.num_candidates > 1 and settings.candidate_selection == "likelihood"
+        request = GenerationRequest(prompts, limits, settings, stop, seed, with_logprobs)
         with (
-            HypothesisDecoder(self.template, reread_with) as decoder,
+            closing(HypothesisDecoder(self.template, reread_with)) as decoder,
             self.direction_model.generating(use_adapter=use_adapter) as model,
         ):
 
@@ -126,15 +108,12 @@ class Translator:
                 callbacks.on_batch(indices, hypotheses)
                 decoder.submit(indices, hypotheses)
 
-            callbacks_with_decoder = replace(callbacks, on_batch=on_batch)
-            hypotheses = generate(model, request, callbacks=callbacks_with_decoder, processes=self.processes)
+            hypotheses = generate(model, request, replace(callbacks, on_batch=on_batch), self.processes)
             texts, row_starts = decoder.collect(len(hypotheses.size_B), self.processes)
-        return Translations(
-            texts, hypotheses.finished_B.tolist(), hypotheses, row_starts if reread_with is not None else None
-        )
+        return Translations(texts, hypotheses.finished_B.tolist(), hypotheses, row_starts)
 
     def _limits(self, sources: Sequence[str], prompts: Sequence[Sequence[int]], settings: Generate) -> list[int]:
-        """Return the most new tokens of each prompt; raise an error where it does not fit into the model."""
+        """Return the most new tokens of each prompt, which has to fit into the model."""
         limits = [self.num_needed(prompt, settings) - len(prompt) for prompt in prompts]
         for number, (prompt, limit) in enumerate(zip(prompts, limits, strict=True)):
             if not self.fits(len(prompt) + limit):
@@ -152,12 +131,7 @@ class Translator:
         max_tokens_per_microbatch: int,
         on_progress: Callable[[int, int], None] = lambda rows, tokens: None,
     ) -> list[float]:
-        """Return the log-probability of each target given its source, in nats, with the current weights.
-
-        Args:
-            pairs: (source, target).
-            max_tokens_per_microbatch: padded tokens of one forward pass.
-        """
+        """Return the log-probability of the target of each (source, target), in nats; see `log_likelihood`."""
         dataset = TokenDataset.of(self.template.rows(pairs), self.base.device)
         with self.direction_model.generating() as model:
             logprob_R = log_likelihood(
@@ -166,7 +140,7 @@ class Translator:
         return logprob_R.tolist()  # type: ignore[no-any-return]
 
     def num_source_tokens(self, prompt: Sequence[int]) -> int:
-        """Return the number of tokens of a prompt that are its source's."""
+        """Return the tokens of a prompt that are its source's."""
         return max(1, len(prompt) - self.template.num_fixed)
 
     def num_needed(self, prompt: Sequence[int], settings: Generate) -> int:
@@ -183,20 +157,12 @@ class Translator:
 
 
 def load(
-    recipe: Recipe,
-    folder: Path,
-    segments: Mapping[str, Segments] | None = None,
-    residual_folder: Path | None = None,
+    recipe: Recipe, folder: Path, segments: Mapping[str, Segments] | None = None, residual_folder: Path | None = None
 ) -> dict[str, Translator]:
-    """Load both directions of a recipe as they begin.
+    """Load both directions of a recipe as they begin; see `direction_model.load`.
 
     Args:
-        folder: where relative paths of the recipe start.
         segments: of an earlier run, by direction; the templates are rebuilt from the tokenizers where None.
-        residual_folder: see `direction_model.load`.
-
-    Raises:
-        SourceError, ModelError, TemplateError: something in `[model]`, `[adapter]` or `[template]` cannot be loaded.
     """
     for name, spec in recipe.model.items():
         device = choose_device(spec.device).type
@@ -205,51 +171,34 @@ def load(
             problem = f"{name}: a base in {spec.quantize} cannot be trained on a CPU, whose kernels lose gradients"
             raise ModelError(problem, place="model.quantize", cure='set it to "none", or train on a GPU')
         if recipe.generate.cuda_graphs and device != "cuda":
-            raise _no_graphs(f"{name}: CUDA graphs require a CUDA device; this model is on {device}")
-    models = direction_model.load(
-        recipe.model,
-        recipe.adapter,
-        folder,
-        one_base=recipe.shared_base,
-        seed=recipe.seed,
-        residual_folder=residual_folder,
-    )
+            problem = f"{name}: CUDA graphs require a CUDA device; this model is on {device}"
+            raise ModelError(problem, place="generate.cuda_graphs", cure="set it to false")
+    seed, one_base = recipe.seed, recipe.shared_base
+    models = direction_model.load(recipe.model, recipe.adapter, folder, one_base, seed, residual_folder)
     for name, model in models.items():
         if recipe.generate.cuda_graphs and not supports_static_cache(model.base.model):
-            reason = "this model has sliding windows or recurrent states"
-            raise _no_graphs(f"{name}: CUDA graphs require a plain key-value cache; {reason}")
-    return {
-        direction.name: _translator(recipe, direction, models[direction.name], segments or {})
-        for direction in directions(recipe)
-    }
-
-
-def _no_graphs(problem: str) -> ModelError:
-    return ModelError(problem, place="generate.cuda_graphs", cure="set it to false")
+            problem = f"{name}: CUDA graphs require a model without sliding windows and recurrent states"
+            raise ModelError(problem, place="generate.cuda_graphs", cure="set it to false")
+    return {each.name: _translator(recipe, each, models[each.name], segments or {}) for each in directions(recipe)}
 
 
 def load_one(
-    recipe: Recipe,
-    direction: Direction,
-    folder: Path,
-    segments: Mapping[str, Segments],
-    overrides: Mapping[str, object],
+    recipe: Recipe, direction: Direction, folder: Path, segments: Mapping[str, Segments], overrides: dict[str, object]
 ) -> Translator:
     """Load a single direction, for use; `overrides` are keys of `[model]` that differ, such as the device."""
     name = direction.name
-    spec = recipe.model[name].model_copy(update=dict(overrides))
-    adapter = as_exported(recipe.adapter[name])
-    models = direction_model.load({name: spec}, {name: adapter}, folder, one_base=False, seed=recipe.seed)
-    return _translator(recipe, direction, models[name], segments)
+    spec, adapter = recipe.model[name].model_copy(update=overrides), as_exported(recipe.adapter[name])
+    model = direction_model.load({name: spec}, {name: adapter}, folder)[name]
+    return _translator(recipe, direction, model, segments)
 
 
 def _translator(
     recipe: Recipe, direction: Direction, model: DirectionModel, fixed: Mapping[str, Segments]
 ) -> Translator:
     """Return a direction with its templates, whose segments are `fixed` or built from the tokenizer."""
+    tokenizer, stop_ids = model.base.tokenizer, model.base.stop_ids
 
     def template(key: str, source: str) -> PromptTemplate:
-        tokenizer, stop_ids = model.base.tokenizer, model.base.stop_ids
         segments = fixed.get(key) or build_segments(tokenizer, recipe.template, source, direction.target, stop_ids)
         return PromptTemplate(tokenizer, segments)
 
@@ -257,17 +206,14 @@ def _translator(
     if recipe.rounds.denoising_ratio:
         # From the language into itself, so that the prompt does not ask for a translation.
         denoising = template(denoising_name(direction.name), direction.target)
-    return Translator(direction, model, DirectionTemplates(parallel, denoising))
+    return Translator(direction, model, parallel, denoising)
 
 
 def expansion_of(template: PromptTemplate, pairs: Sequence[tuple[str, str]]) -> float:
-    """Return the target tokens per source token of parallel pairs; at least 1, and 1 without pairs.
+    """Return the target tokens per source token of (source, target) pairs; at least 1, and 1 without pairs.
 
     A vocabulary that was trained on one language needs two or three times as many tokens for another, and a length
     limit that ignores it truncates good translations.
-
-    Args:
-        pairs: (source, target).
     """
     rows, prompts = template.rows(pairs), template.prompts([source for source, _ in pairs])
     num_source = sum(max(1, len(prompt) - template.num_fixed) for prompt in prompts)
@@ -289,8 +235,7 @@ def load_translators(recipe: LoadedRecipe) -> dict[str, Translator]:
         By name of the direction, such as `en-es`.
 
     Raises:
-        SourceError, TemplateError: see `load`.
-        ModelError: see `load`; or a model is made from scratch.
+        SourceError, ModelError, TemplateError: something in `[model]`, `[adapter]` or `[template]` cannot be loaded.
 
     Example:
         >>> translators = load_translators(recipe)  # from `load_recipe`

@@ -1,10 +1,8 @@
 """Adapters on a frozen base: creating, activating, merging into a copy, saving and loading."""
 
-from __future__ import annotations
-
 import json
 import warnings
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -24,19 +22,16 @@ from roundtrip.runtime.seeding import derive_seed
 WEIGHTS, CONFIG = "adapter_model.safetensors", "adapter_config.json"
 Tensors = Mapping[str, torch.Tensor]
 _INIT = {"pissa": "pissa_niter_16", "olora": "olora"}
+_FOLDER_CURE = f"name a folder that PEFT has saved an adapter to, with {WEIGHTS} and {CONFIG}"
+_TARGETS_CURE = 'name linear layers of the model, or "all-linear" for all except the output layer'
 
 
 def add_adapters(model: nn.Module, settings: Mapping[str, Adapter], seed: int) -> PeftModel:
-    """Add one new adapter per direction to a base, in the precision of the base.
-
-    Each adapter is initialized from its own seed, so that none depends on the order or on what ran before.
-
-    Raises:
-        ModelError: PEFT finds no layer of that name, or cannot put this kind of adapter on it.
-    """
+    """Add one new adapter per direction to a base, in its precision, each initialized from its own seed."""
     if any(adapter.ephemeral_gpu_offload for adapter in settings.values()) and not torch.cuda.is_available():
         problem = "initializing DoRA on a GPU requires a CUDA device, and there is none"
         raise ModelError(problem, place="adapter.ephemeral_gpu_offload", cure="set it to false")
+    base_dtype = next(parameter.dtype for parameter in model.parameters() if parameter.is_floating_point())
     peft_model: PeftModel | None = None
     for name, adapter in settings.items():
         with torch.random.fork_rng(devices=[]), warnings.catch_warnings():
@@ -51,11 +46,9 @@ def add_adapters(model: nn.Module, settings: Mapping[str, Adapter], seed: int) -
             except torch.OutOfMemoryError:
                 raise
             except (ValueError, TypeError, RuntimeError) as error:
-                raise ModelError(first_line(error), place=f"adapter.targets ({name})") from error
+                raise ModelError(first_line(error), place=f"adapter.targets ({name})", cure=_TARGETS_CURE) from error
     assert peft_model is not None
     _refuse_unmergeable(peft_model)
-    named = peft_model.named_parameters()
-    base_dtype = next(p.dtype for key, p in named if ".lora_" not in key and p.is_floating_point())
     for name in settings:
         for parameter in parameters(peft_model, name).values():
             # PEFT creates adapters in float32 and casts only up; a bf16 base trains fastest with bf16 adapters.
@@ -88,25 +81,21 @@ def lora_config(settings: Adapter) -> LoraConfig:
 def _refuse_unmergeable(model: PeftModel) -> None:
     """Refuse layers that are not linear, or that share their weight with another part of the model."""
     embedding = model.get_input_embeddings()
-    for path, layer in lora_layers(model):
+    for path, layer in lora_layers(model).items():
         inner = layer.get_base_layer()
         # bitsandbytes' layers are subclasses of nn.Linear.
         if not isinstance(inner, nn.Linear | Conv1D):
             problem = f"'{path}' is a {type(inner).__name__}, only linear layers take an adapter"
-            raise ModelError(problem, place="adapter.targets")
-        if embedding is not None and inner.weight is embedding.weight:
-            raise ModelError(
-                f"'{path}' shares its weight with the embedding, which an adapter would change too",
-                place="adapter.targets",
-                cure='leave it out; "all-linear" does',
-            )
+        elif embedding is not None and inner.weight is embedding.weight:
+            problem = f"'{path}' shares its weight with the embedding, which an adapter would change too"
+        else:
+            continue
+        raise ModelError(problem, place="adapter.targets", cure=_TARGETS_CURE)
 
 
-def lora_layers(model: PeftModel) -> Iterator[tuple[str, LoraLayer]]:
-    """Yield the layers with adapters, by their paths in the base."""
-    for path, layer in model.base_model.model.named_modules():
-        if isinstance(layer, LoraLayer):
-            yield path, layer
+def lora_layers(model: PeftModel) -> dict[str, LoraLayer]:
+    """Return the layers with adapters, by their paths in the base."""
+    return {path: layer for path, layer in model.base_model.model.named_modules() if isinstance(layer, LoraLayer)}
 
 
 def parameters(model: nn.Module, name: str) -> dict[str, nn.Parameter]:
@@ -122,18 +111,14 @@ def activate(model: PeftModel, name: str, *, train: bool) -> None:
 
 def freeze(model: PeftModel) -> None:
     """Switch to eval mode, where nothing requires a gradient."""
-    model.requires_grad_(False)
-    model.eval()
+    model.requires_grad_(False).eval()
 
 
 @torch.no_grad()
 def write_merged(merged_copy: nn.Module, model: PeftModel, name: str | None) -> None:
-    """Write the merged weights of the base and one adapter into a plain copy; None writes those of the base.
-
-    The sum is formed in float32 and rounded once, so repeated merges do not accumulate errors.
-    """
+    """Write the weights of the base, merged with one adapter or with none, into a plain copy; they are rounded once."""
     targets = dict(merged_copy.named_modules())
-    for path, layer in lora_layers(model):
+    for path, layer in lora_layers(model).items():
         weight = layer.get_base_layer().weight if name is None else _merged(layer, name)
         prepacked_linear.write_weight(targets[path], weight)
 
@@ -162,12 +147,10 @@ def tensors(model: PeftModel, name: str) -> dict[str, torch.Tensor]:
 
 
 def export(model: PeftModel, name: str, folder: Path, base: str, initial_adapter: Tensors | None = None) -> None:
-    """Save an adapter as PEFT does.
+    """Save an adapter, trained on the hub id or folder `base`, as PEFT does.
 
-    Args:
-        base: where the base came from.
-        initial_adapter: what was subtracted from the base, see `pissa_olora`. The base as published still has it, so
-            the saved adapter has twice the rank: it adds the trained one and subtracts the initial one.
+    The base as published still has an initial adapter that was subtracted from it, see `pissa_olora`: the adapter is
+    then saved with twice the rank, so that it adds the trained one and subtracts the initial one.
     """
     folder.mkdir(parents=True, exist_ok=True)
     saved = {key: value.cpu() for key, value in tensors(model, name).items()}
@@ -175,13 +158,11 @@ def export(model: PeftModel, name: str, folder: Path, base: str, initial_adapter
     config |= {"inference_mode": True, "base_model_name_or_path": base}
     if initial_adapter is not None:
         for key, value in initial_adapter.items():
-            side = 0 if ".lora_A." in key else 1
-            saved[key] = torch.cat([saved[key], value if side == 0 else -value], side)
+            is_a = ".lora_A." in key
+            saved[key] = torch.cat([saved[key], value if is_a else -value], 0 if is_a else 1)
         config |= {"r": 2 * config["r"], "lora_alpha": 2 * config["lora_alpha"], "init_lora_weights": True}
     save_file({key: value.contiguous() for key, value in saved.items()}, folder / WEIGHTS)
-    text = json.dumps(
-        config, indent=2, sort_keys=True, default=lambda value: sorted(value) if isinstance(value, set) else str(value)
-    )
+    text = json.dumps(config, indent=2, sort_keys=True, default=lambda v: sorted(v) if isinstance(v, set) else str(v))
     (folder / CONFIG).write_text(text + "\n", encoding="utf-8")
 
 
@@ -197,56 +178,45 @@ def read(folder: Path) -> dict[str, torch.Tensor]:
     """Return the tensors of an adapter folder."""
     path = folder / WEIGHTS
     if not path.exists() and (pickle := path.with_suffix(".bin")).exists():
-        raise ModelError(
-            f"{pickle.name} is a pickle, which can execute arbitrary code when it is loaded",
-            place=str(folder),
-            cure="if you trust its author, load it with PEFT and save it again",
-        )
+        problem = f"{pickle.name} is a pickle, which can execute arbitrary code when it is loaded"
+        cure = "if you trust its author, load it with PEFT and save it again"
+        raise ModelError(problem, place=str(folder), cure=cure)
     try:
         return dict(load_file(path))
     except (OSError, SafetensorError) as error:
-        raise ModelError(f"no readable adapter: {error}", place=str(path)) from error
+        raise ModelError(f"no readable adapter: {error}", place=str(path), cure=_FOLDER_CURE) from error
 
 
 @torch.no_grad()
 def load(model: PeftModel, name: str, saved: Tensors, initial_adapter: Tensors | None = None) -> None:
-    """Copy saved values into an adapter's parameters; with an initial adapter, see `export`, the first half of each.
-
-    Raises:
-        ModelError: a tensor is missing, left over or of another shape.
-    """
-    own = tensors(model, name)
+    """Copy saved values into an adapter's parameters; with an initial adapter, see `export`, the first half of each."""
+    own, cure = tensors(model, name), "it was trained on another base or other targets; name one that fits"
     if own.keys() != saved.keys():
         key = sorted(own.keys() ^ saved.keys())[0]
-        raise ModelError(f"the saved adapter '{name}' does not fit this base: only one of them has '{key}'")
+        problem = f"the saved adapter '{name}' does not fit this base: only one of them has '{key}'"
+        raise ModelError(problem, cure=cure)
     for key, value in own.items():
         new = saved[key]
         if initial_adapter is not None:
             new = new.chunk(2, 0 if ".lora_A." in key else 1)[0]
         if value.shape != new.shape:
-            raise ModelError(
-                f"the saved adapter '{name}' has shape {tuple(new.shape)} at '{key}', expected {tuple(value.shape)}"
-            )
+            problem = f"the saved adapter '{name}' has shape {tuple(new.shape)} at '{key}'"
+            raise ModelError(f"{problem}, expected {tuple(value.shape)}", cure=cure)
         value.copy_(new)
 
 
 def init_from_folder(model: PeftModel, name: str, settings: Adapter, folder: Path) -> None:
     """Initialize an adapter with the weights of an earlier one, which PEFT or `export` has saved."""
-    place = f"adapter.{name}, init = '{folder}'"
+    expected = lora_config(settings)
     try:
         config = json.loads((folder / CONFIG).read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
-        raise ModelError(f"no readable adapter: {error}", place=place) from error
-    expected = lora_config(settings)
-    for key in ("peft_type", "r", "lora_alpha", "use_rslora", "use_dora"):
-        if config.get(key) != getattr(expected, key):
-            raise ModelError(
-                f"its {key} is {config.get(key)!r}, the recipe's {getattr(expected, key)!r}",
-                place=place,
-                cure="set method, rank and alpha of the recipe to those of the adapter",
-            )
-    try:
+        for key in ("peft_type", "r", "lora_alpha", "use_rslora", "use_dora"):
+            if config.get(key) != getattr(expected, key):
+                problem = f"its {key} is {config.get(key)!r}, the recipe's {getattr(expected, key)!r}"
+                raise ModelError(problem, cure="set method, rank and alpha of the recipe to those of the adapter")
         load(model, name, read(folder))
-    except ModelError as error:
-        cure = "it was trained on another base or other targets; name one that fits"
-        raise ModelError(error.problem, place=place, cure=cure) from error
+    except (OSError, ValueError, ModelError) as error:
+        problem, cure = f"no readable adapter: {error}", _FOLDER_CURE
+        if isinstance(error, ModelError):
+            problem, cure = error.problem, error.cure or cure
+        raise ModelError(problem, place=f"adapter.{name}, init = '{folder}'", cure=cure) from error

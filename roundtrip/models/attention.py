@@ -1,10 +1,7 @@
 """Our own attentions, which a loaded model selects by name: for packed rows without FlashAttention, and for decoding.
-
 Shapes: B rows, T positions of the longest, N tokens of all rows one behind the other, S keys, H query heads, K heads of
 keys and values, G = H / K query heads that share one, D numbers a head.
 """
-
-from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -20,10 +17,8 @@ from roundtrip.runtime.errors import ModelError, first_line
 
 # Models are loaded with it, and generate with it.
 GENERATING = "sdpa"
-VARLEN = "varlen"
-_DECODE = "roundtrip_decode"
-# Their names in transformers.
-_REGISTERED = {VARLEN: "roundtrip_varlen"}
+# The names of ours.
+VARLEN, _DECODE = "varlen", "roundtrip_decode"
 # These read the bounds of packed rows; others need a mask of all tokens by all tokens.
 READ_BOUNDS = (VARLEN, "flash_attention_2")
 # Arguments that ours do not support, and must not ignore.
@@ -39,12 +34,11 @@ def candidates(name: str, device: torch.device) -> tuple[str, ...]:
 
 def choose(model: Any, name: str) -> None:
     """Choose the attention of a loaded model; an error says that it has none of that name, or it is not installed."""
-    inner = _REGISTERED.get(name, name)
     try:
         if name == VARLEN and getattr(model.config, "attention_chunk_size", None) is not None:
             raise ValueError("it does not support the chunked attention of this model")
-        model.set_attn_implementation(inner)
-        if model.config._attn_implementation != inner:
+        model.set_attn_implementation(name)
+        if model.config._attn_implementation != name:
             raise ValueError("this model cannot change its attention once it is loaded")
     except (ValueError, ImportError) as error:
         raise unusable(name, error) from error
@@ -79,15 +73,13 @@ def decode(
     scaling: float | None = None,
     **settings: Any,
 ) -> tuple[torch.Tensor, None]:
-    """Attend from one new token of each row to all before it; longer queries are computed by transformers' sdpa.
-
-    Heads that share keys are rows of one matrix product, so that no key is copied.
-    """
+    """Attend from one new token of each row to all before it; longer queries are computed by transformers' sdpa."""
     num_rows, num_heads, num_new, size = query_BHTD.shape
     if num_new != 1 or any(settings.get(name) is not None for name in _EXTRAS):
         return sdpa_attention_forward(  # type: ignore[no-any-return]
             module, query_BHTD, key_BKSD, value_BKSD, attention_mask, scaling=scaling, **settings
         )
+    # Heads that share keys are rows of one matrix product, so that no key is copied.
     num_keys = key_BKSD.shape[1]
     query_BKGD = query_BHTD.view(num_rows, num_keys, num_heads // num_keys, size)
     score_BKGS = torch.matmul(query_BKGD, key_BKSD.transpose(2, 3)).float() * (scaling or size**-0.5)
@@ -98,7 +90,7 @@ def decode(
 
 
 def _masked(score_BKGS: torch.Tensor, mask: torch.Tensor) -> torch.Tensor:
-    """Apply a mask of one query, for all heads or for each: False hides in a bool one, others are added."""
+    """Apply the mask of a query, for all heads or for each: a bool one hides where it is False, others are added."""
     if mask.shape[1] != 1:
         mask = mask.reshape(*score_BKGS.shape[:3], -1)
     if mask.dtype == torch.bool:
@@ -116,12 +108,8 @@ def varlen(
 ) -> tuple[torch.Tensor, None]:
     """Attend within packed rows, which are padded here and nowhere else: products with weights are without padding.
 
-    Args:
-        attention_mask: of padded rows, which are computed by transformers' sdpa; of packed rows None, or the window of
-            a layer that has one, of shape ().
-        settings: `dropout` and `scaling`; of packed rows `cu_seq_lens_q`, int32, (B + 1,), the bounds of rows, and
-            `max_length_q`, T; `sliding_window`, how many tokens one attends to, itself included.
-
+    Packed rows come with `cu_seq_lens_q`, int32, (B + 1,), their bounds, and `max_length_q`, T; their mask is None, or
+    the window of a layer that has one, of shape (). Padded rows are computed by transformers' sdpa.
     """
     if any(settings.get(name) is not None for name in _EXTRAS):
         raise ValueError(f"'{VARLEN}' supports none of {', '.join(_EXTRAS)}, which this model uses")
@@ -158,9 +146,8 @@ def varlen(
     score = torch.matmul(query, key.transpose(2, 3)) * (settings.get("scaling") or size**-0.5)
     # Padding stands behind its row, so a causal mask hides it.
     hidden_TT = _hidden(longest, window or longest, bounds.device)
-    score = score + torch.zeros_like(hidden_TT, dtype=score.dtype).masked_fill(
-        hidden_TT, torch.finfo(score.dtype).min
-    ).repeat(num_heads // num_keys, 1)
+    bias_TT = torch.zeros_like(hidden_TT, dtype=score.dtype).masked_fill(hidden_TT, torch.finfo(score.dtype).min)
+    score = score + bias_TT.repeat(num_heads // num_keys, 1)
     weight = torch.nn.functional.softmax(score, -1, dtype=torch.float32).to(value.dtype)
     weight = torch.nn.functional.dropout(weight, settings.get("dropout", 0.0), module.training)
     mixed = torch.matmul(weight, value).view(num_rows, num_heads, longest, -1).transpose(1, 2)
@@ -229,5 +216,5 @@ def _mask_of_padded_rows(
 
 AttentionInterface.register(_DECODE, decode)
 AttentionMaskInterface.register(_DECODE, sdpa_mask)
-AttentionInterface.register(_REGISTERED[VARLEN], varlen)
-AttentionMaskInterface.register(_REGISTERED[VARLEN], _mask_of_padded_rows)
+AttentionInterface.register(VARLEN, varlen)
+AttentionMaskInterface.register(VARLEN, _mask_of_padded_rows)

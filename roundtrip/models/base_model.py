@@ -1,7 +1,5 @@
 """Loading the frozen base and its tokenizer, from a hub id, a folder or a GGUF file."""
 
-from __future__ import annotations
-
 import copy
 import hashlib
 import importlib.util
@@ -16,32 +14,32 @@ import torch
 from torch import nn
 
 from roundtrip.models import attention, prepacked_linear
-from roundtrip.models.model_files import locate_model
+from roundtrip.models.gguf import convert
 from roundtrip.recipe.schema import Model
+from roundtrip.runtime.atomic_io import file_hash
+from roundtrip.runtime.downloads import cache_dir, is_hub_id, resolve
 from roundtrip.runtime.errors import ModelError, SourceError, first_line
 from roundtrip.runtime.memory import limit_kernel_cache
+
+_PICKLES = {".bin", ".pt", ".pth", ".ckpt", ".pkl", ".pickle"}
+_PICKLE = "a pickle, which can execute arbitrary code when it is loaded"
+_CONVERT = (
+    "take the safetensors of the same model; if you trust its author, make them: "
+    "AutoModelForCausalLM.from_pretrained(FOLDER).save_pretrained(NEW_FOLDER)"
+)
 
 
 @dataclass(frozen=True)
 class LoadedModel:
-    """A base model as loaded.
-
-    Attributes:
-        model: a causal LM in eval mode, nothing in it requires a gradient.
-        location: folder or hub id that it was loaded from.
-        pad_id: id to fill up batches with; its positions are always masked.
-        stop_ids: end tokens of the generation config.
-        max_positions: longest text in tokens; None where the model has no limit.
-        digest: hash of the files of its weights, whatever precision they were loaded in.
-    """
+    """A causal LM as loaded, in eval mode and without gradients."""
 
     model: nn.Module
     tokenizer: Any
-    location: str
+    location: str  # folder or hub id that it was loaded from
     pad_id: int
-    stop_ids: tuple[int, ...]
-    max_positions: int | None
-    digest: str
+    stop_ids: tuple[int, ...]  # end tokens of the generation config
+    max_positions: int | None  # longest text in tokens; None where the model has no limit
+    digest: str  # hash of the files of its weights, whatever precision they were loaded in
 
     @property
     def dtype(self) -> torch.dtype:
@@ -53,13 +51,10 @@ class LoadedModel:
 
 
 def load(spec: Model, folder: Path, *, on_host: bool = False) -> LoadedModel:
-    """Load the base of a recipe.
+    """Load the base of a recipe; errors say that it does not exist, cannot be read, or does not fit this machine.
 
     Args:
         on_host: leave its weights in host memory, though the recipe names another device.
-
-    Raises:
-        SourceError, ModelError: it does not exist, cannot be read, or does not fit this machine.
     """
     from transformers import AutoTokenizer
 
@@ -73,25 +68,54 @@ def load(spec: Model, folder: Path, *, on_host: bool = False) -> LoadedModel:
     with _explain_errors(spec):
         tokenizer = AutoTokenizer.from_pretrained(location, revision=spec.revision, trust_remote_code=False)
         model, report = _from_pretrained(location, spec.revision, dtype, output_loading_info=True, **quantized)
-    if getattr(model, "_hf_peft_config_loaded", False):
-        cure = "set model.path to its base; adapter.init takes the folder of an adapter"
-        raise ModelError(f"'{spec.path}' is an adapter, not a model", place="model.path", cure=cure)
     num_embeddings = int(model.get_input_embeddings().weight.shape[0])
-    _refuse_incomplete(spec, num_embeddings, tokenizer, report)
+    _refuse_incomplete(spec, model, tokenizer, report)
     model.requires_grad_(False).eval()
     if not (quantized or on_host):
         model.to(device)
     eos = model.generation_config.eos_token_id
     known = (i for i in (tokenizer.pad_token_id, tokenizer.eos_token_id) if i is not None)
-    return LoadedModel(
-        model,
-        tokenizer,
-        location,
-        int(next((i for i in known if i < num_embeddings), 0)),
-        tuple(eos) if isinstance(eos, list) else () if eos is None else (int(eos),),
-        getattr(model.config, "max_position_embeddings", None),
-        files_hash(location, spec.revision),
-    )
+    pad_id = int(next((i for i in known if i < num_embeddings), 0))
+    stop_ids = tuple(eos) if isinstance(eos, list) else () if eos is None else (int(eos),)
+    max_positions, digest = getattr(model.config, "max_position_embeddings", None), files_hash(location, spec.revision)
+    return LoadedModel(model, tokenizer, location, pad_id, stop_ids, max_positions, digest)
+
+
+def locate_model(spec: Model, folder: Path) -> str:
+    """Return the folder or hub id that a recipe's model names; a GGUF file is converted first."""
+    assert spec.path is not None, "a model from scratch is created before it is loaded"
+    path = spec.path
+    if is_hub_id(path, folder):
+        return path
+    try:
+        file, *others = resolve(path, folder)
+    except SourceError as error:
+        raise SourceError(error.problem, place=f"model.path ({error.place})", cure=error.cure) from error
+    if others:
+        problem = f"'{path}' matches {1 + len(others)} files"
+        raise ModelError(problem, place="model.path", cure="name one file or folder")
+    if file.is_dir():
+        _refuse_unloadable(file)
+        return str(file)
+    if file.suffix in _PICKLES:
+        raise ModelError(f"'{path}' is {_PICKLE}", place="model.path", cure=_CONVERT)
+    if file.suffix != ".gguf":
+        cure = "name the folder that holds config.json, a .gguf file, or a hub id such as 'org/model'"
+        raise ModelError(f"'{path}' is neither a folder nor a GGUF file", place="model.path", cure=cure)
+    return str(convert(file, cache_dir()))
+
+
+def _refuse_unloadable(folder: Path) -> None:
+    """Refuse a folder that is no model, or has its weights only as pickles."""
+    place = f"model.path ({folder})"
+    if (folder / "adapter_config.json").exists():  # of which transformers would load the base that it names
+        cure = "name its base here, and the folder in adapter.init"
+        raise ModelError("this is an adapter, not a model", place=place, cure=cure)
+    if not (folder / "config.json").exists():
+        raise ModelError("it has no config.json", place=place, cure="name the folder of a model, or a .gguf file")
+    pickles = sorted(path.name for path in folder.iterdir() if path.suffix in _PICKLES)
+    if pickles and not any(folder.glob("*.safetensors")):
+        raise ModelError(f"{pickles[0]} is {_PICKLE}", place=place, cure=_CONVERT)
 
 
 def files_hash(location: str, revision: str | None) -> str:
@@ -101,9 +125,7 @@ def files_hash(location: str, revision: str | None) -> str:
     folder = Path(str(cached_file(location, "config.json", revision=revision))).parent
     digest = hashlib.sha256()
     for path in sorted(folder.glob("*.safetensors")):
-        digest.update(path.name.encode())
-        with path.open("rb") as file:
-            digest.update(hashlib.file_digest(file, "sha256").digest())
+        digest.update(path.name.encode() + bytes.fromhex(file_hash(path)))
     return digest.hexdigest()[:32]
 
 
@@ -117,31 +139,31 @@ def _quantization(spec: Model, dtype: torch.dtype, device: torch.device) -> dict
         raise ModelError(problem, place="model.quantize", cure=cure)
     from transformers import BitsAndBytesConfig
 
-    four = spec.quantize == "4bit"
-    settings: Any = {"bnb_4bit_quant_type": "nf4", "bnb_4bit_compute_dtype": dtype} if four else {}
-    return {
-        "quantization_config": BitsAndBytesConfig(load_in_4bit=four, load_in_8bit=not four, **settings),
-        "device_map": {"": device},
-    }
+    config = BitsAndBytesConfig(load_in_8bit=True)
+    if spec.quantize == "4bit":
+        config = BitsAndBytesConfig(load_in_4bit=True, bnb_4bit_quant_type="nf4", bnb_4bit_compute_dtype=dtype)
+    return {"quantization_config": config, "device_map": {"": device}}
 
 
 def reload_weights(spec: Model, base: LoadedModel, folder: Path | None = None) -> None:
     """Replace the trained weights of a base by those it was loaded with, or those that were saved in a folder."""
     location = base.location if folder is None else str(folder)
     if folder is None and files_hash(location, spec.revision) != base.digest:
-        raise ModelError("its weights have changed since the run began", place=location)
+        cure = "restore the files of the model, or start a new run"
+        raise ModelError("its weights have changed since the run began", place=location, cure=cure)
     # Not by reading the tensors: some models have other names and shapes on disk.
     with _explain_errors(spec):
         saved = _from_pretrained(location, spec.revision if folder is None else None, base.dtype)
     try:
         base.model.load_state_dict(saved.state_dict())
     except RuntimeError as error:
-        raise ModelError(f"the saved model does not fit: {first_line(error)}", place=location) from error
+        problem, cure = f"the saved model does not fit: {first_line(error)}", "restore the folder, or start a new run"
+        raise ModelError(problem, place=location, cure=cure) from error
 
 
 @contextmanager
 def _explain_errors(spec: Model) -> Iterator[None]:
-    """Explain the errors of transformers where a part of a model is read; readers of damaged files raise anything."""
+    """Explain the errors of transformers in reading a model; those of damaged files may be anything."""
     try:
         yield
     except BaseException as error:
@@ -172,17 +194,23 @@ def _from_pretrained(location: str, revision: str | None, dtype: torch.dtype, **
     )
 
 
-def _refuse_incomplete(spec: Model, num_embeddings: int, tokenizer: Any, report: Any) -> None:
-    """Refuse models with missing weights, which would be random, and tokens that have no embedding."""
+def _refuse_incomplete(spec: Model, model: Any, tokenizer: Any, report: Any) -> None:
+    """Refuse adapters, models with missing weights, which would be random, and tokens that have no embedding."""
     missing = sorted(report["missing_keys"]) + sorted(str(key) for key in report["mismatched_keys"])
-    if missing:
+    highest = max(tokenizer.get_vocab().values(), default=0)
+    num_embeddings = int(model.get_input_embeddings().weight.shape[0])
+    if getattr(model, "_hf_peft_config_loaded", False):
+        problem = f"'{spec.path}' is an adapter, not a model"
+        cure = "set model.path to its base; adapter.init takes the folder of an adapter"
+    elif missing:
         problem = f"'{spec.path}' lacks {len(missing)} of the model's weights, {missing[0]} among them"
         cure = "use a complete causal language model; an encoder or a classifier is none"
-        raise ModelError(problem, place="model.path", cure=cure)
-    highest = max(tokenizer.get_vocab().values(), default=0)
-    if highest >= num_embeddings:
+    elif highest >= num_embeddings:
         problem = f"the tokenizer has token {highest}, the model only {num_embeddings} embeddings"
-        raise ModelError(problem, place="model.path", cure="use the tokenizer that belongs to this model")
+        cure = "use the tokenizer that belongs to this model"
+    else:
+        return
+    raise ModelError(problem, place="model.path", cure=cure)
 
 
 def choose_device(name: str) -> torch.device:
@@ -199,10 +227,7 @@ def choose_device(name: str) -> torch.device:
 
 
 def choose_dtype(name: str, device: torch.device) -> torch.dtype:
-    """Return the precision of the base; `auto` is bfloat16 where the hardware multiplies it, else float32.
-
-    A CPU without such instructions emulates bfloat16 at less than a tenth of its float32 speed.
-    """
+    """Return the precision of the base; `auto` is bfloat16 where it is not emulated, ten times slower."""
     if name != "auto":
         return torch.float32 if name == "float32" else torch.bfloat16
     if device.type == "cuda":

@@ -1,9 +1,7 @@
 """What one direction trains: an adapter on a base that may be shared, or all weights of a model of its own."""
 
-from __future__ import annotations
-
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, field
 from functools import cache
 from pathlib import Path
@@ -29,22 +27,17 @@ _PROBE = TokenRow([2, 4, 1], 1)
 
 @dataclass(frozen=True)
 class DirectionModel:
-    """One direction's weights.
+    """One direction's weights."""
 
-    Attributes:
-        name: of the direction, and of its adapter.
-        base: the model as loaded; with adapters its layers carry them.
-        model: what is trained: a PEFT model over `base.model`, or `base.model` itself.
-        merged_copy: a plain copy to generate from, written anew before each use; None where the model itself generates.
-        residual: what the adapter has subtracted from its base, where the method does so.
-    """
-
-    name: str
+    name: str  # of the direction, and of its adapter
     spec: Model
     adapter: Adapter
     base: LoadedModel
+    # What is trained: a PEFT model over `base.model`, or `base.model` itself.
     model: Any
+    # A plain copy to generate from, written anew before each use; None where the model itself generates.
     merged_copy: Any | None
+    # What the adapter has subtracted from its base, where the method does so.
     residual: ResidualBase | None = field(default=None, repr=False)
 
     @property
@@ -61,8 +54,6 @@ class DirectionModel:
     def training(self, on_fallback: Callable[[str], None] = lambda message: None) -> Iterator[bool]:
         """Make this direction's parameters alone trainable, in train mode; yields whether rows are packed.
 
-        They are where an attention of the model reads their bounds; a mask of all tokens by all would cost more.
-
         Args:
             on_fallback: is told which attention is not used, and why, where `auto` has to take another.
         """
@@ -77,7 +68,7 @@ class DirectionModel:
             adapters.freeze(self.model)
 
     def _choose_attention(self, on_fallback: Callable[[str], None]) -> bool:
-        """Choose the best attention for packed rows, else that for padded ones; return whether rows are packed."""
+        """Choose the best attention that reads the bounds of packed rows, else that for padded ones; return which."""
         _choose_padded(self.base.model, self.spec)
         names = attention.candidates(self.spec.attention, self.base.device)
         reads_bounds = [name for name in names if name in attention.READ_BOUNDS]
@@ -113,22 +104,14 @@ class DirectionModel:
 
     @torch.no_grad()
     def _logits(self, batch: Batch, *, train: bool = False) -> torch.Tensor:
-        """Return the logits of the first row of a batch, without dropout unless in train mode."""
-        training = self.model.training
         self.model.train(train)
-        logits_TV: torch.Tensor = self.model(input_ids=batch.ids_BT, use_cache=False, **batch.inputs).logits[0]
-        self.model.train(training)
-        return logits_TV
+        return self.model(input_ids=batch.ids_BT, use_cache=False, **batch.inputs).logits[0]
 
     @contextmanager
     def generating(self, *, use_adapter: bool = True) -> Iterator[nn.Module]:
-        """Yield a model in eval mode with this direction's current weights.
-
-        Args:
-            use_adapter: False yields the bare base; where all weights are trained, restore these first (`restore`).
-        """
+        """Yield a model in eval mode with the current weights, or of the bare base, if a direction has an adapter."""
         if self.merged_copy is not None:
-            self._write_merged(use_adapter=use_adapter)
+            self._write_merged(self.name if use_adapter else None)
             yield self.merged_copy
             return
         attention.choose(self.base.model, attention.GENERATING)
@@ -136,35 +119,28 @@ class DirectionModel:
             yield self.model
             return
         adapters.activate(self.model, self.name, train=False)
-        if not use_adapter:
-            self.model.base_model.disable_adapter_layers()
         try:
-            yield self.base.model
+            with nullcontext() if use_adapter else self.model.disable_adapter():
+                yield self.base.model
         finally:
-            self.model.base_model.enable_adapter_layers()
             adapters.freeze(self.model)
 
     def merged(self, dtype: str | None) -> Any:
-        """Turn the model that `generating` yields into a plain one with these weights, and return it.
-
-        Args:
-            dtype: `float32`, `bfloat16` or `float16`; the base's where None.
-        """
+        """Turn the model that `generating` yields into a plain one of a precision (None: the base's); return it."""
         wanted = self.base.dtype if dtype is None else getattr(torch, dtype)
         if self.trains_all_weights:
             return self.model.to(wanted)
         assert self.merged_copy is not None, "a quantized base has no copy to write into"
         prepacked_linear.restore_linear(self.merged_copy)
         self.merged_copy.to(wanted)
-        self._write_merged(use_adapter=True)
+        self._write_merged(self.name)
         return self.merged_copy
 
-    def _write_merged(self, *, use_adapter: bool) -> None:
-        copy, model, name = self.merged_copy, self.model, self.name
+    def _write_merged(self, name: str | None) -> None:
         if self.residual is None:
-            adapters.write_merged(copy, model, name if use_adapter else None)
+            adapters.write_merged(self.merged_copy, self.model, name)
         else:
-            pissa_olora.write_merged_residual(copy, model, name, self.residual, use_adapter=use_adapter)
+            pissa_olora.write_merged_residual(self.merged_copy, self.model, name, self.residual)
 
     @property
     def _initial_adapter(self) -> adapters.Tensors | None:
@@ -172,11 +148,11 @@ class DirectionModel:
 
     def export(self, folder: Path) -> None:
         """Save the direction as it is: a PEFT folder, or a model folder with its tokenizer."""
-        if not self.trains_all_weights:
-            adapters.export(self.model, self.name, folder, self.base.location, self._initial_adapter)
-        else:
+        if self.trains_all_weights:
             self.model.save_pretrained(folder)
             self.base.tokenizer.save_pretrained(folder)
+        else:
+            adapters.export(self.model, self.name, folder, self.base.location, self._initial_adapter)
 
     def restore(self, folder: Path | None) -> None:
         """Load what `export` saved; None restores what was loaded first, where all weights are trained."""
@@ -196,35 +172,45 @@ def load(
     models: Mapping[str, Model],
     settings: Mapping[str, Adapter],
     folder: Path,
-    *,
-    one_base: bool,
-    seed: int,
+    one_base: bool = False,
+    seed: int = 0,
     residual_folder: Path | None = None,
 ) -> dict[str, DirectionModel]:
-    """Load what both directions train.
+    """Load what each direction trains, on one base or each on its own.
 
     Args:
-        models, settings: by direction.
         folder: where relative paths of the recipe start.
-        one_base: both directions have adapters on one base, which is loaded once.
         residual_folder: keeps the initial adapters that were subtracted from a base, see `pissa_olora`.
-
-    Raises:
-        SourceError, ModelError: something in `[model]` or `[adapter]` cannot be loaded.
     """
     directions: dict[str, DirectionModel] = {}
     for names in [list(models)] if one_base else [[name] for name in models]:
-        name, spec = names[0], models[names[0]]
+        spec = models[names[0]]
+        device = base_model.choose_device(spec.device)
         # PEFT computes DoRA's norms on the GPU, layer by layer, only while the base is in host memory.
         on_host = any(settings[name].ephemeral_gpu_offload for name in names)
         loaded = base_model.load(spec, folder, on_host=on_host)
-        if settings[name].method == "full":
-            if settings[name].dropout:
-                dropout.add_dropout(loaded.model, settings[name].dropout)
-            directions[name] = DirectionModel(name, spec, settings[name], loaded, loaded.model, None)
-        else:
-            chosen = {name: settings[name] for name in names}
-            directions |= _with_adapters(spec, chosen, loaded, folder, seed, residual_folder)
+        model: Any = loaded.model
+        merged_copy: Any = None
+        residual: dict[str, ResidualBase] = {}
+        if with_adapter := {name: settings[name] for name in names if settings[name].method != "full"}:
+            # A quantized base has no weights that a sum could be written into: it generates through the adapter.
+            merged_copy = base_model.merged_copy_of(model, device) if spec.quantize == "none" else None
+            subtracting = [name for name in with_adapter if settings[name].method in pissa_olora.METHODS]
+            before = pissa_olora.linear_weights(model) if subtracting else {}
+            model = adapters.add_adapters(model, with_adapter, seed)
+            if on_host:
+                model.to(device)
+            for name in subtracting:
+                path = residual_folder / f"{name}-start.safetensors" if residual_folder else None
+                residual[name] = pissa_olora.subtract_from_base(model, name, before, path)
+            for name, adapter in with_adapter.items():
+                if adapter.init is not None:
+                    adapters.init_from_folder(model, name, adapter, folder / Path(adapter.init).expanduser())
+        elif settings[names[0]].dropout:
+            dropout.add_dropout(model, settings[names[0]].dropout)
+        for name in names:
+            parts = (spec, settings[name], loaded, model, merged_copy, residual.get(name))
+            directions[name] = DirectionModel(name, *parts)
         # So that what is impossible fails before any time is spent.
         _choose_padded(loaded.model, spec)
         if spec.use_liger_kernel:
@@ -241,32 +227,3 @@ def _choose_padded(model: nn.Module, spec: Model) -> None:
     except ModelError:
         if spec.attention != "auto":
             raise
-
-
-def _with_adapters(
-    spec: Model,
-    settings: Mapping[str, Adapter],
-    loaded: LoadedModel,
-    folder: Path,
-    seed: int,
-    residual_folder: Path | None,
-) -> dict[str, DirectionModel]:
-    # A quantized base has no weights that a sum could be written into: it generates through the adapter.
-    device = base_model.choose_device(spec.device)
-    merged_copy = base_model.merged_copy_of(loaded.model, device) if spec.quantize == "none" else None
-    subtracting = [name for name, adapter in settings.items() if adapter.method in pissa_olora.METHODS]
-    before = pissa_olora.linear_weights(loaded.model) if subtracting else {}
-    model = adapters.add_adapters(loaded.model, settings, seed)
-    if spec.quantize == "none":
-        model.to(device)
-    residual: dict[str, ResidualBase] = {}
-    for name in subtracting:
-        path = residual_folder / f"{name}-start.safetensors" if residual_folder else None
-        residual[name] = pissa_olora.subtract_from_base(model, name, before, path)
-    for name, adapter in settings.items():
-        if adapter.init is not None:
-            adapters.init_from_folder(model, name, adapter, folder / Path(adapter.init).expanduser())
-    return {
-        name: DirectionModel(name, spec, adapter, loaded, model, merged_copy, residual.get(name))
-        for name, adapter in settings.items()
-    }

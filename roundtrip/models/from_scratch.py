@@ -1,7 +1,5 @@
 """A model from scratch: a tokenizer trained on the recipe's own text, and a Llama with random weights."""
 
-from __future__ import annotations
-
 import io
 from collections.abc import Iterable
 from pathlib import Path
@@ -20,12 +18,12 @@ _NUM_BYTES = 256
 # SentencePiece keeps its sample in memory; this is plenty for a vocabulary.
 _MAX_LINES = 1_000_000
 _HEAD_SIZE = 64
-# Longest row in tokens; rotary positions have no weights.
-_MAX_POSITIONS = 512
+# Least number of positions; rotary ones have no weights.
+_MIN_POSITIONS = 512
 
 
-def create_model(settings: FromScratch, lines: Iterable[str], folder: Path, seed: int) -> None:
-    """Make a model folder that `from_pretrained` reads, with a tokenizer of the lines, unless it exists."""
+def create_model(settings: FromScratch, lines: Iterable[str], folder: Path, seed: int, max_length: int) -> None:
+    """Make a model folder that `from_pretrained` reads, for rows of `max_length` tokens, unless it exists."""
     if folder.is_dir():
         return
     from transformers import LlamaConfig, LlamaForCausalLM
@@ -40,7 +38,7 @@ def create_model(settings: FromScratch, lines: Iterable[str], folder: Path, seed
         num_hidden_layers=settings.num_layers,
         num_attention_heads=num_heads,
         num_key_value_heads=num_heads,
-        max_position_embeddings=_MAX_POSITIONS,
+        max_position_embeddings=max(_MIN_POSITIONS, max_length),
         tie_word_embeddings=True,
         **{f"{name}_token_id": getattr(tokenizer, f"{name}_token_id") for name in ("bos", "eos", "pad")},
     )
@@ -76,21 +74,15 @@ def train_sentencepiece(lines: Iterable[str], size: int) -> bytes:
         )
     except RuntimeError as error:
         message = str(error).rpartition(") ")[2].strip()
+        problem = f"a tokenizer of {size} tokens cannot be trained on this text: {message}"
         too_small = "smaller than required" in message
-        raise ModelError(
-            f"a tokenizer of {size} tokens cannot be trained on this text: {message}",
-            place="model.from_scratch.vocab_size",
-            cure="raise it: each character and byte is a token" if too_small else "lower it, or give more text",
-        ) from error
+        cure = "raise it: each character and byte is a token" if too_small else "lower it, or give more text"
+        raise ModelError(problem, place="model.from_scratch.vocab_size", cure=cure) from error
     return model.getvalue()
 
 
 def train_tokenizer(lines: Iterable[str], size: int) -> Any:
-    """Train a byte-pair encoding with SentencePiece (https://arxiv.org/abs/1808.06226) and make it a fast tokenizer.
-
-    Characters outside of the vocabulary fall back to bytes, so that nothing is unknown; text is not normalized, so that
-    nothing is lost except a space at the very beginning.
-    """
+    """Train a lossless byte-pair encoding (https://arxiv.org/abs/1808.06226) and make it a fast tokenizer."""
     import sentencepiece
     from transformers import PreTrainedTokenizerFast
 
@@ -103,9 +95,8 @@ def train_tokenizer(lines: Iterable[str], size: int) -> Any:
         for cut in range(1, len(piece))
         if piece[:cut] in vocab and piece[cut:] in vocab
     ]
-    tokenizer = Tokenizer(
-        models.BPE(vocab=vocab, merges=merges, unk_token=_SPECIALS[0], fuse_unk=True, byte_fallback=True)
-    )
+    unknown, begin, end, pad = _SPECIALS
+    tokenizer = Tokenizer(models.BPE(vocab=vocab, merges=merges, unk_token=unknown, fuse_unk=True, byte_fallback=True))
     tokenizer.pre_tokenizer = pre_tokenizers.Sequence(
         [pre_tokenizers.Metaspace(prepend_scheme="first"), pre_tokenizers.Digits(individual_digits=True)]
     )
@@ -113,5 +104,5 @@ def train_tokenizer(lines: Iterable[str], size: int) -> Any:
         [decoders.Replace(_SPACE, " "), decoders.ByteFallback(), decoders.Fuse(), decoders.Strip(" ", 1, 0)]
     )
     tokenizer.add_special_tokens([AddedToken(token, special=True, normalized=False) for token in _SPECIALS])
-    names = dict(zip(("unk_token", "bos_token", "eos_token", "pad_token"), _SPECIALS, strict=True))
+    names = {"unk_token": unknown, "bos_token": begin, "eos_token": end, "pad_token": pad}
     return PreTrainedTokenizerFast(tokenizer_object=tokenizer, clean_up_tokenization_spaces=False, **names)

@@ -1,9 +1,6 @@
 """A linear layer and its LoRA as one operation: the product that computes the update also adds it, in both passes.
-
 Shapes: N tokens, I inputs, O outputs, R rank.
 """
-
-from __future__ import annotations
 
 from typing import Any
 
@@ -45,12 +42,9 @@ class FusedLinear(Linear):
     def forward(self, x: torch.Tensor, *arguments: Any, **settings: Any) -> torch.Tensor:
         name = self._fusable(x) if not arguments and not settings else None
         if name is None:
-            output: torch.Tensor = super().forward(x, *arguments, **settings)
-            return output
-        product: torch.Tensor = _Product.apply(
-            x, self.get_base_layer(), self.lora_A[name].weight, self.lora_B[name].weight, self.scaling[name]
-        )
-        return product
+            return super().forward(x, *arguments, **settings)
+        a_RI, b_OR = self.lora_A[name].weight, self.lora_B[name].weight
+        return _Product.apply(x, self.get_base_layer(), a_RI, b_OR, self.scaling[name])
 
     def _fusable(self, x: torch.Tensor) -> str | None:
         """Return the adapter that is trained; None where there is none, or PEFT computes more than the sum."""

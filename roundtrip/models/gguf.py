@@ -1,16 +1,12 @@
 """Converting a GGUF file, once, to a bf16 folder that plain `from_pretrained` reads.
 
-What transformers does not support in a GGUF it omits or replaces silently; the cases that we know are refused,
-corrected or reported.
+What transformers does not support in a GGUF it omits or replaces silently: such files are refused or corrected.
 """
-
-from __future__ import annotations
 
 import json
 import logging
 import shutil
 import tempfile
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -30,9 +26,8 @@ def convert(path: Path, cache: Path) -> Path:
     try:
         digest = atomic_io.file_hash(path)
     except OSError as error:
-        raise _problem(
-            path, f"the file cannot be read: {error.strerror}", "check the path and its permissions"
-        ) from error
+        problem = f"the file cannot be read: {error.strerror}"
+        raise _problem(path, problem, "check the path and its permissions") from error
     folder = cache / "models" / f"{digest[:16]}-bf16"
     if folder.is_dir():
         return folder
@@ -43,7 +38,11 @@ def convert(path: Path, cache: Path) -> Path:
         with tempfile.TemporaryDirectory(dir=folder.parent, prefix=".gguf-") as work:
             model, tokenizer = _read(path, Path(work))
             _save(model, tokenizer, Path(work) / "model")
-            _publish(Path(work) / "model", folder)
+            try:
+                (Path(work) / "model").replace(folder)
+            except OSError:
+                if not folder.is_dir():  # where it is one, another process was first
+                    raise
     except OSError as error:
         cure = "make room or set ROUNDTRIP_CACHE to a folder that can be written"
         raise _problem(folder, f"the converted model cannot be written: {error}", cure) from error
@@ -51,17 +50,16 @@ def convert(path: Path, cache: Path) -> Path:
 
 
 def _read(path: Path, work: Path) -> tuple[Any, Any]:
-    # Alone in its folder: a tokenizer.json in the same folder would take precedence over the file's own tokenizer.
+    # Alone in its folder: a tokenizer.json there would take precedence over the file's own tokenizer.
     alone = work / "model.gguf"
     try:
         alone.symlink_to(path.absolute())
     except OSError:  # no permission to make links, as on Windows
         shutil.copyfile(path, alone)
     try:
-        facts = _facts(alone)
-        _refuse_problem(facts, path)
+        eos, eot, num_tokens, num_weights = _facts(alone, path)
         tokenizer = transformers.AutoTokenizer.from_pretrained(work, gguf_file=alone.name)
-        tokenizer = _without_added_tokens(tokenizer, facts.num_tokens, work / "tokenizer")
+        tokenizer = _without_added_tokens(tokenizer, num_tokens, work / "tokenizer")
         model, report = transformers.AutoModelForCausalLM.from_pretrained(
             work,
             gguf_file=alone.name,
@@ -76,15 +74,22 @@ def _read(path: Path, work: Path) -> tuple[Any, Any]:
         problem = f"reading GGUF requires another package: {first_line(error)}"
         raise _problem(path, problem, "pip install gguf accelerate") from error
     except Exception as error:  # the readers of damaged files may raise anything
-        cure = "check that it is complete; if it is, then transformers "
-        cure += f"{transformers.__version__} does not support its kind: {USE_SAFETENSORS}"
+        version = transformers.__version__
+        cure = f"check that it is complete; if so, transformers {version} does not support its kind: {USE_SAFETENSORS}"
         problem = f"cannot be read as GGUF: {type(error).__name__}: {first_line(error)}"
         raise _problem(path, problem, cure) from error
-    _refuse_incomplete(model, tokenizer, sorted(report["missing_keys"]), facts, path)
+    if missing := sorted(report["missing_keys"]):
+        raise _problem(path, f"{len(missing)} weights of the model are not in it, among them {missing[0]}")
+    num_rows = model.get_input_embeddings().num_embeddings
+    if len(tokenizer) > num_rows:
+        raise _problem(path, f"its tokenizer has {len(tokenizer)} tokens, its model only {num_rows}")
+    num_taken = sum(weight.numel() for weight in model.parameters())
+    if num_taken != num_weights:
+        logger.warning("%s: holds %d weights, the model has %d", path, num_weights, num_taken)
     # The configuration class may have an end token of its own.
-    model.config.eos_token_id = facts.eos
+    model.config.eos_token_id = eos
     # Chat models may end a turn with another token than a text; generation has to stop at both.
-    model.generation_config.eos_token_id = facts.eos if facts.eot in (None, facts.eos) else [facts.eos, facts.eot]
+    model.generation_config.eos_token_id = eos if eot in (None, eos) else [eos, eot]
     return model, tokenizer
 
 
@@ -92,48 +97,30 @@ def _problem(path: Path, problem: str, cure: str = USE_SAFETENSORS) -> ModelErro
     return ModelError(problem, place=str(path), cure=cure)
 
 
-@dataclass(frozen=True)
-class Facts:
-    """Metadata of the file that transformers does not return: end tokens of a text and a turn, and sizes."""
-
-    eos: int | None
-    eot: int | None
-    rope_scaling: str | None
-    num_layers: int
-    num_tensors: int
-    num_tokens: int
-    num_weights: int
-
-
-def _facts(path: Path) -> Facts:
+def _facts(path: Path, original: Path) -> tuple[int, int | None, int, int]:
+    """Refuse files that transformers would load as a different model; return what it does not: the end tokens of a text
+    and of a turn, the number of tokens and of weights.
+    """
     from gguf import GGUFReader
 
     reader = GGUFReader(path)
     values = {key: field.contents() for key, field in reader.fields.items() if len(field.data) == 1}
     architecture = values["general.architecture"]
-    scaling = values.get(f"{architecture}.rope.scaling.type", "none")
     # Llama 3.1 and Phi-3 files name no scaling; they carry its factors as tensors.
     factors = [tensor.name for tensor in reader.tensors if tensor.name.startswith("rope_f")]
-    return Facts(
-        eos=values.get("tokenizer.ggml.eos_token_id"),
-        eot=values.get("tokenizer.ggml.eot_token_id"),
-        rope_scaling=scaling if scaling != "none" else next(iter(factors), None),
-        num_layers=values.get(f"{architecture}.block_count", 0),
-        num_tensors=len(reader.tensors),
-        num_tokens=len(reader.fields["tokenizer.ggml.tokens"].data),
-        num_weights=sum(int(tensor.n_elements) for tensor in reader.tensors),
-    )
-
-
-def _refuse_problem(facts: Facts, path: Path) -> None:
-    """Refuse files that transformers would load as a different model."""
-    if (scaling := facts.rope_scaling) is not None:
-        raise _problem(path, f"its rotary positions are scaled ({scaling}), which is lost in reading GGUF")
-    if facts.num_layers > facts.num_tensors:  # damaged, and to create so many layers would not end
-        problem = f"it declares {facts.num_layers} layers and holds only {facts.num_tensors} tensors"
-        raise _problem(path, problem, "fetch the file again")
-    if facts.eos is None:
-        raise _problem(path, "it does not name its end-of-text token (tokenizer.ggml.eos_token_id)")
+    scaling = values.get(f"{architecture}.rope.scaling.type", "none")
+    if scaling != "none" or factors:
+        name = scaling if scaling != "none" else factors[0]
+        raise _problem(original, f"its rotary positions are scaled ({name}), which is lost in reading GGUF")
+    num_layers = values.get(f"{architecture}.block_count", 0)
+    if num_layers > len(reader.tensors):  # damaged, and to create so many layers would not end
+        problem = f"it declares {num_layers} layers and holds only {len(reader.tensors)} tensors"
+        raise _problem(original, problem, "fetch the file again")
+    num_tokens = len(reader.fields["tokenizer.ggml.tokens"].data)
+    eos, eot = (values.get(f"tokenizer.ggml.{name}_token_id") for name in ("eos", "eot"))
+    if eos is None:
+        raise _problem(original, "it does not name its end-of-text token (tokenizer.ggml.eos_token_id)")
+    return eos, eot, num_tokens, sum(int(tensor.n_elements) for tensor in reader.tensors)
 
 
 def _without_added_tokens(tokenizer: Any, num_tokens: int, folder: Path) -> Any:
@@ -148,18 +135,6 @@ def _without_added_tokens(tokenizer: Any, num_tokens: int, folder: Path) -> Any:
     return transformers.AutoTokenizer.from_pretrained(folder)
 
 
-def _refuse_incomplete(model: Any, tokenizer: Any, missing: list[str], facts: Facts, path: Path) -> None:
-    """Refuse a model with weights that are not from the file or with tokens that have no embedding."""
-    if missing:
-        raise _problem(path, f"{len(missing)} weights of the model are not in it, among them {missing[0]}")
-    num_rows = model.get_input_embeddings().num_embeddings
-    if len(tokenizer) > num_rows:
-        raise _problem(path, f"its tokenizer has {len(tokenizer)} tokens, its model only {num_rows}")
-    num_taken = sum(weight.numel() for weight in model.parameters())
-    if num_taken != facts.num_weights:
-        logger.warning("%s: holds %d weights, the model has %d", path, facts.num_weights, num_taken)
-
-
 def _save(model: Any, tokenizer: Any, folder: Path) -> None:
     # Saving is refused while a quantizer is attached, and every later load would go through GGUF again.
     model.hf_quantizer = None
@@ -170,12 +145,3 @@ def _save(model: Any, tokenizer: Any, folder: Path) -> None:
     mode = (folder / "config.json").stat().st_mode
     for file in folder.iterdir():
         file.chmod(mode)
-
-
-def _publish(made: Path, folder: Path) -> None:
-    """Rename the finished folder, unless another process was first."""
-    try:
-        made.replace(folder)
-    except OSError:
-        if not folder.is_dir():
-            raise

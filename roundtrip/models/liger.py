@@ -1,7 +1,5 @@
 """Liger's kernels (https://arxiv.org/abs/2410.10989) on one loaded model: norms, feed-forward, and the fused loss."""
 
-from __future__ import annotations
-
 import importlib.util
 import sys
 from typing import Any
@@ -46,20 +44,12 @@ def liger_loss(model: nn.Module, hidden_ND: torch.Tensor, targets_N: torch.Tenso
     """Return the summed cross-entropy of targets, without logits of the whole vocabulary in memory; float32, shape ().
 
     The weight of the output layer is read as it is: an adapter on it would be ignored, so such a recipe is refused.
-
-    Args:
-        hidden_ND: the last hidden state of its decoder at the positions that predict.
-        targets_N: int64.
     """
     from liger_kernel.transformers.functional import liger_fused_linear_cross_entropy
 
     head: Any = model.get_output_embeddings()
+    softcap, bias = getattr(model.config, "final_logit_softcapping", None), getattr(head, "bias", None)
     loss: torch.Tensor = liger_fused_linear_cross_entropy(
-        hidden_ND,
-        head.weight,
-        targets_N,
-        bias=getattr(head, "bias", None),
-        reduction="sum",
-        softcap=getattr(model.config, "final_logit_softcapping", None),
+        hidden_ND, head.weight, targets_N, bias=bias, reduction="sum", softcap=softcap
     )
     return loss.float()

@@ -1,7 +1,5 @@
 """The optimizer of one direction: AdamW on float32 master copies, with a schedule that is a function of the step."""
 
-from __future__ import annotations
-
 import hashlib
 import math
 from collections.abc import Mapping
@@ -21,25 +19,20 @@ MIN_LR_FACTOR = 0.1
 
 
 def lr_factor(settings: Train, step: int, num_steps: int, planned_step: float | None = None) -> float:
-    """Return the factor of the highest learning rate in optimizer step `step` (from 0).
+    """Return the factor of the highest learning rate in optimizer step `step` (from 0) of `num_steps` planned ones.
 
-    It rises over `lr_warmup_steps`, then stays or falls to `MIN_LR_FACTOR`, linearly or along half a cosine.
-
-    Args:
-        num_steps: how many steps are planned.
-        planned_step: the step of the plan that this one stands for, where fewer are taken than planned; `step` if None.
+    `planned_step` is the step of the plan that this one stands for, where fewer are taken than planned.
     """
     warmup = settings.lr_warmup_steps
     rise = min(1.0, (step + 1) / (warmup + 1))
     done = min(1.0, max(0, (step if planned_step is None else planned_step) - warmup) / max(1, num_steps - warmup))
     match settings.lr_schedule:
         case "constant":
-            fall = 1.0
+            return rise
         case "linear":
-            fall = 1.0 - (1.0 - MIN_LR_FACTOR) * done
+            return rise * (1.0 - (1.0 - MIN_LR_FACTOR) * done)
         case "cosine":
-            fall = MIN_LR_FACTOR + (1.0 - MIN_LR_FACTOR) / 2 * (1.0 + math.cos(math.pi * done))
-    return rise * fall
+            return rise * (MIN_LR_FACTOR + (1.0 - MIN_LR_FACTOR) / 2 * (1.0 + math.cos(math.pi * done)))
 
 
 class Optimizer:
@@ -80,14 +73,11 @@ class Optimizer:
             ratio = adapter.loraplus_lr_ratio if ".lora_B." in name else 1.0
             decay = settings.weight_decay if master.ndim > 1 else 0.0
             groups.setdefault((ratio, decay), []).append(master)
-        self._adam = torch.optim.AdamW(
-            [
-                {"params": params, "ratio": ratio, "weight_decay": decay, "lr": ratio * settings.lr}
-                for (ratio, decay), params in groups.items()
-            ],
-            betas=BETAS,
-            eps=EPS,
-        )
+        parts = [
+            {"params": masters, "ratio": ratio, "weight_decay": decay, "lr": ratio * settings.lr}
+            for (ratio, decay), masters in groups.items()
+        ]
+        self._adam = torch.optim.AdamW(parts, betas=BETAS, eps=EPS)
 
     def learning_rate(self, planned_step: float | None = None) -> float:
         """Return the learning rate of the next step, without the ratio of LoRA+; see `lr_factor`."""
@@ -96,8 +86,8 @@ class Optimizer:
     def step(
         self,
         scale: float,
-        *,
         planned_step: float | None = None,
+        *,
         skip: bool = False,
         processes: ProcessGroup = SINGLE_PROCESS,
     ) -> float:
@@ -106,7 +96,7 @@ class Optimizer:
         Args:
             planned_step: see `lr_factor`.
             skip: change nothing, as where the gradient is not finite; the schedule advances.
-            processes: who else has gradients; they are summed over all, and all processes take the same step.
+            processes: their gradients are summed, and all take the same step.
 
         Returns:
             The gradient norm before clipping.
@@ -117,9 +107,9 @@ class Optimizer:
             parameter.grad = None
         if processes.world_size > 1:
             # Adapters are many small matrices: one sum of all.
-            flat = processes.all_reduce(torch.cat([master.grad.flatten() for master in self._masters.values()]))
-            sizes = [master.numel() for master in self._masters.values()]
-            for master, part in zip(self._masters.values(), flat.split(sizes), strict=True):
+            masters = list(self._masters.values())
+            flat = processes.all_reduce(torch.cat([master.grad.flatten() for master in masters]))
+            for master, part in zip(masters, flat.split([master.numel() for master in masters]), strict=True):
                 master.grad = part.view_as(master)
         norm = float(torch.nn.utils.clip_grad_norm_(self._masters.values(), MAX_GRAD_NORM))
         if math.isfinite(norm) and not skip:
@@ -130,15 +120,9 @@ class Optimizer:
             with torch.no_grad():
                 for name, parameter in self._parameters.items():
                     parameter.copy_(self._masters[name])
-        for master in self._masters.values():
-            master.grad = None
+        self._adam.zero_grad()
         self.step_number += 1
         return norm
-
-    @torch.no_grad()
-    def copy_from(self, other: Optimizer) -> None:
-        """Take weights and moments from the optimizer of another model of the same shape."""
-        self.restore(other.state(), other.step_number)
 
     def digest(self) -> str:
         """Return a hash of the master weights."""
@@ -161,16 +145,13 @@ class Optimizer:
 
     @torch.no_grad()
     def restore(self, tensors: Mapping[str, torch.Tensor], step_number: int) -> None:
-        """Continue from what `state` returned; the model's own parameters are set from the masters."""
+        """Continue from the `state` of this optimizer or of one of the same shape; sets the model's parameters too."""
         self.step_number = step_number
         for name, master in self._masters.items():
             master.copy_(tensors[f"master/{name}"])
             self._parameters[name].copy_(master)
-            saved = {
-                key: tensors[f"{key}/{name}"] for key in ("step", "exp_avg", "exp_avg_sq") if f"{key}/{name}" in tensors
-            }
-            if saved:
-                self._adam.state[master] = {
-                    key: value.clone() if key == "step" else value.to(master.device, copy=True)
-                    for key, value in saved.items()
+            if f"step/{name}" in tensors:
+                moments = {
+                    key: tensors[f"{key}/{name}"].to(master.device, copy=True) for key in ("exp_avg", "exp_avg_sq")
                 }
+                self._adam.state[master] = {"step": tensors[f"step/{name}"].clone(), **moments}

@@ -1,13 +1,7 @@
-"""Adapters that begin with the strongest part of the base's own weights: PiSSA and OLoRA.
-
-The initial adapter is subtracted from the base, so that the sum does not change. The base as published is `W`, training
-runs on `W - scale B0 A0`, and everything that is generated, scored or saved comes from `W + scale (B A - B0 A0)`: the
-published base with the saved adapter.
-
-PiSSA: https://arxiv.org/abs/2404.02948, OLoRA: https://arxiv.org/abs/2406.01775.
+"""PiSSA (https://arxiv.org/abs/2404.02948) and OLoRA (https://arxiv.org/abs/2406.01775): adapters that begin with the
+strongest part of the base, from which it is subtracted. Training runs on `W - scale B0 A0` of the published `W`; what
+is generated, scored or saved comes from `W + scale (B A - B0 A0)`.
 """
-
-from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import Path
@@ -22,22 +16,17 @@ from transformers.pytorch_utils import Conv1D
 from roundtrip.models import adapters, prepacked_linear
 from roundtrip.models.adapters import Tensors, lora_layers
 from roundtrip.runtime.atomic_io import atomic_path
-from roundtrip.runtime.errors import ModelError
+from roundtrip.runtime.errors import ModelError, first_line
 
 METHODS = ("pissa", "olora")
 
 
 @dataclass(frozen=True)
 class ResidualBase:
-    """What one adapter has subtracted from its base.
+    """What an adapter has subtracted from its base, on the CPU."""
 
-    Attributes:
-        initial_adapter: the adapter's tensors at the start, under the names that PEFT saves them by, on the CPU.
-        published: weights of the layers with an adapter as they were, by path, on the CPU.
-    """
-
-    initial_adapter: Tensors
-    published: Tensors
+    initial_adapter: Tensors  # under the names that PEFT saves them by
+    published: Tensors  # the weights of the layers as they were, by path
 
 
 def linear_weights(model: nn.Module) -> dict[str, torch.Tensor]:
@@ -51,41 +40,38 @@ def linear_weights(model: nn.Module) -> dict[str, torch.Tensor]:
 
 @torch.no_grad()
 def subtract_from_base(model: PeftModel, name: str, before: Tensors, path: Path | None) -> ResidualBase:
-    """Subtract a new adapter from its base.
+    """Subtract a new adapter from its base, as `linear_weights` returned it before PEFT has changed it.
 
-    Args:
-        before: from `linear_weights`; PEFT has changed the base by its own arithmetic.
-        path: file of the initial adapter, read where it exists, else written, since another machine or another number
-            of threads decomposes a matrix otherwise.
+    The adapter is read from the file at `path`, or written to it, since another machine or another number of threads
+    decomposes a matrix otherwise.
     """
     if path is not None and path.exists():
         try:
             adapters.load(model, name, load_file(path))
         except (OSError, SafetensorError, ModelError) as error:
-            raise ModelError(f"the initial adapter of {name} cannot be read: {error}", place=str(path)) from error
+            problem = f"the initial adapter of {name} cannot be read: {first_line(error)}"
+            raise ModelError(problem, place=str(path), cure="restore this file, or start a new run") from error
     initial_adapter = {key: value.to("cpu", copy=True) for key, value in adapters.tensors(model, name).items()}
     if path is not None and not path.exists():
         with atomic_path(path) as temporary:
             save_file({key: value.contiguous() for key, value in initial_adapter.items()}, temporary)
-    layers = {layer_path: layer for layer_path, layer in lora_layers(model) if name in layer.lora_A}
-    for layer_path, layer in layers.items():
-        weight = layer.get_base_layer().weight
-        product = adapters.scaled_product(layer, name)
-        weight.copy_(before[layer_path].to(weight.device).float() - (product.T if layer.fan_in_fan_out else product))
-    return ResidualBase(initial_adapter, {layer_path: before[layer_path] for layer_path in layers})
+    published = {key: before[key] for key, layer in lora_layers(model).items() if name in layer.lora_A}
+    for key, layer in lora_layers(model).items():
+        if key in published:
+            weight, product = layer.get_base_layer().weight, adapters.scaled_product(layer, name)
+            weight.copy_(before[key].to(weight.device).float() - (product.T if layer.fan_in_fan_out else product))
+    return ResidualBase(initial_adapter, published)
 
 
 @torch.no_grad()
-def write_merged_residual(
-    merged_copy: nn.Module, model: PeftModel, name: str, residual: ResidualBase, *, use_adapter: bool
-) -> None:
-    """Write `W + scale (B A - B0 A0)` of one direction into a plain copy, or `W` as published."""
+def write_merged_residual(merged_copy: nn.Module, model: PeftModel, name: str | None, residual: ResidualBase) -> None:
+    """Write `W + scale (B A - B0 A0)` of one direction into a plain copy; for None `W` as published."""
     targets = dict(merged_copy.named_modules())
-    for path, layer in lora_layers(model):
-        if path not in residual.published:
-            continue
-        weight = residual.published[path].to(layer.get_base_layer().weight.device).float()
-        if use_adapter:
+    layers = lora_layers(model)
+    for path, published in residual.published.items():
+        layer = layers[path]
+        weight = published.to(layer.get_base_layer().weight.device).float()
+        if name is not None:
             a, b = layer.lora_A[name].weight, layer.lora_B[name].weight
             key = f"base_model.model.{path}.lora_{{}}.weight"
             first, second = (residual.initial_adapter[key.format(side)].to(weight.device) for side in "AB")

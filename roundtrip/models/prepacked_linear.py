@@ -1,10 +1,7 @@
 """Linear layers for generating on a CPU, with weights in the memory layout that oneDNN multiplies in.
 
-PyTorch's own linear layer reorders its weight at each call: for the rows of a decoding step up to two thirds of the
-time. For the output layer in float32 MKL has no good kernel either.
+PyTorch's own layer reorders its weight at each call, which takes up to two thirds of the time of a decoding step.
 """
-
-from __future__ import annotations
 
 from functools import cache
 from typing import Any
@@ -35,8 +32,7 @@ class PackedLinear(nn.Module):
         return self._packed.to_dense()
 
     def forward(self, inputs: torch.Tensor) -> torch.Tensor:
-        output: torch.Tensor = torch.ops.mkldnn._linear_pointwise(inputs, self._packed, self.bias, "none", [], "")
-        return output
+        return torch.ops.mkldnn._linear_pointwise(inputs, self._packed, self.bias, "none", [], "")
 
 
 @cache
@@ -55,10 +51,7 @@ def is_supported(dtype: torch.dtype) -> bool:
 
 
 def prepack(model: nn.Module) -> None:
-    """Pack the linear layers of a model that only generates; does nothing where the machine does not support it.
-
-    An output layer that shares its weight with the embedding gets a copy, so the model grows by that much.
-    """
+    """Pack the linear layers of a model that only generates, where the machine supports it; tied weights get a copy."""
     first = next(model.parameters())
     if first.device.type != "cpu" or not is_supported(first.dtype):
         return

@@ -32,7 +32,7 @@ _DATASET = "write it into the path: hf:DATASET#subset=NAME&split=NAME"
 REMOVED = {
     "model.scratch": "generation uses a merged copy unless the base is quantized",
     "model.from_scratch.heads": "an attention head always has the size 64 now",
-    "model.from_scratch.positions": "it is always 512 now",
+    "model.from_scratch.positions": "it is train.max_length now, at least 512",
     "template.synthetic_tag": "synthetic rows have the prompt of all others",
     "data.filter.max_ratio": "it is always 4 now",
     "adapter.layers": "name the layers in adapter.targets",

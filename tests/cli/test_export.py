@@ -21,7 +21,6 @@ from roundtrip.backtranslation import trained_models
 from roundtrip.backtranslation.dev_scoring import greedy_settings
 from roundtrip.backtranslation.run_folder import RunFolder
 from roundtrip.cli import export, model_card
-from roundtrip.engine.translator import DirectionTemplates
 from roundtrip.models.from_scratch import train_tokenizer
 from roundtrip.recipe.schema import TemplateRecipe
 from roundtrip.runtime.errors import RunError
@@ -178,7 +177,8 @@ def test_no_chat_template_where_prompts_would_differ(run: RunFolder, tmp_path: P
     odd = replace(
         translator,
         direction_model=replace(translator.direction_model, base=replace(translator.base, tokenizer=tokenizer)),
-        templates=DirectionTemplates(template, template),
+        template=template,
+        denoising_template=template,
     )
     assert export._write_tokenizer(odd, tmp_path) is False
     assert AutoTokenizer.from_pretrained(tmp_path).chat_template is None

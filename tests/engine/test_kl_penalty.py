@@ -97,6 +97,6 @@ def test_copied_optimizer_has_the_same_state(dtype: torch.dtype) -> None:
         optimizer.step(1.0)
     saved = {name: value.clone() for name, value in optimizer.state().items()}
     other = Optimizer({"w": torch.nn.Parameter(torch.zeros(3, 4, dtype=dtype))}, optimizer.settings, 9)
-    other.copy_from(optimizer)
+    other.restore(optimizer.state(), optimizer.step_number)
     assert all(torch.equal(value, other.state()[name]) for name, value in saved.items())
     assert other.step_number == 5 and other.digest() == optimizer.digest()

@@ -20,9 +20,9 @@ from transformers import (
     LlamaForCausalLM,
 )
 
+from roundtrip.engine.decoding import sample_next
 from roundtrip.engine.generate import generate, length_limit
 from roundtrip.engine.request import GenerationRequest, StopRule
-from roundtrip.engine.sampling import sample_next
 from roundtrip.engine.train_step import StepSettings, loss_sum, train_step
 from roundtrip.models import adapters, base_model, optimizer
 from roundtrip.models.optimizer import Optimizer, lr_factor

@@ -95,10 +95,11 @@ def shifted(model: Any) -> None:
 
 
 def write(merged_copy: Any, model: Any, residual: ResidualBase | None, *, adapted: bool = True) -> None:
+    name = "en-es" if adapted else None
     if residual is None:
-        adapters.write_merged(merged_copy, model, "en-es" if adapted else None)
+        adapters.write_merged(merged_copy, model, name)
     else:
-        pissa_olora.write_merged_residual(merged_copy, model, "en-es", residual, use_adapter=adapted)
+        pissa_olora.write_merged_residual(merged_copy, model, name, residual)
 
 
 @pytest.mark.parametrize("method", METHODS)

@@ -345,7 +345,7 @@ def test_a_window_that_stands_in_the_mask_alone_is_kept(monkeypatch: pytest.Monk
         return original(*arguments, **given)
 
     for function in (original, deaf):
-        AttentionInterface.register(attention._REGISTERED["varlen"], function)
+        AttentionInterface.register(attention.VARLEN, function)
         attention.choose(model, "varlen")
         batch = pack(TokenDataset.of(long), [0, 1])
         found = model(input_ids=batch.ids_BT, use_cache=False, **batch.inputs).logits[0]
@@ -353,7 +353,7 @@ def test_a_window_that_stands_in_the_mask_alone_is_kept(monkeypatch: pytest.Monk
         # Without padding and bounds, too.
         plain_row = model(input_ids=torch.tensor([long[0].ids]), use_cache=False).logits[0]
         assert torch.allclose(plain_row, alone[0], atol=1e-4)
-    AttentionInterface.register(attention._REGISTERED["varlen"], original)
+    AttentionInterface.register(attention.VARLEN, original)
 
 
 def test_a_model_that_fails_on_varlen_trains_padded_and_the_run_says_so(
@@ -362,14 +362,14 @@ def test_a_model_that_fails_on_varlen_trains_padded_and_the_run_says_so(
     def broken(*arguments: Any, **given: Any) -> Any:
         raise TypeError("'NoneType' object is not subscriptable")
 
-    AttentionInterface.register(attention._REGISTERED["varlen"], broken)
+    AttentionInterface.register(attention.VARLEN, broken)
     try:
         shown = go(write_recipe(), tmp_path / "run")
         assert "rows are padded: attention 'varlen' is not used: 'NoneType' object is not subscriptable" in shown
         with pytest.raises(ModelError, match="cannot be used with this model: 'NoneType'"):
             go(write_recipe(), tmp_path / "asked", overrides=("model.attention=varlen",))
     finally:
-        AttentionInterface.register(attention._REGISTERED["varlen"], attention.varlen)
+        AttentionInterface.register(attention.VARLEN, attention.varlen)
     with pytest.raises(ModelError, match="cannot change its attention"):
         model = model_of("RoPE, tied head")
         monkeypatch.setattr(type(model), "set_attn_implementation", lambda self, name: None)

@@ -197,15 +197,13 @@ def test_end_of_turn_also_stops_generation(model: LlamaForCausalLM, tmp_path: Pa
 
 def test_two_conversions_at_once(tiny: Path, tmp_path: Path, monkeypatch: Any) -> None:
     barrier = threading.Barrier(2, timeout=60)
-    publish = subject._publish
 
-    def publish_together(made: Path, folder: Path) -> None:
+    def save_together(model: None, tokenizer: None, folder: Path) -> None:
+        write_folder(folder)
         barrier.wait()
-        publish(made, folder)
 
-    monkeypatch.setattr(subject, "_publish", publish_together)
     monkeypatch.setattr(subject, "_read", lambda path, work: (None, None))
-    monkeypatch.setattr(subject, "_save", lambda model, tokenizer, folder: write_folder(folder))
+    monkeypatch.setattr(subject, "_save", save_together)
     results: list[Path] = []
     threads = [threading.Thread(target=lambda: results.append(subject.convert(tiny, tmp_path))) for _ in "ab"]
     for thread in threads:
@@ -301,7 +299,7 @@ def test_unusable_cache(tiny: Path, tmp_path: Path) -> None:
 
 
 def test_a_signal_is_not_a_broken_file(tiny: Path, tmp_path: Path, monkeypatch: Any) -> None:
-    def interrupt(path: Path) -> None:
+    def interrupt(path: Path, original: Path) -> None:
         raise Interrupted(15)
 
     monkeypatch.setattr(subject, "_facts", interrupt)

@@ -296,14 +296,14 @@ def test_a_model_from_scratch_is_found_from_anywhere_and_made_anew_for_another_r
     elsewhere = tmp_path / "elsewhere"
     elsewhere.mkdir()
     monkeypatch.chdir(elsewhere)
-    with pytest.MonkeyPatch.context() as patch, pytest.raises(TextError, match="the model 20 positions"):
-        patch.setattr(from_scratch, "_MAX_POSITIONS", 20)
-        go(recipe, Path("runs/small"))
-    go(recipe, Path("runs/small"))
+    with pytest.raises(TextError, match="the model 512 positions"):
+        go(recipe, Path("runs/small"), overrides=("generate.max_length_ratio=200",))
+    longer = ("train.max_length=600", "train.max_tokens_per_microbatch=600")
+    go(recipe, Path("runs/small"), overrides=longer)
     one = trained_models.load(
         RunFolder(Path("runs/small")), trained_models.direction_into(RunFolder(Path("runs/small")), "es")
     )
-    assert one.base.max_positions == 512
+    assert one.base.max_positions == 600
 
 
 def test_plain_text_is_read_without_rounds(paired: Any, tmp_path: Path) -> None:

@@ -195,11 +195,11 @@ def test_denoising_rows_lead_from_a_language_into_itself(
     texts: list[str] = []
     build_token_rows = trainer.build_token_rows
 
-    def spy(examples: Any, templates: Any, *arguments: Any) -> Any:
-        dataset, counts = build_token_rows(examples, templates, *arguments)
+    def spy(examples: Any, reader: Any, *arguments: Any) -> Any:
+        dataset, counts = build_token_rows(examples, reader, *arguments)
         for example, start, size in zip(examples, dataset.offset_R.tolist(), dataset.sizes, strict=True):
             if example.kind == DENOISING:
-                texts.append(templates.parallel.tokenizer.decode(dataset.ids_X[start : start + size].tolist()))
+                texts.append(reader.template.tokenizer.decode(dataset.ids_X[start : start + size].tolist()))
         return dataset, counts
 
     monkeypatch.setattr(trainer, "build_token_rows", spy)
@@ -213,7 +213,7 @@ def test_denoising_rows_lead_from_a_language_into_itself(
     fixed = {name: Segments.from_dict(value) for name, value in segments.items()}
     monkeypatch.setattr(translator, "build_segments", lambda *_: pytest.fail("built again"))
     both = translator.load(loaded.recipe, loaded.folder, fixed)
-    assert both["en-es"].templates.denoising.segments == fixed["en-es denoising"]
+    assert both["en-es"].denoising_template.segments == fixed["en-es denoising"]
 
 
 # ------------------------------------------------------------------------------------------ pretraining, KL penalty
