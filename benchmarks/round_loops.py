@@ -121,7 +121,7 @@ class Ours:
                 for line, (source, target) in enumerate(zip(translations.texts, lines, strict=True))
             ]
             examples += [Example(PARALLEL, *pair) for pair in self.task.parallel[direction.name]]
-            return build_token_rows(examples, forward.templates, row_builder, forward.base.device, 0)[0]
+            return build_token_rows(examples, forward, row_builder, 0)[0]
 
         making, dataset = timed(make_rows)
 

@@ -127,7 +127,7 @@ def _rounds(trainer: Trainer, number: int) -> tuple[dict[str, float], int]:
             times = [time.perf_counter()]
             made = make_examples(trainer, phase)
             times.append(time.perf_counter())
-            dataset, _ = build_token_rows(made.examples, forward.templates, builder, forward.base.device, turn)
+            dataset, _ = build_token_rows(made.examples, forward, builder, turn)
             times.append(time.perf_counter())
             step_batches(dataset.sizes, recipe.train.batch_size, turn)
             times.append(time.perf_counter())

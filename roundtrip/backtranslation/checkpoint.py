@@ -78,8 +78,7 @@ class State:
 class CheckpointStore:
     """Writes checkpoints and stage weights into a run folder, as one of the processes that share the run.
 
-    Args:
-        optimizers: by direction; with the state and the guards of the row builders, all that a checkpoint holds.
+    A checkpoint holds the state, the optimizers, and the guards of the row builders.
     """
 
     def __init__(self, context: RunContext, optimizers: Mapping[str, Optimizer]) -> None:
@@ -87,15 +86,11 @@ class CheckpointStore:
         self._keep = context.recipe.checkpoint.keep
         # Directions that share a tokenizer share its guard.
         guards = dict.fromkeys(builder.guard for builder in context.row_builders.values() if builder.guard is not None)
-        self._guards = {f"{_PAIRS}-{number}" if number else _PAIRS: guard for number, guard in enumerate(guards)}
+        self._guards = {f"{_PAIRS}-{i}" if i else _PAIRS: guard for i, guard in enumerate(guards)}
         self._last: State | None = None
 
     def write(self, write: Callable[[], object], path: Path) -> dict[str, str]:
-        """Write something once, while the other processes wait, and return its hashes for `State.files`.
-
-        Raises:
-            DiskError: the disk is full.
-        """
+        """Write something once, while the other processes wait, and return its hashes for `State.files`."""
         hashes: dict[str, str] = {}
         if self.processes.is_main:
             with report_full_disk(path):
@@ -107,11 +102,7 @@ class CheckpointStore:
         return state.total_steps() - (self._last.total_steps() if self._last is not None else 0)
 
     def save(self, state: State) -> None:
-        """Write a checkpoint, unless the last one is of the same phase and step.
-
-        Raises:
-            TrainingError: the weights differ between processes.
-        """
+        """Write a checkpoint, unless the last one is of the same phase and step."""
         if self._last is not None and state.name == self._last.name:
             return
         for name, optimizer in self.optimizers.items():
@@ -130,7 +121,7 @@ class CheckpointStore:
 
     def resume(self, report: Callable[[str], None]) -> State | None:
         """Restore the newest complete checkpoint, see `newest`; what is skipped or repaired is reported."""
-        # The main process looks which one is complete, so that all restore the same.
+        # The main process decides which one, so that all restore the same.
         loaded = newest(self.run.checkpoints, report) if self.processes.is_main else None
         name = self.processes.broadcast(loaded[0].name if loaded else None)
         if name is None:
@@ -151,12 +142,14 @@ class CheckpointStore:
     def keep_stage(self, stage: str, translators: Mapping[str, Translator]) -> dict[str, str]:
         """Save both directions as they are now, as PEFT folders or fully trained models; return their hashes."""
 
+        path = self.run.adapters / stage
+
         def write() -> None:
-            with atomic_io.atomic_path(self.run.adapters / stage) as temporary:
+            with atomic_io.atomic_path(path) as temporary:
                 for direction, translator in translators.items():
                     translator.direction_model.export(temporary / direction)
 
-        return self.write(write, self.run.adapters / stage)
+        return self.write(write, path)
 
     def keep_best(self, stage: str) -> None:
         """Make `adapters/best` a copy of a stage."""
@@ -187,13 +180,8 @@ def names(folder: Path) -> list[str]:
 def newest(folder: Path, report: Callable[[str], None]) -> tuple[State, Tensors] | None:
     """Load the newest complete checkpoint; None where there are none at all.
 
-    Complete means: its files, and all files of the run that its state depends on, are as they were written.
-
-    Args:
-        report: is called with the name of each that is skipped, and the reason.
-
-    Raises:
-        RunError: there are checkpoints and none is complete.
+    Complete means: its files, and all files of the run that its state depends on, are as they were written. `report`
+    is called with the name of each that is skipped, and the reason.
     """
     all_names = names(folder)
     for name in reversed(all_names):
@@ -216,11 +204,7 @@ def newest(folder: Path, report: Callable[[str], None]) -> tuple[State, Tensors]
 
 
 def load(path: Path) -> tuple[State, Tensors]:
-    """Load one checkpoint.
-
-    Raises:
-        OSError, ValueError, KeyError, TypeError, AttributeError, SafetensorError: it is not complete.
-    """
+    """Load one checkpoint; where it is not complete, some of many errors are raised, see `newest`."""
     marker = _read_json(path / MARKER)
     if marker["format"] != FORMAT:
         raise ValueError(f"it has format {marker['format']}, this version reads {FORMAT}")

@@ -39,9 +39,8 @@ class Scorer:
     def translations(self, part: str, stage: str) -> DirectionScores:
         """Translate `dev` or `test` greedily with both directions, keep the text, and score it.
 
-        Returns:
-            By direction: `bleu`, `chrf`, and `unfinished`, the number of hypotheses cut at their length limit; without
-            dev pairs, of round trips, with `copied`, the share of copies of the source.
+        By direction: `bleu`, `chrf`, and `unfinished`, the number of hypotheses cut at their length limit; without dev
+        pairs, of round trips, with `copied`, the share of copies of the source.
         """
         score = self._round_trip if part == "dev" and self.context.recipe.without_dev else self._translation
         return {direction.name: score(part, stage, direction) for direction in directions(self.context.recipe)}

@@ -56,9 +56,6 @@ def dry_run(loaded: LoadedRecipe, events: EventLog) -> dict[str, Any]:
     Returns:
         `compatibility` by direction, `plan` (a line per phase), optimizer `steps` by direction, expected `seconds` by
         activity and stage, `total_seconds`, and `peak_bytes` by device, what the process has used.
-
-    Raises:
-        RoundtripError: whatever would stop the run.
     """
     recipe = loaded.recipe
     session.check_requirements(recipe)
@@ -69,15 +66,13 @@ def dry_run(loaded: LoadedRecipe, events: EventLog) -> dict[str, Any]:
         in_folder = with_model_folders(recipe, Path(folder) / "base")
         translators = session.load_models(in_folder, loaded.folder, corpora, events)
         expansions = session.measure_expansions(recipe, translators, corpora)
-        translators = {
-            name: replace(translator, expansion=expansions[name]) for name, translator in translators.items()
-        }
+        translators = {name: replace(each, expansion=expansions[name]) for name, each in translators.items()}
         session.check_lines(translators, corpora, recipe, events)
         _, reports = make_row_builders(recipe, translators, corpora.dev, events)
         for compatibility in reports.values():
             show_examples(events, compatibility)
-        rates = {name: _measure(recipe, translator, corpora, events) for name, translator in translators.items()}
-        num_pairs, devices = len(corpora.train), {translator.base.device for translator in translators.values()}
+        rates = {name: _measure(recipe, each, corpora, events) for name, each in translators.items()}
+        num_pairs, devices = len(corpora.train), {each.base.device for each in translators.values()}
         before = sum(value for activity, value in events.seconds.items() if activity != "probing")
         seconds = expected_seconds(recipe, corpora, rates) | {"loading": {"all": round(before, 1)}}
         report = {
@@ -127,9 +122,7 @@ def _time_training(recipe: Recipe, translator: Translator, pairs: Sequence[tuple
     return seconds / num_tokens, sum(sizes) / len(sizes)
 
 
-def _time_generation(
-    recipe: Recipe, translator: Translator, pairs: Sequence[tuple[str, str]], *, trained: bool
-) -> float:
+def _time_generation(recipe: Recipe, translator: Translator, pairs: Sequence[tuple[str, str]], trained: bool) -> float:
     """Return seconds per generated line: of its reference's length, as by a trained model, or as the base stops."""
     settings, template = greedy_settings(recipe), translator.template
     prompts = template.prompts([source for source, _ in pairs])
@@ -151,8 +144,7 @@ def expected_seconds(recipe: Recipe, corpora: Corpora, rates: Mapping[str, Rates
 
     What is left out takes little: likelihoods that select among candidates, and the dev loss under `train.patience`.
     """
-    num_pairs = len(corpora.train)
-    plan = phases(recipe, num_pairs)
+    num_pairs, plan = len(corpora.train), phases(recipe, len(corpora.train))
     seconds: dict[str, dict[str, float]] = {"training": {}, "generating": {}, "scoring": {}}
 
     def add(activity: str, stage: str, value: float) -> None:
@@ -200,7 +192,7 @@ def _show_model(recipe: Recipe, translator: Translator, corpora: Corpora, events
 def _show(report: dict[str, Any], events: EventLog) -> None:
     for line in report["plan"]:
         events.say(line)
-    events.say("optimizer steps: " + ", ".join(f"{number} for {name}" for name, number in report["steps"].items()))
+    events.say("optimizer steps: " + ", ".join(f"{steps} for {name}" for name, steps in report["steps"].items()))
     for activity, stages in report["seconds"].items():
         shown = ", ".join(f"{stage} {value:.0f} s" for stage, value in stages.items())
         events.say(f"expected time, {activity}: {sum(stages.values()):.0f} s ({shown})")

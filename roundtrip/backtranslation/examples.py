@@ -20,6 +20,8 @@ from roundtrip.runtime.seeding import derive_seed
 PARALLEL, SYNTHETIC, REPLAY, DENOISING, MONOLINGUAL = "parallel", "synthetic", "replay", "denoising", "monolingual"
 KINDS = (SYNTHETIC, REPLAY, PARALLEL, DENOISING, MONOLINGUAL)
 TARGET_TOO_LONG = "target_too_long"
+# Rejected candidates that are shown where all are rejected.
+NUM_SAMPLES = 5
 
 
 @dataclass(frozen=True)
@@ -82,17 +84,16 @@ class Streams:
 
     def pairs(self, phase: Phase, num_synthetic: int) -> tuple[list[Example], dict[str, Cursor]]:
         """Return the parallel pairs that go with so many synthetic examples, and the cursors after them."""
-        number = num_parallel(self.recipe, num_synthetic, len(self.corpora.train))
-        rows, after = self._read(self.corpora.train, f"train.{phase.direction.name}", number)
+        num_pairs = num_parallel(self.recipe, num_synthetic, len(self.corpora.train))
+        rows, after = self._read(self.corpora.train, f"train.{phase.direction.name}", num_pairs)
         return parallel_examples(rows, phase.direction, self.recipe), after
 
     def denoising(self, phase: Phase, num_others: int) -> tuple[list[Example], dict[str, Cursor]]:
         """Return the denoising examples that go with so many others, and the cursors after them."""
-        number = num_denoising(self.recipe, num_others)
-        if not number:
+        num_lines, language = num_denoising(self.recipe, num_others), phase.direction.target
+        if not num_lines:
             return [], {}
-        language = phase.direction.target
-        lines, after = self._lines(language, f"noised.{language}", number)
+        lines, after = self._lines(language, f"noised.{language}", num_lines)
         seeds = [derive_seed(self.recipe.seed, "noise", phase.number, i) for i in range(len(lines))]
         return [Example(DENOISING, add_noise(line, seed), line) for line, seed in zip(lines, seeds, strict=True)], after
 
@@ -114,13 +115,13 @@ class Streams:
         """Return the streams that started over on the way to some cursors."""
         return tuple(name for name, cursor in after.items() if cursor.epoch > self.cursors.get(name, Cursor()).epoch)
 
-    def _lines(self, language: str, name: str, number: int) -> tuple[list[str], dict[str, Cursor]]:
-        rows, after = self._read(self.corpora.mono[language], name, number)
+    def _lines(self, language: str, name: str, num_lines: int) -> tuple[list[str], dict[str, Cursor]]:
+        rows, after = self._read(self.corpora.mono[language], name, num_lines)
         return [line for (line,) in rows], after
 
-    def _read(self, rows: Sequence[TextRow], name: str, number: int) -> tuple[list[TextRow], dict[str, Cursor]]:
+    def _read(self, rows: Sequence[TextRow], name: str, num_rows: int) -> tuple[list[TextRow], dict[str, Cursor]]:
         seed = derive_seed(self.recipe.seed, "order", name)
-        taken, after = take_rows(rows, self.cursors.get(name, Cursor()), number, seed)
+        taken, after = take_rows(rows, self.cursors.get(name, Cursor()), num_rows, seed)
         return taken, {name: after}
 
 
@@ -161,6 +162,6 @@ def usual_length_ratio(pairs: Sequence[TextRow], recipe: Recipe, direction: Dire
     return source / target if source and target else 1.0
 
 
-def rejected_samples(candidates: Sequence[Candidate], number: int = 5) -> list[Candidate]:
+def rejected_samples(candidates: Sequence[Candidate]) -> list[Candidate]:
     """Return some candidates, spread over all, to show."""
-    return list(candidates[:: max(1, len(candidates) // number)][:number])
+    return list(candidates[:: max(1, len(candidates) // NUM_SAMPLES)][:NUM_SAMPLES])

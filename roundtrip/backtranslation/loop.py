@@ -35,7 +35,6 @@ def back_translate(trainer: Trainer) -> None:
             for rows in job.batches[trainer.state.step :]:
                 trainer.train_step(job, rows)  # 7
                 trainer.save_if_due()
-        trainer.save()
         if trainer.end_phase(job):
             trainer.validate_and_keep_best(phase)  # 8, 9
         trainer.save()

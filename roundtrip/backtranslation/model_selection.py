@@ -28,12 +28,11 @@ class ModelSelection:
 
     def score_baseline(self, state: State) -> State:
         """Score copying the source and the bare base on dev, the floor of every comparison."""
-        if self.context.recipe.without_dev:
-            self.context.events.say(
-                f"  warning: there are no dev pairs; stages are chosen by the round-trip chrF++ of "
-                f"{len(self.context.corpora.dev)} lines. Copying is perfect by it: watch the copies, and prefer a few "
-                "dozen real pairs"
-            )
+        context = self.context
+        if context.recipe.without_dev:
+            measure = f"the round-trip chrF++ of {len(context.corpora.dev)} lines. Copying is perfect by it"
+            cure = "watch the copies, and prefer a few dozen real pairs"
+            context.events.say(f"  warning: there are no dev pairs; stages are chosen by {measure}: {cure}")
         return self._score(replace(state, scores={"copy": self.scorer.copies("dev")}), BASE)
 
     def end_stage(self, state: State, phases: list[Phase], phase: Phase) -> State:

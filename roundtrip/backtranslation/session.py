@@ -18,7 +18,7 @@ from roundtrip.backtranslation.loop import back_translate
 from roundtrip.backtranslation.row_builders import NUM_SAMPLES, make_row_builders
 from roundtrip.backtranslation.run_folder import RunFolder, RunManifest, create, reopen, run_lock
 from roundtrip.backtranslation.trainer import Trainer
-from roundtrip.data import corpora as text
+from roundtrip.data import corpora as data_corpora
 from roundtrip.data.corpora import Corpora
 from roundtrip.data.language_id import MIN_CHARS, MIN_LINES, MIN_RIGHT, LanguageIdentifier
 from roundtrip.engine import translator
@@ -144,7 +144,7 @@ def _load_context(
     lines = manifest.lines
     if not lines:
         lines = processes.broadcast(read_text(loaded, run.data, events).counts if is_main else {})
-    corpora = text.reopen(recipe, run.data, lines)
+    corpora = data_corpora.reopen(recipe, run.data, lines)
     stop.raise_if_requested()
     segments = {name: Segments.from_dict(value) for name, value in manifest.segments.items()}
     with processes.main_process_first():
@@ -197,9 +197,9 @@ def check_requirements(recipe: Recipe) -> None:
 def read_text(loaded: LoadedRecipe, target: Path, events: EventLog) -> Corpora:
     """Read, clean and separate the text of a recipe into a folder, and report what was dropped."""
     with events.task("reading", "reading text", 0):
-        corpora = text.prepare(loaded.recipe, loaded.folder, target, lambda line: events.say(f"  {line}"))
+        corpora = data_corpora.prepare(loaded.recipe, loaded.folder, target, lambda line: events.say(f"  {line}"))
     for part, counts in corpora.counts.items():
-        dropped = ", ".join(f"{number} {reason}" for reason, number in counts.items() if reason != "kept")
+        dropped = ", ".join(f"{count} {reason}" for reason, count in counts.items() if reason != "kept")
         events.say(f"  {part}: {counts.get('kept', 0)} lines" + (f" (dropped: {dropped})" if dropped else ""))
     events.log("text", lines=corpora.counts)
     return corpora
@@ -228,29 +228,20 @@ def load_models(
 def measure_expansions(recipe: Recipe, translators: Mapping[str, Translator], corpora: Corpora) -> dict[str, float]:
     """Return the target tokens per source token of each direction, by which length limits grow."""
     rows = corpora.train[:NUM_SAMPLES] if recipe.without_dev else corpora.dev
-    return {
-        name: expansion_of(each.template, oriented_pairs(rows, each.direction, recipe))
-        for name, each in translators.items()
-    }
+    pairs = {name: oriented_pairs(rows, each.direction, recipe) for name, each in translators.items()}
+    return {name: expansion_of(each.template, pairs[name]) for name, each in translators.items()}
 
 
 def check_lines(translators: Mapping[str, Translator], corpora: Corpora, recipe: Recipe, events: EventLog) -> None:
-    """Try the dev and test lines on template and model before any time is spent.
-
-    Raises:
-        TextError: a line does not fit into the model.
-    """
+    """Try the dev and test lines on template and model before any time is spent; refuse one that does not fit."""
     for name, each in translators.items():
         pairs = oriented_pairs(corpora.dev, each.direction, recipe)
         for part, rows in (("dev", pairs), ("test", oriented_pairs(corpora.test, each.direction, recipe))):
-            sources = [source for source, _ in rows]
-            for number, prompt in enumerate(each.template.prompts(sources), start=1):
+            for number, prompt in enumerate(each.template.prompts([source for source, _ in rows]), start=1):
                 if not each.fits(each.num_needed(prompt, recipe.generate)):
-                    raise TextError(
-                        f"line {number} has {len(prompt)} tokens, the model {each.base.max_positions} positions",
-                        place=f"data.{part} ({each.direction.source})",
-                        cure="remove the line, lower generate.max_length_ratio, or use a model with a longer context",
-                    )
+                    problem = f"line {number} has {len(prompt)} tokens, the model {each.base.max_positions} positions"
+                    cure = "remove the line, lower generate.max_length_ratio, or use a model with a longer context"
+                    raise TextError(problem, place=f"data.{part} ({each.direction.source})", cure=cure)
         held = sum(each.template.boundary_holds(pair) for pair in pairs)
         events.log("boundaries", direction=name, held=held, lines=len(pairs))
         if held < len(pairs):
@@ -267,10 +258,10 @@ def _language_filters(context: RunContext) -> dict[str, list[RejectionRule]]:
         return {}
     identifier = LanguageIdentifier(recipe.languages)
     for side, language in enumerate(recipe.languages):
-        share, number = identifier.share_right([row[side] for row in context.corpora.dev], language)
-        if number < MIN_LINES or share < MIN_RIGHT:
+        share, num_lines = identifier.share_right([row[side] for row in context.corpora.dev], language)
+        if num_lines < MIN_LINES or share < MIN_RIGHT:
             context.events.say(
-                f"  filter.language: not used, since it is right on {share:.0%} of {number} dev lines of {language} "
+                f"  filter.language: not used, since it is right on {share:.0%} of {num_lines} dev lines of {language} "
                 f"with at least {MIN_CHARS} characters ({MIN_RIGHT:.0%} of at least {MIN_LINES} are required)"
             )
             return {}

@@ -11,7 +11,7 @@ import torch
 from torch.nn.utils.rnn import pad_sequence
 
 from roundtrip.backtranslation.examples import DENOISING, MONOLINGUAL, Example
-from roundtrip.engine.translator import DirectionTemplates, Translator
+from roundtrip.engine.translator import Translator
 from roundtrip.runtime.errors import TrainingError
 from roundtrip.tokens.batching import TokenDataset
 from roundtrip.tokens.row_builder import RowBuilder
@@ -21,21 +21,14 @@ ROWS_AT_ONCE = 2048
 
 
 def build_token_rows(
-    examples: Sequence[Example],
-    templates: DirectionTemplates,
-    builder: RowBuilder | None,
-    device: torch.device,
-    seed: int,
+    examples: Sequence[Example], translator: Translator, builder: RowBuilder | None, seed: int
 ) -> tuple[TokenDataset, Counter[str]]:
     """Return the token rows of examples, in their order, and the number of synthetic ones by path and reason.
 
-    New synthetic ones are made by the row builder, all others by the text path. Either way gives the same row, so a
-    resumed run trains on what it would have trained on.
-
-    Args:
-        examples: those with a candidate, whose ids are known, come first.
-        seed: chooses the rows of the audit.
+    New synthetic ones, which come first, are made by the row builder, all others by the text path. Either way gives the
+    same row, so a resumed run trains on what it would have trained on. `seed` chooses the rows of the audit.
     """
+    device = translator.base.device
     candidates = [example.candidate for example in examples if builder is not None and example.candidate is not None]
     datasets: list[TokenDataset] = []
     counts: Counter[str] = Counter()
@@ -55,7 +48,7 @@ def build_token_rows(
         datasets.append(TokenDataset.of_spliced(rows))
         counts += reasons
     for kind, group in groupby(examples[len(candidates) :], key=lambda example: example.kind):
-        template = templates.denoising if kind == DENOISING else templates.parallel
+        template = translator.templates.denoising if kind == DENOISING else translator.template
         pairs = [(example.source, example.target) for example in group]
         text_rows = template.plain_rows([text for _, text in pairs]) if kind == MONOLINGUAL else template.rows(pairs)
         datasets.append(TokenDataset.of(text_rows, device))
@@ -63,11 +56,7 @@ def build_token_rows(
 
 
 def fitting_rows(rows: TokenDataset, translator: Translator, max_length: int, place: str) -> tuple[list[int], int]:
-    """Return the rows that have a label and are not too long for recipe and model, and the longest length allowed.
-
-    Raises:
-        TrainingError: there are none.
-    """
+    """Return the rows that have a label and are not too long for recipe and model, and the longest length allowed."""
     limit = min(max_length, translator.base.max_positions or max_length)
     fitting = [i for i, size in enumerate(rows.sizes) if rows.starts[i] < size <= limit]
     if not fitting:

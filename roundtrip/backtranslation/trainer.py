@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 
 from roundtrip.backtranslation import nonfinite_steps, reporting
 from roundtrip.backtranslation.checkpoint import CheckpointStore, State
@@ -21,17 +21,8 @@ from roundtrip.engine.train_step import StepResult, StepSettings, train_step
 from roundtrip.engine.translator import Translator
 from roundtrip.models import attention
 from roundtrip.models.optimizer import Optimizer
-from roundtrip.recipe.plan import (
-    PRETRAIN,
-    Direction,
-    Phase,
-    directions,
-    epochs_may_end_early,
-    next_phase,
-    num_phase_steps,
-    num_steps,
-    phases,
-)
+from roundtrip.recipe import plan
+from roundtrip.recipe.plan import PRETRAIN, Direction, Phase
 from roundtrip.recipe.schema import Train
 from roundtrip.runtime import memory
 from roundtrip.runtime.atomic_io import read_rows, write_json, write_rows
@@ -49,25 +40,21 @@ class PhaseJob:
     """What the train steps of one phase need.
 
     Attributes:
-        translator: of the direction that trains.
-        dataset: its token rows, on its device.
+        translator, dataset: of the direction that trains, and its token rows, on its device.
         batches: the rows of each optimizer step, in order.
-        num_examples: how many examples the rows were made of.
         steps_before, planned_steps: optimizer steps that the plan has for this direction before this phase and in it.
         losses: gets the loss of each finite step.
     """
 
     phase: Phase
     translator: Translator
-    optimizer: Optimizer
     dataset: TokenDataset
-    settings: StepSettings
     batches: list[list[int]]
-    num_examples: int
+    settings: StepSettings
     steps_before: int
     planned_steps: int
     progress: ProgressHandle
-    losses: list[float]
+    losses: list[float] = field(default_factory=list)
 
 
 class Trainer:
@@ -77,8 +64,8 @@ class Trainer:
         self.context, self.recipe, self.events = context, context.recipe, context.events
         self.state = State()
         num_pairs = len(context.corpora.train)
-        self.phases = phases(self.recipe, num_pairs)
-        train, steps = self.recipe.train, num_steps(self.recipe, num_pairs)
+        self.phases = plan.phases(self.recipe, num_pairs)
+        train, steps = self.recipe.train, plan.num_steps(self.recipe, num_pairs)
         self.optimizers = {
             name: Optimizer(translator.direction_model.parameters(), train, steps, self.recipe.adapter[name])
             for name, translator in context.translators.items()
@@ -116,10 +103,11 @@ class Trainer:
 
     def stop_if_requested(self) -> None:
         """Save and raise `Interrupted` if a signal came, to whichever process."""
-        if self.context.processes.any(self.context.stop.requested):
-            self.context.stop.request()
+        stop = self.context.stop
+        if self.context.processes.any(stop.requested):
+            stop.request()
             self.save()
-            self.context.stop.raise_interrupted()
+            stop.raise_interrupted()
 
     def close(self) -> None:
         """Stop the thread that encodes ahead."""
@@ -168,19 +156,9 @@ class Trainer:
                     self.synthesizer.encode_ahead(following, self.state)
             settings = step_settings(translator, self.recipe.train, penalty, packed=packed)
             num_pairs = len(self.context.corpora.train)
-            yield PhaseJob(
-                phase=phase,
-                translator=translator,
-                optimizer=self.optimizers[name],
-                dataset=dataset,
-                settings=settings,
-                batches=batches,
-                num_examples=len(phase_examples.examples),
-                steps_before=num_steps(self.recipe, num_pairs, before=phase),
-                planned_steps=num_phase_steps(self.recipe, phase, num_pairs),
-                progress=progress,
-                losses=[],
-            )
+            steps_before = plan.num_steps(self.recipe, num_pairs, before=phase)
+            planned_steps = plan.num_phase_steps(self.recipe, phase, num_pairs)
+            yield PhaseJob(phase, translator, dataset, batches, settings, steps_before, planned_steps, progress)
 
     def train_step(self, job: PhaseJob, rows: Sequence[int]) -> None:
         """Take one optimizer step; one without a finite loss and gradient changes nothing and is recorded.
@@ -188,23 +166,22 @@ class Trainer:
         Raises:
             TrainingError: too many steps of this phase were not finite.
         """
-        name = job.phase.direction.name
-        budget = self.state.max_tokens_per_microbatch or job.settings.max_tokens_per_microbatch
+        name, step, settings = job.phase.direction.name, self.state.step, job.settings
+        optimizer, model = self.optimizers[name], job.translator.direction_model.model
+        budget = self.state.max_tokens_per_microbatch or settings.max_tokens_per_microbatch
         # A phase with fewer rows than planned, since sources were rejected, covers its part of the plan all the same.
-        planned_step = job.steps_before + job.planned_steps * self.state.step / len(job.batches)
-        settings = replace(job.settings, max_tokens_per_microbatch=budget, planned_step=planned_step)
-        lr = job.optimizer.learning_rate(planned_step)
-        seed = derive_seed(self.recipe.seed, "dropout", job.phase.number, self.state.step) % 2**32
-        model = job.translator.direction_model.model
-        result = train_step(model, job.optimizer, job.dataset, rows, settings, seed=seed)
+        planned_step = job.steps_before + job.planned_steps * step / len(job.batches)
+        settings = replace(settings, max_tokens_per_microbatch=budget, planned_step=planned_step)
+        lr = optimizer.learning_rate(planned_step)
+        seed = derive_seed(self.recipe.seed, "dropout", job.phase.number, step) % 2**32
+        result = train_step(model, optimizer, job.dataset, rows, settings, seed=seed)
         if result.max_tokens_per_microbatch < budget:
             self.state = replace(self.state, max_tokens_per_microbatch=result.max_tokens_per_microbatch)
             reporting.report_smaller_microbatches(self.events, result.max_tokens_per_microbatch)
-        if self.state.step % TRIM_EVERY == 0:
+        if step % TRIM_EVERY == 0:
             memory.trim_heap()
-        steps = self.state.optimizer_steps
-        steps = steps | {name: steps.get(name, 0) + 1}
-        self.state = replace(self.state, step=self.state.step + 1, optimizer_steps=steps)
+        steps = self.state.optimizer_steps | {name: self.state.optimizer_steps.get(name, 0) + 1}
+        self.state = replace(self.state, step=step + 1, optimizer_steps=steps)
         reporting.report_step(self.events, name, steps[name], lr, result)
         if result.nonfinite:
             self._record_nonfinite(job, rows, result)
@@ -231,16 +208,12 @@ class Trainer:
         prefix = run.examples.relative_to(run.path).as_posix()
         files = {path: digest for path, digest in self.state.files.items() if keep or not path.startswith(prefix)}
         ends_stage = stop_early or phase.ends_stage
-        self.state = replace(
-            self.state,
-            phase=next_phase(self.phases, phase, stop_early=stop_early),
-            step=0,
-            nonfinite_in_phase=0,
-            files=files,
-            dev_losses={} if ends_stage else self.state.dev_losses,
-        )
-        mean_loss, name = sum(job.losses) / len(job.losses) if job.losses else None, phase.direction.name
-        self.events.log("phase", stage=phase.stage, direction=name, rows=job.num_examples, mean_loss=mean_loss)
+        after = plan.next_phase(self.phases, phase, stop_early=stop_early)
+        self.state = replace(self.state, phase=after, step=0, nonfinite_in_phase=0, files=files)
+        if ends_stage:
+            self.state = replace(self.state, dev_losses={})
+        mean_loss, rows = sum(job.losses) / len(job.losses) if job.losses else None, len(job.dataset)
+        self.events.log("phase", stage=phase.stage, direction=phase.direction.name, rows=rows, mean_loss=mean_loss)
         return ends_stage
 
     def _build_rows(self, phase: Phase, phase_examples: PhaseExamples) -> tuple[TokenDataset, list[int]]:
@@ -249,19 +222,18 @@ class Trainer:
         translator = self.context.translators[name]
         rows, counts = build_token_rows(
             phase_examples.examples,
-            translator.templates,
+            translator,
             self.context.row_builders.get(name),
-            translator.base.device,
             derive_seed(self.recipe.seed, "audit", phase.number),
         )
         if counts:
             total = Counter(self.state.token_rows.get(name, {})) + counts
             self.state = replace(self.state, token_rows=self.state.token_rows | {name: dict(total)})
             self.events.log("token_rows", stage=phase.stage, direction=name, rows=dict(counts))
-            by_text = {reason: number for reason, number in counts.items() if reason != SPLICED}
+            by_text = {reason: count for reason, count in counts.items() if reason != SPLICED}
             if by_text and self.recipe.tokens.mode != "text":
-                number = sum(by_text.values())
-                self.events.say(f"  {number} of {counts.total()} synthetic rows took the text path: {by_text}")
+                num_rows, num_by_text = counts.total(), sum(by_text.values())
+                self.events.say(f"  {num_by_text} of {num_rows} synthetic rows took the text path: {by_text}")
         fitting, limit = fitting_rows(rows, translator, self.recipe.train.max_length, place=phase.stage)
         if num_left_out := len(rows) - len(fitting):
             self.events.say(f"  {num_left_out} rows over {limit} tokens left out")
@@ -271,17 +243,17 @@ class Trainer:
     def _record_nonfinite(self, job: PhaseJob, rows: Sequence[int], result: StepResult) -> None:
         """Count a step without effect, record its rows, and end the run where there are too many."""
         phase, name, folder = job.phase, job.phase.direction.name, self.context.run.nonfinite_steps
-        step, number = self.state.optimizer_steps[name], self.state.nonfinite_in_phase + 1
+        step, in_phase = self.state.optimizer_steps[name], self.state.nonfinite_in_phase + 1
         counts = self.state.nonfinite_steps | {name: self.state.nonfinite_steps.get(name, 0) + 1}
-        self.state = replace(self.state, nonfinite_steps=counts, nonfinite_in_phase=number)
+        self.state = replace(self.state, nonfinite_steps=counts, nonfinite_in_phase=in_phase)
         document = nonfinite_steps.record(result, job.translator, job.dataset, rows, job.settings)
         path = folder / f"{phase.stage}-{name}-{step:06d}.json"
         self.checkpoints.write(lambda: write_json(path, document), path)
-        what = f"step {step}: loss {result.loss}, gradient norm {result.grad_norm}"
-        self.events.say(f"  {what}: no update; its rows are in {path}")
+        figures = f"step {step}: loss {result.loss}, gradient norm {result.grad_norm}"
+        self.events.say(f"  {figures}: no update; its rows are in {path}")
         self.events.log("nonfinite_step", direction=name, step=step, phase=phase.number)
-        if number > (limit := nonfinite_steps.MAX_NONFINITE_STEPS):
-            problem = f"{number} steps of this phase had a non-finite loss or gradient (limit: {limit}); {what}"
+        if in_phase > (limit := nonfinite_steps.MAX_NONFINITE_STEPS):
+            problem = f"{in_phase} steps of this phase had a non-finite loss or gradient (limit: {limit}); {figures}"
             raise nonfinite_steps.too_many(problem, phase, folder)
 
     def _copy_to_reverse(self, direction: Direction) -> None:
@@ -293,10 +265,10 @@ class Trainer:
     def _has_trained_enough(self, phase: Phase) -> bool:
         """Measure the dev loss after an epoch, where epochs have patience; return whether both directions stop."""
         patience = self.recipe.train.patience
-        if not (phase.parallel and epochs_may_end_early(self.recipe)):
+        if not (phase.parallel and plan.epochs_may_end_early(self.recipe)):
             return False
         self.state = self.selection.dev_loss(self.state, phase)
-        if phase.direction != directions(self.recipe)[-1]:
+        if phase.direction != plan.directions(self.recipe)[-1]:
             return False
         losses = self.state.dev_losses.values()
         enough = all(has_stopped_improving(values, patience, lower_is_better=True) for values in losses)

@@ -16,14 +16,14 @@ from roundtrip.runtime.distributed import SINGLE_PROCESS, ProcessGroup
 MAX_GRAD_NORM = 1.0
 # The decay rates of AdamW's moments, and the number that keeps its division finite.
 BETAS, EPS = (0.9, 0.99), 1e-8
-# The factor of the highest learning rate that a falling schedule ends at.
+# The factor of the highest learning rate that the schedule ends at.
 MIN_LR_FACTOR = 0.1
 
 
 def lr_factor(settings: Train, step: int, num_steps: int, planned_step: float | None = None) -> float:
     """Return the factor of the highest learning rate in optimizer step `step` (from 0).
 
-    It rises over `lr_warmup_steps`, then stays or falls to `MIN_LR_FACTOR`, linearly or along half a cosine.
+    It rises over `lr_warmup_steps`, then falls linearly to `MIN_LR_FACTOR`.
 
     Args:
         num_steps: how many steps are planned.
@@ -32,14 +32,7 @@ def lr_factor(settings: Train, step: int, num_steps: int, planned_step: float | 
     warmup = settings.lr_warmup_steps
     rise = min(1.0, (step + 1) / (warmup + 1))
     done = min(1.0, max(0, (step if planned_step is None else planned_step) - warmup) / max(1, num_steps - warmup))
-    match settings.lr_schedule:
-        case "constant":
-            fall = 1.0
-        case "linear":
-            fall = 1.0 - (1.0 - MIN_LR_FACTOR) * done
-        case "cosine":
-            fall = MIN_LR_FACTOR + (1.0 - MIN_LR_FACTOR) / 2 * (1.0 + math.cos(math.pi * done))
-    return rise * fall
+    return rise * (1.0 - (1.0 - MIN_LR_FACTOR) * done)
 
 
 class Optimizer:

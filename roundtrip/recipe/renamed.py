@@ -15,7 +15,6 @@ RENAMED = {
     "template.text": "template.prompt",
     "template.instruction": "template.prompt",
     "adapter.loraplus_ratio": "adapter.loraplus_lr_ratio",
-    "train.schedule": "train.lr_schedule",
     "train.rows_per_step": "train.batch_size",
     "train.tokens_per_forward": "train.max_tokens_per_microbatch",
     "train.max_row_tokens": "train.max_length",
@@ -40,6 +39,7 @@ RENAMED = {
 }
 
 _SCHEDULE = "generate.temperature = 'auto' samples at 0.7 once dev chrF++ is 40"
+_LINEAR = "the learning rate always falls linearly, to a tenth, after the warmup"
 _DATASET = "write it into the path: hf:DATASET#subset=NAME&split=NAME"
 REMOVED = {
     "model.scratch": "generation uses a merged copy unless the base is quantized",
@@ -51,6 +51,8 @@ REMOVED = {
     "adapter.lr": "use train.lr",
     "adapter.dtype": "it is always that of the model now",
     "train.max_grad_norm": "it is always 1 now",
+    "train.schedule": _LINEAR,
+    "train.lr_schedule": _LINEAR,
     "train.packing": "rows are packed where the attention kernel allows it",
     "train.synthetic_weight": "all rows have the same weight",
     "train.label_smoothing": "it is always 0 now",

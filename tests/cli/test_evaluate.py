@@ -17,8 +17,9 @@ from hypothesis import strategies as st
 from sacrebleu.metrics import BLEU, CHRF, TER
 
 from roundtrip.backtranslation import trained_models
+from roundtrip.backtranslation.export import export
 from roundtrip.backtranslation.run_folder import RunFolder
-from roundtrip.cli import evaluate, evaluation_inputs, export
+from roundtrip.cli import evaluate, evaluation_inputs
 from roundtrip.cli.evaluation_inputs import exported_direction
 from roundtrip.engine import long_inputs
 from roundtrip.evaluation import comet_worker, metrics
@@ -289,7 +290,7 @@ def test_exported_direction_scores_equal_its_run(
 ) -> None:
     run = RunFolder(finished[1])
     for merged in (False, True):
-        export.export(run.path, "en-es", tmp_path / str(merged), merged=merged)
+        export(run.path, "en-es", tmp_path / str(merged), merged=merged)
     test = ["--test", run.data / "test.tsv", "--device", "cpu"]
     figures = []
     for place in (run.path, tmp_path / "False", tmp_path / "True"):
