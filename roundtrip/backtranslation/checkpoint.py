@@ -151,10 +151,6 @@ class CheckpointStore:
 
         return self.write(write, path)
 
-    def keep_best(self, stage: str) -> None:
-        """Make `adapters/best` a copy of a stage."""
-        self.write(lambda: self.run.keep_best(stage), self.run.adapters / BEST)
-
 
 def save(folder: Path, state: State, tensors: Mapping[str, Mapping[str, torch.Tensor]], keep: int) -> Path:
     """Write a checkpoint, with a file for each part of the tensors, in one rename; delete all but the newest `keep`."""

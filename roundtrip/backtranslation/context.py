@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
 from roundtrip.backtranslation.examples import oriented_pairs
@@ -38,18 +38,15 @@ class RunContext:
     filters: Mapping[str, Sequence[RejectionRule]] = field(default_factory=dict)
     processes: ProcessGroup = SINGLE_PROCESS
 
-    def on_progress(self, task: ProgressHandle) -> Callable[[int, int], None]:
+    def callbacks(self, task: ProgressHandle) -> Callbacks:
         """Return what counts rows and tokens of a task, and raises where a signal asked the run to stop."""
 
         def on_progress(rows: int, tokens: int) -> None:
             task.advance(rows, tokens)
-            # Only this text is lost: the checkpoint on disk is from before it was begun.
+            # What is lost is made again from the last checkpoint.
             self.stop.raise_if_requested()
 
-        return on_progress
-
-    def callbacks(self, task: ProgressHandle) -> Callbacks:
-        return Callbacks(on_progress=self.on_progress(task), on_oom_split=self.events.on_oom_split)
+        return Callbacks(on_progress=on_progress, on_oom_split=self.events.on_oom_split)
 
     def parallel_texts(self, part: str, direction: Direction) -> tuple[list[str], list[str]]:
         """Return sources and references of `dev` or `test` for a direction."""

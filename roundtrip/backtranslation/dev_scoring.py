@@ -51,7 +51,7 @@ class Scorer:
         pairs = oriented_pairs(context.corpora.dev, direction, context.recipe)
         with context.events.task("scoring", f"dev loss of {direction.name}", len(pairs)) as task:
             max_tokens = context.recipe.train.max_tokens_per_microbatch
-            log_probabilities = translator.likelihoods(pairs, max_tokens, context.on_progress(task))
+            log_probabilities = translator.likelihoods(pairs, max_tokens, context.callbacks(task).on_progress)
         num_labels = sum(len(row.ids) - row.start for row in translator.template.rows(pairs))
         return -sum(log_probabilities) / num_labels
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import tempfile
 import time
+from collections import defaultdict
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -19,7 +20,7 @@ from roundtrip.backtranslation.examples import oriented_pairs
 from roundtrip.backtranslation.row_builders import NUM_SAMPLES, make_row_builders, show_examples
 from roundtrip.backtranslation.run_folder import with_model_folders
 from roundtrip.backtranslation.token_rows import fitting_rows
-from roundtrip.backtranslation.trainer import kl_penalty, step_settings
+from roundtrip.backtranslation.trainer import step_settings
 from roundtrip.data.corpora import Corpora
 from roundtrip.engine.generate import generate
 from roundtrip.engine.request import GenerationRequest, StopRule
@@ -107,13 +108,12 @@ def _time_training(recipe: Recipe, translator: Translator, pairs: Sequence[tuple
     fitting, _ = fitting_rows(all_rows, translator, train.max_length, place="data.train")
     dataset = all_rows.select(fitting)
     sizes = dataset.sizes
-    penalty = kl_penalty(translator, [pairs[i][1] for i in fitting], train.kl_weight)
     batches = sorted(step_batches(sizes, train.batch_size, 1), key=lambda batch: sum(sizes[i] for i in batch))
     optimizer = Optimizer(model.parameters(), train, 100, recipe.adapter[translator.direction.name])
     chosen = [batches[(2 * i + 1) * len(batches) // (2 * NUM_BATCHES)] for i in range(NUM_BATCHES)]
     num_tokens = sum(sizes[i] for batch in chosen for i in batch)
     with model.training() as packed:
-        settings = step_settings(translator, train, penalty, packed=packed)
+        settings = step_settings(translator, train, [pairs[i][1] for i in fitting], packed=packed)
         train_step(model.model, optimizer, dataset, batches[-1], settings, seed=1)
         start = time.perf_counter()
         for batch in chosen:
@@ -145,25 +145,21 @@ def expected_seconds(recipe: Recipe, corpora: Corpora, rates: Mapping[str, Rates
     What is left out takes little: likelihoods that select among candidates, and the dev loss under `train.patience`.
     """
     num_pairs, plan = len(corpora.train), phases(recipe, len(corpora.train))
-    seconds: dict[str, dict[str, float]] = {"training": {}, "generating": {}, "scoring": {}}
-
-    def add(activity: str, stage: str, value: float) -> None:
-        seconds[activity][stage] = seconds[activity].get(stage, 0.0) + value
-
+    seconds = {activity: defaultdict[str, float](float) for activity in ("training", "generating", "scoring")}
     for phase in plan:
         rate, reverse = rates[phase.direction.name], rates[phase.direction.reverse.name]
         rows = num_phase_rows(recipe, phase, num_pairs)
-        add("training", phase.stage, phase.epochs * rows * rate.tokens_per_row * rate.train_token)
+        seconds["training"][phase.stage] += phase.epochs * rows * rate.tokens_per_row * rate.train_token
         if phase.round:
             lines, candidates = recipe.rounds.monolingual_lines, sampling_settings(recipe.generate, None).num_candidates
-            add("generating", phase.stage, lines * candidates * reverse.generate_line)
+            seconds["generating"][phase.stage] += lines * candidates * reverse.generate_line
             if recipe.filter.min_round_trip_chrf:
-                add("generating", phase.stage, lines * rate.generate_line)
+                seconds["generating"][phase.stage] += lines * rate.generate_line
     # Without dev pairs each direction also translates what the other one has made of its dev lines.
     lines = len(corpora.dev) * (2 if recipe.without_dev else 1) + len(corpora.test)
     for stage in [BASE, *dict.fromkeys(phase.stage for phase in plan)]:
         for rate in rates.values():
-            add("scoring", stage, lines * (rate.score_base_line if stage == BASE else rate.generate_line))
+            seconds["scoring"][stage] += lines * (rate.score_base_line if stage == BASE else rate.generate_line)
     return {activity: {stage: round(value, 1) for stage, value in of.items()} for activity, of in seconds.items()}
 
 

@@ -39,7 +39,7 @@ def back_translate(trainer: Trainer) -> None:
             trainer.validate_and_keep_best(phase)  # 8, 9
         trainer.save()
         trainer.stop_if_requested()
-    trainer.score_test_set()
+    trainer.selection.score_test_set(trainer.state)
 
 
 def make_examples(trainer: Trainer, phase: Phase) -> PhaseExamples:

@@ -10,7 +10,8 @@ from roundtrip.backtranslation.checkpoint import CheckpointStore, State
 from roundtrip.backtranslation.context import RunContext
 from roundtrip.backtranslation.dev_scoring import Scorer, mean_chrf
 from roundtrip.backtranslation.early_stopping import ScoresByStage, has_stopped_improving
-from roundtrip.recipe.plan import BASE, PRETRAIN, Phase, next_phase
+from roundtrip.backtranslation.run_folder import BEST
+from roundtrip.recipe.plan import BASE, PRETRAIN, Phase, directions, epochs_may_end_early, next_phase
 from roundtrip.runtime.atomic_io import write_json
 from roundtrip.runtime.disk_space import report_full_disk
 
@@ -48,12 +49,21 @@ class ModelSelection:
                 state = replace(state, phase=after)
         return state
 
-    def dev_loss(self, state: State, phase: Phase) -> State:
-        """Measure the dev loss of a direction after an epoch."""
-        name = phase.direction.name
+    def end_epochs(self, state: State, phase: Phase) -> tuple[State, bool]:
+        """Measure the dev loss after an epoch, where epochs have patience; return also whether both directions stop."""
+        recipe, events, name = self.context.recipe, self.context.events, phase.direction.name
+        if not (phase.parallel and epochs_may_end_early(recipe)):
+            return state, False
         losses = [*state.dev_losses.get(name, []), self.scorer.dev_loss(phase.direction)]
-        self.context.events.say(f"  {name}: dev loss {losses[-1]:.3f} nats per label after epoch {len(losses)}")
-        return replace(state, dev_losses=state.dev_losses | {name: losses})
+        events.say(f"  {name}: dev loss {losses[-1]:.3f} nats per label after epoch {len(losses)}")
+        state = replace(state, dev_losses=state.dev_losses | {name: losses})
+        if phase.direction != directions(recipe)[-1]:
+            return state, False
+        patience = recipe.train.patience
+        enough = all(has_stopped_improving(each, patience, lower_is_better=True) for each in state.dev_losses.values())
+        if enough and not phase.ends_stage:
+            events.say(f"  {phase.stage}: dev loss has not improved for {patience} epochs; stopping this stage")
+        return state, enough
 
     def score_test_set(self, state: State) -> None:
         """Score every kept stage on test, then write `metrics.json` and show the table."""
@@ -88,7 +98,8 @@ class ModelSelection:
         scores = state.scores | {stage: stage_scores}
         best = best_stage(scores)
         if best == stage != BASE:
-            self.checkpoints.keep_best(stage)
+            run = self.context.run
+            self.checkpoints.write(lambda: run.keep_best(stage), run.adapters / BEST)
         self.context.events.log("dev", stage=stage, scores=stage_scores, best=best)
         shown = [
             f"{name} chrF++ {values['chrf']:.1f} BLEU {values['bleu']:.1f}"

@@ -100,14 +100,7 @@ def run_recipe(
     run = RunFolder(path)
     events.path = run.events if processes.is_main else None
     with catch_signals(events.say) as stop:
-        context = _load_context(run, loaded, events, stop, processes)
-        by_language = _language_filters(context)
-        rules = {name: [*by_language.get(name, []), *filters] for name in context.translators}
-        context = replace(context, filters=rules)
-        if context.recipe.rounds.count:
-            builders, _ = make_row_builders(context.recipe, context.translators, context.corpora.dev, events)
-            context = replace(context, row_builders=builders)
-        stop.raise_if_requested()
+        context = _load_context(run, loaded, events, stop, processes, filters)
         with closing(Trainer(context)) as trainer:
             if resume:
                 trainer.resume()
@@ -115,15 +108,9 @@ def run_recipe(
                     trainer.selection.show()
                     return run
             events.log("start", phase=trainer.state.phase, step=trainer.state.step)
-            events.log(
-                "optimizer",
-                name="AdamW",
-                betas=BETAS,
-                eps=EPS,
-                min_lr_factor=MIN_LR_FACTOR,
-                max_grad_norm=MAX_GRAD_NORM,
-                planned_steps={name: optimizer.num_steps for name, optimizer in trainer.optimizers.items()},
-            )
+            constants = {"betas": BETAS, "eps": EPS, "min_lr_factor": MIN_LR_FACTOR, "max_grad_norm": MAX_GRAD_NORM}
+            planned = {name: optimizer.num_steps for name, optimizer in trainer.optimizers.items()}
+            events.log("optimizer", name="AdamW", **constants, planned_steps=planned)
             models = {name: each.direction_model for name, each in context.translators.items()}
             before = frozen_hashes(models)
             back_translate(trainer)
@@ -133,7 +120,12 @@ def run_recipe(
 
 
 def _load_context(
-    run: RunFolder, loaded: LoadedRecipe, events: EventLog, stop: StopRequest, processes: ProcessGroup
+    run: RunFolder,
+    loaded: LoadedRecipe,
+    events: EventLog,
+    stop: StopRequest,
+    processes: ProcessGroup,
+    filters: Sequence[RejectionRule],
 ) -> RunContext:
     """Load text and models; what was fixed when the run was started is read back from its manifest."""
     manifest = run.manifest()
@@ -151,19 +143,20 @@ def _load_context(
         translators = load_models(recipe, loaded.folder, corpora, events, segments, run.base)
     stop.raise_if_requested()
     manifest.check_loaded("base model", {name: each.base.digest for name, each in translators.items()})
-    tokenizer_hashes = {
-        name: fingerprint(each.base.tokenizer) if getattr(each.base.tokenizer, "is_fast", False) else None
-        for name, each in translators.items()
-    }
-    manifest.check_loaded("tokenizer", tokenizer_hashes)
+    tokenizers = {name: each.base.tokenizer for name, each in translators.items()}
+    hashes = {name: fingerprint(each) if getattr(each, "is_fast", False) else None for name, each in tokenizers.items()}
+    manifest.check_loaded("tokenizer", hashes)
     expansions = manifest.expansions if manifest.files else measure_expansions(recipe, translators, corpora)
     for name, each in translators.items():
         translators[name] = replace(each, processes=processes, expansion=expansions.get(name, 1.0))
     check_lines(translators, corpora, recipe, events)
     if is_main and not manifest.files:
-        manifest = replace(manifest, lines=corpora.counts, tokenizer_hashes=tokenizer_hashes)
+        manifest = replace(manifest, lines=corpora.counts, tokenizer_hashes=hashes)
         run.write_manifest(_completed(manifest, run, translators))
-    return RunContext(run, recipe, corpora, translators, events, stop, processes=processes)
+    rules = {name: [*of_language, *filters] for name, of_language in _language_filters(recipe, corpora, events).items()}
+    builders = make_row_builders(recipe, translators, corpora.dev, events)[0] if recipe.rounds.count else {}
+    stop.raise_if_requested()
+    return RunContext(run, recipe, corpora, translators, events, stop, builders, rules, processes)
 
 
 def _completed(manifest: RunManifest, run: RunFolder, translators: Mapping[str, Translator]) -> RunManifest:
@@ -245,26 +238,26 @@ def check_lines(translators: Mapping[str, Translator], corpora: Corpora, recipe:
         held = sum(each.template.boundary_holds(pair) for pair in pairs)
         events.log("boundaries", direction=name, held=held, lines=len(pairs))
         if held < len(pairs):
-            events.say(
-                f"  warning: on {len(pairs) - held} of {len(pairs)} dev lines of {name} the prompt's end "
-                "merges with the target into one token; a chat template, or a space in front of {target}, avoids this"
+            cure = "a chat template, or a space in front of {target}, avoids this"
+            problem = (
+                f"on {len(pairs) - held} of {len(pairs)} dev lines of {name} the prompt's end merges with the target"
             )
+            events.say(f"  warning: {problem} into one token; {cure}")
 
 
-def _language_filters(context: RunContext) -> dict[str, list[RejectionRule]]:
+def _language_filters(recipe: Recipe, corpora: Corpora, events: EventLog) -> dict[str, list[RejectionRule]]:
     """Return filters of sources in the language of their target, where identification works on the dev text."""
-    recipe = context.recipe
+    none: dict[str, list[RejectionRule]] = {direction.name: [] for direction in directions(recipe)}
     if not recipe.filter.language:
-        return {}
+        return none
     identifier = LanguageIdentifier(recipe.languages)
     for side, language in enumerate(recipe.languages):
-        share, num_lines = identifier.share_right([row[side] for row in context.corpora.dev], language)
+        share, num_lines = identifier.share_right([row[side] for row in corpora.dev], language)
         if num_lines < MIN_LINES or share < MIN_RIGHT:
-            context.events.say(
-                f"  filter.language: not used, since it is right on {share:.0%} of {num_lines} dev lines of {language} "
-                f"with at least {MIN_CHARS} characters ({MIN_RIGHT:.0%} of at least {MIN_LINES} are required)"
-            )
-            return {}
+            figures = f"{share:.0%} of {num_lines} dev lines of {language} with at least {MIN_CHARS} characters"
+            required = f"{MIN_RIGHT:.0%} of at least {MIN_LINES} are required"
+            events.say(f"  filter.language: not used, since it is right on {figures} ({required})")
+            return none
 
     def wrong_language(source: str, candidate: Candidate) -> str | None:
         return "wrong_language" if identifier.is_other(candidate.source, source) else None

@@ -11,7 +11,6 @@ from roundtrip.backtranslation import nonfinite_steps, reporting
 from roundtrip.backtranslation.checkpoint import CheckpointStore, State
 from roundtrip.backtranslation.context import RunContext
 from roundtrip.backtranslation.dev_scoring import Scorer
-from roundtrip.backtranslation.early_stopping import has_stopped_improving
 from roundtrip.backtranslation.examples import Example, PhaseExamples, examples_path
 from roundtrip.backtranslation.model_selection import ModelSelection
 from roundtrip.backtranslation.synthesis import Synthesizer
@@ -22,7 +21,7 @@ from roundtrip.engine.translator import Translator
 from roundtrip.models import attention
 from roundtrip.models.optimizer import Optimizer
 from roundtrip.recipe import plan
-from roundtrip.recipe.plan import PRETRAIN, Direction, Phase
+from roundtrip.recipe.plan import PRETRAIN, Phase
 from roundtrip.recipe.schema import Train
 from roundtrip.runtime import memory
 from roundtrip.runtime.atomic_io import read_rows, write_json, write_rows
@@ -63,12 +62,11 @@ class Trainer:
     def __init__(self, context: RunContext) -> None:
         self.context, self.recipe, self.events = context, context.recipe, context.events
         self.state = State()
-        num_pairs = len(context.corpora.train)
-        self.phases = plan.phases(self.recipe, num_pairs)
-        train, steps = self.recipe.train, plan.num_steps(self.recipe, num_pairs)
+        self.phases = plan.phases(self.recipe, len(context.corpora.train))
+        steps = plan.num_steps(self.recipe, len(context.corpora.train))
         self.optimizers = {
-            name: Optimizer(translator.direction_model.parameters(), train, steps, self.recipe.adapter[name])
-            for name, translator in context.translators.items()
+            name: Optimizer(each.direction_model.parameters(), self.recipe.train, steps, self.recipe.adapter[name])
+            for name, each in context.translators.items()
         }
         self.checkpoints = CheckpointStore(context, self.optimizers)
         self.selection = ModelSelection(context, Scorer(context), self.checkpoints)
@@ -138,34 +136,26 @@ class Trainer:
         translator = self.context.translators[name]
         all_rows, fitting = self._build_rows(phase, phase_examples)
         dataset, targets = all_rows.select(fitting), [phase_examples.examples[i].target for i in fitting]
-        penalty = kl_penalty(translator, targets, self.recipe.train.kl_weight)
-        batches = [
-            rows
-            for epoch in range(phase.epochs)
-            for rows in step_batches(
-                dataset.sizes, self.recipe.train.batch_size, derive_seed(self.recipe.seed, "steps", phase.number, epoch)
-            )
-        ]
+        batches: list[list[int]] = []
+        for epoch in range(phase.epochs):
+            seed = derive_seed(self.recipe.seed, "steps", phase.number, epoch)
+            batches += step_batches(dataset.sizes, self.recipe.train.batch_size, seed)
         model, text = translator.direction_model, f"{phase.stage}: training {name}"
         with model.training() as packed, self.events.task("training", text, len(batches)) as progress:
             if not packed and attention.candidates(model.spec.attention, model.base.device)[0] in attention.READ_BOUNDS:
                 self.events.say("  rows are padded: in this model packed rows would see each other")
             progress.advance(self.state.step)
+            settings = step_settings(translator, self.recipe.train, targets, packed=packed)
             for following in self.phases[phase.number + 1 : phase.number + 2]:
                 if following.round:
                     self.synthesizer.encode_ahead(following, self.state)
-            settings = step_settings(translator, self.recipe.train, penalty, packed=packed)
             num_pairs = len(self.context.corpora.train)
             steps_before = plan.num_steps(self.recipe, num_pairs, before=phase)
             planned_steps = plan.num_phase_steps(self.recipe, phase, num_pairs)
             yield PhaseJob(phase, translator, dataset, batches, settings, steps_before, planned_steps, progress)
 
     def train_step(self, job: PhaseJob, rows: Sequence[int]) -> None:
-        """Take one optimizer step; one without a finite loss and gradient changes nothing and is recorded.
-
-        Raises:
-            TrainingError: too many steps of this phase were not finite.
-        """
+        """Take one optimizer step; one without a finite loss and gradient changes nothing and is recorded."""
         name, step, settings = job.phase.direction.name, self.state.step, job.settings
         optimizer, model = self.optimizers[name], job.translator.direction_model.model
         budget = self.state.max_tokens_per_microbatch or settings.max_tokens_per_microbatch
@@ -190,19 +180,18 @@ class Trainer:
         job.progress.advance(1, result.num_tokens, f"loss {result.loss:.3f}")
 
     def end_phase(self, job: PhaseJob) -> bool:
-        """Close a phase, so that the next one starts at its first step; return whether its stage ends here.
-
-        Raises:
-            TrainingError: none of its steps had any effect.
-        """
-        phase, run, step = job.phase, self.context.run, self.state.step
+        """Close a phase, so that the next one starts at its first step; return whether its stage ends here."""
+        phase, run, num_steps = job.phase, self.context.run, self.state.step
         memory.trim_heap()
-        if self.state.nonfinite_in_phase == step > 0:
-            problem = f"all {step} steps of this phase had a non-finite loss or gradient"
+        if self.state.nonfinite_in_phase == num_steps > 0:
+            problem = f"all {num_steps} steps of this phase had a non-finite loss or gradient"
             raise nonfinite_steps.too_many(problem, phase, run.nonfinite_steps)
         if phase.stage == PRETRAIN and self.recipe.shared_start:
-            self._copy_to_reverse(phase.direction)
-        stop_early = self._has_trained_enough(phase)
+            # The reverse direction starts from what this one has learned from monolingual text.
+            name, reverse, steps = phase.direction.name, phase.direction.reverse.name, self.state.optimizer_steps
+            self.optimizers[reverse].copy_from(self.optimizers[name])
+            self.state = replace(self.state, optimizer_steps=steps | {reverse: steps[name]})
+        self.state, stop_early = self.selection.end_epochs(self.state, phase)
         # The examples of a round are read again where a later one may replay them.
         keep = bool(phase.round and self.recipe.rounds.replay_examples)
         prefix = run.examples.relative_to(run.path).as_posix()
@@ -220,12 +209,8 @@ class Trainer:
         """Return the token rows of a phase, and those that fit; longer ones are left out and counted."""
         name = phase.direction.name
         translator = self.context.translators[name]
-        rows, counts = build_token_rows(
-            phase_examples.examples,
-            translator,
-            self.context.row_builders.get(name),
-            derive_seed(self.recipe.seed, "audit", phase.number),
-        )
+        builder, seed = self.context.row_builders.get(name), derive_seed(self.recipe.seed, "audit", phase.number)
+        rows, counts = build_token_rows(phase_examples.examples, translator, builder, seed)
         if counts:
             total = Counter(self.state.token_rows.get(name, {})) + counts
             self.state = replace(self.state, token_rows=self.state.token_rows | {name: dict(total)})
@@ -256,26 +241,6 @@ class Trainer:
             problem = f"{in_phase} steps of this phase had a non-finite loss or gradient (limit: {limit}); {figures}"
             raise nonfinite_steps.too_many(problem, phase, folder)
 
-    def _copy_to_reverse(self, direction: Direction) -> None:
-        """Let the reverse direction start from what a direction has learned from monolingual text."""
-        name, reverse, steps = direction.name, direction.reverse.name, self.state.optimizer_steps
-        self.optimizers[reverse].copy_from(self.optimizers[name])
-        self.state = replace(self.state, optimizer_steps=steps | {reverse: steps[name]})
-
-    def _has_trained_enough(self, phase: Phase) -> bool:
-        """Measure the dev loss after an epoch, where epochs have patience; return whether both directions stop."""
-        patience = self.recipe.train.patience
-        if not (phase.parallel and plan.epochs_may_end_early(self.recipe)):
-            return False
-        self.state = self.selection.dev_loss(self.state, phase)
-        if phase.direction != plan.directions(self.recipe)[-1]:
-            return False
-        losses = self.state.dev_losses.values()
-        enough = all(has_stopped_improving(values, patience, lower_is_better=True) for values in losses)
-        if enough and not phase.ends_stage:
-            self.events.say(f"  {phase.stage}: dev loss has not improved for {patience} epochs; stopping this stage")
-        return enough
-
     def score_baseline(self) -> None:
         """Score copying the source and the bare base on dev."""
         self.state = self.selection.score_baseline(self.state)
@@ -285,20 +250,13 @@ class Trainer:
         """Keep and score what a stage has come to; rounds that bring no improvement may end here."""
         self.state = self.selection.end_stage(self.state, self.phases, phase)
 
-    def score_test_set(self) -> None:
-        """Score every kept stage on test, then write `metrics.json` and show the table."""
-        self.selection.score_test_set(self.state)
 
-
-def kl_penalty(translator: Translator, targets: Sequence[str], weight: float) -> KLPenalty | None:
-    """Return the penalty for the distance to the base on the targets of the rows that train; None at weight 0."""
-    if not weight:
-        return None
-    return KLPenalty(TokenDataset.of(translator.template.plain_rows(targets), translator.base.device), weight)
-
-
-def step_settings(translator: Translator, train: Train, penalty: KLPenalty | None, *, packed: bool) -> StepSettings:
-    """Return how a direction takes its steps."""
+def step_settings(translator: Translator, train: Train, targets: Sequence[str], *, packed: bool) -> StepSettings:
+    """Return how a direction takes its steps on rows with these targets."""
+    penalty = None
+    if train.kl_weight:
+        rows = TokenDataset.of(translator.template.plain_rows(targets), translator.base.device)
+        penalty = KLPenalty(rows, train.kl_weight)
     return StepSettings(
         pad_id=translator.base.pad_id,
         max_tokens_per_microbatch=train.max_tokens_per_microbatch,
