@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Mapping
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +15,6 @@ from safetensors.torch import load_file, save_file
 from roundtrip.backtranslation.context import RunContext
 from roundtrip.backtranslation.run_folder import BEST
 from roundtrip.data.sampler import Cursor
-from roundtrip.engine.translator import Translator
 from roundtrip.models.optimizer import Optimizer
 from roundtrip.recipe.plan import BASE
 from roundtrip.runtime import atomic_io
@@ -76,27 +75,14 @@ class State:
 
 
 class CheckpointStore:
-    """Writes checkpoints and stage weights into a run folder, as one of the processes that share the run.
-
-    A checkpoint holds the state, the optimizers, and the guards of the row builders.
-    """
+    """Writes and restores checkpoints, which hold the state, the optimizers and the guards of the row builders."""
 
     def __init__(self, context: RunContext, optimizers: Mapping[str, Optimizer]) -> None:
-        self.run, self.processes, self.optimizers = context.run, context.processes, optimizers
-        self._keep = context.recipe.checkpoint.keep
+        self.context, self.run, self.processes, self.optimizers = context, context.run, context.processes, optimizers
         # Directions that share a tokenizer share its guard.
         guards = dict.fromkeys(builder.guard for builder in context.row_builders.values() if builder.guard is not None)
         self._guards = {f"{_PAIRS}-{i}" if i else _PAIRS: guard for i, guard in enumerate(guards)}
         self._last: State | None = None
-
-    def write(self, write: Callable[[], object], path: Path) -> dict[str, str]:
-        """Write something once, while the other processes wait, and return its hashes for `State.files`."""
-        hashes: dict[str, str] = {}
-        if self.processes.is_main:
-            with report_full_disk(path):
-                write()
-            hashes = atomic_io.file_hashes(path, self.run.path)
-        return self.processes.broadcast(hashes)
 
     def steps_since_save(self, state: State) -> int:
         return state.total_steps() - (self._last.total_steps() if self._last is not None else 0)
@@ -110,46 +96,37 @@ class CheckpointStore:
             if self.processes.world_size > 1 and len(set(self.processes.gather(optimizer.digest()))) > 1:
                 cure = "use machines of one kind, or one process; the last checkpoint is valid"
                 raise TrainingError(f"the weights of {name} differ between the processes", cure=cure)
+        seconds = {activity: round(value, 3) for activity, value in self.context.events.seconds.items()}
+        state = replace(state, seconds=seconds)
         tensors = {name: optimizer.state() for name, optimizer in self.optimizers.items()}
         tensors |= {part: guard.state() for part, guard in self._guards.items()}
         num_bytes = sum(value.nbytes for part in tensors.values() for value in part.values())
         if self.processes.is_main:
             with report_full_disk(self.run.checkpoints, num_bytes):
-                save(self.run.checkpoints, state, tensors, self._keep)
+                save(self.run.checkpoints, state, tensors, self.context.recipe.checkpoint.keep)
         self.processes.broadcast(None)
         self._last = state
 
-    def resume(self, report: Callable[[str], None]) -> State | None:
+    def resume(self) -> State | None:
         """Restore the newest complete checkpoint, see `newest`; what is skipped or repaired is reported."""
+        report, run = self.context.events.say, self.run
         # The main process decides which one, so that all restore the same.
-        loaded = newest(self.run.checkpoints, report) if self.processes.is_main else None
+        loaded = newest(run.checkpoints, report) if self.processes.is_main else None
         name = self.processes.broadcast(loaded[0].name if loaded else None)
         if name is None:
             return None
-        state, tensors = loaded or load(self.run.checkpoints / name)
+        state, tensors = loaded or load(run.checkpoints / name)
         for direction, optimizer in self.optimizers.items():
             optimizer.restore(tensors[direction], state.optimizer_steps.get(direction, 0))
         for part, guard in self._guards.items():
             if part in tensors:
                 guard.restore(tensors[part])
-        self._last = state
-        if self.processes.is_main and state.best not in {None, BASE} and not self.run.has_best(str(state.best)):
+        self._last, self.context.events.seconds = state, dict(state.seconds)
+        if self.processes.is_main and state.best not in {None, BASE} and not run.has_best(str(state.best)):
             report(f"adapters/{BEST} does not match its stage; {state.best} is copied there again")
-            with report_full_disk(self.run.adapters):
-                self.run.keep_best(str(state.best))
+            with report_full_disk(run.adapters):
+                run.keep_best(str(state.best))
         return state
-
-    def keep_stage(self, stage: str, translators: Mapping[str, Translator]) -> dict[str, str]:
-        """Save both directions as they are now, as PEFT folders or fully trained models; return their hashes."""
-
-        path = self.run.adapters / stage
-
-        def write() -> None:
-            with atomic_io.atomic_path(path) as temporary:
-                for direction, translator in translators.items():
-                    translator.direction_model.export(temporary / direction)
-
-        return self.write(write, path)
 
 
 def save(folder: Path, state: State, tensors: Mapping[str, Mapping[str, torch.Tensor]], keep: int) -> Path:

@@ -15,7 +15,6 @@ from roundtrip.evaluation import metrics
 from roundtrip.recipe.plan import BASE, Direction, directions
 from roundtrip.recipe.schema import Generate, Recipe
 from roundtrip.runtime.atomic_io import write_text
-from roundtrip.runtime.disk_space import report_full_disk
 
 DirectionScores = dict[str, dict[str, float]]
 
@@ -94,9 +93,7 @@ class Scorer:
 
     def _keep(self, lines: list[str], part: str, stage: str, direction: Direction) -> None:
         path = translations_path(self.context.run, part, stage, direction)
-        if self.context.processes.is_main:
-            with report_full_disk(path):
-                write_text(path, "".join(f"{line}\n" for line in lines))
+        self.context.write(lambda: write_text(path, "".join(f"{line}\n" for line in lines)), path)
 
 
 def greedy_settings(recipe: Recipe) -> Generate:

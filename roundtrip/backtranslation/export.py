@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import json
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -103,8 +104,8 @@ def _write_tokenizer(translator: Translator, folder: Path) -> bool:
         eos_token_id=sorted({segments.end_id, *segments.stop_ids, *segments.break_ids}),
         pad_token_id=translator.base.pad_id,
     ).save_pretrained(folder)
-    template = {"direction": translator.direction.name, "expansion": translator.expansion, **segments.to_dict()}
-    write_json(folder / "template.json", template)
+    document = {**asdict(translator.direction), "expansion": translator.expansion, **segments.to_dict()}
+    write_json(folder / "template.json", document)
     return has_template
 
 

@@ -6,13 +6,13 @@ import json
 from dataclasses import dataclass, replace
 
 from roundtrip.backtranslation import reporting
-from roundtrip.backtranslation.checkpoint import CheckpointStore, State
+from roundtrip.backtranslation.checkpoint import State
 from roundtrip.backtranslation.context import RunContext
 from roundtrip.backtranslation.dev_scoring import Scorer, mean_chrf
 from roundtrip.backtranslation.early_stopping import ScoresByStage, has_stopped_improving
 from roundtrip.backtranslation.run_folder import BEST
 from roundtrip.recipe.plan import BASE, PRETRAIN, Phase, directions, epochs_may_end_early, next_phase
-from roundtrip.runtime.atomic_io import write_json
+from roundtrip.runtime.atomic_io import atomic_path, write_json
 from roundtrip.runtime.disk_space import report_full_disk
 
 # Stages that are no translators yet.
@@ -25,7 +25,6 @@ class ModelSelection:
 
     context: RunContext
     scorer: Scorer
-    checkpoints: CheckpointStore
 
     def score_baseline(self, state: State) -> State:
         """Score copying the source and the bare base on dev, the floor of every comparison."""
@@ -38,8 +37,15 @@ class ModelSelection:
 
     def end_stage(self, state: State, phases: list[Phase], phase: Phase) -> State:
         """Keep both directions as they are now, and score them on dev; rounds without improvement may end here."""
-        files = self.checkpoints.keep_stage(phase.stage, self.context.translators)
-        state = self._score(replace(state, files=state.files | files), phase.stage)
+        path = self.context.run.adapters / phase.stage
+
+        def export() -> None:
+            with atomic_path(path) as temporary:
+                for name, translator in self.context.translators.items():
+                    translator.direction_model.export(temporary / name)
+
+        files = state.files | self.context.write(export, path)
+        state = self._score(replace(state, files=files), phase.stage)
         patience = self.context.recipe.train.patience
         if phase.round and patience:
             means = [mean_chrf(scores) for stage, scores in state.scores.items() if stage not in _UNTRAINED]
@@ -99,7 +105,7 @@ class ModelSelection:
         best = best_stage(scores)
         if best == stage != BASE:
             run = self.context.run
-            self.checkpoints.write(lambda: run.keep_best(stage), run.adapters / BEST)
+            self.context.write(lambda: run.keep_best(stage), run.adapters / BEST)
         self.context.events.log("dev", stage=stage, scores=stage_scores, best=best)
         shown = [
             f"{name} chrF++ {values['chrf']:.1f} BLEU {values['bleu']:.1f}"

@@ -14,7 +14,6 @@ from roundtrip.backtranslation.early_stopping import require_better_than_copy
 from roundtrip.backtranslation.examples import PhaseExamples, Streams
 from roundtrip.backtranslation.filtering import Candidate, FilteredCandidates, filter_candidates, round_trip_chrf
 from roundtrip.backtranslation.replay import replayed_examples
-from roundtrip.engine.request import Callbacks
 from roundtrip.recipe.plan import Phase
 from roundtrip.recipe.sampling_schedule import describe_sampling, sampling_settings
 from roundtrip.recipe.schema import Generate
@@ -101,20 +100,17 @@ class Synthesizer:
     def select(self, phase: Phase, taken: TakenLines, filtered: FilteredCandidates) -> FilteredCandidates:
         """Select one candidate of each line, or all, and reject those that the forward direction cannot restore."""
         forward, settings = self.context.translators[phase.direction.name], taken.settings
-        kept, method = filtered.kept, settings.candidate_selection
-
-        def on_progress(rows: int, tokens: int) -> None:
-            self.context.stop.raise_if_requested()
-
+        kept, method, callbacks = filtered.kept, settings.candidate_selection, self.context.callbacks()
         if settings.num_candidates > 1 and method != "all" and kept:
             if method == "likelihood":
                 scores = likelihood(kept)
             else:
-                scores = reverse_likelihood(forward, kept, self.recipe.train.max_tokens_per_microbatch, on_progress)
+                max_tokens = self.recipe.train.max_tokens_per_microbatch
+                scores = reverse_likelihood(forward, kept, max_tokens, callbacks.on_progress)
             filtered = FilteredCandidates(select_candidates(kept, scores), filtered.rejected)
         lowest = self.recipe.filter.min_round_trip_chrf
         if lowest and filtered.kept:
-            chrf = round_trip_chrf(forward, filtered.kept, settings, Callbacks(on_progress))
+            chrf = round_trip_chrf(forward, filtered.kept, settings, callbacks)
             filtered = filtered.without([value < lowest for value in chrf], "low_round_trip")
         return filtered
 

@@ -69,8 +69,9 @@ def load_exported(folder: Path, direction: Direction, device: str) -> Translator
     try:
         document = json.loads((folder / "template.json").read_text(encoding="utf-8"))
         expansion = float(document.pop("expansion", 1.0))
-        document.pop("direction", None)
-        segments = Segments.from_dict(document)
+        segments = Segments.from_dict(
+            {key: value for key, value in document.items() if key not in {"source", "target"}}
+        )
         is_adapter = (folder / adapters.CONFIG).exists()
         config = json.loads((folder / (adapters.CONFIG if is_adapter else "config.json")).read_text(encoding="utf-8"))
         spec, adapter = _adapter_spec(folder, config) if is_adapter else _model_spec(folder, config)

@@ -69,14 +69,13 @@ class Trainer:
             for name, each in context.translators.items()
         }
         self.checkpoints = CheckpointStore(context, self.optimizers)
-        self.selection = ModelSelection(context, Scorer(context), self.checkpoints)
+        self.selection = ModelSelection(context, Scorer(context))
         self.synthesizer = Synthesizer(context, self.phases)
 
     def resume(self) -> None:
         """Restore the newest complete checkpoint; nothing where there is none yet."""
-        if state := self.checkpoints.resume(self.events.say):
+        if state := self.checkpoints.resume():
             self.state = state
-            self.events.seconds = dict(state.seconds)
             stage = phase.stage if (phase := self.next_phase()) else "the end"
             self.events.say(f"resumed at {stage}, {state.total_steps()} steps done")
             self.events.log("resume", phase=state.phase, step=state.step)
@@ -89,9 +88,7 @@ class Trainer:
         return self.state.phase == len(self.phases) and self.context.run.metrics.exists()
 
     def save(self) -> None:
-        """Write a checkpoint, unless the last one is of the same phase and step."""
-        seconds = {activity: round(value, 3) for activity, value in self.events.seconds.items()}
-        self.checkpoints.save(replace(self.state, seconds=seconds))
+        self.checkpoints.save(self.state)
 
     def save_if_due(self) -> None:
         """Write a checkpoint every `checkpoint.every_steps`, and where a signal asks the run to stop."""
@@ -124,7 +121,7 @@ class Trainer:
             return made
         path = examples_path(self.context.run.examples, phase)
         rows = [[example.kind, example.source, example.target] for example in made.examples]
-        files = self.state.files | self.checkpoints.write(lambda: write_rows(path, rows), path)
+        files = self.state.files | self.context.write(lambda: write_rows(path, rows), path)
         self.state = replace(self.state, cursors=self.state.cursors | made.cursors, files=files)
         reporting.report_examples(self.events, phase, made)
         return made
@@ -233,7 +230,7 @@ class Trainer:
         self.state = replace(self.state, nonfinite_steps=counts, nonfinite_in_phase=in_phase)
         document = nonfinite_steps.record(result, job.translator, job.dataset, rows, job.settings)
         path = folder / f"{phase.stage}-{name}-{step:06d}.json"
-        self.checkpoints.write(lambda: write_json(path, document), path)
+        self.context.write(lambda: write_json(path, document), path)
         figures = f"step {step}: loss {result.loss}, gradient norm {result.grad_norm}"
         self.events.say(f"  {figures}: no update; its rows are in {path}")
         self.events.log("nonfinite_step", direction=name, step=step, phase=phase.number)

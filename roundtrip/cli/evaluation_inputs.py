@@ -105,16 +105,15 @@ def tokenizer_of_runs(systems: Iterable[System], to: str | None) -> str | None:
 def exported_direction(path: Path, to: str | None) -> Direction:
     """Return the direction of an exported folder, which is into the language asked for, if any is."""
     try:
-        name = str(json.loads((path / "template.json").read_text(encoding="utf-8"))["direction"])
+        document = json.loads((path / "template.json").read_text(encoding="utf-8"))
+        direction = Direction(str(document["source"]), str(document["target"]))
     except (OSError, ValueError, KeyError, TypeError) as error:
         problem = f"its template.json names no direction ({error})"
         raise RunError(problem, place=str(path), cure="export it again") from error
-    if to is None and name.count("-") == 1:
-        to = name.partition("-")[2]
-    if to is None or not name.endswith(f"-{to}"):
-        reason = f"not into '{to}'" if to else "which is ambiguous"
-        raise RunError(f"translates {name}, {reason}", place=str(path), cure="set --to to the code of its target")
-    return Direction(name.removesuffix(f"-{to}"), to)
+    if to not in {None, direction.target}:
+        cure = f"omit --to, or set it to {direction.target}"
+        raise RunError(f"translates {direction.name}, not into '{to}'", place=str(path), cure=cure)
+    return direction
 
 
 def translations(system: System, test: EvaluationSet, to: str | None, device: str) -> list[str]:

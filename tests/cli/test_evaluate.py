@@ -221,6 +221,15 @@ MISTAKES: list[tuple[list[str], str]] = [
         "--samples: 3 is too small: at least 10",
     ),
     (["--test", "{}/test.tsv", "--system", "{}/good", "--json", "{}"], "is a folder"),
+    (["--test", "{}/test.tsv", "--system", "{}/good", "--stage", "parallel"], "--stage: applies to runs only"),
+    (
+        ["--test", "{}/test.tsv", "--system", "{}/good", "--device", "cpu"],
+        "--device: applies to systems that translate",
+    ),
+    (
+        ["--test", "{}/test.tsv", "--system", "{}/good", "--baseline-stage", "best"],
+        "--baseline-stage: needs --baseline",
+    ),
     (["--test", "{}/test.tsv", "--system", "{}/good", "--changed", "-1"], "--changed: -1 is too small: at least 0"),
     (["--test", "{}/test.tsv", "--system", "{}/good", "--bleu-tokenize", "ko-mecab"], "'ko-mecab' cannot be used"),
     (
@@ -315,17 +324,13 @@ def test_exported_direction_scores_equal_its_run(
 
 
 @pytest.mark.parametrize(
-    ("name", "to", "expected"),
-    [
-        ("en-es", None, "es"),
-        ("en-es", "es", "es"),
-        ("en-pt-BR", "pt-BR", "pt-BR"),
-        ("en-pt-BR", None, "which is ambiguous"),
-        ("en-es", "e", "not into 'e'"),
-    ],
+    ("target", "to", "expected"),
+    [("es", None, "es"), ("es", "es", "es"), ("pt-BR", None, "pt-BR"), ("es", "e", "not into 'e'")],
 )
-def test_exported_direction_parses_language_codes(tmp_path: Path, name: str, to: str | None, expected: str) -> None:
-    (tmp_path / "template.json").write_text(json.dumps({"direction": name}))
+def test_exported_direction_is_into_the_language_asked_for(
+    tmp_path: Path, target: str, to: str | None, expected: str
+) -> None:
+    (tmp_path / "template.json").write_text(json.dumps({"source": "en", "target": target}))
     try:
         assert exported_direction(tmp_path, to).target == expected
     except RunError as error:

@@ -128,7 +128,8 @@ def test_model_card_has_metadata_scores_and_recipe(run: RunFolder, tmp_path: Pat
     assert results == {metric: round(best[metric], 2) for metric in ("bleu", "chrf")}
     assert "nw:2" in text and "# English to Spanish" in text and "parallel_epochs = 1" in text
     assert f"| **{metrics['best']}** | {best['chrf']:.1f} | {best['bleu']:.1f} |" in text
-    assert json.loads((tmp_path / "out" / "template.json").read_text())["direction"] == "en-es"
+    document = json.loads((tmp_path / "out" / "template.json").read_text())
+    assert (document["source"], document["target"]) == ("en", "es")
 
 
 def test_model_card_escapes_markup_in_samples(run: RunFolder, tmp_path: Path) -> None:
