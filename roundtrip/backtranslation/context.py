@@ -47,7 +47,7 @@ class RunContext:
         def on_progress(rows: int, tokens: int) -> None:
             if task is not None:
                 task.advance(rows, tokens)
-            # What is lost is made again from the last checkpoint.
+            # Only what the task has made is lost: a checkpoint was written before it began.
             self.stop.raise_if_requested()
 
         return Callbacks(on_progress=on_progress, on_oom_split=self.events.on_oom_split)

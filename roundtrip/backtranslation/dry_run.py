@@ -10,7 +10,7 @@ import tempfile
 import time
 from collections import defaultdict
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -66,8 +66,6 @@ def dry_run(loaded: LoadedRecipe, events: EventLog) -> dict[str, Any]:
         corpora = session.read_text(loaded, Path(folder), events)
         in_folder = with_model_folders(recipe, Path(folder) / "base")
         translators = session.load_models(in_folder, loaded.folder, corpora, events)
-        expansions = session.measure_expansions(recipe, translators, corpora)
-        translators = {name: replace(each, expansion=expansions[name]) for name, each in translators.items()}
         session.check_lines(translators, corpora, recipe, events)
         _, reports = make_row_builders(recipe, translators, corpora.dev, events)
         for compatibility in reports.values():

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from roundtrip.backtranslation.examples import PhaseExamples
+from roundtrip.backtranslation.model_selection import score_test_set
 from roundtrip.backtranslation.trainer import Trainer
 from roundtrip.recipe.plan import Phase
 
@@ -39,7 +40,7 @@ def back_translate(trainer: Trainer) -> None:
             trainer.validate_and_keep_best(phase)  # 8, 9
         trainer.save()
         trainer.stop_if_requested()
-    trainer.selection.score_test_set(trainer.state)
+    score_test_set(trainer.context, trainer.state)
 
 
 def make_examples(trainer: Trainer, phase: Phase) -> PhaseExamples:

@@ -15,6 +15,7 @@ from roundtrip.backtranslation.dev_scoring import bleu_tokenize
 from roundtrip.backtranslation.examples import oriented_pairs
 from roundtrip.backtranslation.filtering import Candidate, RejectionRule
 from roundtrip.backtranslation.loop import back_translate
+from roundtrip.backtranslation.model_selection import show_finished
 from roundtrip.backtranslation.row_builders import NUM_SAMPLES, make_row_builders
 from roundtrip.backtranslation.run_folder import RunFolder, RunManifest, create, reopen, run_lock
 from roundtrip.backtranslation.trainer import Trainer
@@ -105,7 +106,7 @@ def run_recipe(
             if resume:
                 trainer.resume()
                 if processes.broadcast(trainer.is_complete()):
-                    trainer.selection.show()
+                    show_finished(context)
                     return run
             events.log("start", phase=trainer.state.phase, step=trainer.state.step)
             constants = {"betas": BETAS, "eps": EPS, "min_lr_factor": MIN_LR_FACTOR, "max_grad_norm": MAX_GRAD_NORM}
@@ -146,9 +147,9 @@ def _load_context(
     tokenizers = {name: each.base.tokenizer for name, each in translators.items()}
     hashes = {name: fingerprint(each) if getattr(each, "is_fast", False) else None for name, each in tokenizers.items()}
     manifest.check_loaded("tokenizer", hashes)
-    expansions = manifest.expansions if manifest.files else measure_expansions(recipe, translators, corpora)
     for name, each in translators.items():
-        translators[name] = replace(each, processes=processes, expansion=expansions.get(name, 1.0))
+        expansion = manifest.expansions.get(name, each.expansion)
+        translators[name] = replace(each, processes=processes, expansion=expansion)
     check_lines(translators, corpora, recipe, events)
     if is_main and not manifest.files:
         manifest = replace(manifest, lines=corpora.counts, tokenizer_hashes=hashes)
@@ -215,14 +216,12 @@ def load_models(
                 from_scratch.create_model(spec.from_scratch, corpora.all_text(), Path(spec.path), seed)
     names = " and ".join(dict.fromkeys(spec.name for spec in recipe.model.values()))
     with events.task("loading", f"loading {names}", 0):
-        return translator.load(recipe, folder, segments, residual_folder)
-
-
-def measure_expansions(recipe: Recipe, translators: Mapping[str, Translator], corpora: Corpora) -> dict[str, float]:
-    """Return the target tokens per source token of each direction, by which length limits grow."""
+        translators = translator.load(recipe, folder, segments, residual_folder)
+    # Length limits grow with the target tokens per source token of real pairs.
     rows = corpora.train[:NUM_SAMPLES] if recipe.without_dev else corpora.dev
     pairs = {name: oriented_pairs(rows, each.direction, recipe) for name, each in translators.items()}
-    return {name: expansion_of(each.template, pairs[name]) for name, each in translators.items()}
+    expansions = {name: expansion_of(each.template, pairs[name]) for name, each in translators.items()}
+    return {name: replace(each, expansion=expansions[name]) for name, each in translators.items()}
 
 
 def check_lines(translators: Mapping[str, Translator], corpora: Corpora, recipe: Recipe, events: EventLog) -> None:

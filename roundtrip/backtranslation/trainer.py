@@ -7,12 +7,10 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 
-from roundtrip.backtranslation import nonfinite_steps, reporting
+from roundtrip.backtranslation import model_selection, nonfinite_steps, reporting
 from roundtrip.backtranslation.checkpoint import CheckpointStore, State
 from roundtrip.backtranslation.context import RunContext
-from roundtrip.backtranslation.dev_scoring import Scorer
 from roundtrip.backtranslation.examples import Example, PhaseExamples, examples_path
-from roundtrip.backtranslation.model_selection import ModelSelection
 from roundtrip.backtranslation.synthesis import Synthesizer
 from roundtrip.backtranslation.token_rows import build_token_rows, fitting_rows
 from roundtrip.engine.kl_penalty import KLPenalty
@@ -69,7 +67,6 @@ class Trainer:
             for name, each in context.translators.items()
         }
         self.checkpoints = CheckpointStore(context, self.optimizers)
-        self.selection = ModelSelection(context, Scorer(context))
         self.synthesizer = Synthesizer(context, self.phases)
 
     def resume(self) -> None:
@@ -179,6 +176,8 @@ class Trainer:
     def end_phase(self, job: PhaseJob) -> bool:
         """Close a phase, so that the next one starts at its first step; return whether its stage ends here."""
         phase, run, num_steps = job.phase, self.context.run, self.state.step
+        if phase.ends_stage or (phase.parallel and plan.epochs_may_end_early(self.recipe)):
+            self.save()  # scoring comes next, and a signal may stop it
         memory.trim_heap()
         if self.state.nonfinite_in_phase == num_steps > 0:
             problem = f"all {num_steps} steps of this phase had a non-finite loss or gradient"
@@ -188,7 +187,7 @@ class Trainer:
             name, reverse, steps = phase.direction.name, phase.direction.reverse.name, self.state.optimizer_steps
             self.optimizers[reverse].copy_from(self.optimizers[name])
             self.state = replace(self.state, optimizer_steps=steps | {reverse: steps[name]})
-        self.state, stop_early = self.selection.end_epochs(self.state, phase)
+        self.state, stop_early = model_selection.end_epochs(self.context, self.state, phase)
         # The examples of a round are read again where a later one may replay them.
         keep = bool(phase.round and self.recipe.rounds.replay_examples)
         prefix = run.examples.relative_to(run.path).as_posix()
@@ -240,12 +239,12 @@ class Trainer:
 
     def score_baseline(self) -> None:
         """Score copying the source and the bare base on dev."""
-        self.state = self.selection.score_baseline(self.state)
+        self.state = model_selection.score_baseline(self.context, self.state)
         self.save()
 
     def validate_and_keep_best(self, phase: Phase) -> None:
         """Keep and score what a stage has come to; rounds that bring no improvement may end here."""
-        self.state = self.selection.end_stage(self.state, self.phases, phase)
+        self.state = model_selection.end_stage(self.context, self.state, self.phases, phase)
 
 
 def step_settings(translator: Translator, train: Train, targets: Sequence[str], *, packed: bool) -> StepSettings:

@@ -312,7 +312,7 @@ class Checkpoint(Section):
     """What `--resume` continues from."""
 
     every_steps: Positive = 50
-    """Optimizer steps between checkpoints; one more is written at the end of each phase."""
+    """Optimizer steps between checkpoints; one more is written at the end of each phase, and one before scoring."""
     keep: Positive = 2
     """Checkpoints kept on disk."""
 

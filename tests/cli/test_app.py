@@ -108,7 +108,9 @@ def test_run_cli_prints_errors_and_exits_with_their_code(
     assert exit_info.value.code == code and message in captured.err and not captured.out
 
 
-@pytest.mark.parametrize(("names", "cure"), [([], "--device cpu"), (["recipe"], "lower train.max_tokens_per_microbatch")])
+@pytest.mark.parametrize(
+    ("names", "cure"), [([], "--device cpu"), (["recipe"], "lower train.max_tokens_per_microbatch")]
+)
 def test_the_cure_of_exhausted_memory_is_one_that_the_command_has(
     names: list[str], cure: str, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
