@@ -86,11 +86,6 @@ def report_step(events: EventLog, direction: str, step: int, lr: float, result: 
     events.log("step", direction=direction, step=step, **figures)
 
 
-def report_smaller_microbatches(events: EventLog, tokens: int) -> None:
-    events.say(f"  out of memory; from here on microbatches have at most {tokens} tokens")
-    events.log("memory", activity="training", tokens=tokens)
-
-
 def collect_metrics(context: RunContext, state: State, test: ScoresByStage) -> dict[str, Any]:
     """Return `metrics.json`; its `comparison` is of the last two stages, or of the base and the only one, on test."""
     recipe, both = context.recipe, directions(context.recipe)

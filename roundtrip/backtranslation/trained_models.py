@@ -69,12 +69,8 @@ def load_exported(folder: Path, direction: Direction, device: str) -> Translator
     try:
         document = json.loads((folder / "template.json").read_text(encoding="utf-8"))
         expansion = float(document.pop("expansion", 1.0))
-        segments = Segments.from_dict(
-            {key: value for key, value in document.items() if key not in {"source", "target"}}
-        )
-        is_adapter = (folder / adapters.CONFIG).exists()
-        config = json.loads((folder / (adapters.CONFIG if is_adapter else "config.json")).read_text(encoding="utf-8"))
-        spec, adapter = _adapter_spec(folder, config) if is_adapter else _model_spec(folder, config)
+        segments = Segments.from_dict({key: document[key] for key in document.keys() - {"source", "target"}})
+        spec, adapter = _spec_of_exported(folder)
     except (OSError, ValueError, KeyError, TypeError) as error:
         problem = f"not an exported direction that can be read ({type(error).__name__}: {error})"
         raise RunError(problem, place=str(folder), cure="export it again") from error
@@ -84,26 +80,27 @@ def load_exported(folder: Path, direction: Direction, device: str) -> Translator
     except SourceError as error:
         cure = "restore it, or export with --merged"
         raise RunError(f"its base model cannot be loaded: {error.problem}", place=str(folder), cure=cure) from error
-    if is_adapter:
+    if adapter.method != "full":
         model.restore(folder)
     template = PromptTemplate(model.base.tokenizer, segments)
     return Translator(direction, model, DirectionTemplates(template, template), expansion=expansion)
 
 
-def _adapter_spec(folder: Path, config: dict[str, Any]) -> tuple[Model, Adapter]:
+def _spec_of_exported(folder: Path) -> tuple[Model, Adapter]:
+    """Return how an exported adapter with its base, or an exported model, is loaded."""
+    if not (folder / adapters.CONFIG).exists():
+        config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
+        # float32 holds all that float16 does, and bfloat16 does not.
+        is_exact = config.get("dtype", config.get("torch_dtype")) in {"float32", "float16"}
+        return Model(path=str(folder.resolve()), dtype="float32" if is_exact else "auto"), Adapter(method="full")
+    config = json.loads((folder / adapters.CONFIG).read_text(encoding="utf-8"))
     method: Any = ("rs" if config["use_rslora"] else "") + ("dora" if config["use_dora"] else "lora")
     targets = config["target_modules"]
     targets = targets if isinstance(targets, str) else tuple(targets)
     adapter = Adapter(method=method, rank=config["r"], alpha=config["lora_alpha"], targets=targets)
     # An adapter has the precision of its base.
-    exact = any(tensor.dtype == torch.float32 for tensor in adapters.read(folder).values())
-    return Model(path=config["base_model_name_or_path"], dtype="float32" if exact else "auto"), adapter
-
-
-def _model_spec(folder: Path, config: dict[str, Any]) -> tuple[Model, Adapter]:
-    # float32 holds all that float16 does, and bfloat16 does not.
-    exact = config.get("dtype", config.get("torch_dtype")) in {"float32", "float16"}
-    return Model(path=str(folder.resolve()), dtype="float32" if exact else "auto"), Adapter(method="full")
+    is_exact = any(tensor.dtype == torch.float32 for tensor in adapters.read(folder).values())
+    return Model(path=config["base_model_name_or_path"], dtype="float32" if is_exact else "auto"), adapter
 
 
 def load_trained(run_dir: Path | str, direction: str, *, stage: str = BEST, device: str = "auto") -> Translator:

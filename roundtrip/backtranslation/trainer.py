@@ -160,8 +160,10 @@ class Trainer:
         seed = derive_seed(self.recipe.seed, "dropout", job.phase.number, step) % 2**32
         result = train_step(model, optimizer, job.dataset, rows, settings, seed=seed)
         if result.max_tokens_per_microbatch < budget:
-            self.state = replace(self.state, max_tokens_per_microbatch=result.max_tokens_per_microbatch)
-            reporting.report_smaller_microbatches(self.events, result.max_tokens_per_microbatch)
+            budget = result.max_tokens_per_microbatch
+            self.state = replace(self.state, max_tokens_per_microbatch=budget)
+            self.events.say(f"  out of memory; from here on microbatches have at most {budget} tokens")
+            self.events.log("memory", activity="training", tokens=budget)
         if step % TRIM_EVERY == 0:
             memory.trim_heap()
         steps = self.state.optimizer_steps | {name: self.state.optimizer_steps.get(name, 0) + 1}

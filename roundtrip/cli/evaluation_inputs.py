@@ -6,7 +6,6 @@ import json
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 from roundtrip.backtranslation.run_folder import RunFolder
 from roundtrip.cli.app import load_translator
@@ -17,9 +16,6 @@ from roundtrip.recipe.plan import Direction
 from roundtrip.recipe.schema import Generate
 from roundtrip.runtime.downloads import forbid_hub, is_hub_id
 from roundtrip.runtime.errors import RunError, TextError, UsageError
-
-if TYPE_CHECKING:
-    from roundtrip.engine.translator import Translator
 
 
 @dataclass(frozen=True)
@@ -121,7 +117,17 @@ def translations(system: System, test: EvaluationSet, to: str | None, device: st
     if not system.path.is_dir():
         return _read_as_many(system.path, test.sources, "the test set")
     if system.is_exported:
-        translator, settings = _load_exported(system.path, to, device), Generate()
+        direction = exported_direction(system.path, to)
+        try:
+            config = json.loads((system.path / "adapter_config.json").read_text(encoding="utf-8"))
+            base = str(config["base_model_name_or_path"])
+        except (OSError, ValueError, KeyError, TypeError):
+            base = ""  # a model without a base, or a broken adapter, which loading will report
+        if not is_hub_id(base, system.path):
+            forbid_hub()
+        from roundtrip.backtranslation import trained_models
+
+        translator, settings = trained_models.load_exported(system.path, direction, device), Generate()
     elif to is not None:
         translator, settings = load_translator(system.path, to, system.stage, device)
     else:
@@ -136,16 +142,3 @@ def translations(system: System, test: EvaluationSet, to: str | None, device: st
         problem = f"{len(refused)} source(s) are too long: {refused[0]}"
         raise TextError(problem, place=str(system.path), cure="leave them out")
     return hypotheses
-
-
-def _load_exported(path: Path, to: str | None, device: str) -> Translator:
-    direction = exported_direction(path, to)
-    try:
-        base = str(json.loads((path / "adapter_config.json").read_text(encoding="utf-8"))["base_model_name_or_path"])
-    except (OSError, ValueError, KeyError, TypeError):
-        base = ""  # a model without a base, or a broken adapter, which loading will report
-    if not is_hub_id(base, path):
-        forbid_hub()
-    from roundtrip.backtranslation import trained_models
-
-    return trained_models.load_exported(path, direction, device)
