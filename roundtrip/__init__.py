@@ -12,10 +12,10 @@ __version__ = "0.2.0"
 
 if TYPE_CHECKING:
     from roundtrip.backtranslation.candidate_selection import select_candidates
+    from roundtrip.backtranslation.export import export
     from roundtrip.backtranslation.filtering import Candidate, filter_candidates, round_trip_chrf
     from roundtrip.backtranslation.session import train
     from roundtrip.backtranslation.trained_models import load_trained
-    from roundtrip.cli.export import export
     from roundtrip.engine.train_step import StepSettings, train_step
     from roundtrip.engine.translator import Translations, Translator, load_translators
     from roundtrip.evaluation.metrics import corpus_scores, paired_bootstrap
@@ -31,10 +31,10 @@ if TYPE_CHECKING:
 
 _MODULES = {
     "backtranslation.candidate_selection": ("select_candidates",),
+    "backtranslation.export": ("export",),
     "backtranslation.filtering": ("Candidate", "filter_candidates", "round_trip_chrf"),
     "backtranslation.session": ("train",),
     "backtranslation.trained_models": ("load_trained",),
-    "cli.export": ("export",),
     "engine.train_step": ("StepSettings", "train_step"),
     "engine.translator": ("Translations", "Translator", "load_translators"),
     "evaluation.metrics": ("corpus_scores", "paired_bootstrap"),
@@ -51,36 +51,12 @@ _MODULES = {
 _MODULE_OF = {name: module for module, names in _MODULES.items() for name in names}
 
 __all__ = [
-    "BuildOptions",
-    "Candidate",
-    "CandidateFilter",
-    "CompatibilityReport",
-    "Generate",
-    "Optimizer",
-    "PromptTemplate",
-    "Recipe",
-    "RoundtripError",
-    "RowBuilder",
-    "StepSettings",
-    "TemplateRecipe",
-    "TokenDataset",
-    "Translations",
-    "Translator",
-    "build_row_builder",
-    "build_segments",
-    "check_tokenizers",
-    "corpus_scores",
-    "export",
-    "filter_candidates",
-    "load_recipe",
-    "load_trained",
-    "load_translators",
-    "paired_bootstrap",
-    "round_trip_chrf",
-    "select_candidates",
-    "train",
-    "train_step",
-]
+    "BuildOptions", "Candidate", "CandidateFilter", "CompatibilityReport", "Generate", "Optimizer", "PromptTemplate",
+    "Recipe", "RoundtripError", "RowBuilder", "StepSettings", "TemplateRecipe", "TokenDataset", "Translations",
+    "Translator", "build_row_builder", "build_segments", "check_tokenizers", "corpus_scores", "export",
+    "filter_candidates", "load_recipe", "load_trained", "load_translators", "paired_bootstrap", "round_trip_chrf",
+    "select_candidates", "train", "train_step",
+]  # fmt: skip
 
 
 def __getattr__(name: str) -> Any:

@@ -2,8 +2,9 @@
 
 The text path decodes, renders and encodes on the host. `syncs` counts how often the host waited for the GPU in a call
 (`torch.cuda.set_sync_debug_mode`); `exact` is the share of rows equal to those of the text path, `proved` that of the
-rows that the checker let pass. Of the round, `of_round` is the time of making rows over that of generating the sources by
-our loop, training on the rows, and making them; with a round that takes the text path, decoding waits for nothing else.
+rows that the checker let pass. Of the round, `of_round` is the time of making rows over that of generating the sources
+by our loop, training on the rows, and making them; with a round that takes the text path, decoding waits for nothing
+else.
 """
 
 from __future__ import annotations

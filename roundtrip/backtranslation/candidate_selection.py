@@ -33,8 +33,7 @@ def reverse_likelihood(
 ) -> list[float]:
     """Return the log-probability of each real line given its synthetic source by the direction that will train on it.
 
-    In nats: dual learning (https://arxiv.org/abs/1611.00179) as a selection criterion. A forward pass has at most
-    `max_tokens` padded tokens.
+    In nats: dual learning (https://arxiv.org/abs/1611.00179) as a selection criterion. `max_tokens` is of a microbatch.
     """
     pairs = [(candidate.source, candidate.target) for candidate in candidates]
     return forward.likelihoods(pairs, max_tokens, on_progress)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Mapping
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +15,6 @@ from safetensors.torch import load_file, save_file
 from roundtrip.backtranslation.context import RunContext
 from roundtrip.backtranslation.run_folder import BEST
 from roundtrip.data.sampler import Cursor
-from roundtrip.engine.translator import Translator
 from roundtrip.models.optimizer import Optimizer
 from roundtrip.recipe.plan import BASE
 from roundtrip.runtime import atomic_io
@@ -76,42 +75,20 @@ class State:
 
 
 class CheckpointStore:
-    """Writes checkpoints and stage weights into a run folder, as one of the processes that share the run.
-
-    Args:
-        optimizers: by direction; with the state and the checkers of the row builders, all that a checkpoint holds.
-    """
+    """Writes and restores checkpoints, which hold the state, the optimizers and the checkers of the row builders."""
 
     def __init__(self, context: RunContext, optimizers: Mapping[str, Optimizer]) -> None:
-        self.run, self.processes, self.optimizers = context.run, context.processes, optimizers
-        self._keep = context.recipe.checkpoint.keep
+        self.context, self.run, self.processes, self.optimizers = context, context.run, context.processes, optimizers
         # Directions that share a tokenizer share its checker.
         checkers = dict.fromkeys(b.checker for b in context.row_builders.values() if b.checker is not None)
         self._checkers = {f"{_PAIRS}-{i}" if i else _PAIRS: checker for i, checker in enumerate(checkers)}
         self._last: State | None = None
 
-    def write(self, write: Callable[[], object], path: Path) -> dict[str, str]:
-        """Write something once, while the other processes wait, and return its hashes for `State.files`.
-
-        Raises:
-            DiskError: the disk is full.
-        """
-        hashes: dict[str, str] = {}
-        if self.processes.is_main:
-            with report_full_disk(path):
-                write()
-            hashes = atomic_io.file_hashes(path, self.run.path)
-        return self.processes.broadcast(hashes)
-
     def steps_since_save(self, state: State) -> int:
         return state.total_steps() - (self._last.total_steps() if self._last is not None else 0)
 
     def save(self, state: State) -> None:
-        """Write a checkpoint, unless the last one is of the same phase and step.
-
-        Raises:
-            TrainingError: the weights differ between processes.
-        """
+        """Write a checkpoint, unless the last one is of the same phase and step."""
         if self._last is not None and state.name == self._last.name:
             return
         for name, optimizer in self.optimizers.items():
@@ -119,48 +96,37 @@ class CheckpointStore:
             if self.processes.world_size > 1 and len(set(self.processes.gather(optimizer.digest()))) > 1:
                 cure = "use machines of one kind, or one process; the last checkpoint is valid"
                 raise TrainingError(f"the weights of {name} differ between the processes", cure=cure)
+        seconds = {activity: round(value, 3) for activity, value in self.context.events.seconds.items()}
+        state = replace(state, seconds=seconds)
         tensors = {name: optimizer.state() for name, optimizer in self.optimizers.items()}
         tensors |= {part: checker.state() for part, checker in self._checkers.items()}
         num_bytes = sum(value.nbytes for part in tensors.values() for value in part.values())
         if self.processes.is_main:
             with report_full_disk(self.run.checkpoints, num_bytes):
-                save(self.run.checkpoints, state, tensors, self._keep)
+                save(self.run.checkpoints, state, tensors, self.context.recipe.checkpoint.keep)
         self.processes.broadcast(None)
         self._last = state
 
-    def resume(self, report: Callable[[str], None]) -> State | None:
+    def resume(self) -> State | None:
         """Restore the newest complete checkpoint, see `newest`; what is skipped or repaired is reported."""
-        # The main process looks which one is complete, so that all restore the same.
-        loaded = newest(self.run.checkpoints, report) if self.processes.is_main else None
+        report, run = self.context.events.say, self.run
+        # The main process decides which one, so that all restore the same.
+        loaded = newest(run.checkpoints, report) if self.processes.is_main else None
         name = self.processes.broadcast(loaded[0].name if loaded else None)
         if name is None:
             return None
-        state, tensors = loaded or load(self.run.checkpoints / name)
+        state, tensors = loaded or load(run.checkpoints / name)
         for direction, optimizer in self.optimizers.items():
             optimizer.restore(tensors[direction], state.optimizer_steps.get(direction, 0))
         for part, checker in self._checkers.items():
             if part in tensors:
                 checker.restore(tensors[part])
-        self._last = state
-        if self.processes.is_main and state.best not in {None, BASE} and not self.run.has_best(str(state.best)):
+        self._last, self.context.events.seconds = state, dict(state.seconds)
+        if self.processes.is_main and state.best not in {None, BASE} and not run.has_best(str(state.best)):
             report(f"adapters/{BEST} does not match its stage; {state.best} is copied there again")
-            with report_full_disk(self.run.adapters):
-                self.run.keep_best(str(state.best))
+            with report_full_disk(run.adapters):
+                run.keep_best(str(state.best))
         return state
-
-    def keep_stage(self, stage: str, translators: Mapping[str, Translator]) -> dict[str, str]:
-        """Save both directions as they are now, as PEFT folders or fully trained models; return their hashes."""
-
-        def write() -> None:
-            with atomic_io.atomic_path(self.run.adapters / stage) as temporary:
-                for direction, translator in translators.items():
-                    translator.direction_model.export(temporary / direction)
-
-        return self.write(write, self.run.adapters / stage)
-
-    def keep_best(self, stage: str) -> None:
-        """Make `adapters/best` a copy of a stage."""
-        self.write(lambda: self.run.keep_best(stage), self.run.adapters / BEST)
 
 
 def save(folder: Path, state: State, tensors: Mapping[str, Mapping[str, torch.Tensor]], keep: int) -> Path:
@@ -187,13 +153,8 @@ def names(folder: Path) -> list[str]:
 def newest(folder: Path, report: Callable[[str], None]) -> tuple[State, Tensors] | None:
     """Load the newest complete checkpoint; None where there are none at all.
 
-    Complete means: its files, and all files of the run that its state depends on, are as they were written.
-
-    Args:
-        report: is called with the name of each that is skipped, and the reason.
-
-    Raises:
-        RunError: there are checkpoints and none is complete.
+    Complete means: its files, and all files of the run that its state depends on, are as they were written. `report`
+    is called with the name of each that is skipped, and the reason.
     """
     all_names = names(folder)
     for name in reversed(all_names):
@@ -216,11 +177,7 @@ def newest(folder: Path, report: Callable[[str], None]) -> tuple[State, Tensors]
 
 
 def load(path: Path) -> tuple[State, Tensors]:
-    """Load one checkpoint.
-
-    Raises:
-        OSError, ValueError, KeyError, TypeError, AttributeError, SafetensorError: it is not complete.
-    """
+    """Load one checkpoint; where it is not complete, some of many errors are raised, see `newest`."""
     marker = _read_json(path / MARKER)
     if marker["format"] != FORMAT:
         raise ValueError(f"it has format {marker['format']}, this version reads {FORMAT}")

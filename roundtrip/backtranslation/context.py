@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
+from pathlib import Path
 
 from roundtrip.backtranslation.examples import oriented_pairs
 from roundtrip.backtranslation.filtering import RejectionRule
@@ -13,6 +14,8 @@ from roundtrip.engine.request import Callbacks
 from roundtrip.engine.translator import Translator
 from roundtrip.recipe.plan import Direction
 from roundtrip.recipe.schema import Recipe
+from roundtrip.runtime.atomic_io import file_hashes
+from roundtrip.runtime.disk_space import report_full_disk
 from roundtrip.runtime.distributed import SINGLE_PROCESS, ProcessGroup
 from roundtrip.runtime.event_log import EventLog, ProgressHandle
 from roundtrip.runtime.interrupts import StopRequest
@@ -38,18 +41,25 @@ class RunContext:
     filters: Mapping[str, Sequence[RejectionRule]] = field(default_factory=dict)
     processes: ProcessGroup = SINGLE_PROCESS
 
-    def on_progress(self, task: ProgressHandle) -> Callable[[int, int], None]:
+    def callbacks(self, task: ProgressHandle | None = None) -> Callbacks:
         """Return what counts rows and tokens of a task, and raises where a signal asked the run to stop."""
 
         def on_progress(rows: int, tokens: int) -> None:
-            task.advance(rows, tokens)
-            # Only this text is lost: the checkpoint on disk is from before it was begun.
+            if task is not None:
+                task.advance(rows, tokens)
+            # Only what the task has made is lost: a checkpoint was written before it began.
             self.stop.raise_if_requested()
 
-        return on_progress
+        return Callbacks(on_progress=on_progress, on_oom_split=self.events.on_oom_split)
 
-    def callbacks(self, task: ProgressHandle) -> Callbacks:
-        return Callbacks(on_progress=self.on_progress(task), on_oom_split=self.events.on_oom_split)
+    def write(self, write: Callable[[], object], path: Path) -> dict[str, str]:
+        """Write something once, while the other processes wait, and return its hashes for `State.files`."""
+        hashes: dict[str, str] = {}
+        if self.processes.is_main:
+            with report_full_disk(path):
+                write()
+            hashes = file_hashes(path, self.run.path)
+        return self.processes.broadcast(hashes)
 
     def parallel_texts(self, part: str, direction: Direction) -> tuple[list[str], list[str]]:
         """Return sources and references of `dev` or `test` for a direction."""

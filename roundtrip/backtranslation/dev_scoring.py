@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 from roundtrip.backtranslation.context import RunContext
@@ -15,89 +15,83 @@ from roundtrip.evaluation import metrics
 from roundtrip.recipe.plan import BASE, Direction, directions
 from roundtrip.recipe.schema import Generate, Recipe
 from roundtrip.runtime.atomic_io import write_text
-from roundtrip.runtime.disk_space import report_full_disk
 
 DirectionScores = dict[str, dict[str, float]]
 
 
-@dataclass(frozen=True)
-class Scorer:
-    """Scores both directions with their weights as they are now."""
+def score_copies(context: RunContext, part: str) -> DirectionScores:
+    """Score the sources themselves as translations, by direction."""
+    if part == "dev" and context.recipe.without_dev:
+        # A copy of a line survives the round trip unchanged.
+        return {name: {"bleu": 100.0, "chrf": 100.0, "copied": 1.0} for name in context.translators}
+    both = directions(context.recipe)
+    return {each.name: _scores(context.recipe, *context.parallel_texts(part, each), each) for each in both}
 
-    context: RunContext
 
-    def copies(self, part: str) -> DirectionScores:
-        """Score the sources themselves as translations, by direction."""
-        if part == "dev" and self.context.recipe.without_dev:
-            # A copy of a line survives the round trip unchanged.
-            return {name: {"bleu": 100.0, "chrf": 100.0, "copied": 1.0} for name in self.context.translators}
-        return {
-            direction.name: self._scores(*self.context.parallel_texts(part, direction), direction)
-            for direction in directions(self.context.recipe)
-        }
+def score_translations(context: RunContext, part: str, stage: str) -> DirectionScores:
+    """Translate `dev` or `test` greedily with both directions as they are now, keep the text, and score it.
 
-    def translations(self, part: str, stage: str) -> DirectionScores:
-        """Translate `dev` or `test` greedily with both directions, keep the text, and score it.
+    By direction: `bleu`, `chrf`, and `unfinished`, the number of hypotheses cut at their length limit; without dev
+    pairs, of round trips, with `copied`, the share of copies of the source.
+    """
+    without_dev, scores = part == "dev" and context.recipe.without_dev, {}
+    for direction in directions(context.recipe):
+        sources, references = context.parallel_texts(part, direction)
+        activity = "translating lines" if without_dev else f"translating {part}"
+        lines, unfinished = _translate(context, sources, stage, direction, activity)
+        path, text = translations_path(context.run, part, stage, direction), "".join(f"{line}\n" for line in lines)
+        context.write(partial(write_text, path, text), path)
+        if without_dev:
+            scores[direction.name] = _round_trip(context, sources, lines, stage, direction)
+        else:
+            scores[direction.name] = _scores(context.recipe, lines, references, direction)
+        scores[direction.name]["unfinished"] = unfinished
+    return scores
 
-        Returns:
-            By direction: `bleu`, `chrf`, and `unfinished`, the number of hypotheses cut at their length limit; without
-            dev pairs, of round trips, with `copied`, the share of copies of the source.
-        """
-        score = self._round_trip if part == "dev" and self.context.recipe.without_dev else self._translation
-        return {direction.name: score(part, stage, direction) for direction in directions(self.context.recipe)}
 
-    def dev_loss(self, direction: Direction) -> float:
-        """Return the loss of the dev references given their sources, in nats per label."""
-        context, translator = self.context, self.context.translators[direction.name]
-        pairs = oriented_pairs(context.corpora.dev, direction, context.recipe)
-        with context.events.task("scoring", f"dev loss of {direction.name}", len(pairs)) as task:
-            max_tokens = context.recipe.train.max_tokens_per_microbatch
-            log_probabilities = translator.likelihoods(pairs, max_tokens, context.on_progress(task))
-        num_labels = sum(len(row.ids) - row.start for row in translator.template.rows(pairs))
-        return -sum(log_probabilities) / num_labels
+def dev_loss(context: RunContext, direction: Direction) -> float:
+    """Return the loss of the dev references given their sources, in nats per label."""
+    translator, pairs = (
+        context.translators[direction.name],
+        oriented_pairs(context.corpora.dev, direction, context.recipe),
+    )
+    with context.events.task("scoring", f"dev loss of {direction.name}", len(pairs)) as task:
+        max_tokens = context.recipe.train.max_tokens_per_microbatch
+        log_probabilities = translator.likelihoods(pairs, max_tokens, context.callbacks(task).on_progress)
+    num_labels = sum(len(row.ids) - row.start for row in translator.template.rows(pairs))
+    return -sum(log_probabilities) / num_labels
 
-    def _translation(self, part: str, stage: str, direction: Direction) -> dict[str, float]:
-        sources, references = self.context.parallel_texts(part, direction)
-        lines, unfinished = self._translate(sources, stage, direction, f"translating {part}")
-        self._keep(lines, part, stage, direction)
-        return self._scores(lines, references, direction) | {"unfinished": unfinished}
 
-    def _round_trip(self, part: str, stage: str, direction: Direction) -> dict[str, float]:
-        """Translate lines, translate the translations back, and score these against the lines.
+def _round_trip(
+    context: RunContext, lines: list[str], translated: list[str], stage: str, direction: Direction
+) -> dict[str, float]:
+    """Translate the translations of lines back, and score these against the lines.
 
-        The only measure without pairs; its relation to quality is loose (https://aclanthology.org/U05-1019). Copying is
-        perfect by it, so the share of copies stands beside it.
-        """
-        lines, _ = self.context.parallel_texts(part, direction)
-        translated, unfinished = self._translate(lines, stage, direction, "translating lines")
-        self._keep(translated, part, stage, direction)
-        reverse = self.context.translators[direction.reverse.name]
-        # A translation that is too long for the model does not come back.
-        fits = reverse.can_translate(translated, greedy_settings(self.context.recipe))
-        fitting = [text if can else "" for text, can in zip(translated, fits, strict=True)]
-        back, _ = self._translate(fitting, stage, direction.reverse, "translating them back")
-        chrf = [metrics.sentence_chrf(text, line) for text, line in zip(translated, lines, strict=True)]
-        copied = sum(value >= MAX_COPY_CHRF for value in chrf) / len(lines)
-        return self._scores(back, lines, direction.reverse) | {"unfinished": unfinished, "copied": copied}
+    The only measure without pairs; its relation to quality is loose (https://aclanthology.org/U05-1019). Copying is
+    perfect by it, so the share of copies stands beside it.
+    """
+    # A translation that is too long for the model does not come back.
+    fits = context.translators[direction.reverse.name].can_translate(translated, greedy_settings(context.recipe))
+    fitting = [text if can else "" for text, can in zip(translated, fits, strict=True)]
+    back, _ = _translate(context, fitting, stage, direction.reverse, "translating them back")
+    chrf = [metrics.sentence_chrf(text, line) for text, line in zip(translated, lines, strict=True)]
+    copied = sum(value >= MAX_COPY_CHRF for value in chrf) / len(lines)
+    return _scores(context.recipe, back, lines, direction.reverse) | {"copied": copied}
 
-    def _scores(self, hypotheses: list[str], references: list[str], direction: Direction) -> dict[str, float]:
-        tokenizer = bleu_tokenize(self.context.recipe, direction)
-        return metrics.corpus_scores(hypotheses, references, tokenizer).to_dict()
 
-    def _translate(self, sources: list[str], stage: str, direction: Direction, what: str) -> tuple[list[str], int]:
-        """Translate greedily; return one line each, and how many were cut at their length limit."""
-        context, translator = self.context, self.context.translators[direction.name]
-        settings, use_adapter = greedy_settings(context.recipe), stage != BASE
-        with context.events.task("scoring", f"{stage}: {direction.name} {what}", len(sources)) as task:
-            callbacks = context.callbacks(task)
-            translations = translator.translate(sources, settings, use_adapter=use_adapter, callbacks=callbacks)
-        return [" ".join(text.split()) for text in translations.texts], translations.finished.count(False)
+def _scores(recipe: Recipe, hypotheses: list[str], references: list[str], direction: Direction) -> dict[str, float]:
+    return metrics.corpus_scores(hypotheses, references, bleu_tokenize(recipe, direction)).to_dict()
 
-    def _keep(self, lines: list[str], part: str, stage: str, direction: Direction) -> None:
-        path = translations_path(self.context.run, part, stage, direction)
-        if self.context.processes.is_main:
-            with report_full_disk(path):
-                write_text(path, "".join(f"{line}\n" for line in lines))
+
+def _translate(
+    context: RunContext, sources: list[str], stage: str, direction: Direction, activity: str
+) -> tuple[list[str], int]:
+    """Translate greedily; return one line each, and how many were cut at their length limit."""
+    settings, translator = greedy_settings(context.recipe), context.translators[direction.name]
+    with context.events.task("scoring", f"{stage}: {direction.name} {activity}", len(sources)) as task:
+        callbacks = context.callbacks(task)
+        translations = translator.translate(sources, settings, use_adapter=stage != BASE, callbacks=callbacks)
+    return [" ".join(text.split()) for text in translations.texts], translations.finished.count(False)
 
 
 def greedy_settings(recipe: Recipe) -> Generate:

@@ -8,8 +8,9 @@ from __future__ import annotations
 
 import tempfile
 import time
+from collections import defaultdict
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +20,7 @@ from roundtrip.backtranslation.examples import oriented_pairs
 from roundtrip.backtranslation.row_builders import NUM_SAMPLES, make_row_builders, show_examples
 from roundtrip.backtranslation.run_folder import with_model_folders
 from roundtrip.backtranslation.token_rows import fitting_rows
-from roundtrip.backtranslation.trainer import kl_penalty, step_settings
+from roundtrip.backtranslation.trainer import step_settings
 from roundtrip.data.corpora import Corpora
 from roundtrip.engine.generate import generate
 from roundtrip.engine.request import GenerationRequest, StopRule
@@ -56,9 +57,6 @@ def dry_run(loaded: LoadedRecipe, events: EventLog) -> dict[str, Any]:
     Returns:
         `compatibility` by direction, `plan` (a line per phase), optimizer `steps` by direction, expected `seconds` by
         activity and stage, `total_seconds`, and `peak_bytes` by device, what the process has used.
-
-    Raises:
-        RoundtripError: whatever would stop the run.
     """
     recipe = loaded.recipe
     session.check_requirements(recipe)
@@ -68,16 +66,12 @@ def dry_run(loaded: LoadedRecipe, events: EventLog) -> dict[str, Any]:
         corpora = session.read_text(loaded, Path(folder), events)
         in_folder = with_model_folders(recipe, Path(folder) / "base")
         translators = session.load_models(in_folder, loaded.folder, corpora, events)
-        expansions = session.measure_expansions(recipe, translators, corpora)
-        translators = {
-            name: replace(translator, expansion=expansions[name]) for name, translator in translators.items()
-        }
         session.check_lines(translators, corpora, recipe, events)
         _, reports = make_row_builders(recipe, translators, corpora.dev, events)
         for compatibility in reports.values():
             show_examples(events, compatibility)
-        rates = {name: _measure(recipe, translator, corpora, events) for name, translator in translators.items()}
-        num_pairs, devices = len(corpora.train), {translator.base.device for translator in translators.values()}
+        rates = {name: _measure(recipe, each, corpora, events) for name, each in translators.items()}
+        num_pairs, devices = len(corpora.train), {each.base.device for each in translators.values()}
         before = sum(value for activity, value in events.seconds.items() if activity != "probing")
         seconds = expected_seconds(recipe, corpora, rates) | {"loading": {"all": round(before, 1)}}
         report = {
@@ -112,13 +106,12 @@ def _time_training(recipe: Recipe, translator: Translator, pairs: Sequence[tuple
     fitting, _ = fitting_rows(all_rows, translator, train.max_length, place="data.train")
     dataset = all_rows.select(fitting)
     sizes = dataset.sizes
-    penalty = kl_penalty(translator, [pairs[i][1] for i in fitting], train.kl_weight)
     batches = sorted(step_batches(sizes, train.batch_size, 1), key=lambda batch: sum(sizes[i] for i in batch))
     optimizer = Optimizer(model.parameters(), train, 100, recipe.adapter[translator.direction.name])
     chosen = [batches[(2 * i + 1) * len(batches) // (2 * NUM_BATCHES)] for i in range(NUM_BATCHES)]
     num_tokens = sum(sizes[i] for batch in chosen for i in batch)
     with model.training() as packed:
-        settings = step_settings(translator, train, penalty, packed=packed)
+        settings = step_settings(translator, train, [pairs[i][1] for i in fitting], packed=packed)
         train_step(model.model, optimizer, dataset, batches[-1], settings, seed=1)
         start = time.perf_counter()
         for batch in chosen:
@@ -127,9 +120,7 @@ def _time_training(recipe: Recipe, translator: Translator, pairs: Sequence[tuple
     return seconds / num_tokens, sum(sizes) / len(sizes)
 
 
-def _time_generation(
-    recipe: Recipe, translator: Translator, pairs: Sequence[tuple[str, str]], *, trained: bool
-) -> float:
+def _time_generation(recipe: Recipe, translator: Translator, pairs: Sequence[tuple[str, str]], trained: bool) -> float:
     """Return seconds per generated line: of its reference's length, as by a trained model, or as the base stops."""
     settings, template = greedy_settings(recipe), translator.template
     prompts = template.prompts([source for source, _ in pairs])
@@ -151,27 +142,22 @@ def expected_seconds(recipe: Recipe, corpora: Corpora, rates: Mapping[str, Rates
 
     What is left out takes little: likelihoods that select among candidates, and the dev loss under `train.patience`.
     """
-    num_pairs = len(corpora.train)
-    plan = phases(recipe, num_pairs)
-    seconds: dict[str, dict[str, float]] = {"training": {}, "generating": {}, "scoring": {}}
-
-    def add(activity: str, stage: str, value: float) -> None:
-        seconds[activity][stage] = seconds[activity].get(stage, 0.0) + value
-
+    num_pairs, plan = len(corpora.train), phases(recipe, len(corpora.train))
+    seconds = {activity: defaultdict[str, float](float) for activity in ("training", "generating", "scoring")}
     for phase in plan:
         rate, reverse = rates[phase.direction.name], rates[phase.direction.reverse.name]
         rows = num_phase_rows(recipe, phase, num_pairs)
-        add("training", phase.stage, phase.epochs * rows * rate.tokens_per_row * rate.train_token)
+        seconds["training"][phase.stage] += phase.epochs * rows * rate.tokens_per_row * rate.train_token
         if phase.round:
             lines, candidates = recipe.rounds.monolingual_lines, sampling_settings(recipe.generate, None).num_candidates
-            add("generating", phase.stage, lines * candidates * reverse.generate_line)
+            seconds["generating"][phase.stage] += lines * candidates * reverse.generate_line
             if recipe.filter.min_round_trip_chrf:
-                add("generating", phase.stage, lines * rate.generate_line)
+                seconds["generating"][phase.stage] += lines * rate.generate_line
     # Without dev pairs each direction also translates what the other one has made of its dev lines.
     lines = len(corpora.dev) * (2 if recipe.without_dev else 1) + len(corpora.test)
     for stage in [BASE, *dict.fromkeys(phase.stage for phase in plan)]:
         for rate in rates.values():
-            add("scoring", stage, lines * (rate.score_base_line if stage == BASE else rate.generate_line))
+            seconds["scoring"][stage] += lines * (rate.score_base_line if stage == BASE else rate.generate_line)
     return {activity: {stage: round(value, 1) for stage, value in of.items()} for activity, of in seconds.items()}
 
 
@@ -200,7 +186,7 @@ def _show_model(recipe: Recipe, translator: Translator, corpora: Corpora, events
 def _show(report: dict[str, Any], events: EventLog) -> None:
     for line in report["plan"]:
         events.say(line)
-    events.say("optimizer steps: " + ", ".join(f"{number} for {name}" for name, number in report["steps"].items()))
+    events.say("optimizer steps: " + ", ".join(f"{steps} for {name}" for name, steps in report["steps"].items()))
     for activity, stages in report["seconds"].items():
         shown = ", ".join(f"{stage} {value:.0f} s" for stage, value in stages.items())
         events.say(f"expected time, {activity}: {sum(stages.values()):.0f} s ({shown})")

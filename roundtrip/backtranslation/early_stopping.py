@@ -21,9 +21,6 @@ def require_better_than_copy(recipe: Recipe, scores: ScoresByStage) -> None:
     """Refuse rounds that would start with a direction that translates dev no better than copying the source.
 
     Its synthetic sources would be unrelated to their targets, and training on them makes the other direction worse.
-
-    Raises:
-        TrainingError: a direction is that weak by the latest scores, and the recipe does not allow it.
     """
     if not recipe.rounds.require_better_than_copy or recipe.without_dev:
         return  # without dev pairs it cannot be measured
@@ -31,9 +28,7 @@ def require_better_than_copy(recipe: Recipe, scores: ScoresByStage) -> None:
     weak = [name for name in now if now[name]["chrf"] <= copied[name]["chrf"]]
     if weak:
         shown = ", ".join(f"{name} chrF++ {now[name]['chrf']:.1f}, copying {copied[name]['chrf']:.1f}" for name in weak)
-        raise TrainingError(
-            f"translates dev no better than copying the source: {shown}",
-            place="round-1",
-            cure="give more parallel pairs or train.parallel_epochs, or a base that knows both languages; "
-            "rounds.require_better_than_copy = false starts the rounds all the same",
-        )
+        cure = "give more parallel pairs or train.parallel_epochs, or a base that knows both languages"
+        anyway = "rounds.require_better_than_copy = false starts the rounds all the same"
+        problem = f"translates dev no better than copying the source: {shown}"
+        raise TrainingError(problem, place="round-1", cure=f"{cure}; {anyway}")

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -20,6 +20,8 @@ from roundtrip.runtime.seeding import derive_seed
 PARALLEL, SYNTHETIC, REPLAY, DENOISING, MONOLINGUAL = "parallel", "synthetic", "replay", "denoising", "monolingual"
 KINDS = (SYNTHETIC, REPLAY, PARALLEL, DENOISING, MONOLINGUAL)
 TARGET_TOO_LONG = "target_too_long"
+# Rejected candidates that are shown where all are rejected.
+NUM_SAMPLES = 5
 
 
 @dataclass(frozen=True)
@@ -69,78 +71,66 @@ def oriented_pairs(rows: Iterable[TextRow], direction: Direction, recipe: Recipe
 
 @dataclass(frozen=True)
 class Streams:
-    """The endless, reshuffled text streams of a run, as their cursors stand before a phase."""
+    """The endless, reshuffled text streams of a run, read from `cursors` on; `after` has those that have moved."""
 
     recipe: Recipe
     corpora: Corpora
-    cursors: dict[str, Cursor]
+    cursors: Mapping[str, Cursor]
+    after: dict[str, Cursor] = field(default_factory=dict)
 
-    def lines(self, phase: Phase) -> tuple[list[str], dict[str, Cursor]]:
-        """Return the next target-language lines of a round, and the cursors after them."""
+    def lines(self, phase: Phase) -> list[str]:
+        """Return the next target-language lines of a round."""
         language = phase.direction.target
         return self._lines(language, f"mono.{language}", self.recipe.rounds.monolingual_lines)
 
-    def pairs(self, phase: Phase, num_synthetic: int) -> tuple[list[Example], dict[str, Cursor]]:
-        """Return the parallel pairs that go with so many synthetic examples, and the cursors after them."""
-        number = num_parallel(self.recipe, num_synthetic, len(self.corpora.train))
-        rows, after = self._read(self.corpora.train, f"train.{phase.direction.name}", number)
-        return parallel_examples(rows, phase.direction, self.recipe), after
+    def pairs(self, phase: Phase, num_synthetic: int) -> list[Example]:
+        """Return the parallel pairs that go with so many synthetic examples."""
+        num_pairs = num_parallel(self.recipe, num_synthetic, len(self.corpora.train))
+        rows = self._read(self.corpora.train, f"train.{phase.direction.name}", num_pairs)
+        return parallel_examples(rows, phase.direction, self.recipe)
 
-    def denoising(self, phase: Phase, num_others: int) -> tuple[list[Example], dict[str, Cursor]]:
-        """Return the denoising examples that go with so many others, and the cursors after them."""
-        number = num_denoising(self.recipe, num_others)
-        if not number:
-            return [], {}
-        language = phase.direction.target
-        lines, after = self._lines(language, f"noised.{language}", number)
+    def denoising(self, phase: Phase, num_others: int) -> list[Example]:
+        """Return the denoising examples that go with so many others."""
+        num_lines, language = num_denoising(self.recipe, num_others), phase.direction.target
+        lines = self._lines(language, f"noised.{language}", num_lines) if num_lines else []
         seeds = [derive_seed(self.recipe.seed, "noise", phase.number, i) for i in range(len(lines))]
-        return [Example(DENOISING, add_noise(line, seed), line) for line, seed in zip(lines, seeds, strict=True)], after
+        return [Example(DENOISING, add_noise(line, seed), line) for line, seed in zip(lines, seeds, strict=True)]
 
-    def monolingual(self, phase: Phase) -> PhaseExamples:
+    def monolingual(self, phase: Phase) -> list[Example]:
         """Return monolingual lines of both languages: what a model from scratch learns its languages from.
 
         Their cursors belong to this phase alone, so that the rounds read all text.
         """
-        examples: list[Example] = []
-        cursors: dict[str, Cursor] = {}
-        for language in self.recipe.languages:
-            name = f"text.{language}.{phase.direction.name}"
-            lines, after = self._lines(language, name, self.recipe.train.pretrain_lines)
-            examples += [Example(MONOLINGUAL, "", line) for line in lines]
-            cursors |= after
-        return PhaseExamples(examples, cursors, self.restarted(cursors))
+        num_lines, name = self.recipe.train.pretrain_lines, phase.direction.name
+        lines = [self._lines(language, f"text.{language}.{name}", num_lines) for language in self.recipe.languages]
+        return [Example(MONOLINGUAL, "", line) for of_language in lines for line in of_language]
 
-    def restarted(self, after: dict[str, Cursor]) -> tuple[str, ...]:
-        """Return the streams that started over on the way to some cursors."""
-        return tuple(name for name, cursor in after.items() if cursor.epoch > self.cursors.get(name, Cursor()).epoch)
+    def restarted(self) -> tuple[str, ...]:
+        """Return the names of the streams that have started over."""
+        return tuple(
+            name for name, cursor in self.after.items() if cursor.epoch > self.cursors.get(name, Cursor()).epoch
+        )
 
-    def _lines(self, language: str, name: str, number: int) -> tuple[list[str], dict[str, Cursor]]:
-        rows, after = self._read(self.corpora.mono[language], name, number)
-        return [line for (line,) in rows], after
+    def _lines(self, language: str, name: str, num_lines: int) -> list[str]:
+        return [line for (line,) in self._read(self.corpora.mono[language], name, num_lines)]
 
-    def _read(self, rows: Sequence[TextRow], name: str, number: int) -> tuple[list[TextRow], dict[str, Cursor]]:
+    def _read(self, rows: Sequence[TextRow], name: str, num_rows: int) -> list[TextRow]:
         seed = derive_seed(self.recipe.seed, "order", name)
-        taken, after = take_rows(rows, self.cursors.get(name, Cursor()), number, seed)
-        return taken, {name: after}
+        taken, self.after[name] = take_rows(rows, self.cursors.get(name, Cursor()), num_rows, seed)
+        return taken
 
 
 def parallel_examples(rows: Iterable[TextRow], direction: Direction, recipe: Recipe) -> list[Example]:
     return [Example(PARALLEL, source, target) for source, target in oriented_pairs(rows, direction, recipe)]
 
 
-def mix(
-    phase: Phase, streams: Streams, candidates: Sequence[Candidate], replayed: Sequence[Example]
-) -> tuple[list[Example], dict[str, Cursor]]:
-    """Return new synthetic examples, replayed ones unless their target has a new source, pairs and denoising ones.
-
-    The cursors of the streams that were read come with them.
-    """
+def mix(phase: Phase, streams: Streams, candidates: Sequence[Candidate], replayed: Sequence[Example]) -> list[Example]:
+    """Return new synthetic examples, replayed ones unless their target has a new source, pairs and denoising ones."""
     synthetic = [Example(SYNTHETIC, candidate.source, candidate.target, candidate) for candidate in candidates]
     new_targets = {example.target for example in synthetic}
     synthetic += [example for example in replayed if example.target not in new_targets]
-    pairs, after_pairs = streams.pairs(phase, len(synthetic))
-    denoising, after_denoising = streams.denoising(phase, len(synthetic) + len(pairs))
-    return [*synthetic, *pairs, *denoising], after_pairs | after_denoising
+    others = synthetic + streams.pairs(phase, len(synthetic))
+    return others + streams.denoising(phase, len(others))
 
 
 def short_lines(lines: list[str], recipe: Recipe, settings: Generate, reverse: Translator) -> list[str]:
@@ -161,6 +151,6 @@ def usual_length_ratio(pairs: Sequence[TextRow], recipe: Recipe, direction: Dire
     return source / target if source and target else 1.0
 
 
-def rejected_samples(candidates: Sequence[Candidate], number: int = 5) -> list[Candidate]:
+def rejected_samples(candidates: Sequence[Candidate]) -> list[Candidate]:
     """Return some candidates, spread over all, to show."""
-    return list(candidates[:: max(1, len(candidates) // number)][:number])
+    return list(candidates[:: max(1, len(candidates) // NUM_SAMPLES)][:NUM_SAMPLES])

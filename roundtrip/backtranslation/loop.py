@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from roundtrip.backtranslation.examples import PhaseExamples
+from roundtrip.backtranslation.model_selection import score_test_set
 from roundtrip.backtranslation.trainer import Trainer
 from roundtrip.recipe.plan import Phase
 
@@ -35,12 +36,11 @@ def back_translate(trainer: Trainer) -> None:
             for rows in job.batches[trainer.state.step :]:
                 trainer.train_step(job, rows)  # 7
                 trainer.save_if_due()
-        trainer.save()
         if trainer.end_phase(job):
             trainer.validate_and_keep_best(phase)  # 8, 9
         trainer.save()
         trainer.stop_if_requested()
-    trainer.score_test_set()
+    score_test_set(trainer.context, trainer.state)
 
 
 def make_examples(trainer: Trainer, phase: Phase) -> PhaseExamples:

@@ -3,102 +3,115 @@
 from __future__ import annotations
 
 import json
-from dataclasses import dataclass, replace
+from dataclasses import replace
 
-from roundtrip.backtranslation import reporting
-from roundtrip.backtranslation.checkpoint import CheckpointStore, State
+from roundtrip.backtranslation import dev_scoring, reporting
+from roundtrip.backtranslation.checkpoint import State
 from roundtrip.backtranslation.context import RunContext
-from roundtrip.backtranslation.dev_scoring import Scorer, mean_chrf
+from roundtrip.backtranslation.dev_scoring import mean_chrf
 from roundtrip.backtranslation.early_stopping import ScoresByStage, has_stopped_improving
-from roundtrip.recipe.plan import BASE, PRETRAIN, Phase, next_phase
-from roundtrip.runtime.atomic_io import write_json
+from roundtrip.backtranslation.run_folder import BEST
+from roundtrip.recipe.plan import BASE, PRETRAIN, Phase, directions, epochs_may_end_early, next_phase
+from roundtrip.runtime.atomic_io import atomic_path, write_json
 from roundtrip.runtime.disk_space import report_full_disk
 
 # Stages that are no translators yet.
 _UNTRAINED = {"copy", BASE, PRETRAIN}
 
 
-@dataclass(frozen=True)
-class ModelSelection:
-    """Keeps, scores and chooses stages. Each method takes the state of the run and returns the new one."""
+def score_baseline(context: RunContext, state: State) -> State:
+    """Score copying the source and the bare base on dev, the floor of every comparison."""
+    if context.recipe.without_dev:
+        measure = f"the round-trip chrF++ of {len(context.corpora.dev)} lines. Copying is perfect by it"
+        cure = "watch the copies, and prefer a few dozen real pairs"
+        context.events.say(f"  warning: there are no dev pairs; stages are chosen by {measure}: {cure}")
+    return _score(context, replace(state, scores={"copy": dev_scoring.score_copies(context, "dev")}), BASE)
 
-    context: RunContext
-    scorer: Scorer
-    checkpoints: CheckpointStore
 
-    def score_baseline(self, state: State) -> State:
-        """Score copying the source and the bare base on dev, the floor of every comparison."""
-        if self.context.recipe.without_dev:
-            self.context.events.say(
-                f"  warning: there are no dev pairs; stages are chosen by the round-trip chrF++ of "
-                f"{len(self.context.corpora.dev)} lines. Copying is perfect by it: watch the copies, and prefer a few "
-                "dozen real pairs"
-            )
-        return self._score(replace(state, scores={"copy": self.scorer.copies("dev")}), BASE)
+def end_stage(context: RunContext, state: State, phases: list[Phase], phase: Phase) -> State:
+    """Keep both directions as they are now, and score them on dev; rounds without improvement may end here."""
+    path = context.run.adapters / phase.stage
 
-    def end_stage(self, state: State, phases: list[Phase], phase: Phase) -> State:
-        """Keep both directions as they are now, and score them on dev; rounds without improvement may end here."""
-        files = self.checkpoints.keep_stage(phase.stage, self.context.translators)
-        state = self._score(replace(state, files=state.files | files), phase.stage)
-        patience = self.context.recipe.train.patience
-        if phase.round and patience:
-            means = [mean_chrf(scores) for stage, scores in state.scores.items() if stage not in _UNTRAINED]
-            after = next_phase(phases, phase, stop_early=True)
-            if has_stopped_improving(means, patience) and after != state.phase:
-                self.context.events.say(f"  dev chrF++ has not improved for {patience} rounds; no further round starts")
-                state = replace(state, phase=after)
-        return state
+    def export() -> None:
+        with atomic_path(path) as temporary:
+            for name, translator in context.translators.items():
+                translator.direction_model.export(temporary / name)
 
-    def dev_loss(self, state: State, phase: Phase) -> State:
-        """Measure the dev loss of a direction after an epoch."""
-        name = phase.direction.name
-        losses = [*state.dev_losses.get(name, []), self.scorer.dev_loss(phase.direction)]
-        self.context.events.say(f"  {name}: dev loss {losses[-1]:.3f} nats per label after epoch {len(losses)}")
-        return replace(state, dev_losses=state.dev_losses | {name: losses})
+    files = state.files | context.write(export, path)
+    state = _score(context, replace(state, files=files), phase.stage)
+    patience = context.recipe.train.patience
+    if phase.round and patience:
+        means = [mean_chrf(scores) for stage, scores in state.scores.items() if stage not in _UNTRAINED]
+        after = next_phase(phases, phase, stop_early=True)
+        if has_stopped_improving(means, patience) and after != state.phase:
+            context.events.say(f"  dev chrF++ has not improved for {patience} rounds; no further round starts")
+            state = replace(state, phase=after)
+    return state
 
-    def score_test_set(self, state: State) -> None:
-        """Score every kept stage on test, then write `metrics.json` and show the table."""
-        context, run = self.context, self.context.run
-        best = best_stage(state.scores)
-        # Copies survive a round trip, so that without dev pairs a base may look better than it is.
-        if not context.recipe.without_dev and mean_chrf(state.scores[BASE]) >= mean_chrf(state.scores[best]):
-            context.events.say("  warning: no stage is better than the bare base on dev; the one kept as best is worse")
-        test = {"copy": self.scorer.copies("test")}
-        for stage in state.scores:
-            if stage != "copy":
-                for name, translator in context.translators.items():
-                    translator.direction_model.restore(None if stage == BASE else run.adapters / stage / name)
-                test[stage] = self.scorer.translations("test", stage)
-        if not context.processes.is_main:
-            return
-        results = reporting.collect_metrics(context, state, test)
-        with report_full_disk(run.metrics):
-            write_json(run.metrics, results)
-        context.events.log("end", **{key: results[key] for key in ("seconds", "best", "peak_bytes")})
-        reporting.show_metrics(results, run, context.events.console)
 
-    def show(self) -> None:
-        """Print the table of a finished run."""
-        self.context.events.say("this run is complete")
-        results = json.loads(self.context.run.metrics.read_text(encoding="utf-8"))
-        reporting.show_metrics(results, self.context.run, self.context.events.console)
+def end_epochs(context: RunContext, state: State, phase: Phase) -> tuple[State, bool]:
+    """Measure the dev loss after an epoch, where epochs have patience; return also whether both directions stop."""
+    recipe, events, name = context.recipe, context.events, phase.direction.name
+    if not (phase.parallel and epochs_may_end_early(recipe)):
+        return state, False
+    losses = [*state.dev_losses.get(name, []), dev_scoring.dev_loss(context, phase.direction)]
+    events.say(f"  {name}: dev loss {losses[-1]:.3f} nats per label after epoch {len(losses)}")
+    state = replace(state, dev_losses=state.dev_losses | {name: losses})
+    if phase.direction != directions(recipe)[-1]:
+        return state, False
+    patience = recipe.train.patience
+    enough = all(has_stopped_improving(each, patience, lower_is_better=True) for each in state.dev_losses.values())
+    if enough and not phase.ends_stage:
+        events.say(f"  {phase.stage}: dev loss has not improved for {patience} epochs; stopping this stage")
+    return state, enough
 
-    def _score(self, state: State, stage: str) -> State:
-        """Score a stage on dev; the best by the mean chrF++ of both directions is kept as `best`."""
-        stage_scores = self.scorer.translations("dev", stage)
-        scores = state.scores | {stage: stage_scores}
-        best = best_stage(scores)
-        if best == stage != BASE:
-            self.checkpoints.keep_best(stage)
-        self.context.events.log("dev", stage=stage, scores=stage_scores, best=best)
-        shown = [
-            f"{name} chrF++ {values['chrf']:.1f} BLEU {values['bleu']:.1f}"
-            + (f" copies {values['copied']:.0%}" if "copied" in values else "")
-            for name, values in stage_scores.items()
-        ]
-        what = "round trip" if self.context.recipe.without_dev else "dev"
-        self.context.events.say(f"  {what} after {stage}: {', '.join(shown)}")
-        return replace(state, scores=scores, best=best)
+
+def score_test_set(context: RunContext, state: State) -> None:
+    """Score every kept stage on test, then write `metrics.json` and show the table."""
+    run = context.run
+    best = best_stage(state.scores)
+    # Copies survive a round trip, so that without dev pairs a base may look better than it is.
+    if not context.recipe.without_dev and mean_chrf(state.scores[BASE]) >= mean_chrf(state.scores[best]):
+        context.events.say("  warning: no stage is better than the bare base on dev; the one kept as best is worse")
+    test = {"copy": dev_scoring.score_copies(context, "test")}
+    for stage in state.scores:
+        if stage != "copy":
+            for name, translator in context.translators.items():
+                translator.direction_model.restore(None if stage == BASE else run.adapters / stage / name)
+            test[stage] = dev_scoring.score_translations(context, "test", stage)
+    if not context.processes.is_main:
+        return
+    results = reporting.collect_metrics(context, state, test)
+    with report_full_disk(run.metrics):
+        write_json(run.metrics, results)
+    context.events.log("end", **{key: results[key] for key in ("seconds", "best", "peak_bytes")})
+    reporting.show_metrics(results, run, context.events.console)
+
+
+def show_finished(context: RunContext) -> None:
+    """Print the table of a finished run."""
+    context.events.say("this run is complete")
+    results = json.loads(context.run.metrics.read_text(encoding="utf-8"))
+    reporting.show_metrics(results, context.run, context.events.console)
+
+
+def _score(context: RunContext, state: State, stage: str) -> State:
+    """Score a stage on dev; the best by the mean chrF++ of both directions is kept as `best`."""
+    stage_scores = dev_scoring.score_translations(context, "dev", stage)
+    scores = state.scores | {stage: stage_scores}
+    best = best_stage(scores)
+    if best == stage != BASE:
+        run = context.run
+        context.write(lambda: run.keep_best(stage), run.adapters / BEST)
+    context.events.log("dev", stage=stage, scores=stage_scores, best=best)
+    shown = [
+        f"{name} chrF++ {values['chrf']:.1f} BLEU {values['bleu']:.1f}"
+        + (f" copies {values['copied']:.0%}" if "copied" in values else "")
+        for name, values in stage_scores.items()
+    ]
+    what = "round trip" if context.recipe.without_dev else "dev"
+    context.events.say(f"  {what} after {stage}: {', '.join(shown)}")
+    return replace(state, scores=scores, best=best)
 
 
 def best_stage(scores: ScoresByStage) -> str:

@@ -14,10 +14,6 @@ def replayed_examples(folder: Path, phases: Sequence[Phase], phase: Phase, limit
     """Return synthetic examples of earlier rounds, the newest first; of a target that came twice only the newest.
 
     Newer sources come from a better model, so these stay where there are more than `limit`.
-
-    Args:
-        folder: `examples` of the run.
-        phases, phase: all phases of the run, and the one that will train.
     """
     replayed: list[Example] = []
     round_of_target: dict[str, int] = {}

@@ -34,6 +34,8 @@ _LABELS = {
     PARALLEL: "parallel pairs",
     FINAL: "parallel pairs again",
 }
+# What the streams of `examples.Streams` read.
+_STREAMS = {"train": "parallel pairs", "noised": "denoising lines", "mono": "lines", "text": "pretraining lines"}
 _WEAK = "more train.parallel_epochs, since the generating direction is still weak"
 _ADVICE = {
     "unfinished": f"{_WEAK}, or a larger generate.max_length_ratio",
@@ -49,26 +51,20 @@ _ADVICE = {
 def report_examples(events: EventLog, phase: Phase, made: PhaseExamples) -> None:
     """Report the examples of a phase; a round whose candidates were all rejected ends the run."""
     counts = Counter(example.kind for example in made.examples)
-    events.log(
-        "examples",
-        stage=phase.stage,
-        direction=phase.direction.name,
-        **{kind: counts[kind] for kind in KINDS},
-        rejected=dict(made.rejected),
-        restarted=list(made.restarted),
-    )
-    for name in made.restarted:
-        events.say(f"  all rows of {name} are read; it starts over, reshuffled")
+    num_by_kind, restarted = {kind: counts[kind] for kind in KINDS}, list(made.restarted)
+    figures = {**num_by_kind, "rejected": dict(made.rejected), "restarted": restarted}
+    events.log("examples", stage=phase.stage, direction=phase.direction.name, **figures)
+    for stream in restarted:
+        kind, language = stream.split(".")[:2]
+        events.say(f"  all {_STREAMS[kind]} of {language} were read; the next ones start over, reshuffled")
     if not phase.round:
         return
     num_rejected, by_reason = made.rejected.total(), dict(sorted((+made.rejected).items()))
     if not counts[SYNTHETIC]:
         samples = "".join(f"\n    {sample.source!r} for {sample.target!r}" for sample in made.samples)
-        raise TrainingError(
-            f"all {num_rejected} synthetic sources were rejected: {by_reason}{samples}",
-            place=f"{phase.stage}, {phase.direction.name}",
-            cure=f"start a new run with {advice(made.rejected)}",
-        )
+        problem = f"all {num_rejected} synthetic sources were rejected: {by_reason}{samples}"
+        cure = f"start a new run with {advice(made.rejected)}"
+        raise TrainingError(problem, place=f"{phase.stage}, {phase.direction.name}", cure=cure)
     if num_rejected:
         events.say(f"  {num_rejected} of {made.num_candidates} synthetic sources rejected: {by_reason}")
     if 2 * num_rejected > made.num_candidates:
@@ -85,21 +81,9 @@ def advice(rejected: Counter[str]) -> str:
 
 def report_step(events: EventLog, direction: str, step: int, lr: float, result: StepResult) -> None:
     """Log one optimizer step."""
-    events.log(
-        "step",
-        direction=direction,
-        step=step,
-        lr=lr,
-        loss=json_number(result.loss),
-        grad_norm=json_number(result.grad_norm),
-        labels=result.num_labels,
-        tokens=result.num_tokens,
-    )
-
-
-def report_smaller_microbatches(events: EventLog, tokens: int) -> None:
-    events.say(f"  out of memory; from here on microbatches have at most {tokens} tokens")
-    events.log("memory", activity="training", tokens=tokens)
+    loss, grad_norm = json_number(result.loss), json_number(result.grad_norm)
+    figures = {"lr": lr, "loss": loss, "grad_norm": grad_norm, "labels": result.num_labels, "tokens": result.num_tokens}
+    events.log("step", direction=direction, step=step, **figures)
 
 
 def collect_metrics(context: RunContext, state: State, test: ScoresByStage) -> dict[str, Any]:
@@ -166,7 +150,7 @@ def show_metrics(results: Mapping[str, Any], run: RunFolder, console: Console) -
     for stage, scores in results["test"].items():
         cut = {name: scores[name].get("unfinished", 0) for name in names}
         if any(cut.values()):
-            counts = ", ".join(f"{number:.0f} of {name}" for name, number in cut.items())
+            counts = ", ".join(f"{count:.0f} of {name}" for name, count in cut.items())
             print_line(console, f"{_LABELS.get(stage, stage)}: translations cut at their length limit: {counts}", "dim")
     _show_comparison(results["comparison"], console)
     for name, signature in results["signatures"].items():
@@ -177,8 +161,8 @@ def show_metrics(results: Mapping[str, Any], run: RunFolder, console: Console) -
             print_line(console, f"  base        {sample['base']}", "dim")
             print_line(console, f"  translation {sample['hypothesis']}", "bold")
     for name, count in results["nonfinite_steps"].items():
-        what = f"{count} of {results['steps'][name]} steps had a non-finite loss or gradient"
-        print_line(console, f"{name}: {what}: see {run.nonfinite_steps}", "bold")
+        problem = f"{count} of {results['steps'][name]} steps had a non-finite loss or gradient"
+        print_line(console, f"{name}: {problem}: see {run.nonfinite_steps}", "bold")
     for name, counts in results["token_rows"].items():
         shown = ", ".join(f"{count} {reason}" for reason, count in counts.items())
         print_line(console, f"{name}: token rows of its synthetic examples: {shown}", "dim")
@@ -205,8 +189,8 @@ def _show_table(results: Mapping[str, Any], names: Sequence[str], console: Conso
 def _show_comparison(comparison: Mapping[str, Any] | None, console: Console) -> None:
     if comparison is None:
         return
-    system, baseline, samples = (comparison[key] for key in ("system", "baseline", "samples"))
-    print_line(console, f"{system} against {baseline}, paired bootstrap, {samples} samples:")
-    for name, metrics_of_direction in comparison["directions"].items():
-        for result in metrics_of_direction:
+    stages = f"{comparison['system']} against {comparison['baseline']}"
+    print_line(console, f"{stages}, paired bootstrap, {comparison['samples']} samples:")
+    for name, results in comparison["directions"].items():
+        for result in results:
             print_line(console, f"  {name} {comparison_text(result)}")

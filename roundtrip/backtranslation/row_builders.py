@@ -11,7 +11,6 @@ import torch
 from roundtrip.backtranslation.examples import oriented_pairs
 from roundtrip.data.row_store import TextRow
 from roundtrip.engine.translator import Translator
-from roundtrip.recipe.plan import Direction
 from roundtrip.recipe.schema import Recipe
 from roundtrip.runtime.downloads import cache_dir
 from roundtrip.runtime.errors import RecipeError
@@ -27,14 +26,7 @@ NUM_SAMPLES = 500
 def make_row_builders(
     recipe: Recipe, translators: Mapping[str, Translator], samples: Sequence[TextRow], events: EventLog
 ) -> tuple[dict[str, RowBuilder], dict[str, CompatibilityReport]]:
-    """Make the row builder of each direction, and report it.
-
-    Args:
-        samples: pairs in the order of the recipe's languages, such as those of dev.
-
-    Raises:
-        RecipeError: `tokens.mode = "splice"` and a direction cannot be spliced.
-    """
+    """Make the row builder of each direction, try it on sample pairs such as those of dev, and report it."""
     row_builders: dict[str, RowBuilder] = {}
     reports: dict[str, CompatibilityReport] = {}
     mode, checkers = recipe.tokens.mode, dict[torch.device, CanonicalityChecker]()
@@ -58,7 +50,10 @@ def make_row_builders(
                 task.advance(0, note=report.mode)
             if builder.checker is not None:
                 checkers[device] = builder.checker
-            _refuse(recipe, direction, report)
+            if mode == "splice" and report.mode == "text":
+                cure = f'{report.cure or "use another template"}; or set tokens.mode = "auto"'
+                problem = f"{name} cannot be spliced: {'; '.join(report.reasons)}"
+                raise RecipeError(problem, place="tokens.mode", cure=cure)
             builder = replace(builder, strict=mode == "splice", audit=recipe.tokens.audit)
         row_builders[name], reports[name] = builder, report
     for name, report in reports.items():
@@ -66,23 +61,14 @@ def make_row_builders(
     return row_builders, reports
 
 
-def _show_progress(task: ProgressHandle, what: str, number: int, total: int) -> None:
-    task.advance(0, note=f"{what}, {number:,} of {total:,}")
-
-
-def _refuse(recipe: Recipe, direction: Direction, report: CompatibilityReport) -> None:
-    if recipe.tokens.mode == "splice" and report.mode == "text":
-        raise RecipeError(
-            f"{direction.name} cannot be spliced: {'; '.join(report.reasons)}",
-            place="tokens.mode",
-            cure=f'{report.cure or "use another template"}; or set tokens.mode = "auto"',
-        )
+def _show_progress(task: ProgressHandle, activity: str, done: int, total: int) -> None:
+    task.advance(0, note=f"{activity}, {done:,} of {total:,}")
 
 
 def _show(events: EventLog, name: str, report: CompatibilityReport) -> None:
     how = f", verified on the {report.checker}" if report.checker else ""
-    num = sum(report.counts.values())
-    share = f"; {report.counts.get(SPLICED, 0)} of {num} sample lines" if num else ""
+    num_lines = sum(report.counts.values())
+    share = f"; {report.counts.get(SPLICED, 0)} of {num_lines} sample lines" if num_lines else ""
     events.say(f"  token rows of {name}: {report.mode}{how}{share}")
     for reason in report.reasons:
         events.say(f"    {reason}")

@@ -70,19 +70,13 @@ class RunManifest:
     expansions: dict[str, float] = field(default_factory=dict)
 
     def check_loaded(self, kind: str, hashes: Mapping[str, str | None]) -> None:
-        """Compare the `base model` or `tokenizer` of each direction with what the run was started with, if it was.
-
-        Raises:
-            RunError: the contents differ.
-        """
+        """Compare the `base model` or `tokenizer` of each direction with what the run was started with, if it was."""
         expected = self.base_hashes if kind == "base model" else self.tokenizer_hashes
         for direction, digest in expected.items():
             if direction in hashes and hashes[direction] != digest:
-                raise RunError(
-                    f"the {kind} of {direction} is not the one this run was started with: its content differs",
-                    place=str(self.base_locations.get(direction)),
-                    cure=f"restore that {kind}, or start a new run",
-                )
+                problem = f"the {kind} of {direction} is not the one this run was started with: its content differs"
+                place = str(self.base_locations.get(direction))
+                raise RunError(problem, place=place, cure=f"restore that {kind}, or start a new run")
 
 
 class RunFolder:
@@ -101,18 +95,14 @@ class RunFolder:
         self.metrics = path / "metrics.json"
 
     def manifest(self) -> RunManifest:
-        """Read `run.json`.
-
-        Raises:
-            RunError: it is missing, broken, or of another format.
-        """
+        """Read `run.json`, and refuse one that is missing, broken, or of another format."""
         try:
             document = json.loads((self.path / "run.json").read_text(encoding="utf-8"))
         except (OSError, ValueError) as error:
             raise RunError(f"not a run folder: {error}", place=str(self.path), cure=_NOT_A_RUN) from error
-        number = document.pop("format", None) if isinstance(document, dict) else None
-        if number != FORMAT:
-            problem = f"its run.json has format {number}, this version reads {FORMAT}"
+        version = document.pop("format", None) if isinstance(document, dict) else None
+        if version != FORMAT:
+            problem = f"its run.json has format {version}, this version reads {FORMAT}"
             cure = "use the version of roundtrip that made it, or start a new run"
             raise RunError(problem, place=str(self.path), cure=cure)
         try:
@@ -124,18 +114,14 @@ class RunFolder:
         atomic_io.write_json(self.path / "run.json", {"format": FORMAT, **asdict(manifest)})
 
     def recipe(self, manifest: RunManifest | None = None) -> Recipe:
-        """Return the recipe as it was run: with the precision and the models from scratch that it started with.
-
-        Raises:
-            RunError: not a run, or another version wrote the recipe.
-        """
+        """Return the recipe as it was run: with the precision and the models from scratch that it started with."""
         manifest = manifest or self.manifest()
         try:
             recipe = Recipe.model_validate_json(json.dumps(manifest.recipe))
         except ValidationError as error:
             problem = f"its recipe was written by roundtrip {manifest.versions.get('roundtrip')}, with other keys"
             raise RunError(problem, place=str(self.path), cure="use that version, or train again") from error
-        return with_model_folders(recipe, self.base, {name: {"dtype": one} for name, one in manifest.dtypes.items()})
+        return with_model_folders(recipe, self.base, manifest.dtypes)
 
     def keep_best(self, stage: str) -> None:
         """Make `adapters/best` a copy of a stage's weights, in one rename."""
@@ -148,14 +134,12 @@ class RunFolder:
         return atomic_io.file_hashes(kept, kept) == (atomic_io.file_hashes(best, best) if best.is_dir() else {})
 
 
-def with_model_folders(
-    recipe: Recipe, folder: Path, updates: Mapping[str, Mapping[str, object]] | None = None
-) -> Recipe:
-    """Return a recipe whose models from scratch lie in a folder, with further keys of `[model]` by direction."""
+def with_model_folders(recipe: Recipe, folder: Path, dtypes: Mapping[str, str] | None = None) -> Recipe:
+    """Return a recipe whose models from scratch lie in a folder, with the dtypes of some directions."""
     models = {}
     for name, spec in recipe.model.items():
-        path = {"path": str((folder / name).resolve())} if spec.from_scratch is not None else {}
-        models[name] = spec.model_copy(update={**path, **(updates or {}).get(name, {})})
+        path = str((folder / name).resolve()) if spec.from_scratch is not None else spec.path
+        models[name] = spec.model_copy(update={"path": path, "dtype": (dtypes or {}).get(name, spec.dtype)})
     return recipe.model_copy(update={"model": models})
 
 
@@ -166,11 +150,7 @@ def versions() -> dict[str, str]:
 
 
 def create(path: Path, loaded: LoadedRecipe) -> RunFolder:
-    """Make the folder of a new run.
-
-    Raises:
-        RunError: it cannot be written, or already holds something.
-    """
+    """Make the folder of a new run, and refuse one that already holds something."""
     run = RunFolder(path)
     try:
         if any(run.checkpoints.glob("[!.]*")):
@@ -196,21 +176,15 @@ def create(path: Path, loaded: LoadedRecipe) -> RunFolder:
 
 
 def reopen(path: Path, loaded: LoadedRecipe) -> RunFolder:
-    """Open a run to continue it; keys that no result depends on, such as `[checkpoint]`, may have changed.
-
-    Raises:
-        RunError: not a run, or of another recipe or other versions; the message names the differences.
-    """
+    """Open a run to continue it; of recipe and versions, only keys that no result depends on may have changed."""
     run = RunFolder(path)
     manifest, recipe = run.manifest(), loaded.recipe.model_dump(mode="json")
     differences = _differences(manifest.recipe, recipe, "")
     differences += _differences(manifest.versions, versions(), "version of ")
     if differences:
-        raise RunError(
-            "was started with other settings:\n" + "\n".join(f"  - {line}" for line in differences),
-            place=str(path),
-            cure="resume with the recipe and versions it was started with, or start a new run with --out",
-        )
+        problem = "was started with other settings:\n" + "\n".join(f"  - {line}" for line in differences)
+        cure = "resume with the recipe and versions it was started with, or start a new run with --out"
+        raise RunError(problem, place=str(path), cure=cure)
     if manifest.recipe != recipe:
         run.write_manifest(replace(manifest, recipe=recipe, overrides=list(loaded.overrides)))
     return run
@@ -229,11 +203,7 @@ def _differences(old: Mapping[str, Any], new: Mapping[str, Any], prefix: str) ->
 
 @contextmanager
 def run_lock(path: Path) -> Iterator[None]:
-    """Hold a run folder against other processes; the lock ends with the process, however it ends.
-
-    Raises:
-        RunError: another process holds it, or the folder cannot be made.
-    """
+    """Hold a run folder against other processes; the lock ends with the process, however it ends."""
     lock = FileLock(path / "lock", blocking=False)
     try:
         path.mkdir(parents=True, exist_ok=True)

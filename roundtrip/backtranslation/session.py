@@ -15,10 +15,11 @@ from roundtrip.backtranslation.dev_scoring import bleu_tokenize
 from roundtrip.backtranslation.examples import oriented_pairs
 from roundtrip.backtranslation.filtering import Candidate, RejectionRule
 from roundtrip.backtranslation.loop import back_translate
+from roundtrip.backtranslation.model_selection import show_finished
 from roundtrip.backtranslation.row_builders import NUM_SAMPLES, make_row_builders
 from roundtrip.backtranslation.run_folder import RunFolder, RunManifest, create, reopen, run_lock
 from roundtrip.backtranslation.trainer import Trainer
-from roundtrip.data import corpora as text
+from roundtrip.data import corpora as data_corpora
 from roundtrip.data.corpora import Corpora
 from roundtrip.data.language_id import MIN_CHARS, MIN_LINES, MIN_RIGHT, LanguageIdentifier
 from roundtrip.engine import translator
@@ -100,30 +101,17 @@ def run_recipe(
     run = RunFolder(path)
     events.path = run.events if processes.is_main else None
     with catch_signals(events.say) as stop:
-        context = _load_context(run, loaded, events, stop, processes)
-        by_language = _language_filters(context)
-        rules = {name: [*by_language.get(name, []), *filters] for name in context.translators}
-        context = replace(context, filters=rules)
-        if context.recipe.rounds.count:
-            builders, _ = make_row_builders(context.recipe, context.translators, context.corpora.dev, events)
-            context = replace(context, row_builders=builders)
-        stop.raise_if_requested()
+        context = _load_context(run, loaded, events, stop, processes, filters)
         with closing(Trainer(context)) as trainer:
             if resume:
                 trainer.resume()
                 if processes.broadcast(trainer.is_complete()):
-                    trainer.selection.show()
+                    show_finished(context)
                     return run
             events.log("start", phase=trainer.state.phase, step=trainer.state.step)
-            events.log(
-                "optimizer",
-                name="AdamW",
-                betas=BETAS,
-                eps=EPS,
-                min_lr_factor=MIN_LR_FACTOR,
-                max_grad_norm=MAX_GRAD_NORM,
-                planned_steps={name: optimizer.num_steps for name, optimizer in trainer.optimizers.items()},
-            )
+            constants = {"betas": BETAS, "eps": EPS, "min_lr_factor": MIN_LR_FACTOR, "max_grad_norm": MAX_GRAD_NORM}
+            planned = {name: optimizer.num_steps for name, optimizer in trainer.optimizers.items()}
+            events.log("optimizer", name="AdamW", **constants, planned_steps=planned)
             models = {name: each.direction_model for name, each in context.translators.items()}
             before = frozen_hashes(models)
             back_translate(trainer)
@@ -133,7 +121,12 @@ def run_recipe(
 
 
 def _load_context(
-    run: RunFolder, loaded: LoadedRecipe, events: EventLog, stop: StopRequest, processes: ProcessGroup
+    run: RunFolder,
+    loaded: LoadedRecipe,
+    events: EventLog,
+    stop: StopRequest,
+    processes: ProcessGroup,
+    filters: Sequence[RejectionRule],
 ) -> RunContext:
     """Load text and models; what was fixed when the run was started is read back from its manifest."""
     manifest = run.manifest()
@@ -144,26 +137,27 @@ def _load_context(
     lines = manifest.lines
     if not lines:
         lines = processes.broadcast(read_text(loaded, run.data, events).counts if is_main else {})
-    corpora = text.reopen(recipe, run.data, lines)
+    corpora = data_corpora.reopen(recipe, run.data, lines)
     stop.raise_if_requested()
     segments = {name: Segments.from_dict(value) for name, value in manifest.segments.items()}
     with processes.main_process_first():
         translators = load_models(recipe, loaded.folder, corpora, events, segments, run.base)
     stop.raise_if_requested()
     manifest.check_loaded("base model", {name: each.base.digest for name, each in translators.items()})
-    tokenizer_hashes = {
-        name: fingerprint(each.base.tokenizer) if getattr(each.base.tokenizer, "is_fast", False) else None
-        for name, each in translators.items()
-    }
-    manifest.check_loaded("tokenizer", tokenizer_hashes)
-    expansions = manifest.expansions if manifest.files else measure_expansions(recipe, translators, corpora)
+    tokenizers = {name: each.base.tokenizer for name, each in translators.items()}
+    hashes = {name: fingerprint(each) if getattr(each, "is_fast", False) else None for name, each in tokenizers.items()}
+    manifest.check_loaded("tokenizer", hashes)
     for name, each in translators.items():
-        translators[name] = replace(each, processes=processes, expansion=expansions.get(name, 1.0))
+        expansion = manifest.expansions.get(name, each.expansion)
+        translators[name] = replace(each, processes=processes, expansion=expansion)
     check_lines(translators, corpora, recipe, events)
     if is_main and not manifest.files:
-        manifest = replace(manifest, lines=corpora.counts, tokenizer_hashes=tokenizer_hashes)
+        manifest = replace(manifest, lines=corpora.counts, tokenizer_hashes=hashes)
         run.write_manifest(_completed(manifest, run, translators))
-    return RunContext(run, recipe, corpora, translators, events, stop, processes=processes)
+    rules = {name: [*of_language, *filters] for name, of_language in _language_filters(recipe, corpora, events).items()}
+    builders = make_row_builders(recipe, translators, corpora.dev, events)[0] if recipe.rounds.count else {}
+    stop.raise_if_requested()
+    return RunContext(run, recipe, corpora, translators, events, stop, builders, rules, processes)
 
 
 def _completed(manifest: RunManifest, run: RunFolder, translators: Mapping[str, Translator]) -> RunManifest:
@@ -197,9 +191,9 @@ def check_requirements(recipe: Recipe) -> None:
 def read_text(loaded: LoadedRecipe, target: Path, events: EventLog) -> Corpora:
     """Read, clean and separate the text of a recipe into a folder, and report what was dropped."""
     with events.task("reading", "reading text", 0):
-        corpora = text.prepare(loaded.recipe, loaded.folder, target, lambda line: events.say(f"  {line}"))
+        corpora = data_corpora.prepare(loaded.recipe, loaded.folder, target, lambda line: events.say(f"  {line}"))
     for part, counts in corpora.counts.items():
-        dropped = ", ".join(f"{number} {reason}" for reason, number in counts.items() if reason != "kept")
+        dropped = ", ".join(f"{count} {reason}" for reason, count in counts.items() if reason != "kept")
         events.say(f"  {part}: {counts.get('kept', 0)} lines" + (f" (dropped: {dropped})" if dropped else ""))
     events.log("text", lines=corpora.counts)
     return corpora
@@ -223,58 +217,47 @@ def load_models(
                 from_scratch.create_model(spec.from_scratch, text_lines, Path(spec.path), seed, max_length)
     names = " and ".join(dict.fromkeys(spec.name for spec in recipe.model.values()))
     with events.task("loading", f"loading {names}", 0):
-        return translator.load(recipe, folder, segments, residual_folder)
-
-
-def measure_expansions(recipe: Recipe, translators: Mapping[str, Translator], corpora: Corpora) -> dict[str, float]:
-    """Return the target tokens per source token of each direction, by which length limits grow."""
+        translators = translator.load(recipe, folder, segments, residual_folder)
+    # Length limits grow with the target tokens per source token of real pairs.
     rows = corpora.train[:NUM_SAMPLES] if recipe.without_dev else corpora.dev
-    return {
-        name: expansion_of(each.template, oriented_pairs(rows, each.direction, recipe))
-        for name, each in translators.items()
-    }
+    pairs = {name: oriented_pairs(rows, each.direction, recipe) for name, each in translators.items()}
+    expansions = {name: expansion_of(each.template, pairs[name]) for name, each in translators.items()}
+    return {name: replace(each, expansion=expansions[name]) for name, each in translators.items()}
 
 
 def check_lines(translators: Mapping[str, Translator], corpora: Corpora, recipe: Recipe, events: EventLog) -> None:
-    """Try the dev and test lines on template and model before any time is spent.
-
-    Raises:
-        TextError: a line does not fit into the model.
-    """
+    """Try the dev and test lines on template and model before any time is spent; refuse one that does not fit."""
     for name, each in translators.items():
         pairs = oriented_pairs(corpora.dev, each.direction, recipe)
         for part, rows in (("dev", pairs), ("test", oriented_pairs(corpora.test, each.direction, recipe))):
-            sources = [source for source, _ in rows]
-            for number, prompt in enumerate(each.template.prompts(sources), start=1):
+            for number, prompt in enumerate(each.template.prompts([source for source, _ in rows]), start=1):
                 if not each.fits(each.num_needed(prompt, recipe.generate)):
-                    raise TextError(
-                        f"line {number} has {len(prompt)} tokens, the model {each.base.max_positions} positions",
-                        place=f"data.{part} ({each.direction.source})",
-                        cure="remove the line, lower generate.max_length_ratio, or use a model with a longer context",
-                    )
+                    problem = f"line {number} has {len(prompt)} tokens, the model {each.base.max_positions} positions"
+                    cure = "remove the line, lower generate.max_length_ratio, or use a model with a longer context"
+                    raise TextError(problem, place=f"data.{part} ({each.direction.source})", cure=cure)
         held = sum(each.template.boundary_holds(pair) for pair in pairs)
         events.log("boundaries", direction=name, held=held, lines=len(pairs))
         if held < len(pairs):
-            events.say(
-                f"  warning: on {len(pairs) - held} of {len(pairs)} dev lines of {name} the prompt's end "
-                "merges with the target into one token; a chat template, or a space in front of {target}, avoids this"
+            cure = "a chat template, or a space in front of {target}, avoids this"
+            problem = (
+                f"on {len(pairs) - held} of {len(pairs)} dev lines of {name} the prompt's end merges with the target"
             )
+            events.say(f"  warning: {problem} into one token; {cure}")
 
 
-def _language_filters(context: RunContext) -> dict[str, list[RejectionRule]]:
+def _language_filters(recipe: Recipe, corpora: Corpora, events: EventLog) -> dict[str, list[RejectionRule]]:
     """Return filters of sources in the language of their target, where identification works on the dev text."""
-    recipe = context.recipe
+    none: dict[str, list[RejectionRule]] = {direction.name: [] for direction in directions(recipe)}
     if not recipe.filter.language:
-        return {}
+        return none
     identifier = LanguageIdentifier(recipe.languages)
     for side, language in enumerate(recipe.languages):
-        share, number = identifier.share_right([row[side] for row in context.corpora.dev], language)
-        if number < MIN_LINES or share < MIN_RIGHT:
-            context.events.say(
-                f"  filter.language: not used, since it is right on {share:.0%} of {number} dev lines of {language} "
-                f"with at least {MIN_CHARS} characters ({MIN_RIGHT:.0%} of at least {MIN_LINES} are required)"
-            )
-            return {}
+        share, num_lines = identifier.share_right([row[side] for row in corpora.dev], language)
+        if num_lines < MIN_LINES or share < MIN_RIGHT:
+            figures = f"{share:.0%} of {num_lines} dev lines of {language} with at least {MIN_CHARS} characters"
+            required = f"{MIN_RIGHT:.0%} of at least {MIN_LINES} are required"
+            events.say(f"  filter.language: not used, since it is right on {figures} ({required})")
+            return none
 
     def wrong_language(source: str, candidate: Candidate) -> str | None:
         return "wrong_language" if identifier.is_other(candidate.source, source) else None

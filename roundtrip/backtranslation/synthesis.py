@@ -6,15 +6,14 @@ from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from roundtrip.backtranslation import candidate_selection, examples
+from roundtrip.backtranslation import examples
+from roundtrip.backtranslation.candidate_selection import likelihood, reverse_likelihood, select_candidates
 from roundtrip.backtranslation.checkpoint import State
 from roundtrip.backtranslation.context import RunContext
 from roundtrip.backtranslation.early_stopping import require_better_than_copy
 from roundtrip.backtranslation.examples import PhaseExamples, Streams
 from roundtrip.backtranslation.filtering import Candidate, FilteredCandidates, filter_candidates, round_trip_chrf
 from roundtrip.backtranslation.replay import replayed_examples
-from roundtrip.data.sampler import Cursor
-from roundtrip.engine.request import Callbacks
 from roundtrip.recipe.plan import Phase
 from roundtrip.recipe.sampling_schedule import describe_sampling, sampling_settings
 from roundtrip.recipe.schema import Generate
@@ -24,19 +23,12 @@ from roundtrip.runtime.seeding import derive_seed
 
 @dataclass(frozen=True)
 class TakenLines:
-    """The real lines that a round starts from.
-
-    Attributes:
-        settings: how the reverse direction generates in this round.
-        cursors, state: where the stream of lines stands after them, and the run before this phase.
-        num_too_long: lines that were left out, since they would not fit into a row.
-    """
+    """The real lines that a round starts from, the streams of which they are, and how sources are generated."""
 
     lines: list[str]
-    settings: Generate
-    cursors: dict[str, Cursor]
+    streams: Streams
     num_too_long: int
-    state: State
+    settings: Generate
 
 
 class Synthesizer:
@@ -48,9 +40,11 @@ class Synthesizer:
 
     def real_examples(self, phase: Phase, state: State) -> PhaseExamples:
         """Return all parallel pairs, or monolingual lines for a model from scratch."""
-        if not phase.parallel:
-            return self._streams(state).monolingual(phase)
-        return PhaseExamples(examples.parallel_examples(self.context.corpora.train, phase.direction, self.recipe), {})
+        if phase.parallel:
+            pairs = examples.parallel_examples(self.context.corpora.train, phase.direction, self.recipe)
+            return PhaseExamples(pairs, {})
+        streams = self._streams(state)
+        return PhaseExamples(streams.monolingual(phase), streams.after, streams.restarted())
 
     def take_lines(self, phase: Phase, state: State) -> TakenLines:
         """Take the next lines of the target language."""
@@ -63,9 +57,10 @@ class Synthesizer:
         # Before anything asks for their ids, so that no line is encoded twice.
         self.encode_ahead(phase, state)
         self.prefetcher.wait()
-        lines, cursors = self._streams(state).lines(phase)
+        streams = self._streams(state)
+        lines = streams.lines(phase)
         short = examples.short_lines(lines, self.recipe, settings, self.context.translators[reverse])
-        return TakenLines(short, settings, cursors, len(lines) - len(short), state)
+        return TakenLines(short, streams, len(lines) - len(short), settings)
 
     def translate(self, phase: Phase, taken: TakenLines) -> list[Candidate]:
         """Let the reverse direction generate sources for lines; those of one line stand next to each other."""
@@ -97,52 +92,38 @@ class Synthesizer:
 
     def filter(self, phase: Phase, candidates: Sequence[Candidate]) -> FilteredCandidates:
         """Reject bad candidates, counted by reason."""
-        corpora = self.context.corpora
+        corpora, rules = self.context.corpora, self.context.filters.get(phase.direction.name, ())
         pairs = corpora.train if self.recipe.without_dev else corpora.dev
-        return filter_candidates(
-            candidates,
-            self.recipe.filter,
-            length_ratio=examples.usual_length_ratio(pairs, self.recipe, phase.direction),
-            filters=self.context.filters.get(phase.direction.name, ()),
-        )
+        length_ratio = examples.usual_length_ratio(pairs, self.recipe, phase.direction)
+        return filter_candidates(candidates, self.recipe.filter, length_ratio=length_ratio, filters=rules)
 
     def select(self, phase: Phase, taken: TakenLines, filtered: FilteredCandidates) -> FilteredCandidates:
         """Select one candidate of each line, or all, and reject those that the forward direction cannot restore."""
         forward, settings = self.context.translators[phase.direction.name], taken.settings
-        kept, method = filtered.kept, settings.candidate_selection
-
-        def on_progress(rows: int, tokens: int) -> None:
-            self.context.stop.raise_if_requested()
-
+        kept, method, callbacks = filtered.kept, settings.candidate_selection, self.context.callbacks()
         if settings.num_candidates > 1 and method != "all" and kept:
             if method == "likelihood":
-                scores = candidate_selection.likelihood(kept)
+                scores = likelihood(kept)
             else:
                 max_tokens = self.recipe.train.max_tokens_per_microbatch
-                scores = candidate_selection.reverse_likelihood(forward, kept, max_tokens, on_progress)
-            filtered = FilteredCandidates(candidate_selection.select_candidates(kept, scores), filtered.rejected)
+                scores = reverse_likelihood(forward, kept, max_tokens, callbacks.on_progress)
+            filtered = FilteredCandidates(select_candidates(kept, scores), filtered.rejected)
         lowest = self.recipe.filter.min_round_trip_chrf
         if lowest and filtered.kept:
-            chrf = round_trip_chrf(forward, filtered.kept, settings, Callbacks(on_progress))
+            chrf = round_trip_chrf(forward, filtered.kept, settings, callbacks)
             filtered = filtered.without([value < lowest for value in chrf], "low_round_trip")
         return filtered
 
     def mix(
-        self, phase: Phase, taken: TakenLines, candidates: Sequence[Candidate], selected: FilteredCandidates
+        self, phase: Phase, taken: TakenLines, made: Sequence[Candidate], selected: FilteredCandidates
     ) -> PhaseExamples:
         """Mix replayed, parallel and denoising examples with the selected candidates."""
-        streams, folder = self._streams(taken.state), self.context.run.examples
+        streams, folder, num_candidates = taken.streams, self.context.run.examples, len(made) + taken.num_too_long
         replayed = replayed_examples(folder, self.phases, phase, self.recipe.rounds.replay_examples)
-        mixed, after = examples.mix(phase, streams, selected.kept, replayed)
-        cursors = taken.cursors | after
-        return PhaseExamples(
-            mixed,
-            cursors,
-            streams.restarted(cursors),
-            selected.rejected + Counter({examples.TARGET_TOO_LONG: taken.num_too_long}),
-            len(candidates) + taken.num_too_long,
-            [] if selected.kept else examples.rejected_samples(candidates),
-        )
+        mixed = examples.mix(phase, streams, selected.kept, replayed)
+        rejected = selected.rejected + Counter({examples.TARGET_TOO_LONG: taken.num_too_long})
+        samples = [] if selected.kept else examples.rejected_samples(made)
+        return PhaseExamples(mixed, streams.after, streams.restarted(), rejected, num_candidates, samples)
 
     def encode_ahead(self, phase: Phase, state: State) -> None:
         """Start a thread that encodes the real text that a round will read, unless it is encoded already."""
@@ -150,8 +131,8 @@ class Synthesizer:
         reverse, forward = translators[phase.direction.reverse.name], translators[phase.direction.name]
 
         def encode() -> None:
-            lines, _ = streams.lines(phase)
-            pairs, _ = streams.pairs(phase, len(lines))
+            lines = streams.lines(phase)
+            pairs = streams.pairs(phase, len(lines))
             reverse.template.expect(sources=lines)
             forward.template.expect(targets=lines, pairs=[(example.source, example.target) for example in pairs])
 

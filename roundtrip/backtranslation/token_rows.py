@@ -21,19 +21,12 @@ ROWS_AT_ONCE = 2048
 
 
 def build_token_rows(
-    examples: Sequence[Example],
-    translator: Translator,
-    builder: RowBuilder | None,
-    seed: int,
+    examples: Sequence[Example], translator: Translator, builder: RowBuilder | None, seed: int
 ) -> tuple[TokenDataset, Counter[str]]:
     """Return the token rows of examples, in their order, and the number of synthetic ones by path and reason.
 
-    New synthetic ones are made by the row builder, all others by the text path. Either way gives the same row, so a
-    resumed run trains on what it would have trained on.
-
-    Args:
-        examples: those with a candidate, whose ids are known, come first.
-        seed: chooses the rows of the audit.
+    New synthetic ones, which come first, are made by the row builder, all others by the text path. Either way gives the
+    same row, so a resumed run trains on what it would have trained on. `seed` chooses the rows of the audit.
     """
     device = translator.base.device
     candidates = [example.candidate for example in examples if builder is not None and example.candidate is not None]
@@ -63,11 +56,7 @@ def build_token_rows(
 
 
 def fitting_rows(rows: TokenDataset, translator: Translator, max_length: int, place: str) -> tuple[list[int], int]:
-    """Return the rows that have a label and are not too long for recipe and model, and the longest length allowed.
-
-    Raises:
-        TrainingError: there are none.
-    """
+    """Return the rows that have a label and are not too long for recipe and model, and the longest length allowed."""
     limit = min(max_length, translator.base.max_positions or max_length)
     fitting = [i for i, size in enumerate(rows.sizes) if rows.starts[i] < size <= limit]
     if not fitting:

@@ -22,40 +22,37 @@ from roundtrip.tokens.prompt_template import PromptTemplate
 
 
 def direction_into(run: RunFolder, target: str) -> Direction:
-    """Return the direction of a run into a language.
+    """Return the direction of a run into a language."""
+    by_target = {direction.target: direction for direction in directions(run.recipe())}
+    return _choose(by_target, target, run, f"translates between {' and '.join(sorted(by_target))}, not into '{target}'")
 
-    Raises:
-        RunError: not a run, or of other languages.
-    """
-    recipe = run.recipe()
-    for direction in directions(recipe):
-        if direction.target == target:
-            return direction
-    raise RunError(f"translates between {' and '.join(recipe.languages)}, not into '{target}'", place=str(run.path))
+
+def direction_named(run: RunFolder, name: str) -> Direction:
+    """Return the direction of a run with a name, such as `en-es`."""
+    by_name = {direction.name: direction for direction in directions(run.recipe())}
+    return _choose(by_name, name, run, f"has no direction '{name}'")
+
+
+def _choose(known: Mapping[str, Direction], key: str, run: RunFolder, problem: str) -> Direction:
+    if key not in known:
+        raise RunError(problem, place=str(run.path), cure=f"name {' or '.join(known)}")
+    return known[key]
 
 
 def load(
-    run: RunFolder,
-    direction: Direction,
-    stage: str = BEST,
-    device: str = "auto",
-    changes: Mapping[str, object] | None = None,
+    run: RunFolder, direction: Direction, stage: str = BEST, device: str = "auto", quantize: str | None = None
 ) -> Translator:
-    """Load one direction of a run as it was at the end of a stage, where some keys of `[model]` may differ.
-
-    Raises:
-        RunError: not a run, no such stage, or another base than it was trained on.
-    """
+    """Load one direction of a run as it was at the end of a stage, with `model.quantize` of the recipe or another."""
     manifest, name = run.manifest(), direction.name
     recipe, path = run.recipe(manifest), run.adapters / stage / name
     if not path.is_dir():
         kept = ", ".join(sorted(item.name for item in run.adapters.glob("*") if item.is_dir()))
-        cure = f"kept: {kept or 'none yet, train first'}"
+        cure = f"name a stage that was kept: {kept}" if kept else "train first: no stage was kept yet"
         raise RunError(f"has no adapters '{stage}'", place=str(run.path), cure=cure)
     segments = {key: Segments.from_dict(value) for key, value in manifest.segments.items()}
     # What served training only need not be here: the attention, and the device it ran on.
     for_use = {"attention": "auto", "use_liger_kernel": False, "gradient_checkpointing": False}
-    spec: dict[str, object] = {"device": device, **for_use, **(changes or {})}
+    spec: dict[str, object] = {"device": device, **for_use} | ({"quantize": quantize} if quantize else {})
     if is_full := recipe.adapter[name].method == "full":
         # A fully trained model does not need the one it was trained from.
         spec |= {"path": str(path.resolve()), "from_scratch": None, "revision": None}
@@ -68,20 +65,12 @@ def load(
 
 
 def load_exported(folder: Path, direction: Direction, device: str) -> Translator:
-    """Load an exported direction: an adapter with the base that it names, or a model.
-
-    Raises:
-        RunError: a part of it is missing or broken.
-        ModelError, SourceError: the model cannot be loaded.
-    """
+    """Load an exported direction: an adapter with the base that it names, or a model."""
     try:
         document = json.loads((folder / "template.json").read_text(encoding="utf-8"))
         expansion = float(document.pop("expansion", 1.0))
-        document.pop("direction", None)
-        segments = Segments.from_dict(document)
-        is_adapter = (folder / adapters.CONFIG).exists()
-        config = json.loads((folder / (adapters.CONFIG if is_adapter else "config.json")).read_text(encoding="utf-8"))
-        spec, adapter = _adapter_spec(folder, config) if is_adapter else _model_spec(folder, config)
+        segments = Segments.from_dict({key: document[key] for key in document.keys() - {"source", "target"}})
+        spec, adapter = _spec_of_exported(folder)
     except (OSError, ValueError, KeyError, TypeError) as error:
         problem = f"not an exported direction that can be read ({type(error).__name__}: {error})"
         raise RunError(problem, place=str(folder), cure="export it again") from error
@@ -91,26 +80,27 @@ def load_exported(folder: Path, direction: Direction, device: str) -> Translator
     except SourceError as error:
         cure = "restore it, or export with --merged"
         raise RunError(f"its base model cannot be loaded: {error.problem}", place=str(folder), cure=cure) from error
-    if is_adapter:
+    if adapter.method != "full":
         model.restore(folder)
     template = PromptTemplate(model.base.tokenizer, segments)
     return Translator(direction, model, template, template, expansion=expansion)
 
 
-def _adapter_spec(folder: Path, config: dict[str, Any]) -> tuple[Model, Adapter]:
+def _spec_of_exported(folder: Path) -> tuple[Model, Adapter]:
+    """Return how an exported adapter with its base, or an exported model, is loaded."""
+    if not (folder / adapters.CONFIG).exists():
+        config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
+        # float32 holds all that float16 does, and bfloat16 does not.
+        is_exact = config.get("dtype", config.get("torch_dtype")) in {"float32", "float16"}
+        return Model(path=str(folder.resolve()), dtype="float32" if is_exact else "auto"), Adapter(method="full")
+    config = json.loads((folder / adapters.CONFIG).read_text(encoding="utf-8"))
     method: Any = ("rs" if config["use_rslora"] else "") + ("dora" if config["use_dora"] else "lora")
     targets = config["target_modules"]
     targets = targets if isinstance(targets, str) else tuple(targets)
     adapter = Adapter(method=method, rank=config["r"], alpha=config["lora_alpha"], targets=targets)
     # An adapter has the precision of its base.
-    exact = any(tensor.dtype == torch.float32 for tensor in adapters.read(folder).values())
-    return Model(path=config["base_model_name_or_path"], dtype="float32" if exact else "auto"), adapter
-
-
-def _model_spec(folder: Path, config: dict[str, Any]) -> tuple[Model, Adapter]:
-    # float32 holds all that float16 does, and bfloat16 does not.
-    exact = config.get("dtype", config.get("torch_dtype")) in {"float32", "float16"}
-    return Model(path=str(folder.resolve()), dtype="float32" if exact else "auto"), Adapter(method="full")
+    is_exact = any(tensor.dtype == torch.float32 for tensor in adapters.read(folder).values())
+    return Model(path=config["base_model_name_or_path"], dtype="float32" if is_exact else "auto"), adapter
 
 
 def load_trained(run_dir: Path | str, direction: str, *, stage: str = BEST, device: str = "auto") -> Translator:
@@ -132,15 +122,3 @@ def load_trained(run_dir: Path | str, direction: str, *, stage: str = BEST, devi
     """
     run = RunFolder(Path(run_dir))
     return load(run, direction_named(run, direction), stage, device)
-
-
-def direction_named(run: RunFolder, name: str) -> Direction:
-    """Return a direction of a run.
-
-    Raises:
-        RunError: not a run, or it has no such direction.
-    """
-    by_name = {direction.name: direction for direction in directions(run.recipe())}
-    if name not in by_name:
-        raise RunError(f"has no direction '{name}'", place=str(run.path), cure=f"name {' or '.join(by_name)}")
-    return by_name[name]

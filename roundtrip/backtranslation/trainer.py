@@ -5,32 +5,20 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 
-from roundtrip.backtranslation import nonfinite_steps, reporting
+from roundtrip.backtranslation import model_selection, nonfinite_steps, reporting
 from roundtrip.backtranslation.checkpoint import CheckpointStore, State
 from roundtrip.backtranslation.context import RunContext
-from roundtrip.backtranslation.dev_scoring import Scorer
-from roundtrip.backtranslation.early_stopping import has_stopped_improving
 from roundtrip.backtranslation.examples import Example, PhaseExamples, examples_path
-from roundtrip.backtranslation.model_selection import ModelSelection
 from roundtrip.backtranslation.synthesis import Synthesizer
 from roundtrip.backtranslation.token_rows import build_token_rows, fitting_rows
 from roundtrip.engine.kl_penalty import KLPenalty
 from roundtrip.engine.train_step import StepResult, StepSettings, train_step
 from roundtrip.engine.translator import Translator
 from roundtrip.models.optimizer import Optimizer
-from roundtrip.recipe.plan import (
-    PRETRAIN,
-    Direction,
-    Phase,
-    directions,
-    epochs_may_end_early,
-    next_phase,
-    num_phase_steps,
-    num_steps,
-    phases,
-)
+from roundtrip.recipe import plan
+from roundtrip.recipe.plan import PRETRAIN, Phase
 from roundtrip.recipe.schema import Train
 from roundtrip.runtime import memory
 from roundtrip.runtime.atomic_io import read_rows, write_json, write_rows
@@ -48,25 +36,21 @@ class PhaseJob:
     """What the train steps of one phase need.
 
     Attributes:
-        translator: of the direction that trains.
-        dataset: its token rows, on its device.
+        translator, dataset: of the direction that trains, and its token rows, on its device.
         batches: the rows of each optimizer step, in order.
-        num_examples: how many examples the rows were made of.
         steps_before, planned_steps: optimizer steps that the plan has for this direction before this phase and in it.
         losses: gets the loss of each finite step.
     """
 
     phase: Phase
     translator: Translator
-    optimizer: Optimizer
     dataset: TokenDataset
-    settings: StepSettings
     batches: list[list[int]]
-    num_examples: int
+    settings: StepSettings
     steps_before: int
     planned_steps: int
     progress: ProgressHandle
-    losses: list[float]
+    losses: list[float] = field(default_factory=list)
 
 
 class Trainer:
@@ -75,22 +59,19 @@ class Trainer:
     def __init__(self, context: RunContext) -> None:
         self.context, self.recipe, self.events = context, context.recipe, context.events
         self.state = State()
-        num_pairs = len(context.corpora.train)
-        self.phases = phases(self.recipe, num_pairs)
-        train, steps = self.recipe.train, num_steps(self.recipe, num_pairs)
+        self.phases = plan.phases(self.recipe, len(context.corpora.train))
+        steps = plan.num_steps(self.recipe, len(context.corpora.train))
         self.optimizers = {
-            name: Optimizer(translator.direction_model.parameters(), train, steps, self.recipe.adapter[name])
-            for name, translator in context.translators.items()
+            name: Optimizer(each.direction_model.parameters(), self.recipe.train, steps, self.recipe.adapter[name])
+            for name, each in context.translators.items()
         }
         self.checkpoints = CheckpointStore(context, self.optimizers)
-        self.selection = ModelSelection(context, Scorer(context), self.checkpoints)
         self.synthesizer = Synthesizer(context, self.phases)
 
     def resume(self) -> None:
         """Restore the newest complete checkpoint; nothing where there is none yet."""
-        if state := self.checkpoints.resume(self.events.say):
+        if state := self.checkpoints.resume():
             self.state = state
-            self.events.seconds = dict(state.seconds)
             stage = phase.stage if (phase := self.next_phase()) else "the end"
             self.events.say(f"resumed at {stage}, {state.total_steps()} steps done")
             self.events.log("resume", phase=state.phase, step=state.step)
@@ -103,9 +84,7 @@ class Trainer:
         return self.state.phase == len(self.phases) and self.context.run.metrics.exists()
 
     def save(self) -> None:
-        """Write a checkpoint, unless the last one is of the same phase and step."""
-        seconds = {activity: round(value, 3) for activity, value in self.events.seconds.items()}
-        self.checkpoints.save(replace(self.state, seconds=seconds))
+        self.checkpoints.save(self.state)
 
     def save_if_due(self) -> None:
         """Write a checkpoint every `checkpoint.every_steps`, and where a signal asks the run to stop."""
@@ -115,10 +94,11 @@ class Trainer:
 
     def stop_if_requested(self) -> None:
         """Save and raise `Interrupted` if a signal came, to whichever process."""
-        if any(self.context.processes.gather(self.context.stop.requested)):
-            self.context.stop.request()
+        stop = self.context.stop
+        if any(self.context.processes.gather(stop.requested)):
+            stop.request()
             self.save()
-            self.context.stop.raise_if_requested()
+            stop.raise_if_requested()
 
     def close(self) -> None:
         """Stop the thread that encodes ahead."""
@@ -137,7 +117,7 @@ class Trainer:
             return made
         path = examples_path(self.context.run.examples, phase)
         rows = [[example.kind, example.source, example.target] for example in made.examples]
-        files = self.state.files | self.checkpoints.write(lambda: write_rows(path, rows), path)
+        files = self.state.files | self.context.write(lambda: write_rows(path, rows), path)
         self.state = replace(self.state, cursors=self.state.cursors | made.cursors, files=files)
         reporting.report_examples(self.events, phase, made)
         return made
@@ -149,62 +129,45 @@ class Trainer:
         translator = self.context.translators[name]
         all_rows, fitting = self._build_rows(phase, phase_examples)
         dataset, targets = all_rows.select(fitting), [phase_examples.examples[i].target for i in fitting]
-        penalty = kl_penalty(translator, targets, self.recipe.train.kl_weight)
-        batches = [
-            rows
-            for epoch in range(phase.epochs)
-            for rows in step_batches(
-                dataset.sizes, self.recipe.train.batch_size, derive_seed(self.recipe.seed, "steps", phase.number, epoch)
-            )
-        ]
+        batches: list[list[int]] = []
+        for epoch in range(phase.epochs):
+            seed = derive_seed(self.recipe.seed, "steps", phase.number, epoch)
+            batches += step_batches(dataset.sizes, self.recipe.train.batch_size, seed)
         model, text = translator.direction_model, f"{phase.stage}: training {name}"
         reasons: list[str] = []
         with model.training(reasons.append) as packed, self.events.task("training", text, len(batches)) as progress:
             if reasons:
                 self.events.say(f"  rows are {'packed' if packed else 'padded'}: {'; '.join(reasons)}")
             progress.advance(self.state.step)
+            settings = step_settings(translator, self.recipe.train, targets, packed=packed)
             for following in self.phases[phase.number + 1 : phase.number + 2]:
                 if following.round:
                     self.synthesizer.encode_ahead(following, self.state)
-            settings = step_settings(translator, self.recipe.train, penalty, packed=packed)
             num_pairs = len(self.context.corpora.train)
-            yield PhaseJob(
-                phase=phase,
-                translator=translator,
-                optimizer=self.optimizers[name],
-                dataset=dataset,
-                settings=settings,
-                batches=batches,
-                num_examples=len(phase_examples.examples),
-                steps_before=num_steps(self.recipe, num_pairs, before=phase),
-                planned_steps=num_phase_steps(self.recipe, phase, num_pairs),
-                progress=progress,
-                losses=[],
-            )
+            steps_before = plan.num_steps(self.recipe, num_pairs, before=phase)
+            planned_steps = plan.num_phase_steps(self.recipe, phase, num_pairs)
+            yield PhaseJob(phase, translator, dataset, batches, settings, steps_before, planned_steps, progress)
 
     def train_step(self, job: PhaseJob, rows: Sequence[int]) -> None:
-        """Take one optimizer step; one without a finite loss and gradient changes nothing and is recorded.
-
-        Raises:
-            TrainingError: too many steps of this phase were not finite.
-        """
-        name = job.phase.direction.name
-        budget = self.state.max_tokens_per_microbatch or job.settings.max_tokens_per_microbatch
+        """Take one optimizer step; one without a finite loss and gradient changes nothing and is recorded."""
+        name, step, settings = job.phase.direction.name, self.state.step, job.settings
+        optimizer, model = self.optimizers[name], job.translator.direction_model.model
+        budget = self.state.max_tokens_per_microbatch or settings.max_tokens_per_microbatch
         # A phase with fewer rows than planned, since sources were rejected, covers its part of the plan all the same.
-        planned_step = job.steps_before + job.planned_steps * self.state.step / len(job.batches)
-        settings = replace(job.settings, max_tokens_per_microbatch=budget, planned_step=planned_step)
-        lr = job.optimizer.learning_rate(planned_step)
-        seed = derive_seed(self.recipe.seed, "dropout", job.phase.number, self.state.step) % 2**32
-        model = job.translator.direction_model.model
-        result = train_step(model, job.optimizer, job.dataset, rows, settings, seed=seed)
+        planned_step = job.steps_before + job.planned_steps * step / len(job.batches)
+        settings = replace(settings, max_tokens_per_microbatch=budget, planned_step=planned_step)
+        lr = optimizer.learning_rate(planned_step)
+        seed = derive_seed(self.recipe.seed, "dropout", job.phase.number, step) % 2**32
+        result = train_step(model, optimizer, job.dataset, rows, settings, seed=seed)
         if result.max_tokens_per_microbatch < budget:
-            self.state = replace(self.state, max_tokens_per_microbatch=result.max_tokens_per_microbatch)
-            reporting.report_smaller_microbatches(self.events, result.max_tokens_per_microbatch)
-        if self.state.step % TRIM_EVERY == 0:
+            budget = result.max_tokens_per_microbatch
+            self.state = replace(self.state, max_tokens_per_microbatch=budget)
+            self.events.say(f"  out of memory; from here on microbatches have at most {budget} tokens")
+            self.events.log("memory", activity="training", tokens=budget)
+        if step % TRIM_EVERY == 0:
             memory.trim_heap()
-        steps = self.state.optimizer_steps
-        steps = steps | {name: steps.get(name, 0) + 1}
-        self.state = replace(self.state, step=self.state.step + 1, optimizer_steps=steps)
+        steps = self.state.optimizer_steps | {name: self.state.optimizer_steps.get(name, 0) + 1}
+        self.state = replace(self.state, step=step + 1, optimizer_steps=steps)
         reporting.report_step(self.events, name, steps[name], lr, result)
         if result.nonfinite:
             self._record_nonfinite(job, rows, result)
@@ -213,54 +176,47 @@ class Trainer:
         job.progress.advance(1, result.num_tokens, f"loss {result.loss:.3f}")
 
     def end_phase(self, job: PhaseJob) -> bool:
-        """Close a phase, so that the next one starts at its first step; return whether its stage ends here.
-
-        Raises:
-            TrainingError: none of its steps had any effect.
-        """
-        phase, run, step = job.phase, self.context.run, self.state.step
+        """Close a phase, so that the next one starts at its first step; return whether its stage ends here."""
+        phase, run, num_steps = job.phase, self.context.run, self.state.step
+        if phase.ends_stage or (phase.parallel and plan.epochs_may_end_early(self.recipe)):
+            self.save()  # scoring comes next, and a signal may stop it
         memory.trim_heap()
-        if self.state.nonfinite_in_phase == step > 0:
-            problem = f"all {step} steps of this phase had a non-finite loss or gradient"
+        if self.state.nonfinite_in_phase == num_steps > 0:
+            problem = f"all {num_steps} steps of this phase had a non-finite loss or gradient"
             raise nonfinite_steps.too_many(problem, phase, run.nonfinite_steps)
         if phase.stage == PRETRAIN and self.recipe.shared_start:
-            self._copy_to_reverse(phase.direction)
-        stop_early = self._has_trained_enough(phase)
+            # The reverse direction starts from what this one has learned from monolingual text.
+            name, reverse, steps = phase.direction.name, phase.direction.reverse.name, self.state.optimizer_steps
+            self.optimizers[reverse].restore(self.optimizers[name].state(), self.optimizers[name].step_number)
+            self.state = replace(self.state, optimizer_steps=steps | {reverse: steps[name]})
+        self.state, stop_early = model_selection.end_epochs(self.context, self.state, phase)
         # The examples of a round are read again where a later one may replay them.
         keep = bool(phase.round and self.recipe.rounds.replay_examples)
         prefix = run.examples.relative_to(run.path).as_posix()
         files = {path: digest for path, digest in self.state.files.items() if keep or not path.startswith(prefix)}
         ends_stage = stop_early or phase.ends_stage
-        self.state = replace(
-            self.state,
-            phase=next_phase(self.phases, phase, stop_early=stop_early),
-            step=0,
-            nonfinite_in_phase=0,
-            files=files,
-            dev_losses={} if ends_stage else self.state.dev_losses,
-        )
-        mean_loss, name = sum(job.losses) / len(job.losses) if job.losses else None, phase.direction.name
-        self.events.log("phase", stage=phase.stage, direction=name, rows=job.num_examples, mean_loss=mean_loss)
+        after = plan.next_phase(self.phases, phase, stop_early=stop_early)
+        self.state = replace(self.state, phase=after, step=0, nonfinite_in_phase=0, files=files)
+        if ends_stage:
+            self.state = replace(self.state, dev_losses={})
+        mean_loss, rows = sum(job.losses) / len(job.losses) if job.losses else None, len(job.dataset)
+        self.events.log("phase", stage=phase.stage, direction=phase.direction.name, rows=rows, mean_loss=mean_loss)
         return ends_stage
 
     def _build_rows(self, phase: Phase, phase_examples: PhaseExamples) -> tuple[TokenDataset, list[int]]:
         """Return the token rows of a phase, and those that fit; longer ones are left out and counted."""
         name = phase.direction.name
         translator = self.context.translators[name]
-        rows, counts = build_token_rows(
-            phase_examples.examples,
-            translator,
-            self.context.row_builders.get(name),
-            derive_seed(self.recipe.seed, "audit", phase.number),
-        )
+        builder, seed = self.context.row_builders.get(name), derive_seed(self.recipe.seed, "audit", phase.number)
+        rows, counts = build_token_rows(phase_examples.examples, translator, builder, seed)
         if counts:
             total = Counter(self.state.token_rows.get(name, {})) + counts
             self.state = replace(self.state, token_rows=self.state.token_rows | {name: dict(total)})
             self.events.log("token_rows", stage=phase.stage, direction=name, rows=dict(counts))
-            by_text = {reason: number for reason, number in counts.items() if reason != SPLICED}
+            by_text = {reason: count for reason, count in counts.items() if reason != SPLICED}
             if by_text and self.recipe.tokens.mode != "text":
-                number = sum(by_text.values())
-                self.events.say(f"  {number} of {counts.total()} synthetic rows took the text path: {by_text}")
+                num_rows, num_by_text = counts.total(), sum(by_text.values())
+                self.events.say(f"  {num_by_text} of {num_rows} synthetic rows took the text path: {by_text}")
         fitting, limit = fitting_rows(rows, translator, self.recipe.train.max_length, place=phase.stage)
         if num_left_out := len(rows) - len(fitting):
             self.events.say(f"  {num_left_out} rows over {limit} tokens left out")
@@ -270,63 +226,35 @@ class Trainer:
     def _record_nonfinite(self, job: PhaseJob, rows: Sequence[int], result: StepResult) -> None:
         """Count a step without effect, record its rows, and end the run where there are too many."""
         phase, name, folder = job.phase, job.phase.direction.name, self.context.run.nonfinite_steps
-        step, number = self.state.optimizer_steps[name], self.state.nonfinite_in_phase + 1
+        step, in_phase = self.state.optimizer_steps[name], self.state.nonfinite_in_phase + 1
         counts = self.state.nonfinite_steps | {name: self.state.nonfinite_steps.get(name, 0) + 1}
-        self.state = replace(self.state, nonfinite_steps=counts, nonfinite_in_phase=number)
+        self.state = replace(self.state, nonfinite_steps=counts, nonfinite_in_phase=in_phase)
         document = nonfinite_steps.record(result, job.translator, job.dataset, rows, job.settings)
         path = folder / f"{phase.stage}-{name}-{step:06d}.json"
-        self.checkpoints.write(lambda: write_json(path, document), path)
-        what = f"step {step}: loss {result.loss}, gradient norm {result.grad_norm}"
-        self.events.say(f"  {what}: no update; its rows are in {path}")
+        self.context.write(lambda: write_json(path, document), path)
+        figures = f"step {step}: loss {result.loss}, gradient norm {result.grad_norm}"
+        self.events.say(f"  {figures}: no update; its rows are in {path}")
         self.events.log("nonfinite_step", direction=name, step=step, phase=phase.number)
-        if number > (limit := nonfinite_steps.MAX_NONFINITE_STEPS):
-            problem = f"{number} steps of this phase had a non-finite loss or gradient (limit: {limit}); {what}"
+        if in_phase > (limit := nonfinite_steps.MAX_NONFINITE_STEPS):
+            problem = f"{in_phase} steps of this phase had a non-finite loss or gradient (limit: {limit}); {figures}"
             raise nonfinite_steps.too_many(problem, phase, folder)
-
-    def _copy_to_reverse(self, direction: Direction) -> None:
-        """Let the reverse direction start from what a direction has learned from monolingual text."""
-        name, reverse, steps = direction.name, direction.reverse.name, self.state.optimizer_steps
-        optimizer = self.optimizers[name]
-        self.optimizers[reverse].restore(optimizer.state(), optimizer.step_number)
-        self.state = replace(self.state, optimizer_steps=steps | {reverse: steps[name]})
-
-    def _has_trained_enough(self, phase: Phase) -> bool:
-        """Measure the dev loss after an epoch, where epochs have patience; return whether both directions stop."""
-        patience = self.recipe.train.patience
-        if not (phase.parallel and epochs_may_end_early(self.recipe)):
-            return False
-        self.state = self.selection.dev_loss(self.state, phase)
-        if phase.direction != directions(self.recipe)[-1]:
-            return False
-        losses = self.state.dev_losses.values()
-        enough = all(has_stopped_improving(values, patience, lower_is_better=True) for values in losses)
-        if enough and not phase.ends_stage:
-            self.events.say(f"  {phase.stage}: dev loss has not improved for {patience} epochs; stopping this stage")
-        return enough
 
     def score_baseline(self) -> None:
         """Score copying the source and the bare base on dev."""
-        self.state = self.selection.score_baseline(self.state)
+        self.state = model_selection.score_baseline(self.context, self.state)
         self.save()
 
     def validate_and_keep_best(self, phase: Phase) -> None:
         """Keep and score what a stage has come to; rounds that bring no improvement may end here."""
-        self.state = self.selection.end_stage(self.state, self.phases, phase)
-
-    def score_test_set(self) -> None:
-        """Score every kept stage on test, then write `metrics.json` and show the table."""
-        self.selection.score_test_set(self.state)
+        self.state = model_selection.end_stage(self.context, self.state, self.phases, phase)
 
 
-def kl_penalty(translator: Translator, targets: Sequence[str], weight: float) -> KLPenalty | None:
-    """Return the penalty for the distance to the base on the targets of the rows that train; None at weight 0."""
-    if not weight:
-        return None
-    return KLPenalty(TokenDataset.of(translator.template.plain_rows(targets), translator.base.device), weight)
-
-
-def step_settings(translator: Translator, train: Train, penalty: KLPenalty | None, *, packed: bool) -> StepSettings:
-    """Return how a direction takes its steps."""
+def step_settings(translator: Translator, train: Train, targets: Sequence[str], *, packed: bool) -> StepSettings:
+    """Return how a direction takes its steps on rows with these targets."""
+    penalty = None
+    if train.kl_weight:
+        rows = TokenDataset.of(translator.template.plain_rows(targets), translator.base.device)
+        penalty = KLPenalty(rows, train.kl_weight)
     return StepSettings(
         pad_id=translator.base.pad_id,
         max_tokens_per_microbatch=train.max_tokens_per_microbatch,

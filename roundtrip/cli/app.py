@@ -71,22 +71,24 @@ def run_cli(run: Callable[[argparse.Namespace], None], parser: argparse.Argument
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         code = 141
     except (Exception, KeyboardInterrupt) as error:
-        message, code = _message_and_code(error)
+        message, code = _message_and_code(error, trains="recipe" in arguments)
         if message is None or arguments.debug:
             raise
         print_line(Console(stderr=True), message, "bold")
     sys.exit(code)
 
 
-def _message_and_code(error: BaseException) -> tuple[str | None, int]:
+def _message_and_code(error: BaseException, trains: bool) -> tuple[str | None, int]:
     """Return what to print about an error, None for an unexpected one, and the exit code."""
     match error:
         case RoundtripError():
             return f"{'stopped' if isinstance(error, Interrupted) else 'error'}: {error}", error.exit_code
         case KeyboardInterrupt():
             return "stopped: interrupted before there was anything to save", 130
-        case _ if type(error).__name__ == "OutOfMemoryError":
+        case _ if type(error).__name__ == "OutOfMemoryError" and trains:
             cure = "lower train.max_tokens_per_microbatch and generate.max_tokens_per_batch, and start a new run"
+        case _ if type(error).__name__ == "OutOfMemoryError":
+            cure = "end other programs that use the device, or name another one, such as --device cpu"
         case _ if is_full(error):
             cure = "free disk space and repeat the command; add --resume to continue a run that has a checkpoint"
         case _ if errno.EIO in error_numbers(error):
@@ -99,14 +101,11 @@ def _message_and_code(error: BaseException) -> tuple[str | None, int]:
 
 
 def _quiet_libraries() -> None:
-    """Turn off the progress bars of libraries, and their warnings about their own internals unless `--debug` is given.
-
-    Libraries that are not imported yet, which would take seconds, are configured through the environment.
-    """
-    os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
-    os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
-    os.environ.setdefault("HF_HUB_VERBOSITY", "error")
-    os.environ.setdefault("TQDM_DISABLE", "1")
+    """Turn off progress bars of libraries, and their warnings unless `--debug` is given."""
+    # Libraries that are not imported yet, which would take seconds, are configured through the environment.
+    variables = {"TRANSFORMERS_VERBOSITY": "error", "HF_HUB_VERBOSITY": "error"}
+    for name, value in (variables | {"HF_HUB_DISABLE_PROGRESS_BARS": "1", "TQDM_DISABLE": "1"}).items():
+        os.environ.setdefault(name, value)
     # A model's configuration may name kernels on the hub, which would be downloaded and executed.
     os.environ["USE_HUB_KERNELS"] = "0"
     if "transformers" in sys.modules:
@@ -127,7 +126,7 @@ def add_recipe_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def open_recipe(arguments: argparse.Namespace, console: Console) -> tuple[LoadedRecipe, EventLog]:
-    """Read and check a recipe; torch takes seconds to import, for which neither --help nor a typo should wait."""
+    """Read and check a recipe, before torch is imported: it takes seconds, for which no typo should wait."""
     from roundtrip.recipe import loader
 
     loaded = loader.load_recipe(arguments.recipe, arguments.set)
@@ -150,11 +149,7 @@ def open_run(path: Path) -> tuple[RunFolder, Recipe]:
 
 
 def load_translator(path: Path, to: str, stage: str, device: str) -> tuple[Translator, Generate]:
-    """Load the direction of a run into a language, and the settings of its greedy search.
-
-    Raises:
-        RunError: not a run, no such stage, or not into this language.
-    """
+    """Load the direction of a run into a language, and the settings of its greedy search."""
     run, recipe = open_run(path)
     from roundtrip.backtranslation import trained_models
     from roundtrip.backtranslation.dev_scoring import greedy_settings

@@ -12,11 +12,11 @@ from roundtrip.cli.app import add_recipe_arguments, open_recipe, run_cli
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(
-        prog="roundtrip check",
-        description="Load everything, try one batch of each kind, and report what a run would do, how long it takes, "
-        "how much memory it needs, and whether generated tokens can become training rows without going through text.",
+    description = (
+        "Load everything, try one batch of each kind, and report what a run would do, how long it takes, how much "
+        "memory it needs, and whether generated tokens can become training rows without going through text."
     )
+    parser = argparse.ArgumentParser(prog="roundtrip check", description=description)
     add_recipe_arguments(parser)
     parser.add_argument("--json", action="store_true", help="write the report to standard output as JSON")
     run_cli(dry_run_recipe, parser)

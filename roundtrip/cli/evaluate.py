@@ -12,16 +12,16 @@ from roundtrip.cli.app import run_cli
 from roundtrip.data.language_codes import bleu_tokenizer
 from roundtrip.recipe.schema import BleuTokenizer
 from roundtrip.runtime.atomic_io import write_json
-from roundtrip.runtime.errors import RecipeError, TextError
+from roundtrip.runtime.errors import TextError, UsageError
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(
-        prog="roundtrip evaluate",
-        description="Score translations on any test file: BLEU and chrF++ with signatures, paired bootstrap against a "
-        "baseline, the lines that changed most, scores by domain. A system is a file of translations, or the folder of "
-        "a run or of an exported direction, which then translates.",
+    description = (
+        "Score translations on any test file: BLEU and chrF++ with signatures, paired bootstrap against a baseline, "
+        "the lines that changed most, scores by domain. A system is a file of translations, or the folder of a run or "
+        "of an exported direction, which then translates."
     )
+    parser = argparse.ArgumentParser(prog="roundtrip evaluate", description=description)
     add = parser.add_argument
     add("--source", type=Path, metavar="FILE", help="one source per line")
     add("--reference", type=Path, metavar="FILE", help="one reference per line")
@@ -29,9 +29,9 @@ def main() -> None:
     add("--system", type=Path, required=True, metavar="FILE|RUN", help="translations, one per line, or a run")
     add("--baseline", type=Path, metavar="FILE|RUN", help="what the system is compared with")
     add("--to", metavar="LANGUAGE", help="code of the target language: required by runs, and selects BLEU's tokenizer")
-    add("--stage", default="best", help="which adapters of a run: best (default), parallel, round-1, ...")
+    add("--stage", help="which adapters of a run: best (default), parallel, round-1, ...")
     add("--baseline-stage", metavar="STAGE", help="stage of the baseline (default: as --stage)")
-    add("--device", default="auto", help="auto (default), cpu, cuda:0, ...")
+    add("--device", help="where a folder or COMET runs: auto (default), cpu, cuda:0, ...")
     add("--bleu-tokenize", choices=get_args(BleuTokenizer), help="instead of the tokenizer that fits --to")
     add("--lowercase", action="store_true", help="lowercase text before scoring, as many older papers do")
     add("--ter", action="store_true", help="also the translation edit rate")
@@ -42,10 +42,10 @@ def main() -> None:
     add("--comet", type=Path, metavar="CHECKPOINT", help="also COMET, with a model on disk")
     add("--comet-python", metavar="PYTHON", help="interpreter of an environment that has COMET")
     add("--json", type=Path, metavar="FILE", help="write all results to a file")
-    run_cli(evaluate_systems, parser)
+    run_cli(_evaluate_systems, parser)
 
 
-def evaluate_systems(arguments: argparse.Namespace) -> None:
+def _evaluate_systems(arguments: argparse.Namespace) -> None:
     """Translate where a system is a model, score, and show the results."""
     _check(arguments)
     # numpy and sacreBLEU, for which neither --help nor a typo should wait.
@@ -55,21 +55,20 @@ def evaluate_systems(arguments: argparse.Namespace) -> None:
     from roundtrip.evaluation.tables import show
 
     test = inputs.read_test_set(arguments.source, arguments.reference, arguments.test, arguments.slices)
-    systems = {"system": inputs.System(arguments.system, arguments.stage)}
+    stage, device = arguments.stage or "best", arguments.device or "auto"
+    systems = {"system": inputs.System(arguments.system, stage)}
     if arguments.baseline:
-        baseline = inputs.System(arguments.baseline, arguments.baseline_stage or arguments.stage)
-        systems = {"baseline": baseline, **systems}
+        systems = {"baseline": inputs.System(arguments.baseline, arguments.baseline_stage or stage), **systems}
     to = inputs.target_language(systems.values(), arguments.to)
     tokenizer = arguments.bleu_tokenize or inputs.tokenizer_of_runs(systems.values(), to) or bleu_tokenizer(to or "")
     metrics.signatures(tokenizer, place="--bleu-tokenize")
     settings = comparison.EvaluationSettings(
         tokenizer, arguments.lowercase, arguments.ter, arguments.samples, arguments.seed, arguments.changed
     )
-    comet_model = None
-    if arguments.comet:
-        comet_model = comet.CometModel(arguments.comet, arguments.comet_python, arguments.device)
+    comet_model = comet.CometModel(arguments.comet, arguments.comet_python, device) if arguments.comet else None
+    if comet_model:
         comet.check(comet_model)
-    texts = {name: inputs.translations(system, test, to, arguments.device) for name, system in systems.items()}
+    texts = {name: inputs.translations(system, test, to, device) for name, system in systems.items()}
     if texts.get("baseline") == texts["system"]:
         problem = "system and baseline are identical in every line"
         raise TextError(problem, place="--baseline", cure="name two systems that differ")
@@ -89,19 +88,26 @@ def evaluate_systems(arguments: argparse.Namespace) -> None:
 
 
 def _check(arguments: argparse.Namespace) -> None:
-    """Refuse options that are out of range, lack their counterpart, or would overwrite an input."""
-    for name, minimum in (("samples", 10), ("changed", 0)):
-        if (value := getattr(arguments, name)) < minimum:
-            problem = f"{value} is too small: at least {minimum} is required"
-            raise RecipeError(problem, place=f"--{name}", cure="raise it")
-    if arguments.baseline_stage and not arguments.baseline:
-        raise RecipeError("needs --baseline", place="--baseline-stage", cure="add --baseline, or omit --baseline-stage")
-    if (arguments.comet is None) != (arguments.comet_python is None):
-        raise RecipeError("--comet and --comet-python must be given together", cure="give both or neither")
-    output = arguments.json
-    if output and output.is_dir():
-        raise RecipeError("is a folder", place=f"--json {output}", cure="name a file")
+    """Refuse options that are out of range, have nothing that they apply to, or would overwrite an input."""
+    samples, changed, output = arguments.samples, arguments.changed, arguments.json
+    folders = [path for path in (arguments.system, arguments.baseline) if path and path.is_dir()]
+    runs = [path for path in folders if not (path / "template.json").is_file()]
     names = ("source", "reference", "test", "system", "baseline", "slices", "comet")
     existing = [path for name in names if (path := getattr(arguments, name)) and path.exists()]
-    if output and output.exists() and any(path.samefile(output) for path in existing):
-        raise RecipeError("this input file would be overwritten", place=f"--json {output}", cure="name another file")
+    overwrites = output and output.is_file() and any(path.samefile(output) for path in existing)
+    other_stage = arguments.baseline_stage and arguments.baseline not in runs
+    no_device = arguments.device and not folders and not arguments.comet
+    one_comet = (arguments.comet is None) != (arguments.comet_python is None)
+    too_small, no_run = "is too small: at least {} is required", "applies to runs only, and none is given"
+    for is_wrong, option, problem, cure in (
+        (samples < 10, "--samples", f"{samples} {too_small.format(10)}", "raise it"),
+        (changed < 0, "--changed", f"{changed} {too_small.format(0)}", "raise it"),
+        (arguments.stage and not runs, "--stage", no_run, "omit it, or name the folder of a run"),
+        (other_stage, "--baseline-stage", "needs --baseline, with the folder of a run", "add it, or omit this option"),
+        (no_device, "--device", "applies to systems that translate and to COMET, and none is given", "omit it"),
+        (one_comet, None, "--comet and --comet-python must be given together", "give both or neither"),
+        (output and output.is_dir(), f"--json {output}", "is a folder", "name a file"),
+        (overwrites, f"--json {output}", "this input file would be overwritten", "name another file"),
+    ):
+        if is_wrong:
+            raise UsageError(problem, place=option, cure=cure)

@@ -6,7 +6,6 @@ import json
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 from roundtrip.backtranslation.run_folder import RunFolder
 from roundtrip.cli.app import load_translator
@@ -16,10 +15,7 @@ from roundtrip.evaluation.comparison import EvaluationSet
 from roundtrip.recipe.plan import Direction
 from roundtrip.recipe.schema import Generate
 from roundtrip.runtime.downloads import forbid_hub, is_hub_id
-from roundtrip.runtime.errors import RunError, TextError
-
-if TYPE_CHECKING:
-    from roundtrip.engine.translator import Translator
+from roundtrip.runtime.errors import RunError, TextError, UsageError
 
 
 @dataclass(frozen=True)
@@ -42,29 +38,21 @@ class System:
 
 
 def read_test_set(
-    source: Path | None, reference: Path | None, pairs: Path | None, slices: Path | None = None
+    source: Path | None, reference: Path | None, pairs: Path | None, slices: Path | None
 ) -> EvaluationSet:
-    """Read a test set: two files, or one of source, tab, reference; and the file of its slice labels.
-
-    Raises:
-        TextError: it is not named, cannot be read, or its files do not have equally many lines.
-    """
+    """Read a test set: two files, or one of source, tab, reference; and the file of its slice labels."""
     if pairs and not source and not reference:
         path, rows = pairs, _read_columns(pairs)
         sources, references = [row[0].strip() for row in rows], [row[1].strip() for row in rows]
     elif source and reference and not pairs:
-        path, sources, references = source, read_lines(source), read_lines(reference)
-        check_length(references, sources, reference, str(source))
+        path, sources = source, read_lines(source)
+        references = _read_as_many(reference, sources, str(source))
     else:
-        raise TextError(
-            "exactly one test set is needed", place="--test", cure="give --source and --reference, or --test pairs.tsv"
-        )
+        cure = "give --source and --reference, or --test pairs.tsv"
+        raise UsageError("exactly one test set is needed", place="--test", cure=cure)
     if not sources:
         raise TextError("the file is empty", place=str(path), cure="name another file")
-    if slices is None:
-        return EvaluationSet(sources, references)
-    labels = read_lines(slices)
-    check_length(labels, sources, slices, "the test set")
+    labels = _read_as_many(slices, sources, "the test set") if slices else []
     if "" in labels:
         place = f"{slices}:{labels.index('') + 1}"
         raise TextError("a line without a label", place=place, cure="give each line a label")
@@ -85,14 +73,14 @@ def read_lines(path: Path) -> list[str]:
     return [line.rstrip("\r\n").strip(" ") for line in read_text_lines(path)]
 
 
-def check_length(lines: Sequence[str], expected: Sequence[str], path: Path, owner: str) -> None:
-    """Refuse a file that does not have as many lines as its `owner`."""
+def _read_as_many(path: Path, expected: Sequence[str], owner: str) -> list[str]:
+    """Read a file that has as many lines as its `owner`."""
+    lines = read_lines(path)
     if len(lines) != len(expected):
-        raise TextError(
-            f"{len(lines)} lines, and {owner} has {len(expected)}",
-            place=str(path),
-            cure="line N of each file belongs to line N of the others; where there is nothing, an empty line",
-        )
+        problem = f"{len(lines)} lines, and {owner} has {len(expected)}"
+        cure = "line N of each file belongs to line N of the others; where there is nothing, an empty line"
+        raise TextError(problem, place=str(path), cure=cure)
+    return lines
 
 
 def target_language(systems: Iterable[System], to: str | None) -> str | None:
@@ -111,44 +99,40 @@ def tokenizer_of_runs(systems: Iterable[System], to: str | None) -> str | None:
 
 
 def exported_direction(path: Path, to: str | None) -> Direction:
-    """Return the direction of an exported folder.
-
-    Raises:
-        RunError: it is into another language than the one asked for, or does not say.
-    """
+    """Return the direction of an exported folder, which is into the language asked for, if any is."""
     try:
-        name = str(json.loads((path / "template.json").read_text(encoding="utf-8"))["direction"])
+        document = json.loads((path / "template.json").read_text(encoding="utf-8"))
+        direction = Direction(str(document["source"]), str(document["target"]))
     except (OSError, ValueError, KeyError, TypeError) as error:
-        raise RunError(f"its template.json names no direction ({error})", place=str(path)) from error
-    if to is None and name.count("-") == 1:
-        to = name.partition("-")[2]
-    if to is None or not name.endswith(f"-{to}"):
-        reason = f"not into '{to}'" if to else "which is ambiguous"
-        raise RunError(f"translates {name}, {reason}", place=str(path), cure="set --to to the code of its target")
-    return Direction(name.removesuffix(f"-{to}"), to)
+        problem = f"its template.json names no direction ({error})"
+        raise RunError(problem, place=str(path), cure="export it again") from error
+    if to not in {None, direction.target}:
+        cure = f"omit --to, or set it to {direction.target}"
+        raise RunError(f"translates {direction.name}, not into '{to}'", place=str(path), cure=cure)
+    return direction
 
 
 def translations(system: System, test: EvaluationSet, to: str | None, device: str) -> list[str]:
-    """Return the translations of the sources of a test set by a system.
-
-    Args:
-        to: the language to translate into, where a run translates.
-        device: where a folder translates, see `trained_models.load`.
-
-    Raises:
-        TextError, RunError: there is no such system, or it does not fit the test set.
-    """
+    """Return the translations of the sources of a test set by a system, on a device where it is a model."""
     if not system.path.is_dir():
-        lines = read_lines(system.path)
-        check_length(lines, test.sources, system.path, "the test set")
-        return lines
+        return _read_as_many(system.path, test.sources, "the test set")
     if system.is_exported:
-        translator, settings = _load_exported(system.path, to, device), Generate()
+        direction = exported_direction(system.path, to)
+        try:
+            config = json.loads((system.path / "adapter_config.json").read_text(encoding="utf-8"))
+            base = str(config["base_model_name_or_path"])
+        except (OSError, ValueError, KeyError, TypeError):
+            base = ""  # a model without a base, or a broken adapter, which loading will report
+        if not is_hub_id(base, system.path):
+            forbid_hub()
+        from roundtrip.backtranslation import trained_models
+
+        translator, settings = trained_models.load_exported(system.path, direction, device), Generate()
     elif to is not None:
         translator, settings = load_translator(system.path, to, system.stage, device)
     else:
         problem = f"{system.path} is a run, which translates into either of two languages"
-        raise TextError(problem, place="--to", cure="give the code of one, such as --to fr")
+        raise UsageError(problem, place="--to", cure="give the code of one, such as --to fr")
     from roundtrip.engine.long_inputs import translate_any_length
 
     refused: list[str] = []
@@ -158,16 +142,3 @@ def translations(system: System, test: EvaluationSet, to: str | None, device: st
         problem = f"{len(refused)} source(s) are too long: {refused[0]}"
         raise TextError(problem, place=str(system.path), cure="leave them out")
     return hypotheses
-
-
-def _load_exported(path: Path, to: str | None, device: str) -> Translator:
-    direction = exported_direction(path, to)
-    try:
-        base = str(json.loads((path / "adapter_config.json").read_text(encoding="utf-8"))["base_model_name_or_path"])
-    except (OSError, ValueError, KeyError, TypeError):
-        base = ""  # a model without a base, or a broken adapter, which loading will report
-    if not is_hub_id(base, path):
-        forbid_hub()
-    from roundtrip.backtranslation import trained_models
-
-    return trained_models.load_exported(path, direction, device)

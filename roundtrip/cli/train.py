@@ -10,14 +10,12 @@ from rich.console import Console
 
 from roundtrip.cli.app import add_recipe_arguments, open_recipe, run_cli
 from roundtrip.cli.check import dry_run_recipe
-from roundtrip.runtime.errors import RunError
+from roundtrip.runtime.errors import UsageError
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(
-        prog="roundtrip train",
-        description="Train two translation directions that generate training data for each other.",
-    )
+    description = "Train two translation directions that generate training data for each other."
+    parser = argparse.ArgumentParser(prog="roundtrip train", description=description)
     add_recipe_arguments(parser)
     parser.add_argument("--out", metavar="RUN", type=Path, help="folder of the run (default: runs/NAME-OF-RECIPE)")
     either = parser.add_mutually_exclusive_group()
@@ -32,7 +30,7 @@ def _train(arguments: argparse.Namespace) -> None:
         dry_run_recipe(arguments)
         return
     if arguments.json:
-        raise RunError("applies to a dry run only", place="--json", cure="add --dry-run, or omit --json")
+        raise UsageError("applies to a dry run only", place="--json", cure="add --dry-run, or omit --json")
     # Of several processes only the first one prints.
     loaded, events = open_recipe(arguments, Console(quiet=os.environ.get("RANK", "0") != "0"))
     from roundtrip.backtranslation import session

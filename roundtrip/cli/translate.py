@@ -20,10 +20,8 @@ CHUNK_LINES = 512
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(
-        prog="roundtrip translate",
-        description="Translate lines from standard input to standard output: one output line per input line, in order.",
-    )
+    description = "Translate lines from standard input to standard output: one output line per input line, in order."
+    parser = argparse.ArgumentParser(prog="roundtrip translate", description=description)
     parser.add_argument("run", type=Path, metavar="RUN", help="folder of a run")
     parser.add_argument("--to", required=True, metavar="LANGUAGE", help="code of the language to translate into")
     parser.add_argument("--device", default="auto", help="auto (default), cpu, cuda:0, ...")
@@ -32,12 +30,7 @@ def main() -> None:
 
 
 def translate_stdin(arguments: argparse.Namespace) -> None:
-    """Translate standard input to standard output.
-
-    Raises:
-        RunError: see `load_translator`.
-        TextError: a line is not UTF-8, or one or more are too long; the other lines are written.
-    """
+    """Translate standard input to standard output; lines that are too long are refused after all others are written."""
     translator, settings = load_translator(arguments.run, arguments.to, arguments.stage, arguments.device)
     from roundtrip.engine.long_inputs import translate_any_length
 
@@ -53,7 +46,5 @@ def translate_stdin(arguments: argparse.Namespace) -> None:
     for problem in refused + truncated:
         print_line(Console(stderr=True), problem)
     if refused:
-        raise TextError(
-            f"{len(refused)} line(s) were too long to translate; empty lines were written for them",
-            place="standard input",
-        )
+        problem = f"{len(refused)} line(s) were too long to translate; empty lines were written for them"
+        raise TextError(problem, place="standard input", cure="split the sentences named above into shorter ones")

@@ -14,25 +14,20 @@ from roundtrip.runtime.distributed import SINGLE_PROCESS, ProcessGroup
 MAX_GRAD_NORM = 1.0
 # The decay rates of AdamW's moments, and the number that keeps its division finite.
 BETAS, EPS = (0.9, 0.99), 1e-8
-# The factor of the highest learning rate that a falling schedule ends at.
+# The factor of the highest learning rate that the schedule ends at.
 MIN_LR_FACTOR = 0.1
 
 
 def lr_factor(settings: Train, step: int, num_steps: int, planned_step: float | None = None) -> float:
     """Return the factor of the highest learning rate in optimizer step `step` (from 0) of `num_steps` planned ones.
 
-    `planned_step` is the step of the plan that this one stands for, where fewer are taken than planned.
+    It rises over `lr_warmup_steps`, then falls linearly to `MIN_LR_FACTOR`; `planned_step` is the step of the plan that
+    this one stands for, where fewer are taken than planned.
     """
     warmup = settings.lr_warmup_steps
     rise = min(1.0, (step + 1) / (warmup + 1))
     done = min(1.0, max(0, (step if planned_step is None else planned_step) - warmup) / max(1, num_steps - warmup))
-    match settings.lr_schedule:
-        case "constant":
-            return rise
-        case "linear":
-            return rise * (1.0 - (1.0 - MIN_LR_FACTOR) * done)
-        case "cosine":
-            return rise * (MIN_LR_FACTOR + (1.0 - MIN_LR_FACTOR) / 2 * (1.0 + math.cos(math.pi * done)))
+    return rise * (1.0 - (1.0 - MIN_LR_FACTOR) * done)
 
 
 class Optimizer:

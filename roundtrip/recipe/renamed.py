@@ -28,6 +28,7 @@ RENAMED = {
 }
 
 _SCHEDULE = "generate.temperature = 'auto' samples at 0.7 once dev chrF++ is 40"
+_LINEAR = "the learning rate always falls linearly, to a tenth, after the warmup"
 _DATASET = "write it into the path: hf:DATASET#subset=NAME&split=NAME"
 REMOVED = {
     "model.scratch": "generation uses a merged copy unless the base is quantized",
@@ -39,6 +40,8 @@ REMOVED = {
     "adapter.lr": "use train.lr",
     "adapter.dtype": "it is always that of the model now",
     "train.max_grad_norm": "it is always 1 now",
+    "train.schedule": _LINEAR,
+    "train.lr_schedule": _LINEAR,
     "train.packing": "rows are packed where the attention kernel allows it",
     "train.synthetic_weight": "all rows have the same weight",
     "train.label_smoothing": "it is always 0 now",

@@ -201,9 +201,7 @@ class Train(Section):
     """How each direction is trained; each has its own AdamW optimizer and schedule."""
 
     lr: Annotated[float, Field(gt=0)] = 1e-3
-    """Highest learning rate."""
-    lr_schedule: Literal["constant", "linear", "cosine"] = "linear"
-    """Shape of the learning rate after the warmup; `linear` and `cosine` fall to a tenth."""
+    """Highest learning rate; from there it falls linearly, to a tenth."""
     lr_warmup_steps: Count = 10
     """Optimizer steps over which the learning rate rises."""
     weight_decay: Annotated[float, Field(ge=0)] = 0.0
@@ -317,7 +315,7 @@ class Checkpoint(Section):
     """What `--resume` continues from."""
 
     every_steps: Positive = 50
-    """Optimizer steps between checkpoints; two more are written at the end of each phase."""
+    """Optimizer steps between checkpoints; one more is written at the end of each phase, and one before scoring."""
     keep: Positive = 2
     """Checkpoints kept on disk."""
 

@@ -58,6 +58,10 @@ def did_you_mean(word: str, known: Iterable[str], otherwise: str = "known", most
     return f"{otherwise}: {', '.join(names[:most]) or 'nothing'}{', ...' if len(names) > most else ''}"
 
 
+class UsageError(RoundtripError):
+    """The arguments of a command or function do not fit together, or one is out of range."""
+
+
 class RecipeError(RoundtripError):
     """The recipe is invalid."""
 

@@ -40,12 +40,13 @@ def recipe(path: Path) -> Recipe:
 
 
 def test_lines_of_the_target_language_continue_at_the_cursor_and_start_over(recipe: Recipe) -> None:
-    first, cursors = Streams(recipe, CORPORA, {}).lines(round_phase(1))
-    assert cursors == {"mono.es": Cursor(0, 3)} and Streams(recipe, CORPORA, {}).restarted(cursors) == ()
-    streams = Streams(recipe, CORPORA, cursors)
-    second, after = streams.lines(round_phase(2))
+    streams = Streams(recipe, CORPORA, {})
+    first = streams.lines(round_phase(1))
+    assert streams.after == {"mono.es": Cursor(0, 3)} and streams.restarted() == ()
+    streams = Streams(recipe, CORPORA, streams.after)
+    second = streams.lines(round_phase(2))
     assert {*first, *second[:2]} == {line for (line,) in CORPORA.mono["es"]}
-    assert after == {"mono.es": Cursor(1, 1)} and streams.restarted(after) == ("mono.es",)
+    assert streams.after == {"mono.es": Cursor(1, 1)} and streams.restarted() == ("mono.es",)
 
 
 def test_parallel_pairs_are_turned_to_the_direction(recipe: Recipe) -> None:
@@ -58,11 +59,12 @@ def test_parallel_pairs_are_turned_to_the_direction(recipe: Recipe) -> None:
 def test_examples_are_mixed_in_order_and_a_new_source_replaces_a_replayed_one(recipe: Recipe) -> None:
     candidates = [Candidate(i, f"source {i}", f"target {i}") for i in range(4)]
     replayed = [Example(REPLAY, "old 1", "target 1"), Example(REPLAY, "old 7", "target 7")]
-    mixed, cursors = examples.mix(round_phase(1), Streams(recipe, CORPORA, {}), candidates, replayed)
+    streams = Streams(recipe, CORPORA, {})
+    mixed = examples.mix(round_phase(1), streams, candidates, replayed)
     # Five synthetic examples, 40 % parallel ones of both, and then 20 % denoising ones of all.
     assert [example.kind for example in mixed] == [SYNTHETIC] * 4 + [REPLAY] + [PARALLEL] * 3 + ["denoising"] * 2
     assert mixed[4].source == "old 7" and mixed[0].candidate is candidates[0]
-    assert cursors == {"train.en-es": Cursor(0, 3), "noised.es": Cursor(0, 2)}
+    assert streams.after == {"train.en-es": Cursor(0, 3), "noised.es": Cursor(0, 2)}
 
 
 def test_usual_length_ratio_is_source_characters_per_target_character(recipe: Recipe) -> None:

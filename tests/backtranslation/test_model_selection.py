@@ -10,8 +10,9 @@ from typing import Any
 import pytest
 import torch
 
-from roundtrip.backtranslation import synthesis, trained_models
-from roundtrip.backtranslation.dev_scoring import Scorer, greedy_settings
+from roundtrip.backtranslation import dev_scoring, synthesis, trained_models
+from roundtrip.backtranslation.context import RunContext
+from roundtrip.backtranslation.dev_scoring import greedy_settings
 from roundtrip.backtranslation.model_selection import best_stage
 from roundtrip.backtranslation.run_folder import RunFolder
 from roundtrip.data import corpora
@@ -44,7 +45,7 @@ def test_epochs_end_where_dev_loss_stops_improving(
 ) -> None:
     """The loss of one direction improves for three epochs, that of the other for two; the last stage starts anew."""
     losses = {"en-es": [3.0, 2.0, 1.0, 1.5, 1.6, 9.0, 9.0], "es-en": [3.0, 2.0, 2.0, 2.5, 2.0, 9.0, 9.0]}
-    monkeypatch.setattr(Scorer, "dev_loss", lambda self, direction: losses[direction.name].pop(0))
+    monkeypatch.setattr(dev_scoring, "dev_loss", lambda context, direction: losses[direction.name].pop(0))
     path = write_recipe(("monolingual_lines = 24", "monolingual_lines = 4"))
     overrides = ("train.parallel_epochs=6", "train.patience=2", "train.final_epochs=2")
     shown = go(path, tmp_path / "run", overrides=overrides)
@@ -59,20 +60,20 @@ def test_epochs_end_where_dev_loss_stops_improving(
 def test_dev_loss_is_that_of_a_train_step(write_recipe: WriteRecipe, tmp_path: Path) -> None:
     """It is computed from likelihoods, that of training as cross-entropy."""
     losses: list[tuple[float, float]] = []
-    dev_loss = Scorer.dev_loss
+    dev_loss = dev_scoring.dev_loss
 
-    def compare(self: Scorer, direction: Direction) -> float:
-        translator = self.context.translators[direction.name]
-        pairs = list(zip(*self.context.parallel_texts("dev", direction), strict=True))
+    def compare(context: RunContext, direction: Direction) -> float:
+        translator = context.translators[direction.name]
+        pairs = list(zip(*context.parallel_texts("dev", direction), strict=True))
         dataset = TokenDataset.of(translator.template.rows(pairs))
         batch = collate(dataset, range(len(dataset)), translator.base.pad_id)
         with torch.no_grad(), translator.direction_model.generating() as model:
             expected = float(loss_sum(model, batch)) / int((batch.labels_BT != IGNORE).sum())
-        losses.append((dev_loss(self, direction), expected))
+        losses.append((dev_loss(context, direction), expected))
         return losses[-1][0]
 
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(Scorer, "dev_loss", compare)
+        patch.setattr(dev_scoring, "dev_loss", compare)
         overrides = ("train.parallel_epochs=2", "train.patience=1", "rounds.count=0")
         go(write_recipe(), tmp_path / "run", overrides=overrides)
     assert len(losses) == 4
@@ -85,13 +86,13 @@ def test_rounds_end_where_dev_scores_stop_improving(
 ) -> None:
     scores = {BASE: 1.0, PARALLEL: 5.0, "round-1": 9.0, "round-2": 9.0, "round-3": 8.0, "round-4": 99.0, FINAL: 9.5}
 
-    def translations(self: Scorer, part: str, stage: str) -> dict[str, dict[str, float]]:
+    def translations(context: RunContext, part: str, stage: str) -> dict[str, dict[str, float]]:
         for name in NAMES:  # the final table shows samples of the translations
-            path = self.context.run.translations / f"{part}.{stage}.{name}.txt"
+            path = context.run.translations / f"{part}.{stage}.{name}.txt"
             path.write_text("a\n" * 12)
         return {name: {"chrf": scores[stage], "bleu": 0.0, "unfinished": 0} for name in NAMES}
 
-    monkeypatch.setattr(Scorer, "translations", translations)
+    monkeypatch.setattr(dev_scoring, "score_translations", translations)
     overrides = ("rounds.count=5", "rounds.monolingual_lines=4", "train.patience=2", "train.final_epochs=1")
     shown = go(write_recipe(), tmp_path / "run", overrides=overrides)
     assert "dev chrF++ has not improved for 2 rounds; no further round starts" in shown
@@ -108,7 +109,7 @@ def test_rounds_do_not_start_where_copying_is_better_unless_the_recipe_allows_it
 ) -> None:
     path = write_recipe(("require_better_than_copy = false", "require_better_than_copy = true"))
     both = {name: {"chrf": 99.0, "bleu": 99.0} for name in NAMES}
-    monkeypatch.setattr(Scorer, "copies", lambda self, part: both)
+    monkeypatch.setattr(dev_scoring, "score_copies", lambda context, part: both)
     with pytest.raises(TrainingError, match=r"no better than copying the source: en-es chrF.. .*, copying 99") as error:
         go(path, tmp_path / "run")
     assert "rounds.require_better_than_copy = false" in str(error.value.cure)
@@ -173,14 +174,14 @@ def test_without_dev_pairs_round_trips_of_monolingual_lines_choose(
 def test_directions_that_copy_are_recognized(
     without_dev: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    translate, round_trip = Translator.translate, Scorer._round_trip
+    translate, round_trip = Translator.translate, dev_scoring._round_trip
     scores: list[dict[str, float]] = []
 
     def copying(self: Translator, sources: Any, *arguments: Any, **settings: Any) -> Any:
         return replace(translate(self, sources, *arguments, **settings), texts=list(sources))
 
     monkeypatch.setattr(Translator, "translate", copying)
-    monkeypatch.setattr(Scorer, "_round_trip", lambda *a: scores.append(round_trip(*a)) or scores[-1])
+    monkeypatch.setattr(dev_scoring, "_round_trip", lambda *a: scores.append(round_trip(*a)) or scores[-1])
     with pytest.raises(TrainingError, match="'copy'"):
         go(without_dev, tmp_path / "run")
     assert scores and all(score["chrf"] == pytest.approx(100.0) and score["copied"] == 1.0 for score in scores)
@@ -189,16 +190,16 @@ def test_directions_that_copy_are_recognized(
 def test_a_translation_that_is_too_long_for_the_way_back_counts_as_empty(
     without_dev: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    translate, sources_of_second = Scorer._translate, list[str]()
+    translate, sources_of_second = dev_scoring._translate, list[str]()
 
-    def growing(self: Scorer, sources: list[str], stage: str, direction: Direction, what: str) -> Any:
-        if what == "translating them back":
+    def growing(context: RunContext, sources: list[str], stage: str, direction: Direction, activity: str) -> Any:
+        if activity == "translating them back":
             sources_of_second.extend(sources)
-        lines, unfinished = translate(self, sources, stage, direction, what)
+        lines, unfinished = translate(context, sources, stage, direction, activity)
         grown = [f"{line} {'very ' * 200}" for line in lines]
-        return (grown if what == "translating lines" else lines), unfinished
+        return (grown if activity == "translating lines" else lines), unfinished
 
-    monkeypatch.setattr(Scorer, "_translate", growing)
+    monkeypatch.setattr(dev_scoring, "_translate", growing)
     go(without_dev, tmp_path / "run")
     # Three stages, two directions, five lines.
     assert len(sources_of_second) == 3 * 2 * 5 and not any(sources_of_second)

@@ -77,5 +77,5 @@ def test_models_from_scratch_lie_in_the_run_folder(write_recipe: WriteRecipe, tm
     recipe = load_recipe(str(write_recipe())).recipe
     assert with_model_folders(recipe, tmp_path) == recipe
     models = {"en-es": recipe.model["en-es"].model_copy(update={"path": None, "from_scratch": FromScratch()})}
-    placed = with_model_folders(recipe.model_copy(update={"model": models}), tmp_path, {"en-es": {"dtype": "bfloat16"}})
+    placed = with_model_folders(recipe.model_copy(update={"model": models}), tmp_path, {"en-es": "bfloat16"})
     assert placed.model["en-es"].path == str(tmp_path / "en-es") and placed.model["en-es"].dtype == "bfloat16"

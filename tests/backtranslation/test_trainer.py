@@ -48,7 +48,7 @@ def test_the_learning_rate_ends_at_the_floor_where_sources_were_rejected(
     write_recipe: WriteRecipe, tmp_path: Path
 ) -> None:
     """Over the steps of the plan, of which fewer were taken, it would end far above it."""
-    schedule = ["train.lr_schedule=linear", "train.lr_warmup_steps=2", "rounds.count=2", "train.batch_size=4"]
+    schedule = ["train.lr_warmup_steps=2", "rounds.count=2", "train.batch_size=4"]
     loaded = roundtrip.load_recipe(str(write_recipe()), schedule)
     train, num_pairs = loaded.recipe.train, 32
     run = roundtrip.train(loaded, tmp_path / "run", filters=[reject_most])
@@ -64,9 +64,8 @@ def test_the_learning_rate_ends_at_the_floor_where_sources_were_rejected(
         assert MIN_LR_FACTOR <= rates[-1] / train.lr < lr_factor(train, planned - 6, planned)
 
 
-@pytest.mark.parametrize("schedule", ["linear", "cosine"])
-def test_the_schedule_falls_by_the_plan_and_rises_by_the_steps_taken(schedule: str) -> None:
-    settings = Train(lr_schedule=schedule, lr_warmup_steps=4)  # type: ignore[arg-type]
+def test_the_schedule_falls_by_the_plan_and_rises_by_the_steps_taken() -> None:
+    settings = Train(lr_warmup_steps=4)
     assert lr_factor(settings, 50, 104, planned_step=104.0) == pytest.approx(MIN_LR_FACTOR)
     assert lr_factor(settings, 50, 104, planned_step=54.0) == pytest.approx(0.55)
     assert lr_factor(settings, 1, 104, planned_step=2.5) == pytest.approx(0.4)

@@ -11,6 +11,7 @@ import tomllib
 from collections.abc import Callable
 
 import pytest
+import torch
 
 from roundtrip import __version__
 from roundtrip.cli import app
@@ -105,6 +106,21 @@ def test_run_cli_prints_errors_and_exits_with_their_code(
         run_cli(raising(error), argparse.ArgumentParser())
     captured = capsys.readouterr()
     assert exit_info.value.code == code and message in captured.err and not captured.out
+
+
+@pytest.mark.parametrize(
+    ("names", "cure"), [([], "--device cpu"), (["recipe"], "lower train.max_tokens_per_microbatch")]
+)
+def test_the_cure_of_exhausted_memory_is_one_that_the_command_has(
+    names: list[str], cure: str, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(sys, "argv", ["roundtrip", *names])
+    parser = argparse.ArgumentParser()
+    for name in names:
+        parser.add_argument(name)
+    with pytest.raises(SystemExit) as exit_info:
+        run_cli(raising(torch.OutOfMemoryError("CUDA out of memory.")), parser)
+    assert exit_info.value.code == 3 and cure in capsys.readouterr().err
 
 
 @pytest.mark.parametrize("error", [TextError("bad line"), KeyboardInterrupt()])

@@ -17,10 +17,12 @@ from tokenizers import processors
 from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedTokenizerFast
 
 from benchmarks import zoo
-from roundtrip.backtranslation import trained_models
+from roundtrip.backtranslation import export as export_module
+from roundtrip.backtranslation import model_card, trained_models
 from roundtrip.backtranslation.dev_scoring import greedy_settings
+from roundtrip.backtranslation.export import chat_template, export
 from roundtrip.backtranslation.run_folder import RunFolder
-from roundtrip.cli import export, model_card
+from roundtrip.cli import export as export_cli
 from roundtrip.models.from_scratch import train_tokenizer
 from roundtrip.recipe.schema import TemplateRecipe
 from roundtrip.runtime.errors import RunError
@@ -65,7 +67,7 @@ def test_exported_adapter_translates_as_the_run(run: RunFolder, tmp_path: Path) 
     for target in ("es", "en"):
         direction = trained_models.direction_into(run, target)
         folder = tmp_path / direction.name
-        export.export(run.path, direction.name, folder)
+        export(run.path, direction.name, folder)
         tokenizer = AutoTokenizer.from_pretrained(folder)
         expected = our_translations(run, target)
         assert len(set(expected)) > 1
@@ -79,7 +81,7 @@ def test_exported_merged_model_translates_as_the_run(run: RunFolder, tmp_path: P
     for target in ("es", "en"):
         direction = trained_models.direction_into(run, target)
         folder = tmp_path / direction.name
-        export.export(run.path, direction.name, folder, merged=True, dtype=dtype)
+        export(run.path, direction.name, folder, merged=True, dtype=dtype)
         assert not (folder / "adapter_config.json").exists()
         model = AutoModelForCausalLM.from_pretrained(folder)
         assert model.dtype == getattr(torch, dtype or "float32")
@@ -101,7 +103,7 @@ def test_chat_template_reproduces_prompts_and_rows(name: str, kind: Any) -> None
     template = PromptTemplate(tokenizer, build_segments(tokenizer, text, "en", "es", ()))
     prompts, rows = template.prompts(LINES), template.rows([(line, line) for line in LINES])
     plain = PreTrainedTokenizerFast(tokenizer_object=tokenizer.backend_tokenizer)
-    plain.chat_template = export.chat_template(template.segments, tokenizer)
+    plain.chat_template = chat_template(template.segments, tokenizer)
     for line, prompt, row in zip(LINES, prompts, rows, strict=True):
         if any(special in line for special in template.special_texts):
             continue  # a plain tokenizer reads these as special tokens, ours as text
@@ -115,7 +117,7 @@ def test_chat_template_reproduces_prompts_and_rows(name: str, kind: Any) -> None
 
 
 def test_model_card_has_metadata_scores_and_recipe(run: RunFolder, tmp_path: Path) -> None:
-    export.export(run.path, "en-es", tmp_path / "out")
+    export(run.path, "en-es", tmp_path / "out")
     text = (tmp_path / "out" / "README.md").read_text(encoding="utf-8")
     metrics = json.loads(run.metrics.read_text())
     data = ModelCard(text).data
@@ -125,7 +127,8 @@ def test_model_card_has_metadata_scores_and_recipe(run: RunFolder, tmp_path: Pat
     assert results == {metric: round(best[metric], 2) for metric in ("bleu", "chrf")}
     assert "nw:2" in text and "# English to Spanish" in text and "parallel_epochs = 1" in text
     assert f"| **{metrics['best']}** | {best['chrf']:.1f} | {best['bleu']:.1f} |" in text
-    assert json.loads((tmp_path / "out" / "template.json").read_text())["direction"] == "en-es"
+    document = json.loads((tmp_path / "out" / "template.json").read_text())
+    assert (document["source"], document["target"]) == ("en", "es")
 
 
 def test_model_card_escapes_markup_in_samples(run: RunFolder, tmp_path: Path) -> None:
@@ -133,7 +136,7 @@ def test_model_card_escapes_markup_in_samples(run: RunFolder, tmp_path: Path) ->
     metrics = json.loads(run.metrics.read_text())
     metrics["samples"]["en-es"][0] |= {"source": evil, "hypothesis": evil, "reference": "a\nb"}
     translator = trained_models.load(run, trained_models.direction_into(run, "es"), device="cpu")
-    text = model_card.text(run, translator, metrics, metrics["best"], False)
+    text = model_card.text(run, translator, metrics, metrics["best"], False, True)
     row = next(line for line in text.splitlines() if "alert(1)" in line)
     assert "<script>" not in text and row.count("|") == 4 and not set("`*[]") & set(row)
     assert row.endswith("| a b |")
@@ -161,7 +164,7 @@ def test_export_mistakes_exit_with_code_2(
     argv = ["export", str(run.path), str(tmp_path / "out"), *arguments]
     with pytest.MonkeyPatch.context() as patch, pytest.raises(SystemExit) as exit_info:
         patch.setattr(sys, "argv", argv)
-        export.main()
+        export_cli.main()
     assert exit_info.value.code == 2 and message in capsys.readouterr().err
     assert not (tmp_path / "out").exists()
 
@@ -180,9 +183,9 @@ def test_no_chat_template_where_prompts_would_differ(run: RunFolder, tmp_path: P
         template=template,
         denoising_template=template,
     )
-    assert export._write_tokenizer(odd, tmp_path) is False
+    assert export_module._write_tokenizer(odd, tmp_path) is False
     assert AutoTokenizer.from_pretrained(tmp_path).chat_template is None
-    assert "so it has none" in model_card.text(run, odd, {}, "parallel", True, has_template=False)
+    assert "so it has none" in model_card.text(run, odd, {}, "parallel", True, False)
 
 
 def _framed(tokenizer: Any, processor: Any) -> Any:
@@ -194,7 +197,7 @@ def _framed(tokenizer: Any, processor: Any) -> Any:
 def test_export_refuses_a_folder_that_is_not_empty(run: RunFolder, tmp_path: Path) -> None:
     (tmp_path / "notes.txt").write_text("mine")
     with pytest.raises(RunError, match="is not empty"):
-        export.export(run.path, "en-es", tmp_path)
+        export(run.path, "en-es", tmp_path)
     assert [path.name for path in tmp_path.iterdir()] == ["notes.txt"]
 
 
@@ -202,7 +205,7 @@ def test_fully_trained_model_is_exported_whole(write_recipe: WriteRecipe, tmp_pa
     path = write_recipe(("rank = 4\ndropout = 0.1", 'method = "full"'), ("count = 1", "count = 0"))
     go(path, tmp_path / "run")
     run = RunFolder(tmp_path / "run")
-    export.export(run.path, "en-es", tmp_path / "out")
+    export(run.path, "en-es", tmp_path / "out")
     model = AutoModelForCausalLM.from_pretrained(tmp_path / "out")
     assert their_translations(model, AutoTokenizer.from_pretrained(tmp_path / "out")) == our_translations(run, "es")
     assert "all weights of which were trained" in (tmp_path / "out" / "README.md").read_text()

@@ -194,7 +194,7 @@ def test_first_layer_learns_under_gradient_checkpointing(model_folder: Path) -> 
 
 def test_small_updates_survive_in_bfloat16() -> None:
     weight = torch.nn.Parameter(torch.ones(4, dtype=torch.bfloat16))
-    adam = Optimizer({"w": weight}, Train(lr=1e-4, lr_schedule="constant", lr_warmup_steps=0), 100)
+    adam = Optimizer({"w": weight}, Train(lr=1e-4, lr_warmup_steps=0), 10**9)
     for _ in range(60):
         weight.grad = torch.ones_like(weight)
         adam.step(0.5)
@@ -239,16 +239,13 @@ def test_gradients_are_clipped_and_a_broken_one_changes_nothing() -> None:
     assert torch.equal(weight, before)
 
 
-@pytest.mark.parametrize(
-    ("schedule", "middle", "end"), [("constant", 1.0, 1.0), ("linear", 0.55, 0.1), ("cosine", 0.55, 0.1)]
-)
-def test_schedules(schedule: Any, middle: float, end: float) -> None:
-    recipe = Train(lr_schedule=schedule, lr_warmup_steps=4)
+def test_the_learning_rate_rises_and_falls_to_a_tenth() -> None:
+    recipe = Train(lr_warmup_steps=4)
     rise = [lr_factor(recipe, number, 104) for number in range(4)]
     assert rise == pytest.approx([0.2, 0.4, 0.6, 0.8])
     assert lr_factor(recipe, 4, 104) == 1.0
-    assert lr_factor(recipe, 54, 104) == pytest.approx(middle)
-    assert lr_factor(recipe, 104, 104) == lr_factor(recipe, 999, 104) == pytest.approx(end)
+    assert lr_factor(recipe, 54, 104) == pytest.approx(0.55)
+    assert lr_factor(recipe, 104, 104) == lr_factor(recipe, 999, 104) == pytest.approx(0.1)
 
 
 @pytest.mark.parametrize("name", NAMES)

@@ -307,7 +307,7 @@ def test_moving_methods_keep_the_sum_and_change_the_base(model_folder: Path) -> 
 def stepped(model: Any, adapter: Adapter, number: int, optimizer: Optimizer | None = None) -> Optimizer:
     """Take steps with gradients of one, which in AdamW move each weight by the rate itself."""
     own = adapters.parameters(model, "en-es")
-    train = Train(lr=1e-3, lr_schedule="linear", lr_warmup_steps=2)
+    train = Train(lr=1e-3, lr_warmup_steps=2)
     optimizer = optimizer or Optimizer(own, train, 10, adapter)
     for _ in range(number):
         for parameter in own.values():

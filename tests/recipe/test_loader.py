@@ -43,7 +43,7 @@ def test_a_recipe_cannot_be_changed(write_recipe: WriteRecipe) -> None:
 
 def test_all_problems_come_at_once(write_recipe: WriteRecipe) -> None:
     path = write_recipe(
-        ("lr = 5e-3", 'lrr = 5e-3\nlr_schedule = "zigzag"'),
+        ("lr = 5e-3", 'lrr = 5e-3\nweight_decay = "zigzag"'),
         ("rank = 4", 'rank = "four"'),
         ('path = "toy.tsv"', 'path = "tay.tsv"'),
         ('languages = ["en", "es"]', 'languages = ["en", "en"]'),
@@ -54,7 +54,7 @@ def test_all_problems_come_at_once(write_recipe: WriteRecipe) -> None:
     assert text.startswith(f"{path}: 5 problems")
     for part in (
         "train.lrr: unknown key; did you mean 'lr'?",
-        "train.lr_schedule: 'zigzag'",
+        "train.weight_decay: 'zigzag'",
         "adapter.rank: 'four'",
         "data.split.corpus: no such file: 'tay.tsv'; did you mean 'toy.tsv'?",
         "'en' and 'en' are the same language",

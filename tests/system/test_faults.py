@@ -423,7 +423,7 @@ def test_one_line_of_each_text_is_enough(write_recipe: WriteRecipe, tmp_path: Pa
     (tmp_path / "mono.es").write_text("Veo la flor roja.\n")
     split = '[data.split]\ncorpus = { path = "toy.tsv" }\ntrain = 32\ndev = 12\ntest = 12'
     shown = go(write_recipe((split, own)), tmp_path / "run")
-    assert "all rows of mono.es are read; it starts over" in shown and "Test scores" in shown
+    assert "all lines of es were read; the next ones start over" in shown and "Test scores" in shown
 
 
 def test_rows_without_labels_are_left_out(

@@ -312,7 +312,7 @@ def test_plain_text_is_read_without_rounds(paired: Any, tmp_path: Path) -> None:
     events = [json.loads(line) for line in (tmp_path / "run" / "events.jsonl").read_text().splitlines()]
     block = next(event for event in events if event["event"] == "examples")
     assert (block["monolingual"], block["parallel"], block["synthetic"]) == (1000, 0, 0)
-    assert "all rows of text.en.en-es are read; it starts over" in shown
+    assert "all pretraining lines of en were read; the next ones start over" in shown
 
 
 def test_tables_in_a_directions_table_go_over_those_of_both(paired: Any) -> None:

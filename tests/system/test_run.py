@@ -278,8 +278,8 @@ es = "mono.es"
     (tmp_path / "mono.en").write_text("".join(f"I have {n} cats.\n" for n in range(30)))
     (tmp_path / "mono.es").write_text("".join(f"Tengo {n} gatos.\n" for n in range(7)))
     shown = go(write_recipe((cut, own)), tmp_path / "run")
-    assert "all rows of mono.es are read; it starts over" in shown
-    assert "all rows of mono.en are read" not in shown
+    assert "all lines of es were read; the next ones start over" in shown
+    assert "all lines of en were read" not in shown
     restarted = {event["direction"]: event["restarted"] for event in read_events(tmp_path / "run", "examples")}
     assert "mono.es" in restarted["en-es"] and "mono.en" not in restarted["es-en"]
 

@@ -195,11 +195,11 @@ def test_denoising_rows_lead_from_a_language_into_itself(
     texts: list[str] = []
     build_token_rows = trainer.build_token_rows
 
-    def spy(examples: Any, reader: Any, *arguments: Any) -> Any:
-        dataset, counts = build_token_rows(examples, reader, *arguments)
+    def spy(examples: Any, forward: Any, *arguments: Any) -> Any:
+        dataset, counts = build_token_rows(examples, forward, *arguments)
         for example, start, size in zip(examples, dataset.offset_R.tolist(), dataset.sizes, strict=True):
             if example.kind == DENOISING:
-                texts.append(reader.template.tokenizer.decode(dataset.ids_X[start : start + size].tolist()))
+                texts.append(forward.template.tokenizer.decode(dataset.ids_X[start : start + size].tolist()))
         return dataset, counts
 
     monkeypatch.setattr(trainer, "build_token_rows", spy)

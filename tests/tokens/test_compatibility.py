@@ -6,10 +6,12 @@ import copy
 import json
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
 import torch
+from rich.console import Console
 from tokenizers import AddedToken, Tokenizer
 from transformers import ByT5Tokenizer
 
@@ -20,6 +22,7 @@ from roundtrip.recipe import loader
 from roundtrip.recipe.plan import directions
 from roundtrip.recipe.schema import TemplateRecipe
 from roundtrip.runtime.errors import RecipeError, RowBuilderError
+from roundtrip.runtime.event_log import EventLog
 from roundtrip.tokens import compatibility
 from roundtrip.tokens.prompt_segments import build_segments
 from roundtrip.tokens.prompt_template import PromptTemplate
@@ -227,13 +230,19 @@ def test_impossible_tokens_are_refused_when_the_recipe_is_read(
         loader.load_recipe(str(path))
 
 
-def test_a_demanded_splice_that_cannot_be_had_is_refused() -> None:
-    found = compatibility.CompatibilityReport("text", None, ("vocabulary: differs",), "use one base")
-    loaded = loader.load_recipe("quickstart", ["tokens.mode=splice"])
-    direction = directions(loaded.recipe)[0]
+def test_a_demanded_splice_that_cannot_be_had_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    report = compatibility.CompatibilityReport("text", None, ("vocabulary: differs",), "use one base")
+    monkeypatch.setattr(compatibility, "build_row_builder", lambda *arguments: (builder, report))
+    recipe = loader.load_recipe("quickstart", ["tokens.mode=splice"]).recipe
+    template: Any = None
+    builder, base = RowBuilder(template, template, None), SimpleNamespace(device=torch.device("cpu"))
+    both = directions(recipe)
+    translators: Any = {each.name: SimpleNamespace(direction=each, base=base, template=template) for each in both}
+    events = EventLog(Console(quiet=True))
     with pytest.raises(RecipeError, match=r"tokens\.mode: .* cannot be spliced: vocabulary: differs"):
-        row_builders._refuse(loaded.recipe, direction, found)
-    row_builders._refuse(loader.load_recipe("quickstart").recipe, direction, found)
+        row_builders.make_row_builders(recipe, translators, [], events)
+    _, reports = row_builders.make_row_builders(loader.load_recipe("quickstart").recipe, translators, [], events)
+    assert reports == {each.name: report for each in both}
 
 
 def run_check(monkeypatch: pytest.MonkeyPatch, *arguments: str) -> object:

@@ -42,13 +42,7 @@ until one of the tokens in `generation_config.json`."""
 
 
 def text(
-    run: RunFolder,
-    translator: Translator,
-    metrics: dict[str, Any],
-    stage: str,
-    is_model: bool,
-    *,
-    has_template: bool = True,
+    run: RunFolder, translator: Translator, metrics: dict[str, Any], stage: str, is_model: bool, has_template: bool
 ) -> str:
     """Return the card.
 
@@ -59,8 +53,7 @@ def text(
         has_template: the exported tokenizer reproduces our prompts by its chat template.
     """
     direction, recipe, manifest = translator.direction, run.recipe(), run.manifest()
-    path = recipe.model[direction.name].path
-    target = language_name(direction.target)
+    path, target = recipe.model[direction.name].path, language_name(direction.target)
     data = ModelCardData(
         language=[direction.source, direction.target],
         base_model=path if path and is_hub_id(path, Path(manifest.folder)) else None,
@@ -70,17 +63,13 @@ def text(
         model_name=f"{run.path.name}-{direction.name}",
         eval_results=_eval_results(metrics, direction.name, stage) or None,
     )
-    use = _USE_WITHOUT_TEMPLATE
-    if has_template:
-        use = _USE.format(
-            base="" if is_model else "  # with peft installed; the base is found by adapter_config.json",
-            first_line=".split('\\n')[0]" if translator.template.segments.break_ids else "",
-        )
+    base = "" if is_model else "  # with peft installed; the base is found by adapter_config.json"
+    first_line = ".split('\\n')[0]" if translator.template.segments.break_ids else ""
     parts = [
         f"---\n{data.to_yaml()}\n---",
         f"# {_plain(language_name(direction.source))} to {_plain(target)}",
         f"{_what(recipe, translator, is_model)} {_how(recipe, stage, target)}",
-        use,
+        _USE.format(base=base, first_line=first_line) if has_template else _USE_WITHOUT_TEMPLATE,
         _scores(metrics, direction.name, stage),
         _samples(metrics, direction.name, stage),
         f"## How it was made\n\nStage `{stage}`, seed {metrics.get('seed', '?')}, versions of the libraries and the "

@@ -1,0 +1,127 @@
+"""Export: one direction of a run for other software, with tokenizer, prompt and model card."""
+
+from __future__ import annotations
+
+import copy
+import json
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+from transformers import GenerationConfig
+
+from roundtrip.backtranslation import model_card, trained_models
+from roundtrip.backtranslation.run_folder import BEST, RunFolder
+from roundtrip.engine.translator import Translator
+from roundtrip.runtime.atomic_io import write_json
+from roundtrip.runtime.errors import RunError, UsageError
+from roundtrip.tokens.prompt_segments import Segments
+
+# Texts on which the chat template is compared with our prompts.
+_PROBES = ("Save the file", "línea — 家", "(1) <b>100 %</b>", "a")
+
+
+def export(
+    run_dir: Path | str,
+    direction: str,
+    folder: Path | str,
+    *,
+    stage: str = BEST,
+    merged: bool = False,
+    dtype: str | None = None,
+) -> bool:
+    """Write one direction of a run into a folder.
+
+    The exported tokenizer carries a chat template that turns a user message, which is the source text and nothing
+    else, into the prompt of training, so that `apply_chat_template`, pipelines and vLLM's chat use the model as it was
+    trained. Where that is impossible (some tokenizers treat text after a spelt-out BOS differently) it has none.
+
+    Args:
+        run_dir: folder of the run.
+        direction: such as `en-es`.
+        folder: new or empty.
+        stage: `best`, or `parallel`, `round-1`, ...
+        merged: write a plain model; where all weights were trained it is one anyway.
+        dtype: `float32`, `bfloat16` or `float16`, of a merged model; the base's where None.
+
+    Returns:
+        Whether there is a chat template.
+
+    Raises:
+        RunError: not a run, no such direction or stage, or the folder is in use.
+        UsageError: a `dtype` without `merged`.
+
+    Example:
+        >>> export(run_dir, "en-es", out_dir / "merged", merged=True)
+        True
+    """
+    run, folder = RunFolder(Path(run_dir)), Path(folder)
+    if dtype and not merged:
+        raise UsageError("applies to merged models only", place="dtype", cure="add merged (--merged), or omit dtype")
+    refuse_used(folder)
+    # Merged into weights of 4 or 8 bits, the sum would be rounded to them again.
+    translator = trained_models.load(run, trained_models.direction_named(run, direction), stage, "cpu", quantize="none")
+    folder.mkdir(parents=True, exist_ok=True)
+    if merged or translator.direction_model.trains_all_weights:
+        translator.direction_model.merged(dtype).save_pretrained(folder)
+    else:
+        translator.direction_model.export(folder)
+    has_template = _write_tokenizer(translator, folder)
+    metrics = json.loads(run.metrics.read_text(encoding="utf-8")) if run.metrics.exists() else {}
+    stage = metrics.get("best", stage) if stage == BEST else stage
+    card = model_card.text(run, translator, metrics, stage, is_model(folder), has_template)
+    (folder / "README.md").write_text(card, encoding="utf-8")
+    return has_template
+
+
+def is_model(folder: Path) -> bool:
+    """Return whether an exported direction is a plain model, not an adapter."""
+    return (folder / "config.json").exists()
+
+
+def refuse_used(folder: Path) -> None:
+    """Refuse a folder that has something in it, or cannot be made."""
+    existing = next(path for path in (folder.absolute(), *folder.absolute().parents) if path.exists())
+    if not existing.is_dir():
+        raise RunError("is a file", place=str(existing), cure="name a folder")
+    if existing == folder.absolute() and any(folder.iterdir()):
+        raise RunError("is not empty", place=str(folder), cure="name another folder")
+
+
+def _write_tokenizer(translator: Translator, folder: Path) -> bool:
+    """Write tokenizer, generation settings and template; return whether the chat template reproduces our prompts."""
+    segments, tokenizer = translator.template.segments, copy.deepcopy(translator.base.tokenizer)
+    tokenizer.chat_template = chat_template(segments, tokenizer)
+    messages = [[{"role": "user", "content": text}] for text in _PROBES]
+    prompts = [tokenizer.apply_chat_template(each, add_generation_prompt=True, return_dict=False) for each in messages]
+    has_template = bool(prompts == translator.template.prompts(_PROBES))
+    if not has_template:
+        tokenizer.chat_template = None
+    tokenizer.save_pretrained(folder)
+    GenerationConfig(
+        do_sample=False,
+        bos_token_id=segments.bos_id,
+        eos_token_id=sorted({segments.end_id, *segments.stop_ids, *segments.break_ids}),
+        pad_token_id=translator.base.pad_id,
+    ).save_pretrained(folder)
+    document = {**asdict(translator.direction), "expansion": translator.expansion, **segments.to_dict()}
+    write_json(folder / "template.json", document)
+    return has_template
+
+
+def chat_template(segments: Segments, tokenizer: Any) -> str:
+    """Return a Jinja template that renders the prompt of a source, and the training row of a source and a target."""
+    bos = "" if segments.bos_id is None else tokenizer.convert_ids_to_tokens(segments.bos_id)
+    texts = (bos + segments.head, segments.mid, segments.mid.rstrip(" "))
+    head, mid, prompt_end = (json.dumps(text, ensure_ascii=False) for text in texts)
+    end = json.dumps(tokenizer.convert_ids_to_tokens(segments.end_id), ensure_ascii=False)
+    return (
+        "{%- for message in messages %}"
+        "{%- if message['role'] == 'user' %}"
+        f"{{{{- {head} + message['content'] }}}}"
+        "{%- elif message['role'] == 'assistant' %}"
+        f"{{{{- {mid} + message['content'] + {end} }}}}"
+        "{%- else %}{{- raise_exception('The user message is the text to translate; there is no other.') }}{%- endif %}"
+        "{%- endfor %}"
+        f"{{%- if add_generation_prompt %}}{{{{- {prompt_end} }}}}{{%- endif %}}"
+    )
