@@ -1,7 +1,5 @@
 """python -m roundtrip.train RECIPE: the same as `roundtrip train RECIPE`."""
 
-from __future__ import annotations
-
 import sys
 from types import ModuleType
 from typing import Any

@@ -1,7 +1,5 @@
 """Candidate selection: which of several synthetic sources of one real line are trained on."""
 
-from __future__ import annotations
-
 from collections.abc import Callable, Sequence
 from itertools import groupby
 

@@ -1,7 +1,5 @@
 """Checkpoints for `--resume`: one JSON file and safetensors, complete or not there at all."""
 
-from __future__ import annotations
-
 import json
 from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass, field, replace

@@ -1,7 +1,5 @@
 """What every part of a run works with: one value, loaded once."""
 
-from __future__ import annotations
-
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path

@@ -1,7 +1,5 @@
 """Dev and test scoring: both directions translate a set, and the translations are scored."""
 
-from __future__ import annotations
-
 from collections.abc import Mapping
 from functools import partial
 from pathlib import Path

@@ -4,8 +4,6 @@ Memory is what the process really used for training batches, the longest first, 
 that of a few real batches, times their number in the plan.
 """
 
-from __future__ import annotations
-
 import tempfile
 import time
 from collections import defaultdict

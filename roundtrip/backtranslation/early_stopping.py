@@ -1,7 +1,5 @@
 """Early stopping: epochs and rounds that bring no improvement any more, and a start that is too weak for rounds."""
 
-from __future__ import annotations
-
 from collections.abc import Mapping, Sequence
 
 from roundtrip.recipe.schema import Recipe

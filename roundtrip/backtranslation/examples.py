@@ -1,7 +1,5 @@
 """Training examples of a phase: parallel pairs, monolingual lines, or new lines with synthetic sources."""
 
-from __future__ import annotations
-
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field

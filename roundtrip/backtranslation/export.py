@@ -1,7 +1,5 @@
 """Export: one direction of a run for other software, with tokenizer, prompt and model card."""
 
-from __future__ import annotations
-
 import copy
 import json
 from dataclasses import asdict

@@ -1,7 +1,5 @@
 """The back-translation loop: each direction generates synthetic sources for the other, in turns."""
 
-from __future__ import annotations
-
 from roundtrip.backtranslation.examples import PhaseExamples
 from roundtrip.backtranslation.model_selection import score_test_set
 from roundtrip.backtranslation.trainer import Trainer

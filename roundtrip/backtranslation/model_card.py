@@ -1,7 +1,5 @@
 """The model card of an exported direction: what it is, how to use it, its scores, how it was made."""
 
-from __future__ import annotations
-
 import html
 import json
 from collections.abc import Iterable, Sequence

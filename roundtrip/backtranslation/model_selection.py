@@ -1,7 +1,5 @@
 """Model selection: after each stage the weights are kept and scored on dev, and the best stage is chosen."""
 
-from __future__ import annotations
-
 import json
 from dataclasses import replace
 

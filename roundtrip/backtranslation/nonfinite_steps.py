@@ -1,7 +1,5 @@
 """Optimizer steps without effect, since their loss or gradient was not finite: recorded, and too many end a run."""
 
-from __future__ import annotations
-
 import math
 from collections.abc import Sequence
 from pathlib import Path

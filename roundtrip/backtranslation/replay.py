@@ -1,7 +1,5 @@
 """Replay: synthetic examples of earlier rounds that later rounds train on again, up to a limit."""
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 from pathlib import Path
 

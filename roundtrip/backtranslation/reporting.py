@@ -1,7 +1,5 @@
 """What a run reports: a few lines per phase, and at the end one JSON document and a table."""
 
-from __future__ import annotations
-
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from typing import Any

@@ -1,7 +1,5 @@
 """The row builders of a recipe: made, shown, and refused where the recipe asks for more than the tokenizer allows."""
 
-from __future__ import annotations
-
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from functools import partial

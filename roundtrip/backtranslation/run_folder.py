@@ -10,8 +10,6 @@ adapters/STAGE/DIRECTION  PEFT folders, or fully trained models; STAGE is text, 
 translations/             of dev and test, one file per stage and direction
 """
 
-from __future__ import annotations
-
 import json
 import platform
 import shutil

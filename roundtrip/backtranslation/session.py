@@ -1,7 +1,5 @@
 """Running a recipe: from a valid recipe to a finished run folder."""
 
-from __future__ import annotations
-
 from collections.abc import Mapping, Sequence
 from contextlib import closing, nullcontext
 from dataclasses import replace

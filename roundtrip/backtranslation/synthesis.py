@@ -1,7 +1,5 @@
 """Synthesis of training examples: real lines are taken, translated by the reverse direction, filtered and mixed."""
 
-from __future__ import annotations
-
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass

@@ -1,7 +1,5 @@
 """From the examples of a phase to the token rows that it trains on."""
 
-from __future__ import annotations
-
 from collections import Counter
 from collections.abc import Sequence
 from functools import reduce

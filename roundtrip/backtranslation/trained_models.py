@@ -1,7 +1,5 @@
 """Loading trained directions for use: from the folder of a run, or from what `export` wrote."""
 
-from __future__ import annotations
-
 import json
 from collections.abc import Mapping
 from dataclasses import replace

@@ -1,7 +1,5 @@
 """A run in progress: the verbs of the loop, and the state that they replace."""
 
-from __future__ import annotations
-
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager

@@ -1,7 +1,5 @@
 """roundtrip check RECIPE: the dry run, which reports what a run would do, how long it takes and what it needs."""
 
-from __future__ import annotations
-
 import argparse
 import json
 import sys

@@ -1,7 +1,5 @@
 """roundtrip evaluate: scores one or two systems on any test file, and shows where they differ most."""
 
-from __future__ import annotations
-
 import argparse
 from pathlib import Path
 from typing import get_args

@@ -1,7 +1,5 @@
 """What `evaluate` scores: a test set from files, and translations from a file, a run or an exported direction."""
 
-from __future__ import annotations
-
 import json
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field

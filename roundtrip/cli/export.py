@@ -1,7 +1,5 @@
 """roundtrip export RUN OUT: writes directions for other software, with tokenizer, prompt and model card."""
 
-from __future__ import annotations
-
 import argparse
 from pathlib import Path
 

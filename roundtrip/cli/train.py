@@ -1,7 +1,5 @@
 """roundtrip train RECIPE: trains both directions of a recipe, or reports what that would take."""
 
-from __future__ import annotations
-
 import argparse
 import os
 from pathlib import Path

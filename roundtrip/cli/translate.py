@@ -1,7 +1,5 @@
 """roundtrip translate RUN --to LANGUAGE < in.txt > out.txt: translates with a trained run."""
 
-from __future__ import annotations
-
 import argparse
 import sys
 from itertools import islice

@@ -1,7 +1,5 @@
 """Reads the sources of a recipe into clean, disjoint stores on disk, and counts every line that is dropped."""
 
-from __future__ import annotations
-
 import hashlib
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator

@@ -1,7 +1,5 @@
 """Noise for the source of a denoising autoencoder: dropped and shuffled words."""
 
-from __future__ import annotations
-
 import random
 
 # Lample et al. 2018 (https://arxiv.org/abs/1711.00043), section 2.2: the probability of dropping a word, and the number

@@ -4,8 +4,6 @@ A catalogue names the language of its translations, in the `Language` header (Pl
 The messages are assumed to be in the first language of the recipe, unless the header names that one.
 """
 
-from __future__ import annotations
-
 import codecs
 import re
 from collections.abc import Iterator

@@ -1,7 +1,5 @@
 """Matching of language codes (`en_us` is `en-US`, and `en` matches either), and properties of languages."""
 
-from __future__ import annotations
-
 from collections.abc import Callable, Sequence
 
 _CHINESE = {"zh", "yue"}

@@ -4,8 +4,6 @@ It distinguishes the two languages of a recipe, to detect sources in the languag
 language is classified as one of the two.
 """
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 from typing import Any
 

@@ -1,7 +1,5 @@
 """Normalization of text to one line in Unicode NFC without control characters, on which every later step relies."""
 
-from __future__ import annotations
-
 import re
 import unicodedata
 

@@ -4,8 +4,6 @@ Only gettext catalogues are read whole; all other formats stream. An empty side 
 caller to count and drop.
 """
 
-from __future__ import annotations
-
 from collections.abc import Iterator, Sequence
 from itertools import islice, zip_longest
 from pathlib import Path

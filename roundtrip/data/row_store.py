@@ -3,8 +3,6 @@
 Neither writing nor reading holds rows in memory; dropping duplicates takes one byte of memory per row.
 """
 
-from __future__ import annotations
-
 import os
 import tempfile
 from collections.abc import Callable, Iterable, Iterator, Sequence

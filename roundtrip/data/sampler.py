@@ -1,7 +1,5 @@
 """Shuffled reading of rows: the order is a pure function of (seed, epoch, index), so a cursor is two integers."""
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TypeVar

@@ -3,8 +3,6 @@
 `columns` are those that the recipe names, one for each of `languages`; errors name the file and the line or row.
 """
 
-from __future__ import annotations
-
 import csv
 import json
 from collections.abc import Iterator, Sequence

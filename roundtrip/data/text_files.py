@@ -1,7 +1,5 @@
 """Reads text files, plain or gzipped, by line; invalid bytes are reported with file and line."""
 
-from __future__ import annotations
-
 import codecs
 import gzip
 import io

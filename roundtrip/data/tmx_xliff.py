@@ -3,8 +3,6 @@
 Files are not trusted: nothing that a document type declares is loaded, downloaded or expanded.
 """
 
-from __future__ import annotations
-
 import re
 from collections.abc import Iterator, Sequence
 from pathlib import Path

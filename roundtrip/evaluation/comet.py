@@ -4,8 +4,6 @@ It therefore runs in an environment of its own, through files, with a model that
 checkpoint is a pickle: loading it runs what its author wrote, in that environment.
 """
 
-from __future__ import annotations
-
 import json
 import os
 import subprocess

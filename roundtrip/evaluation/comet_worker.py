@@ -6,8 +6,6 @@ IN holds {"src": [...], "ref": [...], "systems": {NAME: [...]}}; OUT gets {"vers
 Without arguments it only imports COMET.
 """
 
-from __future__ import annotations
-
 import json
 import sys
 from importlib import metadata

@@ -1,7 +1,5 @@
 """Scores of one or two systems on a test set and on slices of it, and the lines on which the two differ most."""
 
-from __future__ import annotations
-
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any

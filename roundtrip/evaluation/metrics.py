@@ -1,7 +1,5 @@
 """Translation quality: sacreBLEU's BLEU, chrF++ and TER with their signatures, and paired bootstrap resampling."""
 
-from __future__ import annotations
-
 import os
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass

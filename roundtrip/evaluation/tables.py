@@ -1,7 +1,5 @@
 """A document of `comparison.evaluate` for a person: a table, comparisons, slices, and the lines that changed most."""
 
-from __future__ import annotations
-
 from collections.abc import Mapping
 from typing import Any
 

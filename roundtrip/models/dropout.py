@@ -1,7 +1,5 @@
 """Dropout of models whose weights are all trained (https://arxiv.org/abs/1706.03762, section 5.4)."""
 
-from __future__ import annotations
-
 from typing import Any
 
 import torch

@@ -1,7 +1,5 @@
 """Finding, reading and checking recipe files: one error names every problem with its key and what to do."""
 
-from __future__ import annotations
-
 import json
 import re
 import tomllib

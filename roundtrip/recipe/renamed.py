@@ -1,7 +1,5 @@
 """Keys of earlier recipes: what they are called now, or why they are gone. They only improve error messages."""
 
-from __future__ import annotations
-
 from roundtrip.runtime.errors import did_you_mean
 
 # Those whose new name `did_you_mean` does not find by itself.

@@ -1,7 +1,5 @@
 """At which temperature a direction generates the synthetic sources of a round."""
 
-from __future__ import annotations
-
 from roundtrip.recipe.schema import Generate
 
 # `temperature = "auto"` samples at this temperature once the generating direction reaches this chrF++ on dev.

@@ -3,8 +3,6 @@
 Each key is documented by the string below it; `tests.tools.recipe_reference` makes `docs/recipe-reference.md` of these.
 """
 
-from __future__ import annotations
-
 from collections.abc import Iterator
 from typing import Annotated, Literal
 

@@ -1,7 +1,5 @@
 """Problems of a recipe whose keys are valid one by one: combinations that are impossible or have no effect."""
 
-from __future__ import annotations
-
 import re
 from collections.abc import Iterator
 

@@ -1,7 +1,5 @@
 """Files and folders that are complete or absent: written under a temporary name, flushed to disk, then renamed."""
 
-from __future__ import annotations
-
 import hashlib
 import json
 import os

@@ -1,7 +1,5 @@
 """A full disk: recognizing its error, and saying how much space is missing."""
 
-from __future__ import annotations
-
 import errno
 import re
 import shutil

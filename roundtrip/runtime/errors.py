@@ -1,7 +1,5 @@
 """All errors that are raised for the user, each with its problem, place and cure."""
 
-from __future__ import annotations
-
 import difflib
 import re
 import signal

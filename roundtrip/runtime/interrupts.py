@@ -1,7 +1,5 @@
 """Stopping on signals: the first one requests a stop at the next step, a second one ends the process."""
 
-from __future__ import annotations
-
 import os
 import signal
 import sys

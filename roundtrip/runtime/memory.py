@@ -1,7 +1,5 @@
 """Memory: recognizing that it ran out, continuing with smaller batches, freeing it, and how much is in use."""
 
-from __future__ import annotations
-
 import ctypes
 import gc
 import os

@@ -1,7 +1,5 @@
 """Work for the next phase, done in a thread while the device is busy with this one."""
 
-from __future__ import annotations
-
 from collections.abc import Callable
 from concurrent.futures import Future, ThreadPoolExecutor
 

@@ -1,7 +1,5 @@
 """Seeds derived from names, and permutations derived from seeds: there is no random state to save."""
 
-from __future__ import annotations
-
 import hashlib
 from functools import lru_cache
 

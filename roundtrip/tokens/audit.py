@@ -3,8 +3,6 @@
 Adversarial rows spell a text in other tokens than the tokenizer would, as a model that samples does at times.
 """
 
-from __future__ import annotations
-
 import random
 from collections.abc import Iterator, Sequence
 

@@ -1,7 +1,5 @@
 """Can the training rows of a pair of models be spliced? The report, and the row builder that follows from it."""
 
-from __future__ import annotations
-
 import json
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence

@@ -3,8 +3,6 @@
 For that the template's special tokens get aliases of private-use characters, which no cleaned text holds.
 """
 
-from __future__ import annotations
-
 import json
 import re
 from bisect import bisect_left

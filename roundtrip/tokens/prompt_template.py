@@ -4,8 +4,6 @@ One template, `head SOURCE mid TARGET end-token`, serves generation, training an
 `mid` belong to the first token of the target (` Hola` is one token in most vocabularies), so prompts end before them.
 """
 
-from __future__ import annotations
-
 from collections.abc import Callable, Hashable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, TypeVar

@@ -4,8 +4,6 @@ The text path is the specification: decode the hypothesis, put it into the templ
 row is proved equal by its token pairs on the device, or by encoding its prompt on the host.
 """
 
-from __future__ import annotations
-
 import math
 import random
 from collections import Counter

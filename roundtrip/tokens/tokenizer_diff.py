@@ -1,7 +1,5 @@
 """Are two tokenizers the same? Their content is compared, not their names or identities."""
 
-from __future__ import annotations
-
 import json
 from collections.abc import Iterator
 from dataclasses import dataclass

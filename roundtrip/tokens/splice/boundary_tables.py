@@ -5,8 +5,6 @@ A hypothesis generated behind `assistant` and a line break begins with another t
 one token becomes one token the tables hold it; anything else is refused, and the row takes the text path.
 """
 
-from __future__ import annotations
-
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass

@@ -4,8 +4,6 @@ Shapes: B rows, R some of them, N positions of a hypothesis, M = N - 1 pairs, V 
 pair is `first * V + second`. Pairs that are not known are settled by the host, all of a batch together.
 """
 
-from __future__ import annotations
-
 from collections.abc import Iterable, Mapping
 
 import torch

@@ -4,8 +4,6 @@ A byte-pair encoding is local: under the five conditions that docs/design.md der
 tokenizer produces from its text when every pair is. A row with part of a character is not decided by pairs.
 """
 
-from __future__ import annotations
-
 import json
 from collections.abc import Callable, Iterable, Sequence
 from typing import Any

@@ -5,8 +5,6 @@ longest one, V vocabulary. Every function is pure, compiles as one graph, and ne
 Boundaries are covered here; `canonicality` decides whether a source is canonical inside.
 """
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 from dataclasses import dataclass
 

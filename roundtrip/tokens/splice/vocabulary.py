@@ -3,8 +3,6 @@
 Two kinds of byte-pair encoding are supported: byte-level (GPT-2, Llama 3, Qwen) and SentencePiece-like (▁ for a space).
 """
 
-from __future__ import annotations
-
 import functools
 import hashlib
 import json
