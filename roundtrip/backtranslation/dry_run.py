@@ -15,9 +15,8 @@ from typing import Any
 from roundtrip.backtranslation import session
 from roundtrip.backtranslation.dev_scoring import greedy_settings
 from roundtrip.backtranslation.examples import oriented_pairs
-from roundtrip.backtranslation.row_builders import NUM_SAMPLES, make_row_builders, show_examples
 from roundtrip.backtranslation.run_folder import with_model_folders
-from roundtrip.backtranslation.token_rows import fitting_rows
+from roundtrip.backtranslation.token_rows import NUM_SAMPLES, fitting_rows, make_row_builders
 from roundtrip.backtranslation.trainer import step_settings
 from roundtrip.data.corpora import Corpora
 from roundtrip.engine.generate import generate
@@ -66,8 +65,11 @@ def dry_run(loaded: LoadedRecipe, events: EventLog) -> dict[str, Any]:
         translators = session.load_models(in_folder, loaded.folder, corpora, events)
         session.check_lines(translators, corpora, recipe, events)
         _, reports = make_row_builders(recipe, translators, corpora.dev, events)
-        for compatibility in reports.values():
-            show_examples(events, compatibility)
+        for example in (example for compatibility in reports.values() for example in compatibility.examples):
+            # A line that takes the text path, token by token.
+            events.say(f"    {example.text!r}: {example.reason}")
+            events.say(f"      generated  {' '.join(example.generated)}")
+            events.say(f"      expected   {' '.join(example.expected)}")
         rates = {name: _measure(recipe, each, corpora, events) for name, each in translators.items()}
         num_pairs, devices = len(corpora.train), {each.base.device for each in translators.values()}
         before = sum(value for activity, value in events.seconds.items() if activity != "probing")

@@ -18,8 +18,6 @@ from roundtrip.runtime.seeding import derive_seed
 PARALLEL, SYNTHETIC, REPLAY, DENOISING, MONOLINGUAL = "parallel", "synthetic", "replay", "denoising", "monolingual"
 KINDS = (SYNTHETIC, REPLAY, PARALLEL, DENOISING, MONOLINGUAL)
 TARGET_TOO_LONG = "target_too_long"
-# Rejected candidates that are shown where all are rejected.
-NUM_SAMPLES = 5
 
 
 @dataclass(frozen=True)
@@ -147,8 +145,3 @@ def usual_length_ratio(pairs: Sequence[TextRow], recipe: Recipe, direction: Dire
     side = recipe.languages.index(direction.source)
     source, target = (sum(len(row[column]) for row in pairs) for column in (side, 1 - side))
     return source / target if source and target else 1.0
-
-
-def rejected_samples(candidates: Sequence[Candidate]) -> list[Candidate]:
-    """Return some candidates, spread over all, to show."""
-    return list(candidates[:: max(1, len(candidates) // NUM_SAMPLES)][:NUM_SAMPLES])

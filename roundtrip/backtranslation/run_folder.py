@@ -205,13 +205,11 @@ def run_lock(path: Path) -> Iterator[None]:
     lock = FileLock(path / "lock", blocking=False)
     try:
         path.mkdir(parents=True, exist_ok=True)
-        lock.acquire()
+        held = lock.acquire()
     except Timeout as error:
         cure = f"wait for it, or {_ANOTHER_FOLDER}"
         raise RunError("is in use by another process", place=str(path), cure=cure) from error
     except OSError as error:
         raise RunError(f"cannot be written: {error.strerror}", place=str(path), cure=_ANOTHER_FOLDER) from error
-    try:
+    with held:
         yield
-    finally:
-        lock.release()

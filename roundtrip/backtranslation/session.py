@@ -14,8 +14,8 @@ from roundtrip.backtranslation.examples import oriented_pairs
 from roundtrip.backtranslation.filtering import Candidate, RejectionRule
 from roundtrip.backtranslation.loop import back_translate
 from roundtrip.backtranslation.model_selection import show_finished
-from roundtrip.backtranslation.row_builders import NUM_SAMPLES, make_row_builders
 from roundtrip.backtranslation.run_folder import RunFolder, RunManifest, create, reopen, run_lock
+from roundtrip.backtranslation.token_rows import NUM_SAMPLES, make_row_builders
 from roundtrip.backtranslation.trainer import Trainer
 from roundtrip.data import corpora as data_corpora
 from roundtrip.data.corpora import Corpora
@@ -32,7 +32,7 @@ from roundtrip.recipe.loader import LoadedRecipe
 from roundtrip.recipe.plan import directions
 from roundtrip.recipe.schema import Recipe
 from roundtrip.runtime import atomic_io
-from roundtrip.runtime.distributed import SINGLE_PROCESS, ProcessGroup, join_processes
+from roundtrip.runtime.distributed import ProcessGroup, join_processes
 from roundtrip.runtime.errors import RunError, TextError, TrainingError
 from roundtrip.runtime.event_log import EventLog
 from roundtrip.runtime.interrupts import StopRequest, catch_signals
@@ -79,43 +79,35 @@ def train(
     events = events or EventLog(Console(quiet=True))
     on_cpu = all(choose_device(model.device).type == "cpu" for model in loaded.recipe.model.values())
     with join_processes(on_cpu) as processes, run_lock(path) if processes.is_main else nullcontext():
-        return run_recipe(path, loaded, events, resume=resume, processes=processes, filters=filters)
-
-
-def run_recipe(
-    path: Path,
-    loaded: LoadedRecipe,
-    events: EventLog,
-    *,
-    resume: bool = False,
-    processes: ProcessGroup = SINGLE_PROCESS,
-    filters: Sequence[RejectionRule] = (),
-) -> RunFolder:
-    """Run a recipe into a folder that this process holds, as one of the processes that share the work."""
-    if processes.is_main:
-        run = reopen(path, loaded) if resume else create(path, loaded)
-        atomic_io.remove_leftovers(run.path)
-    processes.broadcast(None)
-    run = RunFolder(path)
-    events.path = run.events if processes.is_main else None
-    with catch_signals(events.say) as stop:
-        context = _load_context(run, loaded, events, stop, processes, filters)
-        with closing(Trainer(context)) as trainer:
-            if resume:
-                trainer.resume()
-                if processes.broadcast(trainer.is_complete()):
-                    show_finished(context)
-                    return run
-            events.log("start", phase=trainer.state.phase, step=trainer.state.step)
-            constants = {"betas": BETAS, "eps": EPS, "min_lr_factor": MIN_LR_FACTOR, "max_grad_norm": MAX_GRAD_NORM}
-            planned = {name: optimizer.num_steps for name, optimizer in trainer.optimizers.items()}
-            events.log("optimizer", name="AdamW", **constants, planned_steps=planned)
-            models = {name: each.direction_model for name, each in context.translators.items()}
-            before = frozen_hashes(models)
-            back_translate(trainer)
-            if frozen_hashes(models) != before:
-                raise TrainingError("the frozen base changed during the run", cure="please report this with the recipe")
+        if processes.is_main:
+            make = reopen if resume else create
+            make(path, loaded)
+            atomic_io.remove_leftovers(path)
+        processes.broadcast(None)
+        run = RunFolder(path)
+        events.path = run.events if processes.is_main else None
+        with catch_signals(events.say) as stop:
+            _run(_load_context(run, loaded, events, stop, processes, filters), resume)
     return run
+
+
+def _run(context: RunContext, resume: bool) -> None:
+    trainer, events = Trainer(context), context.events
+    with closing(trainer.synthesizer.prefetcher):
+        if resume:
+            trainer.resume()
+            if context.processes.broadcast(trainer.next_phase() is None and context.run.metrics.exists()):
+                show_finished(context)
+                return
+        events.log("start", phase=trainer.state.phase, step=trainer.state.step)
+        constants = {"betas": BETAS, "eps": EPS, "min_lr_factor": MIN_LR_FACTOR, "max_grad_norm": MAX_GRAD_NORM}
+        planned = {name: optimizer.num_steps for name, optimizer in trainer.optimizers.items()}
+        events.log("optimizer", name="AdamW", **constants, planned_steps=planned)
+        models = {name: each.direction_model for name, each in context.translators.items()}
+        before = frozen_hashes(models)
+        back_translate(trainer)
+        if frozen_hashes(models) != before:
+            raise TrainingError("the frozen base changed during the run", cure="please report this with the recipe")
 
 
 def _load_context(

@@ -5,18 +5,26 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from roundtrip.backtranslation import examples
-from roundtrip.backtranslation.candidate_selection import likelihood, reverse_likelihood, select_candidates
 from roundtrip.backtranslation.checkpoint import State
 from roundtrip.backtranslation.context import RunContext
 from roundtrip.backtranslation.early_stopping import require_better_than_copy
 from roundtrip.backtranslation.examples import PhaseExamples, Streams
-from roundtrip.backtranslation.filtering import Candidate, FilteredCandidates, filter_candidates, round_trip_chrf
+from roundtrip.backtranslation.filtering import (
+    Candidate,
+    FilteredCandidates,
+    filter_candidates,
+    round_trip_chrf,
+    select_candidates,
+)
 from roundtrip.backtranslation.replay import replayed_examples
 from roundtrip.recipe.plan import Phase
 from roundtrip.recipe.sampling_schedule import describe_sampling, sampling_settings
 from roundtrip.recipe.schema import Generate
 from roundtrip.runtime.prefetch import Prefetcher
 from roundtrip.runtime.seeding import derive_seed
+
+# Rejected candidates, spread over all, that are shown where all are rejected.
+NUM_SAMPLES = 5
 
 
 @dataclass(frozen=True)
@@ -101,10 +109,13 @@ class Synthesizer:
         kept, method, callbacks = filtered.kept, settings.candidate_selection, self.context.callbacks()
         if settings.num_candidates > 1 and method != "all" and kept:
             if method == "likelihood":
-                scores = likelihood(kept)
+                # Per token, so that short ones gain nothing.
+                scores = [candidate.logprob for candidate in kept if candidate.logprob is not None]
             else:
+                # Dual learning (https://arxiv.org/abs/1611.00179) as a criterion: the likelihood of the real line.
+                pairs = [(candidate.source, candidate.target) for candidate in kept]
                 max_tokens = self.recipe.train.max_tokens_per_microbatch
-                scores = reverse_likelihood(forward, kept, max_tokens, callbacks.on_progress)
+                scores = forward.likelihoods(pairs, max_tokens, callbacks.on_progress)
             filtered = FilteredCandidates(select_candidates(kept, scores), filtered.rejected)
         lowest = self.recipe.filter.min_round_trip_chrf
         if lowest and filtered.kept:
@@ -120,7 +131,7 @@ class Synthesizer:
         replayed = replayed_examples(folder, self.phases, phase, self.recipe.rounds.replay_examples)
         mixed = examples.mix(phase, streams, selected.kept, replayed)
         rejected = selected.rejected + Counter({examples.TARGET_TOO_LONG: taken.num_too_long})
-        samples = [] if selected.kept else examples.rejected_samples(made)
+        samples = [] if selected.kept else made[:: max(1, len(made) // NUM_SAMPLES)][:NUM_SAMPLES]
         return PhaseExamples(mixed, streams.after, streams.restarted(), rejected, num_candidates, samples)
 
     def encode_ahead(self, phase: Phase, state: State) -> None:
