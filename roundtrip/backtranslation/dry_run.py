@@ -38,13 +38,11 @@ NUM_LINES, NUM_BATCHES = 64, 12
 
 @dataclass(frozen=True)
 class Rates:
-    """What one direction takes: seconds per trained token, per generated line of usual length, and per line that the
-    untrained base translates, which may not know when to stop; and the mean length of a training row.
-    """
+    """What one direction takes, in seconds, and the mean length of its training rows."""
 
     train_token: float
-    generate_line: float
-    score_base_line: float
+    generate_line: float  # of usual length
+    score_base_line: float  # translated by the untrained base, which may not know when to stop
     tokens_per_row: float
 
 
@@ -82,8 +80,14 @@ def dry_run(loaded: LoadedRecipe, events: EventLog) -> dict[str, Any]:
             "total_seconds": round(sum(sum(stages.values()) for stages in seconds.values()), 1),
             "peak_bytes": {str(device): memory.peak_bytes(device) for device in devices},
         }
-        for translator in translators.values():
-            _show_model(recipe, translator, corpora, events)
+    for name, translator in translators.items():
+        base, method = translator.base, recipe.adapter[name].method
+        trainable = sum(parameter.numel() for parameter in translator.direction_model.parameters().values())
+        total = sum(parameter.numel() for parameter in base.model.parameters())
+        events.say(f"{name}: {method}, {trainable:,} of {total:,} parameters train, {base.dtype} on {base.device}")
+        text, _ = oriented_pairs(corpora.dev[:1], translator.direction, recipe)[0]
+        prompt, end_id = translator.template.prompt_text(text), translator.template.segments.end_id
+        events.say(f"  prompt {prompt!r}, end token {end_id}")
     _show(report, events)
     return report
 
@@ -171,16 +175,6 @@ def _describe(recipe: Recipe, phase: Phase, num_pairs: int) -> str:
         lines = recipe.rounds.monolingual_lines
         what = f"{rows} examples, with synthetic sources for {lines} new lines among them"
     return f"{phase.stage}: {phase.direction.name} trains on {what}"
-
-
-def _show_model(recipe: Recipe, translator: Translator, corpora: Corpora, events: EventLog) -> None:
-    name, base = translator.direction.name, translator.base
-    trainable = sum(parameter.numel() for parameter in translator.direction_model.parameters().values())
-    total = sum(parameter.numel() for parameter in base.model.parameters())
-    method = recipe.adapter[name].method
-    events.say(f"{name}: {method}, {trainable:,} of {total:,} parameters train, {base.dtype} on {base.device}")
-    source, _ = oriented_pairs(corpora.dev[:1], translator.direction, recipe)[0]
-    events.say(f"  prompt {translator.template.prompt_text(source)!r}, end token {translator.template.segments.end_id}")
 
 
 def _show(report: dict[str, Any], events: EventLog) -> None:

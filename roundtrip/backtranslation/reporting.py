@@ -105,11 +105,9 @@ def _compare(context: RunContext, stages: Sequence[str]) -> dict[str, Any]:
     for direction in directions(context.recipe):
         _, references = context.parallel_texts("test", direction)
         baseline, system = (_translations(context.run, stage, direction) for stage in stages)
-        tokenizer = bleu_tokenize(context.recipe, direction)
-        comparisons = metrics.paired_bootstrap(
-            baseline, system, references, bleu_tokenize=tokenizer, samples=BOOTSTRAP_SAMPLES
-        )
-        by_direction[direction.name] = [comparison.to_dict() for comparison in comparisons]
+        tokenize, samples = bleu_tokenize(context.recipe, direction), BOOTSTRAP_SAMPLES
+        results = metrics.paired_bootstrap(baseline, system, references, bleu_tokenize=tokenize, samples=samples)
+        by_direction[direction.name] = [result.to_dict() for result in results]
     return {"baseline": stages[0], "system": stages[1], "samples": BOOTSTRAP_SAMPLES, "directions": by_direction}
 
 
@@ -139,7 +137,12 @@ def show_metrics(results: Mapping[str, Any], run: RunFolder, console: Console) -
         if any(cut.values()):
             counts = ", ".join(f"{count:.0f} of {name}" for name, count in cut.items())
             print_line(console, f"{_LABELS.get(stage, stage)}: translations cut at their length limit: {counts}", "dim")
-    _show_comparison(results["comparison"], console)
+    if comparison := results["comparison"]:
+        stages = f"{comparison['system']} against {comparison['baseline']}"
+        print_line(console, f"{stages}, paired bootstrap, {comparison['samples']} samples:")
+        for name, of_metrics in comparison["directions"].items():
+            for result in of_metrics:
+                print_line(console, f"  {name} {comparison_text(result)}")
     for name, signature in results["signatures"].items():
         print_line(console, f"{name}: {signature['chrf']}; {signature['bleu']}", "dim")
     for name, samples in results["samples"].items():
@@ -171,13 +174,3 @@ def _show_table(results: Mapping[str, Any], names: Sequence[str], console: Conso
         cells = [f"{scores[name]['chrf']:.1f} / {scores[name]['bleu']:.1f}" for name in names]
         table.add_row(label, *cells, f"{mean_chrf(dev):.1f}" if dev else "-", style="bold" if is_best else None)
     console.print(table)
-
-
-def _show_comparison(comparison: Mapping[str, Any] | None, console: Console) -> None:
-    if comparison is None:
-        return
-    stages = f"{comparison['system']} against {comparison['baseline']}"
-    print_line(console, f"{stages}, paired bootstrap, {comparison['samples']} samples:")
-    for name, results in comparison["directions"].items():
-        for result in results:
-            print_line(console, f"  {name} {comparison_text(result)}")

@@ -28,7 +28,6 @@ from roundtrip.models.base_model import choose_device
 from roundtrip.models.direction_model import frozen_hashes
 from roundtrip.models.optimizer import BETAS, EPS, MAX_GRAD_NORM, MIN_LR_FACTOR
 from roundtrip.recipe import loader
-from roundtrip.recipe.loader import LoadedRecipe
 from roundtrip.recipe.plan import directions
 from roundtrip.recipe.schema import Recipe
 from roundtrip.runtime import atomic_io
@@ -42,7 +41,7 @@ from roundtrip.tokens.splice.vocabulary import fingerprint
 
 
 def train(
-    recipe: LoadedRecipe | str | Path,
+    recipe: loader.LoadedRecipe | str | Path,
     run_dir: Path | str,
     *,
     resume: bool = False,
@@ -73,18 +72,16 @@ def train(
         >>> sorted(json.loads(run.metrics.read_text())["test"])
         ['base', 'copy', 'parallel', 'round-1']
     """
-    loaded = recipe if isinstance(recipe, LoadedRecipe) else loader.load_recipe(str(recipe))
+    loaded = recipe if isinstance(recipe, loader.LoadedRecipe) else loader.load_recipe(str(recipe))
     loader.forbid_unused_hub(loaded.recipe, loaded.folder)
-    path = Path(run_dir)
-    events = events or EventLog(Console(quiet=True))
+    run, events = RunFolder(Path(run_dir)), events or EventLog(Console(quiet=True))
     on_cpu = all(choose_device(model.device).type == "cpu" for model in loaded.recipe.model.values())
-    with join_processes(on_cpu) as processes, run_lock(path) if processes.is_main else nullcontext():
+    with join_processes(on_cpu) as processes, run_lock(run.path) if processes.is_main else nullcontext():
         if processes.is_main:
             make = reopen if resume else create
-            make(path, loaded)
-            atomic_io.remove_leftovers(path)
+            make(run.path, loaded)
+            atomic_io.remove_leftovers(run.path)
         processes.broadcast(None)
-        run = RunFolder(path)
         events.path = run.events if processes.is_main else None
         with catch_signals(events.say) as stop:
             _run(_load_context(run, loaded, events, stop, processes, filters), resume)
@@ -112,7 +109,7 @@ def _run(context: RunContext, resume: bool) -> None:
 
 def _load_context(
     run: RunFolder,
-    loaded: LoadedRecipe,
+    loaded: loader.LoadedRecipe,
     events: EventLog,
     stop: StopRequest,
     processes: ProcessGroup,
@@ -129,9 +126,8 @@ def _load_context(
         lines = processes.broadcast(read_text(loaded, run.data, events).counts if is_main else {})
     corpora = data_corpora.reopen(recipe, run.data, lines)
     stop.raise_if_requested()
-    segments = {name: Segments.from_dict(value) for name, value in manifest.segments.items()}
     with processes.main_process_first():
-        translators = load_models(recipe, loaded.folder, corpora, events, segments, run.base)
+        translators = load_models(recipe, loaded.folder, corpora, events, run)
     stop.raise_if_requested()
     manifest.check_loaded("base model", {name: each.base.digest for name, each in translators.items()})
     tokenizers = {name: each.base.tokenizer for name, each in translators.items()}
@@ -178,7 +174,7 @@ def check_requirements(recipe: Recipe) -> None:
         LanguageIdentifier(recipe.languages)
 
 
-def read_text(loaded: LoadedRecipe, target: Path, events: EventLog) -> Corpora:
+def read_text(loaded: loader.LoadedRecipe, target: Path, events: EventLog) -> Corpora:
     """Read, clean and separate the text of a recipe into a folder, and report what was dropped."""
     with events.task("reading", "reading text", 0):
         corpora = data_corpora.prepare(loaded.recipe, loaded.folder, target, lambda line: events.say(f"  {line}"))
@@ -190,14 +186,9 @@ def read_text(loaded: LoadedRecipe, target: Path, events: EventLog) -> Corpora:
 
 
 def load_models(
-    recipe: Recipe,
-    folder: Path,
-    corpora: Corpora,
-    events: EventLog,
-    segments: Mapping[str, Segments] | None = None,
-    residual_folder: Path | None = None,
+    recipe: Recipe, folder: Path, corpora: Corpora, events: EventLog, run: RunFolder | None = None
 ) -> dict[str, Translator]:
-    """Load the models of a recipe as `translator.load` does; those from scratch are created where they are missing."""
+    """Load the models of a recipe, or of a run as it began; those from scratch are created where they are missing."""
     for name, spec in recipe.model.items():
         if spec.from_scratch is not None:
             assert spec.path is not None
@@ -207,7 +198,8 @@ def load_models(
                 from_scratch.create_model(spec.from_scratch, text_lines, Path(spec.path), seed, max_length)
     names = " and ".join(dict.fromkeys(spec.name for spec in recipe.model.values()))
     with events.task("loading", f"loading {names}", 0):
-        translators = translator.load(recipe, folder, segments, residual_folder)
+        segments = {name: Segments.from_dict(value) for name, value in run.manifest().segments.items()} if run else {}
+        translators = translator.load(recipe, folder, segments, run.base if run else None)
     # Length limits grow with the target tokens per source token of real pairs.
     rows = corpora.train[:NUM_SAMPLES] if recipe.without_dev else corpora.dev
     pairs = {name: oriented_pairs(rows, each.direction, recipe) for name, each in translators.items()}
@@ -227,11 +219,9 @@ def check_lines(translators: Mapping[str, Translator], corpora: Corpora, recipe:
                     raise TextError(problem, place=f"data.{part} ({each.direction.source})", cure=cure)
         held = sum(each.template.boundary_holds(pair) for pair in pairs)
         events.log("boundaries", direction=name, held=held, lines=len(pairs))
-        if held < len(pairs):
+        if merged := len(pairs) - held:
             cure = "a chat template, or a space in front of {target}, avoids this"
-            problem = (
-                f"on {len(pairs) - held} of {len(pairs)} dev lines of {name} the prompt's end merges with the target"
-            )
+            problem = f"on {merged} of {len(pairs)} dev lines of {name} the prompt's end merges with the target"
             events.say(f"  warning: {problem} into one token; {cure}")
 
 

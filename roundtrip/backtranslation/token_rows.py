@@ -62,24 +62,18 @@ def make_row_builders(
             builder = replace(builder, strict=mode == "splice", audit=recipe.tokens.audit)
         row_builders[name], reports[name] = builder, report
     for name, report in reports.items():
-        _show(events, name, report)
+        how = f", verified on the {report.checker}" if report.checker else ""
+        num_lines = sum(report.counts.values())
+        share = f"; {report.counts.get(SPLICED, 0)} of {num_lines} sample lines" if num_lines else ""
+        lines = [f"  token rows of {name}: {report.mode}{how}{share}", *(f"    {each}" for each in report.reasons)]
+        for line in lines + ([f"    cure: {report.cure}"] if report.cure else []):
+            events.say(line)
+        events.log("compatibility", direction=name, **report.to_dict())
     return row_builders, reports
 
 
 def _show_progress(task: ProgressHandle, activity: str, done: int, total: int) -> None:
     task.advance(0, note=f"{activity}, {done:,} of {total:,}")
-
-
-def _show(events: EventLog, name: str, report: CompatibilityReport) -> None:
-    how = f", verified on the {report.checker}" if report.checker else ""
-    num_lines = sum(report.counts.values())
-    share = f"; {report.counts.get(SPLICED, 0)} of {num_lines} sample lines" if num_lines else ""
-    events.say(f"  token rows of {name}: {report.mode}{how}{share}")
-    for reason in report.reasons:
-        events.say(f"    {reason}")
-    if report.cure:
-        events.say(f"    cure: {report.cure}")
-    events.log("compatibility", direction=name, **report.to_dict())
 
 
 def build_token_rows(

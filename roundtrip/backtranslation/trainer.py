@@ -35,24 +35,17 @@ MAX_NONFINITE_STEPS = 10
 
 @dataclass(frozen=True)
 class PhaseJob:
-    """What the train steps of one phase need.
-
-    Attributes:
-        translator, dataset: of the direction that trains, and its token rows, on its device.
-        batches: the rows of each optimizer step, in order.
-        steps_before, planned_steps: optimizer steps that the plan has for this direction before this phase and in it.
-        losses: gets the loss of each finite step.
-    """
+    """What the train steps of one phase need."""
 
     phase: Phase
-    translator: Translator
-    dataset: TokenDataset
-    batches: list[list[int]]
+    translator: Translator  # of the direction that trains
+    dataset: TokenDataset  # its token rows, on its device
+    batches: list[list[int]]  # the rows of each optimizer step, in order
     settings: StepSettings
-    steps_before: int
-    planned_steps: int
+    steps_before: int  # optimizer steps that the plan has for this direction before this phase
+    planned_steps: int  # those that it has in this phase
     progress: ProgressHandle
-    losses: list[float] = field(default_factory=list)
+    losses: list[float] = field(default_factory=list)  # of each finite step
 
 
 class Trainer:
