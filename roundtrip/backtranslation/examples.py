@@ -120,12 +120,11 @@ def mix(phase: Phase, streams: Streams, candidates: Sequence[Candidate], replaye
 
 def short_lines(lines: list[str], recipe: Recipe, settings: Generate, reverse: Translator) -> list[str]:
     """Drop lines that would fill more than half of a training row, or do not fit into the model."""
-    prompts = reverse.template.prompts(lines)
+    prompts, max_length = reverse.template.prompts(lines), recipe.train.max_length
     return [
         line
         for line, prompt in zip(lines, prompts, strict=True)
-        if 2 * reverse.num_source_tokens(prompt) <= recipe.train.max_length
-        and reverse.fits(reverse.num_needed(prompt, settings))
+        if 2 * reverse.num_source_tokens(prompt) <= max_length and reverse.fits(reverse.num_needed(prompt, settings))
     ]
 
 

@@ -121,9 +121,7 @@ def _load_context(
     check_requirements(recipe)
     if is_main and (problem := atomic_io.first_damaged(manifest.files, run.path)):
         raise RunError(f"is damaged: {problem}", place=str(run.path), cure="restore that file, or start a new run")
-    lines = manifest.lines
-    if not lines:
-        lines = processes.broadcast(read_text(loaded, run.data, events).counts if is_main else {})
+    lines = manifest.lines or processes.broadcast(read_text(loaded, run.data, events).counts if is_main else {})
     corpora = data_corpora.reopen(recipe, run.data, lines)
     stop.raise_if_requested()
     with processes.main_process_first():
@@ -134,8 +132,7 @@ def _load_context(
     hashes = {name: fingerprint(each) if getattr(each, "is_fast", False) else None for name, each in tokenizers.items()}
     manifest.check_loaded("tokenizer", hashes)
     for name, each in translators.items():
-        expansion = manifest.expansions.get(name, each.expansion)
-        translators[name] = replace(each, processes=processes, expansion=expansion)
+        translators[name] = replace(each, processes=processes, expansion=manifest.expansions.get(name, each.expansion))
     check_lines(translators, corpora, recipe, events)
     if is_main and not manifest.files:
         manifest = replace(manifest, lines=corpora.counts, tokenizer_hashes=hashes)
