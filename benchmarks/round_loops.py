@@ -17,8 +17,7 @@ from transformers import AutoModelForCausalLM, PrinterCallback
 from benchmarks.common import timed
 from roundtrip import Candidate, Optimizer, StepSettings, Translator, train_step
 from roundtrip.backtranslation.examples import PARALLEL, SYNTHETIC, Example
-from roundtrip.backtranslation.row_builders import make_row_builders
-from roundtrip.backtranslation.token_rows import build_token_rows
+from roundtrip.backtranslation.token_rows import build_token_rows, make_row_builders
 from roundtrip.engine.generate import generate_hf, length_limit
 from roundtrip.engine.request import GenerationRequest, StopRule
 from roundtrip.models import adapters

@@ -21,8 +21,8 @@ from rich.console import Console
 
 from benchmarks import common
 from roundtrip import load_trained
-from roundtrip.backtranslation.row_builders import make_row_builders
 from roundtrip.backtranslation.run_folder import RunFolder
+from roundtrip.backtranslation.token_rows import make_row_builders
 from roundtrip.data.corpora import reopen
 from roundtrip.data.sampler import Cursor, take_rows
 from roundtrip.engine.translator import Translations

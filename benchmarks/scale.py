@@ -29,9 +29,8 @@ from roundtrip.backtranslation import filtering
 from roundtrip.backtranslation.checkpoint import State
 from roundtrip.backtranslation.context import RunContext
 from roundtrip.backtranslation.loop import make_examples
-from roundtrip.backtranslation.row_builders import make_row_builders
 from roundtrip.backtranslation.run_folder import RunFolder
-from roundtrip.backtranslation.token_rows import build_token_rows
+from roundtrip.backtranslation.token_rows import build_token_rows, make_row_builders
 from roundtrip.backtranslation.trainer import Trainer
 from roundtrip.data.corpora import Corpora, prepare
 from roundtrip.engine.hypotheses import Hypotheses
@@ -89,7 +88,7 @@ def measure(number: int, rounds: int) -> dict[str, Any]:
         common.reset_process_peak()
         trainer = _trainer(folder / "run", loaded.recipe, corpora, translators)
         seconds, lines = _rounds(trainer, min(number, rounds))
-        trainer.close()
+        trainer.synthesizer.prefetcher.close()
     return {
         "lines": number,
         "model": "stub: words in reverse",

@@ -9,9 +9,8 @@ from typing import TYPE_CHECKING, Any
 __version__ = "0.2.0"
 
 if TYPE_CHECKING:
-    from roundtrip.backtranslation.candidate_selection import select_candidates
     from roundtrip.backtranslation.export import export
-    from roundtrip.backtranslation.filtering import Candidate, filter_candidates, round_trip_chrf
+    from roundtrip.backtranslation.filtering import Candidate, filter_candidates, round_trip_chrf, select_candidates
     from roundtrip.backtranslation.session import train
     from roundtrip.backtranslation.trained_models import load_trained
     from roundtrip.engine.train_step import StepSettings, train_step
@@ -28,9 +27,8 @@ if TYPE_CHECKING:
     from roundtrip.tokens.row_builder import RowBuilder
 
 _MODULES = {
-    "backtranslation.candidate_selection": ("select_candidates",),
     "backtranslation.export": ("export",),
-    "backtranslation.filtering": ("Candidate", "filter_candidates", "round_trip_chrf"),
+    "backtranslation.filtering": ("Candidate", "filter_candidates", "round_trip_chrf", "select_candidates"),
     "backtranslation.session": ("train",),
     "backtranslation.trained_models": ("load_trained",),
     "engine.train_step": ("StepSettings", "train_step"),

@@ -87,7 +87,7 @@ def token_tables(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
     """Keep the tables of test tokenizers out of the user's cache."""
     folder = tmp_path_factory.mktemp("cache")
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("roundtrip.backtranslation.row_builders.cache_dir", lambda: folder)
+        patch.setattr("roundtrip.backtranslation.token_rows.cache_dir", lambda: folder)
         yield
 
 

@@ -14,7 +14,6 @@ from rich.console import Console
 from safetensors.torch import load_file
 
 from roundtrip.backtranslation import session
-from roundtrip.backtranslation.run_folder import run_lock
 from roundtrip.recipe import loader
 from roundtrip.runtime.event_log import EventLog
 
@@ -25,8 +24,7 @@ def go(path: Path, out: Path, *, resume: bool = False, overrides: tuple[str, ...
     """Run a recipe in this process and return what was shown."""
     shown = io.StringIO()
     loaded = loader.load_recipe(str(path), overrides)
-    with run_lock(out):
-        session.run_recipe(out, loaded, EventLog(Console(file=shown, width=160)), resume=resume)
+    session.train(loaded, out, resume=resume, events=EventLog(Console(file=shown, width=160)))
     return shown.getvalue()
 
 

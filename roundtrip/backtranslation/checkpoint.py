@@ -34,33 +34,25 @@ class State:
     """How far a run is; with the tensors of both optimizers it is all that a resume needs.
 
     No random state is kept, since every random choice is derived from the seed and the phase.
-
-    Attributes:
-        phase, step, optimizer_steps: number of the phase in progress, steps taken in it, and in all by direction.
-        cursors: how far each stream is read: up to the phase, or past its examples once it has taken a step.
-        scores, best: dev scores by stage and direction, and the stage with the best mean dev chrF++.
-        seconds: time spent, by activity.
-        token_rows: by direction, how many rows of synthetic examples were made in which way, see `build_token_rows`.
-        max_tokens_per_microbatch: reduced size after memory ran out; 0 before that.
-        files: SHA-256 of other files in the run folder that this state depends on, by path: the examples of the phase
-            in progress, the weights of each stage.
-        nonfinite_steps, nonfinite_in_phase: steps without effect, since their loss or gradient was not finite, by
-            direction, and in the phase in progress.
-        dev_losses: by direction, the dev loss after each epoch of the stage in progress, in nats per label.
     """
 
-    phase: int = 0
-    step: int = 0
-    optimizer_steps: dict[str, int] = field(default_factory=dict)
+    phase: int = 0  # number of the one in progress
+    step: int = 0  # steps taken in it
+    optimizer_steps: dict[str, int] = field(default_factory=dict)  # in all, by direction
+    # How far each stream is read: up to the phase, or past its examples once it has taken a step.
     cursors: dict[str, Cursor] = field(default_factory=dict)
-    scores: dict[str, dict[str, dict[str, float]]] = field(default_factory=dict)
-    best: str | None = None
-    seconds: dict[str, float] = field(default_factory=dict)
+    scores: dict[str, dict[str, dict[str, float]]] = field(default_factory=dict)  # on dev, by stage and direction
+    best: str | None = None  # the stage with the best mean dev chrF++
+    seconds: dict[str, float] = field(default_factory=dict)  # time spent, by activity
+    # How many rows of synthetic examples were made in which way, by direction; see `build_token_rows`.
     token_rows: dict[str, dict[str, int]] = field(default_factory=dict)
-    max_tokens_per_microbatch: int = 0
+    max_tokens_per_microbatch: int = 0  # reduced size after memory ran out; 0 before that
+    # SHA-256, by path in the run folder, of the examples of the phase in progress and the weights of each stage.
     files: dict[str, str] = field(default_factory=dict)
+    # Steps without effect, since their loss or gradient was not finite: by direction, and in the phase in progress.
     nonfinite_steps: dict[str, int] = field(default_factory=dict)
     nonfinite_in_phase: int = 0
+    # Dev loss after each epoch of the stage in progress, in nats per label, by direction.
     dev_losses: dict[str, list[float]] = field(default_factory=dict)
 
     def total_steps(self) -> int:

@@ -22,12 +22,7 @@ from roundtrip.tokens.row_builder import RowBuilder
 
 @dataclass(frozen=True)
 class RunContext:
-    """A run with its text and models loaded; what is a mapping is by direction.
-
-    Attributes:
-        row_builders: how synthetic rows are made; empty where the recipe has no rounds.
-        filters: further filters of synthetic sources, such as language identification.
-    """
+    """A run with its text and models loaded; what is a mapping is by direction."""
 
     run: RunFolder
     recipe: Recipe
@@ -35,8 +30,8 @@ class RunContext:
     translators: Mapping[str, Translator]
     events: EventLog
     stop: StopRequest
-    row_builders: Mapping[str, RowBuilder] = field(default_factory=dict)
-    filters: Mapping[str, Sequence[RejectionRule]] = field(default_factory=dict)
+    row_builders: Mapping[str, RowBuilder] = field(default_factory=dict)  # empty where the recipe has no rounds
+    filters: Mapping[str, Sequence[RejectionRule]] = field(default_factory=dict)  # besides those of `[filter]`
     processes: ProcessGroup = SINGLE_PROCESS
 
     def callbacks(self, task: ProgressHandle | None = None) -> Callbacks:

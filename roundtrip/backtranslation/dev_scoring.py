@@ -49,10 +49,8 @@ def score_translations(context: RunContext, part: str, stage: str) -> DirectionS
 
 def dev_loss(context: RunContext, direction: Direction) -> float:
     """Return the loss of the dev references given their sources, in nats per label."""
-    translator, pairs = (
-        context.translators[direction.name],
-        oriented_pairs(context.corpora.dev, direction, context.recipe),
-    )
+    translator = context.translators[direction.name]
+    pairs = oriented_pairs(context.corpora.dev, direction, context.recipe)
     with context.events.task("scoring", f"dev loss of {direction.name}", len(pairs)) as task:
         max_tokens = context.recipe.train.max_tokens_per_microbatch
         log_probabilities = translator.likelihoods(pairs, max_tokens, context.callbacks(task).on_progress)

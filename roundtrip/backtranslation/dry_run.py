@@ -15,9 +15,8 @@ from typing import Any
 from roundtrip.backtranslation import session
 from roundtrip.backtranslation.dev_scoring import greedy_settings
 from roundtrip.backtranslation.examples import oriented_pairs
-from roundtrip.backtranslation.row_builders import NUM_SAMPLES, make_row_builders, show_examples
 from roundtrip.backtranslation.run_folder import with_model_folders
-from roundtrip.backtranslation.token_rows import fitting_rows
+from roundtrip.backtranslation.token_rows import NUM_SAMPLES, fitting_rows, make_row_builders
 from roundtrip.backtranslation.trainer import step_settings
 from roundtrip.data.corpora import Corpora
 from roundtrip.engine.generate import generate
@@ -39,13 +38,11 @@ NUM_LINES, NUM_BATCHES = 64, 12
 
 @dataclass(frozen=True)
 class Rates:
-    """What one direction takes: seconds per trained token, per generated line of usual length, and per line that the
-    untrained base translates, which may not know when to stop; and the mean length of a training row.
-    """
+    """What one direction takes, in seconds, and the mean length of its training rows."""
 
     train_token: float
-    generate_line: float
-    score_base_line: float
+    generate_line: float  # of usual length
+    score_base_line: float  # translated by the untrained base, which may not know when to stop
     tokens_per_row: float
 
 
@@ -66,8 +63,11 @@ def dry_run(loaded: LoadedRecipe, events: EventLog) -> dict[str, Any]:
         translators = session.load_models(in_folder, loaded.folder, corpora, events)
         session.check_lines(translators, corpora, recipe, events)
         _, reports = make_row_builders(recipe, translators, corpora.dev, events)
-        for compatibility in reports.values():
-            show_examples(events, compatibility)
+        for example in (example for compatibility in reports.values() for example in compatibility.examples):
+            # A line that takes the text path, token by token.
+            events.say(f"    {example.text!r}: {example.reason}")
+            events.say(f"      generated  {' '.join(example.generated)}")
+            events.say(f"      expected   {' '.join(example.expected)}")
         rates = {name: _measure(recipe, each, corpora, events) for name, each in translators.items()}
         num_pairs, devices = len(corpora.train), {each.base.device for each in translators.values()}
         before = sum(value for activity, value in events.seconds.items() if activity != "probing")
@@ -80,8 +80,14 @@ def dry_run(loaded: LoadedRecipe, events: EventLog) -> dict[str, Any]:
             "total_seconds": round(sum(sum(stages.values()) for stages in seconds.values()), 1),
             "peak_bytes": {str(device): memory.peak_bytes(device) for device in devices},
         }
-        for translator in translators.values():
-            _show_model(recipe, translator, corpora, events)
+    for name, translator in translators.items():
+        base, method = translator.base, recipe.adapter[name].method
+        trainable = sum(parameter.numel() for parameter in translator.direction_model.parameters().values())
+        total = sum(parameter.numel() for parameter in base.model.parameters())
+        events.say(f"{name}: {method}, {trainable:,} of {total:,} parameters train, {base.dtype} on {base.device}")
+        text, _ = oriented_pairs(corpora.dev[:1], translator.direction, recipe)[0]
+        prompt, end_id = translator.template.prompt_text(text), translator.template.segments.end_id
+        events.say(f"  prompt {prompt!r}, end token {end_id}")
     _show(report, events)
     return report
 
@@ -169,16 +175,6 @@ def _describe(recipe: Recipe, phase: Phase, num_pairs: int) -> str:
         lines = recipe.rounds.monolingual_lines
         what = f"{rows} examples, with synthetic sources for {lines} new lines among them"
     return f"{phase.stage}: {phase.direction.name} trains on {what}"
-
-
-def _show_model(recipe: Recipe, translator: Translator, corpora: Corpora, events: EventLog) -> None:
-    name, base = translator.direction.name, translator.base
-    trainable = sum(parameter.numel() for parameter in translator.direction_model.parameters().values())
-    total = sum(parameter.numel() for parameter in base.model.parameters())
-    method = recipe.adapter[name].method
-    events.say(f"{name}: {method}, {trainable:,} of {total:,} parameters train, {base.dtype} on {base.device}")
-    source, _ = oriented_pairs(corpora.dev[:1], translator.direction, recipe)[0]
-    events.say(f"  prompt {translator.template.prompt_text(source)!r}, end token {translator.template.segments.end_id}")
 
 
 def _show(report: dict[str, Any], events: EventLog) -> None:

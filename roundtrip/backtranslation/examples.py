@@ -15,46 +15,34 @@ from roundtrip.recipe.plan import Direction, Phase, num_denoising, num_parallel
 from roundtrip.recipe.schema import Generate, Recipe
 from roundtrip.runtime.seeding import derive_seed
 
+# A SYNTHETIC source was generated for this phase, a REPLAY one in an earlier round; a DENOISING one is the target
+# itself with its words disturbed, and MONOLINGUAL text has none.
 PARALLEL, SYNTHETIC, REPLAY, DENOISING, MONOLINGUAL = "parallel", "synthetic", "replay", "denoising", "monolingual"
 KINDS = (SYNTHETIC, REPLAY, PARALLEL, DENOISING, MONOLINGUAL)
 TARGET_TOO_LONG = "target_too_long"
-# Rejected candidates that are shown where all are rejected.
-NUM_SAMPLES = 5
 
 
 @dataclass(frozen=True)
 class Example:
-    """One example; the target is always real text.
-
-    Attributes:
-        kind: SYNTHETIC sources were generated for this phase, REPLAY ones in an earlier round; a DENOISING source is
-            the target itself with its words disturbed, and MONOLINGUAL text has none.
-        candidate: of a SYNTHETIC example, with the generated ids; None where it was read back from disk.
-    """
+    """One example; the target is always real text."""
 
     kind: str
     source: str
     target: str
+    # Of a SYNTHETIC one, with the generated ids; None where it was read back from disk.
     candidate: Candidate | None = field(default=None, repr=False, compare=False)
 
 
 @dataclass(frozen=True)
 class PhaseExamples:
-    """The examples of one phase.
-
-    Attributes:
-        cursors, restarted: where the streams stand after this phase, and which of them started over.
-        rejected: number of rejected candidates, by reason.
-        num_candidates: candidates before any was rejected; 0 where none were generated or the phase was read back.
-        samples: some rejected candidates, where all were.
-    """
+    """The examples of one phase, and what is reported of them."""
 
     examples: list[Example]
-    cursors: dict[str, Cursor]
-    restarted: tuple[str, ...] = ()
-    rejected: Counter[str] = field(default_factory=Counter)
-    num_candidates: int = 0
-    samples: Sequence[Candidate] = ()
+    cursors: dict[str, Cursor]  # where the streams stand after this phase
+    restarted: tuple[str, ...] = ()  # the streams that started over
+    rejected: Counter[str] = field(default_factory=Counter)  # number of rejected candidates, by reason
+    num_candidates: int = 0  # before any was rejected; 0 where none were generated or the phase was read back
+    samples: Sequence[Candidate] = ()  # some rejected candidates, where all were
 
 
 def examples_path(folder: Path, phase: Phase) -> Path:
@@ -105,9 +93,8 @@ class Streams:
 
     def restarted(self) -> tuple[str, ...]:
         """Return the names of the streams that have started over."""
-        return tuple(
-            name for name, cursor in self.after.items() if cursor.epoch > self.cursors.get(name, Cursor()).epoch
-        )
+        before = self.cursors
+        return tuple(name for name, now in self.after.items() if now.epoch > before.get(name, Cursor()).epoch)
 
     def _lines(self, language: str, name: str, num_lines: int) -> list[str]:
         return [line for (line,) in self._read(self.corpora.mono[language], name, num_lines)]
@@ -133,12 +120,11 @@ def mix(phase: Phase, streams: Streams, candidates: Sequence[Candidate], replaye
 
 def short_lines(lines: list[str], recipe: Recipe, settings: Generate, reverse: Translator) -> list[str]:
     """Drop lines that would fill more than half of a training row, or do not fit into the model."""
-    prompts = reverse.template.prompts(lines)
+    prompts, max_length = reverse.template.prompts(lines), recipe.train.max_length
     return [
         line
         for line, prompt in zip(lines, prompts, strict=True)
-        if 2 * reverse.num_source_tokens(prompt) <= recipe.train.max_length
-        and reverse.fits(reverse.num_needed(prompt, settings))
+        if 2 * reverse.num_source_tokens(prompt) <= max_length and reverse.fits(reverse.num_needed(prompt, settings))
     ]
 
 
@@ -147,8 +133,3 @@ def usual_length_ratio(pairs: Sequence[TextRow], recipe: Recipe, direction: Dire
     side = recipe.languages.index(direction.source)
     source, target = (sum(len(row[column]) for row in pairs) for column in (side, 1 - side))
     return source / target if source and target else 1.0
-
-
-def rejected_samples(candidates: Sequence[Candidate]) -> list[Candidate]:
-    """Return some candidates, spread over all, to show."""
-    return list(candidates[:: max(1, len(candidates) // NUM_SAMPLES)][:NUM_SAMPLES])

@@ -1,10 +1,11 @@
-"""Filtering of synthetic sources: which hypotheses are good enough to train on, and why the others are not."""
+"""Filtering and selection of synthetic sources: which are good enough to train on, why others are not."""
 
 from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
+from itertools import groupby
 
 import torch
 
@@ -130,6 +131,22 @@ def num_repeats(text: str) -> int:
             equal = equal + 1 if part == later else 0
             most = max(most, 1 + equal // size)
     return most
+
+
+def select_candidates(candidates: Sequence[Candidate], scores: Sequence[float]) -> list[Candidate]:
+    """Return the candidate with the highest score of each line, the first of equals.
+
+    Args:
+        candidates: those of one line next to each other.
+        scores: one per candidate, such as the likelihood of its target by the direction that trains on it.
+
+    Example:
+        >>> options = [Candidate(0, "the table", "la mesa"), Candidate(0, "table", "la mesa")]
+        >>> [candidate.source for candidate in select_candidates(options, [-0.2, -0.9])]
+        ['the table']
+    """
+    groups = groupby(zip(candidates, scores, strict=True), key=lambda pair: pair[0].line)
+    return [max(group, key=lambda pair: pair[1])[0] for _, group in groups]
 
 
 def round_trip_chrf(

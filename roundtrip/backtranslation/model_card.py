@@ -42,16 +42,15 @@ until one of the tokens in `generation_config.json`."""
 def text(
     run: RunFolder, translator: Translator, metrics: dict[str, Any], stage: str, is_model: bool, has_template: bool
 ) -> str:
-    """Return the card.
-
-    Args:
-        metrics: `metrics.json` of the run; empty where it has not finished.
-        stage: whose scores are shown.
-        is_model: the folder holds a plain model, not an adapter.
-        has_template: the exported tokenizer reproduces our prompts by its chat template.
-    """
+    """Return the card of a model or an adapter; `metrics` is `metrics.json`, empty where the run has not finished."""
     direction, recipe, manifest = translator.direction, run.recipe(), run.manifest()
     path, target = recipe.model[direction.name].path, language_name(direction.target)
+    scores = metrics.get("test", {}).get(stage, {}).get(direction.name, {})
+    test_set = f"test set of the run, {metrics['lines']['test']['kept']} lines" if scores else ""
+    results = [
+        EvalResult("translation", "text", test_set, metric, round(scores[metric], 2), metric_name=metric_name)
+        for metric, metric_name in (_METRICS.items() if scores else ())
+    ]
     data = ModelCardData(
         language=[direction.source, direction.target],
         base_model=path if path and is_hub_id(path, Path(manifest.folder)) else None,
@@ -59,7 +58,7 @@ def text(
         pipeline_tag="translation",
         tags=["translation", "back-translation", "roundtrip"],
         model_name=f"{run.path.name}-{direction.name}",
-        eval_results=_eval_results(metrics, direction.name, stage) or None,
+        eval_results=results or None,
     )
     base = "" if is_model else "  # with peft installed; the base is found by adapter_config.json"
     first_line = ".split('\\n')[0]" if translator.template.segments.break_ids else ""
@@ -75,22 +74,6 @@ def text(
         f"{_pre((run.path / 'recipe.toml').read_text(encoding='utf-8'))}",
     ]
     return "\n\n".join(part for part in parts if part) + "\n"
-
-
-def _eval_results(metrics: dict[str, Any], name: str, stage: str) -> list[EvalResult]:
-    scores = metrics.get("test", {}).get(stage, {}).get(name, {})
-    return [
-        EvalResult(
-            task_type="translation",
-            dataset_type="text",
-            dataset_name=f"test set of the run, {metrics['lines']['test']['kept']} lines",
-            metric_type=metric,
-            metric_name=metric_name,
-            metric_value=round(scores[metric], 2),
-        )
-        for metric, metric_name in _METRICS.items()
-        if metric in scores
-    ]
 
 
 def _what(recipe: Recipe, translator: Translator, is_model: bool) -> str:
@@ -116,10 +99,10 @@ def _how(recipe: Recipe, stage: str, target: str) -> str:
 def _scores(metrics: dict[str, Any], name: str, stage: str) -> str:
     if not metrics:
         return "The run has not finished: there are no scores."
-    rows = [
-        (f"**{_plain(row)}**" if row == stage else _plain(row), *(f"{scores[name][metric]:.1f}" for metric in _METRICS))
-        for row, scores in metrics["test"].items()
-    ]
+    rows = []
+    for row, scores in metrics["test"].items():
+        label = f"**{_plain(row)}**" if row == stage else _plain(row)
+        rows.append([label, *(f"{scores[name][metric]:.1f}" for metric in _METRICS)])
     signatures = "\n".join(f"- `{value}`" for value in metrics["signatures"][name].values())
     return (
         f"## Scores on the run's test set\n\n{_table(('stage', *_METRICS.values()), rows)}\n\nOne seed. `copy` is the "

@@ -66,8 +66,7 @@ def end_epochs(context: RunContext, state: State, phase: Phase) -> tuple[State, 
 
 def score_test_set(context: RunContext, state: State) -> None:
     """Score every kept stage on test, then write `metrics.json` and show the table."""
-    run = context.run
-    best = best_stage(state.scores)
+    run, best = context.run, best_stage(state.scores)
     # Copies survive a round trip, so that without dev pairs a base may look better than it is.
     if not context.recipe.without_dev and mean_chrf(state.scores[BASE]) >= mean_chrf(state.scores[best]):
         context.events.say("  warning: no stage is better than the bare base on dev; the one kept as best is worse")
@@ -99,8 +98,7 @@ def _score(context: RunContext, state: State, stage: str) -> State:
     scores = state.scores | {stage: stage_scores}
     best = best_stage(scores)
     if best == stage != BASE:
-        run = context.run
-        context.write(lambda: run.keep_best(stage), run.adapters / BEST)
+        context.write(lambda: context.run.keep_best(stage), context.run.adapters / BEST)
     context.events.log("dev", stage=stage, scores=stage_scores, best=best)
     shown = [
         f"{name} chrF++ {values['chrf']:.1f} BLEU {values['bleu']:.1f}"

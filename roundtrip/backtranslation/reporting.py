@@ -12,9 +12,7 @@ from roundtrip.backtranslation.context import RunContext
 from roundtrip.backtranslation.dev_scoring import bleu_tokenize, mean_chrf, translations_path
 from roundtrip.backtranslation.early_stopping import ScoresByStage
 from roundtrip.backtranslation.examples import KINDS, SYNTHETIC, PhaseExamples
-from roundtrip.backtranslation.nonfinite_steps import json_number
 from roundtrip.backtranslation.run_folder import BEST, RunFolder, versions
-from roundtrip.engine.train_step import StepResult
 from roundtrip.evaluation import metrics
 from roundtrip.evaluation.tables import comparison_text
 from roundtrip.recipe.plan import BASE, FINAL, PARALLEL, PRETRAIN, Direction, Phase, directions
@@ -77,13 +75,6 @@ def advice(rejected: Counter[str]) -> str:
     return _ADVICE.get(reason, f"another filter: '{reason}' is none of the built-in reasons")
 
 
-def report_step(events: EventLog, direction: str, step: int, lr: float, result: StepResult) -> None:
-    """Log one optimizer step."""
-    loss, grad_norm = json_number(result.loss), json_number(result.grad_norm)
-    figures = {"lr": lr, "loss": loss, "grad_norm": grad_norm, "labels": result.num_labels, "tokens": result.num_tokens}
-    events.log("step", direction=direction, step=step, **figures)
-
-
 def collect_metrics(context: RunContext, state: State, test: ScoresByStage) -> dict[str, Any]:
     """Return `metrics.json`; its `comparison` is of the last two stages, or of the base and the only one, on test."""
     recipe, both = context.recipe, directions(context.recipe)
@@ -113,14 +104,10 @@ def _compare(context: RunContext, stages: Sequence[str]) -> dict[str, Any]:
     by_direction = {}
     for direction in directions(context.recipe):
         _, references = context.parallel_texts("test", direction)
-        comparisons = metrics.paired_bootstrap(
-            _translations(context.run, stages[0], direction),
-            _translations(context.run, stages[1], direction),
-            references,
-            bleu_tokenize=bleu_tokenize(context.recipe, direction),
-            samples=BOOTSTRAP_SAMPLES,
-        )
-        by_direction[direction.name] = [comparison.to_dict() for comparison in comparisons]
+        baseline, system = (_translations(context.run, stage, direction) for stage in stages)
+        tokenize, samples = bleu_tokenize(context.recipe, direction), BOOTSTRAP_SAMPLES
+        results = metrics.paired_bootstrap(baseline, system, references, bleu_tokenize=tokenize, samples=samples)
+        by_direction[direction.name] = [result.to_dict() for result in results]
     return {"baseline": stages[0], "system": stages[1], "samples": BOOTSTRAP_SAMPLES, "directions": by_direction}
 
 
@@ -150,7 +137,12 @@ def show_metrics(results: Mapping[str, Any], run: RunFolder, console: Console) -
         if any(cut.values()):
             counts = ", ".join(f"{count:.0f} of {name}" for name, count in cut.items())
             print_line(console, f"{_LABELS.get(stage, stage)}: translations cut at their length limit: {counts}", "dim")
-    _show_comparison(results["comparison"], console)
+    if comparison := results["comparison"]:
+        stages = f"{comparison['system']} against {comparison['baseline']}"
+        print_line(console, f"{stages}, paired bootstrap, {comparison['samples']} samples:")
+        for name, of_metrics in comparison["directions"].items():
+            for result in of_metrics:
+                print_line(console, f"  {name} {comparison_text(result)}")
     for name, signature in results["signatures"].items():
         print_line(console, f"{name}: {signature['chrf']}; {signature['bleu']}", "dim")
     for name, samples in results["samples"].items():
@@ -182,13 +174,3 @@ def _show_table(results: Mapping[str, Any], names: Sequence[str], console: Conso
         cells = [f"{scores[name]['chrf']:.1f} / {scores[name]['bleu']:.1f}" for name in names]
         table.add_row(label, *cells, f"{mean_chrf(dev):.1f}" if dev else "-", style="bold" if is_best else None)
     console.print(table)
-
-
-def _show_comparison(comparison: Mapping[str, Any] | None, console: Console) -> None:
-    if comparison is None:
-        return
-    stages = f"{comparison['system']} against {comparison['baseline']}"
-    print_line(console, f"{stages}, paired bootstrap, {comparison['samples']} samples:")
-    for name, results in comparison["directions"].items():
-        for result in results:
-            print_line(console, f"  {name} {comparison_text(result)}")

@@ -1,14 +1,4 @@
-"""The folder of a run: what was asked, with which versions, what happened, what came out.
-
-recipe.toml  run.json  events.jsonl  metrics.json
-data/                     clean text, as read
-examples/                 what each round trained on, one example a line: kind, source, target
-nonfinite_steps/          rows of the optimizer steps whose loss or gradient was not finite
-checkpoints/              for --resume
-base/                     models from scratch as initialized, and what adapters subtracted from a base
-adapters/STAGE/DIRECTION  PEFT folders, or fully trained models; STAGE is text, parallel, round-1, ..., final, best
-translations/             of dev and test, one file per stage and direction
-"""
+"""The folder of a run: what was asked, with which versions, what happened, what came out."""
 
 import json
 import platform
@@ -42,30 +32,23 @@ _ANOTHER_FOLDER = "name another folder with --out"
 
 @dataclass(frozen=True)
 class RunManifest:
-    """`run.json`: what a run was started with, and what was fixed when its text and models were first loaded.
+    """`run.json`: what a run was started with, and what was fixed when its text and models were first loaded."""
 
-    Attributes:
-        recipe: the recipe as resolved, in JSON form.
-        folder: where relative paths of the recipe start.
-        lines: per part of the text, how many rows were kept and how many dropped for which reason.
-        files: SHA-256 of the files in `data/` and `base/`, by path; empty until text and models are loaded.
-        dtypes, base_hashes, base_locations, tokenizer_hashes: of the models, by direction.
-        segments: the fixed parts of all prompts, by name.
-        expansions: target tokens per source token, by direction.
-    """
-
-    recipe: dict[str, Any]
-    folder: str
+    recipe: dict[str, Any]  # as resolved, in JSON form
+    folder: str  # where relative paths of the recipe start
     overrides: list[str]
     versions: dict[str, str]
+    # Per part of the text, how many rows were kept and how many dropped for which reason.
     lines: dict[str, dict[str, int]] = field(default_factory=dict)
+    # SHA-256 of the files in `data/` and `base/`, by path; empty until text and models are loaded.
     files: dict[str, str] = field(default_factory=dict)
+    # Of the models, by direction.
     dtypes: dict[str, str] = field(default_factory=dict)
     base_hashes: dict[str, str] = field(default_factory=dict)
     base_locations: dict[str, str] = field(default_factory=dict)
     tokenizer_hashes: dict[str, str | None] = field(default_factory=dict)
-    segments: dict[str, dict[str, Any]] = field(default_factory=dict)
-    expansions: dict[str, float] = field(default_factory=dict)
+    segments: dict[str, dict[str, Any]] = field(default_factory=dict)  # the fixed parts of all prompts, by name
+    expansions: dict[str, float] = field(default_factory=dict)  # target tokens per source token, by direction
 
     def check_loaded(self, kind: str, hashes: Mapping[str, str | None]) -> None:
         """Compare the `base model` or `tokenizer` of each direction with what the run was started with, if it was."""
@@ -81,14 +64,15 @@ class RunFolder:
     """A run folder; `RunFolder(path)` names its parts, `create` and `reopen` make and check it."""
 
     def __init__(self, path: Path) -> None:
-        self.path = path
-        self.data = path / "data"
-        self.examples = path / "examples"
-        self.nonfinite_steps = path / "nonfinite_steps"
-        self.checkpoints = path / "checkpoints"
-        self.base = path / "base"
+        self.path = path  # has run.json, and recipe.toml as it was given
+        self.data = path / "data"  # clean text, as read
+        self.examples = path / "examples"  # what each round trained on, one example a line: kind, source, target
+        self.nonfinite_steps = path / "nonfinite_steps"  # rows of the steps whose loss or gradient was not finite
+        self.checkpoints = path / "checkpoints"  # for --resume
+        self.base = path / "base"  # models from scratch as initialized, and what adapters subtracted from a base
+        # STAGE/DIRECTION: PEFT folders, or fully trained models; STAGE is text, parallel, round-1, ..., final, best.
         self.adapters = path / "adapters"
-        self.translations = path / "translations"
+        self.translations = path / "translations"  # of dev and test, one file per stage and direction
         self.events = path / "events.jsonl"
         self.metrics = path / "metrics.json"
 
@@ -205,13 +189,11 @@ def run_lock(path: Path) -> Iterator[None]:
     lock = FileLock(path / "lock", blocking=False)
     try:
         path.mkdir(parents=True, exist_ok=True)
-        lock.acquire()
+        held = lock.acquire()
     except Timeout as error:
         cure = f"wait for it, or {_ANOTHER_FOLDER}"
         raise RunError("is in use by another process", place=str(path), cure=cure) from error
     except OSError as error:
         raise RunError(f"cannot be written: {error.strerror}", place=str(path), cure=_ANOTHER_FOLDER) from error
-    try:
+    with held:
         yield
-    finally:
-        lock.release()

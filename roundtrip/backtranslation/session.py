@@ -14,8 +14,8 @@ from roundtrip.backtranslation.examples import oriented_pairs
 from roundtrip.backtranslation.filtering import Candidate, RejectionRule
 from roundtrip.backtranslation.loop import back_translate
 from roundtrip.backtranslation.model_selection import show_finished
-from roundtrip.backtranslation.row_builders import NUM_SAMPLES, make_row_builders
 from roundtrip.backtranslation.run_folder import RunFolder, RunManifest, create, reopen, run_lock
+from roundtrip.backtranslation.token_rows import NUM_SAMPLES, make_row_builders
 from roundtrip.backtranslation.trainer import Trainer
 from roundtrip.data import corpora as data_corpora
 from roundtrip.data.corpora import Corpora
@@ -28,11 +28,10 @@ from roundtrip.models.base_model import choose_device
 from roundtrip.models.direction_model import frozen_hashes
 from roundtrip.models.optimizer import BETAS, EPS, MAX_GRAD_NORM, MIN_LR_FACTOR
 from roundtrip.recipe import loader
-from roundtrip.recipe.loader import LoadedRecipe
 from roundtrip.recipe.plan import directions
 from roundtrip.recipe.schema import Recipe
 from roundtrip.runtime import atomic_io
-from roundtrip.runtime.distributed import SINGLE_PROCESS, ProcessGroup, join_processes
+from roundtrip.runtime.distributed import ProcessGroup, join_processes
 from roundtrip.runtime.errors import RunError, TextError, TrainingError
 from roundtrip.runtime.event_log import EventLog
 from roundtrip.runtime.interrupts import StopRequest, catch_signals
@@ -42,7 +41,7 @@ from roundtrip.tokens.splice.vocabulary import fingerprint
 
 
 def train(
-    recipe: LoadedRecipe | str | Path,
+    recipe: loader.LoadedRecipe | str | Path,
     run_dir: Path | str,
     *,
     resume: bool = False,
@@ -73,54 +72,44 @@ def train(
         >>> sorted(json.loads(run.metrics.read_text())["test"])
         ['base', 'copy', 'parallel', 'round-1']
     """
-    loaded = recipe if isinstance(recipe, LoadedRecipe) else loader.load_recipe(str(recipe))
+    loaded = recipe if isinstance(recipe, loader.LoadedRecipe) else loader.load_recipe(str(recipe))
     loader.forbid_unused_hub(loaded.recipe, loaded.folder)
-    path = Path(run_dir)
-    events = events or EventLog(Console(quiet=True))
+    run, events = RunFolder(Path(run_dir)), events or EventLog(Console(quiet=True))
     on_cpu = all(choose_device(model.device).type == "cpu" for model in loaded.recipe.model.values())
-    with join_processes(on_cpu) as processes, run_lock(path) if processes.is_main else nullcontext():
-        return run_recipe(path, loaded, events, resume=resume, processes=processes, filters=filters)
-
-
-def run_recipe(
-    path: Path,
-    loaded: LoadedRecipe,
-    events: EventLog,
-    *,
-    resume: bool = False,
-    processes: ProcessGroup = SINGLE_PROCESS,
-    filters: Sequence[RejectionRule] = (),
-) -> RunFolder:
-    """Run a recipe into a folder that this process holds, as one of the processes that share the work."""
-    if processes.is_main:
-        run = reopen(path, loaded) if resume else create(path, loaded)
-        atomic_io.remove_leftovers(run.path)
-    processes.broadcast(None)
-    run = RunFolder(path)
-    events.path = run.events if processes.is_main else None
-    with catch_signals(events.say) as stop:
-        context = _load_context(run, loaded, events, stop, processes, filters)
-        with closing(Trainer(context)) as trainer:
-            if resume:
-                trainer.resume()
-                if processes.broadcast(trainer.is_complete()):
-                    show_finished(context)
-                    return run
-            events.log("start", phase=trainer.state.phase, step=trainer.state.step)
-            constants = {"betas": BETAS, "eps": EPS, "min_lr_factor": MIN_LR_FACTOR, "max_grad_norm": MAX_GRAD_NORM}
-            planned = {name: optimizer.num_steps for name, optimizer in trainer.optimizers.items()}
-            events.log("optimizer", name="AdamW", **constants, planned_steps=planned)
-            models = {name: each.direction_model for name, each in context.translators.items()}
-            before = frozen_hashes(models)
-            back_translate(trainer)
-            if frozen_hashes(models) != before:
-                raise TrainingError("the frozen base changed during the run", cure="please report this with the recipe")
+    with join_processes(on_cpu) as processes, run_lock(run.path) if processes.is_main else nullcontext():
+        if processes.is_main:
+            make = reopen if resume else create
+            make(run.path, loaded)
+            atomic_io.remove_leftovers(run.path)
+        processes.broadcast(None)
+        events.path = run.events if processes.is_main else None
+        with catch_signals(events.say) as stop:
+            _run(_load_context(run, loaded, events, stop, processes, filters), resume)
     return run
+
+
+def _run(context: RunContext, resume: bool) -> None:
+    trainer, events = Trainer(context), context.events
+    with closing(trainer.synthesizer.prefetcher):
+        if resume:
+            trainer.resume()
+            if context.processes.broadcast(trainer.next_phase() is None and context.run.metrics.exists()):
+                show_finished(context)
+                return
+        events.log("start", phase=trainer.state.phase, step=trainer.state.step)
+        constants = {"betas": BETAS, "eps": EPS, "min_lr_factor": MIN_LR_FACTOR, "max_grad_norm": MAX_GRAD_NORM}
+        planned = {name: optimizer.num_steps for name, optimizer in trainer.optimizers.items()}
+        events.log("optimizer", name="AdamW", **constants, planned_steps=planned)
+        models = {name: each.direction_model for name, each in context.translators.items()}
+        before = frozen_hashes(models)
+        back_translate(trainer)
+        if frozen_hashes(models) != before:
+            raise TrainingError("the frozen base changed during the run", cure="please report this with the recipe")
 
 
 def _load_context(
     run: RunFolder,
-    loaded: LoadedRecipe,
+    loaded: loader.LoadedRecipe,
     events: EventLog,
     stop: StopRequest,
     processes: ProcessGroup,
@@ -132,22 +121,18 @@ def _load_context(
     check_requirements(recipe)
     if is_main and (problem := atomic_io.first_damaged(manifest.files, run.path)):
         raise RunError(f"is damaged: {problem}", place=str(run.path), cure="restore that file, or start a new run")
-    lines = manifest.lines
-    if not lines:
-        lines = processes.broadcast(read_text(loaded, run.data, events).counts if is_main else {})
+    lines = manifest.lines or processes.broadcast(read_text(loaded, run.data, events).counts if is_main else {})
     corpora = data_corpora.reopen(recipe, run.data, lines)
     stop.raise_if_requested()
-    segments = {name: Segments.from_dict(value) for name, value in manifest.segments.items()}
     with processes.main_process_first():
-        translators = load_models(recipe, loaded.folder, corpora, events, segments, run.base)
+        translators = load_models(recipe, loaded.folder, corpora, events, run)
     stop.raise_if_requested()
     manifest.check_loaded("base model", {name: each.base.digest for name, each in translators.items()})
     tokenizers = {name: each.base.tokenizer for name, each in translators.items()}
     hashes = {name: fingerprint(each) if getattr(each, "is_fast", False) else None for name, each in tokenizers.items()}
     manifest.check_loaded("tokenizer", hashes)
     for name, each in translators.items():
-        expansion = manifest.expansions.get(name, each.expansion)
-        translators[name] = replace(each, processes=processes, expansion=expansion)
+        translators[name] = replace(each, processes=processes, expansion=manifest.expansions.get(name, each.expansion))
     check_lines(translators, corpora, recipe, events)
     if is_main and not manifest.files:
         manifest = replace(manifest, lines=corpora.counts, tokenizer_hashes=hashes)
@@ -186,7 +171,7 @@ def check_requirements(recipe: Recipe) -> None:
         LanguageIdentifier(recipe.languages)
 
 
-def read_text(loaded: LoadedRecipe, target: Path, events: EventLog) -> Corpora:
+def read_text(loaded: loader.LoadedRecipe, target: Path, events: EventLog) -> Corpora:
     """Read, clean and separate the text of a recipe into a folder, and report what was dropped."""
     with events.task("reading", "reading text", 0):
         corpora = data_corpora.prepare(loaded.recipe, loaded.folder, target, lambda line: events.say(f"  {line}"))
@@ -198,14 +183,9 @@ def read_text(loaded: LoadedRecipe, target: Path, events: EventLog) -> Corpora:
 
 
 def load_models(
-    recipe: Recipe,
-    folder: Path,
-    corpora: Corpora,
-    events: EventLog,
-    segments: Mapping[str, Segments] | None = None,
-    residual_folder: Path | None = None,
+    recipe: Recipe, folder: Path, corpora: Corpora, events: EventLog, run: RunFolder | None = None
 ) -> dict[str, Translator]:
-    """Load the models of a recipe as `translator.load` does; those from scratch are created where they are missing."""
+    """Load the models of a recipe, or of a run as it began; those from scratch are created where they are missing."""
     for name, spec in recipe.model.items():
         if spec.from_scratch is not None:
             assert spec.path is not None
@@ -215,7 +195,8 @@ def load_models(
                 from_scratch.create_model(spec.from_scratch, text_lines, Path(spec.path), seed, max_length)
     names = " and ".join(dict.fromkeys(spec.name for spec in recipe.model.values()))
     with events.task("loading", f"loading {names}", 0):
-        translators = translator.load(recipe, folder, segments, residual_folder)
+        segments = {name: Segments.from_dict(value) for name, value in run.manifest().segments.items()} if run else {}
+        translators = translator.load(recipe, folder, segments, run.base if run else None)
     # Length limits grow with the target tokens per source token of real pairs.
     rows = corpora.train[:NUM_SAMPLES] if recipe.without_dev else corpora.dev
     pairs = {name: oriented_pairs(rows, each.direction, recipe) for name, each in translators.items()}
@@ -235,11 +216,9 @@ def check_lines(translators: Mapping[str, Translator], corpora: Corpora, recipe:
                     raise TextError(problem, place=f"data.{part} ({each.direction.source})", cure=cure)
         held = sum(each.template.boundary_holds(pair) for pair in pairs)
         events.log("boundaries", direction=name, held=held, lines=len(pairs))
-        if held < len(pairs):
+        if merged := len(pairs) - held:
             cure = "a chat template, or a space in front of {target}, avoids this"
-            problem = (
-                f"on {len(pairs) - held} of {len(pairs)} dev lines of {name} the prompt's end merges with the target"
-            )
+            problem = f"on {merged} of {len(pairs)} dev lines of {name} the prompt's end merges with the target"
             events.say(f"  warning: {problem} into one token; {cure}")
 
 

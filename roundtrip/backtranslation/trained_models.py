@@ -62,12 +62,13 @@ def load(
     return loaded
 
 
-def load_exported(folder: Path, direction: Direction, device: str) -> Translator:
+def load_exported(folder: Path, device: str) -> Translator:
     """Load an exported direction: an adapter with the base that it names, or a model."""
     try:
         document = json.loads((folder / "template.json").read_text(encoding="utf-8"))
         expansion = float(document.pop("expansion", 1.0))
-        segments = Segments.from_dict({key: document[key] for key in document.keys() - {"source", "target"}})
+        direction = Direction(str(document.pop("source")), str(document.pop("target")))
+        segments = Segments.from_dict(document)
         spec, adapter = _spec_of_exported(folder)
     except (OSError, ValueError, KeyError, TypeError) as error:
         problem = f"not an exported direction that can be read ({type(error).__name__}: {error})"

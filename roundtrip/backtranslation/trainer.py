@@ -1,18 +1,19 @@
 """A run in progress: the verbs of the loop, and the state that they replace."""
 
+import math
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 
-from roundtrip.backtranslation import model_selection, nonfinite_steps, reporting
+from roundtrip.backtranslation import model_selection, reporting
 from roundtrip.backtranslation.checkpoint import CheckpointStore, State
 from roundtrip.backtranslation.context import RunContext
 from roundtrip.backtranslation.examples import Example, PhaseExamples, examples_path
 from roundtrip.backtranslation.synthesis import Synthesizer
 from roundtrip.backtranslation.token_rows import build_token_rows, fitting_rows
 from roundtrip.engine.kl_penalty import KLPenalty
-from roundtrip.engine.train_step import StepResult, StepSettings, train_step
+from roundtrip.engine.train_step import StepResult, StepSettings, row_losses, train_step
 from roundtrip.engine.translator import Translator
 from roundtrip.models.optimizer import Optimizer
 from roundtrip.recipe import plan
@@ -20,6 +21,7 @@ from roundtrip.recipe.plan import PRETRAIN, Phase
 from roundtrip.recipe.schema import Train
 from roundtrip.runtime import memory
 from roundtrip.runtime.atomic_io import read_rows, write_json, write_rows
+from roundtrip.runtime.errors import TrainingError
 from roundtrip.runtime.event_log import ProgressHandle
 from roundtrip.runtime.seeding import derive_seed
 from roundtrip.tokens.batching import TokenDataset, step_batches
@@ -27,28 +29,23 @@ from roundtrip.tokens.row_builder import SPLICED
 
 # Steps between two releases of free memory, each of which takes some tens of milliseconds.
 TRIM_EVERY = 8
+# Of one phase; with more steps without effect the run ends.
+MAX_NONFINITE_STEPS = 10
 
 
 @dataclass(frozen=True)
 class PhaseJob:
-    """What the train steps of one phase need.
-
-    Attributes:
-        translator, dataset: of the direction that trains, and its token rows, on its device.
-        batches: the rows of each optimizer step, in order.
-        steps_before, planned_steps: optimizer steps that the plan has for this direction before this phase and in it.
-        losses: gets the loss of each finite step.
-    """
+    """What the train steps of one phase need."""
 
     phase: Phase
-    translator: Translator
-    dataset: TokenDataset
-    batches: list[list[int]]
+    translator: Translator  # of the direction that trains
+    dataset: TokenDataset  # its token rows, on its device
+    batches: list[list[int]]  # the rows of each optimizer step, in order
     settings: StepSettings
-    steps_before: int
-    planned_steps: int
+    steps_before: int  # optimizer steps that the plan has for this direction before this phase
+    planned_steps: int  # those that it has in this phase
     progress: ProgressHandle
-    losses: list[float] = field(default_factory=list)
+    losses: list[float] = field(default_factory=list)  # of each finite step
 
 
 class Trainer:
@@ -78,9 +75,6 @@ class Trainer:
         """Return the phase that is next or in progress; None after the last one."""
         return self.phases[self.state.phase] if self.state.phase < len(self.phases) else None
 
-    def is_complete(self) -> bool:
-        return self.state.phase == len(self.phases) and self.context.run.metrics.exists()
-
     def save(self) -> None:
         self.checkpoints.save(self.state)
 
@@ -97,10 +91,6 @@ class Trainer:
             stop.request()
             self.save()
             stop.raise_if_requested()
-
-    def close(self) -> None:
-        """Stop the thread that encodes ahead."""
-        self.synthesizer.prefetcher.close()
 
     def read_back(self, phase: Phase) -> PhaseExamples | None:
         """Return the examples of a phase that has taken steps before, as it wrote them; otherwise None."""
@@ -166,7 +156,9 @@ class Trainer:
             memory.trim_heap()
         steps = self.state.optimizer_steps | {name: self.state.optimizer_steps.get(name, 0) + 1}
         self.state = replace(self.state, step=step + 1, optimizer_steps=steps)
-        reporting.report_step(self.events, name, steps[name], lr, result)
+        loss, grad_norm = json_number(result.loss), json_number(result.grad_norm)
+        sizes = {"labels": result.num_labels, "tokens": result.num_tokens}
+        self.events.log("step", direction=name, step=steps[name], lr=lr, loss=loss, grad_norm=grad_norm, **sizes)
         if result.nonfinite:
             self._record_nonfinite(job, rows, result)
         else:
@@ -181,7 +173,7 @@ class Trainer:
         memory.trim_heap()
         if self.state.nonfinite_in_phase == num_steps > 0:
             problem = f"all {num_steps} steps of this phase had a non-finite loss or gradient"
-            raise nonfinite_steps.too_many(problem, phase, run.nonfinite_steps)
+            raise self._too_many_nonfinite(phase, problem)
         if phase.stage == PRETRAIN and self.recipe.shared_start:
             # The reverse direction starts from what this one has learned from monolingual text.
             name, reverse, steps = phase.direction.name, phase.direction.reverse.name, self.state.optimizer_steps
@@ -222,20 +214,29 @@ class Trainer:
         return rows, fitting
 
     def _record_nonfinite(self, job: PhaseJob, rows: Sequence[int], result: StepResult) -> None:
-        """Count a step without effect, record its rows, and end the run where there are too many."""
-        phase, name, folder = job.phase, job.phase.direction.name, self.context.run.nonfinite_steps
+        """Count a step without effect, record its rows by text and loss, and end the run where there are too many."""
+        phase, name = job.phase, job.phase.direction.name
         step, in_phase = self.state.optimizer_steps[name], self.state.nonfinite_in_phase + 1
         counts = self.state.nonfinite_steps | {name: self.state.nonfinite_steps.get(name, 0) + 1}
         self.state = replace(self.state, nonfinite_steps=counts, nonfinite_in_phase=in_phase)
-        document = nonfinite_steps.record(result, job.translator, job.dataset, rows, job.settings)
-        path = folder / f"{phase.stage}-{name}-{step:06d}.json"
+        losses = row_losses(job.translator.direction_model.model, job.dataset, rows, job.settings)
+        ids = [job.dataset.ids_X[job.dataset.offset_R[row] :][: job.dataset.sizes[row]].tolist() for row in rows]
+        texts = map(job.translator.base.tokenizer.decode, ids)
+        shown = [{"text": text, "loss": json_number(loss)} for text, loss in zip(texts, losses, strict=True)]
+        document = {"loss": json_number(result.loss), "grad_norm": json_number(result.grad_norm), "rows": shown}
+        path = self.context.run.nonfinite_steps / f"{phase.stage}-{name}-{step:06d}.json"
         self.context.write(lambda: write_json(path, document), path)
         figures = f"step {step}: loss {result.loss}, gradient norm {result.grad_norm}"
         self.events.say(f"  {figures}: no update; its rows are in {path}")
         self.events.log("nonfinite_step", direction=name, step=step, phase=phase.number)
-        if in_phase > (limit := nonfinite_steps.MAX_NONFINITE_STEPS):
+        if in_phase > (limit := MAX_NONFINITE_STEPS):
             problem = f"{in_phase} steps of this phase had a non-finite loss or gradient (limit: {limit}); {figures}"
-            raise nonfinite_steps.too_many(problem, phase, folder)
+            raise self._too_many_nonfinite(phase, problem)
+
+    def _too_many_nonfinite(self, phase: Phase, problem: str) -> TrainingError:
+        look = f"look at the rows in {self.context.run.nonfinite_steps}; the weights are those of the last finite step"
+        cure = f"{look}: lower train.lr, or set model.dtype = 'float32', and start a new run"
+        return TrainingError(problem, place=f"{phase.stage}, {phase.direction.name}", cure=cure)
 
     def score_baseline(self) -> None:
         """Score copying the source and the bare base on dev."""
@@ -245,6 +246,11 @@ class Trainer:
     def validate_and_keep_best(self, phase: Phase) -> None:
         """Keep and score what a stage has come to; rounds that bring no improvement may end here."""
         self.state = model_selection.end_stage(self.context, self.state, self.phases, phase)
+
+
+def json_number(value: float) -> float | str:
+    """Return a number as JSON can hold it."""
+    return value if math.isfinite(value) else str(value)
 
 
 def step_settings(translator: Translator, train: Train, targets: Sequence[str], *, packed: bool) -> StepSettings:

@@ -38,11 +38,9 @@ COMMANDS = {
 
 def main() -> None:
     """Run the subcommand that the first argument names."""
-    parser = argparse.ArgumentParser(
-        prog="roundtrip",
-        description="Train two translation directions by back-translation.",
-        epilog="`roundtrip COMMAND --help` lists the options of a command.",
-    )
+    description = "Train two translation directions by back-translation."
+    epilog = "`roundtrip COMMAND --help` lists the options of a command."
+    parser = argparse.ArgumentParser(prog="roundtrip", description=description, epilog=epilog)
     parser.add_argument("--version", action="version", version=f"roundtrip {__version__}")
     commands = parser.add_subparsers(dest="command", metavar="COMMAND", required=True)
     for name, summary in COMMANDS.items():
@@ -120,9 +118,7 @@ def _quiet_libraries() -> None:
 def add_recipe_arguments(parser: argparse.ArgumentParser) -> None:
     """Add what `open_recipe` reads."""
     parser.add_argument("recipe", help="a recipe file, or the name of a shipped recipe such as 'quickstart'")
-    parser.add_argument(
-        "--set", metavar="KEY=VALUE", action="append", default=[], help="change a key, e.g. train.lr=1e-4"
-    )
+    parser.add_argument("--set", metavar="KEY=VALUE", action="append", default=[], help="change a key: train.lr=1e-4")
 
 
 def open_recipe(arguments: argparse.Namespace, console: Console) -> tuple[LoadedRecipe, EventLog]:

@@ -18,17 +18,11 @@ from roundtrip.runtime.errors import RunError, TextError, UsageError
 
 @dataclass(frozen=True)
 class System:
-    """Where translations come from.
-
-    Attributes:
-        path: a file of translations, or the folder of a run or of an exported direction, which then translates.
-        stage: which adapters of a run.
-        truncated: gets a message for each line whose translation reached its length limit.
-    """
+    """Where translations come from: a file, or the folder of a run or of an exported direction, which translates."""
 
     path: Path
-    stage: str
-    truncated: list[str] = field(default_factory=list)
+    stage: str  # of a run
+    truncated: list[str] = field(default_factory=list)  # a message for each translation that reached its length limit
 
     @property
     def is_exported(self) -> bool:
@@ -40,7 +34,11 @@ def read_test_set(
 ) -> EvaluationSet:
     """Read a test set: two files, or one of source, tab, reference; and the file of its slice labels."""
     if pairs and not source and not reference:
-        path, rows = pairs, _read_columns(pairs)
+        path, rows = pairs, [line.split("\t") for line in read_lines(pairs)]
+        for number, row in enumerate(rows, start=1):
+            if len(row) != 2:
+                problem = f"{len(row)} column(s) where source and reference are expected"
+                raise TextError(problem, place=f"{path}:{number}", cure="separate them by one tab")
         sources, references = [row[0].strip() for row in rows], [row[1].strip() for row in rows]
     elif source and reference and not pairs:
         path, sources = source, read_lines(source)
@@ -55,15 +53,6 @@ def read_test_set(
         place = f"{slices}:{labels.index('') + 1}"
         raise TextError("a line without a label", place=place, cure="give each line a label")
     return EvaluationSet(sources, references, labels)
-
-
-def _read_columns(path: Path) -> list[list[str]]:
-    rows = [line.split("\t") for line in read_lines(path)]
-    for number, row in enumerate(rows, start=1):
-        if len(row) != 2:
-            problem = f"{len(row)} column(s) where source and reference are expected"
-            raise TextError(problem, place=f"{path}:{number}", cure="separate them by one tab")
-    return rows
 
 
 def read_lines(path: Path) -> list[str]:
@@ -115,7 +104,6 @@ def translations(system: System, test: EvaluationSet, to: str | None, device: st
     if not system.path.is_dir():
         return _read_as_many(system.path, test.sources, "the test set")
     if system.is_exported:
-        direction = exported_direction(system.path, to)
         try:
             config = json.loads((system.path / "adapter_config.json").read_text(encoding="utf-8"))
             base = str(config["base_model_name_or_path"])
@@ -125,7 +113,7 @@ def translations(system: System, test: EvaluationSet, to: str | None, device: st
             forbid_hub()
         from roundtrip.backtranslation import trained_models
 
-        translator, settings = trained_models.load_exported(system.path, direction, device), Generate()
+        translator, settings = trained_models.load_exported(system.path, device), Generate()
     elif to is not None:
         translator, settings = load_translator(system.path, to, system.stage, device)
     else:

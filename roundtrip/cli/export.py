@@ -19,8 +19,7 @@ def main() -> None:
     add("--to", metavar="LANGUAGE", help="only the direction into this language (default: both)")
     add("--stage", default="best", help="which weights: best (default), parallel, round-1, ...")
     add("--merged", action="store_true", help="one plain model instead of an adapter for the base")
-    dtypes = ("float32", "bfloat16", "float16")
-    add("--dtype", choices=dtypes, help="of a merged model (default: as the base)")
+    add("--dtype", choices=("float32", "bfloat16", "float16"), help="of a merged model (default: as the base)")
     run_cli(_export_run, parser)
 
 

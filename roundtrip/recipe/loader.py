@@ -216,7 +216,7 @@ def _explain(item: Any, key: KeyPath, directions: Sequence[str]) -> str:
         if section is not TextSource:  # below `data.mono` a name is a language code
             section = section_in(section.model_fields[name].annotation) or section
     known = [*section.model_fields, *(directions if len(key) == 2 and key[0] in BY_DIRECTION else ())]
-    return explain_unknown_key(".".join([*tables, str(key[-1])]), known, of_source=section is TextSource)
+    return explain_unknown_key(".".join([*tables, str(key[-1])]), known)
 
 
 def section_in(annotation: Any) -> type[BaseModel] | None:

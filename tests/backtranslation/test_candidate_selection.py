@@ -5,17 +5,20 @@ from __future__ import annotations
 import json
 from collections import Counter
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
 import torch
 
-from roundtrip.backtranslation.candidate_selection import likelihood, reverse_likelihood, select_candidates
-from roundtrip.backtranslation.filtering import Candidate
+from roundtrip.backtranslation.filtering import Candidate, FilteredCandidates, select_candidates
+from roundtrip.backtranslation.synthesis import Synthesizer, TakenLines
 from roundtrip.engine.hypotheses import Hypotheses
+from roundtrip.engine.request import Callbacks
 from roundtrip.engine.translator import Translator
 from roundtrip.recipe.loader import load_recipe
-from roundtrip.recipe.plan import num_steps
+from roundtrip.recipe.plan import Direction, Phase, num_steps
+from roundtrip.recipe.schema import Generate, Recipe
 from tests.conftest import WriteRecipe
 from tests.runs import assert_same, end_state, go
 
@@ -37,10 +40,21 @@ def test_the_best_of_each_line_is_selected_the_first_of_equals() -> None:
         select_candidates(CANDIDATES, [1.0])
 
 
-def test_likelihood_is_that_of_the_generating_model() -> None:
-    assert likelihood(CANDIDATES) == [-0.3, -0.9, -0.5, -0.2, -0.2]
-    selected = select_candidates(CANDIDATES, likelihood(CANDIDATES))
-    assert [candidate.source for candidate in selected] == ["a", "bbb"]
+def selected_by(method: str, recipe: Recipe, forward: Any) -> list[str]:
+    callbacks = Callbacks(on_progress=lambda rows, tokens: None)
+    context: Any = SimpleNamespace(
+        recipe=recipe, events=None, translators={"en-es": forward}, callbacks=lambda: callbacks
+    )
+    streams: Any = None
+    taken = TakenLines([], streams, 0, Generate(num_candidates=3, temperature=0.7, candidate_selection=method))
+    phase = Phase(0, "round-1", 1, Direction("en", "es"), False)
+    selected = Synthesizer(context, []).select(phase, taken, FilteredCandidates(CANDIDATES, Counter()))
+    return [candidate.source for candidate in selected.kept]
+
+
+def test_likelihood_is_that_of_the_generating_model(write_recipe: WriteRecipe) -> None:
+    recipe = load_recipe(str(write_recipe())).recipe
+    assert selected_by("likelihood", recipe, None) == ["a", "bbb"]
 
 
 def test_likelihood_is_per_token_so_that_short_sources_gain_nothing() -> None:
@@ -51,15 +65,15 @@ def test_likelihood_is_per_token_so_that_short_sources_gain_nothing() -> None:
     assert hypotheses.per_token() == pytest.approx([-0.5, -0.2, -0.5, 0.0])
 
 
-def test_reverse_likelihood_is_that_of_the_real_line_by_the_forward_direction() -> None:
+def test_reverse_likelihood_is_that_of_the_real_line_by_the_forward_direction(write_recipe: WriteRecipe) -> None:
+    recipe = load_recipe(str(write_recipe()), ["train.max_tokens_per_microbatch=64", "train.max_length=64"]).recipe
+
     class Forward:
         def likelihoods(self, pairs: list[tuple[str, str]], max_tokens: int, on_progress: Any) -> list[float]:
             assert max_tokens == 64 and {target for _, target in pairs} == {"x", "y"}
             return [float(len(source)) for source, _ in pairs]
 
-    forward: Any = Forward()
-    scores = reverse_likelihood(forward, CANDIDATES, 64)
-    assert [candidate.source for candidate in select_candidates(CANDIDATES, scores)] == ["aaaa", "bbb"]
+    assert selected_by("reverse_likelihood", recipe, Forward()) == ["aaaa", "bbb"]
 
 
 @pytest.mark.parametrize("method", ["reverse_likelihood", "likelihood", "all"])

@@ -79,9 +79,3 @@ def test_lines_that_fill_more_than_half_of_a_row_are_dropped(path: Path) -> None
     reverse = roundtrip.load_translators(loaded)["es-en"]
     lines = ["la casa", "Veo la casa roja aquí. " * 6]
     assert examples.short_lines(lines, loaded.recipe, loaded.recipe.generate, reverse) == ["la casa"]
-
-
-def test_rejected_samples_are_spread_over_all() -> None:
-    candidates = [Candidate(i, str(i), "x") for i in range(20)]
-    assert [sample.line for sample in examples.rejected_samples(candidates)] == [0, 4, 8, 12, 16]
-    assert examples.rejected_samples([]) == []

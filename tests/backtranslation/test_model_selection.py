@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 import torch
 
-from roundtrip.backtranslation import dev_scoring, synthesis, trained_models
+from roundtrip.backtranslation import dev_scoring, filtering, trained_models
 from roundtrip.backtranslation.context import RunContext
 from roundtrip.backtranslation.dev_scoring import greedy_settings
 from roundtrip.backtranslation.model_selection import best_stage
@@ -212,12 +212,12 @@ def test_without_dev_pairs_the_usual_length_ratio_is_that_of_train_pairs(
     long = [f"{es} {es}" for _, es in toy_pairs()[300:400]]
     (without_dev.parent / "es.txt").write_text("".join(f"{line}\n" for line in long), encoding="utf-8")
     ratios: list[float] = []
-    filter_candidates = synthesis.filter_candidates
+    filter_candidates = filtering.filter_candidates
 
     def spy(*arguments: Any, length_ratio: float, **settings: Any) -> Any:
         ratios.append(length_ratio)
         return filter_candidates(*arguments, length_ratio=length_ratio, **settings)
 
-    monkeypatch.setattr(synthesis, "filter_candidates", spy)
+    monkeypatch.setattr(filtering, "filter_candidates", spy)
     go(without_dev, tmp_path / "run")
     assert len(ratios) == 2 and all(0.7 < ratio < 1.4 for ratio in ratios)

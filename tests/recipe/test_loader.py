@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from pydantic import ValidationError
 
 from roundtrip.recipe import loader
-from roundtrip.recipe.renamed import REMOVED, RENAMED
+from roundtrip.recipe.renamed import RENAMED
 from roundtrip.recipe.schema import Recipe
 from roundtrip.runtime.errors import RecipeError, RoundtripError
 from tests import ROOT
@@ -136,22 +136,10 @@ def test_a_key_with_a_similar_new_name_gets_a_did_you_mean(write_recipe: WriteRe
     assert unknown_key(write_recipe, key) == f"unknown key; did you mean '{name}'?"
 
 
-@pytest.mark.parametrize("key", REMOVED)
-def test_a_removed_key_says_what_holds_now(write_recipe: WriteRecipe, key: str) -> None:
-    assert unknown_key(write_recipe, key) == f"this key was removed: {REMOVED[key]}"
-
-
-@pytest.mark.parametrize("key", ["header", "subset", "split"])
-def test_a_removed_key_of_a_text_source_says_what_holds_now(write_recipe: WriteRecipe, key: str) -> None:
-    path = write_recipe(('{ path = "toy.tsv" }', f'{{ path = "toy.tsv", {key} = "x" }}'))
-    with pytest.raises(RecipeError, match=rf"data\.split\.corpus\.0\.{key}: this key was removed: "):
-        loader.load_recipe(str(path))
-
-
 def test_every_renamed_key_has_a_name_that_exists() -> None:
     keys = {f"{name}.{key}".lstrip(".") for name, section in sections() for key in section.model_fields}
     assert set(RENAMED.values()) <= keys
-    assert not keys & (RENAMED.keys() | REMOVED.keys())
+    assert not keys & RENAMED.keys()
 
 
 def test_equal_languages_with_a_table_for_a_direction(write_recipe: WriteRecipe) -> None:

@@ -21,7 +21,7 @@ import pytest
 import torch
 from rich.console import Console
 
-from roundtrip.backtranslation import checkpoint, nonfinite_steps, session, trainer
+from roundtrip.backtranslation import checkpoint, session, trainer
 from roundtrip.backtranslation.run_folder import RunFolder, run_lock
 from roundtrip.backtranslation.trainer import Trainer
 from roundtrip.engine import train_step as engine_step
@@ -170,7 +170,7 @@ def test_a_run_without_a_complete_checkpoint_names_them_all(interrupted: tuple[P
     shown = io.StringIO()
     loaded = loader.load_recipe(str(recipe))
     with pytest.raises(RunError, match=r"no checkpoint is complete\n  restore the files named above"):
-        session.run_recipe(folder, loaded, EventLog(Console(file=shown, width=160)), resume=True)
+        session.train(loaded, folder, resume=True, events=EventLog(Console(file=shown, width=160)))
     assert shown.getvalue().count("is skipped: state.json has been changed") == len(
         checkpoint.names(folder / "checkpoints")
     )
@@ -368,7 +368,7 @@ def test_too_many_nonfinite_steps_end_the_run_with_advice(
     write_recipe: WriteRecipe, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     break_loss(monkeypatch, {0, 1}, HOW["loss is nan"])
-    monkeypatch.setattr(nonfinite_steps, "MAX_NONFINITE_STEPS", 1)
+    monkeypatch.setattr(trainer, "MAX_NONFINITE_STEPS", 1)
     path = write_recipe(("parallel_epochs = 1", "parallel_epochs = 3"))
     message = r"2 steps of this phase had a non-finite loss or gradient \(limit: 1\); step 2: loss nan(.|\n)*"
     with pytest.raises(TrainingError, match=message + r"look at the rows in .*nonfinite_steps.*lower train\.lr"):
@@ -387,7 +387,7 @@ def test_a_phase_without_a_finite_step_ends_the_run(
 def test_a_learning_rate_that_breaks_the_weights_ends_the_run(
     write_recipe: WriteRecipe, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(nonfinite_steps, "MAX_NONFINITE_STEPS", 0)
+    monkeypatch.setattr(trainer, "MAX_NONFINITE_STEPS", 0)
     path = write_recipe(("lr = 5e-3", "lr = 1e30\nlr_warmup_steps = 0"))
     with pytest.raises(TrainingError, match=r"loss (nan|inf)(.|\n)*lower train\.lr"):
         go(path, tmp_path / "run")
@@ -397,7 +397,7 @@ def test_the_count_of_nonfinite_steps_survives_a_resume(
     write_recipe: WriteRecipe, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     path = write_recipe(("parallel_epochs = 1", "parallel_epochs = 2"))
-    monkeypatch.setattr(nonfinite_steps, "MAX_NONFINITE_STEPS", 1)
+    monkeypatch.setattr(trainer, "MAX_NONFINITE_STEPS", 1)
     with monkeypatch.context() as patch:
         break_loss(patch, {0}, HOW["loss is nan"])
         step = Trainer.train_step

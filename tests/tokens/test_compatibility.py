@@ -16,7 +16,7 @@ from tokenizers import AddedToken, Tokenizer
 from transformers import ByT5Tokenizer
 
 from benchmarks import zoo
-from roundtrip.backtranslation import row_builders
+from roundtrip.backtranslation import token_rows
 from roundtrip.cli import check as check_cli
 from roundtrip.recipe import loader
 from roundtrip.recipe.plan import directions
@@ -240,8 +240,8 @@ def test_a_demanded_splice_that_cannot_be_had_is_refused(monkeypatch: pytest.Mon
     translators: Any = {each.name: SimpleNamespace(direction=each, base=base, template=template) for each in both}
     events = EventLog(Console(quiet=True))
     with pytest.raises(RecipeError, match=r"tokens\.mode: .* cannot be spliced: vocabulary: differs"):
-        row_builders.make_row_builders(recipe, translators, [], events)
-    _, reports = row_builders.make_row_builders(loader.load_recipe("quickstart").recipe, translators, [], events)
+        token_rows.make_row_builders(recipe, translators, [], events)
+    _, reports = token_rows.make_row_builders(loader.load_recipe("quickstart").recipe, translators, [], events)
     assert reports == {each.name: report for each in both}
 
 
