@@ -68,7 +68,9 @@ def _target_side(path: Path, metadata: dict[str, str], languages: tuple[str, ...
             raise _unplaced(path, "without a Language header it is unknown which side that is", languages)
         if match_rank(languages[0], source or "en") is None:
             messages = f"in {source!r}" if source else "English, unless an X-Source-Language header says otherwise"
-            raise _unplaced(path, f"its translations are in {header or 'none'!r}, its messages {messages}", languages)
+            raise _unplaced(
+                path, f"its translations are in {header or 'none'!r}, its messages {messages}", languages, header
+            )
         return None
     if not header:
         is_source = [match_rank(language, source or "en") for language in languages]
@@ -77,7 +79,9 @@ def _target_side(path: Path, metadata: dict[str, str], languages: tuple[str, ...
         return 0 if is_source[0] is None else 1
     if is_target[0] == is_target[1]:
         which = "neither" if is_target[0] is None else "either"
-        raise _unplaced(path, f"its translations are in {header!r}, which is {which} of the languages", languages)
+        raise _unplaced(
+            path, f"its translations are in {header!r}, which is {which} of the languages", languages, header
+        )
     side = match_codes(languages, [header]).index(0)
     other = languages[1 - side]
     if source and match_rank(other, source) is None:
@@ -92,15 +96,19 @@ def _is_variety_of_english(code: str) -> bool:
     return tag is not None and tag.language == "en" and bool(tag.region or tag.variants)
 
 
-def _unplaced(path: Path, problem: str, languages: tuple[str, ...]) -> TextError:
+def _unplaced(path: Path, problem: str, languages: tuple[str, ...], header: str = "") -> TextError:
     wanted = " and ".join(map(repr, languages))
-    example = next((code for code in languages if match_rank("en", code) is None), languages[0]).replace("-", "_")
-    return TextError(
-        f"{problem}; wanted: {wanted}",
-        place=str(path),
-        cure=f'Name another catalogue, or correct the header entry of this one: "Language: {example}\\n" is the '
-        'language of the translations, "X-Source-Language: en\\n" that of the messages.',
-    )
+    named, tags = parse_code(header), [parse_code(code) for code in languages]
+    if named is not None and any(tag is not None and tag.language == named.language for tag in tags):
+        form = f"{named.language}-{named.script}" + (f"-{named.region}" if named.region else "")
+        cure = f"Name another catalogue, or use '{form}' in the recipe if that is what you want to translate."
+    else:
+        example = next((code for code in languages if match_rank("en", code) is None), languages[0]).replace("-", "_")
+        cure = (
+            f'Name another catalogue, or correct the header entry of this one: "Language: {example}\\n" is the '
+            'language of the translations, "X-Source-Language: en\\n" that of the messages.'
+        )
+    return TextError(f"{problem}; wanted: {wanted}", place=str(path), cure=cure)
 
 
 def _parse(path: Path) -> Any:

@@ -72,13 +72,14 @@ def _file_rows(
         return read_po(path, languages)
     if name in _CATALOGUES:
         return (read_tmx if name == "tmx" else read_xliff)(path, languages, count)
+    if source.format == "auto" and name in _NO_PLAIN_LINES:
+        raise _not_plain(path, f"a .{name} file is not one of plain lines")
     if len(languages) == 1:
-        if source.format == "auto" and name in _NO_PLAIN_LINES:
-            raise _not_plain(path, f"a .{name} file is not one of plain lines")
         return _plain_lines(path, check=source.format == "auto")
-    endings = ", ".join(f".{name}" for name in (*_TABLES, *_CATALOGUES, *_ENDINGS))
     problem = f"a file of plain lines holds one language, but pairs of {' and '.join(languages)} are needed"
-    cure = f"Name two files, or set `format`, or name a file that ends in {endings}."
+    files = ", ".join(f'"FILE.{language}"' for language in languages)
+    endings = ", ".join(f".{name}" for name in (*_TABLES, *_CATALOGUES))
+    cure = f"Name two files as {{ path = [{files}] }}, or set `format`, or name a file that ends in {endings}."
     raise TextError(problem, place=str(path), cure=cure)
 
 
@@ -92,6 +93,8 @@ def _plain_lines(path: Path, *, check: bool) -> Iterator[tuple[str, ...]]:
 
 def _not_plain(path: Path, problem: str) -> TextError:
     known = ", ".join(f".{name}" for name in (*_TABLES, *_CATALOGUES))
+    if path.name.lower().endswith((".json", ".json.gz")):
+        known = ".jsonl (of one array: jq -c '.[]' FILE > NEW.jsonl)"
     cure = f"Convert it to one of {known}, or export its text alone, one sentence or paragraph per line, as .txt."
     return TextError(problem, place=str(path), cure=cure)
 

@@ -854,7 +854,7 @@ def test_xml_elements_are_freed_after_reading(
         ("a\tb\n".encode("utf-16"), "it is UTF-16", "iconv -f UTF-16 "),
         ("a\tb\n".encode("utf-16-le"), "NUL bytes", "iconv -f UTF-16LE"),
         ("a\tb\n".encode("utf-32"), "it is UTF-32", "iconv -f UTF-32"),
-        (gzip.compress(b"a\tb\n"), "compressed with gzip", "ends in .gz"),
+        (gzip.compress(b"a\tb\n", mtime=0), "compressed with gzip", "ends in .gz"),
         (b"PK\x03\x04rest", "a zip archive", "Unpack it"),
         (b"BZh91AY", "bzip2", "bunzip2"),
         (b"%PDF-1.7\n", "a PDF", "Export its text"),
