@@ -15,7 +15,7 @@ import torch
 from benchmarks import row_baselines
 from benchmarks.batches import CHAT, LANGUAGES, Case, Kit
 from benchmarks.row_baselines import Padded
-from roundtrip.tokens.prompt_segments import language_name
+from roundtrip.recipe.language_codes import language_name
 from roundtrip.tokens.prompt_template import PromptTemplate, TokenRow
 from roundtrip.tokens.row_builder import RowBuilder, pad_rows
 from roundtrip.tokens.splice import splicing
@@ -154,7 +154,7 @@ def others(kit: Kit, case: Case) -> dict[str, Timed]:
     tokenizer = kit.forward.tokenizer
     plain, end = kit.plain_reverse.tokenizer, kit.plain_reverse.segments.end_id
     skip, collecting = (row_baselines.Skip(plain, end, collect=collect) for collect in (False, True))
-    source, target = map(language_name, LANGUAGES)
+    source, target = (language_name(code, {}) for code in LANGUAGES)
     instruction = CHAT.prompt_text.replace("{source_language}", source).replace("{target_language}", target)
     return {
         "text": Timed(lambda: by_text(kit, case)),

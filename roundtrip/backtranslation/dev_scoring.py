@@ -8,8 +8,8 @@ from roundtrip.backtranslation.context import RunContext
 from roundtrip.backtranslation.examples import oriented_pairs
 from roundtrip.backtranslation.filtering import MAX_COPY_CHRF
 from roundtrip.backtranslation.run_folder import RunFolder
-from roundtrip.data.language_codes import bleu_tokenizer
 from roundtrip.evaluation import metrics
+from roundtrip.recipe.language_codes import bleu_tokenizer
 from roundtrip.recipe.plan import BASE, Direction, directions
 from roundtrip.recipe.schema import Generate, Recipe
 from roundtrip.runtime.atomic_io import write_text

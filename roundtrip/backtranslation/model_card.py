@@ -11,10 +11,10 @@ from huggingface_hub import EvalResult, ModelCardData
 from roundtrip import __version__
 from roundtrip.backtranslation.run_folder import RunFolder
 from roundtrip.engine.translator import Translator
+from roundtrip.recipe.language_codes import language_name
 from roundtrip.recipe.plan import FINAL, PARALLEL, PRETRAIN
 from roundtrip.recipe.schema import Recipe
 from roundtrip.runtime.downloads import is_hub_id
-from roundtrip.tokens.prompt_segments import language_name
 
 _METRICS = {"chrf": "chrF++", "bleu": "BLEU"}
 _USE = """## Use
@@ -44,7 +44,8 @@ def text(
 ) -> str:
     """Return the card of a model or an adapter; `metrics` is `metrics.json`, empty where the run has not finished."""
     direction, recipe, manifest = translator.direction, run.recipe(), run.manifest()
-    path, target = recipe.model[direction.name].path, language_name(direction.target)
+    path, names = recipe.model[direction.name].path, recipe.template.names
+    target = language_name(direction.target, names)
     scores = metrics.get("test", {}).get(stage, {}).get(direction.name, {})
     test_set = f"test set of the run, {metrics['lines']['test']['kept']} lines" if scores else ""
     results = [
@@ -64,7 +65,7 @@ def text(
     first_line = ".split('\\n')[0]" if translator.template.segments.break_ids else ""
     parts = [
         f"---\n{data.to_yaml()}\n---",
-        f"# {_plain(language_name(direction.source))} to {_plain(target)}",
+        f"# {_plain(language_name(direction.source, names))} to {_plain(target)}",
         f"{_what(recipe, translator, is_model)} {_how(recipe, stage, target)}",
         _USE.format(base=base, first_line=first_line) if has_template else _USE_WITHOUT_TEMPLATE,
         _scores(metrics, direction.name, stage),

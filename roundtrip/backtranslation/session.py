@@ -18,7 +18,7 @@ from roundtrip.backtranslation.run_folder import RunFolder, RunManifest, create,
 from roundtrip.backtranslation.token_rows import NUM_SAMPLES, make_row_builders
 from roundtrip.backtranslation.trainer import Trainer
 from roundtrip.data import corpora as data_corpora
-from roundtrip.data.corpora import Corpora
+from roundtrip.data.corpora import Corpora, describe_counts
 from roundtrip.data.language_id import MIN_CHARS, MIN_LINES, MIN_RIGHT, LanguageIdentifier
 from roundtrip.engine import translator
 from roundtrip.engine.translator import Translator, expansion_of
@@ -176,8 +176,7 @@ def read_text(loaded: loader.LoadedRecipe, target: Path, events: EventLog) -> Co
     with events.task("reading", "reading text", 0):
         corpora = data_corpora.prepare(loaded.recipe, loaded.folder, target, lambda line: events.say(f"  {line}"))
     for part, counts in corpora.counts.items():
-        dropped = ", ".join(f"{count} {reason}" for reason, count in counts.items() if reason != "kept")
-        events.say(f"  {part}: {counts.get('kept', 0)} lines" + (f" (dropped: {dropped})" if dropped else ""))
+        events.say(f"  {part}: {describe_counts(counts)}")
     events.log("text", lines=corpora.counts)
     return corpora
 

@@ -7,7 +7,7 @@ from typing import get_args
 from rich.console import Console
 
 from roundtrip.cli.app import run_cli
-from roundtrip.data.language_codes import bleu_tokenizer
+from roundtrip.recipe.language_codes import bleu_tokenizer
 from roundtrip.recipe.schema import BleuTokenizer
 from roundtrip.runtime.atomic_io import write_json
 from roundtrip.runtime.errors import TextError, UsageError

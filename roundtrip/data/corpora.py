@@ -1,8 +1,8 @@
 """Reads the sources of a recipe into clean, disjoint stores on disk, and counts every line that is dropped."""
 
 import hashlib
-from collections import Counter
-from collections.abc import Callable, Iterable, Iterator
+from collections import Counter, defaultdict
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from itertools import chain, islice, zip_longest
 from pathlib import Path
@@ -10,6 +10,7 @@ from pathlib import Path
 from roundtrip.data import row_store
 from roundtrip.data.readers import read_rows
 from roundtrip.data.row_store import RowStore, TextRow
+from roundtrip.data.tmx_xliff import DIFFERENT_CODES, INLINE_CODES
 from roundtrip.recipe.schema import LineFilter, Recipe, Sources, Split
 from roundtrip.runtime.downloads import resolve
 from roundtrip.runtime.errors import TextError
@@ -21,6 +22,12 @@ RATIO_SLACK = 10
 MAX_LENGTH_RATIO = 4.0
 # Monolingual lines whose round-trip translations choose the best stage where there are no dev pairs.
 ROUND_TRIP_LINES = 200
+
+# Why a line to train on is dropped whose text is held out.
+HELD_OUT = "also in dev or test"
+IN_TEST = "also in test"
+# What is counted of lines that are kept.
+_NOTES = (IN_TEST, INLINE_CODES, DIFFERENT_CODES)
 
 # The language (0 or 1) of a text, and 64 bits of a hash of it.
 Fingerprint = tuple[int, int]
@@ -61,9 +68,39 @@ def prepare(recipe: Recipe, folder: Path, target: Path, report: Callable[[str], 
     counts = {part: dict(count) for part, count in preparation.counts.items()}
     for part in ["dev", "test", *_mono_parts(recipe), *(["train"] if recipe.data.train else [])]:
         if not len(stores[part]):
-            cure = "the file is empty, or every line was dropped for the reasons in the counts; see data.filter"
-            raise TextError(f"no lines left; counts: {counts[part]}", place=f"data.{part}", cure=cure)
+            raise _nothing_left(part, counts[part])
     return _corpora(recipe, stores, counts)
+
+
+def describe_counts(counts: Mapping[str, int]) -> str:
+    """Return how many lines of a part are kept, why others are dropped, and what there is to know of those kept."""
+    dropped = _listed(counts, [reason for reason in counts if reason not in ("kept", *_NOTES)])
+    notes = _listed(counts, [note for note in _NOTES if note in counts])
+    return (
+        f"{counts.get('kept', 0)} lines"
+        + (f", {notes}" if notes else "")
+        + (f" (dropped: {dropped})" if dropped else "")
+    )
+
+
+def _listed(counts: Mapping[str, int], names: Iterable[str]) -> str:
+    return ", ".join(f"{counts[name]} {name}" for name in names if counts[name])
+
+
+def _nothing_left(part: str, counts: dict[str, int]) -> TextError:
+    dropped = _listed(counts, [reason for reason in counts if reason not in ("kept", *_NOTES)])
+    if not dropped:
+        problem, cure = "its files have no lines", "name files that have some"
+    else:
+        problem = f"no line is left; dropped: {dropped}"
+        most = max(counts, key=lambda reason: counts[reason])
+        cure = {
+            HELD_OUT: "its text is that of dev or test, which is never trained on: name other text",
+            "duplicate": "name text that does not repeat itself",
+            "empty": "name a file with text on both sides",
+            "both sides equal": "name a file that is translated",
+        }.get(most, "change data.filter, or name other text")
+    return TextError(problem, place=f"data.{part}", cure=cure)
 
 
 @dataclass(frozen=True)
@@ -74,19 +111,33 @@ class _Preparation:
     folder: Path
     target: Path
     report: Callable[[str], None]
-    counts: dict[str, Counter[str]] = field(default_factory=dict)
+    counts: defaultdict[str, Counter[str]] = field(default_factory=lambda: defaultdict(Counter))
     # Of all texts of dev and test, which no other part may contain.
     held_out: set[Fingerprint] = field(default_factory=set)
 
     def read_parts(self) -> dict[str, RowStore]:
         """Read every part from its own sources: dev and test first, so that their texts are known to the others."""
+        self._refuse_shared_files()
         stores = {"test": self._write_held_out("test")}
         stores["dev"] = self._write_monolingual_dev() if self.recipe.without_dev else self._write_held_out("dev")
-        stores["train"] = self._write_filtered("train", self._pairs(self.recipe.data.train), (0, 1))
+        stores["train"] = self._write_filtered("train", self._pairs("train", self.recipe.data.train), (0, 1))
         for side, language in enumerate(self.recipe.languages):
             part = f"mono.{language}"
-            stores[part] = self._write_filtered(part, self._lines(language), (side,))
+            stores[part] = self._write_filtered(part, self._lines(part, language), (side,))
         return stores
+
+    def _refuse_shared_files(self) -> None:
+        """Refuse a file that is in two of train, dev and test: its scores would say nothing."""
+        parts: dict[str, str] = {}
+        for part in ("test", "dev", "train"):
+            for source in getattr(self.recipe.data, part):
+                for path in source.paths:
+                    is_remote = path.startswith(("hf:", "pypi:"))
+                    for file in [path] if is_remote else [str(file.resolve()) for file in resolve(path, self.folder)]:
+                        if (other := parts.setdefault(file, part)) != part:
+                            problem = f"'{path}' is also in data.{other}, so scores would be those of text seen before"
+                            cure = "name another file, or divide one by data.split"
+                            raise TextError(problem, place=f"data.{part}", cure=cure)
 
     def split_corpus(self, split: Split) -> dict[str, RowStore]:
         """Split one corpus into test, dev, train and two monolingual halves; no text of a language is in two parts.
@@ -95,8 +146,8 @@ class _Preparation:
         of the other. The fingerprints of all pairs are held in memory, about 200 bytes each: this is for experiments.
         """
         given = {part: self._write_held_out(part) for part in ("test", "dev") if getattr(self.recipe.data, part)}
-        count = self.counts["corpus"] = Counter()
-        usable = self._filtered(self._pairs(split.corpus), (0, 1), count, seen=set())
+        count = self.counts["corpus"]
+        usable = self._filtered(self._pairs("corpus", split.corpus), (0, 1), count, seen=set())
         corpus = self._write("corpus", (row for _, row in usable))
         count["kept"] = len(corpus)
         needed = split.train + split.dev + split.test + (2 if self.recipe.needs_mono else 0)
@@ -115,39 +166,48 @@ class _Preparation:
         self.counts.update({part: Counter(kept=len(store)) for part, store in stores.items()})
         return given | stores
 
-    def _pairs(self, sources: Sources) -> Iterator[TextRow]:
-        return self._rows(sources, self.recipe.languages)
+    def _pairs(self, part: str, sources: Sources) -> Iterator[TextRow]:
+        return self._rows(part, sources, self.recipe.languages)
 
-    def _lines(self, language: str) -> Iterator[TextRow]:
-        return self._rows(self.recipe.data.mono.get(language, ()), (language,))
+    def _lines(self, part: str, language: str) -> Iterator[TextRow]:
+        return self._rows(part, self.recipe.data.mono.get(language, ()), (language,))
 
-    def _rows(self, sources: Sources, languages: tuple[str, ...]) -> Iterator[TextRow]:
+    def _rows(self, part: str, sources: Sources, languages: tuple[str, ...]) -> Iterator[TextRow]:
         for source in sources:
             self.report(f"reading {' + '.join(path.partition('#')[0] for path in source.paths)}")
             local = [path for path in source.paths if not path.startswith("hf:")]
-            yield from read_rows(source, [file for path in local for file in resolve(path, self.folder)], languages)
+            files = [file for path in local for file in resolve(path, self.folder)]
+            yield from read_rows(source, files, languages, self.counts[part])
 
     def _write(self, part: str, rows: Iterable[TextRow]) -> RowStore:
         return row_store.write(_store_path(self.target, part), rows)
 
     def _write_held_out(self, part: str) -> RowStore:
         """Write dev or test as given, since its scores are compared with those of others, and hold its texts out."""
-        count = self.counts[part] = Counter()
+        count, held_out = self.counts[part], set[Fingerprint]()
 
         def with_both_sides(rows: Iterable[TextRow]) -> Iterator[TextRow]:
             for row in rows:
                 count["kept" if all(row) else "empty"] += 1
                 if all(row):
-                    self.held_out.update(_fingerprints(row, (0, 1)))
+                    fingerprints = _fingerprints(row, (0, 1))
+                    if part == "dev" and self.held_out.issuperset(fingerprints):
+                        count[IN_TEST] += 1
+                    held_out.update(fingerprints)
                     yield row
 
-        return self._write(part, with_both_sides(self._pairs(getattr(self.recipe.data, part))))
+        store = self._write(part, with_both_sides(self._pairs(part, getattr(self.recipe.data, part))))
+        self.held_out.update(held_out)
+        if count["kept"] and count[IN_TEST] == count["kept"]:
+            problem = f"all {count['kept']} pairs are also in data.test, so the best stage would be chosen by it"
+            raise TextError(problem, place="data.dev", cure="name other pairs, or divide one corpus by data.split")
+        return store
 
     def _write_monolingual_dev(self) -> RowStore:
         """Hold out the first monolingual lines instead of dev pairs; the two lines of a row are not translations."""
         columns = []
         for side, language in enumerate(self.recipe.languages):
-            usable = (row[0] for _, row in self._filtered(self._lines(language), (side,), Counter()))
+            usable = (row[0] for _, row in self._filtered(self._lines("dev", language), (side,), Counter()))
             columns.append(list(islice(dict.fromkeys(usable), ROUND_TRIP_LINES)))
         rows = list(zip(*columns, strict=False))
         for row in rows:
@@ -157,7 +217,7 @@ class _Preparation:
 
     def _write_filtered(self, part: str, rows: Iterable[TextRow], sides: tuple[int, ...]) -> RowStore:
         """Write the rows that pass the filter, each once, and count the others by reason."""
-        count = self.counts[part] = Counter()
+        count = self.counts[part]
         store, num_duplicates = row_store.write_once(_store_path(self.target, part), self._filtered(rows, sides, count))
         count.update({"duplicate": num_duplicates} if num_duplicates else {}, kept=len(store))
         return store
@@ -176,7 +236,7 @@ class _Preparation:
             if reason is None and seen is not None and not seen.isdisjoint(fingerprints):
                 reason = "duplicate"
             if reason is None and not self.held_out.isdisjoint(fingerprints):
-                reason = "also in dev or test"
+                reason = HELD_OUT
             if reason is not None:
                 count[reason] += 1
                 continue

@@ -1,25 +1,28 @@
 """Gettext catalogues: each message and its translation.
 
-A catalogue names the language of its translations, in the `Language` header (Plone's older ones: in `Language-Code`).
-The messages are assumed to be in the first language of the recipe, unless the header names that one.
+A catalogue names the language of its translations in the `Language` header (Plone's older ones in `Language-Code`), and
+some name that of the messages in `X-Source-Language`. Without the latter, messages are taken for the other language of
+a pair, and for English where one language alone is read: what these rules do not decide is refused.
 """
 
 import codecs
+import gettext
 import re
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-import langcodes
 import polib
 
-from roundtrip.data.language_codes import match_codes
 from roundtrip.data.normalize import clean
 from roundtrip.data.text_files import open_text, raw_lines, read_text_lines
+from roundtrip.recipe.language_codes import match_codes, match_rank, parse_code
 from roundtrip.runtime.errors import TextError
 
 # A large application has a few millions; parsing takes twenty times as much memory.
 MAX_CHARS = 50_000_000
+# A large n: not so large that Spanish and French have a form of their own for it, as for millions.
+_LARGE = 1000
 _STRING = re.compile(r'"(?:[^"\\]|\\.)*"', re.DOTALL)
 _DEFAULT = re.compile(rf"^Default:\s*({_STRING.pattern}(?:\s*{_STRING.pattern})*)[ \t]*$", re.MULTILINE | re.DOTALL)
 _KEYWORD = r"(?:#~\s*)?(?:msg\S+\s*)?"
@@ -32,36 +35,80 @@ def read_po(path: Path, languages: tuple[str, ...]) -> Iterator[tuple[str, ...]]
     """Yield the pairs of a catalogue, or one side of it for one language.
 
     Obsolete entries are skipped, and so are fuzzy and untranslated ones, except where only the messages are read. A
-    plural entry gives its singular with form 0 and its plural with the last form. The file is read whole. One side can
-    be read only where the `Language` header tells the sides apart.
+    plural entry gives its singular with the form of n = 1 and its plural with that of a large n, by the catalogue's own
+    `Plural-Forms`. The file is read whole.
     """
     catalogue = _parse(path)
     entries = [entry for entry in catalogue if not entry.obsolete]
-    pairs = (pair for entry in entries if entry.translated() for pair in _pairs(entry))
-    header = catalogue.metadata.get("Language") or catalogue.metadata.get("Language-Code") or ""
-    is_into_first = match_codes(languages, [header])[0] is not None
-    if len(languages) == 2:
-        if header and not any(_close(header, language) for language in languages):
-            problem = f"its translations are in {header!r}, the languages of the recipe are {' and '.join(languages)}"
-            cure = "Name the catalogue of the other language, or correct its Language header."
-            raise TextError(problem, place=str(path), cure=cure)
-        yield from (pair[:: -1 if is_into_first else 1] for pair in pairs)
-    elif not header and any(entry.translated() for entry in entries):
-        problem = f"without a Language header it is unknown which side is {languages[0]!r}"
-        cure = 'Add the language of the translations to the header entry: "Language: es\\n".'
-        raise TextError(problem, place=str(path), cure=cure)
-    elif is_into_first:
-        yield from ((target,) for _, target in pairs)
+    is_template = not any(entry.translated() for entry in entries)
+    target_side = _target_side(path, catalogue.metadata, languages, is_template=is_template)
+    if len(languages) == 1 and target_side is None:
+        yield from ((message,) for entry in entries for message in _messages(entry))
+        return
+    forms = _plural_forms(path, catalogue.metadata.get("Plural-Forms", ""))
+    for entry in entries:
+        if entry.translated():
+            for pair in _pairs(entry, forms):
+                yield pair[1:] if len(languages) == 1 else pair[:: 1 if target_side else -1]
+
+
+def _target_side(path: Path, metadata: dict[str, str], languages: tuple[str, ...], *, is_template: bool) -> int | None:
+    """Return which of the languages the translations are in; None where one alone is read and it is the messages'."""
+    header = metadata.get("Language") or metadata.get("Language-Code") or ""
+    source = metadata.get("X-Source-Language") or ""
+    names = {"Language": header, "X-Source-Language": source}
+    for name, code in names.items():
+        if code and parse_code(code) is None:
+            raise _unplaced(path, f"its {name} header {code!r} is not a language code", languages)
+    is_target = [match_rank(language, header) for language in languages]
+    if len(languages) == 1:
+        if is_target[0] is not None:
+            return 0
+        if not (header or source or is_template):
+            raise _unplaced(path, "without a Language header it is unknown which side that is", languages)
+        if match_rank(languages[0], source or "en") is None:
+            messages = f"in {source!r}" if source else "English, unless an X-Source-Language header says otherwise"
+            raise _unplaced(
+                path, f"its translations are in {header or 'none'!r}, its messages {messages}", languages, header
+            )
+        return None
+    if not header:
+        is_source = [match_rank(language, source or "en") for language in languages]
+        if sum(rank is not None for rank in is_source) != 1:
+            raise _unplaced(path, "without a Language header it is unknown which side is which", languages)
+        return 0 if is_source[0] is None else 1
+    if is_target[0] == is_target[1]:
+        which = "neither" if is_target[0] is None else "either"
+        raise _unplaced(
+            path, f"its translations are in {header!r}, which is {which} of the languages", languages, header
+        )
+    side = match_codes(languages, [header]).index(0)
+    other = languages[1 - side]
+    if source and match_rank(other, source) is None:
+        raise _unplaced(path, f"its messages are in {source!r}, not in {other!r}", languages)
+    if not source and _is_variety_of_english(header) and match_rank("en", other) is None:
+        raise _unplaced(path, f"it translates English into {header!r}; there is no {other!r} in it", languages)
+    return side
+
+
+def _is_variety_of_english(code: str) -> bool:
+    tag = parse_code(code)
+    return tag is not None and tag.language == "en" and bool(tag.region or tag.variants)
+
+
+def _unplaced(path: Path, problem: str, languages: tuple[str, ...], header: str = "") -> TextError:
+    wanted = " and ".join(map(repr, languages))
+    named, tags = parse_code(header), [parse_code(code) for code in languages]
+    if named is not None and any(tag is not None and tag.language == named.language for tag in tags):
+        form = f"{named.language}-{named.script}" + (f"-{named.region}" if named.region else "")
+        cure = f"Name another catalogue, or use '{form}' in the recipe if that is what you want to translate."
     else:
-        yield from ((source,) for entry in entries for source in _messages(entry))
-
-
-def _close(a: str, b: str) -> bool:
-    """Return whether two codes may be names of one language, as `nb` and `no`."""
-    try:
-        return match_codes([b], [a])[0] is not None or langcodes.tag_distance(a.replace("_", "-"), b) < 10
-    except ValueError:  # a header that is not a language code is no reason to refuse the file
-        return True
+        example = next((code for code in languages if match_rank("en", code) is None), languages[0]).replace("-", "_")
+        cure = (
+            f'Name another catalogue, or correct the header entry of this one: "Language: {example}\\n" is the '
+            'language of the translations, "X-Source-Language: en\\n" that of the messages.'
+        )
+    return TextError(f"{problem}; wanted: {wanted}", place=str(path), cure=cure)
 
 
 def _parse(path: Path) -> Any:
@@ -102,9 +149,25 @@ def _charset(path: Path) -> str:
     return name
 
 
-def _pairs(entry: Any) -> Iterator[tuple[str, str]]:
+def _plural_forms(path: Path, header: str) -> tuple[int, int] | None:
+    """Return the indices of the forms of n = 1 and of a large n by a header, None where it has none."""
+    match = re.search(r"plural\s*=\s*([^;]+)", header)
+    if match is None or "EXPRESSION" in header:  # a template
+        return None
+    try:
+        plural = gettext.c2py(match[1].strip())
+        return plural(1), plural(_LARGE)
+    except (ValueError, ZeroDivisionError, RecursionError) as error:
+        problem = f"its Plural-Forms header is not an expression of n ({error})"
+        raise TextError(problem, place=str(path), cure="Copy the header from another catalogue.") from error
+
+
+def _pairs(entry: Any, plural_forms: tuple[int, int] | None) -> Iterator[tuple[str, str]]:
     forms = entry.msgstr_plural or {0: entry.msgstr}
-    return zip(_messages(entry), (forms[min(forms)], forms[max(forms)]), strict=False)
+    singular, plural = plural_forms or (min(forms), max(forms))
+    if not entry.msgid_plural:
+        singular = plural = min(forms)
+    return zip(_messages(entry), (forms.get(singular, ""), forms.get(plural, "")), strict=False)
 
 
 def _messages(entry: Any) -> list[str]:

@@ -4,6 +4,7 @@ Only gettext catalogues are read whole; all other formats stream. An empty side 
 caller to count and drop.
 """
 
+from collections import Counter
 from collections.abc import Iterator, Sequence
 from itertools import islice, zip_longest
 from pathlib import Path
@@ -11,53 +12,91 @@ from pathlib import Path
 from roundtrip.data.gettext_po import read_po
 from roundtrip.data.normalize import clean
 from roundtrip.data.tabular import read_csv, read_dataset, read_jsonl, read_parquet, read_tsv
-from roundtrip.data.text_files import read_text_lines
+from roundtrip.data.text_files import markup_kind, read_text_lines
 from roundtrip.data.tmx_xliff import read_tmx, read_xliff
 from roundtrip.recipe.schema import TextSource
 from roundtrip.runtime.errors import TextError
 
 # A file that ends in the name of a format is in it; these are other endings.
-_ENDINGS = {"tab": "tsv", "ndjson": "jsonl", "pot": "po", "xlf": "xliff"}
+_ENDINGS = {
+    "tab": "tsv",
+    "ndjson": "jsonl",
+    "pot": "po",
+    **dict.fromkeys(("xlf", "sdlxliff", "mqxliff", "mxliff"), "xliff"),
+}
+# Endings of files that hold text between other things, which would be learned with it.
+_NO_PLAIN_LINES = (
+    *("json", "xml", "html", "htm", "xhtml", "sgm", "sgml", "resx", "xlz", "txlf", "ttx", "yaml", "yml", "properties"),
+    *("docx", "doc", "odt", "rtf", "pdf", "xlsx", "xls", "ods", "pptx", "epub", "srt", "vtt", "ass", "strings", "ini"),
+    *("zip", "tar", "tgz", "7z", "rar", "feather", "arrow", "orc", "npy", "npz", "pkl", "bin"),
+)
 # Formats in which the recipe names columns.
 _TABLES = {"tsv": read_tsv, "csv": read_csv, "jsonl": read_jsonl, "parquet": read_parquet}
 # Formats that name the languages themselves.
-_CATALOGUES = {"po": read_po, "tmx": read_tmx, "xliff": read_xliff}
+_CATALOGUES = ("po", "tmx", "xliff")
 
 
-def read_rows(source: TextSource, paths: Sequence[Path], languages: tuple[str, ...]) -> Iterator[tuple[str, ...]]:
+def read_rows(
+    source: TextSource, paths: Sequence[Path], languages: tuple[str, ...], count: Counter[str] | None = None
+) -> Iterator[tuple[str, ...]]:
     """Yield the clean pairs of a parallel text, or for one language its texts; at most `source.limit`.
 
     `paths` are its files, resolved and local: two for a Moses pair, none for a dataset on the hub. Raises TextError
-    where the text is broken or does not hold these languages.
+    where the text is broken or does not hold these languages. What a format counts of its rows is added to `count`.
     """
-    for row in islice(_rows(source, paths, languages), source.limit):
+    for row in islice(_rows(source, paths, languages, Counter() if count is None else count), source.limit):
         yield tuple(map(clean, row))
 
 
-def _rows(source: TextSource, paths: Sequence[Path], languages: tuple[str, ...]) -> Iterator[tuple[str, ...]]:
+def _rows(
+    source: TextSource, paths: Sequence[Path], languages: tuple[str, ...], count: Counter[str]
+) -> Iterator[tuple[str, ...]]:
     if str(source.path).startswith("hf:"):
         yield from read_dataset(str(source.path), languages, source.columns)
     elif source.format == "moses" or not isinstance(source.path, str):
         yield from _moses(source, paths, languages)
     else:
         for path in paths:
-            yield from _file_rows(source, path, languages)
+            yield from _file_rows(source, path, languages, count)
 
 
-def _file_rows(source: TextSource, path: Path, languages: tuple[str, ...]) -> Iterator[tuple[str, ...]]:
+def _file_rows(
+    source: TextSource, path: Path, languages: tuple[str, ...], count: Counter[str]
+) -> Iterator[tuple[str, ...]]:
     ending = path.with_suffix("").suffix if path.suffix.lower() == ".gz" else path.suffix
     ending = ending.lower().removeprefix(".")
     name = _ENDINGS.get(ending, ending) if source.format == "auto" else source.format
     if name in _TABLES:
         return _TABLES[name](path, languages, source.columns)
+    if name == "po":
+        return read_po(path, languages)
     if name in _CATALOGUES:
-        return _CATALOGUES[name](path, languages)
+        return (read_tmx if name == "tmx" else read_xliff)(path, languages, count)
+    if source.format == "auto" and name in _NO_PLAIN_LINES:
+        raise _not_plain(path, f"a .{name} file is not one of plain lines")
     if len(languages) == 1:
-        return ((line,) for line in read_text_lines(path))
-    endings = ", ".join(f".{name}" for name in (*_TABLES, *_CATALOGUES, *_ENDINGS))
+        return _plain_lines(path, check=source.format == "auto")
     problem = f"a file of plain lines holds one language, but pairs of {' and '.join(languages)} are needed"
-    cure = f"Name two files, or set `format`, or name a file that ends in {endings}."
+    files = ", ".join(f'"FILE.{language}"' for language in languages)
+    endings = ", ".join(f".{name}" for name in (*_TABLES, *_CATALOGUES))
+    cure = f"Name two files as {{ path = [{files}] }}, or set `format`, or name a file that ends in {endings}."
     raise TextError(problem, place=str(path), cure=cure)
+
+
+def _plain_lines(path: Path, *, check: bool) -> Iterator[tuple[str, ...]]:
+    """Yield the lines of a file that is neither markup nor JSON by its first one."""
+    for number, line in enumerate(read_text_lines(path), start=1):
+        if check and number == 1 and (kind := markup_kind(line)):
+            raise _not_plain(path, f"this file begins as {kind}, not with a line of text")
+        yield (line,)
+
+
+def _not_plain(path: Path, problem: str) -> TextError:
+    known = ", ".join(f".{name}" for name in (*_TABLES, *_CATALOGUES))
+    if path.name.lower().endswith((".json", ".json.gz")):
+        known = ".jsonl (of one array: jq -c '.[]' FILE > NEW.jsonl)"
+    cure = f"Convert it to one of {known}, or export its text alone, one sentence or paragraph per line, as .txt."
+    return TextError(problem, place=str(path), cure=cure)
 
 
 def _moses(source: TextSource, paths: Sequence[Path], languages: tuple[str, ...]) -> Iterator[tuple[str, ...]]:

@@ -6,26 +6,34 @@
 import csv
 import json
 from collections.abc import Iterator, Sequence
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
+import langcodes
+
 from roundtrip.data.text_files import open_text, read_text_lines
+from roundtrip.recipe.language_codes import match_codes, parse_code
 from roundtrip.runtime.downloads import parse_dataset
 from roundtrip.runtime.errors import RoundtripError, TextError, first_line
 
 _BATCH_ROWS = 1024
+# Words of a header that name no language.
+_HEADER_WORDS = ("source", "target", "src", "tgt", "original", "translation", "text", "sentence", "id")
+# A quote that is never closed takes all that follows into one text.
+csv.field_size_limit(1 << 20)
 Columns = Sequence[str | int] | None
 
 
 def read_tsv(path: Path, languages: tuple[str, ...], columns: Columns) -> Iterator[tuple[str, ...]]:
     """Yield the columns of a tab-separated file. Quotes have no special meaning."""
-    rows = (line.rstrip("\r\n").split("\t") for line in read_text_lines(path))
+    rows = (line.rstrip("\r\n").split("\t") for line in _without_blank_end(read_text_lines(path)))
     return _fields(path, languages, columns, enumerate(rows, start=1))
 
 
 def read_csv(path: Path, languages: tuple[str, ...], columns: Columns) -> Iterator[tuple[str, ...]]:
     """Yield the columns of a comma-separated file, quoted as in RFC 4180: a quoted text may contain line breaks."""
-    reader = csv.reader(read_text_lines(path), strict=True)
+    reader = csv.reader(_without_blank_end(read_text_lines(path)), strict=True)
     # An empty line is one empty column, as in tsv.
     rows = ((reader.line_num, row or [""]) for row in reader)
     try:
@@ -33,21 +41,40 @@ def read_csv(path: Path, languages: tuple[str, ...], columns: Columns) -> Iterat
     except csv.Error as error:
         place = f"{path}:{max(reader.line_num, 1)}"
         cure = 'Quote a text that contains a comma, a quote or a line break, and double its quotes: "say ""hi""".'
+        if "field limit" in str(error):
+            problem = f"a text of more than {csv.field_size_limit():,} characters, up to this line"
+            cure = "Look for a quote before this line that is never closed; a text of that length is no sentence."
+            raise TextError(problem, place=place, cure=cure) from error
         raise TextError(f"not a csv row ({error})", place=place, cure=cure) from error
 
 
 def read_jsonl(path: Path, languages: tuple[str, ...], columns: Columns) -> Iterator[tuple[str, ...]]:
-    """Yield the named values of one JSON object per line; null is an empty text."""
-    names = _names(columns, languages, str(path))
-    for number, line in enumerate(read_text_lines(path), start=1):
+    """Yield the values of one JSON object per line, columns as for parquet; null is an empty text."""
+    names: tuple[str, ...] = ()
+    for number, line in enumerate(_without_blank_end(read_text_lines(path)), start=1):
         place = f"{path}:{number}"
         try:
             record = json.loads(line.strip())
         except (ValueError, RecursionError) as error:
             problem = f"unreadable JSON ({str(error).replace('line 1 ', '')})"
-            cure = "Every line of a jsonl file is one object; blank lines are not allowed."
+            cure = "Every line of a jsonl file is one object; blank lines are not allowed between them."
+            if number == 1 and line.lstrip().startswith(("[", "{")):
+                cure += " For a file that is one array: jq -c '.[]' FILE > NEW.jsonl."
             raise TextError(problem, place=place, cure=cure) from error
+        names = names or _names(columns, languages, place, list(record) if isinstance(record, dict) else ())
         yield tuple(_column_text(record, name, place) for name in names)
+
+
+def _without_blank_end(lines: Iterator[str]) -> Iterator[str]:
+    """Yield lines except for blank ones at the end, which editors leave there."""
+    blank: list[str] = []
+    for line in lines:
+        if line.strip("\r\n"):
+            yield from blank
+            blank.clear()
+            yield line
+        else:
+            blank.append(line)
 
 
 def read_parquet(path: Path, languages: tuple[str, ...], columns: Columns) -> Iterator[tuple[str, ...]]:
@@ -100,25 +127,79 @@ def read_dataset(spec: str, languages: tuple[str, ...], columns: Columns) -> Ite
 def _fields(
     path: Path, languages: tuple[str, ...], columns: Columns, rows: Iterator[tuple[int, list[str]]]
 ) -> Iterator[tuple[str, ...]]:
-    columns = columns or range(len(languages))
-    header: list[str] = []
-    if any(isinstance(column, str) for column in columns):
-        header = [name.strip() for name in next(rows, (0, []))[1]]
-    if absent := [column for column in columns if isinstance(column, str) and column not in header]:
-        raise _no_column(absent[0], f"{path}:1", header)
-    positions = [header.index(column) if isinstance(column, str) else column for column in columns]
-    for number, row in rows:
-        if outside := [position for position in positions if not 0 <= position < len(row)]:
-            problem = f"{len(row)} column(s), but the recipe names column {outside[0]}"
-            cure = "Columns count from 0. Correct the line, or `columns` in the recipe."
+    """Yield the chosen fields of rows, all of which have as many as the first; a header is not a row.
+
+    Without `columns` there are as many fields as languages. A separator inside a text would shift the others.
+    """
+    first = next(rows, None)
+    if first is None:
+        return
+    width = len(first[1])
+    if columns is None and width != len(languages):
+        example = list(range(len(languages)))
+        cure = _separator_cure(first[1]) or f"Name those to read in the recipe, as `columns = {example}`."
+        raise TextError(f"{width} column(s) where {len(languages)} are expected", place=f"{path}:{first[0]}", cure=cure)
+    positions, has_header = _positions(path, languages, columns, first[1])
+    for number, row in rows if has_header else chain([first], rows):
+        if len(row) != width:
+            problem = f"{len(row)} column(s) where line {first[0]} has {width}"
+            cure = "Correct the line: in csv a text that contains a comma is quoted, in tsv no text contains a tab."
             raise TextError(problem, place=f"{path}:{number}", cure=cure)
         yield tuple(row[position] for position in positions)
 
 
+def _positions(path: Path, languages: Sequence[str], columns: Columns, first: list[str]) -> tuple[list[int], bool]:
+    """Return the positions of the columns, and whether the first row is a header."""
+    names = [name.strip() for name in first]
+    if any(isinstance(column, str) for column in columns or ()):
+        for column in columns or ():
+            if isinstance(column, str) and column not in names:
+                raise _no_column(column, f"{path}:1", names)
+        return [names.index(column) if isinstance(column, str) else column for column in columns or ()], True
+    positions = [int(column) for column in columns or range(len(languages))]
+    if outside := [position for position in positions if not 0 <= position < len(first)]:
+        cure = _separator_cure(first) or "Columns count from 0. Correct `columns` in the recipe."
+        problem = f"{len(first)} column(s), but the recipe names column {outside[0]}"
+        raise TextError(problem, place=f"{path}:1", cure=cure)
+    found = match_codes(languages, [_as_code(name) for name in names])
+    if None not in found and columns is None:
+        return [position for position in found if position is not None], True
+    chosen = [names[position] for position in positions]
+    is_named = match_codes(languages, [_as_code(name) for name in chosen]) == tuple(range(len(languages)))
+    is_header = is_named or all(name.casefold() in _HEADER_WORDS for name in chosen)
+    if is_header and columns is None:
+        example = ", ".join(f'"{name}"' for name in names)
+        problem = f"the first line is a header that does not name {' and '.join(languages)}: {', '.join(names)}"
+        cure = f"Name the columns in the recipe, in the order of its languages: `columns = [{example}]`."
+        raise TextError(problem, place=f"{path}:1", cure=cure)
+    return positions, is_header
+
+
+def _as_code(name: str) -> str:
+    """Return a name as a language code: a code as it is, the code of a language's name, else the name."""
+    if parse_code(name) is None and 3 < len(name) < 30 and name.replace(" ", "").isalpha():
+        try:
+            return str(langcodes.find(name))
+        except LookupError:
+            pass
+    return name
+
+
+def _separator_cure(fields: Sequence[str]) -> str | None:
+    """Return the cure of a row that another character than that of its format seems to separate."""
+    if len(fields) == 1:
+        for separator, name in ((";", "semicolons"), ("\t", "tabs"), ("|||", "|||"), (",", "commas")):
+            if separator in fields[0]:
+                return f"The fields seem to be separated by {name}: save the file with tabs between them, as .tsv."
+    return None
+
+
 def _names(columns: Columns, languages: tuple[str, ...], place: str, available: Sequence[str] = ()) -> tuple[str, ...]:
     """Return the columns of records: those of the recipe, else those named as the languages."""
-    if columns is None and set(languages) <= set(available):
-        return languages
+    if columns is None:
+        found = match_codes(languages, available)
+        if None not in found:
+            return tuple(available[position] for position in found if position is not None)
     names = tuple(column for column in columns or () if isinstance(column, str))
     if columns is None or len(names) < len(columns):
         example = ", ".join(f'"translation.{language}"' for language in languages)
@@ -132,6 +213,8 @@ def _column_text(record: Any, column: str, place: str) -> str:
     """Return the text of a column; a dot reaches into a nested record, unless a column has exactly that name."""
     value = record
     for part in [column] if isinstance(record, dict) and column in record else column.split("."):
+        if value is None:
+            return ""
         if not isinstance(value, dict):
             problem = f"{type(value).__name__} where a record with {part!r} is expected"
             cure = f"The recipe names column {column!r}: correct the record, or `columns` in the recipe."

@@ -3,7 +3,9 @@
 import codecs
 import gzip
 import io
+import json
 import os
+import re
 import zlib
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -17,6 +19,20 @@ MAX_LINE_BYTES = 8 << 20
 # Text compresses about ten times. A file that expands more than MAX_GROWTH times, past FREE_BYTES, is a bomb.
 MAX_GROWTH = 300
 FREE_BYTES = 100 * 10**6
+# The first bytes of files that are often taken for text, what they are, and what to do.
+_UTF_16 = "Convert it: iconv -f UTF-16 -t UTF-8 FILE > NEW."
+_BINARY = (
+    (b"\x1f\x8b", "it is compressed with gzip", "Give it a name that ends in .gz; it is unpacked while it is read."),
+    (b"PK\x03\x04", "it is a zip archive, or an office document", "Unpack it, or export the text, and name that file."),
+    (b"BZh", "it is compressed with bzip2", "Unpack it: bunzip2 FILE."),
+    (b"\xfd7zXZ\0", "it is compressed with xz", "Unpack it: unxz FILE."),
+    (b"\x28\xb5\x2f\xfd", "it is compressed with zstd", "Unpack it: unzstd FILE."),
+    (b"%PDF", "it is a PDF", "Export its text, one sentence or paragraph per line, and name that file."),
+    (b"\xd0\xcf\x11\xe0", "it is an office document", "Export its text, and name that file."),
+    (codecs.BOM_UTF32_LE, "it is UTF-32", "Convert it: iconv -f UTF-32 -t UTF-8 FILE > NEW."),
+    (codecs.BOM_UTF16_LE, "it is UTF-16", _UTF_16),
+    (codecs.BOM_UTF16_BE, "it is UTF-16", _UTF_16),
+)
 _BROKEN_GZIP = (EOFError, gzip.BadGzipFile, zlib.error)
 
 
@@ -65,11 +81,13 @@ def read_text_lines(path: Path, encoding: str = "utf-8") -> Iterator[str]:
 def decoded_lines(handle: BinaryIO, place: str, encoding: str = "utf-8") -> Iterator[str]:
     """Yield lines of text, line ends kept; only a line feed ends a line, as in `wc -l`.
 
-    Raises TextError at PLACE:LINE where a line is not in this encoding, or unreadable.
+    Raises TextError at PLACE:LINE where a line is not in this encoding, or unreadable, or the file is not one of lines.
     """
     number = 0
     try:
         for number, raw in enumerate(raw_lines(handle), start=1):
+            if number == 1 and (not_lines := _not_text_lines(raw, encoding)):
+                raise TextError(not_lines[0], place=place, cure=not_lines[1])
             if len(raw) > MAX_LINE_BYTES:
                 cure = "Text has one sentence or paragraph per line; check that this is a text file."
                 raise TextError(f"a line of more than {MAX_LINE_BYTES >> 20} MiB", place=f"{place}:{number}", cure=cure)
@@ -83,6 +101,41 @@ def decoded_lines(handle: BinaryIO, place: str, encoding: str = "utf-8") -> Iter
         raise TextError(problem, place=f"{place}:{number}", cure=cure) from error
     except _BROKEN_GZIP as error:
         raise _broken_gzip(f"{place}:{number + 1}", error) from error
+
+
+def markup_kind(line: str) -> str | None:
+    """Return what a file is whose first line is not text: XML, HTML or JSON; None where it may be text."""
+    start = line.lstrip().lower()
+    if start.startswith(("<?xml", "<xliff", "<tmx")):
+        return "XML"
+    if start.startswith(("<!doctype", "<html")):
+        return "HTML"
+    stripped = line.strip()
+    return "JSON" if stripped in ("[", "{") or re.match(r'[\[{]\s*[{\["]', stripped) and _is_json(stripped) else None
+
+
+def _is_json(line: str) -> bool:
+    """Return whether a line is JSON, or the start of it: some text begins with a bracket too."""
+    try:
+        json.loads(line)
+    except json.JSONDecodeError as error:
+        return error.pos >= len(line)
+    except RecursionError:
+        return True
+    return True
+
+
+def _not_text_lines(first: bytes, encoding: str) -> tuple[str, str] | None:
+    """Return the problem and the cure of a file whose first line shows that it does not hold lines of text."""
+    for magic, kind, cure in _BINARY:
+        if first.startswith(magic):
+            return f"not text: {kind}", cure
+    if b"\0" in first and not codecs.lookup(encoding).name.startswith(("utf-16", "utf-32")):
+        cure = "If it is UTF-16: iconv -f UTF-16LE -t UTF-8 FILE > NEW (UTF-16BE if that is refused)."
+        return "not text: it has NUL bytes, as UTF-16 has and binary files", cure
+    if not first.endswith(b"\n") and b"\r" in first.rstrip(b"\r"):
+        return "its lines end in a carriage return alone", "Convert it: tr '\\r' '\\n' < FILE > NEW."
+    return None
 
 
 def _broken_gzip(place: str, error: Exception) -> TextError:

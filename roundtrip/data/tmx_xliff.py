@@ -4,14 +4,15 @@ Files are not trusted: nothing that a document type declares is loaded, download
 """
 
 import re
+from collections import Counter
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any, BinaryIO
 
 from lxml import etree
 
-from roundtrip.data.language_codes import all_matching, match_codes
 from roundtrip.data.text_files import open_text
+from roundtrip.recipe.language_codes import all_matching, match_codes
 from roundtrip.runtime.errors import TextError
 
 MAX_UNIT_BYTES = 16 << 20
@@ -19,38 +20,51 @@ _XML_LANG = "{http://www.w3.org/XML/1998/namespace}lang"
 _TMX = ("", "{http://www.lisa.org/tmx14}")
 _XLIFF_1 = ("", "{urn:oasis:names:tc:xliff:document:1.1}", "{urn:oasis:names:tc:xliff:document:1.2}")
 _XLIFF_2 = ("{urn:oasis:names:tc:xliff:document:2.0}", "{urn:oasis:names:tc:xliff:document:2.2}")
-_UNTRANSLATED_STATES = ("new", "needs-translation")
+_UNTRANSLATED_STATES = ("new", "needs-translation", "needs-adaptation", "needs-l10n")
 _NEITHER = [None, None]
+# Inline elements of TMX and XLIFF that hold native code: parts of a pair, and those that stand for themselves.
+_PAIRED = ("bpt", "ept", "it", "ut", "bx", "ex", "sc", "ec", "sm", "em", "cp")
+_STANDALONE = ("ph", "x")
+_VARIABLE = re.compile(r"%(\d+\$|\(\w+\))?[-+ #0-9.*]*[a-zA-Z@]|\{[^<>]*\}|[$#]\{[^<>]*\}|\$\w+|%\w+%|\[\[?[\w.]+\]?\]")
+# What is counted of rows: with inline elements, and with other ones on the other side.
+INLINE_CODES, DIFFERENT_CODES = "with inline codes", "with other inline codes on the other side"
 # The language codes of a unit, and for each the element that holds its text; None where it is not to be read.
 Variants = tuple[list[str], list[Any]]
 
 
-def read_tmx(path: Path, languages: tuple[str, ...]) -> Iterator[tuple[str, ...]]:
+def read_tmx(path: Path, languages: tuple[str, ...], count: Counter[str]) -> Iterator[tuple[str, ...]]:
     """Yield the pairs of a translation memory, or for one language each text in it.
 
-    Units without all languages are skipped. Inline tags are removed, their text is kept.
+    Units without all languages are skipped. What becomes of inline elements: `_inner_text`; rows with such are counted.
     """
 
     def variants() -> Iterator[Variants]:
         for unit in _units(path, "tmx", [f"{namespace}tu" for namespace in _TMX]):
             variants = unit.findall("{*}tuv")
             codes = [variant.get(_XML_LANG) or variant.get("lang") or "" for variant in variants]
-            yield codes, [next(variant.iterchildren("{*}seg"), etree.Element("seg")) for variant in variants]
+            segments = [variant.find("{*}seg") for variant in variants]
+            for variant, segment in zip(variants, segments, strict=True):
+                if segment is None:
+                    cure = "Export the memory as TMX 1.4, in which the text of a <tuv> is in its <seg>."
+                    raise TextError("a <tuv> without <seg>", place=f"{path}:{variant.sourceline}", cure=cure)
+            yield codes, segments
 
-    return _rows(path, languages, variants())
+    return _rows(path, languages, variants(), count)
 
 
-def read_xliff(path: Path, languages: tuple[str, ...]) -> Iterator[tuple[str, ...]]:
+def read_xliff(path: Path, languages: tuple[str, ...], count: Counter[str]) -> Iterator[tuple[str, ...]]:
     """Yield source and target of each unit (XLIFF 1) or segment (XLIFF 2), or for one language each text in it.
 
     Units marked `translate="no"` are skipped and, where the target is read, units without one or with a state that
-    marks it as not translated yet. Approval is not required. Inline tags are removed, their text is kept.
+    marks it as not translated yet. Approval is not required. Inline elements and `count` as in `read_tmx`.
     """
     tags = [f"{name}trans-unit" for name in _XLIFF_1] + [f"{name}unit" for name in _XLIFF_2]
-    return _rows(path, languages, (sides for unit in _units(path, "xliff", tags) for sides in _sides(unit)))
+    return _rows(path, languages, (sides for unit in _units(path, "xliff", tags) for sides in _sides(unit)), count)
 
 
-def _rows(path: Path, languages: tuple[str, ...], units: Iterator[Variants]) -> Iterator[tuple[str, ...]]:
+def _rows(
+    path: Path, languages: tuple[str, ...], units: Iterator[Variants], count: Counter[str]
+) -> Iterator[tuple[str, ...]]:
     """Yield the texts of each unit that has all languages; refuse a file that lacks one of them in all units."""
     seen: dict[str, None] = {}
     missing = set(languages)
@@ -62,7 +76,12 @@ def _rows(path: Path, languages: tuple[str, ...], units: Iterator[Variants]) -> 
         for row in rows:
             chosen = [elements[index] for index in row if index is not None and elements[index] is not None]
             if len(chosen) == len(languages):
-                yield tuple(_inner_text(element, path) for element in chosen)
+                texts, codes_of = zip(*(_inner_text(element, path) for element in chosen), strict=True)
+                if any(codes_of):
+                    count[INLINE_CODES] += 1
+                if any(sorted(codes) != sorted(codes_of[0]) for codes in codes_of):
+                    count[DIFFERENT_CODES] += 1
+                yield texts
     if missing:
         cure = f"Languages found: {', '.join(filter(None, seen)) or 'none'}. Name those, or another file."
         raise TextError(f"no text in {', '.join(map(repr, sorted(missing)))}", place=str(path), cure=cure)
@@ -132,9 +151,42 @@ class _LimitedReader:
         return chunk
 
 
-def _inner_text(element: Any, path: Path) -> str:
+def _inner_text(element: Any, path: Path) -> tuple[str, list[str]]:
+    """Return the text of a segment without native code, and the inline codes in it.
+
+    Text inside of `hi`, `g`, `mrk`, `pc` and `sub` stays. The code of paired elements goes. A standalone element
+    becomes the variable that it stands for, as `{{name}}` or `%s`, where it says so, and goes where it is markup; one
+    that says nothing becomes `{ID}`, so that a sentence keeps the place.
+    """
     if (entity := next(element.iter(etree.Entity), None)) is not None:
         problem = f"the entity &{entity.name}; is not expanded"
         cure = "Write out its text instead; a translation file should declare no entities."
         raise TextError(problem, place=f"{path}:{element.sourceline}", cure=cure)
-    return "".join(element.itertext())
+    codes: list[str] = []
+    text = _text_of(element, codes)
+    return (re.sub(" {2,}", " ", text) if codes else text), codes
+
+
+def _text_of(element: Any, codes: list[str]) -> str:
+    parts = [element.text or ""]
+    for child in element:
+        if isinstance(child.tag, str):  # neither a comment nor a processing instruction
+            name = etree.QName(child).localname
+            if name in _PAIRED or name in _STANDALONE:
+                shown = _standalone(child) if name in _STANDALONE else ""
+                codes.append(shown or name)
+                parts += [shown, *(_text_of(inner, codes) for inner in child.iter("{*}sub"))]
+            else:
+                parts.append(_text_of(child, codes))
+        parts.append(child.tail or "")
+    return "".join(parts)
+
+
+def _standalone(element: Any) -> str:
+    """Return the text in place of an element that stands for itself: a variable, nothing for markup, or its id."""
+    attributes = (element.get(name) for name in ("equiv-text", "disp", "equiv"))
+    native = next(filter(None, attributes), None) or (element.text or "")
+    if _VARIABLE.fullmatch(native.strip()):
+        return str(native.strip())
+    name = element.get("id") or element.get("x")
+    return "" if native.strip() or not name else f"{{{name}}}"

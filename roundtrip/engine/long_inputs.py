@@ -2,9 +2,9 @@
 
 from collections.abc import Iterator, Sequence
 
-from roundtrip.data.language_codes import is_spaceless
 from roundtrip.data.normalize import clean
 from roundtrip.engine.translator import Translator
+from roundtrip.recipe.language_codes import is_spaceless
 from roundtrip.recipe.schema import Generate
 
 

@@ -120,6 +120,8 @@ class TemplateRecipe(Section):
     prompt: str | None = None
     """`plain`: the whole text, with `{source}`, and `{target}` at its end. `chat`: the user's message, with
     `{source}`. The default depends on `kind`."""
+    names: dict[str, str] = Field(default_factory=dict)
+    """Names of the languages in the prompt by code; needed for a language whose English name is not known, as `qaa`."""
     system: str | None = None
     """System message of a chat template, in place of the model's default."""
 

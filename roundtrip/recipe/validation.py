@@ -5,6 +5,7 @@ from collections.abc import Iterator
 
 import langcodes
 
+from roundtrip.recipe.language_codes import UNKNOWN, language_name, match_rank, standard_code
 from roundtrip.recipe.schema import Adapter, Model, Recipe, TemplateRecipe, TextSource
 from roundtrip.runtime.errors import did_you_mean
 
@@ -13,7 +14,7 @@ TABLE_ENDINGS = ("tsv", "tab", "csv", "jsonl", "ndjson", "parquet")
 
 def combination_problems(recipe: Recipe) -> list[str]:
     """Return every problem as text that begins with its key."""
-    problems = [*_language_problems(recipe.languages), *_template_problems(recipe.template)]
+    problems = [*_language_problems(recipe), *_template_problems(recipe.template)]
     for check in (_data_problems, _split_problems, _train_problems, _generate_problems):
         problems += check(recipe)
     if recipe.tokens.mode == "text" and "audit" in recipe.tokens.model_fields_set:
@@ -24,13 +25,28 @@ def combination_problems(recipe: Recipe) -> list[str]:
     return list(dict.fromkeys(problems))  # those that both directions have, once
 
 
-def _language_problems(codes: tuple[str, str]) -> Iterator[str]:
+def _language_problems(recipe: Recipe) -> Iterator[str]:
+    codes, names = recipe.languages, recipe.template.names
     # A code becomes part of file and adapter names.
     unknown = [c for c in codes if not re.fullmatch(r"[A-Za-z0-9-]+", c) or not langcodes.tag_is_valid(c)]
     for code in unknown:
-        yield f"languages: '{code}' is not a language code; use BCP 47 such as 'en', 'pt-BR'"
-    if not unknown and langcodes.standardize_tag(codes[0]) == langcodes.standardize_tag(codes[1]):
+        forms = dict.fromkeys([code.replace("_", "-"), standard_code(code)]) if standard_code(code) else {}
+        hint = " or ".join(repr(form) for form in forms) or "BCP 47 such as 'en', 'pt-BR'"
+        yield f"languages: '{code}' is not a language code; use {hint}"
+    if not unknown and match_rank(*codes) == 0:
         yield f"languages: '{codes[0]}' and '{codes[1]}' are the same language; name two"
+    for code in names:
+        if code not in codes:
+            yield f"template.names.{code}: not one of the languages {', '.join(codes)}{_other_form(code, codes)}"
+    for code in codes:
+        if code not in unknown and language_name(code, names).startswith(UNKNOWN):
+            yield f"template.names: no English name of '{code}' is known, which prompts have; add {code} = \"NAME\""
+
+
+def _other_form(code: str, codes: tuple[str, str]) -> str:
+    """Return a hint for a code that is another form of one of the languages."""
+    same = [other for other in codes if match_rank(other, code) is not None]
+    return f"; did you mean '{same[0]}'?" if same else ""
 
 
 def _template_problems(template: TemplateRecipe) -> Iterator[str]:
@@ -53,7 +69,9 @@ def _template_problems(template: TemplateRecipe) -> Iterator[str]:
 def _data_problems(recipe: Recipe) -> Iterator[str]:
     data, codes = recipe.data, recipe.languages
     for key, table in (("data.mono", data.mono), ("evaluation.bleu_tokenize", recipe.evaluation.bleu_tokenize)):
-        yield from (f"{key}.{code}: not one of the languages {', '.join(codes)}" for code in table if code not in codes)
+        for code in table:
+            if code not in codes:
+                yield f"{key}.{code}: not one of the languages {', '.join(codes)}{_other_form(code, codes)}"
     if data.split is None:
         has_mono = all(data.mono.get(code) for code in codes)
         if not data.test:

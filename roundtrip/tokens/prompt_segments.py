@@ -6,8 +6,7 @@ from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
-import langcodes
-
+from roundtrip.recipe.language_codes import language_name
 from roundtrip.recipe.schema import TemplateRecipe
 from roundtrip.runtime.errors import TemplateError
 
@@ -59,7 +58,8 @@ def build_segments(
         >>> segments.head
         'English: '
     """
-    names = {"source_language": language_name(source), "target_language": language_name(target)}
+    codes = {"source_language": source, "target_language": target}
+    names = {field: language_name(code, recipe.names) for field, code in codes.items()}
     end_id = tokenizer.eos_token_id
     stops = {int(stop) for stop in stop_ids} | ({int(end_id)} if end_id is not None else set())
     if recipe.kind != "plain":
@@ -89,11 +89,6 @@ def special_ids(tokenizer: Any) -> set[int]:
     """Return every id that decoding skips; tokens without a role stand in the table of added tokens only."""
     added = {int(i) for i, token in tokenizer.added_tokens_decoder.items() if token.special}
     return added | {int(i) for i in tokenizer.all_special_ids}
-
-
-def language_name(code: str) -> str:
-    """Return the English name of a language code, such as `Portuguese (Brazil)` for `pt-BR`."""
-    return str(langcodes.Language.get(code).display_name("en"))
 
 
 def _chat_segments(tokenizer: Any, recipe: TemplateRecipe, names: dict[str, str], stops: set[int]) -> Segments:

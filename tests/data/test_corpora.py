@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 
 import pytest
@@ -9,7 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from roundtrip.data import row_store
-from roundtrip.data.corpora import Corpora, prepare, relative_length, reopen
+from roundtrip.data.corpora import Corpora, describe_counts, prepare, relative_length, reopen
 from roundtrip.data.sampler import Cursor, take_rows
 from roundtrip.recipe import loader
 from roundtrip.runtime.errors import TextError
@@ -186,8 +187,50 @@ def test_given_dev_and_test_are_not_filtered(write_recipe: WriteRecipe, tmp_path
 def test_empty_file_is_refused(write_recipe: WriteRecipe, tmp_path: Path, name: str) -> None:
     path = own_data(write_recipe, tmp_path, **{name.replace(".", "_"): ""})
     part = "data." + name.removesuffix(".tsv")
-    with pytest.raises(TextError, match=rf"{part}: no lines left"):
+    with pytest.raises(TextError, match=rf"{part}: its files have no lines"):
         prepared(path, tmp_path / "data")
+
+
+@pytest.mark.parametrize(
+    ("name", "text", "dropped", "cure"),
+    [
+        ("train.tsv", "A fish\tUn pez\n", "1 also in dev or test", "its text is that of dev or test"),
+        ("mono.en", "A fish\na bird\n", "2 also in dev or test", "its text is that of dev or test"),
+        ("train.tsv", "same\tsame\nA\t\nx\tx\n", "2 both sides equal, 1 empty", "a file that is translated"),
+        ("dev.tsv", "A\t\n", "1 empty", "text on both sides"),
+    ],
+)
+def test_what_dropped_the_last_line_is_said(
+    write_recipe: WriteRecipe, tmp_path: Path, name: str, text: str, dropped: str, cure: str
+) -> None:
+    path = own_data(write_recipe, tmp_path, **{name.replace(".", "_"): text})
+    with pytest.raises(TextError, match=rf"no line is left; dropped: {dropped}\n.*{cure}"):
+        prepared(path, tmp_path / "data")
+
+
+@pytest.mark.parametrize(("part", "other"), [("dev", "test"), ("train", "test"), ("train", "dev")])
+@pytest.mark.parametrize("how", ["same", "./same", "link", "glob"])
+def test_a_file_of_two_parts_is_refused(
+    write_recipe: WriteRecipe, tmp_path: Path, part: str, other: str, how: str
+) -> None:
+    path = own_data(write_recipe, tmp_path)
+    (tmp_path / "link.tsv").symlink_to(tmp_path / f"{other}.tsv")
+    name = {"same": f"{other}.tsv", "./same": f"./{other}.tsv", "link": "link.tsv", "glob": f"{other[:3]}*.tsv"}[how]
+    path.write_text(path.read_text().replace(f"{part}='{part}.tsv'", f"{part}='{name}'"))
+    with pytest.raises(TextError, match=rf"data\.{part}: '{re.escape(name)}' is also in data\.{other}"):
+        prepared(path, tmp_path / "data")
+
+
+def test_dev_pairs_that_are_those_of_test_are_refused_and_some_are_counted(
+    write_recipe: WriteRecipe, tmp_path: Path
+) -> None:
+    path = own_data(write_recipe, tmp_path, dev_tsv="a FISH\tUn  pez\nA bird\tUn ave\n")
+    counts = prepared(path, tmp_path / "data").counts["dev"]
+    assert counts == {"kept": 2, "also in test": 1}
+    assert describe_counts(counts | {"empty": 3}) == "2 lines, 1 also in test (dropped: 3 empty)"
+    path = own_data(write_recipe, tmp_path, dev_tsv="a FISH\tUn  pez\n")
+    with pytest.raises(TextError, match=r"data\.dev: all 1 pairs are also in data\.test"):
+        prepared(path, tmp_path / "other")
 
 
 def test_reopen_returns_the_prepared_text(write_recipe: WriteRecipe, tmp_path: Path) -> None:

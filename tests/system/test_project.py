@@ -1,4 +1,4 @@
-"""The house rules: imports point downward, errors speak, the README does what it says."""
+"""The rules of the project: imports point downward, errors speak, the README does what it says."""
 
 from __future__ import annotations
 

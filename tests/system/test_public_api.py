@@ -23,7 +23,6 @@ from tests import ROOT
 from tests.conftest import WriteRecipe, toy_pairs
 
 LIBRARY = (ROOT / "docs" / "library.md").read_text(encoding="utf-8")
-README = (ROOT / "README.md").read_text(encoding="utf-8")
 
 
 def example(name: str) -> str:
@@ -121,9 +120,3 @@ def test_a_noisy_corpus_is_ranked(write_recipe: WriteRecipe, capsys: pytest.Capt
     recipe = roundtrip.load_recipe(str(write_recipe()))
     exec(example("likelihood"), {"recipe": recipe, "noisy_pairs": pairs})
     assert capsys.readouterr().out == "16 of 20 pairs kept\n"
-
-
-def test_the_library_example_of_the_readme(write_recipe: WriteRecipe, capsys: pytest.CaptureFixture[str]) -> None:
-    (code,) = re.findall(r"```python\n(.*?)```", README, re.S)
-    exec(code.replace('"quickstart"', repr(str(write_recipe()))), {})
-    assert capsys.readouterr().out.startswith("[")

@@ -11,9 +11,10 @@ from hypothesis import strategies as st
 from tokenizers import AddedToken, Regex, Tokenizer, decoders, models, normalizers, pre_tokenizers, processors, trainers
 from transformers import PreTrainedTokenizerFast
 
+from roundtrip.recipe.language_codes import language_name
 from roundtrip.recipe.schema import TemplateRecipe
 from roundtrip.runtime.errors import TemplateError
-from roundtrip.tokens.prompt_segments import Segments, build_segments, language_name
+from roundtrip.tokens.prompt_segments import Segments, build_segments
 from roundtrip.tokens.prompt_template import PromptTemplate
 from tests.conftest import CHATML, bpe, toy_pairs, wrap
 
@@ -254,7 +255,8 @@ def test_segments_survive_json() -> None:
     [("en", "English"), ("pt-BR", "Portuguese (Brazil)"), ("zh-Hant", "Chinese (Traditional)")],
 )
 def test_language_names(code: str, name: str) -> None:
-    assert language_name(code) == name
+    assert language_name(code, {}) == name
+    assert language_name(code, {code: "Own"}) == "Own"
 
 
 @pytest.mark.parametrize("name", TOKENIZERS)
