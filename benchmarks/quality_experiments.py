@@ -100,6 +100,14 @@ EXPERIMENTS: dict[str, Experiment] = {
         baseline="default",
         start=Start("multi30k", ("rounds.count=0",), PARALLEL),
     ),
+    # Pairs alone, as many steps as a round trip takes: what dropout does for 1,000 pairs and six million weights.
+    "dropout": Experiment(
+        "multi30k",
+        {f"dropout {rate}": (f"adapter.dropout={rate}",) for rate in (0.0, 0.1, 0.2)},
+        (*NO_ROUNDS, "train.parallel_epochs=24"),
+        baseline="dropout 0.0",
+        start=Start("multi30k-base", ("data.split.train=1000",), PRETRAIN),
+    ),
     "software-es": Experiment("software-strings", BOTH, seeds=(1, 2, 3)),
     "software-fr": Experiment("software-strings-fr", BOTH),
     "software-de": Experiment("software-strings-de", BOTH),
