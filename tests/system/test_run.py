@@ -446,8 +446,10 @@ def test_a_recipe_that_trains_nothing_is_refused(write_recipe: WriteRecipe, shel
 
 def test_a_line_too_long_for_the_model_is_found_before_training(write_recipe: WriteRecipe, tmp_path: Path) -> None:
     cut = '[data.split]\ncorpus = { path = "toy.tsv" }\ntrain = 32\ndev = 12\ntest = 12'
-    own = "[data]\ntrain='toy.tsv'\ndev='dev.tsv'\ntest='dev.tsv'\nmono={en='toy.tsv',es='toy.tsv'}"
+    own = "[data]\ntrain='toy.tsv'\ndev='dev.tsv'\ntest='test.tsv'\n"
+    own += "mono={en={path='toy.tsv',columns=[0]},es={path='toy.tsv',columns=[1]}}"
     (tmp_path / "dev.tsv").write_text(f"A bird\tUn ave\n{'house ' * 90}\tcasas\n")
+    (tmp_path / "test.tsv").write_text("A fish\tUn pez\n")
     with pytest.raises(TextError, match=r"data\.dev \(en\): line 2 has \d+ tokens"):
         go(write_recipe((cut, own)), tmp_path / "run")
 

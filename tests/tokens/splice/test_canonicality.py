@@ -27,7 +27,6 @@ from roundtrip.tokens.splice import vocabulary
 from roundtrip.tokens.splice.canonicality import PAIR, PROVED, SPECIAL, CanonicalityChecker, contains, sorted_table
 from roundtrip.tokens.splice.pair_rules import PairRules
 from tests.conftest import wrap
-from tests.tokens.test_prompt_template import LINES
 
 PLAIN = TemplateRecipe(kind="plain")
 
@@ -78,10 +77,11 @@ def test_a_table_contains_its_codes_and_no_others(inside: set[int], others: set[
 def test_canonical_rows_are_good_and_known_the_second_time(name: str) -> None:
     tokenizer = zoo.small()[name]
     encode = encoder(tokenizer.backend_tokenizer, specials=False)
-    rows = [ids[1:] for ids in encode([f"\n{line}" for line in (*LINES[:200], *zoo.lines("ja", 60))]) if len(ids) > 2]
+    lines = (line for code, number in (("es", 100), ("en", 100), ("ja", 60)) for line in zoo.lines(code, number))
+    rows = [ids[1:] for ids in encode([f"\n{line}" for line in lines]) if len(ids) > 2]
     checker = fresh(tokenizer)
     whole = [row for row in rows if not (checker.pairs.vocabulary.flags_V[row] & vocabulary.PARTIAL).any()]
-    assert len(whole) > 100 and check(checker, whole).count(PROVED) >= 0.99 * len(whole)
+    assert len(whole) > 100 and check(checker, whole).count(PROVED) >= 0.9 * len(whole)
     check(checker, rows)
     asked = checker.num_asked
     assert asked
