@@ -13,7 +13,8 @@ import torch
 from roundtrip.backtranslation import dev_scoring, filtering, trained_models
 from roundtrip.backtranslation.context import RunContext
 from roundtrip.backtranslation.dev_scoring import greedy_settings
-from roundtrip.backtranslation.model_selection import best_stage
+from roundtrip.backtranslation.export import export
+from roundtrip.backtranslation.model_selection import best_stages
 from roundtrip.backtranslation.run_folder import RunFolder
 from roundtrip.data import corpora
 from roundtrip.engine.train_step import loss_sum
@@ -27,14 +28,61 @@ from tests.conftest import WriteRecipe, toy_pairs
 from tests.runs import NAMES, go, read_events
 
 
-def test_the_best_stage_is_the_first_trained_one_with_the_highest_mean() -> None:
-    def scores(**means: float) -> dict[str, dict[str, dict[str, float]]]:
-        return {stage: {"en-es": {"chrf": mean + 4}, "es-en": {"chrf": mean - 4}} for stage, mean in means.items()}
+def test_the_best_stage_of_a_direction_is_its_first_trained_one_with_the_highest_score() -> None:
+    def best(*, together: bool = False, **chrf: tuple[float, float]) -> list[str]:
+        scores = {stage: {"en-es": {"chrf": one}, "es-en": {"chrf": two}} for stage, (one, two) in chrf.items()}
+        return list(best_stages({"copy": scores["base"], **scores}, together=together).values())
 
-    assert best_stage(scores(copy=90, base=80)) == BASE
-    assert best_stage(scores(copy=90, base=80, text=3)) == PRETRAIN
-    assert best_stage(scores(copy=90, base=80, text=50, parallel=5, final=7)) == FINAL
-    assert best_stage(scores(copy=90, base=80, parallel=7, final=7)) == PARALLEL
+    assert best(base=(80, 80)) == [BASE, BASE]
+    assert best(base=(80, 80), text=(3, 4)) == [PRETRAIN, PRETRAIN]
+    assert best(base=(80, 80), text=(50, 50), parallel=(5, 9), final=(7, 7)) == [FINAL, PARALLEL]
+    assert best(base=(80, 80), parallel=(7, 7), final=(7, 8)) == [PARALLEL, FINAL]
+    assert best(base=(80, 80), parallel=(5, 9), final=(7, 7), together=True) == [PARALLEL, PARALLEL]
+    assert best(base=(80, 80), parallel=(5, 9), final=(8, 7), together=True) == [FINAL, FINAL]
+
+
+def test_each_direction_keeps_its_own_best_stage(
+    write_recipe: WriteRecipe, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """On dev one direction is best after the pairs, the other after the round."""
+    score = dev_scoring.score_translations
+    best = {"en-es": PARALLEL, "es-en": "round-1"}
+
+    def scores(context: RunContext, part: str, stage: str) -> dict[str, dict[str, float]]:
+        real = score(context, part, stage)
+        return {name: real[name] | {"chrf": 50.0 + (best[name] == stage)} for name in NAMES} if part == "dev" else real
+
+    monkeypatch.setattr(dev_scoring, "score_translations", scores)
+    shown = go(write_recipe(), tmp_path / "run")
+    run = RunFolder(tmp_path / "run")
+    metrics = json.loads(run.metrics.read_text())
+    assert metrics["best"] == best
+    assert [event["best"] for event in read_events(run.path, "dev")] == [
+        dict.fromkeys(NAMES, BASE), dict.fromkeys(NAMES, PARALLEL), best,
+    ]  # fmt: skip
+    # The weights in adapters/best are those, and translate with them: as scored on test.
+    pairs = [line.split("\t") for line in (run.data / "test.tsv").read_text().splitlines()]
+    for side, (name, stage) in enumerate(best.items()):
+        other = {PARALLEL: "round-1", "round-1": PARALLEL}[stage]
+        kept = (run.adapters / "best" / name / "adapter_model.safetensors").read_bytes()
+        assert kept == (run.adapters / stage / name / "adapter_model.safetensors").read_bytes()
+        assert kept != (run.adapters / other / name / "adapter_model.safetensors").read_bytes()
+        translations = trained_models.load_trained(run.path, name, device="cpu").translate(
+            [row[side] for row in pairs], greedy_settings(run.recipe())
+        )
+        lines = (run.translations / f"test.{stage}.{name}.txt").read_text().splitlines()
+        assert [" ".join(text.split()) for text in translations.texts] == lines
+        assert metrics["comparison"][name]["system"] == stage and metrics["comparison"][name]["baseline"] == other
+        assert {sample["hypothesis"] for sample in metrics["samples"][name]} <= set(lines)
+        export(run.path, name, tmp_path / name)
+        assert f"Stage `{stage}`" in (tmp_path / name / "README.md").read_text()
+    # The table marks two cells of each direction: its test scores and its dev score.
+    (after_pairs,) = (line for line in shown.splitlines() if "parallel pairs" in line and "│" in line)
+    (after_round,) = (line for line in shown.splitlines() if "│ round-1" in line)
+    assert ["*" in cell for cell in after_pairs.split("│")[2:6]] == [True, False, True, False]
+    assert ["*" in cell for cell in after_round.split("│")[2:6]] == [False, True, False, True]
+    assert run.has_best(best) and not run.has_best(dict.fromkeys(NAMES, PARALLEL))
+    assert "this run is complete" in go(tmp_path / "small.toml", run.path, resume=True)
 
 
 # ---------------------------------------------------------------------------------------------------- early stopping
@@ -98,10 +146,10 @@ def test_rounds_end_where_dev_scores_stop_improving(
     assert "dev chrF++ has not improved for 2 rounds; no further round starts" in shown
     metrics = json.loads((tmp_path / "run" / "metrics.json").read_text())
     assert list(metrics["dev"]) == ["copy", BASE, PARALLEL, "round-1", "round-2", "round-3", FINAL]
-    assert metrics["best"] == FINAL
     best = [event["best"] for event in read_events(tmp_path / "run", "dev")]
-    assert best == [BASE, PARALLEL, "round-1", "round-1", "round-1", FINAL]
-    assert RunFolder(tmp_path / "run").has_best(FINAL)
+    stages = [BASE, PARALLEL, "round-1", "round-1", "round-1", FINAL]
+    assert best == [dict.fromkeys(NAMES, stage) for stage in stages] and metrics["best"] == best[-1]
+    assert RunFolder(tmp_path / "run").has_best(best[-1])
 
 
 def test_rounds_do_not_start_where_copying_is_better_unless_the_recipe_allows_it(
