@@ -73,8 +73,8 @@ def score_test_set(context: RunContext, state: State) -> None:
     if worse and not context.recipe.without_dev:
         names = " and ".join(worse)
         context.events.say(f"  warning: {names}: no stage is better than the bare base on dev; the best one is kept")
-    stages = [stage for stage in scores if stage != "copy"]
-    test = {"copy": dev_scoring.score_copies(context, "test")}
+    stages = [stage for stage in scores if stage != "copy"] if len(context.corpora.test) else []
+    test = {"copy": dev_scoring.score_copies(context, "test")} if stages else {}
     for stage in stages:
         for name, translator in context.translators.items():
             translator.direction_model.restore(None if stage == BASE else run.adapters / stage / name)

@@ -20,12 +20,13 @@ from roundtrip.data import corpora
 from roundtrip.engine.train_step import loss_sum
 from roundtrip.engine.translator import Translator
 from roundtrip.evaluation.metrics import corpus_scores
+from roundtrip.recipe.loader import load_recipe
 from roundtrip.recipe.plan import BASE, FINAL, PARALLEL, PRETRAIN, Direction
 from roundtrip.runtime.errors import TrainingError
 from roundtrip.tokens.batching import TokenDataset, collate
 from roundtrip.tokens.splice.splicing import IGNORE
 from tests.conftest import WriteRecipe, toy_pairs
-from tests.runs import NAMES, go, read_events
+from tests.runs import NAMES, go, read_events, run_module
 
 
 def test_the_best_stage_of_a_direction_is_its_first_trained_one_with_the_highest_score() -> None:
@@ -83,6 +84,29 @@ def test_each_direction_keeps_its_own_best_stage(
     assert ["*" in cell for cell in after_round.split("│")[2:6]] == [False, True, False, True]
     assert run.has_best(best) and not run.has_best(dict.fromkeys(NAMES, PARALLEL))
     assert "this run is complete" in go(tmp_path / "small.toml", run.path, resume=True)
+
+
+def test_a_run_without_test_pairs_has_no_test_scores(write_recipe: WriteRecipe, tmp_path: Path) -> None:
+    """It has own data, and rounds of more lines than there are in one of the languages."""
+    assert load_recipe(str(write_recipe(("test = 12", "test = 0")))).recipe.data.test == ()
+    own = '[data]\ntrain = "train.tsv"\ndev = "dev.tsv"\nmono = { en = "en.txt", es = "es.txt" }\n'
+    split = '[data.split]\ncorpus = { path = "toy.tsv" }\ntrain = 32\ndev = 12\ntest = 12\n'
+    path, pairs = write_recipe((split, own)), toy_pairs()
+    for name, part in {"dev.tsv": pairs[:9], "train.tsv": pairs[20:52]}.items():
+        (tmp_path / name).write_text("".join(f"{en}\t{es}\n" for en, es in part), encoding="utf-8")
+    (tmp_path / "en.txt").write_text("".join(f"{en}\n" for en, _ in pairs[100:115]), encoding="utf-8")
+    (tmp_path / "es.txt").write_text("".join(f"{es}\n" for _, es in pairs[300:324]), encoding="utf-8")
+    shown = go(path, tmp_path / "run")
+    assert shown.count("a round takes 24 lines of en and there are 15, so that at least 9 are taken again") == 1
+    assert shown.count("so that at least") == 1
+    assert "there will be no test scores" in shown and "No data.test, no test scores" in shown
+    metrics = json.loads((tmp_path / "run" / "metrics.json").read_text())
+    assert metrics["test"] == metrics["comparison"] == metrics["samples"] == {}
+    assert list(metrics["dev"]) == ["copy", BASE, PARALLEL, "round-1"] and set(metrics["best"]) == set(NAMES)
+    assert RunFolder(tmp_path / "run").has_best(metrics["best"])
+    assert "No data.test, no test scores" in go(path, tmp_path / "run", resume=True)
+    export(tmp_path / "run", "en-es", tmp_path / "out")
+    assert "The run has no test set" in (tmp_path / "out" / "README.md").read_text()
 
 
 # ---------------------------------------------------------------------------------------------------- early stopping
@@ -159,12 +183,15 @@ def test_rounds_do_not_start_where_copying_is_better_unless_the_recipe_allows_it
     both = {name: {"chrf": 99.0, "bleu": 99.0} for name in NAMES}
     monkeypatch.setattr(dev_scoring, "score_copies", lambda context, part: both)
     with pytest.raises(TrainingError, match=r"no better than copying the source: en-es chrF.. .*, copying 99") as error:
-        go(path, tmp_path / "run")
-    assert "rounds.require_better_than_copy = false" in str(error.value.cure)
+        go(path, tmp_path / "run", overrides=("train.lr=1e-3",))
+    command = str(error.value.cure).splitlines()[-1].split()
+    assert command[:4] == ["python", "-m", "roundtrip", "train"]
+    assert command[-3:] == ["--resume", "--set", "rounds.require_better_than_copy=false"]
     assert not list((tmp_path / "run" / "examples").glob("*round*")), "nothing was generated"
     # The epochs over the pairs are not lost: no result depends on this key, so it may change at a resume.
-    shown = go(path, tmp_path / "run", resume=True, overrides=("rounds.require_better_than_copy=false",))
-    assert "resumed at round-1, 4 steps done" in shown
+    done = run_module(*command[2:])
+    assert done.returncode == 0, done.stderr
+    assert "resumed at round-1, 4 steps done" in done.stdout
 
 
 # ------------------------------------------------------------------------------------------------- without dev pairs
