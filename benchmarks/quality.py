@@ -148,8 +148,6 @@ def read(arm: Arm) -> Outcome:
     outcome.facts["rejected"] = rejections(arm.folder / "events.jsonl")
     pairs = row_store.RowStore(arm.folder / "data" / "test.tsv")
     stages = [stage for stage in metrics["test"] if stage != "copy"]
-    rows = {"copy": "copy", ZERO_SHOT: stages[0], "after the pairs": PARALLEL, "chosen by dev": metrics["best"]}
-    rows |= {"at the end": stages[-1]}
     first, second = metrics["languages"]
     for name, side in ((f"{first}-{second}", 0), (f"{second}-{first}", 1)):
         outcome.references[name] = [row[1 - side] for row in pairs]
@@ -157,7 +155,10 @@ def read(arm: Arm) -> Outcome:
         for stage in stages:
             path = arm.folder / "translations" / f"test.{stage}.{name}.txt"
             texts[stage] = path.read_text(encoding="utf-8").split("\n")[:-1]
-        outcome.texts[name] = texts[metrics["best"]]
+        best = metrics["best"][name]
+        rows = {"copy": "copy", ZERO_SHOT: stages[0], "after the pairs": PARALLEL, "chosen by dev": best}
+        rows |= {"at the end": stages[-1]}
+        outcome.texts[name] = texts[best]
         outcome.after_pairs[name] = texts.get(PARALLEL, texts[stages[0]])
         outcome.scores[name] = {
             row: scores(texts[stage], outcome.references[name]) for row, stage in rows.items() if stage in texts

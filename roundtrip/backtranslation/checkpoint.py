@@ -14,12 +14,11 @@ from roundtrip.backtranslation.context import RunContext
 from roundtrip.backtranslation.run_folder import BEST
 from roundtrip.data.sampler import Cursor
 from roundtrip.models.optimizer import Optimizer
-from roundtrip.recipe.plan import BASE
 from roundtrip.runtime import atomic_io
 from roundtrip.runtime.disk_space import report_full_disk
 from roundtrip.runtime.errors import RunError, TrainingError
 
-FORMAT = 3
+FORMAT = 4
 STATE = "state.json"
 # Written last: names every other file with its hash. A folder without it is no checkpoint.
 MARKER = "complete.json"
@@ -42,7 +41,7 @@ class State:
     # How far each stream is read: up to the phase, or past its examples once it has taken a step.
     cursors: dict[str, Cursor] = field(default_factory=dict)
     scores: dict[str, dict[str, dict[str, float]]] = field(default_factory=dict)  # on dev, by stage and direction
-    best: str | None = None  # the stage with the best mean dev chrF++
+    best: dict[str, str] = field(default_factory=dict)  # stage by direction; empty until the base is scored
     seconds: dict[str, float] = field(default_factory=dict)  # time spent, by activity
     # How many rows of synthetic examples were made in which way, by direction; see `build_token_rows`.
     token_rows: dict[str, dict[str, int]] = field(default_factory=dict)
@@ -112,10 +111,11 @@ class CheckpointStore:
             if part in tensors:
                 checker.restore(tensors[part])
         self._last, self.context.events.seconds = state, dict(state.seconds)
-        if self.processes.is_main and state.best not in {None, BASE} and not run.has_best(str(state.best)):
-            report(f"adapters/{BEST} does not match its stage; {state.best} is copied there again")
+        if self.processes.is_main and not run.has_best(state.best):
+            stages = ", ".join(f"{stage} of {direction}" for direction, stage in state.best.items())
+            report(f"adapters/{BEST} does not match its stages; {stages} is copied there again")
             with report_full_disk(run.adapters):
-                run.keep_best(str(state.best))
+                run.keep_best(state.best)
         return state
 
 

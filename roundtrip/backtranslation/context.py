@@ -33,6 +33,7 @@ class RunContext:
     row_builders: Mapping[str, RowBuilder] = field(default_factory=dict)  # empty where the recipe has no rounds
     filters: Mapping[str, Sequence[RejectionRule]] = field(default_factory=dict)  # besides those of `[filter]`
     processes: ProcessGroup = SINGLE_PROCESS
+    resume_command: str = ""  # what to type to continue this run
 
     def callbacks(self, task: ProgressHandle | None = None) -> Callbacks:
         """Return what counts rows and tokens of a task, and raises where a signal asked the run to stop."""

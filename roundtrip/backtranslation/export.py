@@ -66,7 +66,7 @@ def export(
         translator.direction_model.export(folder)
     has_template = _write_tokenizer(translator, folder)
     metrics = json.loads(run.metrics.read_text(encoding="utf-8")) if run.metrics.exists() else {}
-    stage = metrics.get("best", stage) if stage == BEST else stage
+    stage = metrics["best"][direction] if stage == BEST and metrics else stage
     card = model_card.text(run, translator, metrics, stage, is_model(folder), has_template)
     (folder / "README.md").write_text(card, encoding="utf-8")
     return has_template

@@ -22,11 +22,11 @@ def back_translate(trainer: Trainer) -> None:
     and after the last phase of a stage the run
 
     8. validates both directions on dev,
-    9. keeps the best stage.
+    9. keeps the best stage of each.
 
     Everything random is derived from the seed and the phase, so a resumed run equals an uninterrupted one.
     """
-    if trainer.state.best is None:
+    if not trainer.state.best:
         trainer.score_baseline()
     while (phase := trainer.next_phase()) is not None:
         examples = trainer.read_back(phase) or trainer.keep_examples(phase, make_examples(trainer, phase))

@@ -100,6 +100,8 @@ def _how(recipe: Recipe, stage: str, target: str) -> str:
 def _scores(metrics: dict[str, Any], name: str, stage: str) -> str:
     if not metrics:
         return "The run has not finished: there are no scores."
+    if not metrics["test"]:
+        return "The run has no test set: there are no test scores."
     rows = []
     for row, scores in metrics["test"].items():
         label = f"**{_plain(row)}**" if row == stage else _plain(row)
@@ -112,7 +114,7 @@ def _scores(metrics: dict[str, Any], name: str, stage: str) -> str:
 
 
 def _samples(metrics: dict[str, Any], name: str, stage: str) -> str:
-    samples = metrics.get("samples", {}).get(name, []) if metrics.get("best") == stage else []
+    samples = metrics.get("samples", {}).get(name, []) if metrics and metrics["best"][name] == stage else []
     if not samples:
         return ""
     rows = [[_plain(sample[key]) for key in ("source", "hypothesis", "reference")] for sample in samples]

@@ -1,7 +1,8 @@
-"""Model selection: after each stage the weights are kept and scored on dev, and the best stage is chosen."""
+"""Model selection: after each stage the weights are kept and scored on dev; each direction has its own best stage."""
 
 import json
 from dataclasses import replace
+from functools import partial
 
 from roundtrip.backtranslation import dev_scoring, reporting
 from roundtrip.backtranslation.checkpoint import State
@@ -66,16 +67,18 @@ def end_epochs(context: RunContext, state: State, phase: Phase) -> tuple[State, 
 
 def score_test_set(context: RunContext, state: State) -> None:
     """Score every kept stage on test, then write `metrics.json` and show the table."""
-    run, best = context.run, best_stage(state.scores)
+    run, scores = context.run, state.scores
+    worse = [name for name, stage in state.best.items() if scores[BASE][name]["chrf"] >= scores[stage][name]["chrf"]]
     # Copies survive a round trip, so that without dev pairs a base may look better than it is.
-    if not context.recipe.without_dev and mean_chrf(state.scores[BASE]) >= mean_chrf(state.scores[best]):
-        context.events.say("  warning: no stage is better than the bare base on dev; the one kept as best is worse")
-    test = {"copy": dev_scoring.score_copies(context, "test")}
-    for stage in state.scores:
-        if stage != "copy":
-            for name, translator in context.translators.items():
-                translator.direction_model.restore(None if stage == BASE else run.adapters / stage / name)
-            test[stage] = dev_scoring.score_translations(context, "test", stage)
+    if worse and not context.recipe.without_dev:
+        names = " and ".join(worse)
+        context.events.say(f"  warning: {names}: no stage is better than the bare base on dev; the best one is kept")
+    stages = [stage for stage in scores if stage != "copy"] if len(context.corpora.test) else []
+    test = {"copy": dev_scoring.score_copies(context, "test")} if stages else {}
+    for stage in stages:
+        for name, translator in context.translators.items():
+            translator.direction_model.restore(None if stage == BASE else run.adapters / stage / name)
+        test[stage] = dev_scoring.score_translations(context, "test", stage)
     if not context.processes.is_main:
         return
     results = reporting.collect_metrics(context, state, test)
@@ -93,12 +96,12 @@ def show_finished(context: RunContext) -> None:
 
 
 def _score(context: RunContext, state: State, stage: str) -> State:
-    """Score a stage on dev; the best by the mean chrF++ of both directions is kept as `best`."""
+    """Score a stage on dev; of each direction the best stage is kept as `best`."""
     stage_scores = dev_scoring.score_translations(context, "dev", stage)
     scores = state.scores | {stage: stage_scores}
-    best = best_stage(scores)
-    if best == stage != BASE:
-        context.write(lambda: context.run.keep_best(stage), context.run.adapters / BEST)
+    best = best_stages(scores, together=context.recipe.without_dev)
+    if stage in best.values() and stage != BASE:
+        context.write(lambda: context.run.keep_best(best), context.run.adapters / BEST)
     context.events.log("dev", stage=stage, scores=stage_scores, best=best)
     shown = [
         f"{name} chrF++ {values['chrf']:.1f} BLEU {values['bleu']:.1f}"
@@ -110,8 +113,15 @@ def _score(context: RunContext, state: State, stage: str) -> State:
     return replace(state, scores=scores, best=best)
 
 
-def best_stage(scores: ScoresByStage) -> str:
-    """Return the trained stage with the best mean chrF++ of both directions, the first of equals; else the base."""
+def best_stages(scores: ScoresByStage, *, together: bool) -> dict[str, str]:
+    """Return by direction the trained stage with the best dev chrF++, the first of equals; else the base.
+
+    `together`, the mean of both directions decides for both: a round trip scores the pair, not a direction.
+    """
     trained = [stage for stage in scores if stage not in _UNTRAINED]
     trained = trained or [stage for stage in scores if stage == PRETRAIN]
-    return max(trained, key=lambda stage: mean_chrf(scores[stage]), default=BASE)
+
+    def score(name: str, stage: str) -> float:
+        return mean_chrf(scores[stage]) if together else scores[stage][name]["chrf"]
+
+    return {name: max(trained, key=partial(score, name), default=BASE) for name in scores["copy"]}

@@ -9,7 +9,7 @@ from rich.table import Table
 
 from roundtrip.backtranslation.checkpoint import State
 from roundtrip.backtranslation.context import RunContext
-from roundtrip.backtranslation.dev_scoring import bleu_tokenize, mean_chrf, translations_path
+from roundtrip.backtranslation.dev_scoring import bleu_tokenize, translations_path
 from roundtrip.backtranslation.early_stopping import ScoresByStage
 from roundtrip.backtranslation.examples import KINDS, SYNTHETIC, PhaseExamples
 from roundtrip.backtranslation.run_folder import BEST, RunFolder, versions
@@ -76,18 +76,18 @@ def advice(rejected: Counter[str]) -> str:
 
 
 def collect_metrics(context: RunContext, state: State, test: ScoresByStage) -> dict[str, Any]:
-    """Return `metrics.json`; its `comparison` is of the last two stages, or of the base and the only one, on test."""
+    """Return `metrics.json`; without test pairs its `test`, `comparison` and `samples` are empty."""
     recipe, both = context.recipe, directions(context.recipe)
-    kept = [stage for stage in test if stage != "copy"]
+    tested, stages = both if test else (), [stage for stage in test if stage != "copy"]
     devices = {translator.base.device for translator in context.translators.values()}
     return {
         "languages": list(recipe.languages),
         "dev": state.scores,
         "test": dict(test),
         "best": state.best,
-        "comparison": _compare(context, kept[-2:]) if len(kept) > 1 else None,
-        "signatures": {direction.name: metrics.signatures(bleu_tokenize(recipe, direction)) for direction in both},
-        "samples": {direction.name: _samples(context, state.best or BASE, direction) for direction in both},
+        "comparison": {each.name: _compare(context, stages, state.best[each.name], each) for each in tested},
+        "signatures": {each.name: metrics.signatures(bleu_tokenize(recipe, each)) for each in both},
+        "samples": {each.name: _samples(context, state.best[each.name], each) for each in tested},
         "steps": state.optimizer_steps,
         "nonfinite_steps": state.nonfinite_steps,
         "seconds": {activity: round(value, 1) for activity, value in context.events.seconds.items()},
@@ -99,16 +99,15 @@ def collect_metrics(context: RunContext, state: State, test: ScoresByStage) -> d
     }
 
 
-def _compare(context: RunContext, stages: Sequence[str]) -> dict[str, Any]:
-    """Compare two stages on test by a paired bootstrap."""
-    by_direction = {}
-    for direction in directions(context.recipe):
-        _, references = context.parallel_texts("test", direction)
-        baseline, system = (_translations(context.run, stage, direction) for stage in stages)
-        tokenize, samples = bleu_tokenize(context.recipe, direction), BOOTSTRAP_SAMPLES
-        results = metrics.paired_bootstrap(baseline, system, references, bleu_tokenize=tokenize, samples=samples)
-        by_direction[direction.name] = [result.to_dict() for result in results]
-    return {"baseline": stages[0], "system": stages[1], "samples": BOOTSTRAP_SAMPLES, "directions": by_direction}
+def _compare(context: RunContext, stages: Sequence[str], best: str, direction: Direction) -> dict[str, Any]:
+    """Compare the best stage of a direction with the last of the others, on test, by a paired bootstrap."""
+    other = [stage for stage in stages if stage != best][-1]
+    _, references = context.parallel_texts("test", direction)
+    baseline, system = (_translations(context.run, stage, direction) for stage in (other, best))
+    tokenize, samples = bleu_tokenize(context.recipe, direction), BOOTSTRAP_SAMPLES
+    results = metrics.paired_bootstrap(baseline, system, references, bleu_tokenize=tokenize, samples=samples)
+    by_metric = [result.to_dict() for result in results]
+    return {"baseline": other, "system": best, "samples": samples, "metrics": by_metric}
 
 
 def _translations(run: RunFolder, stage: str, direction: Direction) -> list[str]:
@@ -128,21 +127,20 @@ def show_metrics(results: Mapping[str, Any], run: RunFolder, console: Console) -
     """Print the table of scores, the comparison and the samples."""
     names = list(results["signatures"])
     blind = any("copied" in values for scores in results["dev"].values() for values in scores.values())
-    _show_table(results, names, console, "mean round-trip chrF++" if blind else "dev mean chrF++")
+    _show_table(results, names, console, "round trip" if blind else "dev")
     if blind:
-        shares = ", ".join(f"{results['dev'][results['best']][name]['copied']:.0%} of {name}" for name in names)
+        shares = ", ".join(f"{results['dev'][results['best'][name]][name]['copied']:.0%} of {name}" for name in names)
         print_line(console, f"Chosen without dev pairs, by round trips of monolingual lines; copies: {shares}", "bold")
     for stage, scores in results["test"].items():
         cut = {name: scores[name].get("unfinished", 0) for name in names}
         if any(cut.values()):
             counts = ", ".join(f"{count:.0f} of {name}" for name, count in cut.items())
             print_line(console, f"{_LABELS.get(stage, stage)}: translations cut at their length limit: {counts}", "dim")
-    if comparison := results["comparison"]:
-        stages = f"{comparison['system']} against {comparison['baseline']}"
+    for name, comparison in results["comparison"].items():
+        stages = f"{name}, {comparison['system']} (best on dev) against {comparison['baseline']}"
         print_line(console, f"{stages}, paired bootstrap, {comparison['samples']} samples:")
-        for name, of_metrics in comparison["directions"].items():
-            for result in of_metrics:
-                print_line(console, f"  {name} {comparison_text(result)}")
+        for result in comparison["metrics"]:
+            print_line(console, f"  {comparison_text(result)}")
     for name, signature in results["signatures"].items():
         print_line(console, f"{name}: {signature['chrf']}; {signature['bleu']}", "dim")
     for name, samples in results["samples"].items():
@@ -164,13 +162,17 @@ def show_metrics(results: Mapping[str, Any], run: RunFolder, console: Console) -
 
 
 def _show_table(results: Mapping[str, Any], names: Sequence[str], console: Console, dev_title: str) -> None:
-    table = Table(title="Test scores: chrF++ / BLEU (higher is better)", title_justify="left")
+    """Print the scores of each stage; a star marks the best stage of each direction."""
+    test, best = results["test"], results["best"]
+    title = "Test scores: chrF++ / BLEU (higher is better)" if test else "No data.test, no test scores: chrF++ only"
+    table = Table(title=title, title_justify="left", caption="* kept as best", caption_justify="left")
     table.add_column("after")
-    for title in (*names, dev_title):
-        table.add_column(title, justify="right")
-    for stage, scores in results["test"].items():
-        dev, is_best = results["dev"].get(stage), stage == results["best"]
-        label = _LABELS.get(stage, stage) + (" (kept as best)" if is_best else "")
-        cells = [f"{scores[name]['chrf']:.1f} / {scores[name]['bleu']:.1f}" for name in names]
-        table.add_row(label, *cells, f"{mean_chrf(dev):.1f}" if dev else "-", style="bold" if is_best else None)
+    for column in (*(names if test else ()), *(f"{dev_title} {name}" for name in names)):
+        table.add_column(column, justify="right")
+    for stage, dev in results["dev"].items():
+        scored = [(name, test[stage][name]) for name in names if test]
+        cells = [(name, f"{scores['chrf']:.1f} / {scores['bleu']:.1f}") for name, scores in scored]
+        cells += [(name, f"{dev[name]['chrf']:.1f}") for name in names]
+        marked = [f"[bold]*{text}[/]" if stage == best[name] else text for name, text in cells]
+        table.add_row(_LABELS.get(stage, stage), *marked)
     console.print(table)

@@ -15,12 +15,13 @@ from pydantic import ValidationError
 
 from roundtrip import __version__
 from roundtrip.recipe.loader import LoadedRecipe
+from roundtrip.recipe.plan import BASE
 from roundtrip.recipe.schema import Recipe
 from roundtrip.runtime import atomic_io
 from roundtrip.runtime.errors import RunError
 
 BEST = "best"
-FORMAT = 3
+FORMAT = 4
 # Keys that may change at --resume, since no result depends on them.
 _FREE_KEYS = {"checkpoint", "rounds.require_better_than_copy"}
 # Files that may be in the folder of a run before its run.json is.
@@ -70,7 +71,8 @@ class RunFolder:
         self.nonfinite_steps = path / "nonfinite_steps"  # rows of the steps whose loss or gradient was not finite
         self.checkpoints = path / "checkpoints"  # for --resume
         self.base = path / "base"  # models from scratch as initialized, and what adapters subtracted from a base
-        # STAGE/DIRECTION: PEFT folders, or fully trained models; STAGE is text, parallel, round-1, ..., final, best.
+        # STAGE/DIRECTION: PEFT folders, or fully trained models; STAGE is text, parallel, round-1, ..., final; `best`
+        # has of each direction a copy of its own best stage.
         self.adapters = path / "adapters"
         self.translations = path / "translations"  # of dev and test, one file per stage and direction
         self.events = path / "events.jsonl"
@@ -105,15 +107,20 @@ class RunFolder:
             raise RunError(problem, place=str(self.path), cure="use that version, or train again") from error
         return with_model_folders(recipe, self.base, manifest.dtypes)
 
-    def keep_best(self, stage: str) -> None:
-        """Make `adapters/best` a copy of a stage's weights, in one rename."""
+    def keep_best(self, stages: Mapping[str, str]) -> None:
+        """Make `adapters/best` a copy of the weights of each direction at its stage, in one rename."""
         with atomic_io.atomic_path(self.adapters / BEST) as temporary:
-            shutil.copytree(self.adapters / stage, temporary)
+            for direction, stage in stages.items():
+                shutil.copytree(self.adapters / stage / direction, temporary / direction)
 
-    def has_best(self, stage: str) -> bool:
-        """Return whether `adapters/best` equals a stage's weights bit for bit."""
-        kept, best = self.adapters / stage, self.adapters / BEST
-        return atomic_io.file_hashes(kept, kept) == (atomic_io.file_hashes(best, best) if best.is_dir() else {})
+    def has_best(self, stages: Mapping[str, str]) -> bool:
+        """Return whether `adapters/best` equals what `keep_best` makes bit for bit; of the base nothing is kept."""
+        for direction, stage in stages.items():
+            kept, best = self.adapters / stage / direction, self.adapters / BEST / direction
+            hashes = atomic_io.file_hashes(best, best) if best.is_dir() else {}
+            if stage != BASE and atomic_io.file_hashes(kept, kept) != hashes:
+                return False
+        return True
 
 
 def with_model_folders(recipe: Recipe, folder: Path, dtypes: Mapping[str, str] | None = None) -> Recipe:

@@ -1,5 +1,6 @@
 """Running a recipe: from a valid recipe to a finished run folder."""
 
+import shlex
 from collections.abc import Mapping, Sequence
 from contextlib import closing, nullcontext
 from dataclasses import replace
@@ -140,7 +141,10 @@ def _load_context(
     rules = {name: [*of_language, *filters] for name, of_language in _language_filters(recipe, corpora, events).items()}
     builders = make_row_builders(recipe, translators, corpora.dev, events)[0] if recipe.rounds.count else {}
     stop.raise_if_requested()
-    return RunContext(run, recipe, corpora, translators, events, stop, builders, rules, processes)
+    command = ["python", "-m", "roundtrip", "train", str(loaded.path), "--out", str(run.path)]
+    command += [part for override in loaded.overrides for part in ("--set", override)]
+    resume_command = shlex.join([*command, "--resume"])
+    return RunContext(run, recipe, corpora, translators, events, stop, builders, rules, processes, resume_command)
 
 
 def _completed(manifest: RunManifest, run: RunFolder, translators: Mapping[str, Translator]) -> RunManifest:
@@ -177,6 +181,14 @@ def read_text(loaded: loader.LoadedRecipe, target: Path, events: EventLog) -> Co
         corpora = data_corpora.prepare(loaded.recipe, loaded.folder, target, lambda line: events.say(f"  {line}"))
     for part, counts in corpora.counts.items():
         events.say(f"  {part}: {describe_counts(counts)}")
+    if not len(corpora.test):
+        events.say("  there is no data.test, so that there will be no test scores")
+    rounds = loaded.recipe.rounds
+    for language, lines in corpora.mono.items():
+        if rounds.count and (num_again := rounds.monolingual_lines - len(lines)) > 0:
+            numbers = f"a round takes {rounds.monolingual_lines} lines of {language} and there are {len(lines)}"
+            cure = f"rounds.monolingual_lines = {len(lines)} takes each once"
+            events.say(f"  warning: {numbers}, so that at least {num_again} are taken again within it; {cure}")
     events.log("text", lines=corpora.counts)
     return corpora
 

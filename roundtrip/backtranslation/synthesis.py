@@ -49,7 +49,7 @@ class Synthesizer:
     def take_lines(self, phase: Phase, state: State) -> TakenLines:
         """Take the next lines of the target language."""
         if phase.round == 1:
-            require_better_than_copy(self.recipe, state.scores)
+            require_better_than_copy(self.recipe, state.scores, self.context.resume_command)
         reverse = phase.direction.reverse.name
         chrf = None if self.recipe.without_dev else list(state.scores.values())[-1][reverse]["chrf"]
         settings = sampling_settings(self.recipe.generate, chrf)

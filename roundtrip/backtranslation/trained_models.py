@@ -108,7 +108,7 @@ def load_trained(run_dir: Path | str, direction: str, *, stage: str = BEST, devi
     Args:
         run_dir: folder of the run.
         direction: such as `en-es`.
-        stage: `best`, or `parallel`, `round-1`, ...
+        stage: `best`, which is the direction's own, or `parallel`, `round-1`, ...
         device: `auto` takes CUDA where there is a GPU.
 
     Raises:

@@ -66,7 +66,8 @@ def prepare(recipe: Recipe, folder: Path, target: Path, report: Callable[[str], 
     preparation = _Preparation(recipe, folder, target, report)
     stores = preparation.read_parts() if recipe.data.split is None else preparation.split_corpus(recipe.data.split)
     counts = {part: dict(count) for part, count in preparation.counts.items()}
-    for part in ["dev", "test", *_mono_parts(recipe), *(["train"] if recipe.data.train else [])]:
+    given = [part for part in ("test", "train") if getattr(recipe.data, part)]
+    for part in ["dev", *given, *_mono_parts(recipe)]:
         if not len(stores[part]):
             raise _nothing_left(part, counts[part])
     return _corpora(recipe, stores, counts)

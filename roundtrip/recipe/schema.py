@@ -140,9 +140,9 @@ class Split(Section):
     train: Count
     """Pairs to train on."""
     dev: Count
-    """Pairs that choose the best stage; 0 where `data.dev` is set."""
+    """Pairs that choose the best stage of each direction; 0 where `data.dev` is set."""
     test: Count
-    """Pairs for the final scores; 0 where `data.test` is set."""
+    """Pairs for the final scores; 0 where `data.test` is set, or for no test scores."""
     seed: Count | None = None
     """Seed of the split; the recipe's `seed` by default. Fix it to compare other seeds on the same text."""
 
@@ -164,9 +164,10 @@ class Data(Section):
     train: Sources = ()
     """Parallel text sources to train on."""
     dev: Sources = ()
-    """Parallel text that chooses the best stage. Without it, monolingual lines translated forth and back choose."""
+    """Parallel text that chooses the best stage of each direction. Without it, monolingual lines translated forth and
+    back choose one for both."""
     test: Sources = ()
-    """Parallel text for the final scores; its lines are removed from the training text."""
+    """Parallel text for the final scores, if any; its lines are removed from the training text."""
     mono: dict[str, Sources] = Field(default_factory=dict)
     """Monolingual text sources by language code."""
     split: Split | None = None

@@ -74,8 +74,6 @@ def _data_problems(recipe: Recipe) -> Iterator[str]:
                 yield f"{key}.{code}: not one of the languages {', '.join(codes)}{_other_form(code, codes)}"
     if data.split is None:
         has_mono = all(data.mono.get(code) for code in codes)
-        if not data.test:
-            yield "data.test: missing; needed for the final scores"
         if not data.dev and not (recipe.rounds.count and has_mono):
             yield "data.dev: missing; needed for scores (or data.mono of both languages, and rounds)"
         if not data.train and not recipe.rounds.count:
@@ -105,8 +103,8 @@ def _split_problems(recipe: Recipe) -> Iterator[str]:
     for key in ("dev", "test"):
         if getattr(split, key) and getattr(data, key):
             yield f"data.split: excludes data.{key} unless data.split.{key} is 0"
-        if not getattr(split, key) and not getattr(data, key):
-            yield f"data.split.{key}: 0, and there is no data.{key}; needed for scores"
+    if not split.dev and not data.dev:
+        yield "data.split.dev: 0, and there is no data.dev; needed for scores"
 
 
 def _source_problems(source: TextSource, num_languages: int) -> Iterator[str]:

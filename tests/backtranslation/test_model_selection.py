@@ -13,28 +13,100 @@ import torch
 from roundtrip.backtranslation import dev_scoring, filtering, trained_models
 from roundtrip.backtranslation.context import RunContext
 from roundtrip.backtranslation.dev_scoring import greedy_settings
-from roundtrip.backtranslation.model_selection import best_stage
+from roundtrip.backtranslation.export import export
+from roundtrip.backtranslation.model_selection import best_stages
 from roundtrip.backtranslation.run_folder import RunFolder
 from roundtrip.data import corpora
 from roundtrip.engine.train_step import loss_sum
 from roundtrip.engine.translator import Translator
 from roundtrip.evaluation.metrics import corpus_scores
+from roundtrip.recipe.loader import load_recipe
 from roundtrip.recipe.plan import BASE, FINAL, PARALLEL, PRETRAIN, Direction
 from roundtrip.runtime.errors import TrainingError
 from roundtrip.tokens.batching import TokenDataset, collate
 from roundtrip.tokens.splice.splicing import IGNORE
 from tests.conftest import WriteRecipe, toy_pairs
-from tests.runs import NAMES, go, read_events
+from tests.runs import NAMES, go, read_events, run_module
 
 
-def test_the_best_stage_is_the_first_trained_one_with_the_highest_mean() -> None:
-    def scores(**means: float) -> dict[str, dict[str, dict[str, float]]]:
-        return {stage: {"en-es": {"chrf": mean + 4}, "es-en": {"chrf": mean - 4}} for stage, mean in means.items()}
+def test_the_best_stage_of_a_direction_is_its_first_trained_one_with_the_highest_score() -> None:
+    def best(*, together: bool = False, **chrf: tuple[float, float]) -> list[str]:
+        scores = {stage: {"en-es": {"chrf": one}, "es-en": {"chrf": two}} for stage, (one, two) in chrf.items()}
+        return list(best_stages({"copy": scores["base"], **scores}, together=together).values())
 
-    assert best_stage(scores(copy=90, base=80)) == BASE
-    assert best_stage(scores(copy=90, base=80, text=3)) == PRETRAIN
-    assert best_stage(scores(copy=90, base=80, text=50, parallel=5, final=7)) == FINAL
-    assert best_stage(scores(copy=90, base=80, parallel=7, final=7)) == PARALLEL
+    assert best(base=(80, 80)) == [BASE, BASE]
+    assert best(base=(80, 80), text=(3, 4)) == [PRETRAIN, PRETRAIN]
+    assert best(base=(80, 80), text=(50, 50), parallel=(5, 9), final=(7, 7)) == [FINAL, PARALLEL]
+    assert best(base=(80, 80), parallel=(7, 7), final=(7, 8)) == [PARALLEL, FINAL]
+    assert best(base=(80, 80), parallel=(5, 9), final=(7, 7), together=True) == [PARALLEL, PARALLEL]
+    assert best(base=(80, 80), parallel=(5, 9), final=(8, 7), together=True) == [FINAL, FINAL]
+
+
+def test_each_direction_keeps_its_own_best_stage(
+    write_recipe: WriteRecipe, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """On dev one direction is best after the pairs, the other after the round."""
+    score = dev_scoring.score_translations
+    best = {"en-es": PARALLEL, "es-en": "round-1"}
+
+    def scores(context: RunContext, part: str, stage: str) -> dict[str, dict[str, float]]:
+        real = score(context, part, stage)
+        return {name: real[name] | {"chrf": 50.0 + (best[name] == stage)} for name in NAMES} if part == "dev" else real
+
+    monkeypatch.setattr(dev_scoring, "score_translations", scores)
+    shown = go(write_recipe(), tmp_path / "run")
+    run = RunFolder(tmp_path / "run")
+    metrics = json.loads(run.metrics.read_text())
+    assert metrics["best"] == best
+    assert [event["best"] for event in read_events(run.path, "dev")] == [
+        dict.fromkeys(NAMES, BASE), dict.fromkeys(NAMES, PARALLEL), best,
+    ]  # fmt: skip
+    # The weights in adapters/best are those, and translate with them: as scored on test.
+    pairs = [line.split("\t") for line in (run.data / "test.tsv").read_text().splitlines()]
+    for side, (name, stage) in enumerate(best.items()):
+        other = {PARALLEL: "round-1", "round-1": PARALLEL}[stage]
+        kept = (run.adapters / "best" / name / "adapter_model.safetensors").read_bytes()
+        assert kept == (run.adapters / stage / name / "adapter_model.safetensors").read_bytes()
+        assert kept != (run.adapters / other / name / "adapter_model.safetensors").read_bytes()
+        translations = trained_models.load_trained(run.path, name, device="cpu").translate(
+            [row[side] for row in pairs], greedy_settings(run.recipe())
+        )
+        lines = (run.translations / f"test.{stage}.{name}.txt").read_text().splitlines()
+        assert [" ".join(text.split()) for text in translations.texts] == lines
+        assert metrics["comparison"][name]["system"] == stage and metrics["comparison"][name]["baseline"] == other
+        assert {sample["hypothesis"] for sample in metrics["samples"][name]} <= set(lines)
+        export(run.path, name, tmp_path / name)
+        assert f"Stage `{stage}`" in (tmp_path / name / "README.md").read_text()
+    # The table marks two cells of each direction: its test scores and its dev score.
+    (after_pairs,) = (line for line in shown.splitlines() if "parallel pairs" in line and "│" in line)
+    (after_round,) = (line for line in shown.splitlines() if "│ round-1" in line)
+    assert ["*" in cell for cell in after_pairs.split("│")[2:6]] == [True, False, True, False]
+    assert ["*" in cell for cell in after_round.split("│")[2:6]] == [False, True, False, True]
+    assert run.has_best(best) and not run.has_best(dict.fromkeys(NAMES, PARALLEL))
+    assert "this run is complete" in go(tmp_path / "small.toml", run.path, resume=True)
+
+
+def test_a_run_without_test_pairs_has_no_test_scores(write_recipe: WriteRecipe, tmp_path: Path) -> None:
+    """It has own data, and rounds of more lines than there are in one of the languages."""
+    assert load_recipe(str(write_recipe(("test = 12", "test = 0")))).recipe.data.test == ()
+    own = '[data]\ntrain = "train.tsv"\ndev = "dev.tsv"\nmono = { en = "en.txt", es = "es.txt" }\n'
+    split = '[data.split]\ncorpus = { path = "toy.tsv" }\ntrain = 32\ndev = 12\ntest = 12\n'
+    path, pairs = write_recipe((split, own)), toy_pairs()
+    for name, part in {"dev.tsv": pairs[:9], "train.tsv": pairs[20:52]}.items():
+        (tmp_path / name).write_text("".join(f"{en}\t{es}\n" for en, es in part), encoding="utf-8")
+    (tmp_path / "en.txt").write_text("".join(f"{en}\n" for en, _ in pairs[100:115]), encoding="utf-8")
+    (tmp_path / "es.txt").write_text("".join(f"{es}\n" for _, es in pairs[300:324]), encoding="utf-8")
+    shown = go(path, tmp_path / "run")
+    assert shown.count("a round takes 24 lines of en and there are 15, so that at least 9 are taken again") == 1
+    assert shown.count("so that at least") == 1
+    assert "there will be no test scores" in shown and "No data.test, no test scores" in shown
+    metrics = json.loads((tmp_path / "run" / "metrics.json").read_text())
+    assert metrics["test"] == metrics["comparison"] == metrics["samples"] == {}
+    assert list(metrics["dev"]) == ["copy", BASE, PARALLEL, "round-1"] and set(metrics["best"]) == set(NAMES)
+    assert RunFolder(tmp_path / "run").has_best(metrics["best"])
+    assert "No data.test, no test scores" in go(path, tmp_path / "run", resume=True)
+    export(tmp_path / "run", "en-es", tmp_path / "out")
+    assert "The run has no test set" in (tmp_path / "out" / "README.md").read_text()
 
 
 # ---------------------------------------------------------------------------------------------------- early stopping
@@ -98,10 +170,10 @@ def test_rounds_end_where_dev_scores_stop_improving(
     assert "dev chrF++ has not improved for 2 rounds; no further round starts" in shown
     metrics = json.loads((tmp_path / "run" / "metrics.json").read_text())
     assert list(metrics["dev"]) == ["copy", BASE, PARALLEL, "round-1", "round-2", "round-3", FINAL]
-    assert metrics["best"] == FINAL
     best = [event["best"] for event in read_events(tmp_path / "run", "dev")]
-    assert best == [BASE, PARALLEL, "round-1", "round-1", "round-1", FINAL]
-    assert RunFolder(tmp_path / "run").has_best(FINAL)
+    stages = [BASE, PARALLEL, "round-1", "round-1", "round-1", FINAL]
+    assert best == [dict.fromkeys(NAMES, stage) for stage in stages] and metrics["best"] == best[-1]
+    assert RunFolder(tmp_path / "run").has_best(best[-1])
 
 
 def test_rounds_do_not_start_where_copying_is_better_unless_the_recipe_allows_it(
@@ -111,12 +183,15 @@ def test_rounds_do_not_start_where_copying_is_better_unless_the_recipe_allows_it
     both = {name: {"chrf": 99.0, "bleu": 99.0} for name in NAMES}
     monkeypatch.setattr(dev_scoring, "score_copies", lambda context, part: both)
     with pytest.raises(TrainingError, match=r"no better than copying the source: en-es chrF.. .*, copying 99") as error:
-        go(path, tmp_path / "run")
-    assert "rounds.require_better_than_copy = false" in str(error.value.cure)
+        go(path, tmp_path / "run", overrides=("train.lr=1e-3",))
+    command = str(error.value.cure).splitlines()[-1].split()
+    assert command[:4] == ["python", "-m", "roundtrip", "train"]
+    assert command[-3:] == ["--resume", "--set", "rounds.require_better_than_copy=false"]
     assert not list((tmp_path / "run" / "examples").glob("*round*")), "nothing was generated"
     # The epochs over the pairs are not lost: no result depends on this key, so it may change at a resume.
-    shown = go(path, tmp_path / "run", resume=True, overrides=("rounds.require_better_than_copy=false",))
-    assert "resumed at round-1, 4 steps done" in shown
+    done = run_module(*command[2:])
+    assert done.returncode == 0, done.stderr
+    assert "resumed at round-1, 4 steps done" in done.stdout
 
 
 # ------------------------------------------------------------------------------------------------- without dev pairs

@@ -122,11 +122,12 @@ def test_model_card_has_metadata_scores_and_recipe(run: RunFolder, tmp_path: Pat
     metrics = json.loads(run.metrics.read_text())
     data = ModelCard(text).data
     assert data.language == ["en", "es"] and data.pipeline_tag == "translation" and data.library_name == "peft"
-    best = metrics["test"][metrics["best"]]["en-es"]
+    stage = metrics["best"]["en-es"]
+    best = metrics["test"][stage]["en-es"]
     results = {result.metric_type: result.metric_value for result in data.eval_results}
     assert results == {metric: round(best[metric], 2) for metric in ("bleu", "chrf")}
     assert "nw:2" in text and "# English to Spanish" in text and "parallel_epochs = 1" in text
-    assert f"| **{metrics['best']}** | {best['chrf']:.1f} | {best['bleu']:.1f} |" in text
+    assert f"| **{stage}** | {best['chrf']:.1f} | {best['bleu']:.1f} |" in text
     document = json.loads((tmp_path / "out" / "template.json").read_text())
     assert (document["source"], document["target"]) == ("en", "es")
 
@@ -136,7 +137,7 @@ def test_model_card_escapes_markup_in_samples(run: RunFolder, tmp_path: Path) ->
     metrics = json.loads(run.metrics.read_text())
     metrics["samples"]["en-es"][0] |= {"source": evil, "hypothesis": evil, "reference": "a\nb"}
     translator = trained_models.load(run, trained_models.direction_into(run, "es"), device="cpu")
-    text = model_card.text(run, translator, metrics, metrics["best"], False, True)
+    text = model_card.text(run, translator, metrics, metrics["best"]["en-es"], False, True)
     row = next(line for line in text.splitlines() if "alert(1)" in line)
     assert "<script>" not in text and row.count("|") == 4 and not set("`*[]") & set(row)
     assert row.endswith("| a b |")

@@ -136,7 +136,6 @@ def test_missing_parts_of_own_data_are_named(write_recipe: WriteRecipe) -> None:
         loader.load_recipe(str(write_recipe((SPLIT, "[data.mono]\nfr = 'toy.tsv'"))), ["train.pretrain_lines=9"])
     for part in (
         "data.dev: missing",
-        "data.test: missing",
         "data.mono: no 'en'",
         "data.mono: no 'es'",
         "data.mono.fr: not one of",

@@ -22,7 +22,7 @@ import torch
 from rich.console import Console
 
 from roundtrip.backtranslation import checkpoint, session, trainer
-from roundtrip.backtranslation.run_folder import RunFolder, run_lock
+from roundtrip.backtranslation.run_folder import FORMAT, RunFolder, run_lock
 from roundtrip.backtranslation.trainer import Trainer
 from roundtrip.engine import train_step as engine_step
 from roundtrip.recipe import loader
@@ -210,7 +210,7 @@ def test_checkpoints_of_another_format_are_skipped(interrupted: tuple[Path, Path
     marker.write_text(json.dumps(json.loads(marker.read_text()) | {"format": 1}))
     messages: list[str] = []
     checkpoint.newest(folder, messages.append)
-    assert messages == [f"checkpoint {NEWEST} is skipped: it has format 1, this version reads 3"]
+    assert messages == [f"checkpoint {NEWEST} is skipped: it has format 1, this version reads {checkpoint.FORMAT}"]
 
 
 @pytest.mark.parametrize("number", [None, 2])
@@ -218,7 +218,9 @@ def test_a_run_of_another_format_is_refused(interrupted: tuple[Path, Path], numb
     recipe, folder = interrupted
     document = json.loads((folder / "run.json").read_text()) | {"format": number}
     (folder / "run.json").write_text(json.dumps(document))
-    with pytest.raises(RunError, match=rf"has format {number}, this version reads 3(.|\n)*the version of roundtrip"):
+    with pytest.raises(
+        RunError, match=rf"has format {number}, this version reads {FORMAT}(.|\n)*the version of roundtrip"
+    ):
         go(recipe, folder, resume=True)
 
 
