@@ -10,10 +10,8 @@ from itertools import chain
 from pathlib import Path
 from typing import Any
 
-import langcodes
-
 from roundtrip.data.text_files import open_text, read_text_lines
-from roundtrip.recipe.language_codes import match_codes, parse_code
+from roundtrip.recipe.language_codes import code_of_name, match_codes
 from roundtrip.runtime.downloads import parse_dataset
 from roundtrip.runtime.errors import RoundtripError, TextError, first_line
 
@@ -161,11 +159,11 @@ def _positions(path: Path, languages: Sequence[str], columns: Columns, first: li
         cure = _separator_cure(first) or "Columns count from 0. Correct `columns` in the recipe."
         problem = f"{len(first)} column(s), but the recipe names column {outside[0]}"
         raise TextError(problem, place=f"{path}:1", cure=cure)
-    found = match_codes(languages, [_as_code(name) for name in names])
+    found = match_codes(languages, [code_of_name(name) for name in names])
     if None not in found and columns is None:
         return [position for position in found if position is not None], True
     chosen = [names[position] for position in positions]
-    is_named = match_codes(languages, [_as_code(name) for name in chosen]) == tuple(range(len(languages)))
+    is_named = match_codes(languages, [code_of_name(name) for name in chosen]) == tuple(range(len(languages)))
     is_header = is_named or all(name.casefold() in _HEADER_WORDS for name in chosen)
     if is_header and columns is None:
         example = ", ".join(f'"{name}"' for name in names)
@@ -173,16 +171,6 @@ def _positions(path: Path, languages: Sequence[str], columns: Columns, first: li
         cure = f"Name the columns in the recipe, in the order of its languages: `columns = [{example}]`."
         raise TextError(problem, place=f"{path}:1", cure=cure)
     return positions, is_header
-
-
-def _as_code(name: str) -> str:
-    """Return a name as a language code: a code as it is, the code of a language's name, else the name."""
-    if parse_code(name) is None and 3 < len(name) < 30 and name.replace(" ", "").isalpha():
-        try:
-            return str(langcodes.find(name))
-        except LookupError:
-            pass
-    return name
 
 
 def _separator_cure(fields: Sequence[str]) -> str | None:

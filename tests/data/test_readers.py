@@ -522,7 +522,8 @@ def test_missing_optional_package_names_the_extra(monkeypatch: pytest.MonkeyPatc
 
 # -- gettext catalogues
 
-HEADER = 'msgid ""\nmsgstr "Content-Type: text/plain; charset=UTF-8\\nLanguage: es\\n"\n\n'
+SPANISH = "Plural-Forms: nplurals=3; plural=n == 1 ? 0 : n != 0 && n % 1000000 == 0 ? 1 : 2;"
+HEADER = f'msgid ""\nmsgstr "Content-Type: text/plain; charset=UTF-8\\nLanguage: es\\n{SPANISH}\\n"\n\n'
 ENTRIES = r"""#, fuzzy
 msgid "Fuzzy"
 msgstr "Confuso"
@@ -623,6 +624,26 @@ def test_po_charset_header_is_used(tmp_path: Path) -> None:
 def test_po_message_may_contain_line_separators(tmp_path: Path) -> None:
     path = write(tmp_path / "a.po", 'msgid "a\u2028b\x0cc"\nmsgstr "d"\n')
     assert pairs(path) == [("a b c", "d")]
+
+
+@pytest.mark.parametrize(
+    "header", ["", "Plural-Forms: nplurals=INTEGER; plural=EXPRESSION;", "Plural-Forms: plural=n!;"]
+)
+def test_plural_forms_are_not_guessed(tmp_path: Path, header: str) -> None:
+    start = f'msgid ""\nmsgstr "Language: ar\\n{header}\\n"\n\n'
+    entry = 'msgid "a"\nmsgid_plural "b"\nmsgstr[0] "0"\nmsgstr[1] "1"\nmsgstr[2] "2"\n'
+    error = refusal(write(tmp_path / "a.po", start + entry), ("en", "ar"))
+    assert "Plural-Forms header" in error.problem and "another catalogue in this language" in str(error.cure)
+    assert pairs(write(tmp_path / "a.po", start + 'msgid "a"\nmsgstr "b"\n'), ("en", "ar")) == [("a", "b")], (
+        "no plurals"
+    )
+
+
+@pytest.mark.parametrize("charset", ["rot13", "utf-16", "none"])
+def test_a_charset_that_cannot_be_is_utf_8(tmp_path: Path, charset: str) -> None:
+    assert pairs(write(tmp_path / "a.po", PO.replace("UTF-8", charset))) == PAIRS
+    content = PO.replace("Content-Type", "content-type").replace("UTF-8", "ISO-8859-1")
+    assert pairs(write(tmp_path / "a.po", content.encode("latin-1"))) == PAIRS
 
 
 @pytest.mark.parametrize(
