@@ -102,7 +102,7 @@ def standard_code(code: str) -> str | None:
 
 def code_of_name(name: str) -> str:
     """Return the code of a language's name, as `es` for `Spanish`; the name itself where it is none, or a code."""
-    if parse_code(name) is None and 3 < len(name) < 30 and name.replace(" ", "").isalpha():
+    if parse_code(name) is None and 3 < len(name) < 30 and all(c.isalpha() or c in " ()" for c in name):
         try:
             return str(langcodes.find(name))
         except LookupError:
