@@ -93,7 +93,7 @@ def _plain_lines(path: Path, *, check: bool) -> Iterator[tuple[str, ...]]:
         if check and number == 1 and (kind := markup_kind(line)):
             raise _not_plain(path, f"this file begins as {kind}, not with a line of text", is_json=kind == "JSON")
         if check and number == 2 and has_tab and "\t" in line.strip():
-            cure = 'Set `format = "tsv"`, and `columns = [0]` for the first column; or `format = "lines"` for text.'
+            cure = 'Set `format = "tsv"`, and `columns = [1]` if the second holds the text; or `format = "lines"`.'
             raise TextError("there are tabs in its lines, as between columns", place=str(path), cure=cure)
         has_tab = "\t" in line.strip()
         yield (line,)

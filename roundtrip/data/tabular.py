@@ -179,7 +179,9 @@ def _positions(place: str, languages: Sequence[str], columns: Columns, names: li
     found = _columns_of(languages, names)
     if columns is None and None not in found:
         return [position for position in found if position is not None], True
-    numbers = list(range(len(languages)))
+    numbers = [position for position, name in enumerate(names) if name.lower() in _TEXT_WORDS][: len(languages)]
+    if len(numbers) < len(languages):
+        numbers = list(range(len(languages)))
     if columns is None and len(names) != len(languages):
         listed = ", ".join(f"{position} {name[:20]!r}" for position, name in enumerate(names))
         cure = _separator_cure(names) or (
@@ -189,7 +191,7 @@ def _positions(place: str, languages: Sequence[str], columns: Columns, names: li
             else "Put a tab between the texts of each line, in a .csv a comma, and no blank lines before them."
         )
         raise TextError(f"{len(names)} column(s) where {len(languages)} are expected", place=place, cure=cure)
-    positions = [int(column) for column in columns or numbers]
+    positions = [int(column) for column in columns or range(len(languages))]
     if outside := [position for position in positions if not 0 <= position < len(names)]:
         cure = _separator_cure(names) or "Columns count from 0. Correct `columns` in the recipe."
         problem = f"{len(names)} column(s), but the recipe names column {outside[0]}"
@@ -201,9 +203,11 @@ def _positions(place: str, languages: Sequence[str], columns: Columns, names: li
         example = ", ".join(f'"{name}"' for name in names)
         problem = f"the first line is a header that does not name {' and '.join(languages)}: {', '.join(names)}"
         cure = f"Name the columns in the recipe, in the order of its languages: `columns = [{example}]`."
-        cure += "" if is_header else f" If the line is text: `columns = {numbers}`."
+        cure += "" if is_header else f" If the line is text: `columns = {positions}`."
         raise TextError(problem, place=place, cure=cure)
-    if None not in found and any(p in found and p != right for p, right in zip(positions, found, strict=True)):
+    codes = ["" if name.lower() in _NUMBERS else _code_in(name) for name in chosen]
+    is_other = [bool(code) and match_rank(wanted, code) is None for wanted, code in zip(languages, codes, strict=True)]
+    if None not in found and any(is_other):
         problem = f"the header calls columns {positions} {' and '.join(chosen)}; wanted: {' and '.join(languages)}"
         raise TextError(problem, place=place, cure=f"Use `columns = {list(found)}` in the recipe, or leave it out.")
     return positions, None not in found or is_header

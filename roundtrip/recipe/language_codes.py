@@ -102,12 +102,22 @@ def standard_code(code: str) -> str | None:
 
 def code_of_name(name: str) -> str:
     """Return the code of a language's name, as `es` for `Spanish`; the name itself where it is none, or a code."""
-    if parse_code(name) is None and 3 < len(name) < 30 and all(c.isalpha() or c in " ()" for c in name):
+    if parse_code(name) is not None or not 3 < len(name) < 40 or not all(c.isalpha() or c in " ()" for c in name):
+        return name
+    try:
+        found = str(langcodes.find(name))
+    except LookupError:
+        return name
+    # Of `Serbian (Latin)` and `Portuguese Brazil` the library drops the script and the region.
+    detail = re.fullmatch(r"(\w+) \(?(\w[\w ]*)\)?", name)
+    if detail is None or "-" in found:
+        return found
+    for kind in ("territory", "script"):
         try:
-            return str(langcodes.find(name))
+            return str(langcodes.get(found).update(langcodes.find_name(kind, detail[2], "en")))
         except LookupError:
             pass
-    return name
+    return name if "(" in name and detail[2].lower() != "simplified" else found
 
 
 def match_rank(wanted: str, code: str) -> int | None:

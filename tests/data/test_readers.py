@@ -350,9 +350,16 @@ def test_the_header_of_a_wider_table_names_the_columns(tmp_path: Path, name: str
     path = write(tmp_path / name, "id\tes\tdomain\ten\n1\tHola\tx\tHello\n".replace("\t", split))
     assert pairs(path) == [("Hello", "Hola")] and texts(path, "es") == ["Hola"]
     assert pairs(path, columns=(3, 1)) == [("Hello", "Hola")] and pairs(path, columns=(2, 0)) == [("x", "1")]
-    for columns in ((1, 3), (0, 3), (1, 2)):
+    with pytest.raises(TextError, match=r"the header calls columns \[1\] es; wanted: en"):
+        texts(path, "en", columns=(1,))
+    for columns in ((1, 3), (2, 3), (1, 2)):
         error = refusal(path, columns=columns)
         assert "the header calls columns" in error.problem and "columns = [3, 1]" in str(error.cure)
+
+
+def test_the_cure_of_a_wider_table_is_its_column_of_text(tmp_path: Path) -> None:
+    with pytest.raises(TextError, match=r"columns = \[1\]`; the first line has 0 'id', 1 'text'"):
+        texts(write(tmp_path / "a.csv", "id,text\n1,Hello\n"), "en")
 
 
 @pytest.mark.parametrize("split", [";", "\t", "|"])

@@ -7,7 +7,14 @@ from pathlib import Path
 import pytest
 
 from roundtrip.data.readers import read_rows
-from roundtrip.recipe.language_codes import bleu_tokenizer, is_spaceless, match_codes, match_rank, standard_code
+from roundtrip.recipe.language_codes import (
+    bleu_tokenizer,
+    code_of_name,
+    is_spaceless,
+    match_codes,
+    match_rank,
+    standard_code,
+)
 from roundtrip.recipe.schema import TextSource
 from roundtrip.runtime.errors import TextError
 
@@ -243,3 +250,23 @@ def test_the_cure_of_another_script_or_region_is_its_code(tmp_path: Path) -> Non
     for header, wanted, code in (("sr@latin", "sr", "sr-Latn"), ("zh_HK", "zh-TW", "zh-HK"), ("sr", "sr-Latn", "sr")):
         with pytest.raises(TextError, match=f"use '{code}' in the recipe"):
             read(catalogue(tmp_path / "a.po", f"Language: {header}"), "en", wanted)
+
+
+@pytest.mark.parametrize(
+    ("name", "code"),
+    [
+        ("Spanish", "es"),
+        ("Serbian (Latin)", "sr-Latn"),
+        ("Portuguese (Brazil)", "pt-BR"),
+        ("Portuguese Brazil", "pt-BR"),
+        ("Spanish (Latin America)", "es-419"),
+        ("Chinese (Simplified)", "zh-Hans"),
+        ("Traditional Chinese", "zh-Hant"),
+        ("Norwegian Nynorsk", "nn"),
+        ("French (informal)", "French (informal)"),
+        ("Hello", "Hello"),
+        ("pt_BR", "pt_BR"),
+    ],
+)
+def test_names_keep_their_script_and_region(name: str, code: str) -> None:
+    assert code_of_name(name) == code
