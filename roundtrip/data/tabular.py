@@ -160,7 +160,11 @@ def _fields(
     if first is None:
         return
     width = len(first[1])
-    positions, has_header = _positions(f"{path}:{first[0]}", languages, columns, [name.strip() for name in first[1]])
+    place, names = f"{path}:{first[0]}", [name.strip() for name in first[1]]
+    if columns is None:
+        positions, has_header = _positions_by_header(place, languages, names)
+    else:
+        positions, has_header = _positions(place, languages, columns, names)
     for number, row in rows if has_header else chain([first], rows):
         if len(row) != width:
             problem = f"{len(row)} column(s) where line {first[0]} has {width}"
@@ -169,48 +173,62 @@ def _fields(
         yield tuple(row[position] for position in positions)
 
 
-def _positions(place: str, languages: Sequence[str], columns: Columns, names: list[str]) -> tuple[list[int], bool]:
-    """Return the positions of the columns, and whether the first row is a header."""
-    if any(isinstance(column, str) for column in columns or ()):
-        for column in columns or ():
-            if isinstance(column, str) and column not in names:
-                raise _no_column(column, place, names, _separator_cure(names))
-        return [names.index(column) if isinstance(column, str) else column for column in columns or ()], True
+def _positions(
+    place: str, languages: Sequence[str], columns: Sequence[str | int], names: list[str]
+) -> tuple[list[int], bool]:
+    """Return the positions of the columns of a recipe, and whether the first row is a header."""
+    for column in columns:
+        if isinstance(column, str) and column not in names:
+            raise _no_column(column, place, names, _separator_cure(names))
+        if isinstance(column, int) and not 0 <= column < len(names):
+            cure = _separator_cure(names) or "Columns count from 0. Correct `columns` in the recipe."
+            problem = f"{len(names)} column(s), but the recipe names column {column}"
+            raise TextError(problem, place=place, cure=cure)
+    positions = [names.index(column) if isinstance(column, str) else column for column in columns]
+    if any(isinstance(column, str) for column in columns):
+        return positions, True
+    chosen = [names[position] for position in positions]
     found = _columns_of(languages, names)
-    if columns is None and None not in found:
-        return [position for position in found if position is not None], True
-    numbers = [position for position, name in enumerate(names) if name.lower() in _TEXT_WORDS][: len(languages)]
-    if len(numbers) < len(languages):
-        numbers = list(range(len(languages)))
-    if columns is None and len(names) != len(languages):
+    if None in found:
+        return positions, _is_header(chosen)
+    codes = ["" if name.lower() in _NUMBERS else _code_in(name) for name in chosen]
+    if any(code and match_rank(wanted, code) is None for wanted, code in zip(languages, codes, strict=True)):
+        problem = f"the header calls columns {positions} {' and '.join(chosen)}; wanted: {' and '.join(languages)}"
+        raise TextError(problem, place=place, cure=f"Use `columns = {list(found)}` in the recipe, or leave it out.")
+    return positions, True
+
+
+def _positions_by_header(place: str, languages: Sequence[str], names: list[str]) -> tuple[list[int], bool]:
+    """Return the positions of the languages by the first row, and whether it is a header: else there are no others."""
+    found = [position for position in _columns_of(languages, names) if position is not None]
+    if len(found) == len(languages):
+        return found, True
+    positions = list(range(len(languages)))
+    if len(names) != len(languages):
+        of_text = [position for position, name in enumerate(names) if name.lower() in _TEXT_WORDS][: len(languages)]
+        example = of_text if len(of_text) == len(languages) else positions
         listed = ", ".join(f"{position} {name[:20]!r}" for position, name in enumerate(names))
         cure = _separator_cure(names) or (
-            f"Name those to read in the recipe, in the order of its languages, as `columns = {numbers}`; the first "
+            f"Name those to read in the recipe, in the order of its languages, as `columns = {example}`; the first "
             f"line has {listed}. A comma inside a text needs quotes around it (csv), a tab cannot be in one (tsv)."
             if len(names) > len(languages)
             else "Put a tab between the texts of each line, in a .csv a comma, and no blank lines before them."
         )
         raise TextError(f"{len(names)} column(s) where {len(languages)} are expected", place=place, cure=cure)
-    positions = [int(column) for column in columns or range(len(languages))]
-    if outside := [position for position in positions if not 0 <= position < len(names)]:
-        cure = _separator_cure(names) or "Columns count from 0. Correct `columns` in the recipe."
-        problem = f"{len(names)} column(s), but the recipe names column {outside[0]}"
-        raise TextError(problem, place=place, cure=cure)
-    chosen = [names[position] for position in positions]
-    labels = [_label(name) for name in chosen]
-    is_header = all(labels) and "word" in labels and len(set(chosen)) == len(chosen)
-    if columns is None and (is_header or (all(labels) and len(set(labels)) == len(labels))):
-        example = ", ".join(f'"{name}"' for name in names)
+    labels = [_label(name) for name in names]
+    if _is_header(names) or (all(labels) and len(set(labels)) == len(labels)):
+        listed = ", ".join(f'"{name}"' for name in names)
         problem = f"the first line is a header that does not name {' and '.join(languages)}: {', '.join(names)}"
-        cure = f"Name the columns in the recipe, in the order of its languages: `columns = [{example}]`."
-        cure += "" if is_header else f" If the line is text: `columns = {positions}`."
+        cure = f"Name the columns in the recipe, in the order of its languages: `columns = [{listed}]`."
+        cure += "" if _is_header(names) else f" If the line is text: `columns = {positions}`."
         raise TextError(problem, place=place, cure=cure)
-    codes = ["" if name.lower() in _NUMBERS else _code_in(name) for name in chosen]
-    is_other = [bool(code) and match_rank(wanted, code) is None for wanted, code in zip(languages, codes, strict=True)]
-    if None not in found and any(is_other):
-        problem = f"the header calls columns {positions} {' and '.join(chosen)}; wanted: {' and '.join(languages)}"
-        raise TextError(problem, place=place, cure=f"Use `columns = {list(found)}` in the recipe, or leave it out.")
-    return positions, None not in found or is_header
+    return positions, False
+
+
+def _is_header(names: Sequence[str]) -> bool:
+    """Return whether the names of columns say nothing but that they are columns, and of which languages."""
+    labels = [_label(name) for name in names]
+    return all(labels) and "word" in labels and len(set(names)) == len(names)
 
 
 def _label(name: str) -> str:

@@ -268,6 +268,12 @@ def test_columns(tmp_path: Path, name: str, split: str, keys: dict[str, Any], ex
         assert texts(path, "en", **keys | {"columns": keys["columns"][:1]}) == [first for first, _ in expected]
 
 
+@pytest.mark.parametrize("position", [-1, 2])
+def test_positions_beside_a_name_are_checked(tmp_path: Path, position: int) -> None:
+    error = refusal(write(tmp_path / "a.tsv", "a\tb\n1\t2\n"), columns=("a", position))
+    assert f"names column {position}" in error.problem
+
+
 def test_tsv_does_not_interpret_quotes(tmp_path: Path) -> None:
     assert pairs(write(tmp_path / "a.tsv", '"a\tb"\n\t\n')) == [('"a', 'b"'), ("", "")]
 
