@@ -14,6 +14,7 @@ from roundtrip.data.normalize import clean
 from roundtrip.data.tabular import read_csv, read_dataset, read_jsonl, read_parquet, read_tsv
 from roundtrip.data.text_files import markup_kind, read_sentences
 from roundtrip.data.tmx_xliff import read_tmx, read_xliff
+from roundtrip.recipe.language_codes import match_codes
 from roundtrip.recipe.schema import TextSource
 from roundtrip.runtime.errors import TextError
 
@@ -116,6 +117,11 @@ def _moses(source: TextSource, paths: Sequence[Path], languages: tuple[str, ...]
         problem = f"a Moses pair is two files of plain lines in two languages; there are {given}"
         cure = "Name one file for each language, in the order of `languages`; for one language, one file."
         raise TextError(problem, place=", ".join(map(str, paths)) or str(source.path), cure=cure)
+    endings = [(path.with_suffix("") if path.suffix == ".gz" else path).suffix.removeprefix(".") for path in paths]
+    if source.format == "auto" and match_codes(languages, endings) == (1, 0):
+        problem = f"files of {' and '.join(endings)}, where {' and '.join(languages)} are wanted in this order"
+        cure = 'Name them in the order of `languages`, or set `format = "moses"` if their endings mislead.'
+        raise TextError(problem, place=", ".join(map(str, paths)), cure=cure)
     rows = zip_longest(*map(read_sentences, paths))
     for number, (line, translation) in enumerate(rows, start=1):
         if line is None or translation is None:

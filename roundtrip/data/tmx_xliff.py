@@ -12,7 +12,7 @@ from typing import Any, BinaryIO
 from lxml import etree
 
 from roundtrip.data.text_files import open_text
-from roundtrip.recipe.language_codes import all_matching, match_codes
+from roundtrip.recipe.language_codes import all_matching, match_codes, parse_code
 from roundtrip.runtime.errors import TextError
 
 MAX_UNIT_BYTES = 16 << 20
@@ -88,6 +88,8 @@ def _rows(
                 yield texts
     if missing:
         cure = f"Languages found: {', '.join(filter(None, seen)) or 'none'}. Name those, or another file."
+        if unknown := [code for code in seen if code and parse_code(code) is None]:
+            cure += f" No language codes, to be corrected in the file: {', '.join(unknown)}."
         if "" in seen:
             cure += " Some texts have no language: add its code, as xml:lang in TMX and target-language in XLIFF."
         raise TextError(f"no text in {', '.join(map(repr, sorted(missing)))}", place=str(path), cure=cure)

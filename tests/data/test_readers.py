@@ -241,6 +241,15 @@ def test_moses_pair_needs_two_files(tmp_path: Path, number: int) -> None:
         list(read_rows(TextSource(path="*.txt", format="moses"), paths, LANGUAGES))
 
 
+def test_moses_pair_in_the_other_order_is_refused(tmp_path: Path) -> None:
+    paths = [write(tmp_path / "a.es.gz", "Hola\n"), write(tmp_path / "a.en.gz", "Hello\n")]
+    names = (str(paths[0]), str(paths[1]))
+    with pytest.raises(TextError, match="files of es and en, where en and es are wanted in this order"):
+        list(read_rows(TextSource(path=names), paths, LANGUAGES))
+    assert list(read_rows(TextSource(path=names), paths, ("es", "en"))) == [("Hola", "Hello")]
+    assert list(read_rows(TextSource(path=names, format="moses"), paths, LANGUAGES)) == [("Hola", "Hello")]
+
+
 def test_moses_pair_is_refused_as_one_language(tmp_path: Path) -> None:
     paths = [write(tmp_path / "a.en", "x\n"), write(tmp_path / "a.es", "x\n")]
     with pytest.raises(TextError, match=r"1 language\(s\).*\n.*for one language, one file"):
@@ -713,17 +722,14 @@ def test_po_message_may_contain_line_separators(tmp_path: Path) -> None:
     assert pairs(path) == [("a b c", "d")]
 
 
-@pytest.mark.parametrize(
-    "header", ["", "Plural-Forms: nplurals=INTEGER; plural=EXPRESSION;", "Plural-Forms: plural=n!;"]
-)
-def test_plural_forms_are_not_guessed(tmp_path: Path, header: str) -> None:
-    start = f'msgid ""\nmsgstr "Language: ar\\n{header}\\n"\n\n'
+@pytest.mark.parametrize("forms", ["", "plural=EXPRESSION;", "plural=n!;", "nplurals=2; plural=n!=1;"])
+def test_plural_forms_are_not_guessed(tmp_path: Path, forms: str) -> None:
+    start = f'msgid ""\nmsgstr "Language: ar\\nPlural-Forms: {forms}\\n"\n\n'
     entry = 'msgid "a"\nmsgid_plural "b"\nmsgstr[0] "0"\nmsgstr[1] "1"\nmsgstr[2] "2"\n'
     error = refusal(write(tmp_path / "a.po", start + entry), ("en", "ar"))
     assert "Plural-Forms header" in error.problem and "another catalogue in this language" in str(error.cure)
-    assert pairs(write(tmp_path / "a.po", start + 'msgid "a"\nmsgstr "b"\n'), ("en", "ar")) == [("a", "b")], (
-        "no plurals"
-    )
+    without_plurals = write(tmp_path / "a.po", start + 'msgid "a"\nmsgstr "b"\n')
+    assert pairs(without_plurals, ("en", "ar")) == [("a", "b")]
 
 
 @pytest.mark.parametrize("charset", ["rot13", "utf-16", "none"])
@@ -842,6 +848,8 @@ def test_the_cure_of_texts_without_a_language_adds_it(tmp_path: Path) -> None:
         xliff_1("<trans-unit><source>a</source><target>b</target></trans-unit>", 'source-language="en"'),
     )
     assert "target-language in XLIFF" in str(refusal(path).cure)
+    path = write(tmp_path / "a.tmx", tmx(unit(en="a", sr_SP_Latn="b")))
+    assert "to be corrected in the file: sr-SP-Latn." in str(refusal(path, ("en", "sr-Latn")).cure)
 
 
 def test_xliff_2_skips_segments_without_translation(tmp_path: Path) -> None:
