@@ -167,10 +167,6 @@ def _plural_forms(path: Path, header: str, num_forms: int) -> tuple[int, int] | 
             problem = f"{num_forms} plural forms, and no Plural-Forms header says which is that of 1"
             raise TextError(problem, place=str(path), cure=cure)
         return None
-    named = re.search(r"nplurals\s*=\s*(\d+)", header)
-    if named is not None and num_forms > int(named[1]):
-        problem = f"{num_forms} plural forms, but by its Plural-Forms header there are {named[1]}"
-        raise TextError(problem, place=str(path), cure=cure)
     try:
         plural = gettext.c2py(match[1].strip())
         return plural(1), plural(_LARGE)
