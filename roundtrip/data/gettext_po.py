@@ -16,7 +16,7 @@ import polib
 
 from roundtrip.data.normalize import clean
 from roundtrip.data.text_files import open_text, raw_lines, read_text_lines
-from roundtrip.recipe.language_codes import match_codes, match_rank, parse_code
+from roundtrip.recipe.language_codes import code_of_name, match_codes, match_rank, parse_code, standard_code
 from roundtrip.runtime.errors import TextError
 
 # A large application has a few millions; parsing takes twenty times as much memory.
@@ -28,7 +28,7 @@ _DEFAULT = re.compile(rf"^Default:\s*({_STRING.pattern}(?:\s*{_STRING.pattern})*
 _KEYWORD = r"(?:#~\s*)?(?:msg\S+\s*)?"
 _OPENS_STRING = re.compile(f'{_KEYWORD}"')
 _WHOLE_STRING = re.compile(_KEYWORD + _STRING.pattern)
-_CHARSET = re.compile(rb"Content-Type:.*charset=([\w.:-]+)")
+_CHARSET = re.compile(rb"Content-Type:.*charset=([\w.:-]+)", re.IGNORECASE)
 
 
 def read_po(path: Path, languages: tuple[str, ...]) -> Iterator[tuple[str, ...]]:
@@ -41,11 +41,13 @@ def read_po(path: Path, languages: tuple[str, ...]) -> Iterator[tuple[str, ...]]
     catalogue = _parse(path)
     entries = [entry for entry in catalogue if not entry.obsolete]
     is_template = not any(entry.translated() for entry in entries)
-    target_side = _target_side(path, catalogue.metadata, languages, is_template=is_template)
+    metadata = {name.strip().lower(): value.strip() for name, value in catalogue.metadata.items()}
+    target_side = _target_side(path, metadata, languages, is_template=is_template)
     if len(languages) == 1 and target_side is None:
         yield from ((message,) for entry in entries for message in _messages(entry))
         return
-    forms = _plural_forms(path, catalogue.metadata.get("Plural-Forms", ""))
+    num_forms = max((len(entry.msgstr_plural) for entry in entries if entry.translated()), default=0)
+    forms = _plural_forms(path, metadata.get("plural-forms", ""), num_forms) if num_forms else None
     for entry in entries:
         if entry.translated():
             for pair in _pairs(entry, forms):
@@ -54,8 +56,8 @@ def read_po(path: Path, languages: tuple[str, ...]) -> Iterator[tuple[str, ...]]
 
 def _target_side(path: Path, metadata: dict[str, str], languages: tuple[str, ...], *, is_template: bool) -> int | None:
     """Return which of the languages the translations are in; None where one alone is read and it is the messages'."""
-    header = metadata.get("Language") or metadata.get("Language-Code") or ""
-    source = metadata.get("X-Source-Language") or ""
+    header = metadata.get("language") or metadata.get("language-code") or ""
+    source = metadata.get("x-source-language") or ""
     names = {"Language": header, "X-Source-Language": source}
     for name, code in names.items():
         if code and parse_code(code) is None:
@@ -76,7 +78,14 @@ def _target_side(path: Path, metadata: dict[str, str], languages: tuple[str, ...
         is_source = [match_rank(language, source or "en") for language in languages]
         if sum(rank is not None for rank in is_source) != 1:
             raise _unplaced(path, "without a Language header it is unknown which side is which", languages)
-        return 0 if is_source[0] is None else 1
+        side = 0 if is_source[0] is None else 1
+        for name in ("X-Poedit-Language", "Language-Team"):
+            named = metadata.get(name.lower(), "").partition("<")[0].strip()
+            tags = [parse_code(code) for code in (code_of_name(named), languages[side])]
+            # Names, as "Spanish": a short one may be that of a project, as KDE.
+            if len(named) > 3 and tags[0] and tags[1] and tags[0].language != tags[1].language:
+                raise _unplaced(path, f"it has no Language header, and {named!r} as {name}", languages)
+        return side
     if is_target[0] == is_target[1]:
         which = "neither" if is_target[0] is None else "either"
         raise _unplaced(
@@ -100,7 +109,7 @@ def _unplaced(path: Path, problem: str, languages: tuple[str, ...], header: str 
     wanted = " and ".join(map(repr, languages))
     named, tags = parse_code(header), [parse_code(code) for code in languages]
     if named is not None and any(tag is not None and tag.language == named.language for tag in tags):
-        form = f"{named.language}-{named.script}" + (f"-{named.region}" if named.region else "")
+        form = standard_code(header)
         cure = f"Name another catalogue, or use '{form}' in the recipe if that is what you want to translate."
     else:
         example = next((code for code in languages if match_rank("en", code) is None), languages[0]).replace("-", "_")
@@ -143,23 +152,27 @@ def _charset(path: Path) -> str:
         header = next((match for line in raw_lines(handle) if (match := _CHARSET.search(line))), None)
     try:
         name = codecs.lookup(header.group(1).decode("ascii")).name if header else "utf-8"
-        b"".decode(name)
-    except LookupError:
+        b"a".decode(name)
+    except (LookupError, ValueError):  # unknown, or none in which the header could have been found
         return "utf-8"
     return name
 
 
-def _plural_forms(path: Path, header: str) -> tuple[int, int] | None:
+def _plural_forms(path: Path, header: str, num_forms: int) -> tuple[int, int] | None:
     """Return the indices of the forms of n = 1 and of a large n by a header, None where it has none."""
     match = re.search(r"plural\s*=\s*([^;]+)", header)
+    cure = "Copy the Plural-Forms entry of the header from another catalogue in this language."
     if match is None or "EXPRESSION" in header:  # a template
+        if num_forms > 2:
+            problem = f"{num_forms} plural forms, and no Plural-Forms header says which is that of 1"
+            raise TextError(problem, place=str(path), cure=cure)
         return None
     try:
         plural = gettext.c2py(match[1].strip())
         return plural(1), plural(_LARGE)
     except (ValueError, ZeroDivisionError, RecursionError) as error:
         problem = f"its Plural-Forms header is not an expression of n ({error})"
-        raise TextError(problem, place=str(path), cure="Copy the header from another catalogue.") from error
+        raise TextError(problem, place=str(path), cure=cure) from error
 
 
 def _pairs(entry: Any, plural_forms: tuple[int, int] | None) -> Iterator[tuple[str, str]]:

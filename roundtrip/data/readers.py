@@ -12,8 +12,9 @@ from pathlib import Path
 from roundtrip.data.gettext_po import read_po
 from roundtrip.data.normalize import clean
 from roundtrip.data.tabular import read_csv, read_dataset, read_jsonl, read_parquet, read_tsv
-from roundtrip.data.text_files import markup_kind, read_text_lines
+from roundtrip.data.text_files import markup_kind, read_sentences
 from roundtrip.data.tmx_xliff import read_tmx, read_xliff
+from roundtrip.recipe.language_codes import match_codes
 from roundtrip.recipe.schema import TextSource
 from roundtrip.runtime.errors import TextError
 
@@ -63,6 +64,9 @@ def _rows(
 def _file_rows(
     source: TextSource, path: Path, languages: tuple[str, ...], count: Counter[str]
 ) -> Iterator[tuple[str, ...]]:
+    if path.is_dir():
+        cure = f"Name files in it, as '{path.name}/*.tsv', or one of them."
+        raise TextError("a folder where a file is expected", place=str(path), cure=cure)
     ending = path.with_suffix("").suffix if path.suffix.lower() == ".gz" else path.suffix
     ending = ending.lower().removeprefix(".")
     name = _ENDINGS.get(ending, ending) if source.format == "auto" else source.format
@@ -73,7 +77,7 @@ def _file_rows(
     if name in _CATALOGUES:
         return (read_tmx if name == "tmx" else read_xliff)(path, languages, count)
     if source.format == "auto" and name in _NO_PLAIN_LINES:
-        raise _not_plain(path, f"a .{name} file is not one of plain lines")
+        raise _not_plain(path, f"a .{name} file is not one of plain lines", is_json=name == "json")
     if len(languages) == 1:
         return _plain_lines(path, check=source.format == "auto")
     problem = f"a file of plain lines holds one language, but pairs of {' and '.join(languages)} are needed"
@@ -84,18 +88,26 @@ def _file_rows(
 
 
 def _plain_lines(path: Path, *, check: bool) -> Iterator[tuple[str, ...]]:
-    """Yield the lines of a file that is neither markup nor JSON by its first one."""
-    for number, line in enumerate(read_text_lines(path), start=1):
+    """Yield the lines of a file that is neither markup, JSON nor a table by its first ones."""
+    has_tab = False
+    for number, line in enumerate(read_sentences(path), start=1):
         if check and number == 1 and (kind := markup_kind(line)):
-            raise _not_plain(path, f"this file begins as {kind}, not with a line of text")
+            raise _not_plain(path, f"this file begins as {kind}, not with a line of text", is_json=kind == "JSON")
+        if check and number == 2 and has_tab and "\t" in line.strip():
+            cure = 'Set `format = "tsv"`, and `columns = [1]` if the second holds the text; or `format = "lines"`.'
+            raise TextError("there are tabs in its lines, as between columns", place=str(path), cure=cure)
+        has_tab = "\t" in line.strip()
         yield (line,)
 
 
-def _not_plain(path: Path, problem: str) -> TextError:
+def _not_plain(path: Path, problem: str, *, is_json: bool) -> TextError:
     known = ", ".join(f".{name}" for name in (*_TABLES, *_CATALOGUES))
-    if path.name.lower().endswith((".json", ".json.gz")):
-        known = ".jsonl (of one array: jq -c '.[]' FILE > NEW.jsonl)"
     cure = f"Convert it to one of {known}, or export its text alone, one sentence or paragraph per line, as .txt."
+    if is_json:
+        cure = (
+            "If each line is an object, set `format = \"jsonl\"`; an array becomes such lines by jq -c '.[]' FILE > "
+            "NEW.jsonl."
+        )
     return TextError(problem, place=str(path), cure=cure)
 
 
@@ -105,7 +117,12 @@ def _moses(source: TextSource, paths: Sequence[Path], languages: tuple[str, ...]
         problem = f"a Moses pair is two files of plain lines in two languages; there are {given}"
         cure = "Name one file for each language, in the order of `languages`; for one language, one file."
         raise TextError(problem, place=", ".join(map(str, paths)) or str(source.path), cure=cure)
-    rows = zip_longest(*map(read_text_lines, paths))
+    endings = [(path.with_suffix("") if path.suffix == ".gz" else path).suffix.removeprefix(".") for path in paths]
+    if source.format == "auto" and match_codes(languages, endings) == (1, 0):
+        problem = f"files of {' and '.join(endings)}, where {' and '.join(languages)} are wanted in this order"
+        cure = 'Name them in the order of `languages`, or set `format = "moses"` if their endings mislead.'
+        raise TextError(problem, place=", ".join(map(str, paths)), cure=cure)
+    rows = zip_longest(*map(read_sentences, paths))
     for number, (line, translation) in enumerate(rows, start=1):
         if line is None or translation is None:
             longer, shorter = paths[::-1] if line is None else paths

@@ -5,35 +5,48 @@
 
 import csv
 import json
+import re
 from collections.abc import Iterator, Sequence
-from itertools import chain
+from itertools import chain, islice
 from pathlib import Path
 from typing import Any
 
-import langcodes
-
-from roundtrip.data.text_files import open_text, read_text_lines
-from roundtrip.recipe.language_codes import match_codes, parse_code
+from roundtrip.data.text_files import markup_kind, open_text, read_text_lines
+from roundtrip.recipe.language_codes import code_of_name, match_codes, match_rank, parse_code
 from roundtrip.runtime.downloads import parse_dataset
 from roundtrip.runtime.errors import RoundtripError, TextError, first_line
 
 _BATCH_ROWS = 1024
-# Words of a header that name no language.
-_HEADER_WORDS = ("source", "target", "src", "tgt", "original", "translation", "text", "sentence", "id")
+# Words of a header that name no language: of columns of text, and others.
+_TEXT_WORDS = (
+    *("source", "target", "src", "tgt", "trg", "original", "translation", "translated", "reference", "input", "output"),
+    *("text", "sentence", "segment", "string"),
+)
+_HEADER_WORDS = (*_TEXT_WORDS, "id", "lang", "language", "col", "column", "line")
+# Names of columns of numbers, though Indonesian and Norwegian have them as codes.
+_NUMBERS = ("id", "no")
 # A quote that is never closed takes all that follows into one text.
 csv.field_size_limit(1 << 20)
+_ONE_OBJECT = (
+    "Every line of a jsonl file is one object; blank lines are not allowed between them. jq makes such lines: "
+    "jq -c . FILE > NEW.jsonl, and of one array: jq -c '.[]' FILE > NEW.jsonl."
+)
 Columns = Sequence[str | int] | None
 
 
 def read_tsv(path: Path, languages: tuple[str, ...], columns: Columns) -> Iterator[tuple[str, ...]]:
     """Yield the columns of a tab-separated file. Quotes have no special meaning."""
-    rows = (line.rstrip("\r\n").split("\t") for line in _without_blank_end(read_text_lines(path)))
+    rows = (line.rstrip("\r\n").split("\t") for line in _row_lines(path))
     return _fields(path, languages, columns, enumerate(rows, start=1))
 
 
 def read_csv(path: Path, languages: tuple[str, ...], columns: Columns) -> Iterator[tuple[str, ...]]:
     """Yield the columns of a comma-separated file, quoted as in RFC 4180: a quoted text may contain line breaks."""
-    reader = csv.reader(_without_blank_end(read_text_lines(path)), strict=True)
+    lines = _row_lines(path)
+    sample = list(islice(lines, 20))
+    if cure := _other_separator(sample, len(languages)):
+        raise TextError("the commas of this file are no separators", place=f"{path}:1", cure=cure)
+    reader = csv.reader(chain(sample, lines), strict=True, skipinitialspace=True)
     # An empty line is one empty column, as in tsv.
     rows = ((reader.line_num, row or [""]) for row in reader)
     try:
@@ -57,19 +70,30 @@ def read_jsonl(path: Path, languages: tuple[str, ...], columns: Columns) -> Iter
             record = json.loads(line.strip())
         except (ValueError, RecursionError) as error:
             problem = f"unreadable JSON ({str(error).replace('line 1 ', '')})"
-            cure = "Every line of a jsonl file is one object; blank lines are not allowed between them."
-            if number == 1 and line.lstrip().startswith(("[", "{")):
-                cure += " For a file that is one array: jq -c '.[]' FILE > NEW.jsonl."
-            raise TextError(problem, place=place, cure=cure) from error
-        names = names or _names(columns, languages, place, list(record) if isinstance(record, dict) else ())
+            raise TextError(problem, place=place, cure=_ONE_OBJECT) from error
+        if number == 1 and not isinstance(record, dict):
+            raise TextError(f"{type(record).__name__} where an object is expected", place=place, cure=_ONE_OBJECT)
+        names = names or _names(columns, languages, place, list(record))
         yield tuple(_column_text(record, name, place) for name in names)
 
 
+def _row_lines(path: Path) -> Iterator[str]:
+    """Yield the lines of a table, of which the first must be one of a table."""
+    for number, line in enumerate(_without_blank_end(read_text_lines(path)), start=1):
+        if number == 1 and (kind := markup_kind(line)):
+            cure = "Set `format` in the recipe to what this file is, or name another."
+            raise TextError(f"this file begins as {kind}, not with a row of a table", place=str(path), cure=cure)
+        if number == 1 and line.lower().startswith("sep="):
+            cure = "Delete the line, and save the file with commas or tabs between the fields."
+            raise TextError(f"a line that only Excel reads: {line.strip()}", place=f"{path}:1", cure=cure)
+        yield line
+
+
 def _without_blank_end(lines: Iterator[str]) -> Iterator[str]:
-    """Yield lines except for blank ones at the end, which editors leave there."""
+    """Yield lines except for blank ones at the end, which editors (and DOS, as ^Z) leave there."""
     blank: list[str] = []
     for line in lines:
-        if line.strip("\r\n"):
+        if line.strip(" \r\n\x1a"):
             yield from blank
             blank.clear()
             yield line
@@ -129,17 +153,18 @@ def _fields(
 ) -> Iterator[tuple[str, ...]]:
     """Yield the chosen fields of rows, all of which have as many as the first; a header is not a row.
 
-    Without `columns` there are as many fields as languages. A separator inside a text would shift the others.
+    Without `columns` the header names the languages, or there are as many fields as languages. A separator inside a
+    text would shift the others.
     """
     first = next(rows, None)
     if first is None:
         return
     width = len(first[1])
-    if columns is None and width != len(languages):
-        example = list(range(len(languages)))
-        cure = _separator_cure(first[1]) or f"Name those to read in the recipe, as `columns = {example}`."
-        raise TextError(f"{width} column(s) where {len(languages)} are expected", place=f"{path}:{first[0]}", cure=cure)
-    positions, has_header = _positions(path, languages, columns, first[1])
+    place, names = f"{path}:{first[0]}", [name.strip() for name in first[1]]
+    if columns is None:
+        positions, has_header = _positions_by_header(place, languages, names)
+    else:
+        positions, has_header = _positions(place, languages, columns, names)
     for number, row in rows if has_header else chain([first], rows):
         if len(row) != width:
             problem = f"{len(row)} column(s) where line {first[0]} has {width}"
@@ -148,63 +173,145 @@ def _fields(
         yield tuple(row[position] for position in positions)
 
 
-def _positions(path: Path, languages: Sequence[str], columns: Columns, first: list[str]) -> tuple[list[int], bool]:
-    """Return the positions of the columns, and whether the first row is a header."""
-    names = [name.strip() for name in first]
-    if any(isinstance(column, str) for column in columns or ()):
-        for column in columns or ():
-            if isinstance(column, str) and column not in names:
-                raise _no_column(column, f"{path}:1", names)
-        return [names.index(column) if isinstance(column, str) else column for column in columns or ()], True
-    positions = [int(column) for column in columns or range(len(languages))]
-    if outside := [position for position in positions if not 0 <= position < len(first)]:
-        cure = _separator_cure(first) or "Columns count from 0. Correct `columns` in the recipe."
-        problem = f"{len(first)} column(s), but the recipe names column {outside[0]}"
-        raise TextError(problem, place=f"{path}:1", cure=cure)
-    found = match_codes(languages, [_as_code(name) for name in names])
-    if None not in found and columns is None:
-        return [position for position in found if position is not None], True
+def _positions(
+    place: str, languages: Sequence[str], columns: Sequence[str | int], names: list[str]
+) -> tuple[list[int], bool]:
+    """Return the positions of the columns of a recipe, and whether the first row is a header."""
+    for column in columns:
+        if isinstance(column, str) and column not in names:
+            raise _no_column(column, place, names, _separator_cure(names))
+        if isinstance(column, int) and not 0 <= column < len(names):
+            cure = _separator_cure(names) or "Columns count from 0. Correct `columns` in the recipe."
+            problem = f"{len(names)} column(s), but the recipe names column {column}"
+            raise TextError(problem, place=place, cure=cure)
+    positions = [names.index(column) if isinstance(column, str) else column for column in columns]
+    if any(isinstance(column, str) for column in columns):
+        return positions, True
     chosen = [names[position] for position in positions]
-    is_named = match_codes(languages, [_as_code(name) for name in chosen]) == tuple(range(len(languages)))
-    is_header = is_named or all(name.casefold() in _HEADER_WORDS for name in chosen)
-    if is_header and columns is None:
-        example = ", ".join(f'"{name}"' for name in names)
+    found = _columns_of(languages, names)
+    if None in found:
+        return positions, _is_header(chosen)
+    codes = ["" if name.lower() in _NUMBERS else _code_in(name) for name in chosen]
+    if any(code and match_rank(wanted, code) is None for wanted, code in zip(languages, codes, strict=True)):
+        problem = f"the header calls columns {positions} {' and '.join(chosen)}; wanted: {' and '.join(languages)}"
+        raise TextError(problem, place=place, cure=f"Use `columns = {list(found)}` in the recipe, or leave it out.")
+    return positions, True
+
+
+def _positions_by_header(place: str, languages: Sequence[str], names: list[str]) -> tuple[list[int], bool]:
+    """Return the positions of the languages by the first row, and whether it is a header: else there are no others."""
+    found = [position for position in _columns_of(languages, names) if position is not None]
+    if len(found) == len(languages):
+        return found, True
+    positions = list(range(len(languages)))
+    if len(names) != len(languages):
+        of_text = [position for position, name in enumerate(names) if name.lower() in _TEXT_WORDS][: len(languages)]
+        example = of_text if len(of_text) == len(languages) else positions
+        listed = ", ".join(f"{position} {name[:20]!r}" for position, name in enumerate(names))
+        cure = _separator_cure(names) or (
+            f"Name those to read in the recipe, in the order of its languages, as `columns = {example}`; the first "
+            f"line has {listed}. A comma inside a text needs quotes around it (csv), a tab cannot be in one (tsv)."
+            if len(names) > len(languages)
+            else "Put a tab between the texts of each line, in a .csv a comma, and no blank lines before them."
+        )
+        raise TextError(f"{len(names)} column(s) where {len(languages)} are expected", place=place, cure=cure)
+    labels = [_label(name) for name in names]
+    if _is_header(names) or (all(labels) and len(set(labels)) == len(labels)):
+        listed = ", ".join(f'"{name}"' for name in names)
         problem = f"the first line is a header that does not name {' and '.join(languages)}: {', '.join(names)}"
-        cure = f"Name the columns in the recipe, in the order of its languages: `columns = [{example}]`."
-        raise TextError(problem, place=f"{path}:1", cure=cure)
-    return positions, is_header
+        cure = f"Name the columns in the recipe, in the order of its languages: `columns = [{listed}]`."
+        cure += "" if _is_header(names) else f" If the line is text: `columns = {positions}`."
+        raise TextError(problem, place=place, cure=cure)
+    return positions, False
 
 
-def _as_code(name: str) -> str:
-    """Return a name as a language code: a code as it is, the code of a language's name, else the name."""
-    if parse_code(name) is None and 3 < len(name) < 30 and name.replace(" ", "").isalpha():
-        try:
-            return str(langcodes.find(name))
-        except LookupError:
-            pass
-    return name
+def _is_header(names: Sequence[str]) -> bool:
+    """Return whether the names of columns say nothing but that they are columns, and of which languages."""
+    labels = [_label(name) for name in names]
+    return all(labels) and "word" in labels and len(set(names)) == len(names)
+
+
+def _label(name: str) -> str:
+    """Return "word" for a name that says only that this is a column, the code of one that names a language, else ""."""
+    words = _words(name)
+    if words and not _other_words(words):
+        return "word"
+    code = _code_in(name)
+    # Many words of three letters are codes too, as "the".
+    return code if len(code) == 2 or code != name else ""
+
+
+def _words(name: str) -> list[str]:
+    return re.findall(r"[^\W_]+", re.sub(r"(?<=[a-z])(?=\d)", " ", name.casefold()))
+
+
+def _other_words(words: Sequence[str]) -> list[str]:
+    return [word for word in words if word not in _HEADER_WORDS and not word.isdecimal()]
+
+
+def _code_in(name: str) -> str:
+    """Return the language code in the name of a column, as `fr` of `fr`, `French`, `source_fr` and `text (French)`."""
+    name = name.strip("\"'#[]*: ")
+    others = _other_words(_words(name))
+    with_words = [] if len(others) == len(_words(name)) else ["-".join(others), " ".join(others)]
+    return next((code for text in (name, *with_words) if parse_code(code := code_of_name(text)) is not None), "")
+
+
+def _columns_of(languages: Sequence[str], names: Sequence[str]) -> tuple[int | None, ...]:
+    """Return the positions of the columns that are named as the languages, None for those without one.
+
+    A column `id` is no Indonesian beside one of text, or another one of Indonesian.
+    """
+    codes = [_code_in(name) for name in names]
+    for position, name in enumerate(names):
+        others = [(other, code) for i, (other, code) in enumerate(zip(names, codes, strict=True)) if i != position]
+        if name.lower() in _NUMBERS and any(
+            other.lower() in _TEXT_WORDS or match_rank(name, code) is not None for other, code in others
+        ):
+            codes[position] = ""
+    return match_codes(languages, codes)
+
+
+def _other_separator(lines: Sequence[str], num_fields: int) -> str | None:
+    """Return the cure of a csv whose lines have commas in their texts, and each another character between these."""
+    if num_fields > 1 and not any('"' in line for line in lines) and any(", " in line for line in lines):
+        for separator in ";\t|":
+            if all(line.count(separator) == num_fields - 1 for line in lines):
+                return _separator_cure([lines[0].replace(",", "")])
+    return None
 
 
 def _separator_cure(fields: Sequence[str]) -> str | None:
     """Return the cure of a row that another character than that of its format seems to separate."""
+    text, found = ",".join(fields), "The fields seem to be separated by"
+    if "\t" in text:
+        return f'{found} tabs: rename the file as .tsv, or set `format = "tsv"` in the recipe.'
     if len(fields) == 1:
-        for separator, name in ((";", "semicolons"), ("\t", "tabs"), ("|||", "|||"), (",", "commas")):
-            if separator in fields[0]:
-                return f"The fields seem to be separated by {name}: save the file with tabs between them, as .tsv."
+        for separator, name in ((";", "semicolons"), ("|||", "|||"), ("|", "|")):
+            if separator in text:
+                return f"{found} {name}: save the file with tabs between them, as .tsv."
+        if "," in text:
+            return f'{found} commas: rename the file as .csv, or set `format = "csv"` in the recipe.'
     return None
 
 
 def _names(columns: Columns, languages: tuple[str, ...], place: str, available: Sequence[str] = ()) -> tuple[str, ...]:
     """Return the columns of records: those of the recipe, else those named as the languages."""
-    if columns is None:
-        found = match_codes(languages, available)
-        if None not in found:
-            return tuple(available[position] for position in found if position is not None)
+    found = [available[position] for position in _columns_of(languages, available) if position is not None]
+    if columns is None and len(found) == len(languages):
+        return tuple(found)
     names = tuple(column for column in columns or () if isinstance(column, str))
     if columns is None or len(names) < len(columns):
-        example = ", ".join(f'"translation.{language}"' for language in languages)
-        shown = f": {', '.join(available)}." if available else "."
-        cure = f"Add `columns = [{example}]`, with their names in this file{shown}"
+        example = (
+            found
+            if len(found) == len(languages)
+            else [n for n in available if n.lower() not in (*_NUMBERS, "lang", "language")]
+        )
+        if "translation" in available or len(example) < len(languages):
+            example = [f"translation.{language}" for language in languages]
+        listed = ", ".join(f'"{name}"' for name in example[: len(languages)])
+        shown = f"; this file has: {', '.join(available)}." if available else "."
+        cure = f"Add `columns = [{listed}]`, the names of the columns to read in the order of the languages{shown}"
         raise TextError("the recipe does not name the columns of these records", place=place, cure=cure)
     return names
 
@@ -220,7 +327,8 @@ def _column_text(record: Any, column: str, place: str) -> str:
             cure = f"The recipe names column {column!r}: correct the record, or `columns` in the recipe."
             raise TextError(problem, place=place, cure=cure)
         if part not in value:
-            raise _no_column(column, place, list(value))
+            cure = f"Choose `columns` from: {', '.join(value)}; a record without this text has null there."
+            raise _no_column(column, place, list(value), cure if value else None)
         value = value[part]
     if value is not None and not isinstance(value, str):
         problem = f"column {column!r} contains {type(value).__name__}, not text"
@@ -229,8 +337,8 @@ def _column_text(record: Any, column: str, place: str) -> str:
     return value or ""
 
 
-def _no_column(column: str, place: str, available: Sequence[str]) -> TextError:
-    cure = f"Choose `columns` from: {', '.join(available) or 'nothing, the file is empty'}."
+def _no_column(column: str, place: str, available: Sequence[str], cure: str | None = None) -> TextError:
+    cure = cure or f"Choose `columns` from: {', '.join(available) or 'nothing, the file is empty'}."
     return TextError(f"no column {column!r}", place=place, cure=cure)
 
 

@@ -22,7 +22,8 @@ FREE_BYTES = 100 * 10**6
 # The first bytes of files that are often taken for text, what they are, and what to do.
 _UTF_16 = "Convert it: iconv -f UTF-16 -t UTF-8 FILE > NEW."
 _BINARY = (
-    (b"\x1f\x8b", "it is compressed with gzip", "Give it a name that ends in .gz; it is unpacked while it is read."),
+    (b"\x1f\x8b", "it is compressed with gzip", "Give it a name that ends in .gz (if it has one: gunzip it once)."),
+    (b"PAR1", "it is a parquet file", "Give it a name that ends in .parquet, or set `format` in the recipe."),
     (b"PK\x03\x04", "it is a zip archive, or an office document", "Unpack it, or export the text, and name that file."),
     (b"BZh", "it is compressed with bzip2", "Unpack it: bunzip2 FILE."),
     (b"\xfd7zXZ\0", "it is compressed with xz", "Unpack it: unxz FILE."),
@@ -33,6 +34,7 @@ _BINARY = (
     (codecs.BOM_UTF16_LE, "it is UTF-16", _UTF_16),
     (codecs.BOM_UTF16_BE, "it is UTF-16", _UTF_16),
 )
+_CARRIAGE_RETURNS = "its lines end in a carriage return alone", "Convert it: tr '\\r' '\\n' < FILE > NEW."
 _BROKEN_GZIP = (EOFError, gzip.BadGzipFile, zlib.error)
 
 
@@ -78,6 +80,15 @@ def read_text_lines(path: Path, encoding: str = "utf-8") -> Iterator[str]:
         yield from decoded_lines(handle, str(path), encoding)
 
 
+def read_sentences(path: Path) -> Iterator[str]:
+    """Yield the lines of a file that has one text per line."""
+    for number, line in enumerate(read_text_lines(path), start=1):
+        # In text that was crawled there may be a stray one.
+        if line.rstrip("\r\n").count("\r") > 1:
+            raise TextError(_CARRIAGE_RETURNS[0], place=f"{path}:{number}", cure=_CARRIAGE_RETURNS[1])
+        yield line
+
+
 def decoded_lines(handle: BinaryIO, place: str, encoding: str = "utf-8") -> Iterator[str]:
     """Yield lines of text, line ends kept; only a line feed ends a line, as in `wc -l`.
 
@@ -97,19 +108,23 @@ def decoded_lines(handle: BinaryIO, place: str, encoding: str = "utf-8") -> Iter
     except UnicodeDecodeError as error:
         name = codecs.lookup(encoding).name.upper()
         problem = f"not {name} (byte 0x{error.object[error.start]:02x})"
-        cure = f"Convert the file: iconv -f ISO-8859-1 -t {name} (-f: its actual encoding)."
+        cure = f"Convert the file: iconv -f ENCODING -t {name} FILE > NEW. ENCODING is what the file is in, as "
+        cure += "WINDOWS-1252 for Western languages, GB18030, SHIFT_JIS, or UTF-16LE."
         raise TextError(problem, place=f"{place}:{number}", cure=cure) from error
     except _BROKEN_GZIP as error:
         raise _broken_gzip(f"{place}:{number + 1}", error) from error
 
 
 def markup_kind(line: str) -> str | None:
-    """Return what a file is whose first line is not text: XML, HTML or JSON; None where it may be text."""
-    start = line.lstrip().lower()
-    if start.startswith(("<?xml", "<xliff", "<tmx")):
-        return "XML"
-    if start.startswith(("<!doctype", "<html")):
+    """Return what a file is whose first line is not text: XML, HTML, JSON, or another; None where it may be text."""
+    start = line.strip().lower()
+    if start.startswith(("<!doctype html", "<html")):
         return "HTML"
+    # Text may begin with a tag, but a line that is nothing else is none.
+    if start.startswith(("<?xml", "<xliff", "<tmx")) or re.fullmatch(r"<[a-z!][^<>]*>", start):
+        return "XML"
+    if start.startswith(("webvtt", 'msgid "')):
+        return "subtitles" if start[0] == "w" else "a gettext catalogue"
     stripped = line.strip()
     return "JSON" if stripped in ("[", "{") or re.match(r'[\[{]\s*[{\["]', stripped) and _is_json(stripped) else None
 
@@ -131,11 +146,11 @@ def _not_text_lines(first: bytes, encoding: str) -> tuple[str, str] | None:
         if first.startswith(magic):
             return f"not text: {kind}", cure
     if b"\0" in first and not codecs.lookup(encoding).name.startswith(("utf-16", "utf-32")):
-        cure = "If it is UTF-16: iconv -f UTF-16LE -t UTF-8 FILE > NEW (UTF-16BE if that is refused)."
+        # Of a letter of Latin script the first byte is zero in big-endian order.
+        order = "BE" if first.index(b"\0") % 2 == 0 else "LE"
+        cure = f"If it is UTF-16: iconv -f UTF-16{order} -t UTF-8 FILE > NEW."
         return "not text: it has NUL bytes, as UTF-16 has and binary files", cure
-    if not first.endswith(b"\n") and b"\r" in first.rstrip(b"\r"):
-        return "its lines end in a carriage return alone", "Convert it: tr '\\r' '\\n' < FILE > NEW."
-    return None
+    return _CARRIAGE_RETURNS if not first.endswith(b"\n") and b"\r" in first.rstrip(b"\r") else None
 
 
 def _broken_gzip(place: str, error: Exception) -> TextError:

@@ -12,7 +12,7 @@ from typing import Any, BinaryIO
 from lxml import etree
 
 from roundtrip.data.text_files import open_text
-from roundtrip.recipe.language_codes import all_matching, match_codes
+from roundtrip.recipe.language_codes import all_matching, match_codes, parse_code
 from roundtrip.runtime.errors import TextError
 
 MAX_UNIT_BYTES = 16 << 20
@@ -25,7 +25,11 @@ _NEITHER = [None, None]
 # Inline elements of TMX and XLIFF that hold native code: parts of a pair, and those that stand for themselves.
 _PAIRED = ("bpt", "ept", "it", "ut", "bx", "ex", "sc", "ec", "sm", "em", "cp")
 _STANDALONE = ("ph", "x")
-_VARIABLE = re.compile(r"%(\d+\$|\(\w+\))?[-+ #0-9.*]*[a-zA-Z@]|\{[^<>]*\}|[$#]\{[^<>]*\}|\$\w+|%\w+%|\[\[?[\w.]+\]?\]")
+_VARIABLE = re.compile(
+    r"%(\d+\$|\(\w+\))?[-+ #0-9.*]*[a-zA-Z@]|\{[^<>\\]*\}|[$#]\{[^<>]*\}|\$\w+|%\w+%|\[\[?[\w.]+\]?\]"
+)
+# White space, or markup that separates words.
+_BREAK = re.compile(r"\s+$|\s*(<br\b|\\[nrt]\b)", re.IGNORECASE)
 # What is counted of rows: with inline elements, and with other ones on the other side.
 INLINE_CODES, DIFFERENT_CODES = "with inline codes", "with other inline codes on the other side"
 # The language codes of a unit, and for each the element that holds its text; None where it is not to be read.
@@ -84,6 +88,10 @@ def _rows(
                 yield texts
     if missing:
         cure = f"Languages found: {', '.join(filter(None, seen)) or 'none'}. Name those, or another file."
+        if unknown := [code for code in seen if code and parse_code(code) is None]:
+            cure += f" No language codes, to be corrected in the file: {', '.join(unknown)}."
+        if "" in seen:
+            cure += " Some texts have no language: add its code, as xml:lang in TMX and target-language in XLIFF."
         raise TextError(f"no text in {', '.join(map(repr, sorted(missing)))}", place=str(path), cure=cure)
 
 
@@ -95,10 +103,13 @@ def _sides(unit: Any) -> Iterator[Variants]:
     if namespace in _XLIFF_1:
         file = next(unit.iterancestors(f"{namespace}file"), unit)
         source, target = unit.find(f"{namespace}source"), unit.find(f"{namespace}target")
-        target_language = file.get("target-language") or (target is not None and target.get(_XML_LANG)) or ""
-        if target is not None and target.get("state") in _UNTRANSLATED_STATES:
+        codes = [
+            (element is not None and element.get(_XML_LANG)) or file.get(name) or ""
+            for element, name in ((source, "source-language"), (target, "target-language"))
+        ]
+        if target is not None and not _is_translated(unit.find(f"{namespace}seg-source"), target):
             target = None
-        yield [file.get("source-language", ""), target_language], [source, target] if is_for_translation else _NEITHER
+        yield codes, [source, target] if is_for_translation else _NEITHER
         return
     root = unit.getroottree().getroot()
     codes = [root.get("srcLang", ""), root.get("trgLang", "")]
@@ -106,6 +117,22 @@ def _sides(unit: Any) -> Iterator[Variants]:
         # By the standard a segment without a state is "initial", but most tools write no states at all.
         target = segment.find(f"{namespace}target") if segment.get("state") != "initial" else None
         yield codes, [segment.find(f"{namespace}source"), target] if is_for_translation else _NEITHER
+
+
+def _is_translated(segments: Any, target: Any) -> bool:
+    """Return whether a target of XLIFF 1 is one by its state, and where it is in segments, in all of them."""
+    is_rejected = target.get("state-qualifier", "").startswith("rejected-")
+    if target.get("state") in _UNTRANSLATED_STATES or is_rejected:
+        return False
+    wanted, translated = _segment_texts(segments), _segment_texts(target)
+    needed = [name for name, text in wanted.items() if text] or list(translated)
+    return not translated or all(translated.get(name) for name in needed)
+
+
+def _segment_texts(element: Any) -> dict[str, str]:
+    """Return the texts of the segments of a unit of XLIFF 1 by their ids."""
+    marks = [] if element is None else element.iter("{*}mrk")
+    return {mark.get("mid"): "".join(mark.itertext()).strip() for mark in marks if mark.get("mtype") == "seg"}
 
 
 def _units(path: Path, root: str, tags: Sequence[str]) -> Iterator[Any]:
@@ -189,4 +216,6 @@ def _standalone(element: Any) -> str:
     if _VARIABLE.fullmatch(native.strip()):
         return str(native.strip())
     name = element.get("id") or element.get("x")
+    if _BREAK.match(native):
+        return " "
     return "" if native.strip() or not name else f"{{{name}}}"

@@ -10,8 +10,9 @@ from dataclasses import dataclass
 from functools import lru_cache
 
 import langcodes
+from langcodes.data_dicts import LIKELY_SUBTAGS
 
-# gettext names a script behind an @; what is not here is a variant, except for the currency.
+# gettext names a script behind an @, also as part of a longer word; what is left is a variant, except for the currency.
 _MODIFIERS = {
     "latin": "Latn",
     "iqtelif": "Latn",
@@ -21,6 +22,8 @@ _MODIFIERS = {
     "hebrew": "Hebr",
     "euro": "",
 }
+# What no standard has: Microsoft's codes of Chinese, and old ones of Nynorsk.
+_ALIASES = {"zh-chs": "zh-Hans", "zh-cht": "zh-Hant", "no-ny": "nn", "no@nynorsk": "nn", "no-no@nynorsk": "nn"}
 # By script: a sentence has no spaces between its words.
 _CHINESE = ("Hans", "Hant", "Hani")
 _SPACELESS = (*_CHINESE, "Jpan", "Thai", "Laoo", "Khmr", "Mymr", "Tibt", "Yiii")
@@ -28,7 +31,10 @@ _SPACELESS = (*_CHINESE, "Jpan", "Thai", "Laoo", "Khmr", "Mymr", "Tibt", "Yiii")
 
 @dataclass(frozen=True)
 class LanguageTag:
-    """A normalized code: its language, its script (the likely one where the code has none), and what narrows it."""
+    """A normalized code: its language, its script (the likely one where the code has none), and what narrows it.
+
+    The script and the likely region are empty where CLDR does not know them.
+    """
 
     language: str
     script: str
@@ -45,44 +51,90 @@ def parse_code(code: str) -> LanguageTag | None:
         >>> parse_code("sr@latin") == parse_code("sr_Latn") == parse_code("sh")
         True
     """
-    match = re.fullmatch(r"([A-Za-z0-9_-]+)(?:\.[^@]*)?(?:@([A-Za-z0-9]+))?", code.strip())
-    if match is None:
+    read = _read(code, macro=True)
+    if read is None:
         return None
-    modifier = (match[2] or "").lower()
-    script = _MODIFIERS.get(modifier)
-    variants = {modifier} if modifier and script is None else set()
-    try:
-        tag = langcodes.Language.get(langcodes.standardize_tag(match[1], macro=True))
-        if not tag.is_valid() or tag.language is None:
-            return None
-        if script:
-            tag = tag.update_dict({"script": script})
-        likely = tag.maximize()
-    except ValueError:
-        return None
+    tag, variant = read
+    # What CLDR does not know, it would take for American English.
+    likely = tag.maximize() if tag.language in LIKELY_SUBTAGS else tag
     # CLDR's data has `no` for Bokmål; Nynorsk is a language of its own.
     language = "no" if tag.language == "nb" else str(tag.language)
-    variants |= {*(tag.variants or ()), *(tag.extensions or ()), *filter(None, [tag.private])}
+    variants = {*(tag.variants or ()), *(tag.extensions or ()), *filter(None, [tag.private, variant])}
     return LanguageTag(language, likely.script or "", tag.territory or "", likely.territory or "", frozenset(variants))
+
+
+def _read(code: str, *, macro: bool) -> tuple[langcodes.Language, str] | None:
+    """Return a code without what gettext names behind an @, which is a script or else returned as a variant."""
+    code = code.strip()
+    code = _ALIASES.get(code.lower().replace("_", "-"), code)
+    match = re.fullmatch(r"([A-Za-z0-9_-]+)(?:\.[^@]*)?(?:@([A-Za-z0-9]+))?", code)
+    if match is None:
+        return None
+    script, variant = "", (match[2] or "").lower()
+    for name, named in _MODIFIERS.items():
+        if name in variant:
+            script, variant = named, variant.replace(name, "")
+    try:
+        if len(variant) == 4 and langcodes.Language.make(script=variant.title()).is_valid():
+            script, variant = variant.title(), ""
+        tag = langcodes.Language.get(langcodes.standardize_tag(match[1], macro=macro))
+        # Of an extended language only those are known that have become languages, as `zh-yue` is `yue`.
+        if not tag.is_valid() or tag.language is None or tag.extlangs:
+            return None
+    except ValueError:
+        return None
+    return tag.update_dict({"script": script}) if script else tag, variant
+
+
+def is_standard(code: str) -> bool:
+    """Return whether a code is one of BCP 47, which recipes have; it becomes part of file and adapter names."""
+    return bool(re.fullmatch("[A-Za-z0-9-]+", code)) and code.lower() not in _ALIASES and parse_code(code) is not None
 
 
 def standard_code(code: str) -> str | None:
     """Return a code in the form of BCP 47, as `zh-Hant` for `zh_hant`; None where it is not a language code."""
-    return langcodes.standardize_tag(re.split("[.@]", code.strip())[0]) if parse_code(code) else None
+    if (read := _read(code, macro=False)) is None:
+        return None
+    tag, variant = read
+    with_variant = tag.update_dict({"variants": [variant]}) if variant else tag
+    return str(with_variant if with_variant.is_valid() else tag)
+
+
+def code_of_name(name: str) -> str:
+    """Return the code of a language's name, as `es` for `Spanish`; the name itself where it is none, or a code."""
+    if parse_code(name) is not None or not 3 < len(name) < 40 or not all(c.isalpha() or c in " ()" for c in name):
+        return name
+    try:
+        found = str(langcodes.find(name))
+    except LookupError:
+        return name
+    # Of `Serbian (Latin)` and `Portuguese Brazil` the library drops the script and the region.
+    detail = re.fullmatch(r"(\w+) \(?(\w[\w ]*)\)?", name)
+    if detail is None or "-" in found:
+        return found
+    for kind in ("territory", "script"):
+        try:
+            return str(langcodes.get(found).update(langcodes.find_name(kind, detail[2], "en")))
+        except LookupError:
+            pass
+    return name if "(" in name and detail[2].lower() != "simplified" else found
 
 
 def match_rank(wanted: str, code: str) -> int | None:
     """Return how well the code of a text fits a wanted language, None where it does not.
 
     0: the same; 1: the same with the likely region of the one that has none; 2: one of them has a region that is not
-    the likely one, or the text is in a variant. Other scripts, other regions and missing variants do not fit.
+    the likely one, or a script where none is known, or the text is in a variant. Other scripts, other regions and
+    missing variants do not fit.
     """
     ours, theirs = parse_code(wanted), parse_code(code)
-    if ours is None or theirs is None or (ours.language, ours.script) != (theirs.language, theirs.script):
+    if ours is None or theirs is None or ours.language != theirs.language:
+        return None
+    if ours.script and theirs.script and ours.script != theirs.script:
         return None
     if not ours.variants <= theirs.variants or (ours.region and theirs.region and ours.region != theirs.region):
         return None
-    if ours.variants != theirs.variants:
+    if ours.variants != theirs.variants or ours.script != theirs.script:
         return 2
     if ours.region == theirs.region:
         return 0

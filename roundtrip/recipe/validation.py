@@ -3,9 +3,7 @@
 import re
 from collections.abc import Iterator
 
-import langcodes
-
-from roundtrip.recipe.language_codes import UNKNOWN, language_name, match_rank, standard_code
+from roundtrip.recipe.language_codes import UNKNOWN, is_standard, language_name, match_rank, standard_code
 from roundtrip.recipe.schema import Adapter, Model, Recipe, TemplateRecipe, TextSource
 from roundtrip.runtime.errors import did_you_mean
 
@@ -27,13 +25,12 @@ def combination_problems(recipe: Recipe) -> list[str]:
 
 def _language_problems(recipe: Recipe) -> Iterator[str]:
     codes, names = recipe.languages, recipe.template.names
-    # A code becomes part of file and adapter names.
-    unknown = [c for c in codes if not re.fullmatch(r"[A-Za-z0-9-]+", c) or not langcodes.tag_is_valid(c)]
+    unknown = [code for code in codes if not is_standard(code)]
     for code in unknown:
-        forms = dict.fromkeys([code.replace("_", "-"), standard_code(code)]) if standard_code(code) else {}
-        hint = " or ".join(repr(form) for form in forms) or "BCP 47 such as 'en', 'pt-BR'"
+        forms = dict.fromkeys([code.replace("_", "-"), standard_code(code) or ""])
+        hint = " or ".join(repr(form) for form in forms if is_standard(form)) or "BCP 47 such as 'en', 'pt-BR'"
         yield f"languages: '{code}' is not a language code; use {hint}"
-    if not unknown and match_rank(*codes) == 0:
+    if not unknown and match_rank(*codes) in (0, 1):
         yield f"languages: '{codes[0]}' and '{codes[1]}' are the same language; name two"
     for code in names:
         if code not in codes:

@@ -241,6 +241,15 @@ def test_moses_pair_needs_two_files(tmp_path: Path, number: int) -> None:
         list(read_rows(TextSource(path="*.txt", format="moses"), paths, LANGUAGES))
 
 
+def test_moses_pair_in_the_other_order_is_refused(tmp_path: Path) -> None:
+    paths = [write(tmp_path / "a.es.gz", "Hola\n"), write(tmp_path / "a.en.gz", "Hello\n")]
+    names = (str(paths[0]), str(paths[1]))
+    with pytest.raises(TextError, match="files of es and en, where en and es are wanted in this order"):
+        list(read_rows(TextSource(path=names), paths, LANGUAGES))
+    assert list(read_rows(TextSource(path=names), paths, ("es", "en"))) == [("Hola", "Hello")]
+    assert list(read_rows(TextSource(path=names, format="moses"), paths, LANGUAGES)) == [("Hola", "Hello")]
+
+
 def test_moses_pair_is_refused_as_one_language(tmp_path: Path) -> None:
     paths = [write(tmp_path / "a.en", "x\n"), write(tmp_path / "a.es", "x\n")]
     with pytest.raises(TextError, match=r"1 language\(s\).*\n.*for one language, one file"):
@@ -266,6 +275,12 @@ def test_columns(tmp_path: Path, name: str, split: str, keys: dict[str, Any], ex
     assert pairs(path, **keys) == expected
     if "columns" in keys:
         assert texts(path, "en", **keys | {"columns": keys["columns"][:1]}) == [first for first, _ in expected]
+
+
+@pytest.mark.parametrize("position", [-1, 2])
+def test_positions_beside_a_name_are_checked(tmp_path: Path, position: int) -> None:
+    error = refusal(write(tmp_path / "a.tsv", "a\tb\n1\t2\n"), columns=("a", position))
+    assert f"names column {position}" in error.problem
 
 
 def test_tsv_does_not_interpret_quotes(tmp_path: Path) -> None:
@@ -311,6 +326,10 @@ def test_another_separator_is_named(tmp_path: Path, split: str) -> None:
         ("zh_TW\tzh_CN", ("zh-Hans", "zh-Hant"), [("b", "a")]),
         ("red\trojo", ("en", "es"), [("red", "rojo"), ("a", "b")]),
         ("English\tel inglés", ("en", "es"), [("English", "el inglés"), ("a", "b")]),
+        ("Polish\tPolonais", ("en", "fr"), [("Polish", "Polonais"), ("a", "b")]),
+        ("source_es\ttarget_en", ("en", "es"), [("b", "a")]),
+        ("Text (Spanish)\t#en", ("en", "es"), [("b", "a")]),
+        ("English (US)\tsentence es", ("en", "es"), [("a", "b")]),
     ],
 )
 def test_a_header_names_the_languages(
@@ -320,7 +339,9 @@ def test_a_header_names_the_languages(
     assert pairs(path, languages) == expected
 
 
-@pytest.mark.parametrize("header", ["source\ttarget", "Text\tTranslation", "src\ttgt"])
+@pytest.mark.parametrize(
+    "header", ["source\ttarget", "Text\tTranslation", "src\ttgt", "SRC\tTRG", "text_1\ttext2", "source\tde", "0\t1"]
+)
 def test_a_header_that_names_no_language_is_refused(tmp_path: Path, header: str) -> None:
     path = write(tmp_path / "a.tsv", f"{header}\na\tb\n")
     error = refusal(path)
@@ -331,10 +352,55 @@ def test_a_header_that_names_no_language_is_refused(tmp_path: Path, header: str)
     assert texts(write(tmp_path / "b.tsv", "english\na\n"), "en") == ["a"]
 
 
+@pytest.mark.parametrize("header", ["fr\tde", "en\tfr", "French\tGerman"])
+def test_a_header_of_other_languages_may_be_text(tmp_path: Path, header: str) -> None:
+    path = write(tmp_path / "a.tsv", f"{header}\na\tb\n")
+    assert "If the line is text: `columns = [0, 1]`." in str(refusal(path).cure)
+    assert pairs(path, columns=(0, 1)) == [tuple(header.split("\t")), ("a", "b")]
+    assert pairs(write(path, "no\tno\na\tb\n")) == [("no", "no"), ("a", "b")], "columns have two names"
+
+
+@pytest.mark.parametrize(("name", "split"), [("a.tsv", "\t"), ("a.csv", ",")])
+def test_the_header_of_a_wider_table_names_the_columns(tmp_path: Path, name: str, split: str) -> None:
+    path = write(tmp_path / name, "id\tes\tdomain\ten\n1\tHola\tx\tHello\n".replace("\t", split))
+    assert pairs(path) == [("Hello", "Hola")] and texts(path, "es") == ["Hola"]
+    assert pairs(path, columns=(3, 1)) == [("Hello", "Hola")] and pairs(path, columns=(2, 0)) == [("x", "1")]
+    with pytest.raises(TextError, match=r"the header calls columns \[1\] es; wanted: en"):
+        texts(path, "en", columns=(1,))
+    for columns in ((1, 3), (2, 3), (1, 2)):
+        error = refusal(path, columns=columns)
+        assert "the header calls columns" in error.problem and "columns = [3, 1]" in str(error.cure)
+
+
+def test_the_cure_of_a_wider_table_is_its_column_of_text(tmp_path: Path) -> None:
+    with pytest.raises(TextError, match=r"columns = \[1\]`; the first line has 0 'id', 1 'text'"):
+        texts(write(tmp_path / "a.csv", "id,text\n1,Hello\n"), "en")
+
+
+@pytest.mark.parametrize("split", [";", "\t", "|"])
+def test_commas_of_a_text_are_no_separators(tmp_path: Path, split: str) -> None:
+    """Each of these lines has one comma, so that it would be two fields."""
+    path = write(tmp_path / "a.csv", f"Hello, you{split}Bonjour toi\nBye, you{split}Au revoir\n")
+    for keys in ({}, {"columns": (0, 1)}):
+        assert "no separators" in refusal(path, **keys).problem
+    path = write(tmp_path / "a.csv", f'"Hello, you{split}two",Bonjour\n"Bye{split}",Au revoir\n')
+    assert len(pairs(path)) == 2
+
+
+def test_quotes_after_a_space_are_quotes(tmp_path: Path) -> None:
+    assert pairs(write(tmp_path / "a.csv", '"a, b", "c, d"\ne, f\n')) == [("a, b", "c, d"), ("e", "f")]
+
+
+@pytest.mark.parametrize("name", ["a.tsv", "a.csv"])
+@pytest.mark.parametrize(("first", "problem"), [('{"en": "a", "es": "b"}', "begins as JSON"), ("sep=;", "only Excel")])
+def test_a_table_begins_with_a_row(tmp_path: Path, name: str, first: str, problem: str) -> None:
+    assert problem in refusal(write(tmp_path / name, f"{first}\n")).problem
+
+
 @pytest.mark.parametrize("name", ["a.tsv", "a.csv", "a.jsonl"])
 def test_blank_lines_at_the_end_are_nothing(tmp_path: Path, name: str) -> None:
     line = {"a.tsv": "a\tb", "a.csv": "a,b", "a.jsonl": '{"en": "a", "es": "b"}'}[name]
-    assert pairs(write(tmp_path / name, f"{line}\n\n\r\n")) == [("a", "b")]
+    assert pairs(write(tmp_path / name, f"{line}\n\n \r\n\x1a")) == [("a", "b")]
     refusal(write(tmp_path / name, f"{line}\n\n{line}\n"))
 
 
@@ -392,11 +458,41 @@ def test_bad_jsonl_record_is_refused(tmp_path: Path, line: str, problem: str, cu
     assert cure in (caught.value.cure or "")
 
 
-@pytest.mark.parametrize(("content", "keys"), [(JSONL.replace("en", "text"), {}), (JSONL, {"columns": (0, 1)})])
-def test_jsonl_needs_column_names(tmp_path: Path, content: str, keys: dict[str, Any]) -> None:
-    assert pairs(write(tmp_path / "a.jsonl", JSONL)) == PAIRS, "named as the languages"
-    error = refusal(write(tmp_path / "a.jsonl", content), **keys)
-    assert 'columns = ["translation.en", "translation.es"]' in str(error.cure)
+@pytest.mark.parametrize(
+    ("record", "keys", "names"),
+    [
+        ({"text": "Hello", "es": "Hola"}, {}, ["text", "es"]),
+        ({"en": "Hello", "es": "Hola"}, {"columns": (0, 1)}, ["en", "es"]),
+        ({"id": "1", "source": "Hello", "target": "Hola"}, {}, ["source", "target"]),
+        ({"translation": {"en": "Hello", "es": "Hola"}}, {}, ["translation.en", "translation.es"]),
+    ],
+)
+def test_the_cure_of_jsonl_names_its_columns(
+    tmp_path: Path, record: dict[str, Any], keys: dict[str, Any], names: list[str]
+) -> None:
+    path = write(tmp_path / "a.jsonl", json.dumps(record) + "\n")
+    assert f"`columns = {json.dumps(names)}`" in str(refusal(path, **keys).cure)
+    assert pairs(path, columns=tuple(names)) == [("Hello", "Hola")]
+
+
+def test_records_are_read_by_columns_named_as_the_languages(tmp_path: Path) -> None:
+    path = write(tmp_path / "a.jsonl", '{"Spanish": "Hola", "text_en": "Hello", "id": 1}\n')
+    assert pairs(path) == [("Hello", "Hola")]
+    path = write(tmp_path / "a.jsonl", '{"id": "17", "en": "Hello", "ind": "Halo"}\n')
+    assert pairs(path, ("en", "id")) == [("Hello", "Halo")], "id is no Indonesian beside it"
+    path = write(tmp_path / "a.jsonl", '{"id": "17", "text": "Halo"}\n')
+    with pytest.raises(TextError, match=r'columns = \["text"\]'):
+        texts(path, "id")
+    assert pairs(write(tmp_path / "a.jsonl", '{"id": "Halo", "en": "Hello"}\n'), ("en", "id")) == [("Hello", "Halo")]
+
+
+@pytest.mark.parametrize(
+    "content", ['[{"en": "a"}, {"en": "b"}]\n', '["a"]\n', '[\n {"en": "a"}]\n', '{\n "en": "a"}\n']
+)
+def test_json_that_is_not_by_lines_is_refused_with_its_conversion(tmp_path: Path, content: str) -> None:
+    for keys in ({}, {"columns": ("en",)}):
+        with pytest.raises(TextError, match=r"jq -c '\.\[\]' FILE"):
+            texts(write(tmp_path / "a.jsonl", content), "en", **keys)
 
 
 FIELD = st.text(st.characters(codec="utf-8", exclude_categories=["Cc"]))
@@ -425,7 +521,7 @@ def test_csv_round_trips_quotes_and_breaks(tmp_path: Path, rows: list[str]) -> N
     text = io.StringIO(newline="")
     csv.writer(text, quoting=csv.QUOTE_ALL).writerows([row] for row in rows)
     path = write(tmp_path / f"{next(FILES)}.csv", text.getvalue())
-    assert texts(path, "en") == [clean(row) for row in rows]
+    assert texts(path, "en", columns=(0,)) == [clean(row) for row in rows]
 
 
 # -- parquet and data sets
@@ -522,7 +618,8 @@ def test_missing_optional_package_names_the_extra(monkeypatch: pytest.MonkeyPatc
 
 # -- gettext catalogues
 
-HEADER = 'msgid ""\nmsgstr "Content-Type: text/plain; charset=UTF-8\\nLanguage: es\\n"\n\n'
+SPANISH = "Plural-Forms: nplurals=3; plural=n == 1 ? 0 : n != 0 && n % 1000000 == 0 ? 1 : 2;"
+HEADER = f'msgid ""\nmsgstr "Content-Type: text/plain; charset=UTF-8\\nLanguage: es\\n{SPANISH}\\n"\n\n'
 ENTRIES = r"""#, fuzzy
 msgid "Fuzzy"
 msgstr "Confuso"
@@ -625,6 +722,23 @@ def test_po_message_may_contain_line_separators(tmp_path: Path) -> None:
     assert pairs(path) == [("a b c", "d")]
 
 
+@pytest.mark.parametrize("forms", ["", "plural=EXPRESSION;", "plural=n!;"])
+def test_plural_forms_are_not_guessed(tmp_path: Path, forms: str) -> None:
+    start = f'msgid ""\nmsgstr "Language: ar\\nPlural-Forms: {forms}\\n"\n\n'
+    entry = 'msgid "a"\nmsgid_plural "b"\nmsgstr[0] "0"\nmsgstr[1] "1"\nmsgstr[2] "2"\n'
+    error = refusal(write(tmp_path / "a.po", start + entry), ("en", "ar"))
+    assert "Plural-Forms header" in error.problem and "another catalogue in this language" in str(error.cure)
+    without_plurals = write(tmp_path / "a.po", start + 'msgid "a"\nmsgstr "b"\n')
+    assert pairs(without_plurals, ("en", "ar")) == [("a", "b")]
+
+
+@pytest.mark.parametrize("charset", ["rot13", "utf-16", "none"])
+def test_a_charset_that_cannot_be_is_utf_8(tmp_path: Path, charset: str) -> None:
+    assert pairs(write(tmp_path / "a.po", PO.replace("UTF-8", charset))) == PAIRS
+    content = PO.replace("Content-Type", "content-type").replace("UTF-8", "ISO-8859-1")
+    assert pairs(write(tmp_path / "a.po", content.encode("latin-1"))) == PAIRS
+
+
 @pytest.mark.parametrize(
     ("content", "line"),
     [
@@ -706,6 +820,36 @@ def test_xliff_1_skips_units_without_translation(tmp_path: Path) -> None:
     assert pairs(path) == [("six", "6"), ("seven{2}", "7"), ("eight", "")]
     assert texts(path, "es") == ["6", "7", ""]
     assert texts(path, "en") == ["one", "two", "three", "six", "seven{2}", "eight", "nine"]
+
+
+@pytest.mark.parametrize(
+    ("unit", "languages"),
+    [
+        ('<target state-qualifier="rejected-grammar">b</target>', ("en", "es")),
+        ('<target><mrk mtype="seg" mid="1">b</mrk> <mrk mtype="seg" mid="2"/></target>', ("en", "es")),
+        ('<target><mrk mtype="seg" mid="1">b</mrk></target>', ("en", "es")),
+        ('<target xml:lang="fr">b</target>', ("en", "fr")),
+    ],
+)
+def test_xliff_1_targets_that_are_no_translations_of_their_source(
+    tmp_path: Path, unit: str, languages: tuple[str, str]
+) -> None:
+    segments = '<seg-source><mrk mtype="seg" mid="1">a</mrk> <mrk mtype="seg" mid="2">c</mrk></seg-source>'
+    whole = '<target><mrk mtype="seg" mid="1">b</mrk> <mrk mtype="seg" mid="2">d</mrk></target>'
+    body = "".join(f'<trans-unit id="1"><source>a c</source>{segments}{t}</trans-unit>' for t in (unit, whole))
+    path = write(tmp_path / "a.xlf", xliff_1(body))
+    assert pairs(path) == [("a c", "b d")]
+    assert pairs(path, languages)[0] == (("a c", "b d") if languages == LANGUAGES else ("a c", "b"))
+
+
+def test_the_cure_of_texts_without_a_language_adds_it(tmp_path: Path) -> None:
+    path = write(
+        tmp_path / "a.xlf",
+        xliff_1("<trans-unit><source>a</source><target>b</target></trans-unit>", 'source-language="en"'),
+    )
+    assert "target-language in XLIFF" in str(refusal(path).cure)
+    path = write(tmp_path / "a.tmx", tmx(unit(en="a", sr_SP_Latn="b")))
+    assert "to be corrected in the file: sr-SP-Latn." in str(refusal(path, ("en", "sr-Latn")).cure)
 
 
 def test_xliff_2_skips_segments_without_translation(tmp_path: Path) -> None:
@@ -853,6 +997,8 @@ def test_xml_elements_are_freed_after_reading(
     [
         ("a\tb\n".encode("utf-16"), "it is UTF-16", "iconv -f UTF-16 "),
         ("a\tb\n".encode("utf-16-le"), "NUL bytes", "iconv -f UTF-16LE"),
+        ("a\tb\n".encode("utf-16-be"), "NUL bytes", "iconv -f UTF-16BE"),
+        (b"PAR1\x15\0", "a parquet file", "ends in .parquet"),
         ("a\tb\n".encode("utf-32"), "it is UTF-32", "iconv -f UTF-32"),
         (gzip.compress(b"a\tb\n", mtime=0), "compressed with gzip", "ends in .gz"),
         (b"PK\x03\x04rest", "a zip archive", "Unpack it"),
@@ -891,6 +1037,10 @@ def test_files_of_other_formats_are_no_plain_lines(tmp_path: Path, name: str) ->
         ('<?xml version="1.0"?>', "XML"),
         ("<xliff version='1.2'>", "XML"),
         ("<!DOCTYPE html>", "HTML"),
+        ('<rss version="2.0">', "XML"),
+        ("<!-- made by hand -->", "XML"),
+        ("WEBVTT", "subtitles"),
+        ('msgid ""', "a gettext catalogue"),
     ],
 )
 def test_plain_lines_do_not_begin_as_markup(tmp_path: Path, first: str, kind: str) -> None:
@@ -903,6 +1053,25 @@ def test_plain_lines_do_not_begin_as_markup(tmp_path: Path, first: str, kind: st
 @pytest.mark.parametrize("first", ["[Music] Hello", "{name}, hello", '["Well", he said]', "<b>Bold</b>", "[1] One"])
 def test_text_may_begin_with_a_bracket(tmp_path: Path, first: str) -> None:
     assert texts(write(tmp_path / "a.txt", f"{first}\nHello\n"), "en") == [first, "Hello"]
+
+
+def test_plain_lines_have_no_columns(tmp_path: Path) -> None:
+    path = write(tmp_path / "a.txt", "1\tHello\n2\tBye\n")
+    with pytest.raises(TextError, match=r'tabs in its lines(.|\n)*format = "tsv"'):
+        texts(path, "en")
+    assert texts(path, "en", format="tsv", columns=(1,)) == ["Hello", "Bye"]
+    assert texts(path, "en", format="lines") == ["1 Hello", "2 Bye"]
+
+
+def test_lines_that_end_in_carriage_returns_behind_the_first(tmp_path: Path) -> None:
+    for content in ("a\nb\rc\rd\re\n", "b\rc\rd\n"):
+        with pytest.raises(TextError, match="end in a carriage return alone"):
+            texts(write(tmp_path / "a.txt", content), "en")
+    assert texts(write(tmp_path / "a.txt", "a\rb\r\r\n"), "en") == ["a b"], "a stray one"
+
+
+def test_a_folder_is_no_file(tmp_path: Path) -> None:
+    assert "a folder where a file is expected" in refusal(tmp_path).problem
 
 
 def test_a_csv_text_of_a_book_has_a_quote_that_is_not_closed(tmp_path: Path) -> None:
@@ -943,6 +1112,8 @@ def inline_unit(source: str, target: str, kind: str) -> str:
         ("tmx", "Open <ph>%(name)s</ph>!", "Open %(name)s!"),
         ("tmx", "Open <ph>{0}</ph>, <hi>now</hi>", "Open {0}, now"),
         ("tmx", '<it pos="begin">&lt;i&gt;</it>Now<ut>{\\par}</ut>', "Now"),
+        ("tmx", 'One<ph x="1">&lt;br/&gt;</ph>two<ph x="2"> </ph>three<ph>\\n</ph>', "One two three"),
+        ("tmx", "<ph>{\\b </ph>Bold<ph>}</ph>", "Bold"),
         ("tmx", 'See <ph>&lt;img alt="<sub>a picture</sub>"/&gt;</ph>', "See a picture"),
         ("xliff", 'Hello <x id="INTERPOLATION" equiv-text="{{name}}"/>, open', "Hello {{name}}, open"),
         ("xliff", 'Hello <x id="3"/>, open', "Hello {3}, open"),

@@ -7,7 +7,14 @@ from pathlib import Path
 import pytest
 
 from roundtrip.data.readers import read_rows
-from roundtrip.recipe.language_codes import bleu_tokenizer, is_spaceless, match_codes, match_rank, standard_code
+from roundtrip.recipe.language_codes import (
+    bleu_tokenizer,
+    code_of_name,
+    is_spaceless,
+    match_codes,
+    match_rank,
+    standard_code,
+)
 from roundtrip.recipe.schema import TextSource
 from roundtrip.runtime.errors import TextError
 
@@ -36,6 +43,13 @@ SAME = [
     ("sr-Latn", "sr@latin"),
     ("sr-Latn", "sr_RS@latin"),
     ("sr-Latn", "sh"),
+    ("sr-Latn", "sr@Latn"),
+    ("sr-Latn", "sr@ijekavianlatin"),
+    ("en-Shaw", "en@shaw"),
+    ("zh-Hant", "zh-CHT"),
+    ("zh", "zh-CHS"),
+    ("acm", "acm_Arab"),
+    ("qaa-Cyrl", "qaa"),
     ("uz-Cyrl", "uz@cyrillic"),
     ("zh", "zh_CN"),
     ("zh", "cmn"),
@@ -58,13 +72,19 @@ OTHER = [
     ("nn", "no"),
     ("nn", "nb"),
     ("sr", "sr@latin"),
+    ("sr", "sr@latn"),
+    ("sr", "sr@latinijekavian"),
     ("sr-Latn", "sr"),
     ("sr-Latn", "sr_RS"),
     ("hr", "sr@latin"),
     ("uz", "uz@cyrillic"),
+    ("uz", "uz@Cyrl"),
+    ("no", "no@nynorsk"),
     ("zh-Hant", "zh_CN"),
     ("zh-Hans", "zh_TW"),
     ("zh", "zh_TW"),
+    ("zh", "zh-CHT"),
+    ("zh", "chi_tra"),
     ("zh-Hant", "zh"),
     ("zh", "yue"),
     ("pt-BR", "pt_PT"),
@@ -201,5 +221,52 @@ def test_languages_with_spaces_have_the_usual_tokenizer(code: str) -> None:
 
 
 def test_standard_codes() -> None:
-    codes = ["zh_hant", "pt_BR", "eng_Latn", "iw", "es-ES", "Spanish", "xx", ""]
-    assert [standard_code(code) for code in codes] == ["zh-Hant", "pt-BR", "en", "he", "es-ES", None, None, None]
+    codes = ["zh_hant", "pt_BR", "eng_Latn", "iw", "es-ES", "sr@latin", "ca@valencia", "zh-CHT"]
+    standard = ["zh-Hant", "pt-BR", "en", "he", "es-ES", "sr-Latn", "ca-valencia", "zh-Hant"]
+    assert [standard_code(code) for code in codes] == standard
+    assert [standard_code(code) for code in ("Spanish", "xx", "zh-XYZ", "")] == [None] * 4
+
+
+@pytest.mark.parametrize("header", ["language: es", "LANGUAGE: es", "Language : es", "language-code: es"])
+def test_names_of_headers_have_any_letter_case(tmp_path: Path, header: str) -> None:
+    path = catalogue(tmp_path / "a.po", header)
+    assert read(path, "es") == [("TRANSLATION",)] and read(path, "es", "en") == [("TRANSLATION", "MESSAGE")]
+    with pytest.raises(TextError, match="in 'es', which is neither"):
+        read(path, "en", "fr")
+
+
+@pytest.mark.parametrize("header", ["X-Poedit-Language: Spanish", "Language-Team: Spanish <es@example.org>"])
+def test_a_name_against_the_wanted_language_is_refused(tmp_path: Path, header: str) -> None:
+    path = catalogue(tmp_path / "a.po", header)
+    assert read(path, "en", "es") == [("MESSAGE", "TRANSLATION")]
+    for languages in (("en", "fr"), ("fr", "en")):
+        with pytest.raises(TextError, match="it has no Language header, and 'Spanish' as"):
+            read(path, *languages)
+    for team in ("LANGUAGE <LL@li.org>", "KDE", "Our Team", ""):
+        assert read(catalogue(path, f"Language-Team: {team}"), "en", "fr") == [("MESSAGE", "TRANSLATION")]
+
+
+def test_the_cure_of_another_script_or_region_is_its_code(tmp_path: Path) -> None:
+    for header, wanted, code in (("sr@latin", "sr", "sr-Latn"), ("zh_HK", "zh-TW", "zh-HK"), ("sr", "sr-Latn", "sr")):
+        with pytest.raises(TextError, match=f"use '{code}' in the recipe"):
+            read(catalogue(tmp_path / "a.po", f"Language: {header}"), "en", wanted)
+
+
+@pytest.mark.parametrize(
+    ("name", "code"),
+    [
+        ("Spanish", "es"),
+        ("Serbian (Latin)", "sr-Latn"),
+        ("Portuguese (Brazil)", "pt-BR"),
+        ("Portuguese Brazil", "pt-BR"),
+        ("Spanish (Latin America)", "es-419"),
+        ("Chinese (Simplified)", "zh-Hans"),
+        ("Traditional Chinese", "zh-Hant"),
+        ("Norwegian Nynorsk", "nn"),
+        ("French (informal)", "French (informal)"),
+        ("Hello", "Hello"),
+        ("pt_BR", "pt_BR"),
+    ],
+)
+def test_names_keep_their_script_and_region(name: str, code: str) -> None:
+    assert code_of_name(name) == code
