@@ -216,6 +216,11 @@ def load_models(
     names = " and ".join(dict.fromkeys(spec.name for spec in recipe.model.values()))
     with events.task("loading", f"loading {names}", 0):
         translators = translator.load(recipe, folder, segments, residual_folder)
+    for name, each in translators.items():
+        notes = each.notes(recipe.generate)
+        for note in notes:
+            events.say(f"  {name}: {note}")
+        events.log("model", direction=name, attention=each.base.attention, notes=notes)
     # Length limits grow with the target tokens per source token of real pairs.
     rows = corpora.train[:NUM_SAMPLES] if recipe.without_dev else corpora.dev
     pairs = {name: oriented_pairs(rows, each.direction, recipe) for name, each in translators.items()}

@@ -6,6 +6,7 @@ from contextlib import closing
 from dataclasses import dataclass, replace
 from pathlib import Path
 
+from roundtrip.engine.backend import choose_backend
 from roundtrip.engine.cuda_graphs import supports_static_cache
 from roundtrip.engine.generate import generate, length_limit
 from roundtrip.engine.hypotheses import Hypotheses, HypothesisDecoder
@@ -73,6 +74,18 @@ class Translator:
     @property
     def base(self) -> LoadedModel:
         return self.direction_model.base
+
+    def notes(self, settings: Generate) -> list[str]:
+        """Return what a run says about how this direction computes: where that is not as it usually is.
+
+        Raises:
+            ModelError: the model is not causal, or cannot generate.
+        """
+        with self.direction_model.generating(use_adapter=False) as model:
+            notes = list(choose_backend(model, settings, self.base.pad_id).reasons)
+        if self.base.attention == "eager":
+            notes.insert(0, "attention 'eager' for generation: transformers has no sdpa for this model")
+        return notes
 
     def translate(
         self,

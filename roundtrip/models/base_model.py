@@ -40,6 +40,7 @@ class LoadedModel:
     stop_ids: tuple[int, ...]  # end tokens of the generation config
     max_positions: int | None  # longest text in tokens; None where the model has no limit
     digest: str  # hash of the files of its weights, whatever precision they were loaded in
+    attention: str  # what it generates with, and computes padded rows with on a GPU
 
     @property
     def dtype(self) -> torch.dtype:
@@ -78,7 +79,8 @@ def load(spec: Model, folder: Path, *, on_host: bool = False) -> LoadedModel:
     pad_id = int(next((i for i in known if i < num_embeddings), 0))
     stop_ids = tuple(eos) if isinstance(eos, list) else () if eos is None else (int(eos),)
     max_positions, digest = getattr(model.config, "max_position_embeddings", None), files_hash(location, spec.revision)
-    return LoadedModel(model, tokenizer, location, pad_id, stop_ids, max_positions, digest)
+    attention_name = str(model.config._attn_implementation)
+    return LoadedModel(model, tokenizer, location, pad_id, stop_ids, max_positions, digest, attention_name)
 
 
 def locate_model(spec: Model, folder: Path) -> str:
@@ -181,13 +183,15 @@ def _explain_errors(spec: Model) -> Iterator[None]:
 
 
 def _from_pretrained(location: str, revision: str | None, dtype: torch.dtype, **settings: Any) -> Any:
-    from transformers import AutoModelForCausalLM
+    from transformers import AutoConfig, AutoModelForCausalLM
 
+    config = AutoConfig.from_pretrained(location, revision=revision, trust_remote_code=False)
+    model_class = AutoModelForCausalLM._model_mapping.get(type(config), None)
     return AutoModelForCausalLM.from_pretrained(
         location,
         revision=revision,
         dtype=dtype,
-        attn_implementation=attention.GENERATING,
+        attn_implementation=attention.generating(model_class),
         use_safetensors=True,
         trust_remote_code=False,
         **settings,
