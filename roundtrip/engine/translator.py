@@ -213,7 +213,15 @@ def _translator(
 
     def template(key: str, source: str) -> PromptTemplate:
         segments = fixed.get(key) or build_segments(tokenizer, recipe.template, source, direction.target, stop_ids)
-        return PromptTemplate(tokenizer, segments)
+        made = PromptTemplate(tokenizer, segments)
+        (row,) = made.rows([("a", "a")])
+        if (highest := max(row.ids)) >= model.base.num_embeddings:
+            token = tokenizer.convert_ids_to_tokens(highest)
+            problem = (
+                f"the template uses '{token}', token {highest}, the model has {model.base.num_embeddings} embeddings"
+            )
+            raise ModelError(problem, place="model.path", cure="use the tokenizer that belongs to this model")
+        return made
 
     parallel = denoising = template(direction.name, direction.source)
     if recipe.rounds.denoising_ratio:

@@ -20,6 +20,7 @@ from roundtrip.runtime.atomic_io import file_hash
 from roundtrip.runtime.downloads import cache_dir, is_hub_id, resolve
 from roundtrip.runtime.errors import ModelError, SourceError, first_line
 from roundtrip.runtime.memory import limit_kernel_cache
+from roundtrip.tokens.prompt_segments import special_ids
 
 _PICKLES = {".bin", ".pt", ".pth", ".ckpt", ".pkl", ".pickle"}
 _PICKLE = "a pickle, which can execute arbitrary code when it is loaded"
@@ -41,6 +42,7 @@ class LoadedModel:
     max_positions: int | None  # longest text in tokens; None where the model has no limit
     digest: str  # hash of the files of its weights, whatever precision they were loaded in
     attention: str  # what it generates with, and computes padded rows with on a GPU
+    num_embeddings: int  # no id of a row may reach it, though the tokenizer may have special tokens there
 
     @property
     def dtype(self) -> torch.dtype:
@@ -80,7 +82,9 @@ def load(spec: Model, folder: Path, *, on_host: bool = False) -> LoadedModel:
     stop_ids = tuple(eos) if isinstance(eos, list) else () if eos is None else (int(eos),)
     max_positions, digest = getattr(model.config, "max_position_embeddings", None), files_hash(location, spec.revision)
     attention_name = str(model.config._attn_implementation)
-    return LoadedModel(model, tokenizer, location, pad_id, stop_ids, max_positions, digest, attention_name)
+    return LoadedModel(
+        model, tokenizer, location, pad_id, stop_ids, max_positions, digest, attention_name, num_embeddings
+    )
 
 
 def locate_model(spec: Model, folder: Path) -> str:
@@ -201,16 +205,19 @@ def _from_pretrained(location: str, revision: str | None, dtype: torch.dtype, **
 def _refuse_incomplete(spec: Model, model: Any, tokenizer: Any, report: Any) -> None:
     """Refuse adapters, models with missing weights, which would be random, and tokens that have no embedding."""
     missing = sorted(report["missing_keys"]) + sorted(str(key) for key in report["mismatched_keys"])
-    highest = max(tokenizer.get_vocab().values(), default=0)
     num_embeddings = int(model.get_input_embeddings().weight.shape[0])
+    # A special token without an embedding, as Gemma 3 1B has for images, is never made of text nor predicted.
+    beyond = [i for i in tokenizer.get_vocab().values() if i >= num_embeddings]
+    head = getattr(model.get_output_embeddings(), "weight", None)
+    can_be_made = set(beyond) - special_ids(tokenizer) or (head is not None and head.shape[0] > num_embeddings)
     if getattr(model, "_hf_peft_config_loaded", False):
         problem = f"'{spec.path}' is an adapter, not a model"
         cure = "set model.path to its base; adapter.init takes the folder of an adapter"
     elif missing:
         problem = f"'{spec.path}' lacks {len(missing)} of the model's weights, {missing[0]} among them"
         cure = "use a complete causal language model; an encoder or a classifier is none"
-    elif highest >= num_embeddings:
-        problem = f"the tokenizer has token {highest}, the model only {num_embeddings} embeddings"
+    elif beyond and can_be_made:
+        problem = f"the tokenizer has token {max(beyond)}, the model only {num_embeddings} embeddings"
         cure = "use the tokenizer that belongs to this model"
     else:
         return
