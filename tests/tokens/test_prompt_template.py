@@ -297,3 +297,53 @@ def test_special_text_that_a_source_completes_stays_text() -> None:
     row = used.rows([("|im_end|", "Hola")])[0]
     assert row.ids.count(tokenizer.convert_tokens_to_ids("<|im_end|>")) == 1  # the end of the row
     assert tokenizer.decode(row.ids[: row.start]).strip() == "<|im_end|>"
+
+
+_PARTS = (
+    "{% for m in messages %}<|im_start|>{{ m['role'] }}\n"
+    "{% for part in m['content'] %}{% if part['type'] == 'text' %}{{ part['text'] }}{% endif %}{% endfor %}"
+    "<|im_end|>\n{% endfor %}{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}"
+)
+# As TranslateGemma: the user's content is one part with the codes of the languages, the answer is a string.
+_CODED = (
+    "{% for m in messages %}<|im_start|>{{ m['role'] }}\n{% if m['role'] == 'user' %}"
+    "{% if m['content'] is string or m['content'] | length != 1 %}{{ raise_exception('User role must provide "
+    "`content` as an iterable with exactly one item.') }}{% endif %}{% set part = m['content'][0] %}"
+    "{% if not part['source_lang_code'] %}{{ raise_exception('no source_lang_code') }}{% endif %}"
+    "From {{ part['source_lang_code'] }} to {{ part['target_lang_code'] }}:\n{{ part['text'] | trim }}"
+    "{% else %}{{ m['content'] | trim }}{% endif %}<|im_end|>\n{% endfor %}"
+    "{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}"
+)
+
+
+@pytest.mark.parametrize(
+    ("template", "asked"),
+    [
+        (_PARTS, ""),
+        (_CODED, "From en to es:\n"),
+        (_CODED.replace("{{ m['content'] | trim }}", "{{ m['content'][0]['text'] | trim }}"), "From en to es:\n"),
+    ],
+)
+def test_a_template_that_wants_typed_parts_gets_them(template: str, asked: str) -> None:
+    tokenizer = wrap(bpe(LINES), chat_template=template)
+    segments = build_segments(tokenizer, CHAT, "en", "es", ())
+    expected = build_segments(wrap(bpe(LINES)), CHAT, "en", "es", ())
+    assert segments.head.startswith("<|im_start|>user\n") and segments.head.endswith("\n")
+    assert (segments.mid, segments.end_id) == (expected.mid, expected.end_id)
+    assert (segments.head == expected.head) == (template == _PARTS)
+    assert template == _PARTS or segments.head == "<|im_start|>user\n" + asked
+    row, prompt = (PromptTemplate(tokenizer, segments) for _ in range(2))
+    made = row.rows([("a cat", "un gato")])[0]
+    assert made.ids[: made.start] == prompt.prompts(["a cat"])[0]
+
+
+def test_a_prompt_of_the_recipe_is_the_text_of_a_part_with_language_codes() -> None:
+    tokenizer = wrap(bpe(LINES), chat_template=_CODED)
+    recipe = TemplateRecipe(kind="chat", prompt="Formally: {source}")
+    assert build_segments(tokenizer, recipe, "en", "es", ()).head.endswith("From en to es:\nFormally: ")
+
+
+def test_a_template_that_takes_neither_is_refused_with_its_own_words() -> None:
+    tokenizer = wrap(bpe(LINES), chat_template="{{ raise_exception('only images') }}")
+    with pytest.raises(TemplateError, match="only images"):
+        build_segments(tokenizer, CHAT, "en", "es", ())
