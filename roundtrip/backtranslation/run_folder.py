@@ -30,7 +30,7 @@ from roundtrip.runtime import atomic_io
 from roundtrip.runtime.errors import RunError
 
 BEST = "best"
-FORMAT = 3
+FORMAT = 4
 # Keys that may change at --resume, since no result depends on them.
 _FREE_KEYS = {"checkpoint", "rounds.require_better_than_copy"}
 # Files that may be in the folder of a run before its run.json is.

@@ -24,7 +24,9 @@ class Segments:
 
     head: str  # text before the source, special tokens spelled out
     mid: str  # text between source and target
-    bos_id: int | None  # id to put first where the tokenizer wants one and `head` does not spell it
+    prefix_ids: tuple[
+        int, ...
+    ]  # what the tokenizer puts in front of every text (a BOS), where `head` does not spell it
     end_id: int  # closes a target; always the last label of a row
     stop_ids: tuple[int, ...]  # end a hypothesis and are no part of it
     # Of a plain template, ids whose text holds a line break: they end a hypothesis too (a base model has no other end),
@@ -37,7 +39,7 @@ class Segments:
     @classmethod
     def from_dict(cls, values: dict[str, Any]) -> Segments:
         """Return what `to_dict` gave, also after a way through JSON."""
-        lists = {key: tuple(values[key]) for key in ("stop_ids", "break_ids")}
+        lists = {key: tuple(values[key]) for key in ("prefix_ids", "stop_ids", "break_ids")}
         return cls(**(values | lists))
 
 
@@ -67,12 +69,21 @@ def build_segments(
     if end_id is None:
         raise TemplateError("the tokenizer has no end token", cure=_SET_END)
     head, rest = _fill(recipe.prompt_text, **names, source=_SOURCE, target=_TARGET).split(_SOURCE)
-    # The BOS, where the tokenizer puts one in front by itself (defining one is not enough) and the text has none.
-    bos_id = tokenizer.bos_token_id
-    if bos_id is None or tokenizer("a")["input_ids"][:1] != [bos_id] or head.startswith(tokenizer.bos_token):
-        bos_id = None
     breaks = {i for i, text in enumerate(token_texts(tokenizer)) if "\n" in text} - stops
-    return Segments(head, rest.split(_TARGET)[0], bos_id, int(end_id), tuple(sorted(stops)), tuple(sorted(breaks)))
+    fixed = (rest.split(_TARGET)[0], _prefix_ids(tokenizer, head), int(end_id))
+    return Segments(head, *fixed, tuple(sorted(stops)), tuple(sorted(breaks)))
+
+
+def _prefix_ids(tokenizer: Any, head: str) -> tuple[int, ...]:
+    """Return the special ids that a tokenizer puts in front of a text by itself, none where `head` spells them.
+
+    Mostly that is its BOS, if it adds one (defining one is not enough); XGLM and BioGPT put their end token there.
+    """
+    text, whole = (tokenizer("a", add_special_tokens=added)["input_ids"] for added in (False, True))
+    size = next((i for i in range(len(whole)) if text and whole[i : i + len(text)] == text), 0)
+    prefix = tuple(whole[:size])
+    spelled = "".join(tokenizer.convert_ids_to_tokens(list(prefix)))
+    return () if spelled and head.startswith(spelled) else prefix
 
 
 def token_texts(tokenizer: Any) -> list[str]:
@@ -118,7 +129,7 @@ def _chat_segments(
     if end_id is None:
         problem = "neither the chat template nor the tokenizer has an end token"
         raise TemplateError(problem, place="template", cure=_SET_END)
-    return Segments(head, mid, None, int(end_id), tuple(sorted(stops | {int(end_id)})), ())
+    return Segments(head, mid, (), int(end_id), tuple(sorted(stops | {int(end_id)})), ())
 
 
 @dataclass(frozen=True)

@@ -218,7 +218,7 @@ def test_a_run_of_another_format_is_refused(interrupted: tuple[Path, Path], numb
     recipe, folder = interrupted
     document = json.loads((folder / "run.json").read_text()) | {"format": number}
     (folder / "run.json").write_text(json.dumps(document))
-    with pytest.raises(RunError, match=rf"has format {number}, this version reads 3(.|\n)*the version of roundtrip"):
+    with pytest.raises(RunError, match=rf"has format {number}, this version reads 4(.|\n)*the version of roundtrip"):
         go(recipe, folder, resume=True)
 
 

@@ -20,9 +20,9 @@ from tests.conftest import CHATML, bpe, toy_pairs, wrap
 LINES = [text for pair in toy_pairs() for text in pair]
 
 
-def _bos(tokenizer: Tokenizer, token: str) -> Tokenizer:
+def _bos(tokenizer: Tokenizer, *tokens: str) -> Tokenizer:
     tokenizer.post_processor = processors.TemplateProcessing(
-        single=f"{token} $A", special_tokens=[(token, tokenizer.token_to_id(token))]
+        single=f"{' '.join(tokens)} $A", special_tokens=[(token, tokenizer.token_to_id(token)) for token in tokens]
     )
     return tokenizer
 
@@ -68,6 +68,8 @@ TOKENIZERS: dict[str, PreTrainedTokenizerFast] = {
     "pad is end": wrap(bpe(LINES), pad_token="<|im_end|>"),
     "BOS defined, not added": wrap(bpe(LINES), bos_token="<|im_start|>"),
     "BOS added": wrap(_bos(bpe(LINES), "<|im_start|>"), bos_token="<|im_start|>"),
+    "end token in front": wrap(_bos(bpe(LINES), "<|im_end|>")),
+    "two tokens in front": wrap(_bos(bpe(LINES), "<|im_start|>", "<|pad|>"), bos_token="<|im_start|>"),
     "BOS of id 0": wrap(_bos(bpe(LINES), "<|endoftext|>"), bos_token="<|endoftext|>"),
     "no pad": wrap(bpe(LINES), pad_token=None),
     "full stop merges with line break": wrap(_qwen_regex()),
@@ -75,6 +77,8 @@ TOKENIZERS: dict[str, PreTrainedTokenizerFast] = {
         tokenizer_object=_bos(_metaspace(), "<s>"), bos_token="<s>", eos_token="</s>", unk_token="<unk>"
     ),
 }
+# How many ids each puts in front of a text.
+PREFIX_SIZES = {"BOS added": 1, "BOS of id 0": 1, "SentencePiece": 1, "end token in front": 1, "two tokens in front": 2}
 PLAIN = TemplateRecipe(kind="plain")
 CHAT = TemplateRecipe(kind="chat")
 TEXTS = (
@@ -105,8 +109,12 @@ def test_row_is_the_joint_encoding_with_one_bos_and_one_end(name: str, source: s
     assume(not any(special in text for special in used.special_texts for text in (source, target)))
     row = used.rows([(source, target)])[0]
     joint = tokenizer(whole_text(used, source, target), add_special_tokens=False)["input_ids"]
-    bos = [tokenizer.bos_token_id] if name in {"BOS added", "BOS of id 0", "SentencePiece"} else []
-    assert row.ids == [*bos, *joint, tokenizer.eos_token_id]
+    prefix = tokenizer("")["input_ids"]
+    assert len(prefix) == PREFIX_SIZES.get(name, 0)
+    assert row.ids == [*prefix, *joint, tokenizer.eos_token_id]
+    assert used.prompts([source])[0][: len(prefix)] == prefix
+    (alone,) = used.plain_rows([source])
+    assert alone.start == max(1, len(prefix)) and alone.ids[: len(prefix)] == prefix
 
 
 @pytest.mark.parametrize("name", TOKENIZERS)
@@ -133,7 +141,7 @@ def test_generation_sees_the_prompt_that_training_saw(kind: TemplateRecipe, sour
 def test_a_broken_seam_is_seen() -> None:
     # A line break in front of the target merges with what stands before it on this tokenizer.
     tokenizer = TOKENIZERS["full stop merges with line break"]
-    used = PromptTemplate(tokenizer, Segments("", ".", None, 2, (2,), (5,)))
+    used = PromptTemplate(tokenizer, Segments("", ".", (), 2, (2,), (5,)))
     assert not used.boundary_holds(("Hola", "\nHello"))
 
 
