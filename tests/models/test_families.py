@@ -40,6 +40,14 @@ def test_a_family_is_used_by_what_it_supports(family: str) -> None:
     assert row["mixes_lengths"] == (family != "rwkv")
 
 
+@pytest.mark.slow
+@pytest.mark.parametrize("family", [family for family in families.families() if family not in EXPECTED])
+def test_every_family_works_or_says_why_not(family: str) -> None:
+    fault = families.try_family(family)["fault"]
+    known = {row["family"]: row["fault"] for row in families.kept()["rows"]}
+    assert (fault is None) == (known[family] is None), fault
+
+
 def test_prompts_that_must_not_be_padded_are_generated_as_alone() -> None:
     model = families.small_model("rwkv").eval()
     prompts, limits = [[5, 6, 7], [8, 9, 10, 11, 12], [7, 6, 5], [4] * 9], [4, 6, 5, 3]
@@ -74,3 +82,7 @@ def test_all_linear_leaves_out_what_peft_would_take_for_something_else(family: s
     for layer in adapters.lora_layers(adapted).values():
         assert {"en-es", "es-en"} == set(layer.lora_A)
         assert isinstance(layer.get_base_layer(), torch.nn.Linear)
+
+
+def test_the_table_of_models_is_that_of_the_kept_result() -> None:
+    assert families.TABLE.read_text(encoding="utf-8") == families.page(families.kept())
