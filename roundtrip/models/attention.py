@@ -52,7 +52,8 @@ def choose(model: Any, name: str) -> None:
 def unusable(name: str, error: Exception) -> ModelError:
     """Return the error of an attention that the recipe names and this model or machine does not support."""
     problem = f"attention '{name}' cannot be used with this model: {first_line(error)}"
-    return ModelError(problem, place="model.attention", cure="use 'auto', 'sdpa' or 'eager'")
+    others = " or ".join(f"'{other}'" for other in ("auto", _SDPA, _EAGER) if other != name)
+    return ModelError(problem, place="model.attention", cure=f"use {others}")
 
 
 @contextmanager
