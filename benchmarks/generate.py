@@ -40,7 +40,7 @@ def through_adapter(
     forward: Translator, prompts: list[list[int]], limits: list[int], settings: Any, stop: StopRule, size: int
 ) -> list[Any]:
     """Return the new ids of each batch of `size` prompts, by `generate` of transformers on the PEFT model."""
-    attention.choose(forward.base.model, attention.GENERATING)
+    attention.choose(forward.base.model, forward.base.attention)
     adapters.activate(forward.direction_model.model, forward.direction.name, train=False)
     batches = [slice(start, start + size) for start in range(0, len(prompts), size)]
     requests = [GenerationRequest(prompts[b], limits[b], settings, stop, 0) for b in batches]

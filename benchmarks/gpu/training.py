@@ -106,7 +106,7 @@ class Setup:
         name, packed = rung.attention, rung.packed
         if name == BEST:
             # Where no attention takes packed rows the rung is measured with padded ones.
-            name, _ = self.best_attention.get(length, (attention.GENERATING, 0.0))
+            name, _ = self.best_attention.get(length, (attention.generating(type(self.base)), 0.0))
             packed = length in self.best_attention
         attention.choose(self.base, name)
         if rung.use_liger and not self.has_liger:

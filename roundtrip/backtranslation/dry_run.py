@@ -25,12 +25,13 @@ from roundtrip.engine.train_step import train_step
 from roundtrip.engine.translator import Translator
 from roundtrip.models.optimizer import Optimizer
 from roundtrip.recipe.loader import LoadedRecipe
-from roundtrip.recipe.plan import BASE, PRETRAIN, Phase, num_phase_rows, num_steps, phases
+from roundtrip.recipe.plan import BASE, PARALLEL, PRETRAIN, Phase, num_phase_rows, num_steps, phases
 from roundtrip.recipe.sampling_schedule import sampling_settings
 from roundtrip.recipe.schema import Recipe
 from roundtrip.runtime import memory
 from roundtrip.runtime.event_log import EventLog
 from roundtrip.tokens.batching import TokenDataset, step_batches
+from roundtrip.tokens.compatibility import CompatibilityReport
 
 # Lines that generation is timed on, and batches that training is timed on: after so many the heap has its usual size.
 NUM_LINES, NUM_BATCHES = 64, 12
@@ -62,7 +63,9 @@ def dry_run(loaded: LoadedRecipe, events: EventLog) -> dict[str, Any]:
         in_folder = with_model_folders(recipe, Path(folder) / "base")
         translators = session.load_models(in_folder, loaded.folder, corpora, events)
         session.check_lines(translators, corpora, recipe, events)
-        _, reports = make_row_builders(recipe, translators, corpora.dev, events)
+        reports: dict[str, CompatibilityReport] = {}
+        if recipe.rounds.count:  # without rounds nothing is spliced, whatever the mode
+            _, reports = make_row_builders(recipe, translators, corpora.dev, events)
         for example in (example for compatibility in reports.values() for example in compatibility.examples):
             # A line that takes the text path, token by token.
             events.say(f"    {example.text!r}: {example.reason}")
@@ -107,7 +110,7 @@ def _time_training(recipe: Recipe, translator: Translator, pairs: Sequence[tuple
     """Return seconds per token of train steps, and tokens per row."""
     train, model = recipe.train, translator.direction_model
     all_rows = TokenDataset.of(translator.template.rows(pairs), translator.base.device)
-    fitting, _ = fitting_rows(all_rows, translator, train.max_length, place="data.train")
+    fitting, _ = fitting_rows(all_rows, translator, train.max_length, place=PARALLEL)
     dataset = all_rows.select(fitting)
     sizes = dataset.sizes
     batches = sorted(step_batches(sizes, train.batch_size, 1), key=lambda batch: sum(sizes[i] for i in batch))

@@ -98,7 +98,7 @@ def _write_tokenizer(translator: Translator, folder: Path) -> bool:
     tokenizer.save_pretrained(folder)
     GenerationConfig(
         do_sample=False,
-        bos_token_id=segments.bos_id,
+        bos_token_id=next(iter(segments.prefix_ids), None),
         eos_token_id=sorted({segments.end_id, *segments.stop_ids, *segments.break_ids}),
         pad_token_id=translator.base.pad_id,
     ).save_pretrained(folder)
@@ -109,8 +109,8 @@ def _write_tokenizer(translator: Translator, folder: Path) -> bool:
 
 def chat_template(segments: Segments, tokenizer: Any) -> str:
     """Return a Jinja template that renders the prompt of a source, and the training row of a source and a target."""
-    bos = "" if segments.bos_id is None else tokenizer.convert_ids_to_tokens(segments.bos_id)
-    texts = (bos + segments.head, segments.mid, segments.mid.rstrip(" "))
+    prefix = "".join(tokenizer.convert_ids_to_tokens(list(segments.prefix_ids)))
+    texts = (prefix + segments.head, segments.mid, segments.mid.rstrip(" "))
     head, mid, prompt_end = (json.dumps(text, ensure_ascii=False) for text in texts)
     end = json.dumps(tokenizer.convert_ids_to_tokens(segments.end_id), ensure_ascii=False)
     return (

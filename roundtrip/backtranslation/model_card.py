@@ -35,7 +35,7 @@ print(tokenizer.decode(new, skip_special_tokens=True).strip(){first_line})
 _USE_WITHOUT_TEMPLATE = """## Use
 
 This tokenizer encodes a prompt from a chat template differently than in training, so it has none. Encode \
-`head + text + mid` of `template.json` as one text, with the BOS token where `bos_id` names one, and generate greedily \
+`head + text + mid` of `template.json` as one text, behind the tokens of `prefix_ids`, and generate greedily \
 until one of the tokens in `generation_config.json`."""
 
 

@@ -208,6 +208,11 @@ def load_models(
     with events.task("loading", f"loading {names}", 0):
         segments = {name: Segments.from_dict(value) for name, value in run.manifest().segments.items()} if run else {}
         translators = translator.load(recipe, folder, segments, run.base if run else None)
+    for name, each in translators.items():
+        notes = each.notes(recipe.generate)
+        for note in notes:
+            events.say(f"  {name}: {note}")
+        events.log("model", direction=name, attention=each.base.attention, notes=notes)
     # Length limits grow with the target tokens per source token of real pairs.
     rows = corpora.train[:NUM_SAMPLES] if recipe.without_dev else corpora.dev
     pairs = {name: oriented_pairs(rows, each.direction, recipe) for name, each in translators.items()}

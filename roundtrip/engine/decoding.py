@@ -11,7 +11,7 @@ import torch
 
 from roundtrip.engine.cuda_graphs import GraphedSteps, supports_static_cache
 from roundtrip.engine.request import GenerationRequest, repeat_each
-from roundtrip.models import attention
+from roundtrip.models import attention, forward
 from roundtrip.recipe.schema import Generate
 from roundtrip.tokens.batching import left_pad
 
@@ -36,8 +36,8 @@ def decode(model: Any, request: GenerationRequest) -> tuple[torch.Tensor, torch.
     generator = torch.Generator(device).manual_seed(request.seed)
     output = _Output(request, device)
     ids_BT, mask_BT = (tensor.to(device) for tensor in left_pad(request.prompts, request.stop.pad_id))
-    rows = _Rows.of(ids_BT, mask_BT)
-    cache = _KVCache(model, settings)
+    rows = Rows.of(ids_BT, mask_BT)
+    cache = KVCache(model, settings)
     check_every = 1 if device.type == "cpu" else CUDA_CHECK_EVERY
     with attention.decode_attention(model):
         for step in range(output.ids_BN.shape[1]):
@@ -77,7 +77,7 @@ def sample_next(logits_BV: torch.Tensor, settings: Generate, generator: torch.Ge
 
 
 @dataclass(frozen=True)
-class _Rows:
+class Rows:
     """The rows that are still in the batch, and the input of their next step; int64 except `done_B`."""
 
     index_B: torch.Tensor  # which row of the output each one is
@@ -87,25 +87,25 @@ class _Rows:
     done_B: torch.Tensor  # bool, rows that have ended and are not removed yet
 
     @classmethod
-    def of(cls, ids_BT: torch.Tensor, mask_BT: torch.Tensor) -> _Rows:
+    def of(cls, ids_BT: torch.Tensor, mask_BT: torch.Tensor) -> Rows:
         index_B = torch.arange(len(ids_BT), device=ids_BT.device)
         position_BT = (mask_BT.cumsum(-1) - 1).clamp(min=0)
         return cls(index_B, ids_BT, position_BT, mask_BT, torch.zeros_like(index_B, dtype=torch.bool))
 
-    def repeat(self, times: int) -> _Rows:
+    def repeat(self, times: int) -> Rows:
         """Return each row `times` times, each with its own row of the output."""
-        rows = _Rows(*(tensor.repeat_interleave(times, 0) for tensor in vars(self).values()))
+        rows = Rows(*(tensor.repeat_interleave(times, 0) for tensor in vars(self).values()))
         return replace(rows, index_B=torch.arange(len(rows.ids_BT), device=rows.ids_BT.device))
 
-    def append(self, next_B: torch.Tensor, ended_B: torch.Tensor) -> _Rows:
+    def append(self, next_B: torch.Tensor, ended_B: torch.Tensor) -> Rows:
         done_B = self.done_B | ended_B
         # The position of a row that waits for others does not advance: at its own limit the model may have no more.
         position_B1 = self.position_BT[:, -1:] + ~done_B[:, None]
         mask_BS = torch.cat([self.mask_BS, self.mask_BS.new_ones(len(self.mask_BS), 1)], dim=1)
-        return _Rows(self.index_B, next_B[:, None], position_B1, mask_BS, done_B)
+        return Rows(self.index_B, next_B[:, None], position_B1, mask_BS, done_B)
 
-    def select(self, keep: torch.Tensor) -> _Rows:
-        return _Rows(*(tensor[keep] for tensor in vars(self).values()))
+    def select(self, keep: torch.Tensor) -> Rows:
+        return Rows(*(tensor[keep] for tensor in vars(self).values()))
 
 
 class _Output:
@@ -119,7 +119,7 @@ class _Output:
         self._limit_B = torch.tensor(limits, device=device)
         self._stops = torch.tensor(request.stop.all_ids, device=device)
 
-    def write(self, step: int, rows: _Rows, logits_BV: torch.Tensor, next_B: torch.Tensor) -> torch.Tensor:
+    def write(self, step: int, rows: Rows, logits_BV: torch.Tensor, next_B: torch.Tensor) -> torch.Tensor:
         """Write the token that each row still in the batch gets in a step; return which rows end with it, bool (B,)."""
         self.ids_BN[rows.index_B, step] = next_B
         stops_B, over_B = torch.isin(next_B, self._stops), self._limit_B[rows.index_B] <= step
@@ -133,7 +133,7 @@ class _Output:
         return stops_B | over_B
 
 
-class _KVCache:
+class KVCache:
     """Keys and values of all tokens so far, and the step that adds to them."""
 
     def __init__(self, model: Any, settings: Generate) -> None:
@@ -147,7 +147,7 @@ class _KVCache:
         # An index, not a slice: of a view the output layer would copy its whole weight for each row.
         self._last = torch.tensor([-1], device=device)
 
-    def step(self, rows: _Rows) -> torch.Tensor:
+    def step(self, rows: Rows) -> torch.Tensor:
         """Return the logits after the next input of each row, (B, V)."""
         if self._static and rows.ids_BT.shape[1] == 1 and (self._steps is not None or self._cache.get_seq_length()):
             if self._steps is not None and not self._steps.room:
@@ -156,8 +156,18 @@ class _KVCache:
                 self._steps = GraphedSteps(self._model, self._cache, rows.mask_BS[:, :-1])
                 self._cache = None  # the steps have a copy
             return self._steps.step(rows.ids_BT, rows.position_BT)
-        inputs = {"input_ids": rows.ids_BT, "attention_mask": rows.mask_BS, "position_ids": rows.position_BT}
-        return self._model(**inputs, cache=self._cache, use_cache=True, logits_to_keep=self._last).logits[:, -1]
+        inputs = {"input_ids": rows.ids_BT, "attention_mask": rows.mask_BS, "cache": self._cache, "use_cache": True}
+        # Models without learned or rotary positions (ALiBi, recurrent states) take neither.
+        for name, value in (("position_ids", rows.position_BT), ("logits_to_keep", self._last)):
+            if forward.takes(self._model, name):
+                inputs[name] = value
+        return self._model(**inputs).logits[:, -1]
+
+    @property
+    def fixed_layer(self) -> str | None:
+        """The kind of a layer whose rows cannot be selected, as recurrent states; None where all can."""
+        kinds = (type(layer) for layer in self._cache.layers)
+        return next((kind.__name__ for kind in kinds if not hasattr(kind, "batch_select_indices")), None)
 
     def repeat(self, times: int) -> None:
         self._cache.batch_repeat_interleave(times)

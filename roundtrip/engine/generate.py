@@ -1,11 +1,13 @@
 """Generating hypotheses: token ids in, token ids out, in batches of similar length. Shapes: B rows, N new positions."""
 
+from collections.abc import Sequence
 from dataclasses import replace
 from typing import Any
 
 import torch
 from torch import nn
 
+from roundtrip.engine.backend import Backend, call_generate, choose_backend
 from roundtrip.engine.decoding import decode
 from roundtrip.engine.hypotheses import Hypotheses, join_hypotheses
 from roundtrip.engine.likelihood import log_likelihood
@@ -47,12 +49,15 @@ def generate(
     # A batch is as long as its longest prompt plus its longest limit, so similar lengths go together.
     lengths = [times * (len(prompt) + limit + 1) for prompt, limit in zip(request.prompts, request.limits, strict=True)]
     device = next(model.parameters()).device
-    groups = token_budget_batches(range(len(request.prompts)), lengths, request.settings.max_tokens_per_batch)
+    groups = list(token_budget_batches(range(len(request.prompts)), lengths, request.settings.max_tokens_per_batch))
+    backend = choose_backend(model, request.settings, request.stop.pad_id) if groups else Backend(native=True)
+    if not backend.mixes_lengths:
+        groups = [part for group in groups for part in _of_one_length(group, request.prompts)]
     batches: list[_Batch] = [((number,), group) for number, group in enumerate(groups)]
 
     def run(batch: _Batch) -> tuple[list[int], Hypotheses]:
         number, group = batch
-        return group, _run_backend(model, request.select(group, derive_seed(request.seed, *number)))
+        return group, _run_backend(model, request.select(group, derive_seed(request.seed, *number)), backend)
 
     def too_large(batch: _Batch) -> ModelError:
         problem = f"memory ran out on a single prompt of {len(request.prompts[batch[1][0]])} tokens"
@@ -88,41 +93,45 @@ def _halves(batch: _Batch) -> list[_Batch]:
     return [((*number, 0), group[:half]), ((*number, 1), group[half:])] if half else []
 
 
-def _run_backend(model: nn.Module, request: GenerationRequest) -> Hypotheses:
-    """Generate one batch by the backend of its settings, and end each row."""
-    if request.settings.engine == "native":
+def _of_one_length(group: list[int], prompts: Sequence[Sequence[int]]) -> list[list[int]]:
+    """Return a group of prompts in parts that need no padding."""
+    parts: dict[int, list[int]] = {}
+    for i in group:
+        parts.setdefault(len(prompts[i]), []).append(i)
+    return list(parts.values())
+
+
+def _run_backend(model: nn.Module, request: GenerationRequest, backend: Backend) -> Hypotheses:
+    """Generate one batch, and end each row."""
+    if backend.native:
         new_BN, logprob_B = decode(model, request)
         return _end_rows(new_BN, logprob_B, request)
-    hypotheses = _end_rows(generate_hf(model, request), None, request)
+    hypotheses = _end_rows(generate_hf(model, request, backend.use_cache), None, request)
     return _add_logprobs(model, hypotheses, request) if request.return_logprobs else hypotheses
 
 
-def generate_hf(model: Any, request: GenerationRequest) -> torch.Tensor:
+def generate_hf(model: Any, request: GenerationRequest, use_cache: bool = True) -> torch.Tensor:
     """Continue one batch by `generate` of transformers, the reference for `decode`; return ids_BN as that does."""
-    from transformers import GenerationConfig
-
     request = request.repeat_per_candidate()
     settings, device = request.settings, next(model.parameters()).device
-    ids_BT, mask_BT = (tensor.to(device) for tensor in left_pad(request.prompts, request.stop.pad_id))
+    ids_BT, mask_BT = left_pad(request.prompts, request.stop.pad_id)
     sampling: dict[str, Any] = {}
     if settings.temperature_value > 0:
         # The library's own default of top_k is 50.
         sampling = {"temperature": settings.temperature_value, "top_k": 0, "top_p": settings.top_p}
-    config = GenerationConfig(
-        max_new_tokens=max(request.limits) + 1,
-        do_sample=bool(sampling),
-        eos_token_id=request.stop.all_ids or None,
-        pad_token_id=request.stop.pad_id,
-        **sampling,
-    )
-    # What the model's author ships (a temperature, a penalty) must not change the recipe's settings.
-    own, model.generation_config = model.generation_config, GenerationConfig()
-    try:
-        with torch.random.fork_rng([device] if device.type == "cuda" else []), torch.inference_mode():
-            torch.manual_seed(request.seed)
-            ids_BS: torch.Tensor = model.generate(ids_BT, attention_mask=mask_BT, generation_config=config)
-    finally:
-        model.generation_config = own
+    with torch.random.fork_rng([device] if device.type == "cuda" else []), torch.inference_mode():
+        torch.manual_seed(request.seed)
+        ids_BS: torch.Tensor = call_generate(
+            model,
+            ids_BT,
+            mask_BT,
+            max_new_tokens=max(request.limits) + 1,
+            do_sample=bool(sampling),
+            eos_token_id=request.stop.all_ids or None,
+            pad_token_id=request.stop.pad_id,
+            use_cache=use_cache,
+            **sampling,
+        )
     return ids_BS[:, ids_BT.shape[1] :]
 
 

@@ -5,6 +5,7 @@ from typing import Any
 
 import torch
 
+from roundtrip.models import forward
 from roundtrip.runtime.distributed import SINGLE_PROCESS, ProcessGroup
 from roundtrip.runtime.errors import ModelError
 from roundtrip.runtime.memory import run_in_halves
@@ -28,7 +29,7 @@ def log_likelihood(
     logprob_R = torch.zeros(len(dataset), device=dataset.ids_X.device)
     groups = list(token_budget_batches(range(len(dataset)), dataset.sizes, max_tokens_per_microbatch))
 
-    def forward(group: list[int]) -> tuple[list[int], torch.Tensor]:
+    def score(group: list[int]) -> tuple[list[int], torch.Tensor]:
         batch = collate(dataset, group, pad_id)
         keep_BT, targets_N = batch.predictions()
         loss_N = torch.nn.functional.cross_entropy(label_logits(model, batch, keep_BT), targets_N, reduction="none")
@@ -37,7 +38,7 @@ def log_likelihood(
 
     for group, logprob_B in run_in_halves(
         processes.shard(groups),
-        forward,
+        score,
         lambda group: [group[: len(group) // 2], group[len(group) // 2 :]] if len(group) > 1 else [],
         size=lambda group: len(group) * max(dataset.sizes[i] for i in group),
         too_large=lambda group: ModelError(
@@ -53,7 +54,11 @@ def log_likelihood(
 
 
 def label_logits(model: Any, batch: Batch, keep_BT: torch.Tensor) -> torch.Tensor:
-    """Return the logits at the positions that predict a label, float32, (N, V); none are computed elsewhere."""
+    """Return the logits at the positions that predict a label, float32, (N, V); few models compute others too."""
     # With a cache transformers does not keep packed rows apart.
-    logits = model(input_ids=batch.ids_BT, use_cache=False, logits_to_keep=keep_BT, **batch.inputs).logits
+    inputs = forward.supported(model, use_cache=False, **batch.inputs)
+    if forward.takes(model, "logits_to_keep"):
+        logits = model(input_ids=batch.ids_BT, logits_to_keep=keep_BT, **inputs).logits
+    else:
+        logits = model(input_ids=batch.ids_BT, **inputs).logits[keep_BT]
     return logits.float().view(-1, logits.shape[-1])

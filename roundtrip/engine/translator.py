@@ -6,6 +6,7 @@ from contextlib import closing
 from dataclasses import dataclass, replace
 from pathlib import Path
 
+from roundtrip.engine.backend import choose_backend
 from roundtrip.engine.cuda_graphs import supports_static_cache
 from roundtrip.engine.generate import generate, length_limit
 from roundtrip.engine.hypotheses import Hypotheses, HypothesisDecoder
@@ -73,6 +74,18 @@ class Translator:
     @property
     def base(self) -> LoadedModel:
         return self.direction_model.base
+
+    def notes(self, settings: Generate) -> list[str]:
+        """Return what a run says about how this direction computes: where that is not as it usually is.
+
+        Raises:
+            ModelError: the model is not causal, or cannot generate.
+        """
+        with self.direction_model.generating(use_adapter=False) as model:
+            notes = list(choose_backend(model, settings, self.base.pad_id).reasons)
+        if self.base.attention == "eager":
+            notes.insert(0, "attention 'eager' for generation: transformers has no sdpa for this model")
+        return notes
 
     def translate(
         self,
@@ -200,7 +213,15 @@ def _translator(
 
     def template(key: str, source: str) -> PromptTemplate:
         segments = fixed.get(key) or build_segments(tokenizer, recipe.template, source, direction.target, stop_ids)
-        return PromptTemplate(tokenizer, segments)
+        made = PromptTemplate(tokenizer, segments)
+        (row,) = made.rows([("a", "a")])
+        if (highest := max(row.ids)) >= model.base.num_embeddings:
+            token = tokenizer.convert_ids_to_tokens(highest)
+            problem = (
+                f"the template uses '{token}', token {highest}, the model has {model.base.num_embeddings} embeddings"
+            )
+            raise ModelError(problem, place="model.path", cure="use the tokenizer that belongs to this model")
+        return made
 
     parallel = denoising = template(direction.name, direction.source)
     if recipe.rounds.denoising_ratio:

@@ -9,6 +9,8 @@ from typing import Any
 import torch
 from peft import LoraConfig, LoraRuntimeConfig, PeftModel, TaskType, get_peft_model
 from peft.tuners.lora import LoraLayer
+from peft.tuners.tuners_utils import _check_lora_target_modules_mamba
+from peft.utils.transformers_weight_conversion import convert_peft_config_for_transformers
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import nn
@@ -22,6 +24,7 @@ from roundtrip.runtime.seeding import derive_seed
 WEIGHTS, CONFIG = "adapter_model.safetensors", "adapter_config.json"
 Tensors = Mapping[str, torch.Tensor]
 _INIT = {"pissa": "pissa_niter_16", "olora": "olora"}
+_ALL_LINEAR = "all-linear"
 _FOLDER_CURE = f"name a folder that PEFT has saved an adapter to, with {WEIGHTS} and {CONFIG}"
 _TARGETS_CURE = 'name linear layers of the model, or "all-linear" for all except the output layer'
 
@@ -33,16 +36,20 @@ def add_adapters(model: nn.Module, settings: Mapping[str, Adapter], seed: int) -
         raise ModelError(problem, place="adapter.ephemeral_gpu_offload", cure="set it to false")
     base_dtype = next(parameter.dtype for parameter in model.parameters() if parameter.is_floating_point())
     peft_model: PeftModel | None = None
+    all_linear = _all_linear(model)
     for name, adapter in settings.items():
+        config = lora_config(adapter)
+        if config.target_modules == _ALL_LINEAR:
+            config.target_modules = all_linear
         with torch.random.fork_rng(devices=[]), warnings.catch_warnings():
             # PEFT warns that it corrects fan_in_fan_out, and of tied weights, which are refused below.
             warnings.filterwarnings("ignore", "fan_in_fan_out|Model has `tie_word_embeddings", UserWarning)
             torch.manual_seed(derive_seed(seed, "adapter", name))
             try:
                 if peft_model is None:
-                    peft_model = get_peft_model(model, lora_config(adapter), name, autocast_adapter_dtype=False)
+                    peft_model = get_peft_model(model, config, name, autocast_adapter_dtype=False)
                 else:
-                    peft_model.add_adapter(name, lora_config(adapter), autocast_adapter_dtype=False)
+                    peft_model.add_adapter(name, config, autocast_adapter_dtype=False)
             except torch.OutOfMemoryError:
                 raise
             except (ValueError, TypeError, RuntimeError) as error:
@@ -56,6 +63,47 @@ def add_adapters(model: nn.Module, settings: Mapping[str, Adapter], seed: int) -
     fused_lora.fuse(peft_model)
     freeze(peft_model)
     return peft_model
+
+
+def _all_linear(model: nn.Module) -> str | set[str]:
+    """Return what PEFT is asked for as "all-linear": by name where it would take other layers, or none.
+
+    Left out are routers of experts, which are linear layers with another output; what PEFT refuses (a product in
+    recurrent layers that kernels compute from the bare weight); and names that PEFT maps to stacked experts.
+    """
+    output = model.get_output_embeddings()
+    linear = {
+        path: layer
+        for path, layer in model.named_modules()
+        if isinstance(layer, nn.Linear | Conv1D) and layer is not output
+    }
+    is_taken = {name: _is_taken(model, name) for name in {path.rpartition(".")[2] for path in linear}}
+    taken = {path for path, layer in linear.items() if is_taken[path.rpartition(".")[2]] and _is_plain(layer)}
+    config = LoraConfig(target_modules=_ALL_LINEAR)
+    convert_peft_config_for_transformers(config, model, None)
+    return _ALL_LINEAR if len(taken) == len(linear) and config.target_modules == _ALL_LINEAR else taken
+
+
+def _is_plain(layer: nn.Module) -> bool:
+    """Return whether a linear layer, perhaps of a class of its model's own, returns a product and nothing else."""
+    if not type(layer).__module__.startswith("transformers.models."):
+        return True
+    x = torch.randn(1, layer.weight.shape[1], generator=torch.Generator().manual_seed(1)).to(layer.weight)
+    try:
+        return bool(torch.allclose(layer(x), nn.functional.linear(x, layer.weight, layer.bias), rtol=0.01, atol=0.01))
+    except (TypeError, RuntimeError):
+        return False
+
+
+def _is_taken(model: nn.Module, name: str) -> bool:
+    """Return whether PEFT puts adapters on linear layers of this name, and on nothing else."""
+    config = LoraConfig(target_modules=[name])
+    try:
+        convert_peft_config_for_transformers(config, model, None)
+        _check_lora_target_modules_mamba(config, model, name)
+    except ValueError:
+        return False
+    return bool(config.target_modules == {name})
 
 
 def lora_config(settings: Adapter) -> LoraConfig:

@@ -15,8 +15,8 @@ from transformers.masking_utils import sdpa_mask
 
 from roundtrip.runtime.errors import ModelError, first_line
 
-# Models are loaded with it, and generate with it.
-GENERATING = "sdpa"
+# Models are loaded with the first that transformers has for them, and generate with it.
+_SDPA, _EAGER = "sdpa", "eager"
 # The names of ours.
 VARLEN, _DECODE = "varlen", "roundtrip_decode"
 # These read the bounds of packed rows; others need a mask of all tokens by all tokens.
@@ -25,11 +25,16 @@ READ_BOUNDS = (VARLEN, "flash_attention_2")
 _EXTRAS = ("position_bias", "softcap", "s_aux", "sinks", "indices")
 
 
-def candidates(name: str, device: torch.device) -> tuple[str, ...]:
+def generating(model_class: Any) -> str:
+    """Return the attention that models of a class generate with: eager where transformers has no sdpa for them."""
+    return _SDPA if getattr(model_class, "_supports_sdpa", True) else _EAGER
+
+
+def candidates(name: str, device: torch.device, generating: str) -> tuple[str, ...]:
     """Return the attentions for training by their names in a recipe, the best first; the last takes padded rows."""
     if name != "auto":
         return (name,)
-    return (VARLEN, "eager") if device.type == "cpu" else (VARLEN, "flash_attention_2", "sdpa")
+    return (VARLEN, _EAGER) if device.type == "cpu" else (VARLEN, "flash_attention_2", generating)
 
 
 def choose(model: Any, name: str) -> None:
@@ -47,21 +52,22 @@ def choose(model: Any, name: str) -> None:
 def unusable(name: str, error: Exception) -> ModelError:
     """Return the error of an attention that the recipe names and this model or machine does not support."""
     problem = f"attention '{name}' cannot be used with this model: {first_line(error)}"
-    return ModelError(problem, place="model.attention", cure="use 'auto', 'sdpa' or 'eager'")
+    others = " or ".join(f"'{other}'" for other in ("auto", _SDPA, _EAGER) if other != name)
+    return ModelError(problem, place="model.attention", cure=f"use {others}")
 
 
 @contextmanager
 def decode_attention(model: Any) -> Iterator[None]:
     """Let a model on a CPU decode with our attention instead of sdpa, whose kernel there is made for long queries."""
     on_cpu = next(model.parameters()).device.type == "cpu"
-    if not on_cpu or model.config._attn_implementation != GENERATING:
+    if not on_cpu or model.config._attn_implementation != _SDPA:
         yield
         return
     model.set_attn_implementation(_DECODE)
     try:
         yield
     finally:
-        model.set_attn_implementation(GENERATING)
+        model.set_attn_implementation(_SDPA)
 
 
 def decode(

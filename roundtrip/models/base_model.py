@@ -20,6 +20,7 @@ from roundtrip.runtime.atomic_io import file_hash
 from roundtrip.runtime.downloads import cache_dir, is_hub_id, resolve
 from roundtrip.runtime.errors import ModelError, SourceError, first_line
 from roundtrip.runtime.memory import limit_kernel_cache
+from roundtrip.tokens.prompt_segments import special_ids
 
 _PICKLES = {".bin", ".pt", ".pth", ".ckpt", ".pkl", ".pickle"}
 _PICKLE = "a pickle, which can execute arbitrary code when it is loaded"
@@ -40,6 +41,8 @@ class LoadedModel:
     stop_ids: tuple[int, ...]  # end tokens of the generation config
     max_positions: int | None  # longest text in tokens; None where the model has no limit
     digest: str  # hash of the files of its weights, whatever precision they were loaded in
+    attention: str  # what it generates with, and computes padded rows with on a GPU
+    num_embeddings: int  # no id of a row may reach it, though the tokenizer may have special tokens there
 
     @property
     def dtype(self) -> torch.dtype:
@@ -78,7 +81,10 @@ def load(spec: Model, folder: Path, *, on_host: bool = False) -> LoadedModel:
     pad_id = int(next((i for i in known if i < num_embeddings), 0))
     stop_ids = tuple(eos) if isinstance(eos, list) else () if eos is None else (int(eos),)
     max_positions, digest = getattr(model.config, "max_position_embeddings", None), files_hash(location, spec.revision)
-    return LoadedModel(model, tokenizer, location, pad_id, stop_ids, max_positions, digest)
+    attention_name = str(model.config._attn_implementation)
+    return LoadedModel(
+        model, tokenizer, location, pad_id, stop_ids, max_positions, digest, attention_name, num_embeddings
+    )
 
 
 def locate_model(spec: Model, folder: Path) -> str:
@@ -181,13 +187,15 @@ def _explain_errors(spec: Model) -> Iterator[None]:
 
 
 def _from_pretrained(location: str, revision: str | None, dtype: torch.dtype, **settings: Any) -> Any:
-    from transformers import AutoModelForCausalLM
+    from transformers import AutoConfig, AutoModelForCausalLM
 
+    config = AutoConfig.from_pretrained(location, revision=revision, trust_remote_code=False)
+    model_class = AutoModelForCausalLM._model_mapping.get(type(config), None)
     return AutoModelForCausalLM.from_pretrained(
         location,
         revision=revision,
         dtype=dtype,
-        attn_implementation=attention.GENERATING,
+        attn_implementation=attention.generating(model_class),
         use_safetensors=True,
         trust_remote_code=False,
         **settings,
@@ -197,16 +205,19 @@ def _from_pretrained(location: str, revision: str | None, dtype: torch.dtype, **
 def _refuse_incomplete(spec: Model, model: Any, tokenizer: Any, report: Any) -> None:
     """Refuse adapters, models with missing weights, which would be random, and tokens that have no embedding."""
     missing = sorted(report["missing_keys"]) + sorted(str(key) for key in report["mismatched_keys"])
-    highest = max(tokenizer.get_vocab().values(), default=0)
     num_embeddings = int(model.get_input_embeddings().weight.shape[0])
+    # A special token without an embedding, as Gemma 3 1B has for images, is never made of text nor predicted.
+    beyond = [i for i in tokenizer.get_vocab().values() if i >= num_embeddings]
+    head = getattr(model.get_output_embeddings(), "weight", None)
+    can_be_made = set(beyond) - special_ids(tokenizer) or (head is not None and head.shape[0] > num_embeddings)
     if getattr(model, "_hf_peft_config_loaded", False):
         problem = f"'{spec.path}' is an adapter, not a model"
         cure = "set model.path to its base; adapter.init takes the folder of an adapter"
     elif missing:
         problem = f"'{spec.path}' lacks {len(missing)} of the model's weights, {missing[0]} among them"
         cure = "use a complete causal language model; an encoder or a classifier is none"
-    elif highest >= num_embeddings:
-        problem = f"the tokenizer has token {highest}, the model only {num_embeddings} embeddings"
+    elif beyond and can_be_made:
+        problem = f"the tokenizer has token {max(beyond)}, the model only {num_embeddings} embeddings"
         cure = "use the tokenizer that belongs to this model"
     else:
         return

@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from roundtrip.models import adapters, attention, base_model, dropout, liger, pissa_olora, prepacked_linear
+from roundtrip.models import adapters, attention, base_model, dropout, forward, liger, pissa_olora, prepacked_linear
 from roundtrip.models.base_model import LoadedModel
 from roundtrip.models.pissa_olora import ResidualBase
 from roundtrip.recipe.schema import Adapter, Model
@@ -69,8 +69,8 @@ class DirectionModel:
 
     def _choose_attention(self, on_fallback: Callable[[str], None]) -> bool:
         """Choose the best attention that reads the bounds of packed rows, else that for padded ones; return which."""
-        _choose_padded(self.base.model, self.spec)
-        names = attention.candidates(self.spec.attention, self.base.device)
+        _choose_padded(self.base, self.spec)
+        names = attention.candidates(self.spec.attention, self.base.device, self.base.attention)
         reads_bounds = [name for name in names if name in attention.READ_BOUNDS]
         probe = TokenDataset.of([_PROBE], self.base.device)
         alone: torch.Tensor | None = None
@@ -88,7 +88,7 @@ class DirectionModel:
                     raise attention.unusable(name, error) from error
                 reason = first_line(error)
             on_fallback(f"attention '{name}' is not used: {reason}")
-        _choose_padded(self.base.model, self.spec)
+        _choose_padded(self.base, self.spec)
         return False
 
     def _keeps_rows_apart(self, alone: Any) -> bool:
@@ -105,7 +105,8 @@ class DirectionModel:
     @torch.no_grad()
     def _logits(self, batch: Batch, *, train: bool = False) -> torch.Tensor:
         self.model.train(train)
-        return self.model(input_ids=batch.ids_BT, use_cache=False, **batch.inputs).logits[0]
+        inputs = forward.supported(self.model, use_cache=False, **batch.inputs)
+        return self.model(input_ids=batch.ids_BT, **inputs).logits[0]
 
     @contextmanager
     def generating(self, *, use_adapter: bool = True) -> Iterator[nn.Module]:
@@ -114,7 +115,7 @@ class DirectionModel:
             self._write_merged(self.name if use_adapter else None)
             yield self.merged_copy
             return
-        attention.choose(self.base.model, attention.GENERATING)
+        attention.choose(self.base.model, self.base.attention)
         if self.trains_all_weights:
             yield self.model
             return
@@ -212,7 +213,7 @@ def load(
             parts = (spec, settings[name], loaded, model, merged_copy, residual.get(name))
             directions[name] = DirectionModel(name, *parts)
         # So that what is impossible fails before any time is spent.
-        _choose_padded(loaded.model, spec)
+        _choose_padded(loaded, spec)
         if spec.use_liger_kernel:
             liger.apply_liger(loaded.model)
         if spec.gradient_checkpointing:
@@ -220,10 +221,10 @@ def load(
     return directions
 
 
-def _choose_padded(model: nn.Module, spec: Model) -> None:
+def _choose_padded(base: LoadedModel, spec: Model) -> None:
     """Choose the attention for padded rows; under `auto` a model that cannot change its own keeps it."""
     try:
-        attention.choose(model, attention.candidates(spec.attention, next(model.parameters()).device)[-1])
+        attention.choose(base.model, attention.candidates(spec.attention, base.device, base.attention)[-1])
     except ModelError:
         if spec.attention != "auto":
             raise

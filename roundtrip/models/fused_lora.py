@@ -22,7 +22,9 @@ class _Product(torch.autograd.Function):
         y_NO = nn.functional.linear(x_NI, layer.weight, layer.bias).addmm_(low_NR, b_OR.T, alpha=scale)
         context.save_for_backward(x_NI, layer.weight, a_RI, b_OR, low_NR)
         context.scale = scale
-        return y_NO.view(*x.shape[:-1], -1)
+        # Not a view of autograd's: some models add to what a layer returns in place.
+        y: torch.Tensor = torch.ops.aten._unsafe_view.default(y_NO, [*x.shape[:-1], y_NO.shape[-1]])
+        return y
 
     @staticmethod
     def backward(context: Any, *grads: torch.Tensor) -> tuple[torch.Tensor | None, ...]:

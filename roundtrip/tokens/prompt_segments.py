@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from typing import Any
 
 from roundtrip.recipe.language_codes import language_name
@@ -23,7 +23,9 @@ class Segments:
 
     head: str  # text before the source, special tokens spelled out
     mid: str  # text between source and target
-    bos_id: int | None  # id to put first where the tokenizer wants one and `head` does not spell it
+    prefix_ids: tuple[
+        int, ...
+    ]  # what the tokenizer puts in front of every text (a BOS), where `head` does not spell it
     end_id: int  # closes a target; always the last label of a row
     stop_ids: tuple[int, ...]  # end a hypothesis and are no part of it
     # Of a plain template, ids whose text holds a line break: they end a hypothesis too (a base model has no other end),
@@ -36,7 +38,7 @@ class Segments:
     @classmethod
     def from_dict(cls, values: dict[str, Any]) -> Segments:
         """Return what `to_dict` gave, also after a way through JSON."""
-        lists = {key: tuple(values[key]) for key in ("stop_ids", "break_ids")}
+        lists = {key: tuple(values[key]) for key in ("prefix_ids", "stop_ids", "break_ids")}
         return cls(**(values | lists))
 
 
@@ -63,16 +65,25 @@ def build_segments(
     end_id = tokenizer.eos_token_id
     stops = {int(stop) for stop in stop_ids} | ({int(end_id)} if end_id is not None else set())
     if recipe.kind != "plain":
-        return _chat_segments(tokenizer, recipe, names, stops)
+        return _chat_segments(tokenizer, recipe, names, (source, target), stops)
     if end_id is None:
         raise TemplateError("the tokenizer has no end token", cure=_SET_END)
     head, rest = _fill(recipe.prompt_text, **names, source=_SOURCE, target=_TARGET).split(_SOURCE)
-    # The BOS, where the tokenizer puts one in front by itself (defining one is not enough) and the text has none.
-    bos_id = tokenizer.bos_token_id
-    if bos_id is None or tokenizer("a")["input_ids"][:1] != [bos_id] or head.startswith(tokenizer.bos_token):
-        bos_id = None
     breaks = {i for i, text in enumerate(token_texts(tokenizer)) if "\n" in text} - stops
-    return Segments(head, rest.split(_TARGET)[0], bos_id, int(end_id), tuple(sorted(stops)), tuple(sorted(breaks)))
+    fixed = (rest.split(_TARGET)[0], _prefix_ids(tokenizer, head), int(end_id))
+    return Segments(head, *fixed, tuple(sorted(stops)), tuple(sorted(breaks)))
+
+
+def _prefix_ids(tokenizer: Any, head: str) -> tuple[int, ...]:
+    """Return the special ids that a tokenizer puts in front of a text by itself, none where `head` spells them.
+
+    Mostly that is its BOS, if it adds one (defining one is not enough); XGLM and BioGPT put their end token there.
+    """
+    text, whole = (tokenizer("a", add_special_tokens=added)["input_ids"] for added in (False, True))
+    size = next((i for i in range(len(whole)) if text and whole[i : i + len(text)] == text), 0)
+    prefix = tuple(whole[:size])
+    spelled = "".join(tokenizer.convert_ids_to_tokens(list(prefix)))
+    return () if spelled and head.startswith(spelled) else prefix
 
 
 def token_texts(tokenizer: Any) -> list[str]:
@@ -91,19 +102,18 @@ def special_ids(tokenizer: Any) -> set[int]:
     return added | {int(i) for i in tokenizer.all_special_ids}
 
 
-def _chat_segments(tokenizer: Any, recipe: TemplateRecipe, names: dict[str, str], stops: set[int]) -> Segments:
+def _chat_segments(
+    tokenizer: Any, recipe: TemplateRecipe, names: dict[str, str], codes: tuple[str, str], stops: set[int]
+) -> Segments:
     if not tokenizer.chat_template:
         raise TemplateError("this tokenizer has no chat template", place="template.kind", cure=_USE_PLAIN)
-    prompt = _render(tokenizer, recipe, names, _SOURCE, None)
-    if prompt.count(_SOURCE) != 1:
-        problem = f"the chat template shows the source {prompt.count(_SOURCE)} times"
-        raise TemplateError(problem, place="template", cure=_USE_PLAIN)
+    chat, prompt = _usable_chat(tokenizer, recipe, names, codes)
     head, mid = prompt.split(_SOURCE)
     for probe in _PROBES:
-        if _render(tokenizer, recipe, names, probe, None) != head + probe + mid:
+        if chat.render(probe, None) != head + probe + mid:
             problem = f"the chat template changes the text put into it ({probe!r} does not come out whole)"
             raise TemplateError(problem, place="template", cure=_USE_PLAIN)
-    whole = _render(tokenizer, recipe, names, _SOURCE, _TARGET)
+    whole = chat.render(_SOURCE, _TARGET)
     before, _, tail = whole.rpartition(_TARGET)
     if before.startswith(prompt) and not before[len(prompt) :].strip(" "):
         # Spaces in front of the assistant's words belong to their first token, as in Llama 2.
@@ -114,21 +124,71 @@ def _chat_segments(tokenizer: Any, recipe: TemplateRecipe, names: dict[str, str]
     if end_id is None:
         problem = "neither the chat template nor the tokenizer has an end token"
         raise TemplateError(problem, place="template", cure=_SET_END)
-    return Segments(head, mid, None, int(end_id), tuple(sorted(stops | {int(end_id)})), ())
+    return Segments(head, mid, (), int(end_id), tuple(sorted(stops | {int(end_id)})), ())
 
 
-def _render(tokenizer: Any, recipe: TemplateRecipe, names: dict[str, str], source: str, target: str | None) -> str:
-    messages = [{"role": "user", "content": _fill(recipe.prompt_text, **names, source=source)}]
-    if recipe.system is not None:
-        messages.insert(0, {"role": "system", "content": _fill(recipe.system, **names)})
-    if target is not None:
-        messages.append({"role": "assistant", "content": target})
-    try:
-        text = tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=target is None)
-    except Exception as error:  # a chat template is a program of the model's author and may raise anything
-        cure = 'try without template.system, or kind = "plain"'
-        raise TemplateError(f"the chat template failed: {error}", place="template", cure=cure) from error
-    return str(text)
+@dataclass(frozen=True)
+class _Chat:
+    """A chat template, and how the contents of its messages are written: `user_part` None is a string."""
+
+    tokenizer: Any
+    prompt: str
+    system: str | None
+    names: dict[str, str]
+    user_part: dict[str, str] | None = None
+    answer_part: dict[str, str] | None = None
+
+    def render(self, source: str, target: str | None) -> str:
+        asked = _fill(self.prompt, **self.names, source=source)
+        messages = [{"role": "user", "content": _content(asked, self.user_part)}]
+        if self.system is not None:
+            system = _content(_fill(self.system, **self.names), self.answer_part)
+            messages.insert(0, {"role": "system", "content": system})
+        if target is not None:
+            messages.append({"role": "assistant", "content": _content(target, self.answer_part)})
+        try:
+            text = self.tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=target is None)
+        except Exception as error:  # a chat template is a program of the model's author and may raise anything
+            cure = 'try without template.system, or kind = "plain"'
+            raise TemplateError(f"the chat template failed: {error}", place="template", cure=cure) from error
+        return str(text)
+
+
+def _usable_chat(
+    tokenizer: Any, recipe: TemplateRecipe, names: dict[str, str], codes: tuple[str, str]
+) -> tuple[_Chat, str]:
+    """Return the chat with the first kind of content that its template shows, and the text in front of a target.
+
+    Most take a string, some a list of typed parts, and TranslateGemma parts with the codes of the languages, around
+    which it puts a prompt of its own.
+    """
+    part = {"type": "text"}
+    coded = part | {"source_lang_code": codes[0], "target_lang_code": codes[1]}
+    as_string = _Chat(tokenizer, recipe.prompt_text, recipe.system, names)
+    own_prompt = replace(as_string, prompt="{source}" if recipe.prompt is None else recipe.prompt, user_part=coded)
+    in_parts = replace(as_string, user_part=part)
+    first_error: TemplateError | None = None
+    for chat in (
+        as_string,
+        *(replace(each, answer_part=answer) for each in (in_parts, own_prompt) for answer in (part, None)),
+    ):
+        try:
+            prompt = chat.render(_SOURCE, None)
+            if prompt.count(_SOURCE) != 1:
+                problem = f"the chat template shows the source {prompt.count(_SOURCE)} times"
+                raise TemplateError(problem, place="template", cure=_USE_PLAIN)
+            if chat is not as_string and chat.render(_SOURCE, _TARGET).count(_TARGET) != 1:
+                continue
+            return chat, prompt
+        except TemplateError as error:
+            first_error = first_error or error
+    assert first_error is not None
+    raise first_error
+
+
+def _content(text: str, part: dict[str, str] | None) -> Any:
+    """Return the content of a message: a string, or a list of one part."""
+    return text if part is None else [{**part, "text": text}]
 
 
 def _fill(text: str, **fields: str) -> str:

@@ -57,7 +57,7 @@ class PromptTemplate:
         self.tokenizer, self.segments = tokenizer, segments
         is_fast = bool(getattr(tokenizer, "is_fast", False))
         self._encode_fast = encoder(tokenizer.backend_tokenizer, specials=True) if is_fast else None
-        self._bos = [] if segments.bos_id is None else [segments.bos_id]
+        self._prefix = list(segments.prefix_ids)
         # Spaces in front of a target belong to its first token; line breaks of a chat template do not.
         self._prompt_end = segments.mid.rstrip(" ")
         # Special tokens without a role (<repo_name>) are in this table only.
@@ -141,9 +141,10 @@ class PromptTemplate:
         return [TokenRow([*ids, self.segments.end_id], start) for (ids, _), start in zip(encoded, starts, strict=True)]
 
     def plain_rows(self, texts: Sequence[str]) -> list[TokenRow]:
-        """Return rows of texts without the template: every token but the first is a label, the end token too."""
+        """Return rows of texts without the template: every token but the prefix is a label, the end token too."""
         encoded = self._encode(list(texts), [[(0, len(text))] for text in texts])
-        return [TokenRow([*ids, self.segments.end_id], 1) for ids, _ in encoded]
+        # Without a prefix the first token cannot be predicted.
+        return [TokenRow([*ids, self.segments.end_id], max(1, len(self._prefix))) for ids, _ in encoded]
 
     def targets(self, targets: Sequence[str]) -> list[list[int] | None]:
         """Return the ids of each target in its slot, without the end token.
@@ -165,8 +166,8 @@ class PromptTemplate:
         boundary = len(probe + self._prompt_end[self._special_start :])
         # Encoded with a target: two line breaks at the end of a text may be one token, and two inside of it.
         ((ids, ends),) = self._encode([f"{front}a"], [[(0, len(probe))]])
-        num_bos = len(self._bos)
-        before = [token for token, end in zip(ids[num_bos:], ends[num_bos:], strict=True) if end <= boundary]
+        num_prefix = len(self._prefix)
+        before = [token for token, end in zip(ids[num_prefix:], ends[num_prefix:], strict=True) if end <= boundary]
         behind: list[list[int] | None] = []
         for target, ids in zip(targets, self._encode_fast([front + target for target in targets]), strict=True):
             if self._special.search(target):
@@ -189,7 +190,7 @@ class PromptTemplate:
     def _encode(
         self, texts: list[str], user_spans: Sequence[Spans], offsets: bool = True
     ) -> list[tuple[list[int], list[int]]]:
-        """Return ids and the end offset of each token, the BOS included; special tokens in user text stay text.
+        """Return ids and the end offset of each token, the prefix included; special tokens in user text stay text.
 
         The offsets are empty where the tokenizer has none, or where they are not asked for, which is faster.
         """
@@ -209,7 +210,7 @@ class PromptTemplate:
             else:
                 ids = encoding["input_ids"][number]
                 ends = [end for _, end in encoding["offset_mapping"][number]] if offsets else []
-            rows.append((self._bos + ids, [0] * len(self._bos) + ends))
+            rows.append((self._prefix + ids, [0] * len(self._prefix) + ends))
         return rows
 
     def _encode_around(self, text: str, user: Spans) -> tuple[list[int], list[int]]:

@@ -177,7 +177,7 @@ def test_no_chat_template_where_prompts_would_differ(run: RunFolder, tmp_path: P
     framed = processors.TemplateProcessing(single="<s> $A", special_tokens=[("<s>", tokenizer.bos_token_id)])
     tokenizer = PreTrainedTokenizerFast(tokenizer_object=_framed(tokenizer, framed), bos_token="<s>", eos_token="</s>")
     template = PromptTemplate(tokenizer, build_segments(tokenizer, TemplateRecipe(kind="plain"), "en", "es", ()))
-    assert template.segments.bos_id is not None
+    assert template.segments.prefix_ids
     odd = replace(
         translator,
         direction_model=replace(translator.direction_model, base=replace(translator.base, tokenizer=tokenizer)),

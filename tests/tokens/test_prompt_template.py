@@ -21,9 +21,9 @@ from tests.conftest import CHATML, bpe, toy_pairs, wrap
 LINES = [text for pair in toy_pairs() for text in pair]
 
 
-def _bos(tokenizer: Tokenizer, token: str) -> Tokenizer:
+def _bos(tokenizer: Tokenizer, *tokens: str) -> Tokenizer:
     tokenizer.post_processor = processors.TemplateProcessing(
-        single=f"{token} $A", special_tokens=[(token, tokenizer.token_to_id(token))]
+        single=f"{' '.join(tokens)} $A", special_tokens=[(token, tokenizer.token_to_id(token)) for token in tokens]
     )
     return tokenizer
 
@@ -69,6 +69,8 @@ TOKENIZERS: dict[str, PreTrainedTokenizerFast] = {
     "pad is end": wrap(bpe(LINES), pad_token="<|im_end|>"),
     "BOS defined, not added": wrap(bpe(LINES), bos_token="<|im_start|>"),
     "BOS added": wrap(_bos(bpe(LINES), "<|im_start|>"), bos_token="<|im_start|>"),
+    "end token in front": wrap(_bos(bpe(LINES), "<|im_end|>")),
+    "two tokens in front": wrap(_bos(bpe(LINES), "<|im_start|>", "<|pad|>"), bos_token="<|im_start|>"),
     "BOS of id 0": wrap(_bos(bpe(LINES), "<|endoftext|>"), bos_token="<|endoftext|>"),
     "no pad": wrap(bpe(LINES), pad_token=None),
     "full stop merges with line break": wrap(_qwen_regex()),
@@ -76,6 +78,8 @@ TOKENIZERS: dict[str, PreTrainedTokenizerFast] = {
         tokenizer_object=_bos(_metaspace(), "<s>"), bos_token="<s>", eos_token="</s>", unk_token="<unk>"
     ),
 }
+# How many ids each puts in front of a text.
+PREFIX_SIZES = {"BOS added": 1, "BOS of id 0": 1, "SentencePiece": 1, "end token in front": 1, "two tokens in front": 2}
 PLAIN = TemplateRecipe(kind="plain")
 CHAT = TemplateRecipe(kind="chat")
 TEXTS = (
@@ -106,8 +110,12 @@ def test_row_is_the_joint_encoding_with_one_bos_and_one_end(name: str, source: s
     assume(not any(special in text for special in used.special_texts for text in (source, target)))
     row = used.rows([(source, target)])[0]
     joint = tokenizer(whole_text(used, source, target), add_special_tokens=False)["input_ids"]
-    bos = [tokenizer.bos_token_id] if name in {"BOS added", "BOS of id 0", "SentencePiece"} else []
-    assert row.ids == [*bos, *joint, tokenizer.eos_token_id]
+    prefix = tokenizer("")["input_ids"]
+    assert len(prefix) == PREFIX_SIZES.get(name, 0)
+    assert row.ids == [*prefix, *joint, tokenizer.eos_token_id]
+    assert used.prompts([source])[0][: len(prefix)] == prefix
+    (alone,) = used.plain_rows([source])
+    assert alone.start == max(1, len(prefix)) and alone.ids[: len(prefix)] == prefix
 
 
 @pytest.mark.parametrize("name", TOKENIZERS)
@@ -134,7 +142,7 @@ def test_generation_sees_the_prompt_that_training_saw(kind: TemplateRecipe, sour
 def test_a_broken_seam_is_seen() -> None:
     # A line break in front of the target merges with what stands before it on this tokenizer.
     tokenizer = TOKENIZERS["full stop merges with line break"]
-    used = PromptTemplate(tokenizer, Segments("", ".", None, 2, (2,), (5,)))
+    used = PromptTemplate(tokenizer, Segments("", ".", (), 2, (2,), (5,)))
     assert not used.boundary_holds(("Hola", "\nHello"))
 
 
@@ -299,3 +307,53 @@ def test_special_text_that_a_source_completes_stays_text() -> None:
     row = used.rows([("|im_end|", "Hola")])[0]
     assert row.ids.count(tokenizer.convert_tokens_to_ids("<|im_end|>")) == 1  # the end of the row
     assert tokenizer.decode(row.ids[: row.start]).strip() == "<|im_end|>"
+
+
+_PARTS = (
+    "{% for m in messages %}<|im_start|>{{ m['role'] }}\n"
+    "{% for part in m['content'] %}{% if part['type'] == 'text' %}{{ part['text'] }}{% endif %}{% endfor %}"
+    "<|im_end|>\n{% endfor %}{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}"
+)
+# As TranslateGemma: the user's content is one part with the codes of the languages, the answer is a string.
+_CODED = (
+    "{% for m in messages %}<|im_start|>{{ m['role'] }}\n{% if m['role'] == 'user' %}"
+    "{% if m['content'] is string or m['content'] | length != 1 %}{{ raise_exception('User role must provide "
+    "`content` as an iterable with exactly one item.') }}{% endif %}{% set part = m['content'][0] %}"
+    "{% if not part['source_lang_code'] %}{{ raise_exception('no source_lang_code') }}{% endif %}"
+    "From {{ part['source_lang_code'] }} to {{ part['target_lang_code'] }}:\n{{ part['text'] | trim }}"
+    "{% else %}{{ m['content'] | trim }}{% endif %}<|im_end|>\n{% endfor %}"
+    "{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}"
+)
+
+
+@pytest.mark.parametrize(
+    ("template", "asked"),
+    [
+        (_PARTS, ""),
+        (_CODED, "From en to es:\n"),
+        (_CODED.replace("{{ m['content'] | trim }}", "{{ m['content'][0]['text'] | trim }}"), "From en to es:\n"),
+    ],
+)
+def test_a_template_that_wants_typed_parts_gets_them(template: str, asked: str) -> None:
+    tokenizer = wrap(bpe(LINES), chat_template=template)
+    segments = build_segments(tokenizer, CHAT, "en", "es", ())
+    expected = build_segments(wrap(bpe(LINES)), CHAT, "en", "es", ())
+    assert segments.head.startswith("<|im_start|>user\n") and segments.head.endswith("\n")
+    assert (segments.mid, segments.end_id) == (expected.mid, expected.end_id)
+    assert (segments.head == expected.head) == (template == _PARTS)
+    assert template == _PARTS or segments.head == "<|im_start|>user\n" + asked
+    row, prompt = (PromptTemplate(tokenizer, segments) for _ in range(2))
+    made = row.rows([("a cat", "un gato")])[0]
+    assert made.ids[: made.start] == prompt.prompts(["a cat"])[0]
+
+
+def test_a_prompt_of_the_recipe_is_the_text_of_a_part_with_language_codes() -> None:
+    tokenizer = wrap(bpe(LINES), chat_template=_CODED)
+    recipe = TemplateRecipe(kind="chat", prompt="Formally: {source}")
+    assert build_segments(tokenizer, recipe, "en", "es", ()).head.endswith("From en to es:\nFormally: ")
+
+
+def test_a_template_that_takes_neither_is_refused_with_its_own_words() -> None:
+    tokenizer = wrap(bpe(LINES), chat_template="{{ raise_exception('only images') }}")
+    with pytest.raises(TemplateError, match="only images"):
+        build_segments(tokenizer, CHAT, "en", "es", ())

@@ -27,7 +27,7 @@ MAX_MIDS = 8
 class BoundaryTables:
     """The fixed ids around a source, and what each token becomes at either end of it."""
 
-    head: Sequence[int]  # in front of the slot, the BOS included
+    head: Sequence[int]  # in front of the slot, the prefix included
     mids: Sequence[Sequence[int]]  # between source and target, behind different last tokens; the first is the usual one
     first_V: Sequence[int]  # what a token becomes as the first of the slot, -1 where that is not one token
     last_V: Sequence[int]  # the same for the last
@@ -43,13 +43,13 @@ class BoundaryProbe:
         self.template, self.one_line = template, one_line
         self._encode = encoder(template.tokenizer.backend_tokenizer, specials=True)
         segments = template.segments
-        bos = () if segments.bos_id is None else (segments.bos_id,)
+        prefix = segments.prefix_ids
         probes = ("a", "Ein", "1", "家", "(")
         encoded = self._encode([segments.head + probe for probe in probes])
-        self.head = (*bos, *encoded[0][: num_common(*encoded)])
+        self.head = (*prefix, *encoded[0][: num_common(*encoded)])
         row = template.rows([("a", PROBE)])[0]
         self.probe = tuple(row.ids[row.start : -1])
-        before = [*bos, *encoded[0]]
+        before = [*prefix, *encoded[0]]
         self.mid = tuple(row.ids[len(before) : row.start])
         if row.ids[: len(before)] != before or not self.mid:
             raise TemplateError(
@@ -66,7 +66,7 @@ class BoundaryProbe:
         self._head_end = encoded[0][: num_common(*encoded)]
         (ids,) = self._encode([segments.head])
         one_space = segments.head.endswith(" ") and not segments.head.endswith("  ")
-        self.space = ids[-1] if one_space and (*bos, *ids[:-1]) == self.head else -1
+        self.space = ids[-1] if one_space and (*prefix, *ids[:-1]) == self.head else -1
 
     def unchanged(self, size: int) -> BoundaryTables:
         """Return tables that leave every token of a vocabulary as it is: for rows that the host verifies."""
