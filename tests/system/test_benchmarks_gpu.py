@@ -99,7 +99,7 @@ def test_tokens_are_exact_and_have_a_share_of_a_round(tmp_path: Path) -> None:
     cases = run_part("tokens", tmp_path)
     assert not rungs(cases, "failed") and not rungs(cases, "skipped")
     assert all(figures["exact"] == 1.0 for rows in (2, 4) for figures in cases[f"{rows} rows"].values())
-    assert cases["4 rows"]["splice, warm guard"]["proved"] == 1.0
+    assert cases["4 rows"]["splice, warm checker"]["proved"] == 1.0
     a_round = cases["tiny, a round of 8 lines"]
     assert a_round.pop("the models")["generation_seconds"] > 0
     assert a_round.keys() == cases["4 rows"].keys()
