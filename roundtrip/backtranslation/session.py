@@ -76,7 +76,7 @@ def train(
     loader.forbid_unused_hub(loaded.recipe, loaded.folder)
     run, events = RunFolder(Path(run_dir)), events or EventLog(Console(quiet=True))
     on_cpu = all(choose_device(model.device).type == "cpu" for model in loaded.recipe.model.values())
-    with join_processes(on_cpu) as processes, run_lock(run.path) if processes.is_main else nullcontext():
+    with join_processes(on_cpu) as processes, run_lock(run.path, resume=resume) if processes.is_main else nullcontext():
         if processes.is_main:
             make = reopen if resume else create
             make(run.path, loaded)

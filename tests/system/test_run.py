@@ -12,6 +12,7 @@ import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -367,8 +368,13 @@ def test_a_folder_that_holds_something_is_refused(
     code, _, errors = shell(train, str(write_recipe()), "--out", "home")
     assert code == 2 and "is not empty and not a run" in errors
     assert (tmp_path / "home" / "letter.txt").read_text() == "dear"
+    (tmp_path / "home" / "lock").unlink()
     code, _, errors = shell(train, str(write_recipe()), "--out", "home", "--resume")
     assert code == 2 and "not a run folder" in errors
+    assert [path.name for path in (tmp_path / "home").iterdir()] == ["letter.txt"]
+    code, _, errors = shell(train, str(write_recipe()), "--out", "nothere", "--resume")
+    assert code == 2 and "nothing to resume" in errors and "omit --resume" in errors
+    assert not (tmp_path / "nothere").exists()
 
 
 def test_an_unwritable_folder_is_refused(write_recipe: WriteRecipe, tmp_path: Path, shell: Callable[..., Any]) -> None:
@@ -422,6 +428,38 @@ def test_translation_keeps_lines_and_refuses_by_number(
     assert output[0] == next(long_inputs.translate_any_length(translator, ["I see the moon."], settings, [], []))
 
 
+BAD = b"bad \xff byte\n"
+
+
+@pytest.mark.parametrize(
+    ("content", "num_lines", "message"),
+    [
+        (b"I see the moon.\nThe end.\n" + BAD + b"More.\n", 2, "standard input:3: not UTF-8 (byte 0xff)"),
+        (b"a\n" * translate.CHUNK_LINES + b"b\n" + BAD, translate.CHUNK_LINES + 1, "standard input:514: not UTF-8"),
+        (BAD, 0, "standard input:1: not UTF-8"),
+        (b'<?xml version="1.0"?>\n<xliff>\n', 0, "standard input: this is XML"),
+        (b"\xef\xbb\xbf<!DOCTYPE html>\n", 0, "standard input: this is HTML"),
+        (b'[{"en": "a"}]\n', 0, "standard input: this is JSON"),
+    ],
+)
+def test_lines_before_one_that_cannot_be_read_are_translated(
+    finished: tuple[Path, Path, str],
+    monkeypatch: pytest.MonkeyPatch,
+    capsysbinary: Any,
+    content: bytes,
+    num_lines: int,
+    message: str,
+) -> None:
+    monkeypatch.setattr(sys, "stdin", SimpleNamespace(buffer=io.BytesIO(content)))
+    monkeypatch.setattr(sys, "argv", ["translate", str(finished[1]), "--to", "spa_Latn"])
+    monkeypatch.setattr(long_inputs, "translate_any_length", lambda translator, texts, *rest: iter(texts))
+    with pytest.raises(SystemExit) as caught:
+        translate.main()
+    captured = capsysbinary.readouterr()
+    assert caught.value.code == 2 and message in captured.err.decode()
+    assert captured.out == b"".join(content.splitlines(keepends=True)[:num_lines])
+
+
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
@@ -446,7 +484,9 @@ def test_a_recipe_that_trains_nothing_is_refused(write_recipe: WriteRecipe, shel
 
 def test_a_line_too_long_for_the_model_is_found_before_training(write_recipe: WriteRecipe, tmp_path: Path) -> None:
     cut = '[data.split]\ncorpus = { path = "toy.tsv" }\ntrain = 32\ndev = 12\ntest = 12'
-    own = "[data]\ntrain='toy.tsv'\ndev='dev.tsv'\ntest='dev.tsv'\nmono={en='toy.tsv',es='toy.tsv'}"
+    own = "[data]\ntrain='toy.tsv'\ndev='dev.tsv'\ntest='test.tsv'\n[data.mono]\n"
+    own += "en={path='toy.tsv',columns=[0]}\nes={path='toy.tsv',columns=[1]}"
+    (tmp_path / "test.tsv").write_text("A bird\tUn ave\n")
     (tmp_path / "dev.tsv").write_text(f"A bird\tUn ave\n{'house ' * 90}\tcasas\n")
     with pytest.raises(TextError, match=r"data\.dev \(en\): line 2 has \d+ tokens"):
         go(write_recipe((cut, own)), tmp_path / "run")
