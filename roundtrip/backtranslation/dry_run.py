@@ -55,6 +55,7 @@ def dry_run(loaded: LoadedRecipe, events: EventLog) -> dict[str, Any]:
     """
     recipe = loaded.recipe
     session.check_requirements(recipe)
+    session.check_inputs(recipe, loaded.folder)
     for key, source, _ in recipe.sources():
         events.say(f"  {key}: {source.path}")
     with tempfile.TemporaryDirectory() as folder:

@@ -8,10 +8,10 @@ from itertools import chain, islice, zip_longest
 from pathlib import Path
 
 from roundtrip.data import row_store
-from roundtrip.data.readers import read_rows
+from roundtrip.data.readers import check_format, read_rows
 from roundtrip.data.row_store import RowStore, TextRow
 from roundtrip.data.tmx_xliff import DIFFERENT_CODES, INLINE_CODES
-from roundtrip.recipe.schema import LineFilter, Recipe, Sources, Split
+from roundtrip.recipe.schema import LineFilter, Recipe, Sources, Split, TextSource
 from roundtrip.runtime.downloads import resolve
 from roundtrip.runtime.errors import TextError
 from roundtrip.runtime.seeding import derive_seed, permuted_index
@@ -56,6 +56,26 @@ def relative_length(a: float, b: float) -> float:
     return long / short
 
 
+def check_sources(recipe: Recipe, folder: Path) -> None:
+    """Refuse sources of an unusable format, and a file that is in two of train, dev and test; reads nothing."""
+    for _, source, num_languages in recipe.sources():
+        check_format(source, _files(source, folder), recipe.languages[:num_languages])
+    parts: dict[str, str] = {}
+    for part in ("test", "dev", "train"):
+        for path in (path for source in getattr(recipe.data, part) for path in source.paths):
+            is_remote = path.startswith(("hf:", "pypi:"))
+            for file in [path] if is_remote else [str(file.resolve()) for file in resolve(path, folder)]:
+                if (other := parts.setdefault(file, part)) != part:
+                    problem = f"'{path}' is also in data.{other}, so scores would be those of text seen before"
+                    cure = "name another file, or divide one by data.split"
+                    raise TextError(problem, place=f"data.{part}", cure=cure)
+
+
+def _files(source: TextSource, folder: Path) -> list[Path]:
+    """Return the local files of a source; a data set on the hub has none."""
+    return [file for path in source.paths if not path.startswith("hf:") for file in resolve(path, folder)]
+
+
 def prepare(recipe: Recipe, folder: Path, target: Path, report: Callable[[str], None]) -> Corpora:
     """Read, clean, deduplicate and separate all text of a recipe into stores in the folder `target`.
 
@@ -63,6 +83,7 @@ def prepare(recipe: Recipe, folder: Path, target: Path, report: Callable[[str], 
     language) is in dev or test. Dev and test files are taken as they are, except for pairs with an empty side.
     Relative paths start at `folder`; `report` is called with a message for each source that is read.
     """
+    check_sources(recipe, folder)
     preparation = _Preparation(recipe, folder, target, report)
     stores = preparation.read_parts() if recipe.data.split is None else preparation.split_corpus(recipe.data.split)
     counts = {part: dict(count) for part, count in preparation.counts.items()}
@@ -117,7 +138,6 @@ class _Preparation:
 
     def read_parts(self) -> dict[str, RowStore]:
         """Read every part from its own sources: dev and test first, so that their texts are known to the others."""
-        self._refuse_shared_files()
         stores = {"test": self._write_held_out("test")}
         stores["dev"] = self._write_monolingual_dev() if self.recipe.without_dev else self._write_held_out("dev")
         stores["train"] = self._write_filtered("train", self._pairs("train", self.recipe.data.train), (0, 1))
@@ -125,19 +145,6 @@ class _Preparation:
             part = f"mono.{language}"
             stores[part] = self._write_filtered(part, self._lines(part, language), (side,))
         return stores
-
-    def _refuse_shared_files(self) -> None:
-        """Refuse a file that is in two of train, dev and test: its scores would say nothing."""
-        parts: dict[str, str] = {}
-        for part in ("test", "dev", "train"):
-            for source in getattr(self.recipe.data, part):
-                for path in source.paths:
-                    is_remote = path.startswith(("hf:", "pypi:"))
-                    for file in [path] if is_remote else [str(file.resolve()) for file in resolve(path, self.folder)]:
-                        if (other := parts.setdefault(file, part)) != part:
-                            problem = f"'{path}' is also in data.{other}, so scores would be those of text seen before"
-                            cure = "name another file, or divide one by data.split"
-                            raise TextError(problem, place=f"data.{part}", cure=cure)
 
     def split_corpus(self, split: Split) -> dict[str, RowStore]:
         """Split one corpus into test, dev, train and two monolingual halves; no text of a language is in two parts.
@@ -175,9 +182,7 @@ class _Preparation:
     def _rows(self, part: str, sources: Sources, languages: tuple[str, ...]) -> Iterator[TextRow]:
         for source in sources:
             self.report(f"reading {' + '.join(path.partition('#')[0] for path in source.paths)}")
-            local = [path for path in source.paths if not path.startswith("hf:")]
-            files = [file for path in local for file in resolve(path, self.folder)]
-            yield from read_rows(source, files, languages, self.counts[part])
+            yield from read_rows(source, _files(source, self.folder), languages, self.counts[part])
 
     def _write(self, part: str, rows: Iterable[TextRow]) -> RowStore:
         return row_store.write(_store_path(self.target, part), rows)

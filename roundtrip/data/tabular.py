@@ -84,7 +84,7 @@ def read_parquet(path: Path, languages: tuple[str, ...], columns: Columns) -> It
         import pyarrow
         from pyarrow import parquet
     except ImportError as error:
-        raise _not_installed("pyarrow", str(path)) from error
+        raise not_installed("pyarrow", str(path)) from error
     with open_text(path) as handle:
         try:
             file = parquet.ParquetFile(handle)
@@ -109,7 +109,7 @@ def read_dataset(spec: str, languages: tuple[str, ...], columns: Columns) -> Ite
     try:
         from datasets import load_dataset
     except ImportError as error:
-        raise _not_installed("datasets", place) from error
+        raise not_installed("datasets", place) from error
     names: tuple[str, ...] = ()
     try:
         records = load_dataset(dataset.name, dataset.subset, split=dataset.split, streaming=True)
@@ -234,6 +234,6 @@ def _no_column(column: str, place: str, available: Sequence[str]) -> TextError:
     return TextError(f"no column {column!r}", place=place, cure=cure)
 
 
-def _not_installed(package: str, place: str) -> TextError:
+def not_installed(package: str, place: str) -> TextError:
     problem = f"the package `{package}`, which reads this, is not installed"
     return TextError(problem, place=place, cure="pip install 'roundtrip-mt[data]'")

@@ -21,6 +21,8 @@ def combination_problems(recipe: Recipe) -> list[str]:
         problems.append("tokens.audit: has no effect with tokens.mode = 'text', where no row is spliced")
     for direction, model in recipe.model.items():
         problems += _model_problems(model)
+        if model.from_scratch is not None and recipe.template.kind == "chat":
+            problems.append("template.kind: a model from scratch has no chat template; set it to 'plain'")
         problems += _adapter_problems(recipe, recipe.adapter[direction], model)
     return list(dict.fromkeys(problems))  # those that both directions have, once
 
@@ -180,24 +182,29 @@ def _adapter_problems(recipe: Recipe, adapter: Adapter, model: Model) -> Iterato
     method = f"adapter.method: '{adapter.method}'"
     quantized = model.quantize != "none"
     is_dora, subtracts = adapter.method in {"dora", "rsdora"}, adapter.method in {"pissa", "olora"}
+    # One problem for each cause, and only cures that no other one of these refuses.
+    if model.from_scratch is not None and adapter.method != "full":
+        yield f"{method} adapts a trained model; a model from scratch needs 'full'"
+        return
     if recipe.train.kl_weight and (subtracts or adapter.method == "full"):
-        yield f"train.kl_weight: {method} changes the base to stay close to; use 'lora', 'rslora' or 'dora'"
+        cure = "leave it out" if model.from_scratch is not None else "use 'lora', 'rslora' or 'dora'"
+        yield f"train.kl_weight: {method} changes the base to stay close to; {cure}"
     if adapter.method == "full":
         if quantized:
-            yield f"{method} trains all weights, which model.quantize = '{model.quantize}' rounds; use 'lora'"
-    elif model.from_scratch is not None:
-        yield f"{method} adapts a trained model; a model from scratch needs 'full'"
-    if subtracts and recipe.shared_base:
-        cure = "set model.shared = false, so that each has its own, or use 'rslora'"
-        yield f"{method} takes its start out of the base, which the other direction shares; {cure}"
+            cure = "leave that out" if model.from_scratch is not None else "use 'lora'"
+            yield f"{method} trains all weights, which model.quantize = '{model.quantize}' rounds; {cure}"
+        return
     if subtracts and quantized:
         yield f"{method} changes the base's weights, which model.quantize fixes; use 'lora' or 'rslora'"
+    elif subtracts and recipe.shared_base and not recipe.train.kl_weight:
+        cure = "set model.shared = false, so that each has its own, or use 'rslora'"
+        yield f"{method} takes its start out of the base, which the other direction shares; {cure}"
     if subtracts and adapter.init is not None:
-        yield f"adapter.init: {method} starts from a part of the base, not from an earlier adapter"
-    if adapter.ephemeral_gpu_offload and not is_dora:
-        yield "adapter.ephemeral_gpu_offload: has an effect on DoRA only; use method 'dora'"
+        yield f"adapter.init: {method} starts from a part of the base, not from an earlier adapter; leave it out"
     if adapter.ephemeral_gpu_offload and quantized:
         yield "adapter.ephemeral_gpu_offload: a quantized base is never in host memory; leave it out"
+    elif adapter.ephemeral_gpu_offload and not is_dora:
+        yield "adapter.ephemeral_gpu_offload: has an effect on DoRA only; use method 'dora', or leave it out"
     if is_dora and model.quantize == "8bit":
         yield f"{method} reads the weights of the base, which 8 bits do not give back; use model.quantize = '4bit'"
     if "lm_head" in str(adapter.targets):

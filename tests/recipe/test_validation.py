@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
+import re
+from typing import get_args
+
 import pytest
 
 from roundtrip.recipe import loader
+from roundtrip.recipe.schema import Adapter
 from roundtrip.runtime.errors import RecipeError
 from tests.conftest import WriteRecipe
 
@@ -85,6 +89,40 @@ def test_problems_of_model_and_adapter_are_named(
 ) -> None:
     text = problems(write_recipe, *overrides)
     assert text.count(problem) == 1, "once, though both directions have it"
+
+
+METHODS = get_args(Adapter.model_fields["method"].annotation)
+
+
+@pytest.mark.parametrize("kl_weight", [0, 0.1])
+@pytest.mark.parametrize("scratch", [False, True])
+@pytest.mark.parametrize("quantize", ["none", "8bit", "4bit"])
+@pytest.mark.parametrize("shared", ["true", "false"])
+@pytest.mark.parametrize("method", METHODS)
+def test_every_cure_of_an_adapter_is_one_that_helps(
+    write_recipe: WriteRecipe, method: str, shared: str, quantize: str, scratch: bool, kl_weight: float
+) -> None:
+    """Of the problems of a combination, what the cure of one names is refused by none of the others."""
+    overrides = [f"model.quantize={quantize}", f"model.shared={shared}", f"train.kl_weight={kl_weight}"]
+    path = write_recipe(("rank = 4\ndropout = 0.1", f'method = "{method}"'))
+    if scratch:
+        line = next(line for line in path.read_text(encoding="utf-8").splitlines() if line.startswith("path = "))
+        path = write_recipe(("rank = 4\ndropout = 0.1", f'method = "{method}"'), (line, "from_scratch = {}"))
+    try:
+        loader.load_recipe(str(path), overrides)
+    except RecipeError as error:
+        shown = str(error).splitlines()[1:]
+        cures = [set(re.findall("'([a-z]+)'", line.rpartition(";")[2])) & set(METHODS) for line in shown]
+        named = set.intersection(*filter(None, cures)) if any(cures) else set()
+        assert named or not any(cures), shown
+        for name in named:
+            text = path.read_text(encoding="utf-8").replace(f'method = "{method}"', f'method = "{name}"')
+            path.with_name("cured.toml").write_text(text, encoding="utf-8")
+            # What is left has another cure than the method, and was among the problems or follows from `full`.
+            try:
+                loader.load_recipe(str(path.with_name("cured.toml")), overrides)
+            except RecipeError as left:
+                assert scratch and ("leave" in str(left)), left
 
 
 def test_a_missing_model_is_named(write_recipe: WriteRecipe) -> None:

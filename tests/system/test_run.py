@@ -26,8 +26,10 @@ from roundtrip.backtranslation.dev_scoring import greedy_settings
 from roundtrip.backtranslation.run_folder import RunFolder, reopen, run_lock
 from roundtrip.backtranslation.synthesis import Synthesizer
 from roundtrip.backtranslation.trainer import Trainer
-from roundtrip.cli import train, translate
+from roundtrip.cli import check, train, translate
+from roundtrip.data import corpora
 from roundtrip.engine import long_inputs
+from roundtrip.models import direction_model
 from roundtrip.recipe.loader import load_recipe
 from roundtrip.recipe.plan import Phase
 from roundtrip.runtime.errors import Interrupted, RunError, TextError, TrainingError
@@ -550,3 +552,67 @@ def test_stopped_while_scoring_keeps_the_last_step(
     monkeypatch.undo()
     assert "4 steps done" in go(recipe, tmp_path / "run", resume=True, overrides=overrides)
     assert_same(end_state(tmp_path / "run"), end_state(whole))
+
+
+OWN = "[data]\ntrain = {train}\ndev = 'dev.tsv'\ntest = 'test.tsv'\n[data.mono]\nen = 'mono.en'\nes = 'mono.es'\n"
+VARIANTS = {
+    "languages": "['en-US', 'en-GB']",
+    "data.mono": "{en-US = 'mono.en', en-GB = 'mono.es'}",
+    "filter.language": "true",
+}
+NO_TEXT_NEEDED: dict[str, tuple[str, dict[str, str]]] = {
+    "no chat template": ('set template.kind = "plain"', {"template.kind": "chat", "model.path": "no_template"}),
+    "no model": ("model.path", {"model.path": "./nowhere"}),
+    "no causal model": ("is no causal language model", {"model.path": "t5"}),
+    "no tokenizer": ("model.path", {"model.path": "no_tokenizer"}),
+    "device": ("use 'auto' or 'cpu'", {"model.device": "cuda:9"}),
+    "quantized on a cpu": ('set it to "none"', {"model.quantize": "8bit", "model.device": "cpu"}),
+    "CUDA graphs on a cpu": ("generate.cuda_graphs", {"generate.cuda_graphs": "true", "model.device": "cpu"}),
+    "Liger on a cpu": ("model.use_liger_kernel = false", {"model.use_liger_kernel": "true", "model.device": "cpu"}),
+    "flash-attn": ('model.attention = "auto"', {"model.attention": "flash_attention_2"}),
+    "adapter of another rank": ("its r is 2, the recipe's 4", {"adapter.init": "adapter"}),
+    "language identification": ("set filter.language = false", VARIANTS),
+    "missing file": ("no such file: 'gone.tsv'", {"data.train": "gone.tsv"}),
+    "two files as two sources": ('{ path = ["mono.en", "mono.es"] }', {"data.train": "['mono.en', 'mono.es']"}),
+    "one format for two": ("a .json file is not one of plain lines", {"data.train": "a.json"}),
+    "a pair in a format of one file": (
+        "Omit `format`",
+        {"data.train": "{path = ['mono.en', 'mono.es'], format = 'tsv'}"},
+    ),
+    "a file in two parts": ("is also in data.test", {"data.train": "test.tsv"}),
+}
+
+
+@pytest.mark.parametrize("mistake", NO_TEXT_NEEDED)
+def test_what_needs_no_text_is_refused_before_text_is_read(
+    write_recipe: WriteRecipe,
+    model_folder: Path,
+    tmp_path: Path,
+    shell: Callable[..., Any],
+    monkeypatch: pytest.MonkeyPatch,
+    mistake: str,
+) -> None:
+    message, changes = NO_TEXT_NEEDED[mistake]
+    split = '[data.split]\ncorpus = { path = "toy.tsv" }\ntrain = 32\ndev = 12\ntest = 12\n'
+    path = write_recipe((split, OWN.format(train="'toy.tsv'")))
+    for name, text in {"dev.tsv": "a\tb\n", "test.tsv": "c\td\n", "mono.en": "e\n", "mono.es": "f\n"}.items():
+        (tmp_path / name).write_text(text)
+    (tmp_path / "a.json").write_text("[]")
+    for name in ("no_template", "no_tokenizer", "t5"):
+        shutil.copytree(model_folder, tmp_path / name)
+    for file in tmp_path.glob("no_template/chat_template*"):
+        file.unlink()
+    settings = tmp_path / "no_template" / "tokenizer_config.json"
+    settings.write_text(json.dumps({**json.loads(settings.read_text()), "chat_template": None}))
+    for file in tmp_path.glob("no_tokenizer/tokenizer*"):
+        file.unlink()
+    (tmp_path / "t5" / "config.json").write_text('{"model_type": "t5"}')
+    (tmp_path / "adapter").mkdir()
+    config = {"peft_type": "LORA", "r": 2, "lora_alpha": 4, "use_rslora": False, "use_dora": False}
+    (tmp_path / "adapter" / "adapter_config.json").write_text(json.dumps(config))
+    monkeypatch.setattr(corpora._Preparation, "read_parts", lambda preparation: pytest.fail("text was read"))
+    monkeypatch.setattr(direction_model, "load", lambda *arguments: pytest.fail("weights were loaded"))
+    overrides = [part for key, value in changes.items() for part in ("--set", f"{key}={value}")]
+    for command, more in ((train, ("--out", "run")), (check, ())):
+        code, _, errors = shell(command, str(path), *overrides, *more)
+        assert code == 2 and message in errors and "Traceback" not in errors, errors
