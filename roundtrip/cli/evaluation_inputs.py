@@ -60,7 +60,7 @@ def read_test_set(
     labels = _read_as_many(slices, sources, "the test set") if slices else []
     if "" in labels:
         place = f"{slices}:{labels.index('') + 1}"
-        raise TextError("a line without a label", place=place, cure="give each line a label")
+        raise TextError("a line without a label", place=place, cure="give each line a label, such as `other`")
     return EvaluationSet(sources, references, labels)
 
 

@@ -13,7 +13,7 @@ from roundtrip.data.row_store import RowStore, TextRow
 from roundtrip.data.tmx_xliff import DIFFERENT_CODES, INLINE_CODES
 from roundtrip.recipe.schema import LineFilter, Recipe, Sources, Split, TextSource
 from roundtrip.runtime.downloads import resolve
-from roundtrip.runtime.errors import TextError
+from roundtrip.runtime.errors import TextError, quantity
 from roundtrip.runtime.seeding import derive_seed, permuted_index
 
 # Characters added to both lengths before a ratio is taken: of two short texts, one is easily twice as long.
@@ -98,7 +98,7 @@ def describe_counts(counts: Mapping[str, int]) -> str:
     dropped = _listed(counts, [reason for reason in counts if reason not in ("kept", *_NOTES)])
     notes = _listed(counts, [note for note in _NOTES if note in counts])
     return (
-        f"{counts.get('kept', 0)} lines"
+        quantity(counts.get("kept", 0), "line")
         + (f", {notes}" if notes else "")
         + (f" (dropped: {dropped})" if dropped else "")
     )
@@ -114,13 +114,17 @@ def _nothing_left(part: str, counts: dict[str, int]) -> TextError:
         problem, cure = "its files have no lines", "name files that have some"
     else:
         problem = f"no line is left; dropped: {dropped}"
-        most = max(counts, key=lambda reason: counts[reason])
+        most = max((reason for reason in counts if reason not in ("kept", *_NOTES)), key=lambda reason: counts[reason])
         cure = {
             HELD_OUT: "its text is that of dev or test, which is never trained on: name other text",
             "duplicate": "name text that does not repeat itself",
             "empty": "name a file with text on both sides",
             "both sides equal": "name a file that is translated",
-        }.get(most, "change data.filter, or name other text")
+            "too few words": "lower data.filter.min_words, or name other text",
+            "too many words": "raise data.filter.max_words, or name text of one sentence or paragraph per line",
+            "too many characters": "raise data.filter.max_chars, or name text of one sentence or paragraph per line",
+            "length ratio": "check that its columns or files are translations of each other, and name the right ones",
+        }[most]
     return TextError(problem, place=f"data.{part}", cure=cure)
 
 
@@ -159,8 +163,9 @@ class _Preparation:
         count["kept"] = len(corpus)
         needed = split.train + split.dev + split.test + (2 if self.recipe.needs_mono else 0)
         if len(corpus) < needed:
-            problem = f"{len(corpus)} usable pairs, but the split needs {needed}; counts: {dict(count)}"
-            raise TextError(problem, place="data.split", cure="ask for fewer, or add to data.split.corpus")
+            problem = f"{quantity(len(corpus), 'usable pair')}, but the split needs {needed}: {describe_counts(count)}"
+            cure = "lower data.split.train, dev or test, or add files to data.split.corpus"
+            raise TextError(problem, place="data.split", cure=cure)
         seed = derive_seed(self.recipe.seed if split.seed is None else split.seed, "cut")
         shuffled = iter(corpus[permuted_index(index, len(corpus), seed, 0)] for index in range(len(corpus)))
         sizes = {part: size for part, size in (("test", split.test), ("dev", split.dev)) if part not in given}

@@ -15,7 +15,7 @@ import langcodes
 from roundtrip.data.text_files import open_text, read_text_lines
 from roundtrip.recipe.language_codes import match_codes, parse_code
 from roundtrip.runtime.downloads import parse_dataset
-from roundtrip.runtime.errors import RoundtripError, TextError, first_line
+from roundtrip.runtime.errors import RoundtripError, TextError, first_line, quantity
 
 _BATCH_ROWS = 1024
 # Words of a header that name no language.
@@ -138,11 +138,12 @@ def _fields(
     if columns is None and width != len(languages):
         example = list(range(len(languages)))
         cure = _separator_cure(first[1]) or f"Name those to read in the recipe, as `columns = {example}`."
-        raise TextError(f"{width} column(s) where {len(languages)} are expected", place=f"{path}:{first[0]}", cure=cure)
+        problem = f"{quantity(width, 'column')}, expected {len(languages)}"
+        raise TextError(problem, place=f"{path}:{first[0]}", cure=cure)
     positions, has_header = _positions(path, languages, columns, first[1])
     for number, row in rows if has_header else chain([first], rows):
         if len(row) != width:
-            problem = f"{len(row)} column(s) where line {first[0]} has {width}"
+            problem = f"{quantity(len(row), 'column')} where line {first[0]} has {width}"
             cure = "Correct the line: in csv a text that contains a comma is quoted, in tsv no text contains a tab."
             raise TextError(problem, place=f"{path}:{number}", cure=cure)
         yield tuple(row[position] for position in positions)
@@ -159,7 +160,7 @@ def _positions(path: Path, languages: Sequence[str], columns: Columns, first: li
     positions = [int(column) for column in columns or range(len(languages))]
     if outside := [position for position in positions if not 0 <= position < len(first)]:
         cure = _separator_cure(first) or "Columns count from 0. Correct `columns` in the recipe."
-        problem = f"{len(first)} column(s), but the recipe names column {outside[0]}"
+        problem = f"{quantity(len(first), 'column')}, but the recipe names column {outside[0]}"
         raise TextError(problem, place=f"{path}:1", cure=cure)
     found = match_codes(languages, [_as_code(name) for name in names])
     if None not in found and columns is None:

@@ -97,7 +97,10 @@ def decoded_lines(handle: BinaryIO, place: str, encoding: str = "utf-8") -> Iter
     except UnicodeDecodeError as error:
         name = codecs.lookup(encoding).name.upper()
         problem = f"not {name} (byte 0x{error.object[error.start]:02x})"
-        cure = f"Convert the file: iconv -f ISO-8859-1 -t {name} (-f: its actual encoding)."
+        cure = (
+            f"Convert the file if it is in another encoding: iconv -f WINDOWS-1252 -t {name} FILE > NEW, with the "
+            "name that `file -i FILE` shows; if only this line is damaged, correct it."
+        )
         raise TextError(problem, place=f"{place}:{number}", cure=cure) from error
     except _BROKEN_GZIP as error:
         raise _broken_gzip(f"{place}:{number + 1}", error) from error

@@ -122,7 +122,7 @@ class Translator:
                     f"text {number + 1} of {len(sources)} has {len(prompt)} tokens and may need {limit} more: "
                     f"'{sources[number][:60]}...'",
                     place=f"{self.direction.name}, a model of {self.base.max_positions} positions",
-                    cure="lower data.filter.max_chars",
+                    cure="shorten or split this text; in a recipe, lower data.filter.max_chars",
                 )
         return limits
 

@@ -18,7 +18,7 @@ def combination_problems(recipe: Recipe) -> list[str]:
     for check in (_data_problems, _split_problems, _train_problems, _generate_problems):
         problems += check(recipe)
     if recipe.tokens.mode == "text" and "audit" in recipe.tokens.model_fields_set:
-        problems.append("tokens.audit: has no effect with tokens.mode = 'text', where no row is spliced")
+        problems.append("tokens.audit: has no effect with tokens.mode = 'text', where no row is spliced; leave it out")
     for direction, model in recipe.model.items():
         problems += _model_problems(model)
         if model.from_scratch is not None and recipe.template.kind == "chat":
@@ -65,7 +65,7 @@ def _template_problems(template: TemplateRecipe) -> Iterator[str]:
     if plain and not prompt.rstrip().endswith("{target}"):
         yield "template.prompt: must end with {target}; the end token follows it"
     if plain and template.system is not None:
-        yield "template.system: has no effect with template.kind = 'plain'"
+        yield "template.system: has no effect with template.kind = 'plain'; leave it out"
 
 
 def _data_problems(recipe: Recipe) -> Iterator[str]:
@@ -103,10 +103,10 @@ def _split_problems(recipe: Recipe) -> Iterator[str]:
         yield "data.split.train: 0 pairs and 0 rounds train nothing"
     for key in ("train", "mono"):
         if getattr(data, key):
-            yield f"data.split: excludes data.{key}; the split makes this part from one corpus"
+            yield f"data.split: excludes data.{key}; the split makes this part from one corpus; leave it out"
     for key in ("dev", "test"):
         if getattr(split, key) and getattr(data, key):
-            yield f"data.split: excludes data.{key} unless data.split.{key} is 0"
+            yield f"data.split: excludes data.{key} unless data.split.{key} is 0; leave one out"
         if not getattr(split, key) and not getattr(data, key):
             yield f"data.split.{key}: 0, and there is no data.{key}; needed for scores"
 
@@ -115,7 +115,7 @@ def _source_problems(source: TextSource, num_languages: int) -> Iterator[str]:
     paths = list(source.paths)
     is_dataset = len(paths) == 1 and paths[0].startswith("hf:")
     if len(paths) == 2 and num_languages == 1:
-        yield f"two files {paths} where one language is wanted"
+        yield f"two files {paths} where one language is wanted; name each by itself"
     if len(paths) == 2 and any(path.startswith("hf:") for path in paths):
         yield f"two files {paths} cannot be data sets; name one hf:DATASET"
     if source.columns is not None and len(source.columns) != num_languages:
@@ -125,7 +125,7 @@ def _source_problems(source: TextSource, num_languages: int) -> Iterator[str]:
     ending = str(source.path).removesuffix(".gz").rpartition(".")[2].lower()
     kind = ending if source.format == "auto" else source.format
     if source.columns is not None and not is_dataset and kind not in TABLE_ENDINGS:
-        yield f"columns: only tables have columns, and {source.path} is not one"
+        yield f"columns: only tables have columns, and {source.path} is not one; leave them out"
 
 
 def _train_problems(recipe: Recipe) -> Iterator[str]:
@@ -137,15 +137,15 @@ def _train_problems(recipe: Recipe) -> Iterator[str]:
     if train.max_length > (limit := train.max_tokens_per_microbatch):
         yield f"train.max_length: {train.max_length} does not fit into train.max_tokens_per_microbatch {limit}"
     if train.final_epochs and not has_pairs:
-        yield "train.final_epochs: there are no parallel pairs to train on"
+        yield "train.final_epochs: there are no parallel pairs to train on; leave it out"
     # Epochs end by the loss on dev pairs, rounds by the score of their stage.
     longest = max(num_rounds, epochs if has_pairs and not recipe.without_dev else 0)
     if train.patience >= max(longest, 1):
-        stages = f"{train.parallel_epochs} parallel_epochs, {train.final_epochs} final_epochs or {num_rounds} rounds"
-        value = f"{train.patience} epochs or rounds without a better dev value"
-        yield f"train.patience: {value} cannot end {stages} early"
+        stages = f"parallel_epochs = {train.parallel_epochs}, final_epochs = {train.final_epochs}"
+        stages += f" or rounds.count = {num_rounds}"
+        yield f"train.patience: {train.patience} cannot end {stages} early; lower it, or leave it out"
     if num_rounds == 1 and recipe.rounds.replay_examples:
-        yield "rounds.replay_examples: there are no earlier rounds with rounds.count = 1"
+        yield "rounds.replay_examples: there are no earlier rounds with rounds.count = 1; leave it out"
 
 
 def _generate_problems(recipe: Recipe) -> Iterator[str]:
@@ -160,7 +160,7 @@ def _generate_problems(recipe: Recipe) -> Iterator[str]:
     if "candidate_selection" in generate.model_fields_set and generate.num_candidates == 1:
         yield "generate.candidate_selection: has no effect with one candidate; set generate.num_candidates"
     if generate.engine != "native" and generate.cuda_graphs:
-        yield "generate.cuda_graphs: only the engine 'native' has them"
+        yield "generate.cuda_graphs: only the engine 'native' has them; set it to false"
 
 
 def _model_problems(model: Model) -> Iterator[str]:
@@ -171,7 +171,7 @@ def _model_problems(model: Model) -> Iterator[str]:
     if model.path is not None:
         yield "model.from_scratch: excludes model.path; leave one of them out"
     if model.revision is not None:
-        yield "model.revision: belongs to a hub id; a model from scratch has none"
+        yield "model.revision: belongs to a hub id; a model from scratch has none: leave it out"
     size = model.from_scratch.hidden_size
     if size % (64 if size > 64 else 2):
         heads = "the size of an attention head (a smaller size has one head, and must be even)"

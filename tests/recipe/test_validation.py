@@ -26,9 +26,9 @@ def problems(write_recipe: WriteRecipe, *overrides: str) -> str:
     [
         (("rounds.count=0", "train.parallel_epochs=0"), "rounds.count: 0 rounds and 0 train.parallel_epochs"),
         (("rounds.replay_examples=5",), "rounds.replay_examples: there are no earlier rounds"),
-        (("rounds.count=2", "train.parallel_epochs=2", "train.patience=2"), "train.patience: 2 epochs or rounds"),
-        (("train.patience=1",), "cannot end 1 parallel_epochs, 0 final_epochs or 1 rounds early"),
-        (("data.split.train=0", "train.parallel_epochs=9", "train.patience=1"), "train.patience: 1 epochs or rounds"),
+        (("rounds.count=2", "train.parallel_epochs=2", "train.patience=2"), "train.patience: 2 cannot end"),
+        (("train.patience=1",), "cannot end parallel_epochs = 1, final_epochs = 0 or rounds.count = 1 early; lower it"),
+        (("data.split.train=0", "train.parallel_epochs=9", "train.patience=1"), "train.patience: 1 cannot end"),
         (("train.max_length=4096",), "train.max_length: 4096 does not fit into train.max_tokens_per_microbatch 2048"),
         (("generate.temperature=0.0", "generate.num_candidates=3"), "generate.num_candidates: all candidates are the"),
         (("generate.temperature=0.0", "generate.top_p=0.9"), "generate.top_p: has no effect at temperature 0"),
@@ -192,7 +192,7 @@ def test_a_moses_pair_is_not_monolingual_text(write_recipe: WriteRecipe) -> None
 @pytest.mark.parametrize(
     ("overrides", "problem"),
     [
-        (("train.parallel_epochs=3", "train.patience=1"), "train.patience: 1 epochs or rounds"),
+        (("train.parallel_epochs=3", "train.patience=1"), "train.patience: 1 cannot end"),
         (("rounds.count=0",), "data.dev: missing"),
         (("generate.num_candidates=4",), "all candidates are the same without dev pairs, where 'auto' is greedy"),
     ],

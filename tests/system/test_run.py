@@ -324,7 +324,7 @@ CUT = '[data.split]\ncorpus = { path = "toy.tsv" }\ntrain = 32\ndev = 12\ntest =
 MISTAKES: dict[str, tuple[tuple[str, str], str]] = {
     "typo in a key": (("lr = 5e-3", "learning_rate = 5e-3"), "train.learning_rate: unknown key"),
     "missing file": (("toy.tsv", "corpus.tsv"), "no such file: 'corpus.tsv'"),
-    "one-column tsv": (("toy.tsv", "one.tsv"), "one.tsv:1: 1 column(s)"),
+    "one-column tsv": (("toy.tsv", "one.tsv"), "one.tsv:1: 1 column,"),
     "empty file": (("toy.tsv", "empty.tsv"), "0 usable pairs"),
     "same language twice": (('["en", "es"]', '["es", "es"]'), "are the same language"),
     "unknown model": (('path = "/', 'path = "/nowhere/'), "model.path"),
