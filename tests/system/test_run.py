@@ -32,7 +32,7 @@ from roundtrip.engine import long_inputs
 from roundtrip.models import direction_model
 from roundtrip.recipe.loader import load_recipe
 from roundtrip.recipe.plan import Phase
-from roundtrip.runtime.errors import Interrupted, RunError, TextError, TrainingError
+from roundtrip.runtime.errors import Interrupted, RunError, TextError, TrainingError, quantity
 from roundtrip.tokens.batching import TokenDataset, collate
 from roundtrip.tokens.row_builder import TEXT_ONLY, RowBuilder
 from roundtrip.tokens.splice.canonicality import PAIR
@@ -143,7 +143,7 @@ def test_a_resumed_run_equals_an_uninterrupted_one(
     assert not (tmp_path / "run" / "metrics.json").exists()
     monkeypatch.undo()
     shown = go(recipe, tmp_path / "run", resume=True)
-    assert f"{at} steps done" in shown
+    assert f"{quantity(at, 'step')} done" in shown
     assert_same(end_state(tmp_path / "run"), end_state(whole))
 
 
@@ -298,7 +298,7 @@ def test_all_rejected_stops_with_counts_and_advice(
 def test_rows_over_the_limit_are_left_out_and_counted(write_recipe: WriteRecipe, tmp_path: Path) -> None:
     shown = go(write_recipe(("max_length = 96", "max_length = 34")), tmp_path / "run")
     assert "rows over 34 tokens left out" in shown
-    with pytest.raises(TrainingError, match="rows are over 5 tokens"):
+    with pytest.raises(TrainingError, match=r"all rows \(32\) are over 5 tokens"):
         go(write_recipe(("max_length = 96", "max_length = 5")), tmp_path / "run2")
 
 

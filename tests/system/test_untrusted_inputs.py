@@ -175,7 +175,7 @@ def test_an_endless_line_is_refused_without_reading_it_all(
 ) -> None:
     monkeypatch.setattr(text_files, "MAX_LINE_BYTES", 1 << 16)
     path = tmp_path / f"{name}{ending}"
-    content = b'msgid "a"\n' if name == "a.po" else b"good\tline\n" if name != "a.jsonl" else b'{"en": "a"}\n'
+    content = b'msgid "a"\n' if name == "a.po" else b"good line\n" if name != "a.jsonl" else b'{"en": "a"}\n'
     content += b"x" * (1 << 25)
     path.write_bytes(gzip.compress(content) if ending else content)
     source = TextSource(path=str(path), columns=("en",) if name == "a.jsonl" else None)
