@@ -29,6 +29,7 @@ from roundtrip.recipe.plan import BASE, PARALLEL, PRETRAIN, Phase, num_phase_row
 from roundtrip.recipe.sampling_schedule import sampling_settings
 from roundtrip.recipe.schema import Recipe
 from roundtrip.runtime import memory
+from roundtrip.runtime.errors import quantity
 from roundtrip.runtime.event_log import EventLog
 from roundtrip.tokens.batching import TokenDataset, step_batches
 from roundtrip.tokens.compatibility import CompatibilityReport
@@ -56,6 +57,7 @@ def dry_run(loaded: LoadedRecipe, events: EventLog) -> dict[str, Any]:
     """
     recipe = loaded.recipe
     session.check_requirements(recipe)
+    session.check_inputs(recipe, loaded.folder)
     for key, source, _ in recipe.sources():
         events.say(f"  {key}: {source.path}")
     with tempfile.TemporaryDirectory() as folder:
@@ -171,9 +173,9 @@ def expected_seconds(recipe: Recipe, corpora: Corpora, rates: Mapping[str, Rates
 def _describe(recipe: Recipe, phase: Phase, num_pairs: int) -> str:
     """Return what a phase trains on, in words."""
     rows = num_phase_rows(recipe, phase, num_pairs)
-    what = f"{rows} parallel pairs, {phase.epochs} epoch{'s' if phase.epochs > 1 else ''}"
+    what = f"{quantity(rows, 'parallel pair')}, {quantity(phase.epochs, 'epoch')}"
     if phase.stage == PRETRAIN:
-        what = f"{rows} monolingual lines"
+        what = quantity(rows, "monolingual line")
     elif phase.round:
         lines = recipe.rounds.monolingual_lines
         what = f"{rows} examples, with synthetic sources for {lines} new lines among them"

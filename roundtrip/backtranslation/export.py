@@ -11,7 +11,8 @@ from transformers import GenerationConfig
 from roundtrip.backtranslation import model_card, trained_models
 from roundtrip.backtranslation.run_folder import BEST, RunFolder
 from roundtrip.engine.translator import Translator
-from roundtrip.runtime.atomic_io import write_json
+from roundtrip.models import adapters
+from roundtrip.runtime.atomic_io import is_writable, set_permissions, write_json
 from roundtrip.runtime.errors import RunError, UsageError
 from roundtrip.tokens.prompt_segments import Segments
 
@@ -64,17 +65,36 @@ def export(
         translator.direction_model.merged(dtype).save_pretrained(folder)
     else:
         translator.direction_model.export(folder)
+        _name_base(translator, folder, Path(run.manifest().folder))
     has_template = _write_tokenizer(translator, folder)
     metrics = json.loads(run.metrics.read_text(encoding="utf-8")) if run.metrics.exists() else {}
     stage = metrics["best"][direction] if stage == BEST and metrics else stage
     card = model_card.text(run, translator, metrics, stage, is_model(folder), has_template)
     (folder / "README.md").write_text(card, encoding="utf-8")
+    set_permissions(folder)
     return has_template
+
+
+def _name_base(translator: Translator, folder: Path, recipe_folder: Path) -> None:
+    """Name the base of an exported adapter so that another machine finds it, by its commit if it is on the hub."""
+    config, spec = folder / adapters.CONFIG, translator.direction_model.spec
+    base = model_card.exported_base(str(spec.path), recipe_folder)
+    revision = getattr(translator.base.model.config, "_commit_hash", None) or spec.revision
+    document = json.loads(config.read_text(encoding="utf-8"))
+    write_json(config, document | {"base_model_name_or_path": base, "revision": revision})
 
 
 def is_model(folder: Path) -> bool:
     """Return whether an exported direction is a plain model, not an adapter."""
     return (folder / "config.json").exists()
+
+
+def base_off_hub(folder: Path) -> str | None:
+    """Return the base of an exported adapter that only the machine or person who made it has, else None."""
+    if is_model(folder):
+        return None
+    base = str(json.loads((folder / adapters.CONFIG).read_text(encoding="utf-8"))["base_model_name_or_path"])
+    return base if base.startswith(model_card.OFF_HUB) else None
 
 
 def refuse_used(folder: Path) -> None:
@@ -84,6 +104,8 @@ def refuse_used(folder: Path) -> None:
         raise RunError("is a file", place=str(existing), cure="name a folder")
     if existing == folder.absolute() and any(folder.iterdir()):
         raise RunError("is not empty", place=str(folder), cure="name another folder")
+    if not is_writable(folder):
+        raise RunError("cannot be written", place=str(folder), cure="name another folder")
 
 
 def _write_tokenizer(translator: Translator, folder: Path) -> bool:
@@ -102,7 +124,8 @@ def _write_tokenizer(translator: Translator, folder: Path) -> bool:
         eos_token_id=sorted({segments.end_id, *segments.stop_ids, *segments.break_ids}),
         pad_token_id=translator.base.pad_id,
     ).save_pretrained(folder)
-    document = {**asdict(translator.direction), "expansion": translator.expansion, **segments.to_dict()}
+    facts = {"expansion": translator.expansion, "base_hash": translator.base.digest}
+    document = {**asdict(translator.direction), **facts, **segments.to_dict()}
     write_json(folder / "template.json", document)
     return has_template
 

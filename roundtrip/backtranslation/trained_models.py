@@ -12,6 +12,7 @@ from roundtrip.backtranslation.run_folder import BEST, RunFolder
 from roundtrip.engine import translator
 from roundtrip.engine.translator import Translator
 from roundtrip.models import adapters, direction_model
+from roundtrip.recipe.language_codes import match_codes
 from roundtrip.recipe.plan import Direction, directions
 from roundtrip.recipe.schema import Adapter, Model
 from roundtrip.runtime.errors import RunError, SourceError
@@ -20,9 +21,11 @@ from roundtrip.tokens.prompt_template import PromptTemplate
 
 
 def direction_into(run: RunFolder, target: str) -> Direction:
-    """Return the direction of a run into a language."""
+    """Return the direction of a run into a language, in any form of its code."""
     by_target = {direction.target: direction for direction in directions(run.recipe())}
-    return _choose(by_target, target, run, f"translates between {' and '.join(sorted(by_target))}, not into '{target}'")
+    (position,) = match_codes([target], list(by_target))
+    key = target if position is None or target in by_target else list(by_target)[position]
+    return _choose(by_target, key, run, f"translates between {' and '.join(sorted(by_target))}, not into '{target}'")
 
 
 def direction_named(run: RunFolder, name: str) -> Direction:
@@ -66,7 +69,7 @@ def load_exported(folder: Path, device: str) -> Translator:
     """Load an exported direction: an adapter with the base that it names, or a model."""
     try:
         document = json.loads((folder / "template.json").read_text(encoding="utf-8"))
-        expansion = float(document.pop("expansion", 1.0))
+        expansion, base_hash = float(document.pop("expansion", 1.0)), document.pop("base_hash", None)
         direction = Direction(str(document.pop("source")), str(document.pop("target")))
         segments = Segments.from_dict(document)
         spec, adapter = _spec_of_exported(folder)
@@ -77,9 +80,12 @@ def load_exported(folder: Path, device: str) -> Translator:
     try:
         model = direction_model.load({name: spec}, {name: adapter}, folder, one_base=False, seed=0)[name]
     except SourceError as error:
-        cure = "restore it, or export with --merged"
+        cure = "name its folder as base_model_name_or_path in adapter_config.json there, or export with --merged"
         raise RunError(f"its base model cannot be loaded: {error.problem}", place=str(folder), cure=cure) from error
     if adapter.method != "full":
+        if base_hash not in {None, model.base.digest}:
+            problem = f"its base model is another one: its hash is {base_hash}, that of {spec.path} {model.base.digest}"
+            raise RunError(problem, place=str(folder), cure="restore that model, or export with --merged")
         model.restore(folder)
     template = PromptTemplate(model.base.tokenizer, segments)
     return Translator(direction, model, template, template, expansion=expansion)
@@ -99,7 +105,8 @@ def _spec_of_exported(folder: Path) -> tuple[Model, Adapter]:
     adapter = Adapter(method=method, rank=config["r"], alpha=config["lora_alpha"], targets=targets)
     # An adapter has the precision of its base.
     is_exact = any(tensor.dtype == torch.float32 for tensor in adapters.read(folder).values())
-    return Model(path=config["base_model_name_or_path"], dtype="float32" if is_exact else "auto"), adapter
+    path, revision = config["base_model_name_or_path"], config.get("revision")
+    return Model(path=path, revision=revision, dtype="float32" if is_exact else "auto"), adapter
 
 
 def load_trained(run_dir: Path | str, direction: str, *, stage: str = BEST, device: str = "auto") -> Translator:

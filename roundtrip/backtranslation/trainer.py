@@ -21,7 +21,7 @@ from roundtrip.recipe.plan import PRETRAIN, Phase
 from roundtrip.recipe.schema import Train
 from roundtrip.runtime import memory
 from roundtrip.runtime.atomic_io import read_rows, write_json, write_rows
-from roundtrip.runtime.errors import TrainingError
+from roundtrip.runtime.errors import TrainingError, quantity
 from roundtrip.runtime.event_log import ProgressHandle
 from roundtrip.runtime.seeding import derive_seed
 from roundtrip.tokens.batching import TokenDataset, step_batches
@@ -68,7 +68,7 @@ class Trainer:
         if state := self.checkpoints.resume():
             self.state = state
             stage = phase.stage if (phase := self.next_phase()) else "the end"
-            self.events.say(f"resumed at {stage}, {state.total_steps()} steps done")
+            self.events.say(f"resumed at {stage}, {quantity(state.total_steps(), 'step')} done")
             self.events.log("resume", phase=state.phase, step=state.step)
 
     def next_phase(self) -> Phase | None:
@@ -172,7 +172,7 @@ class Trainer:
             self.save()  # scoring comes next, and a signal may stop it
         memory.trim_heap()
         if self.state.nonfinite_in_phase == num_steps > 0:
-            problem = f"all {num_steps} steps of this phase had a non-finite loss or gradient"
+            problem = f"all {quantity(num_steps, 'step')} of this phase had a non-finite loss or gradient"
             raise self._too_many_nonfinite(phase, problem)
         if phase.stage == PRETRAIN and self.recipe.shared_start:
             # The reverse direction starts from what this one has learned from monolingual text.
@@ -209,7 +209,7 @@ class Trainer:
                 self.events.say(f"  {num_by_text} of {num_rows} synthetic rows took the text path: {by_text}")
         fitting, limit = fitting_rows(rows, translator, self.recipe.train.max_length, place=phase.stage)
         if num_left_out := len(rows) - len(fitting):
-            self.events.say(f"  {num_left_out} rows over {limit} tokens left out")
+            self.events.say(f"  {quantity(num_left_out, 'row')} over {limit} tokens left out")
             self.events.log("rows_left_out", stage=phase.stage, number=num_left_out)
         return rows, fitting
 
@@ -230,7 +230,8 @@ class Trainer:
         self.events.say(f"  {figures}: no update; its rows are in {path}")
         self.events.log("nonfinite_step", direction=name, step=step, phase=phase.number)
         if in_phase > (limit := MAX_NONFINITE_STEPS):
-            problem = f"{in_phase} steps of this phase had a non-finite loss or gradient (limit: {limit}); {figures}"
+            steps = f"{quantity(in_phase, 'step')} of this phase"
+            problem = f"{steps} had a non-finite loss or gradient (limit: {limit}); {figures}"
             raise self._too_many_nonfinite(phase, problem)
 
     def _too_many_nonfinite(self, phase: Phase, problem: str) -> TrainingError:

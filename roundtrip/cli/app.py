@@ -54,6 +54,7 @@ def run_cli(run: Callable[[argparse.Namespace], None], parser: argparse.Argument
     """Parse the arguments, run a subcommand with them, and exit with a code.
 
     0: success. 2: what was asked for cannot be done. 3: training cannot continue. 129, 130, 143: stopped by a signal.
+    141: what reads the output was closed.
     """
     parser.add_argument("--debug", action="store_true", help="show the traceback of an error")
     parser.add_argument("--offline", action="store_true", help="no network access: use only what is in the caches")

@@ -7,17 +7,19 @@ from typing import get_args
 from rich.console import Console
 
 from roundtrip.cli.app import run_cli
-from roundtrip.recipe.language_codes import bleu_tokenizer
+from roundtrip.recipe.language_codes import bleu_tokenizer, parse_code
 from roundtrip.recipe.schema import BleuTokenizer
-from roundtrip.runtime.atomic_io import write_json
+from roundtrip.runtime.atomic_io import is_writable, write_json
 from roundtrip.runtime.errors import TextError, UsageError
+
+CLEANED = "Unicode NFC, each line cleaned as by runs"
 
 
 def main() -> None:
     description = (
         "Score translations on any test file: BLEU and chrF++ with signatures, paired bootstrap against a baseline, "
         "the lines that changed most, scores by domain. A system is a file of translations, or the folder of a run or "
-        "of an exported direction, which then translates."
+        "of an exported direction, which then translates. All text is cleaned as runs clean theirs, to Unicode NFC."
     )
     parser = argparse.ArgumentParser(prog="roundtrip evaluate", description=description)
     add = parser.add_argument
@@ -75,7 +77,8 @@ def _evaluate_systems(arguments: argparse.Namespace) -> None:
         scores = comet.comet_scores(test.sources, {"copy": test.sources, **texts}, test.references, comet_model)
         comparison.add_comet(document, *scores, test, settings)
     document |= {
-        "paths": {name: str(system.path) for name, system in systems.items()},
+        "systems": {name: system.label for name, system in systems.items()},
+        "text": CLEANED,
         "truncated": {name: len(system.truncated) for name, system in systems.items()},
         "command": {key: str(value) if isinstance(value, Path) else value for key, value in vars(arguments).items()},
         "versions": versions(),
@@ -94,6 +97,7 @@ def _check(arguments: argparse.Namespace) -> None:
     existing = [path for name in names if (path := getattr(arguments, name)) and path.exists()]
     overwrites = output and output.is_file() and any(path.samefile(output) for path in existing)
     other_stage = arguments.baseline_stage and arguments.baseline not in runs
+    no_language = arguments.to and parse_code(arguments.to) is None
     no_device = arguments.device and not folders and not arguments.comet
     one_comet = (arguments.comet is None) != (arguments.comet_python is None)
     too_small, no_run = "is too small: at least {} is required", "applies to runs only, and none is given"
@@ -102,9 +106,11 @@ def _check(arguments: argparse.Namespace) -> None:
         (changed < 0, "--changed", f"{changed} {too_small.format(0)}", "raise it"),
         (arguments.stage and not runs, "--stage", no_run, "omit it, or name the folder of a run"),
         (other_stage, "--baseline-stage", "needs --baseline, with the folder of a run", "add it, or omit this option"),
+        (no_language, f"--to {arguments.to}", "not a language code", "give one such as en, pt-BR or zh-Hans"),
         (no_device, "--device", "applies to systems that translate and to COMET, and none is given", "omit it"),
         (one_comet, None, "--comet and --comet-python must be given together", "give both or neither"),
         (output and output.is_dir(), f"--json {output}", "is a folder", "name a file"),
+        (output and not is_writable(output), f"--json {output}", "cannot be written", "name a file in another folder"),
         (overwrites, f"--json {output}", "this input file would be overwritten", "name another file"),
     ):
         if is_wrong:

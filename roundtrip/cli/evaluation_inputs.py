@@ -10,10 +10,11 @@ from roundtrip.cli.app import load_translator
 from roundtrip.data.normalize import clean
 from roundtrip.data.text_files import read_text_lines
 from roundtrip.evaluation.comparison import EvaluationSet
+from roundtrip.recipe.language_codes import all_matching, match_rank
 from roundtrip.recipe.plan import Direction
 from roundtrip.recipe.schema import Generate
 from roundtrip.runtime.downloads import forbid_hub, is_hub_id
-from roundtrip.runtime.errors import RunError, TextError, UsageError
+from roundtrip.runtime.errors import RunError, TextError, UsageError, quantity
 
 
 @dataclass(frozen=True)
@@ -28,20 +29,28 @@ class System:
     def is_exported(self) -> bool:
         return (self.path / "template.json").is_file()
 
+    @property
+    def is_run(self) -> bool:
+        return self.path.is_dir() and not self.is_exported
+
+    @property
+    def label(self) -> str:
+        return f"{self.path}, stage {self.stage}" if self.is_run else str(self.path)
+
 
 def read_test_set(
     source: Path | None, reference: Path | None, pairs: Path | None, slices: Path | None
 ) -> EvaluationSet:
     """Read a test set: two files, or one of source, tab, reference; and the file of its slice labels."""
     if pairs and not source and not reference:
-        path, rows = pairs, [line.split("\t") for line in read_lines(pairs)]
+        path, rows = pairs, [line.rstrip("\r\n").split("\t") for line in read_text_lines(pairs)]
         for number, row in enumerate(rows, start=1):
             if len(row) != 2:
-                problem = f"{len(row)} column(s) where source and reference are expected"
+                problem = f"{quantity(len(row), 'column')} where source and reference are expected"
                 raise TextError(problem, place=f"{path}:{number}", cure="separate them by one tab")
-        sources, references = [row[0].strip() for row in rows], [row[1].strip() for row in rows]
+        sources, references = [clean(row[0]) for row in rows], [clean(row[1]) for row in rows]
     elif source and reference and not pairs:
-        path, sources = source, read_lines(source)
+        path, sources = source, _read_clean(source)
         references = _read_as_many(reference, sources, str(source))
     else:
         cure = "give --source and --reference, or --test pairs.tsv"
@@ -51,20 +60,20 @@ def read_test_set(
     labels = _read_as_many(slices, sources, "the test set") if slices else []
     if "" in labels:
         place = f"{slices}:{labels.index('') + 1}"
-        raise TextError("a line without a label", place=place, cure="give each line a label")
+        raise TextError("a line without a label", place=place, cure="give each line a label, such as `other`")
     return EvaluationSet(sources, references, labels)
 
 
-def read_lines(path: Path) -> list[str]:
-    """Return the lines of a file, empty ones too, as many as `wc -l` counts."""
-    return [line.rstrip("\r\n").strip(" ") for line in read_text_lines(path)]
+def _read_clean(path: Path) -> list[str]:
+    """Return the lines of a file, empty ones too, as many as `wc -l` counts, each as a run would read it."""
+    return [clean(line) for line in read_text_lines(path)]
 
 
 def _read_as_many(path: Path, expected: Sequence[str], owner: str) -> list[str]:
     """Read a file that has as many lines as its `owner`."""
-    lines = read_lines(path)
+    lines = _read_clean(path)
     if len(lines) != len(expected):
-        problem = f"{len(lines)} lines, and {owner} has {len(expected)}"
+        problem = f"{quantity(len(lines), 'line')}, and {owner} has {len(expected)}"
         cure = "line N of each file belongs to line N of the others; where there is nothing, an empty line"
         raise TextError(problem, place=str(path), cure=cure)
     return lines
@@ -80,9 +89,11 @@ def target_language(systems: Iterable[System], to: str | None) -> str | None:
 
 def tokenizer_of_runs(systems: Iterable[System], to: str | None) -> str | None:
     """Return the BLEU tokenizer that the recipe of a run among the systems names for a language."""
-    runs = [RunFolder(system.path) for system in systems if system.path.is_dir() and not system.is_exported]
-    names = [run.recipe().evaluation.bleu_tokenize.get(to) for run in runs] if to else []
-    return next(filter(None, names), None)
+    runs = [RunFolder(system.path) for system in systems if system.is_run] if to else []
+    for table in (run.recipe().evaluation.bleu_tokenize for run in runs):
+        for position in all_matching(str(to), list(table)):
+            return list(table.values())[position]
+    return None
 
 
 def exported_direction(path: Path, to: str | None) -> Direction:
@@ -93,7 +104,7 @@ def exported_direction(path: Path, to: str | None) -> Direction:
     except (OSError, ValueError, KeyError, TypeError) as error:
         problem = f"its template.json names no direction ({error})"
         raise RunError(problem, place=str(path), cure="export it again") from error
-    if to not in {None, direction.target}:
+    if to is not None and to != direction.target and match_rank(to, direction.target) is None:
         cure = f"omit --to, or set it to {direction.target}"
         raise RunError(f"translates {direction.name}, not into '{to}'", place=str(path), cure=cure)
     return direction
@@ -122,9 +133,8 @@ def translations(system: System, test: EvaluationSet, to: str | None, device: st
     from roundtrip.engine.long_inputs import translate_any_length
 
     refused: list[str] = []
-    sources = [clean(text) for text in test.sources]
-    hypotheses = list(translate_any_length(translator, sources, settings, refused, system.truncated))
+    hypotheses = list(translate_any_length(translator, test.sources, settings, refused, system.truncated))
     if refused:
-        problem = f"{len(refused)} source(s) are too long: {refused[0]}"
+        problem = f"{quantity(len(refused), 'source')} too long: {refused[0]}"
         raise TextError(problem, place=str(system.path), cure="leave them out")
     return hypotheses

@@ -27,7 +27,7 @@ def _export_run(arguments: argparse.Namespace) -> None:
     """Write one direction of a run, or both, each into a folder of its own."""
     run, recipe = open_run(arguments.run)
     from roundtrip.backtranslation import trained_models
-    from roundtrip.backtranslation.export import export, is_model, refuse_used
+    from roundtrip.backtranslation.export import base_off_hub, export, is_model, refuse_used
 
     chosen = [trained_models.direction_into(run, arguments.to)] if arguments.to else list(directions(recipe))
     folders = {direction.name: arguments.out / direction.name for direction in chosen}
@@ -37,6 +37,9 @@ def _export_run(arguments: argparse.Namespace) -> None:
     for name, folder in folders.items():
         has_template = export(run.path, name, folder, **settings)
         print_line(Console(), f"{folder}: {'a model' if is_model(folder) else 'an adapter'}")
+        if base := base_off_hub(folder):
+            problem = f"warning: its base {base} is not on the hub, and whoever uses the adapter needs it"
+            print_line(Console(), f"  {problem}; --merged writes a model that needs no base")
         if not has_template:
             problem = "no chat template, since its tokenizer would not reproduce our prompts; see README.md"
             print_line(Console(), f"  {problem}")

@@ -2,19 +2,20 @@
 
 import argparse
 import sys
-from itertools import islice
+from collections.abc import Iterator
 from pathlib import Path
 
 from rich.console import Console
 
 from roundtrip.cli.app import load_translator, run_cli
 from roundtrip.data.normalize import clean
-from roundtrip.data.text_files import decoded_lines
-from roundtrip.runtime.errors import TextError
+from roundtrip.data.text_files import decoded_lines, markup_kind
+from roundtrip.runtime.errors import TextError, quantity
 from roundtrip.runtime.event_log import print_line
 
 # Lines are read, translated and written in chunks of this size, so that output streams.
 CHUNK_LINES = 512
+_PLACE = "standard input"
 
 
 def main() -> None:
@@ -32,17 +33,36 @@ def translate_stdin(arguments: argparse.Namespace) -> None:
     translator, settings = load_translator(arguments.run, arguments.to, arguments.stage, arguments.device)
     from roundtrip.engine.long_inputs import translate_any_length
 
-    lines = decoded_lines(sys.stdin.buffer, "standard input")
     refused: list[str] = []
     truncated: list[str] = []
     start = 0
-    while chunk := [clean(line) for line in islice(lines, CHUNK_LINES)]:
-        for text in translate_any_length(translator, chunk, settings, refused, truncated, start):
-            sys.stdout.buffer.write(text.encode("utf-8") + b"\n")
-        sys.stdout.buffer.flush()
-        start += len(chunk)
-    for problem in refused + truncated:
-        print_line(Console(stderr=True), problem)
+    try:
+        for chunk in _chunks(decoded_lines(sys.stdin.buffer, _PLACE)):
+            for text in translate_any_length(translator, chunk, settings, refused, truncated, start):
+                sys.stdout.buffer.write(text.encode("utf-8") + b"\n")
+            sys.stdout.buffer.flush()
+            start += len(chunk)
+    finally:
+        for problem in refused + truncated:
+            print_line(Console(stderr=True), problem)
     if refused:
-        problem = f"{len(refused)} line(s) were too long to translate; empty lines were written for them"
-        raise TextError(problem, place="standard input", cure="split the sentences named above into shorter ones")
+        problem = f"{quantity(len(refused), 'line')} too long to translate; the output has an empty line for each"
+        raise TextError(problem, place=_PLACE, cure="split the sentences named above into shorter ones")
+
+
+def _chunks(lines: Iterator[str]) -> Iterator[list[str]]:
+    """Yield clean lines in chunks; the error of one that cannot be read comes after the lines before it."""
+    chunk: list[str] = []
+    try:
+        for number, line in enumerate(lines):
+            if number == 0 and (kind := markup_kind(line)):
+                cure = "pipe its text alone, one sentence or paragraph per line"
+                raise TextError(f"this is {kind}, which would be translated tag by tag", place=_PLACE, cure=cure)
+            chunk.append(clean(line))
+            if len(chunk) == CHUNK_LINES:
+                yield chunk
+                chunk = []
+    except TextError:
+        yield chunk
+        raise
+    yield chunk

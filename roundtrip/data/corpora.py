@@ -8,12 +8,12 @@ from itertools import chain, islice, zip_longest
 from pathlib import Path
 
 from roundtrip.data import row_store
-from roundtrip.data.readers import read_rows
+from roundtrip.data.readers import check_format, read_rows
 from roundtrip.data.row_store import RowStore, TextRow
 from roundtrip.data.tmx_xliff import DIFFERENT_CODES, INLINE_CODES
-from roundtrip.recipe.schema import LineFilter, Recipe, Sources, Split
+from roundtrip.recipe.schema import LineFilter, Recipe, Sources, Split, TextSource
 from roundtrip.runtime.downloads import resolve
-from roundtrip.runtime.errors import TextError
+from roundtrip.runtime.errors import TextError, quantity
 from roundtrip.runtime.seeding import derive_seed, permuted_index
 
 # Characters added to both lengths before a ratio is taken: of two short texts, one is easily twice as long.
@@ -56,6 +56,26 @@ def relative_length(a: float, b: float) -> float:
     return long / short
 
 
+def check_sources(recipe: Recipe, folder: Path) -> None:
+    """Refuse sources of an unusable format, and a file that is in two of train, dev and test; reads nothing."""
+    for _, source, num_languages in recipe.sources():
+        check_format(source, _files(source, folder), recipe.languages[:num_languages])
+    parts: dict[str, str] = {}
+    for part in ("test", "dev", "train"):
+        for path in (path for source in getattr(recipe.data, part) for path in source.paths):
+            is_remote = path.startswith(("hf:", "pypi:"))
+            for file in [path] if is_remote else [str(file.resolve()) for file in resolve(path, folder)]:
+                if (other := parts.setdefault(file, part)) != part:
+                    problem = f"'{path}' is also in data.{other}, so scores would be those of text seen before"
+                    cure = "name another file, or divide one by data.split"
+                    raise TextError(problem, place=f"data.{part}", cure=cure)
+
+
+def _files(source: TextSource, folder: Path) -> list[Path]:
+    """Return the local files of a source; a data set on the hub has none."""
+    return [file for path in source.paths if not path.startswith("hf:") for file in resolve(path, folder)]
+
+
 def prepare(recipe: Recipe, folder: Path, target: Path, report: Callable[[str], None]) -> Corpora:
     """Read, clean, deduplicate and separate all text of a recipe into stores in the folder `target`.
 
@@ -63,6 +83,7 @@ def prepare(recipe: Recipe, folder: Path, target: Path, report: Callable[[str], 
     language) is in dev or test. Dev and test files are taken as they are, except for pairs with an empty side.
     Relative paths start at `folder`; `report` is called with a message for each source that is read.
     """
+    check_sources(recipe, folder)
     preparation = _Preparation(recipe, folder, target, report)
     stores = preparation.read_parts() if recipe.data.split is None else preparation.split_corpus(recipe.data.split)
     counts = {part: dict(count) for part, count in preparation.counts.items()}
@@ -78,7 +99,7 @@ def describe_counts(counts: Mapping[str, int]) -> str:
     dropped = _listed(counts, [reason for reason in counts if reason not in ("kept", *_NOTES)])
     notes = _listed(counts, [note for note in _NOTES if note in counts])
     return (
-        f"{counts.get('kept', 0)} lines"
+        quantity(counts.get("kept", 0), "line")
         + (f", {notes}" if notes else "")
         + (f" (dropped: {dropped})" if dropped else "")
     )
@@ -94,13 +115,17 @@ def _nothing_left(part: str, counts: dict[str, int]) -> TextError:
         problem, cure = "its files have no lines", "name files that have some"
     else:
         problem = f"no line is left; dropped: {dropped}"
-        most = max(counts, key=lambda reason: counts[reason])
+        most = max((reason for reason in counts if reason not in ("kept", *_NOTES)), key=lambda reason: counts[reason])
         cure = {
             HELD_OUT: "its text is that of dev or test, which is never trained on: name other text",
             "duplicate": "name text that does not repeat itself",
             "empty": "name a file with text on both sides",
             "both sides equal": "name a file that is translated",
-        }.get(most, "change data.filter, or name other text")
+            "too few words": "lower data.filter.min_words, or name other text",
+            "too many words": "raise data.filter.max_words, or name text of one sentence or paragraph per line",
+            "too many characters": "raise data.filter.max_chars, or name text of one sentence or paragraph per line",
+            "length ratio": "check that its columns or files are translations of each other, and name the right ones",
+        }[most]
     return TextError(problem, place=f"data.{part}", cure=cure)
 
 
@@ -118,7 +143,6 @@ class _Preparation:
 
     def read_parts(self) -> dict[str, RowStore]:
         """Read every part from its own sources: dev and test first, so that their texts are known to the others."""
-        self._refuse_shared_files()
         stores = {"test": self._write_held_out("test")}
         stores["dev"] = self._write_monolingual_dev() if self.recipe.without_dev else self._write_held_out("dev")
         stores["train"] = self._write_filtered("train", self._pairs("train", self.recipe.data.train), (0, 1))
@@ -126,19 +150,6 @@ class _Preparation:
             part = f"mono.{language}"
             stores[part] = self._write_filtered(part, self._lines(part, language), (side,))
         return stores
-
-    def _refuse_shared_files(self) -> None:
-        """Refuse a file that is in two of train, dev and test: its scores would say nothing."""
-        parts: dict[str, str] = {}
-        for part in ("test", "dev", "train"):
-            for source in getattr(self.recipe.data, part):
-                for path in source.paths:
-                    is_remote = path.startswith(("hf:", "pypi:"))
-                    for file in [path] if is_remote else [str(file.resolve()) for file in resolve(path, self.folder)]:
-                        if (other := parts.setdefault(file, part)) != part:
-                            problem = f"'{path}' is also in data.{other}, so scores would be those of text seen before"
-                            cure = "name another file, or divide one by data.split"
-                            raise TextError(problem, place=f"data.{part}", cure=cure)
 
     def split_corpus(self, split: Split) -> dict[str, RowStore]:
         """Split one corpus into test, dev, train and two monolingual halves; no text of a language is in two parts.
@@ -153,8 +164,9 @@ class _Preparation:
         count["kept"] = len(corpus)
         needed = split.train + split.dev + split.test + (2 if self.recipe.needs_mono else 0)
         if len(corpus) < needed:
-            problem = f"{len(corpus)} usable pairs, but the split needs {needed}; counts: {dict(count)}"
-            raise TextError(problem, place="data.split", cure="ask for fewer, or add to data.split.corpus")
+            problem = f"{quantity(len(corpus), 'usable pair')}, but the split needs {needed}: {describe_counts(count)}"
+            cure = "lower data.split.train, dev or test, or add files to data.split.corpus"
+            raise TextError(problem, place="data.split", cure=cure)
         seed = derive_seed(self.recipe.seed if split.seed is None else split.seed, "cut")
         shuffled = iter(corpus[permuted_index(index, len(corpus), seed, 0)] for index in range(len(corpus)))
         sizes = {part: size for part, size in (("test", split.test), ("dev", split.dev)) if part not in given}
@@ -176,9 +188,7 @@ class _Preparation:
     def _rows(self, part: str, sources: Sources, languages: tuple[str, ...]) -> Iterator[TextRow]:
         for source in sources:
             self.report(f"reading {' + '.join(path.partition('#')[0] for path in source.paths)}")
-            local = [path for path in source.paths if not path.startswith("hf:")]
-            files = [file for path in local for file in resolve(path, self.folder)]
-            yield from read_rows(source, files, languages, self.counts[part])
+            yield from read_rows(source, _files(source, self.folder), languages, self.counts[part])
 
     def _write(self, part: str, rows: Iterable[TextRow]) -> RowStore:
         return row_store.write(_store_path(self.target, part), rows)

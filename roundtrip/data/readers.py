@@ -4,6 +4,7 @@ Only gettext catalogues are read whole; all other formats stream. An empty side 
 caller to count and drop.
 """
 
+import importlib.util
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from itertools import islice, zip_longest
@@ -11,12 +12,12 @@ from pathlib import Path
 
 from roundtrip.data.gettext_po import read_po
 from roundtrip.data.normalize import clean
-from roundtrip.data.tabular import read_csv, read_dataset, read_jsonl, read_parquet, read_tsv
+from roundtrip.data.tabular import not_installed, read_csv, read_dataset, read_jsonl, read_parquet, read_tsv
 from roundtrip.data.text_files import markup_kind, read_sentences
 from roundtrip.data.tmx_xliff import read_tmx, read_xliff
 from roundtrip.recipe.language_codes import match_codes
 from roundtrip.recipe.schema import TextSource
-from roundtrip.runtime.errors import TextError
+from roundtrip.runtime.errors import TextError, quantity
 
 # A file that ends in the name of a format is in it; these are other endings.
 _ENDINGS = {
@@ -49,6 +50,20 @@ def read_rows(
         yield tuple(map(clean, row))
 
 
+def check_format(source: TextSource, paths: Sequence[Path], languages: tuple[str, ...]) -> None:
+    """Refuse a source whose format does not hold these languages, or needs a package that is missing; reads nothing."""
+    is_pair = source.format == "moses" or not isinstance(source.path, str)
+    if is_pair:
+        _check_pair(source, paths, languages)
+    modules = ["datasets"] if str(source.path).startswith("hf:") else []
+    for path in [] if is_pair else paths:
+        _file_rows(source, path, languages, Counter())
+        modules += ["pyarrow"] if _format(source, path) == "parquet" else []
+    for module in modules:
+        if importlib.util.find_spec(module) is None:
+            raise not_installed(module, str(source.path))
+
+
 def _rows(
     source: TextSource, paths: Sequence[Path], languages: tuple[str, ...], count: Counter[str]
 ) -> Iterator[tuple[str, ...]]:
@@ -61,15 +76,20 @@ def _rows(
             yield from _file_rows(source, path, languages, count)
 
 
+def _format(source: TextSource, path: Path) -> str:
+    """Return the format of a file, or its ending where that is the name of none."""
+    ending = path.with_suffix("").suffix if path.suffix.lower() == ".gz" else path.suffix
+    ending = ending.lower().removeprefix(".")
+    return _ENDINGS.get(ending, ending) if source.format == "auto" else source.format
+
+
 def _file_rows(
     source: TextSource, path: Path, languages: tuple[str, ...], count: Counter[str]
 ) -> Iterator[tuple[str, ...]]:
     if path.is_dir():
         cure = f"Name files in it, as '{path.name}/*.tsv', or one of them."
         raise TextError("a folder where a file is expected", place=str(path), cure=cure)
-    ending = path.with_suffix("").suffix if path.suffix.lower() == ".gz" else path.suffix
-    ending = ending.lower().removeprefix(".")
-    name = _ENDINGS.get(ending, ending) if source.format == "auto" else source.format
+    name = _format(source, path)
     if name in _TABLES:
         return _TABLES[name](path, languages, source.columns)
     if name == "po":
@@ -81,9 +101,9 @@ def _file_rows(
     if len(languages) == 1:
         return _plain_lines(path, check=source.format == "auto")
     problem = f"a file of plain lines holds one language, but pairs of {' and '.join(languages)} are needed"
-    files = ", ".join(f'"FILE.{language}"' for language in languages)
+    files = ", ".join(f'"{path.stem}.{language}"' for language in languages)
     endings = ", ".join(f".{name}" for name in (*_TABLES, *_CATALOGUES))
-    cure = f"Name two files as {{ path = [{files}] }}, or set `format`, or name a file that ends in {endings}."
+    cure = f"Name two files as one source: {{ path = [{files}] }}; or set `format`, or name a file in {endings}."
     raise TextError(problem, place=str(path), cure=cure)
 
 
@@ -111,17 +131,24 @@ def _not_plain(path: Path, problem: str, *, is_json: bool) -> TextError:
     return TextError(problem, place=str(path), cure=cure)
 
 
-def _moses(source: TextSource, paths: Sequence[Path], languages: tuple[str, ...]) -> Iterator[tuple[str, ...]]:
+def _check_pair(source: TextSource, paths: Sequence[Path], languages: tuple[str, ...]) -> None:
     if len(languages) != 2 or len(paths) != 2 or source.format not in ("auto", "moses"):
-        given = f'{len(paths)} file(s), {len(languages)} language(s), and `format = "{source.format}"`'
+        given = f"{quantity(len(paths), 'file')}, {quantity(len(languages), 'language')}"
+        given += f' and `format = "{source.format}"`'
         problem = f"a Moses pair is two files of plain lines in two languages; there are {given}"
         cure = "Name one file for each language, in the order of `languages`; for one language, one file."
+        if source.format not in ("auto", "moses"):
+            cure = f"Omit `format`, or name one file in the format {source.format}."
         raise TextError(problem, place=", ".join(map(str, paths)) or str(source.path), cure=cure)
     endings = [(path.with_suffix("") if path.suffix == ".gz" else path).suffix.removeprefix(".") for path in paths]
     if source.format == "auto" and match_codes(languages, endings) == (1, 0):
         problem = f"files of {' and '.join(endings)}, where {' and '.join(languages)} are wanted in this order"
         cure = 'Name them in the order of `languages`, or set `format = "moses"` if their endings mislead.'
         raise TextError(problem, place=", ".join(map(str, paths)), cure=cure)
+
+
+def _moses(source: TextSource, paths: Sequence[Path], languages: tuple[str, ...]) -> Iterator[tuple[str, ...]]:
+    _check_pair(source, paths, languages)
     rows = zip_longest(*map(read_sentences, paths))
     for number, (line, translation) in enumerate(rows, start=1):
         if line is None or translation is None:

@@ -14,7 +14,7 @@ from typing import Any
 from roundtrip.data.text_files import markup_kind, open_text, read_text_lines
 from roundtrip.recipe.language_codes import code_of_name, match_codes, match_rank, parse_code
 from roundtrip.runtime.downloads import parse_dataset
-from roundtrip.runtime.errors import RoundtripError, TextError, first_line
+from roundtrip.runtime.errors import RoundtripError, TextError, first_line, quantity
 
 _BATCH_ROWS = 1024
 # Words of a header that name no language: of columns of text, and others.
@@ -108,7 +108,7 @@ def read_parquet(path: Path, languages: tuple[str, ...], columns: Columns) -> It
         import pyarrow
         from pyarrow import parquet
     except ImportError as error:
-        raise _not_installed("pyarrow", str(path)) from error
+        raise not_installed("pyarrow", str(path)) from error
     with open_text(path) as handle:
         try:
             file = parquet.ParquetFile(handle)
@@ -133,7 +133,7 @@ def read_dataset(spec: str, languages: tuple[str, ...], columns: Columns) -> Ite
     try:
         from datasets import load_dataset
     except ImportError as error:
-        raise _not_installed("datasets", place) from error
+        raise not_installed("datasets", place) from error
     names: tuple[str, ...] = ()
     try:
         records = load_dataset(dataset.name, dataset.subset, split=dataset.split, streaming=True)
@@ -167,7 +167,7 @@ def _fields(
         positions, has_header = _positions(place, languages, columns, names)
     for number, row in rows if has_header else chain([first], rows):
         if len(row) != width:
-            problem = f"{len(row)} column(s) where line {first[0]} has {width}"
+            problem = f"{quantity(len(row), 'column')} where line {first[0]} has {width}"
             cure = "Correct the line: in csv a text that contains a comma is quoted, in tsv no text contains a tab."
             raise TextError(problem, place=f"{path}:{number}", cure=cure)
         yield tuple(row[position] for position in positions)
@@ -182,7 +182,7 @@ def _positions(
             raise _no_column(column, place, names, _separator_cure(names))
         if isinstance(column, int) and not 0 <= column < len(names):
             cure = _separator_cure(names) or "Columns count from 0. Correct `columns` in the recipe."
-            problem = f"{len(names)} column(s), but the recipe names column {column}"
+            problem = f"{quantity(len(names), 'column')}, but the recipe names column {column}"
             raise TextError(problem, place=place, cure=cure)
     positions = [names.index(column) if isinstance(column, str) else column for column in columns]
     if any(isinstance(column, str) for column in columns):
@@ -214,7 +214,7 @@ def _positions_by_header(place: str, languages: Sequence[str], names: list[str])
             if len(names) > len(languages)
             else "Put a tab between the texts of each line, in a .csv a comma, and no blank lines before them."
         )
-        raise TextError(f"{len(names)} column(s) where {len(languages)} are expected", place=place, cure=cure)
+        raise TextError(f"{quantity(len(names), 'column')}, expected {len(languages)}", place=place, cure=cure)
     labels = [_label(name) for name in names]
     if _is_header(names) or (all(labels) and len(set(labels)) == len(labels)):
         listed = ", ".join(f'"{name}"' for name in names)
@@ -342,6 +342,6 @@ def _no_column(column: str, place: str, available: Sequence[str], cure: str | No
     return TextError(f"no column {column!r}", place=place, cure=cure)
 
 
-def _not_installed(package: str, place: str) -> TextError:
+def not_installed(package: str, place: str) -> TextError:
     problem = f"the package `{package}`, which reads this, is not installed"
     return TextError(problem, place=place, cure="pip install 'roundtrip-mt[data]'")

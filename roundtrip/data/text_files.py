@@ -108,8 +108,10 @@ def decoded_lines(handle: BinaryIO, place: str, encoding: str = "utf-8") -> Iter
     except UnicodeDecodeError as error:
         name = codecs.lookup(encoding).name.upper()
         problem = f"not {name} (byte 0x{error.object[error.start]:02x})"
-        cure = f"Convert the file: iconv -f ENCODING -t {name} FILE > NEW. ENCODING is what the file is in, as "
-        cure += "WINDOWS-1252 for Western languages, GB18030, SHIFT_JIS, or UTF-16LE."
+        cure = (
+            f"Convert the file if it is in another encoding: iconv -f WINDOWS-1252 -t {name} FILE > NEW, with the "
+            "name that `file -i FILE` shows; if only this line is damaged, correct it."
+        )
         raise TextError(problem, place=f"{place}:{number}", cure=cure) from error
     except _BROKEN_GZIP as error:
         raise _broken_gzip(f"{place}:{number + 1}", error) from error

@@ -11,10 +11,11 @@ from roundtrip.engine.cuda_graphs import supports_static_cache
 from roundtrip.engine.generate import generate, length_limit
 from roundtrip.engine.hypotheses import Hypotheses, HypothesisDecoder
 from roundtrip.engine.likelihood import log_likelihood
+from roundtrip.engine.model_checks import check_devices
 from roundtrip.engine.request import Callbacks, GenerationRequest, StopRule
 from roundtrip.models import direction_model
 from roundtrip.models.adapters import as_exported
-from roundtrip.models.base_model import LoadedModel, choose_device
+from roundtrip.models.base_model import LoadedModel
 from roundtrip.models.direction_model import DirectionModel
 from roundtrip.recipe.loader import LoadedRecipe
 from roundtrip.recipe.plan import Direction, directions
@@ -134,7 +135,7 @@ class Translator:
                     f"text {number + 1} of {len(sources)} has {len(prompt)} tokens and may need {limit} more: "
                     f"'{sources[number][:60]}...'",
                     place=f"{self.direction.name}, a model of {self.base.max_positions} positions",
-                    cure="lower data.filter.max_chars",
+                    cure="shorten or split this text; in a recipe, lower data.filter.max_chars",
                 )
         return limits
 
@@ -177,15 +178,7 @@ def load(
     Args:
         segments: of an earlier run, by direction; the templates are rebuilt from the tokenizers where None.
     """
-    for name, spec in recipe.model.items():
-        device = choose_device(spec.device).type
-        # Seen with bitsandbytes 0.50: gradients of a batch of one row are lost there without an error.
-        if spec.quantize != "none" and device == "cpu":
-            problem = f"{name}: a base in {spec.quantize} cannot be trained on a CPU, whose kernels lose gradients"
-            raise ModelError(problem, place="model.quantize", cure='set it to "none", or train on a GPU')
-        if recipe.generate.cuda_graphs and device != "cuda":
-            problem = f"{name}: CUDA graphs require a CUDA device; this model is on {device}"
-            raise ModelError(problem, place="generate.cuda_graphs", cure="set it to false")
+    check_devices(recipe)
     seed, one_base = recipe.seed, recipe.shared_base
     models = direction_model.load(recipe.model, recipe.adapter, folder, one_base, seed, residual_folder)
     for name, model in models.items():

@@ -13,7 +13,7 @@ from sacrebleu.tokenizers.tokenizer_spm import SPM_MODELS
 from sacrebleu.utils import SACREBLEU_DIR
 
 from roundtrip.runtime.downloads import is_offline
-from roundtrip.runtime.errors import RecipeError, TextError, first_line
+from roundtrip.runtime.errors import RecipeError, TextError, first_line, quantity
 
 _SENTENCE_CHRF = CHRF()
 
@@ -190,5 +190,5 @@ def paired_bootstrap_means(
 def _check_lengths(references: Sequence[str], **systems: Sequence[str]) -> None:
     for name, lines in systems.items():
         if len(lines) != len(references) or not lines:
-            problem = f"{len(lines)} lines for {len(references)} references"
+            problem = f"{quantity(len(lines), 'line')} for {quantity(len(references), 'reference')}"
             raise TextError(problem, place=name, cure="give one translation per reference, and at least one")

@@ -8,7 +8,7 @@ from rich.table import Table
 from rich.text import Text
 
 from roundtrip.evaluation.comparison import MIN_SLICE
-from roundtrip.runtime.errors import printable
+from roundtrip.runtime.errors import printable, quantity
 from roundtrip.runtime.event_log import print_line
 
 
@@ -18,14 +18,14 @@ def show(document: Mapping[str, Any], console: Console) -> None:
     console.print(_score_table(document))
     for system, num_lines in document.get("truncated", {}).items():
         if num_lines:
-            print_line(console, f"{system}: {num_lines} translations were cut at their length limit")
+            print_line(console, f"{system}: {quantity(num_lines, 'translation')} cut at the length limit")
     if "comparison" in document:
         print_line(console, f"system against baseline, paired bootstrap, {document['settings']['samples']} samples:")
         _show_comparison(document, console)
     for label, part in document.get("slices", {}).items():
         by_row = {row: [f"{values[name]:.1f}" for name in names] for row, values in part["scores"].items()}
         scores = "; ".join(f"{row} {' / '.join(values)}" for row, values in by_row.items())
-        print_line(console, f"{label}, {part['lines']} lines ({' / '.join(names)}): {scores}")
+        print_line(console, f"{label}, {quantity(part['lines'], 'line')} ({' / '.join(names)}): {scores}")
         if "comparison" in document and "comparison" not in part:
             print_line(console, f"  too few lines for a test (at least {MIN_SLICE} are required)")
         _show_comparison(part, console)
@@ -37,13 +37,14 @@ def show(document: Mapping[str, Any], console: Console) -> None:
             print_line(console, f"  baseline   {line['baseline']}  ({before:.0f})")
             print_line(console, f"  system     {line['system']}  ({after:.0f})")
     comet = {"COMET": document["comet"]["signature"]} if "comet" in document else {}
-    for name, signature in {**document["signatures"], **comet}.items():
+    text = {"text": document["text"]} if "text" in document else {}
+    for name, signature in {**document["signatures"], **comet, **text}.items():
         print_line(console, f"{name}: {signature}")
 
 
 def _score_table(document: Mapping[str, Any]) -> Table:
     names = list(document["signatures"])
-    table = Table(title=f"{document['lines']} lines", title_justify="left")
+    table = Table(title=quantity(document["lines"], "line"), title_justify="left")
     for column in ("", *names, *(["COMET"] if "comet" in document else []), "empty", "copies"):
         table.add_column(column, justify="right" if column else "left")
     for row, scores in document["scores"].items():
@@ -51,7 +52,7 @@ def _score_table(document: Mapping[str, Any]) -> Table:
         if "comet" in document:
             cells.append(f"{document['comet']['means'][row]:.4f}")
         cells += [str(document[count].get(row, "-")) for count in ("empty", "copies")]
-        label = "copying the source" if row == "copy" else f"{row}: {document.get('paths', {}).get(row, '')}"
+        label = "copying the source" if row == "copy" else f"{row}: {document.get('systems', {}).get(row, '')}"
         table.add_row(Text(printable(label)), *cells)
     return table
 

@@ -253,8 +253,8 @@ def load(model: PeftModel, name: str, saved: Tensors, initial_adapter: Tensors |
         value.copy_(new)
 
 
-def init_from_folder(model: PeftModel, name: str, settings: Adapter, folder: Path) -> None:
-    """Initialize an adapter with the weights of an earlier one, which PEFT or `export` has saved."""
+def init_from_folder(model: PeftModel | None, name: str, settings: Adapter, folder: Path) -> None:
+    """Initialize an adapter with an earlier one, which PEFT or `export` has saved; without a model only check it."""
     expected = lora_config(settings)
     try:
         config = json.loads((folder / CONFIG).read_text(encoding="utf-8"))
@@ -262,7 +262,9 @@ def init_from_folder(model: PeftModel, name: str, settings: Adapter, folder: Pat
             if config.get(key) != getattr(expected, key):
                 problem = f"its {key} is {config.get(key)!r}, the recipe's {getattr(expected, key)!r}"
                 raise ModelError(problem, cure="set method, rank and alpha of the recipe to those of the adapter")
-        load(model, name, read(folder))
+        saved = read(folder)
+        if model is not None:
+            load(model, name, saved)
     except (OSError, ValueError, ModelError) as error:
         problem, cure = f"no readable adapter: {error}", _FOLDER_CURE
         if isinstance(error, ModelError):

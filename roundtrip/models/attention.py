@@ -12,6 +12,7 @@ from torch import nn
 from transformers import AttentionInterface, AttentionMaskInterface
 from transformers.integrations.sdpa_attention import sdpa_attention_forward
 from transformers.masking_utils import sdpa_mask
+from transformers.utils import is_flash_attn_2_available
 
 from roundtrip.runtime.errors import ModelError, first_line
 
@@ -54,6 +55,14 @@ def unusable(name: str, error: Exception) -> ModelError:
     problem = f"attention '{name}' cannot be used with this model: {first_line(error)}"
     others = " or ".join(f"'{other}'" for other in ("auto", _SDPA, _EAGER) if other != name)
     return ModelError(problem, place="model.attention", cure=f"use {others}")
+
+
+def require_flash_attention() -> None:
+    """Refuse a machine without the package that the attention `flash_attention_2` needs."""
+    if not is_flash_attn_2_available():
+        problem = "flash-attn is not installed, or does not support this machine"
+        cure = 'pip install flash-attn, or set model.attention = "auto"'
+        raise ModelError(problem, place="model.attention", cure=cure)
 
 
 @contextmanager

@@ -76,10 +76,9 @@ def load(spec: Model, folder: Path, *, on_host: bool = False) -> LoadedModel:
     model.requires_grad_(False).eval()
     if not (quantized or on_host):
         model.to(device)
-    eos = model.generation_config.eos_token_id
     known = (i for i in (tokenizer.pad_token_id, tokenizer.eos_token_id) if i is not None)
     pad_id = int(next((i for i in known if i < num_embeddings), 0))
-    stop_ids = tuple(eos) if isinstance(eos, list) else () if eos is None else (int(eos),)
+    stop_ids = _stop_ids(model.generation_config.eos_token_id)
     max_positions, digest = getattr(model.config, "max_position_embeddings", None), files_hash(location, spec.revision)
     attention_name = str(model.config._attn_implementation)
     return LoadedModel(
@@ -149,6 +148,28 @@ def _quantization(spec: Model, dtype: torch.dtype, device: torch.device) -> dict
     if spec.quantize == "4bit":
         config = BitsAndBytesConfig(load_in_4bit=True, bnb_4bit_quant_type="nf4", bnb_4bit_compute_dtype=dtype)
     return {"quantization_config": config, "device_map": {"": device}}
+
+
+def load_tokenizer(spec: Model, folder: Path) -> tuple[Any, tuple[int, ...]]:
+    """Return the tokenizer of a base and its end tokens; refuse what can be refused without weights."""
+    from transformers import MODEL_FOR_CAUSAL_LM_MAPPING, AutoConfig, AutoTokenizer, GenerationConfig
+
+    location, device = locate_model(spec, folder), choose_device(spec.device)
+    _quantization(spec, choose_dtype(spec.dtype, device), device)
+    with _explain_errors(spec):
+        config: Any = AutoConfig.from_pretrained(location, revision=spec.revision, trust_remote_code=False)
+        if type(config) not in MODEL_FOR_CAUSAL_LM_MAPPING:
+            raise ValueError(f"a model of type {config.model_type} is no causal language model")
+        tokenizer = AutoTokenizer.from_pretrained(location, revision=spec.revision, trust_remote_code=False)
+        try:
+            settings = GenerationConfig.from_pretrained(location, revision=spec.revision)
+        except OSError:  # there is no such file, and the model's configuration names them
+            settings = config.get_text_config(decoder=True)
+    return tokenizer, _stop_ids(getattr(settings, "eos_token_id", None))
+
+
+def _stop_ids(eos: Any) -> tuple[int, ...]:
+    return tuple(eos) if isinstance(eos, list) else () if eos is None else (int(eos),)
 
 
 def reload_weights(spec: Model, base: LoadedModel, folder: Path | None = None) -> None:

@@ -10,12 +10,21 @@ from torch import nn
 from roundtrip.runtime.errors import ModelError
 
 
-def _unsupported_reason(model: nn.Module) -> str | None:
-    """Return why a model cannot use Liger's kernels on this machine, None where it can."""
+def require(device: str) -> None:
+    """Refuse a machine without Liger, or a type of device that it does not support."""
+    if device != "cuda":
+        raise _unusable("its kernels require a CUDA device")
     if importlib.util.find_spec("liger_kernel") is None or importlib.util.find_spec("triton") is None:
-        return "liger-kernel and triton are not installed: pip install 'roundtrip-mt[liger]'"
-    if next(model.parameters()).device.type != "cuda":
-        return "its kernels require a CUDA device"
+        raise _unusable("liger-kernel and triton are not installed", "pip install 'roundtrip-mt[liger]', or ")
+
+
+def _unusable(reason: str, cure: str = "") -> ModelError:
+    cure += "set model.use_liger_kernel = false"
+    return ModelError(f"Liger: {reason}", place="model.use_liger_kernel", cure=cure)
+
+
+def _unsupported_reason(model: nn.Module) -> str | None:
+    """Return why a model cannot use Liger's kernels, None where it can."""
     from liger_kernel.transformers.monkey_patch import MODEL_TYPE_TO_APPLY_LIGER_FN
 
     config: Any = model.config
@@ -29,8 +38,9 @@ def _unsupported_reason(model: nn.Module) -> str | None:
 
 def apply_liger(model: nn.Module) -> None:
     """Give a loaded causal LM Liger's norms and feed-forward; the fused loss is `liger_loss`."""
+    require(next(model.parameters()).device.type)
     if (reason := _unsupported_reason(model)) is not None:
-        raise ModelError(f"Liger: {reason}", place="model.use_liger_kernel", cure="set model.use_liger_kernel = false")
+        raise _unusable(reason)
     from liger_kernel.transformers.monkey_patch import _apply_liger_kernel_to_instance
 
     # Liger's function also replaces classes of transformers, for every model made later; these are restored.

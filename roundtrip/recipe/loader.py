@@ -15,7 +15,7 @@ from roundtrip.recipe.renamed import explain_unknown_key
 from roundtrip.recipe.schema import Adapter, Recipe, TextSource
 from roundtrip.recipe.validation import combination_problems
 from roundtrip.runtime.downloads import forbid_hub, is_hub_id, parse_dataset, parse_pypi, resolve
-from roundtrip.runtime.errors import RecipeError, SourceError, did_you_mean
+from roundtrip.runtime.errors import RecipeError, SourceError, did_you_mean, quantity
 
 # Sections that may hold a table for one direction alone, as [adapter."en-es"].
 BY_DIRECTION = ("model", "adapter")
@@ -75,13 +75,13 @@ def load_recipe(name: str, overrides: Sequence[str] = ()) -> LoadedRecipe:
         text = path.read_text(encoding="utf-8")
         data = tomllib.loads(text)
     except (ValueError, OSError) as error:
-        cure = "correct it there; recipes/own-data.toml is an example"
+        cure = f"correct it there; {find('own-data')} is an example"
         raise RecipeError(f"not a readable TOML file: {error}", place=str(path), cure=cure) from error
     for override in overrides:
         _apply_override(data, override)
     recipe, problems = validate_recipe(data, path.parent)
     if recipe is None:
-        count = f"{len(problems)} problem{'s' if len(problems) > 1 else ''} in this recipe"
+        count = f"{quantity(len(problems), 'problem')} in this recipe"
         raise RecipeError("\n  - ".join([count, *problems]), place=str(path))
     return LoadedRecipe(recipe, path, text, tuple(overrides))
 

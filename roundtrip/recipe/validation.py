@@ -16,9 +16,11 @@ def combination_problems(recipe: Recipe) -> list[str]:
     for check in (_data_problems, _split_problems, _train_problems, _generate_problems):
         problems += check(recipe)
     if recipe.tokens.mode == "text" and "audit" in recipe.tokens.model_fields_set:
-        problems.append("tokens.audit: has no effect with tokens.mode = 'text', where no row is spliced")
+        problems.append("tokens.audit: has no effect with tokens.mode = 'text', where no row is spliced; leave it out")
     for direction, model in recipe.model.items():
         problems += _model_problems(model)
+        if model.from_scratch is not None and recipe.template.kind == "chat":
+            problems.append("template.kind: a model from scratch has no chat template; set it to 'plain'")
         problems += _adapter_problems(recipe, recipe.adapter[direction], model)
     return list(dict.fromkeys(problems))  # those that both directions have, once
 
@@ -60,7 +62,7 @@ def _template_problems(template: TemplateRecipe) -> Iterator[str]:
     if plain and not prompt.rstrip().endswith("{target}"):
         yield "template.prompt: must end with {target}; the end token follows it"
     if plain and template.system is not None:
-        yield "template.system: has no effect with template.kind = 'plain'"
+        yield "template.system: has no effect with template.kind = 'plain'; leave it out"
 
 
 def _data_problems(recipe: Recipe) -> Iterator[str]:
@@ -96,10 +98,10 @@ def _split_problems(recipe: Recipe) -> Iterator[str]:
         yield "data.split.train: 0 pairs and 0 rounds train nothing"
     for key in ("train", "mono"):
         if getattr(data, key):
-            yield f"data.split: excludes data.{key}; the split makes this part from one corpus"
+            yield f"data.split: excludes data.{key}; the split makes this part from one corpus; leave it out"
     for key in ("dev", "test"):
         if getattr(split, key) and getattr(data, key):
-            yield f"data.split: excludes data.{key} unless data.split.{key} is 0"
+            yield f"data.split: excludes data.{key} unless data.split.{key} is 0; leave one out"
     if not split.dev and not data.dev:
         yield "data.split.dev: 0, and there is no data.dev; needed for scores"
 
@@ -108,7 +110,7 @@ def _source_problems(source: TextSource, num_languages: int) -> Iterator[str]:
     paths = list(source.paths)
     is_dataset = len(paths) == 1 and paths[0].startswith("hf:")
     if len(paths) == 2 and num_languages == 1:
-        yield f"two files {paths} where one language is wanted"
+        yield f"two files {paths} where one language is wanted; name each by itself"
     if len(paths) == 2 and any(path.startswith("hf:") for path in paths):
         yield f"two files {paths} cannot be data sets; name one hf:DATASET"
     if source.columns is not None and len(source.columns) != num_languages:
@@ -118,7 +120,7 @@ def _source_problems(source: TextSource, num_languages: int) -> Iterator[str]:
     ending = str(source.path).removesuffix(".gz").rpartition(".")[2].lower()
     kind = ending if source.format == "auto" else source.format
     if source.columns is not None and not is_dataset and kind not in TABLE_ENDINGS:
-        yield f"columns: only tables have columns, and {source.path} is not one"
+        yield f"columns: only tables have columns, and {source.path} is not one; leave them out"
 
 
 def _train_problems(recipe: Recipe) -> Iterator[str]:
@@ -130,15 +132,15 @@ def _train_problems(recipe: Recipe) -> Iterator[str]:
     if train.max_length > (limit := train.max_tokens_per_microbatch):
         yield f"train.max_length: {train.max_length} does not fit into train.max_tokens_per_microbatch {limit}"
     if train.final_epochs and not has_pairs:
-        yield "train.final_epochs: there are no parallel pairs to train on"
+        yield "train.final_epochs: there are no parallel pairs to train on; leave it out"
     # Epochs end by the loss on dev pairs, rounds by the score of their stage.
     longest = max(num_rounds, epochs if has_pairs and not recipe.without_dev else 0)
     if train.patience >= max(longest, 1):
-        stages = f"{train.parallel_epochs} parallel_epochs, {train.final_epochs} final_epochs or {num_rounds} rounds"
-        value = f"{train.patience} epochs or rounds without a better dev value"
-        yield f"train.patience: {value} cannot end {stages} early"
+        stages = f"parallel_epochs = {train.parallel_epochs}, final_epochs = {train.final_epochs}"
+        stages += f" or rounds.count = {num_rounds}"
+        yield f"train.patience: {train.patience} cannot end {stages} early; lower it, or leave it out"
     if num_rounds == 1 and recipe.rounds.replay_examples:
-        yield "rounds.replay_examples: there are no earlier rounds with rounds.count = 1"
+        yield "rounds.replay_examples: there are no earlier rounds with rounds.count = 1; leave it out"
 
 
 def _generate_problems(recipe: Recipe) -> Iterator[str]:
@@ -153,7 +155,7 @@ def _generate_problems(recipe: Recipe) -> Iterator[str]:
     if "candidate_selection" in generate.model_fields_set and generate.num_candidates == 1:
         yield "generate.candidate_selection: has no effect with one candidate; set generate.num_candidates"
     if generate.engine != "native" and generate.cuda_graphs:
-        yield "generate.cuda_graphs: only the engine 'native' has them"
+        yield "generate.cuda_graphs: only the engine 'native' has them; set it to false"
 
 
 def _model_problems(model: Model) -> Iterator[str]:
@@ -164,7 +166,7 @@ def _model_problems(model: Model) -> Iterator[str]:
     if model.path is not None:
         yield "model.from_scratch: excludes model.path; leave one of them out"
     if model.revision is not None:
-        yield "model.revision: belongs to a hub id; a model from scratch has none"
+        yield "model.revision: belongs to a hub id; a model from scratch has none: leave it out"
     size = model.from_scratch.hidden_size
     if size % (64 if size > 64 else 2):
         heads = "the size of an attention head (a smaller size has one head, and must be even)"
@@ -175,24 +177,29 @@ def _adapter_problems(recipe: Recipe, adapter: Adapter, model: Model) -> Iterato
     method = f"adapter.method: '{adapter.method}'"
     quantized = model.quantize != "none"
     is_dora, subtracts = adapter.method in {"dora", "rsdora"}, adapter.method in {"pissa", "olora"}
+    # One problem for each cause, and only cures that no other one of these refuses.
+    if model.from_scratch is not None and adapter.method != "full":
+        yield f"{method} adapts a trained model; a model from scratch needs 'full'"
+        return
     if recipe.train.kl_weight and (subtracts or adapter.method == "full"):
-        yield f"train.kl_weight: {method} changes the base to stay close to; use 'lora', 'rslora' or 'dora'"
+        cure = "leave it out" if model.from_scratch is not None else "use 'lora', 'rslora' or 'dora'"
+        yield f"train.kl_weight: {method} changes the base to stay close to; {cure}"
     if adapter.method == "full":
         if quantized:
-            yield f"{method} trains all weights, which model.quantize = '{model.quantize}' rounds; use 'lora'"
-    elif model.from_scratch is not None:
-        yield f"{method} adapts a trained model; a model from scratch needs 'full'"
-    if subtracts and recipe.shared_base:
-        cure = "set model.shared = false, so that each has its own, or use 'rslora'"
-        yield f"{method} takes its start out of the base, which the other direction shares; {cure}"
+            cure = "leave that out" if model.from_scratch is not None else "use 'lora'"
+            yield f"{method} trains all weights, which model.quantize = '{model.quantize}' rounds; {cure}"
+        return
     if subtracts and quantized:
         yield f"{method} changes the base's weights, which model.quantize fixes; use 'lora' or 'rslora'"
+    elif subtracts and recipe.shared_base and not recipe.train.kl_weight:
+        cure = "set model.shared = false, so that each has its own, or use 'rslora'"
+        yield f"{method} takes its start out of the base, which the other direction shares; {cure}"
     if subtracts and adapter.init is not None:
-        yield f"adapter.init: {method} starts from a part of the base, not from an earlier adapter"
-    if adapter.ephemeral_gpu_offload and not is_dora:
-        yield "adapter.ephemeral_gpu_offload: has an effect on DoRA only; use method 'dora'"
+        yield f"adapter.init: {method} starts from a part of the base, not from an earlier adapter; leave it out"
     if adapter.ephemeral_gpu_offload and quantized:
         yield "adapter.ephemeral_gpu_offload: a quantized base is never in host memory; leave it out"
+    elif adapter.ephemeral_gpu_offload and not is_dora:
+        yield "adapter.ephemeral_gpu_offload: has an effect on DoRA only; use method 'dora', or leave it out"
     if is_dora and model.quantize == "8bit":
         yield f"{method} reads the weights of the base, which 8 bits do not give back; use model.quantize = '4bit'"
     if "lm_head" in str(adapter.targets):

@@ -22,6 +22,7 @@ def atomic_path(path: Path) -> Iterator[Path]:
     remove_path(temporary)
     try:
         yield temporary
+        set_permissions(temporary)
         fsync_tree(temporary)
     except BaseException:
         remove_path(temporary)
@@ -90,6 +91,20 @@ def remove_stale(folder: Path, prefix: str) -> None:
         with suppress(OSError):
             if time.time() - path.stat().st_mtime > 7 * 24 * 3600:
                 remove_path(path)
+
+
+def set_permissions(path: Path) -> None:
+    """Give a file, or all in a folder, the usual permissions: safetensors are written for their owner alone."""
+    umask = os.umask(0o077)
+    os.umask(umask)
+    for file in (path, *path.rglob("*")):
+        file.chmod((0o777 if file.is_dir() else 0o666) & ~umask)
+
+
+def is_writable(path: Path) -> bool:
+    """Return whether a file or folder can be written or made there."""
+    existing = next(each for each in (path.absolute(), *path.absolute().parents) if each.exists())
+    return os.access(existing, os.W_OK) and (existing.is_dir() or existing == path.absolute())
 
 
 def fsync_path(path: Path) -> None:

@@ -48,6 +48,11 @@ def first_line(error: BaseException) -> str:
     return next((line.strip() for line in str(error).splitlines() if line.strip()), type(error).__name__)
 
 
+def quantity(number: int, noun: str, plural: str = "") -> str:
+    """Return a number with its noun: `1 line`, `2 lines`."""
+    return f"{number} {noun if number == 1 else plural or noun + 's'}"
+
+
 def did_you_mean(word: str, known: Iterable[str], otherwise: str = "known", most: int = 20) -> str:
     """Return a hint for a name that does not exist: a similar one, or `otherwise` and at most `most` known names."""
     names = sorted(set(known))
@@ -112,5 +117,7 @@ class Interrupted(RoundtripError):
     """A signal has stopped the run, whose state is saved; the exit code is 128 plus its number."""
 
     def __init__(self, signal_number: int) -> None:
-        super().__init__(f"stopped by {signal.Signals(signal_number).name}", cure="--resume continues the run")
+        super().__init__(
+            f"received {signal.Signals(signal_number).name}", cure="repeat the command with --resume to continue"
+        )
         self.exit_code = 128 + signal_number

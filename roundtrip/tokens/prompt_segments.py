@@ -14,7 +14,7 @@ from roundtrip.runtime.errors import TemplateError
 _SOURCE, _TARGET = "\ue0a0SOURCE\ue0a0", "\ue0a1TARGET\ue0a1"
 _PROBES = ("Ein Haus am See.", "{x} <b>100 %</b> «ok»", "línea — 家")
 _SET_END = "set eos_token in its tokenizer_config.json"
-_USE_PLAIN = 'use template.kind = "plain"'
+_USE_PLAIN = 'set template.kind = "plain"'
 
 
 @dataclass(frozen=True)

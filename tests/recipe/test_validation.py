@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
+import re
+from typing import get_args
+
 import pytest
 
 from roundtrip.recipe import loader
+from roundtrip.recipe.schema import Adapter
 from roundtrip.runtime.errors import RecipeError
 from tests.conftest import WriteRecipe
 
@@ -22,9 +26,9 @@ def problems(write_recipe: WriteRecipe, *overrides: str) -> str:
     [
         (("rounds.count=0", "train.parallel_epochs=0"), "rounds.count: 0 rounds and 0 train.parallel_epochs"),
         (("rounds.replay_examples=5",), "rounds.replay_examples: there are no earlier rounds"),
-        (("rounds.count=2", "train.parallel_epochs=2", "train.patience=2"), "train.patience: 2 epochs or rounds"),
-        (("train.patience=1",), "cannot end 1 parallel_epochs, 0 final_epochs or 1 rounds early"),
-        (("data.split.train=0", "train.parallel_epochs=9", "train.patience=1"), "train.patience: 1 epochs or rounds"),
+        (("rounds.count=2", "train.parallel_epochs=2", "train.patience=2"), "train.patience: 2 cannot end"),
+        (("train.patience=1",), "cannot end parallel_epochs = 1, final_epochs = 0 or rounds.count = 1 early; lower it"),
+        (("data.split.train=0", "train.parallel_epochs=9", "train.patience=1"), "train.patience: 1 cannot end"),
         (("train.max_length=4096",), "train.max_length: 4096 does not fit into train.max_tokens_per_microbatch 2048"),
         (("generate.temperature=0.0", "generate.num_candidates=3"), "generate.num_candidates: all candidates are the"),
         (("generate.temperature=0.0", "generate.top_p=0.9"), "generate.top_p: has no effect at temperature 0"),
@@ -88,6 +92,40 @@ def test_problems_of_model_and_adapter_are_named(
 ) -> None:
     text = problems(write_recipe, *overrides)
     assert text.count(problem) == 1, "once, though both directions have it"
+
+
+METHODS = get_args(Adapter.model_fields["method"].annotation)
+
+
+@pytest.mark.parametrize("kl_weight", [0, 0.1])
+@pytest.mark.parametrize("scratch", [False, True])
+@pytest.mark.parametrize("quantize", ["none", "8bit", "4bit"])
+@pytest.mark.parametrize("shared", ["true", "false"])
+@pytest.mark.parametrize("method", METHODS)
+def test_every_cure_of_an_adapter_is_one_that_helps(
+    write_recipe: WriteRecipe, method: str, shared: str, quantize: str, scratch: bool, kl_weight: float
+) -> None:
+    """Of the problems of a combination, what the cure of one names is refused by none of the others."""
+    overrides = [f"model.quantize={quantize}", f"model.shared={shared}", f"train.kl_weight={kl_weight}"]
+    path = write_recipe(("rank = 4\ndropout = 0.1", f'method = "{method}"'))
+    if scratch:
+        line = next(line for line in path.read_text(encoding="utf-8").splitlines() if line.startswith("path = "))
+        path = write_recipe(("rank = 4\ndropout = 0.1", f'method = "{method}"'), (line, "from_scratch = {}"))
+    try:
+        loader.load_recipe(str(path), overrides)
+    except RecipeError as error:
+        shown = str(error).splitlines()[1:]
+        cures = [set(re.findall("'([a-z]+)'", line.rpartition(";")[2])) & set(METHODS) for line in shown]
+        named = set.intersection(*filter(None, cures)) if any(cures) else set()
+        assert named or not any(cures), shown
+        for name in named:
+            text = path.read_text(encoding="utf-8").replace(f'method = "{method}"', f'method = "{name}"')
+            path.with_name("cured.toml").write_text(text, encoding="utf-8")
+            # What is left has another cure than the method, and was among the problems or follows from `full`.
+            try:
+                loader.load_recipe(str(path.with_name("cured.toml")), overrides)
+            except RecipeError as left:
+                assert scratch and ("leave" in str(left)), left
 
 
 def test_a_missing_model_is_named(write_recipe: WriteRecipe) -> None:
@@ -156,7 +194,7 @@ def test_a_moses_pair_is_not_monolingual_text(write_recipe: WriteRecipe) -> None
 @pytest.mark.parametrize(
     ("overrides", "problem"),
     [
-        (("train.parallel_epochs=3", "train.patience=1"), "train.patience: 1 epochs or rounds"),
+        (("train.parallel_epochs=3", "train.patience=1"), "train.patience: 1 cannot end"),
         (("rounds.count=0",), "data.dev: missing"),
         (("generate.num_candidates=4",), "all candidates are the same without dev pairs, where 'auto' is greedy"),
     ],

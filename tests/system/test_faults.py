@@ -438,7 +438,7 @@ def test_rows_without_labels_are_left_out(
         return dataset.plus(type(dataset).of([TokenRow([5], 1)])), counts
 
     monkeypatch.setattr(trainer, "build_token_rows", with_a_row_without_labels)
-    assert "  1 rows over 96 tokens left out" in go(write_recipe(), tmp_path / "run")
+    assert "  1 row over 96 tokens left out" in go(write_recipe(), tmp_path / "run")
 
 
 # Disk

@@ -12,6 +12,7 @@ import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -25,11 +26,13 @@ from roundtrip.backtranslation.dev_scoring import greedy_settings
 from roundtrip.backtranslation.run_folder import RunFolder, reopen, run_lock
 from roundtrip.backtranslation.synthesis import Synthesizer
 from roundtrip.backtranslation.trainer import Trainer
-from roundtrip.cli import train, translate
+from roundtrip.cli import check, train, translate
+from roundtrip.data import corpora
 from roundtrip.engine import long_inputs
+from roundtrip.models import direction_model
 from roundtrip.recipe.loader import load_recipe
 from roundtrip.recipe.plan import Phase
-from roundtrip.runtime.errors import Interrupted, RunError, TextError, TrainingError
+from roundtrip.runtime.errors import Interrupted, RunError, TextError, TrainingError, quantity
 from roundtrip.tokens.batching import TokenDataset, collate
 from roundtrip.tokens.row_builder import TEXT_ONLY, RowBuilder
 from roundtrip.tokens.splice.canonicality import PAIR
@@ -141,7 +144,7 @@ def test_a_resumed_run_equals_an_uninterrupted_one(
     assert not (tmp_path / "run" / "metrics.json").exists()
     monkeypatch.undo()
     shown = go(recipe, tmp_path / "run", resume=True)
-    assert f"{at} steps done" in shown
+    assert f"{quantity(at, 'step')} done" in shown
     assert_same(end_state(tmp_path / "run"), end_state(whole))
 
 
@@ -296,7 +299,7 @@ def test_all_rejected_stops_with_counts_and_advice(
 def test_rows_over_the_limit_are_left_out_and_counted(write_recipe: WriteRecipe, tmp_path: Path) -> None:
     shown = go(write_recipe(("max_length = 96", "max_length = 34")), tmp_path / "run")
     assert "rows over 34 tokens left out" in shown
-    with pytest.raises(TrainingError, match="rows are over 5 tokens"):
+    with pytest.raises(TrainingError, match=r"all rows \(32\) are over 5 tokens"):
         go(write_recipe(("max_length = 96", "max_length = 5")), tmp_path / "run2")
 
 
@@ -322,7 +325,7 @@ CUT = '[data.split]\ncorpus = { path = "toy.tsv" }\ntrain = 32\ndev = 12\ntest =
 MISTAKES: dict[str, tuple[tuple[str, str], str]] = {
     "typo in a key": (("lr = 5e-3", "learning_rate = 5e-3"), "train.learning_rate: unknown key"),
     "missing file": (("toy.tsv", "corpus.tsv"), "no such file: 'corpus.tsv'"),
-    "one-column tsv": (("toy.tsv", "one.tsv"), "one.tsv:1: 1 column(s)"),
+    "one-column tsv": (("toy.tsv", "one.tsv"), "one.tsv:1: 1 column,"),
     "empty file": (("toy.tsv", "empty.tsv"), "0 usable pairs"),
     "same language twice": (('["en", "es"]', '["es", "es"]'), "are the same language"),
     "unknown model": (('path = "/', 'path = "/nowhere/'), "model.path"),
@@ -368,8 +371,13 @@ def test_a_folder_that_holds_something_is_refused(
     code, _, errors = shell(train, str(write_recipe()), "--out", "home")
     assert code == 2 and "is not empty and not a run" in errors
     assert (tmp_path / "home" / "letter.txt").read_text() == "dear"
+    (tmp_path / "home" / "lock").unlink()
     code, _, errors = shell(train, str(write_recipe()), "--out", "home", "--resume")
     assert code == 2 and "not a run folder" in errors
+    assert [path.name for path in (tmp_path / "home").iterdir()] == ["letter.txt"]
+    code, _, errors = shell(train, str(write_recipe()), "--out", "nothere", "--resume")
+    assert code == 2 and "nothing to resume" in errors and "omit --resume" in errors
+    assert not (tmp_path / "nothere").exists()
 
 
 def test_an_unwritable_folder_is_refused(write_recipe: WriteRecipe, tmp_path: Path, shell: Callable[..., Any]) -> None:
@@ -421,6 +429,38 @@ def test_translation_keeps_lines_and_refuses_by_number(
     (alone,) = long_inputs.translate_any_length(translator, ["I see the red house here."], settings, [], [])
     assert output[3] == " ".join([alone] * 12)
     assert output[0] == next(long_inputs.translate_any_length(translator, ["I see the moon."], settings, [], []))
+
+
+BAD = b"bad \xff byte\n"
+
+
+@pytest.mark.parametrize(
+    ("content", "num_lines", "message"),
+    [
+        (b"I see the moon.\nThe end.\n" + BAD + b"More.\n", 2, "standard input:3: not UTF-8 (byte 0xff)"),
+        (b"a\n" * translate.CHUNK_LINES + b"b\n" + BAD, translate.CHUNK_LINES + 1, "standard input:514: not UTF-8"),
+        (BAD, 0, "standard input:1: not UTF-8"),
+        (b'<?xml version="1.0"?>\n<xliff>\n', 0, "standard input: this is XML"),
+        (b"\xef\xbb\xbf<!DOCTYPE html>\n", 0, "standard input: this is HTML"),
+        (b'[{"en": "a"}]\n', 0, "standard input: this is JSON"),
+    ],
+)
+def test_lines_before_one_that_cannot_be_read_are_translated(
+    finished: tuple[Path, Path, str],
+    monkeypatch: pytest.MonkeyPatch,
+    capsysbinary: Any,
+    content: bytes,
+    num_lines: int,
+    message: str,
+) -> None:
+    monkeypatch.setattr(sys, "stdin", SimpleNamespace(buffer=io.BytesIO(content)))
+    monkeypatch.setattr(sys, "argv", ["translate", str(finished[1]), "--to", "spa_Latn"])
+    monkeypatch.setattr(long_inputs, "translate_any_length", lambda translator, texts, *rest: iter(texts))
+    with pytest.raises(SystemExit) as caught:
+        translate.main()
+    captured = capsysbinary.readouterr()
+    assert caught.value.code == 2 and message in captured.err.decode()
+    assert captured.out == b"".join(content.splitlines(keepends=True)[:num_lines])
 
 
 @pytest.mark.parametrize(
@@ -512,3 +552,67 @@ def test_stopped_while_scoring_keeps_the_last_step(
     monkeypatch.undo()
     assert "4 steps done" in go(recipe, tmp_path / "run", resume=True, overrides=overrides)
     assert_same(end_state(tmp_path / "run"), end_state(whole))
+
+
+OWN = "[data]\ntrain = {train}\ndev = 'dev.tsv'\ntest = 'test.tsv'\n[data.mono]\nen = 'mono.en'\nes = 'mono.es'\n"
+VARIANTS = {
+    "languages": "['en-US', 'en-GB']",
+    "data.mono": "{en-US = 'mono.en', en-GB = 'mono.es'}",
+    "filter.language": "true",
+}
+NO_TEXT_NEEDED: dict[str, tuple[str, dict[str, str]]] = {
+    "no chat template": ('set template.kind = "plain"', {"template.kind": "chat", "model.path": "no_template"}),
+    "no model": ("model.path", {"model.path": "./nowhere"}),
+    "no causal model": ("is no causal language model", {"model.path": "t5"}),
+    "no tokenizer": ("model.path", {"model.path": "no_tokenizer"}),
+    "device": ("use 'auto' or 'cpu'", {"model.device": "cuda:9"}),
+    "quantized on a cpu": ('set it to "none"', {"model.quantize": "8bit", "model.device": "cpu"}),
+    "CUDA graphs on a cpu": ("generate.cuda_graphs", {"generate.cuda_graphs": "true", "model.device": "cpu"}),
+    "Liger on a cpu": ("model.use_liger_kernel = false", {"model.use_liger_kernel": "true", "model.device": "cpu"}),
+    "flash-attn": ('model.attention = "auto"', {"model.attention": "flash_attention_2"}),
+    "adapter of another rank": ("its r is 2, the recipe's 4", {"adapter.init": "adapter"}),
+    "language identification": ("set filter.language = false", VARIANTS),
+    "missing file": ("no such file: 'gone.tsv'", {"data.train": "gone.tsv"}),
+    "two files as two sources": ('{ path = ["mono.en", "mono.es"] }', {"data.train": "['mono.en', 'mono.es']"}),
+    "one format for two": ("a .json file is not one of plain lines", {"data.train": "a.json"}),
+    "a pair in a format of one file": (
+        "Omit `format`",
+        {"data.train": "{path = ['mono.en', 'mono.es'], format = 'tsv'}"},
+    ),
+    "a file in two parts": ("is also in data.test", {"data.train": "test.tsv"}),
+}
+
+
+@pytest.mark.parametrize("mistake", NO_TEXT_NEEDED)
+def test_what_needs_no_text_is_refused_before_text_is_read(
+    write_recipe: WriteRecipe,
+    model_folder: Path,
+    tmp_path: Path,
+    shell: Callable[..., Any],
+    monkeypatch: pytest.MonkeyPatch,
+    mistake: str,
+) -> None:
+    message, changes = NO_TEXT_NEEDED[mistake]
+    split = '[data.split]\ncorpus = { path = "toy.tsv" }\ntrain = 32\ndev = 12\ntest = 12\n'
+    path = write_recipe((split, OWN.format(train="'toy.tsv'")))
+    for name, text in {"dev.tsv": "a\tb\n", "test.tsv": "c\td\n", "mono.en": "e\n", "mono.es": "f\n"}.items():
+        (tmp_path / name).write_text(text)
+    (tmp_path / "a.json").write_text("[]")
+    for name in ("no_template", "no_tokenizer", "t5"):
+        shutil.copytree(model_folder, tmp_path / name)
+    for file in tmp_path.glob("no_template/chat_template*"):
+        file.unlink()
+    settings = tmp_path / "no_template" / "tokenizer_config.json"
+    settings.write_text(json.dumps({**json.loads(settings.read_text()), "chat_template": None}))
+    for file in tmp_path.glob("no_tokenizer/tokenizer*"):
+        file.unlink()
+    (tmp_path / "t5" / "config.json").write_text('{"model_type": "t5"}')
+    (tmp_path / "adapter").mkdir()
+    config = {"peft_type": "LORA", "r": 2, "lora_alpha": 4, "use_rslora": False, "use_dora": False}
+    (tmp_path / "adapter" / "adapter_config.json").write_text(json.dumps(config))
+    monkeypatch.setattr(corpora._Preparation, "read_parts", lambda preparation: pytest.fail("text was read"))
+    monkeypatch.setattr(direction_model, "load", lambda *arguments: pytest.fail("weights were loaded"))
+    overrides = [part for key, value in changes.items() for part in ("--set", f"{key}={value}")]
+    for command, more in ((train, ("--out", "run")), (check, ())):
+        code, _, errors = shell(command, str(path), *overrides, *more)
+        assert code == 2 and message in errors and "Traceback" not in errors, errors
