@@ -61,7 +61,7 @@ def require_flash_attention() -> None:
     """Refuse a machine without the package that the attention `flash_attention_2` needs."""
     if not is_flash_attn_2_available():
         problem = "flash-attn is not installed, or does not support this machine"
-        cure = 'pip install flash-attn, or set model.attention = "auto"'
+        cure = 'pip install "roundtrip-mt[flash]", or set model.attention = "auto"'
         raise ModelError(problem, place="model.attention", cure=cure)
 
 

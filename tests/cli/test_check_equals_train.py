@@ -47,9 +47,9 @@ REFUSED: dict[str, tuple[Callable[[Path], None] | None, Change, str]] = {
     "token without embedding": (_token_without_embedding, (), "embeddings"),
     "chat template": (_failing_template, ("template.kind=chat",), "only images"),
     "no end token": (_lossy_tokenizer, (), "no end token"),
-    "rows too long": (None, ("train.max_length=4",), "rows are over 4 tokens"),
+    "rows too long": (None, ("train.max_length=4",), "are over 4 tokens"),
     "prompts too long": (None, ("generate.max_length_ratio=200",), "positions"),
-    "attention": (None, ("model.attention=flash_attention_2",), "flash_attention_2"),
+    "attention": (None, ("model.attention=flash_attention_2",), "flash-attn is not installed"),
     "targets": (None, ('adapter.targets=["nothing"]',), "adapter.targets"),
     "splice": (None, ("template.prompt={source}{target}", "tokens.mode=splice"), "cannot be spliced"),
 }
