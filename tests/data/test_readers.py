@@ -1044,6 +1044,9 @@ def test_files_of_other_formats_are_no_plain_lines(tmp_path: Path, name: str) ->
     ],
 )
 def test_plain_lines_do_not_begin_as_markup(tmp_path: Path, first: str, kind: str) -> None:
+    path = write(tmp_path / "a.txt", f" \n{first}\nHello\n")
+    with pytest.raises(TextError, match=f"begins as {kind}"):
+        texts(path, "en")
     path = write(tmp_path / "a.txt", f"{first}\nHello\n")
     with pytest.raises(TextError, match=f"begins as {kind}"):
         texts(path, "en")
