@@ -330,6 +330,10 @@ def test_another_separator_is_named(tmp_path: Path, split: str) -> None:
         ("source_es\ttarget_en", ("en", "es"), [("b", "a")]),
         ("Text (Spanish)\t#en", ("en", "es"), [("b", "a")]),
         ("English (US)\tsentence es", ("en", "es"), [("a", "b")]),
+        ("Spanish (es)\tEnglish [en]", ("en", "es"), [("b", "a")]),
+        ("Spanish words/sentences\tEnglish words/sentences", ("en", "es"), [("b", "a")]),
+        ("Greek el\tGerman de", ("de", "el"), [("b", "a")]),
+        ("English it\tGerman de", ("en", "de"), [("a", "b")]),
     ],
 )
 def test_a_header_names_the_languages(
@@ -355,7 +359,9 @@ def test_a_header_that_names_no_language_is_refused(tmp_path: Path, header: str)
 @pytest.mark.parametrize("header", ["fr\tde", "en\tfr", "French\tGerman"])
 def test_a_header_of_other_languages_may_be_text(tmp_path: Path, header: str) -> None:
     path = write(tmp_path / "a.tsv", f"{header}\na\tb\n")
-    assert "If the line is text: `columns = [0, 1]`." in str(refusal(path).cure)
+    cure = str(refusal(path).cure)
+    assert "Name a file in en and es. If the line is text: `columns = [0, 1]`." in cure
+    assert 'columns = ["' not in cure, "they would be learned as the wrong languages"
     assert pairs(path, columns=(0, 1)) == [tuple(header.split("\t")), ("a", "b")]
     assert pairs(write(path, "no\tno\na\tb\n")) == [("no", "no"), ("a", "b")], "columns have two names"
 
