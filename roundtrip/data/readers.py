@@ -93,7 +93,7 @@ def _file_rows(
     if name in _TABLES:
         return _TABLES[name](path, languages, source.columns)
     if name == "po":
-        return read_po(path, languages)
+        return read_po(path, languages, count)
     if name in _CATALOGUES:
         return (read_tmx if name == "tmx" else read_xliff)(path, languages, count)
     if source.format == "auto" and name in _NO_PLAIN_LINES:

@@ -21,6 +21,8 @@ from hypothesis import strategies as st
 from pyarrow import parquet
 
 from roundtrip.data import tmx_xliff
+from roundtrip.data.corpora import describe_counts
+from roundtrip.data.gettext_po import UNNAMED_SOURCE
 from roundtrip.data.normalize import clean
 from roundtrip.data.readers import read_rows
 from roundtrip.data.text_files import decoded_lines
@@ -694,6 +696,28 @@ def test_po_language_header_decides_the_order(
 ) -> None:
     path = write(tmp_path / "a.po", f'msgid ""\nmsgstr "{header}\\n"\n\nmsgid "Hello"\nmsgstr "Hola"\n')
     assert pairs(path, languages) == [("Hola", "Hello") if is_swapped else ("Hello", "Hola")]
+
+
+@pytest.mark.parametrize(
+    ("header", "languages", "num_counted"),
+    [
+        ("Language: fr", ("es", "fr"), 1),
+        ("Language: fr", ("fr", "es"), 1),
+        ("Language: en", ("en", "fr"), 1),
+        ("Language: fr", ("en", "fr"), 0),
+        ("Language: en_GB", ("en-US", "en-GB"), 0),
+        ("Language: fr\\nX-Source-Language: es", ("es", "fr"), 0),
+    ],
+)
+def test_messages_of_a_catalogue_that_are_not_known_to_be_in_a_language_are_counted(
+    tmp_path: Path, header: str, languages: tuple[str, str], num_counted: int
+) -> None:
+    path = write(tmp_path / "a.po", f'msgid ""\nmsgstr "{header}\\n"\n\nmsgid "A"\nmsgstr "B"\n')
+    count = Counter[str]()
+    assert len(list(read_rows(TextSource(path=str(path)), [path], languages, count))) == 1
+    assert count[UNNAMED_SOURCE] == num_counted
+    shown = "1 line, 1 with messages whose language no X-Source-Language header names"
+    assert describe_counts(count | Counter(kept=1)) == (shown if num_counted else "1 line")
 
 
 def test_po_in_another_language_is_refused(tmp_path: Path) -> None:
