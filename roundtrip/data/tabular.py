@@ -80,7 +80,8 @@ def read_jsonl(path: Path, languages: tuple[str, ...], columns: Columns) -> Iter
 def _row_lines(path: Path) -> Iterator[str]:
     """Yield the lines of a table, of which the first must be one of a table."""
     for number, line in enumerate(_without_blank_end(read_text_lines(path)), start=1):
-        if number == 1 and (kind := markup_kind(line)):
+        # A line with a tab is a row, though one of its texts may be a bracket.
+        if number == 1 and "\t" not in line and (kind := markup_kind(line)):
             cure = "Set `format` in the recipe to what this file is, or name another."
             raise TextError(f"this file begins as {kind}, not with a row of a table", place=str(path), cure=cure)
         if number == 1 and line.lower().startswith("sep="):

@@ -511,6 +511,7 @@ FILES: Iterator[int] = count()
 @settings(max_examples=60, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(rows=st.lists(st.tuples(FIELD, FIELD)))
 def test_tables_round_trip_any_text(tmp_path: Path, name: str, rows: list[tuple[str, str]]) -> None:
+    rows = [("a cat", "un gato"), *rows]  # because a first row may be a header
     text = io.StringIO(newline="")
     if name == "a.csv":
         csv.writer(text).writerows(rows)
@@ -521,6 +522,11 @@ def test_tables_round_trip_any_text(tmp_path: Path, name: str, rows: list[tuple[
     path = write(tmp_path / f"{next(FILES)}{name}", text.getvalue())
     columns = ("a", "b") if name == "a.jsonl" else None
     assert pairs(path, columns=columns) == [(clean(first), clean(second)) for first, second in rows]
+
+
+@pytest.mark.parametrize("row", [("", "{"), ("[", ""), ("[", "["), ("<a", ">")])
+def test_a_first_row_of_brackets_is_text(tmp_path: Path, row: tuple[str, str]) -> None:
+    assert pairs(write(tmp_path / "a.tsv", "\t".join(row) + "\nb\tc\n")) == [row, ("b", "c")]
 
 
 @given(rows=st.lists(st.text(st.sampled_from('a,"\n\r '))))
