@@ -123,6 +123,11 @@ def _unplaced(path: Path, problem: str, languages: tuple[str, ...], header: str 
     if named is not None and any(tag is not None and tag.language == named.language for tag in tags):
         form = standard_code(header)
         cure = f"Name another catalogue, or use '{form}' in the recipe if that is what you want to translate."
+    elif named is not None:
+        cure = (
+            "Name another catalogue, or correct the header of this one if it is wrong: Language is the language of the "
+            "translations, X-Source-Language that of the messages."
+        )
     else:
         example = next((code for code in languages if match_rank("en", code) is None), languages[0]).replace("-", "_")
         cure = (
