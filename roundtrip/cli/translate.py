@@ -53,11 +53,13 @@ def translate_stdin(arguments: argparse.Namespace) -> None:
 def _chunks(lines: Iterator[str]) -> Iterator[list[str]]:
     """Yield clean lines in chunks; the error of one that cannot be read comes after the lines before it."""
     chunk: list[str] = []
+    is_checked = False
     try:
-        for number, line in enumerate(lines):
-            if number == 0 and (kind := markup_kind(line)):
+        for line in lines:
+            if not is_checked and (kind := markup_kind(line)):
                 cure = "pipe its text alone, one sentence or paragraph per line"
                 raise TextError(f"this is {kind}, which would be translated tag by tag", place=_PLACE, cure=cure)
+            is_checked = is_checked or bool(line.strip())
             chunk.append(clean(line))
             if len(chunk) == CHUNK_LINES:
                 yield chunk

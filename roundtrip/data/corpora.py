@@ -8,6 +8,7 @@ from itertools import chain, islice, zip_longest
 from pathlib import Path
 
 from roundtrip.data import row_store
+from roundtrip.data.gettext_po import UNNAMED_SOURCE
 from roundtrip.data.readers import check_format, read_rows
 from roundtrip.data.row_store import RowStore, TextRow
 from roundtrip.data.tmx_xliff import DIFFERENT_CODES, INLINE_CODES
@@ -27,7 +28,7 @@ ROUND_TRIP_LINES = 200
 HELD_OUT = "also in dev or test"
 IN_TEST = "also in test"
 # What is counted of lines that are kept.
-_NOTES = (IN_TEST, INLINE_CODES, DIFFERENT_CODES)
+_NOTES = (IN_TEST, INLINE_CODES, DIFFERENT_CODES, UNNAMED_SOURCE)
 
 # The language (0 or 1) of a text, and 64 bits of a hash of it.
 Fingerprint = tuple[int, int]

@@ -8,6 +8,7 @@ a pair, and for English where one language alone is read: what these rules do no
 import codecs
 import gettext
 import re
+from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -28,15 +29,18 @@ _DEFAULT = re.compile(rf"^Default:\s*({_STRING.pattern}(?:\s*{_STRING.pattern})*
 _KEYWORD = r"(?:#~\s*)?(?:msg\S+\s*)?"
 _OPENS_STRING = re.compile(f'{_KEYWORD}"')
 _WHOLE_STRING = re.compile(_KEYWORD + _STRING.pattern)
+# What is counted of pairs whose messages are in a language that the catalogue does not name.
+UNNAMED_SOURCE = "with messages whose language no X-Source-Language header names"
 _CHARSET = re.compile(rb"Content-Type:.*charset=([\w.:-]+)", re.IGNORECASE)
 
 
-def read_po(path: Path, languages: tuple[str, ...]) -> Iterator[tuple[str, ...]]:
+def read_po(path: Path, languages: tuple[str, ...], count: Counter[str]) -> Iterator[tuple[str, ...]]:
     """Yield the pairs of a catalogue, or one side of it for one language.
 
     Obsolete entries are skipped, and so are fuzzy and untranslated ones, except where only the messages are read. A
     plural entry gives its singular with the form of n = 1 and its plural with that of a large n, by the catalogue's own
-    `Plural-Forms`. The file is read whole.
+    `Plural-Forms`. Pairs are counted whose messages are taken for another language than English without a header that
+    says so. The file is read whole.
     """
     catalogue = _parse(path)
     entries = [entry for entry in catalogue if not entry.obsolete]
@@ -48,9 +52,17 @@ def read_po(path: Path, languages: tuple[str, ...]) -> Iterator[tuple[str, ...]]
         return
     num_forms = max((len(entry.msgstr_plural) for entry in entries if entry.translated()), default=0)
     forms = _plural_forms(path, metadata.get("plural-forms", ""), num_forms) if num_forms else None
+    is_unnamed = (
+        target_side is not None
+        and len(languages) == 2
+        and not metadata.get("x-source-language")
+        and match_rank(languages[1 - target_side], "en") is None
+    )
     for entry in entries:
         if entry.translated():
             for pair in _pairs(entry, forms):
+                if is_unnamed:
+                    count[UNNAMED_SOURCE] += 1
                 yield pair[1:] if len(languages) == 1 else pair[:: 1 if target_side else -1]
 
 
@@ -111,6 +123,11 @@ def _unplaced(path: Path, problem: str, languages: tuple[str, ...], header: str 
     if named is not None and any(tag is not None and tag.language == named.language for tag in tags):
         form = standard_code(header)
         cure = f"Name another catalogue, or use '{form}' in the recipe if that is what you want to translate."
+    elif named is not None:
+        cure = (
+            "Name another catalogue, or correct the header of this one if it is wrong: Language is the language of the "
+            "translations, X-Source-Language that of the messages."
+        )
     else:
         example = next((code for code in languages if match_rank("en", code) is None), languages[0]).replace("-", "_")
         cure = (

@@ -93,7 +93,7 @@ def _file_rows(
     if name in _TABLES:
         return _TABLES[name](path, languages, source.columns)
     if name == "po":
-        return read_po(path, languages)
+        return read_po(path, languages, count)
     if name in _CATALOGUES:
         return (read_tmx if name == "tmx" else read_xliff)(path, languages, count)
     if source.format == "auto" and name in _NO_PLAIN_LINES:
@@ -109,10 +109,11 @@ def _file_rows(
 
 def _plain_lines(path: Path, *, check: bool) -> Iterator[tuple[str, ...]]:
     """Yield the lines of a file that is neither markup, JSON nor a table by its first ones."""
-    has_tab = False
+    has_tab, is_checked = False, not check
     for number, line in enumerate(read_sentences(path), start=1):
-        if check and number == 1 and (kind := markup_kind(line)):
+        if not is_checked and (kind := markup_kind(line)):
             raise _not_plain(path, f"this file begins as {kind}, not with a line of text", is_json=kind == "JSON")
+        is_checked = is_checked or bool(line.strip())
         if check and number == 2 and has_tab and "\t" in line.strip():
             cure = 'Set `format = "tsv"`, and `columns = [1]` if the second holds the text; or `format = "lines"`.'
             raise TextError("there are tabs in its lines, as between columns", place=str(path), cure=cure)

@@ -20,7 +20,7 @@ _BATCH_ROWS = 1024
 # Words of a header that name no language: of columns of text, and others.
 _TEXT_WORDS = (
     *("source", "target", "src", "tgt", "trg", "original", "translation", "translated", "reference", "input", "output"),
-    *("text", "sentence", "segment", "string"),
+    *("text", "sentence", "segment", "string", "phrase", "word"),
 )
 _HEADER_WORDS = (*_TEXT_WORDS, "id", "lang", "language", "col", "column", "line")
 # Names of columns of numbers, though Indonesian and Norwegian have them as codes.
@@ -80,7 +80,8 @@ def read_jsonl(path: Path, languages: tuple[str, ...], columns: Columns) -> Iter
 def _row_lines(path: Path) -> Iterator[str]:
     """Yield the lines of a table, of which the first must be one of a table."""
     for number, line in enumerate(_without_blank_end(read_text_lines(path)), start=1):
-        if number == 1 and (kind := markup_kind(line)):
+        # A line with a tab is a row, though one of its texts may be a bracket.
+        if number == 1 and "\t" not in line and (kind := markup_kind(line)):
             cure = "Set `format` in the recipe to what this file is, or name another."
             raise TextError(f"this file begins as {kind}, not with a row of a table", place=str(path), cure=cure)
         if number == 1 and line.lower().startswith("sep="):
@@ -188,21 +189,23 @@ def _positions(
     if any(isinstance(column, str) for column in columns):
         return positions, True
     chosen = [names[position] for position in positions]
-    found = _columns_of(languages, names)
-    if None in found:
+    of_languages = _columns_of(languages, names)
+    if None in of_languages:
         return positions, _is_header(chosen)
     codes = ["" if name.lower() in _NUMBERS else _code_in(name) for name in chosen]
     if any(code and match_rank(wanted, code) is None for wanted, code in zip(languages, codes, strict=True)):
         problem = f"the header calls columns {positions} {' and '.join(chosen)}; wanted: {' and '.join(languages)}"
-        raise TextError(problem, place=place, cure=f"Use `columns = {list(found)}` in the recipe, or leave it out.")
+        raise TextError(
+            problem, place=place, cure=f"Use `columns = {list(of_languages)}` in the recipe, or leave it out."
+        )
     return positions, True
 
 
 def _positions_by_header(place: str, languages: Sequence[str], names: list[str]) -> tuple[list[int], bool]:
     """Return the positions of the languages by the first row, and whether it is a header: else there are no others."""
-    found = [position for position in _columns_of(languages, names) if position is not None]
-    if len(found) == len(languages):
-        return found, True
+    of_languages = [position for position in _columns_of(languages, names) if position is not None]
+    if len(of_languages) == len(languages):
+        return of_languages, True
     positions = list(range(len(languages)))
     if len(names) != len(languages):
         of_text = [position for position, name in enumerate(names) if name.lower() in _TEXT_WORDS][: len(languages)]
@@ -220,7 +223,8 @@ def _positions_by_header(place: str, languages: Sequence[str], names: list[str])
         listed = ", ".join(f'"{name}"' for name in names)
         problem = f"the first line is a header that does not name {' and '.join(languages)}: {', '.join(names)}"
         cure = f"Name the columns in the recipe, in the order of its languages: `columns = [{listed}]`."
-        cure += "" if _is_header(names) else f" If the line is text: `columns = {positions}`."
+        if not _is_header(names):
+            cure = f"Name a file in {' and '.join(languages)}. If the line is text: `columns = {positions}`."
         raise TextError(problem, place=place, cure=cure)
     return positions, False
 
@@ -246,7 +250,7 @@ def _words(name: str) -> list[str]:
 
 
 def _other_words(words: Sequence[str]) -> list[str]:
-    return [word for word in words if word not in _HEADER_WORDS and not word.isdecimal()]
+    return [word for word in words if not {word, word.removesuffix("s")} & {*_HEADER_WORDS} and not word.isdecimal()]
 
 
 def _code_in(name: str) -> str:
@@ -254,7 +258,11 @@ def _code_in(name: str) -> str:
     name = name.strip("\"'#[]*: ")
     others = _other_words(_words(name))
     with_words = [] if len(others) == len(_words(name)) else ["-".join(others), " ".join(others)]
-    return next((code for text in (name, *with_words) if parse_code(code := code_of_name(text)) is not None), "")
+    codes = [code for text in (name, *with_words) if parse_code(code := code_of_name(text)) is not None]
+    # As in `French (fr)`, where each word names the same language.
+    by_word = [code_of_name(word) for word in others if len(others) > 1]
+    codes += [code for code in by_word[:1] if all(match_rank(code, other) is not None for other in by_word)]
+    return next(iter(codes), "")
 
 
 def _columns_of(languages: Sequence[str], names: Sequence[str]) -> tuple[int | None, ...]:
@@ -283,28 +291,28 @@ def _other_separator(lines: Sequence[str], num_fields: int) -> str | None:
 
 def _separator_cure(fields: Sequence[str]) -> str | None:
     """Return the cure of a row that another character than that of its format seems to separate."""
-    text, found = ",".join(fields), "The fields seem to be separated by"
+    text, start = ",".join(fields), "The fields seem to be separated by"
     if "\t" in text:
-        return f'{found} tabs: rename the file as .tsv, or set `format = "tsv"` in the recipe.'
+        return f'{start} tabs: rename the file as .tsv, or set `format = "tsv"` in the recipe.'
     if len(fields) == 1:
         for separator, name in ((";", "semicolons"), ("|||", "|||"), ("|", "|")):
             if separator in text:
-                return f"{found} {name}: save the file with tabs between them, as .tsv."
+                return f"{start} {name}: save the file with tabs between them, as .tsv."
         if "," in text:
-            return f'{found} commas: rename the file as .csv, or set `format = "csv"` in the recipe.'
+            return f'{start} commas: rename the file as .csv, or set `format = "csv"` in the recipe.'
     return None
 
 
 def _names(columns: Columns, languages: tuple[str, ...], place: str, available: Sequence[str] = ()) -> tuple[str, ...]:
     """Return the columns of records: those of the recipe, else those named as the languages."""
-    found = [available[position] for position in _columns_of(languages, available) if position is not None]
-    if columns is None and len(found) == len(languages):
-        return tuple(found)
+    of_languages = [available[position] for position in _columns_of(languages, available) if position is not None]
+    if columns is None and len(of_languages) == len(languages):
+        return tuple(of_languages)
     names = tuple(column for column in columns or () if isinstance(column, str))
     if columns is None or len(names) < len(columns):
         example = (
-            found
-            if len(found) == len(languages)
+            of_languages
+            if len(of_languages) == len(languages)
             else [n for n in available if n.lower() not in (*_NUMBERS, "lang", "language")]
         )
         if "translation" in available or len(example) < len(languages):

@@ -55,7 +55,7 @@ class DirectionModel:
         """Make this direction's parameters alone trainable, in train mode; yields whether rows are packed.
 
         Args:
-            on_fallback: is told which attention is not used, and why, where `auto` has to take another.
+            on_fallback: called with the attention that is not used, and why, where `auto` has to take another.
         """
         is_packed = self._choose_attention(on_fallback)
         if self.trains_all_weights:

@@ -105,19 +105,19 @@ def code_of_name(name: str) -> str:
     if parse_code(name) is not None or not 3 < len(name) < 40 or not all(c.isalpha() or c in " ()" for c in name):
         return name
     try:
-        found = str(langcodes.find(name))
+        code = str(langcodes.find(name))
     except LookupError:
         return name
     # Of `Serbian (Latin)` and `Portuguese Brazil` the library drops the script and the region.
     detail = re.fullmatch(r"(\w+) \(?(\w[\w ]*)\)?", name)
-    if detail is None or "-" in found:
-        return found
+    if detail is None or "-" in code:
+        return code
     for kind in ("territory", "script"):
         try:
-            return str(langcodes.get(found).update(langcodes.find_name(kind, detail[2], "en")))
+            return str(langcodes.get(code).update(langcodes.find_name(kind, detail[2], "en")))
         except LookupError:
             pass
-    return name if "(" in name and detail[2].lower() != "simplified" else found
+    return name if "(" in name and detail[2].lower() != "simplified" else code
 
 
 def match_rank(wanted: str, code: str) -> int | None:

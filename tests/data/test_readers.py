@@ -21,6 +21,8 @@ from hypothesis import strategies as st
 from pyarrow import parquet
 
 from roundtrip.data import tmx_xliff
+from roundtrip.data.corpora import describe_counts
+from roundtrip.data.gettext_po import UNNAMED_SOURCE
 from roundtrip.data.normalize import clean
 from roundtrip.data.readers import read_rows
 from roundtrip.data.text_files import decoded_lines
@@ -330,6 +332,10 @@ def test_another_separator_is_named(tmp_path: Path, split: str) -> None:
         ("source_es\ttarget_en", ("en", "es"), [("b", "a")]),
         ("Text (Spanish)\t#en", ("en", "es"), [("b", "a")]),
         ("English (US)\tsentence es", ("en", "es"), [("a", "b")]),
+        ("Spanish (es)\tEnglish [en]", ("en", "es"), [("b", "a")]),
+        ("Spanish words/sentences\tEnglish words/sentences", ("en", "es"), [("b", "a")]),
+        ("Greek el\tGerman de", ("de", "el"), [("b", "a")]),
+        ("English it\tGerman de", ("en", "de"), [("a", "b")]),
     ],
 )
 def test_a_header_names_the_languages(
@@ -355,7 +361,9 @@ def test_a_header_that_names_no_language_is_refused(tmp_path: Path, header: str)
 @pytest.mark.parametrize("header", ["fr\tde", "en\tfr", "French\tGerman"])
 def test_a_header_of_other_languages_may_be_text(tmp_path: Path, header: str) -> None:
     path = write(tmp_path / "a.tsv", f"{header}\na\tb\n")
-    assert "If the line is text: `columns = [0, 1]`." in str(refusal(path).cure)
+    cure = str(refusal(path).cure)
+    assert "Name a file in en and es. If the line is text: `columns = [0, 1]`." in cure
+    assert 'columns = ["' not in cure, "they would be learned as the wrong languages"
     assert pairs(path, columns=(0, 1)) == [tuple(header.split("\t")), ("a", "b")]
     assert pairs(write(path, "no\tno\na\tb\n")) == [("no", "no"), ("a", "b")], "columns have two names"
 
@@ -503,6 +511,7 @@ FILES: Iterator[int] = count()
 @settings(max_examples=60, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(rows=st.lists(st.tuples(FIELD, FIELD)))
 def test_tables_round_trip_any_text(tmp_path: Path, name: str, rows: list[tuple[str, str]]) -> None:
+    rows = [("a cat", "un gato"), *rows]  # because a first row may be a header
     text = io.StringIO(newline="")
     if name == "a.csv":
         csv.writer(text).writerows(rows)
@@ -513,6 +522,11 @@ def test_tables_round_trip_any_text(tmp_path: Path, name: str, rows: list[tuple[
     path = write(tmp_path / f"{next(FILES)}{name}", text.getvalue())
     columns = ("a", "b") if name == "a.jsonl" else None
     assert pairs(path, columns=columns) == [(clean(first), clean(second)) for first, second in rows]
+
+
+@pytest.mark.parametrize("row", [("", "{"), ("[", ""), ("[", "["), ("<a", ">")])
+def test_a_first_row_of_brackets_is_text(tmp_path: Path, row: tuple[str, str]) -> None:
+    assert pairs(write(tmp_path / "a.tsv", "\t".join(row) + "\nb\tc\n")) == [row, ("b", "c")]
 
 
 @given(rows=st.lists(st.text(st.sampled_from('a,"\n\r '))))
@@ -690,10 +704,33 @@ def test_po_language_header_decides_the_order(
     assert pairs(path, languages) == [("Hola", "Hello") if is_swapped else ("Hello", "Hola")]
 
 
+@pytest.mark.parametrize(
+    ("header", "languages", "num_counted"),
+    [
+        ("Language: fr", ("es", "fr"), 1),
+        ("Language: fr", ("fr", "es"), 1),
+        ("Language: en", ("en", "fr"), 1),
+        ("Language: fr", ("en", "fr"), 0),
+        ("Language: en_GB", ("en-US", "en-GB"), 0),
+        ("Language: fr\\nX-Source-Language: es", ("es", "fr"), 0),
+    ],
+)
+def test_messages_of_a_catalogue_that_are_not_known_to_be_in_a_language_are_counted(
+    tmp_path: Path, header: str, languages: tuple[str, str], num_counted: int
+) -> None:
+    path = write(tmp_path / "a.po", f'msgid ""\nmsgstr "{header}\\n"\n\nmsgid "A"\nmsgstr "B"\n')
+    count = Counter[str]()
+    assert len(list(read_rows(TextSource(path=str(path)), [path], languages, count))) == 1
+    assert count[UNNAMED_SOURCE] == num_counted
+    shown = "1 line, 1 with messages whose language no X-Source-Language header names"
+    assert describe_counts(count | Counter(kept=1)) == (shown if num_counted else "1 line")
+
+
 def test_po_in_another_language_is_refused(tmp_path: Path) -> None:
     path = write(tmp_path / "a.po", 'msgid ""\nmsgstr "Language: fr\\n"\n\nmsgid "Hello"\nmsgstr "Bonjour"\n')
-    with pytest.raises(TextError, match=r"in 'fr', which is neither of the languages; wanted: 'en' and 'es'"):
-        pairs(path, ("en", "es"))
+    error = refusal(path, ("en", "es"))
+    assert "in 'fr', which is neither of the languages; wanted: 'en' and 'es'" in error.problem
+    assert "Language: es" not in str(error.cure), "French would be learned as Spanish"
 
 
 def test_po_side_without_language_header_is_refused(tmp_path: Path) -> None:
@@ -1044,6 +1081,9 @@ def test_files_of_other_formats_are_no_plain_lines(tmp_path: Path, name: str) ->
     ],
 )
 def test_plain_lines_do_not_begin_as_markup(tmp_path: Path, first: str, kind: str) -> None:
+    path = write(tmp_path / "a.txt", f" \n{first}\nHello\n")
+    with pytest.raises(TextError, match=f"begins as {kind}"):
+        texts(path, "en")
     path = write(tmp_path / "a.txt", f"{first}\nHello\n")
     with pytest.raises(TextError, match=f"begins as {kind}"):
         texts(path, "en")

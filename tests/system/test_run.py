@@ -443,6 +443,7 @@ BAD = b"bad \xff byte\n"
         (b'<?xml version="1.0"?>\n<xliff>\n', 0, "standard input: this is XML"),
         (b"\xef\xbb\xbf<!DOCTYPE html>\n", 0, "standard input: this is HTML"),
         (b'[{"en": "a"}]\n', 0, "standard input: this is JSON"),
+        (b'\n<xliff version="1.2">\n', 1, "standard input: this is XML"),
     ],
 )
 def test_lines_before_one_that_cannot_be_read_are_translated(
