@@ -20,8 +20,9 @@ from roundtrip.tokens.batching import left_pad
 
 # Tokens of the rows that are tried: their prompts, of different lengths, and three more.
 _ROWS, _NUM_NEW = ((3, 5, 4), (6, 3, 7, 5, 8)), 3
-# How much logits may differ, relative to the largest.
-_ROUNDING, _LOW_PRECISION_ROUNDING = 1e-3, 0.05
+# How much logits may differ, relative to the largest; and in low precision, where that says little, predictions in
+# nats: SmolLM2 in bfloat16 differs by 0.06 from itself in another batch, and by 1.1 with all positions moved by one.
+_ROUNDING, _LOW_PRECISION_NATS = 1e-3, 0.25
 
 
 @dataclass(frozen=True)
@@ -115,11 +116,14 @@ def _logits(model: Any, ids: Sequence[int]) -> torch.Tensor:
 
 def _difference(model: Any, actual: torch.Tensor, expected: torch.Tensor) -> str | None:
     """Return how far logits are from what they should be, None where it is rounding."""
-    is_exact = expected.dtype == torch.float32 and not getattr(model, "is_quantized", False)
-    difference = float((actual - expected).abs().max() / expected.abs().max())
-    if difference <= (_ROUNDING if is_exact else _LOW_PRECISION_ROUNDING):
-        return None
-    return f"its logits differ by {difference:.1%} from those of a pass without cache and padding"
+    if expected.dtype == torch.float32 and not getattr(model, "is_quantized", False):
+        difference, limit = float((actual - expected).abs().max() / expected.abs().max()), _ROUNDING
+        what = f"logits differ by {difference:.1%} from those"
+    else:
+        log_p, log_q = (logits.float().log_softmax(-1) for logits in (expected, actual))
+        difference, limit = float((log_p.exp() * (log_p - log_q)).sum(-1).max()), _LOW_PRECISION_NATS
+        what = f"predictions differ by {difference:.2f} nats from those"
+    return None if difference <= limit else f"its {what} of a pass without cache and padding"
 
 
 def _native_difference(

@@ -7,10 +7,11 @@ from typing import Any
 
 import pytest
 import torch
-from transformers import BertConfig, BertLMHeadModel
+from transformers import AutoModelForCausalLM, BertConfig, BertLMHeadModel
 
 from benchmarks import families
-from roundtrip.engine.backend import choose_backend
+from roundtrip.engine import backend
+from roundtrip.engine.backend import Backend, choose_backend
 from roundtrip.engine.generate import generate
 from roundtrip.engine.request import GenerationRequest, StopRule
 from roundtrip.models import adapters, attention, base_model
@@ -86,3 +87,20 @@ def test_all_linear_leaves_out_what_peft_would_take_for_something_else(family: s
 
 def test_the_table_of_models_is_that_of_the_kept_result() -> None:
     assert families.TABLE.read_text(encoding="utf-8") == families.page(families.kept())
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_a_model_in_low_precision_keeps_our_loop(model_folder: Path, dtype: torch.dtype) -> None:
+    model = AutoModelForCausalLM.from_pretrained(model_folder, attn_implementation="sdpa", dtype=dtype).eval()
+    assert choose_backend(model, Generate(), 3) == Backend(native=True)
+
+
+def test_rounding_is_told_from_faults_in_low_precision() -> None:
+    """A model that is sure differs by much in logits that do not matter."""
+    generator = torch.Generator().manual_seed(1)
+    expected = (10 * torch.randn(5, 300, generator=generator)).bfloat16()
+    noise = torch.where(expected < 0, torch.randn(5, 300, generator=generator), 0.1).bfloat16()
+    assert float((expected + noise - expected).abs().max() / expected.abs().max()) > 0.05
+    assert backend._difference(None, expected + noise, expected) is None
+    assert "nats" in str(backend._difference(None, expected.roll(1, 0), expected))
+    assert "logits differ" in str(backend._difference(None, (expected + noise).float(), expected.float()))
