@@ -9,7 +9,7 @@ from rich.console import Console
 
 from roundtrip.cli.app import load_translator, run_cli
 from roundtrip.data.normalize import clean
-from roundtrip.data.text_files import decoded_lines, markup_kind
+from roundtrip.data.text_files import decoded_lines, without_markup
 from roundtrip.runtime.errors import TextError, quantity
 from roundtrip.runtime.event_log import print_line
 
@@ -52,14 +52,14 @@ def translate_stdin(arguments: argparse.Namespace) -> None:
 
 def _chunks(lines: Iterator[str]) -> Iterator[list[str]]:
     """Yield clean lines in chunks; the error of one that cannot be read comes after the lines before it."""
+
+    def refusal(kind: str) -> TextError:
+        cure = "pipe its text alone, one sentence or paragraph per line"
+        return TextError(f"this is {kind}, which would be translated tag by tag", place=_PLACE, cure=cure)
+
     chunk: list[str] = []
-    is_checked = False
     try:
-        for line in lines:
-            if not is_checked and (kind := markup_kind(line)):
-                cure = "pipe its text alone, one sentence or paragraph per line"
-                raise TextError(f"this is {kind}, which would be translated tag by tag", place=_PLACE, cure=cure)
-            is_checked = is_checked or bool(line.strip())
+        for line in without_markup(lines, refusal):
             chunk.append(clean(line))
             if len(chunk) == CHUNK_LINES:
                 yield chunk

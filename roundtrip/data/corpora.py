@@ -97,7 +97,7 @@ def prepare(recipe: Recipe, folder: Path, target: Path, report: Callable[[str], 
 
 def describe_counts(counts: Mapping[str, int]) -> str:
     """Return how many lines of a part are kept, why others are dropped, and what there is to know of those kept."""
-    dropped = _listed(counts, [reason for reason in counts if reason not in ("kept", *_NOTES)])
+    dropped = _listed(counts, _reasons(counts))
     notes = _listed(counts, [note for note in _NOTES if note in counts])
     return (
         quantity(counts.get("kept", 0), "line")
@@ -110,13 +110,18 @@ def _listed(counts: Mapping[str, int], names: Iterable[str]) -> str:
     return ", ".join(f"{counts[name]} {name}" for name in names if counts[name])
 
 
+def _reasons(counts: Mapping[str, int]) -> list[str]:
+    """Return why lines are dropped, without what is counted of those that are kept."""
+    return [reason for reason in counts if reason not in ("kept", *_NOTES)]
+
+
 def _nothing_left(part: str, counts: dict[str, int]) -> TextError:
-    dropped = _listed(counts, [reason for reason in counts if reason not in ("kept", *_NOTES)])
+    dropped = _listed(counts, _reasons(counts))
     if not dropped:
         problem, cure = "its files have no lines", "name files that have some"
     else:
         problem = f"no line is left; dropped: {dropped}"
-        most = max((reason for reason in counts if reason not in ("kept", *_NOTES)), key=lambda reason: counts[reason])
+        most = max(_reasons(counts), key=lambda reason: counts[reason])
         cure = {
             HELD_OUT: "its text is that of dev or test, which is never trained on: name other text",
             "duplicate": "name text that does not repeat itself",

@@ -13,7 +13,7 @@ from pathlib import Path
 from roundtrip.data.gettext_po import read_po
 from roundtrip.data.normalize import clean
 from roundtrip.data.tabular import not_installed, read_csv, read_dataset, read_jsonl, read_parquet, read_tsv
-from roundtrip.data.text_files import markup_kind, read_sentences
+from roundtrip.data.text_files import read_sentences, without_markup
 from roundtrip.data.tmx_xliff import read_tmx, read_xliff
 from roundtrip.recipe.language_codes import match_codes
 from roundtrip.recipe.schema import TextSource
@@ -76,10 +76,14 @@ def _rows(
             yield from _file_rows(source, path, languages, count)
 
 
+def _ending(path: Path) -> str:
+    """Return the ending of a file's name without its dot, and without that of gzip behind it."""
+    return (path.with_suffix("") if path.suffix.lower() == ".gz" else path).suffix.removeprefix(".")
+
+
 def _format(source: TextSource, path: Path) -> str:
     """Return the format of a file, or its ending where that is the name of none."""
-    ending = path.with_suffix("").suffix if path.suffix.lower() == ".gz" else path.suffix
-    ending = ending.lower().removeprefix(".")
+    ending = _ending(path).lower()
     return _ENDINGS.get(ending, ending) if source.format == "auto" else source.format
 
 
@@ -109,11 +113,12 @@ def _file_rows(
 
 def _plain_lines(path: Path, *, check: bool) -> Iterator[tuple[str, ...]]:
     """Yield the lines of a file that is neither markup, JSON nor a table by its first ones."""
-    has_tab, is_checked = False, not check
-    for number, line in enumerate(read_sentences(path), start=1):
-        if not is_checked and (kind := markup_kind(line)):
-            raise _not_plain(path, f"this file begins as {kind}, not with a line of text", is_json=kind == "JSON")
-        is_checked = is_checked or bool(line.strip())
+
+    def refusal(kind: str) -> TextError:
+        return _not_plain(path, f"this file begins as {kind}, not with a line of text", is_json=kind == "JSON")
+
+    lines, has_tab = read_sentences(path), False
+    for number, line in enumerate(without_markup(lines, refusal) if check else lines, start=1):
         if check and number == 2 and has_tab and "\t" in line.strip():
             cure = 'Set `format = "tsv"`, and `columns = [1]` if the second holds the text; or `format = "lines"`.'
             raise TextError("there are tabs in its lines, as between columns", place=str(path), cure=cure)
@@ -141,7 +146,7 @@ def _check_pair(source: TextSource, paths: Sequence[Path], languages: tuple[str,
         if source.format not in ("auto", "moses"):
             cure = f"Omit `format`, or name one file in the format {source.format}."
         raise TextError(problem, place=", ".join(map(str, paths)) or str(source.path), cure=cure)
-    endings = [(path.with_suffix("") if path.suffix == ".gz" else path).suffix.removeprefix(".") for path in paths]
+    endings = [_ending(path) for path in paths]
     if source.format == "auto" and match_codes(languages, endings) == (1, 0):
         problem = f"files of {' and '.join(endings)}, where {' and '.join(languages)} are wanted in this order"
         cure = 'Name them in the order of `languages`, or set `format = "moses"` if their endings mislead.'

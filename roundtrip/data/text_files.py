@@ -7,7 +7,7 @@ import json
 import os
 import re
 import zlib
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, BinaryIO, cast
@@ -129,6 +129,17 @@ def markup_kind(line: str) -> str | None:
         return "subtitles" if start[0] == "w" else "a gettext catalogue"
     stripped = line.strip()
     return "JSON" if stripped in ("[", "{") or re.match(r'[\[{]\s*[{\["]', stripped) and _is_json(stripped) else None
+
+
+def without_markup(lines: Iterator[str], refusal: Callable[[str], TextError]) -> Iterator[str]:
+    """Yield lines; raise the refusal of a `markup_kind` that the first line with text in it has."""
+    for line in lines:
+        if kind := markup_kind(line):
+            raise refusal(kind)
+        yield line
+        if line.strip():
+            break
+    yield from lines
 
 
 def _is_json(line: str) -> bool:
