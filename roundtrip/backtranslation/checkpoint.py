@@ -14,7 +14,7 @@ from roundtrip.backtranslation.context import RunContext
 from roundtrip.backtranslation.run_folder import BEST
 from roundtrip.data.sampler import Cursor
 from roundtrip.models.optimizer import Optimizer
-from roundtrip.runtime import atomic_io
+from roundtrip.runtime import atomic_io, integrity
 from roundtrip.runtime.disk_space import report_full_disk
 from roundtrip.runtime.errors import RunError, TrainingError
 
@@ -128,7 +128,7 @@ def save(folder: Path, state: State, tensors: Mapping[str, Mapping[str, torch.Te
             contiguous = {key: value.detach().cpu().contiguous() for key, value in values.items()}
             save_file(contiguous, temporary / f"{part}.safetensors")
         (temporary / STATE).write_text(json.dumps(asdict(state), indent=1), encoding="utf-8")
-        marker = {"format": FORMAT, "files": atomic_io.file_hashes(temporary, temporary)}
+        marker = {"format": FORMAT, "files": integrity.file_hashes(temporary, temporary)}
         (temporary / MARKER).write_text(json.dumps(marker, indent=1), encoding="utf-8")
     for old in names(folder)[:-keep]:
         atomic_io.remove_path(folder / old)
@@ -150,7 +150,7 @@ def newest(folder: Path, report: Callable[[str], None]) -> tuple[State, Tensors]
     for name in reversed(all_names):
         try:
             state, tensors = load(folder / name)
-            if problem := atomic_io.first_damaged(state.files, folder.parent):
+            if problem := integrity.first_damaged(state.files, folder.parent):
                 raise ValueError(problem)
             return state, tensors
         except FileNotFoundError as error:
@@ -173,7 +173,7 @@ def load(path: Path) -> tuple[State, Tensors]:
         raise ValueError(f"it has format {marker['format']}, this version reads {FORMAT}")
     if STATE not in marker["files"]:
         raise ValueError(f"its {MARKER} does not name {STATE}")
-    if problem := atomic_io.first_damaged(marker["files"], path):
+    if problem := integrity.first_damaged(marker["files"], path):
         raise ValueError(problem)
     tensors = {file.removesuffix(".safetensors"): load_file(path / file) for file in marker["files"] if file != STATE}
     document = _read_json(path / STATE)

@@ -12,10 +12,10 @@ from roundtrip.engine.request import Callbacks
 from roundtrip.engine.translator import Translator
 from roundtrip.recipe.plan import Direction
 from roundtrip.recipe.schema import Recipe
-from roundtrip.runtime.atomic_io import file_hashes
 from roundtrip.runtime.disk_space import report_full_disk
 from roundtrip.runtime.distributed import SINGLE_PROCESS, ProcessGroup
 from roundtrip.runtime.event_log import EventLog, ProgressHandle
+from roundtrip.runtime.integrity import file_hashes
 from roundtrip.runtime.interrupts import StopRequest
 from roundtrip.tokens.row_builder import RowBuilder
 

@@ -17,7 +17,7 @@ from roundtrip import __version__
 from roundtrip.recipe.loader import LoadedRecipe
 from roundtrip.recipe.plan import BASE
 from roundtrip.recipe.schema import Recipe
-from roundtrip.runtime import atomic_io
+from roundtrip.runtime import atomic_io, integrity
 from roundtrip.runtime.errors import RunError
 
 BEST = "best"
@@ -120,8 +120,8 @@ class RunFolder:
         """Return whether `adapters/best` equals what `keep_best` makes bit for bit; of the base nothing is kept."""
         for direction, stage in stages.items():
             kept, best = self.adapters / stage / direction, self.adapters / BEST / direction
-            hashes = atomic_io.file_hashes(best, best) if best.is_dir() else {}
-            if stage != BASE and atomic_io.file_hashes(kept, kept) != hashes:
+            hashes = integrity.file_hashes(best, best) if best.is_dir() else {}
+            if stage != BASE and integrity.file_hashes(kept, kept) != hashes:
                 return False
         return True
 

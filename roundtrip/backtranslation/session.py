@@ -32,7 +32,7 @@ from roundtrip.models.optimizer import BETAS, EPS, MAX_GRAD_NORM, MIN_LR_FACTOR
 from roundtrip.recipe import loader
 from roundtrip.recipe.plan import directions
 from roundtrip.recipe.schema import Recipe
-from roundtrip.runtime import atomic_io
+from roundtrip.runtime import atomic_io, integrity
 from roundtrip.runtime.distributed import ProcessGroup, join_processes
 from roundtrip.runtime.errors import RunError, TextError, TrainingError
 from roundtrip.runtime.event_log import EventLog
@@ -124,7 +124,7 @@ def _load_context(
     if not manifest.files:
         with processes.main_process_first():
             check_inputs(recipe, loaded.folder, with_text=is_main)
-    if is_main and (problem := atomic_io.first_damaged(manifest.files, run.path)):
+    if is_main and (problem := integrity.first_damaged(manifest.files, run.path)):
         raise RunError(f"is damaged: {problem}", place=str(run.path), cure="restore that file, or start a new run")
     lines = manifest.lines or processes.broadcast(read_text(loaded, run.data, events).counts if is_main else {})
     corpora = data_corpora.reopen(recipe, run.data, lines)
@@ -162,7 +162,7 @@ def _completed(manifest: RunManifest, run: RunFolder, translators: Mapping[str, 
             segments[translator.denoising_name(name)] = each.denoising_template.segments.to_dict()
     return replace(
         manifest,
-        files=atomic_io.file_hashes(run.data, run.path) | atomic_io.file_hashes(run.base, run.path),
+        files=integrity.file_hashes(run.data, run.path) | integrity.file_hashes(run.base, run.path),
         dtypes={name: str(each.base.dtype).removeprefix("torch.") for name, each in translators.items()},
         base_hashes={name: each.base.digest for name, each in translators.items()},
         base_locations={name: each.base.location for name, each in translators.items()},

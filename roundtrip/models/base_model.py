@@ -16,9 +16,9 @@ from torch import nn
 from roundtrip.models import attention, prepacked_linear
 from roundtrip.models.gguf import convert
 from roundtrip.recipe.schema import Model
-from roundtrip.runtime.atomic_io import file_hash
 from roundtrip.runtime.downloads import cache_dir, is_hub_id, resolve
 from roundtrip.runtime.errors import ModelError, SourceError, first_line
+from roundtrip.runtime.integrity import file_hash
 from roundtrip.runtime.memory import limit_kernel_cache
 from roundtrip.tokens.prompt_segments import special_ids
 

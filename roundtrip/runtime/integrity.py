@@ -1,0 +1,61 @@
+"""Hashes that show whether what is read is what was written: of files, and inside of JSON files."""
+
+import hashlib
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from roundtrip.runtime import atomic_io
+
+# The key of a JSON object under which the hash of its other keys stands.
+HASH_KEY = "sha256"
+
+
+def file_hash(path: Path) -> str:
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def file_hashes(folder: Path, start: Path) -> dict[str, str]:
+    """Return the SHA-256 of every file in a folder (or of the one file), by its path from `start`."""
+    paths = sorted(path for path in folder.rglob("*") if path.is_file()) if folder.is_dir() else [folder]
+    return {path.relative_to(start).as_posix(): file_hash(path) for path in paths}
+
+
+def first_damaged(hashes: Mapping[str, str], start: Path) -> str | None:
+    """Return what is wrong with the first file that differs from what `file_hashes` has returned; None if none does."""
+    for name, expected in hashes.items():
+        path = start / name
+        if not path.is_file():
+            return f"{name} is missing"
+        if file_hash(path) != expected:
+            return f"{name} has been changed"
+    return None
+
+
+def write_hashed_json(path: Path, document: Mapping[str, Any]) -> None:
+    """Write a JSON object with the hash of its content, for `read_hashed_json`."""
+    atomic_io.write_json(path, {**document, HASH_KEY: _content_hash(document)})
+
+
+def read_hashed_json(path: Path) -> dict[str, Any]:
+    """Read what `write_hashed_json` wrote.
+
+    Raises:
+        OSError: it cannot be read.
+        ValueError: it is not what was written: not a JSON object, or its hash is another one.
+    """
+    try:
+        document = json.loads(path.read_text(encoding="utf-8"))
+    except (ValueError, RecursionError) as error:
+        raise ValueError(f"{path.name} is damaged: {error}") from error
+    if not isinstance(document, dict):
+        raise ValueError(f"{path.name} is damaged: {type(document).__name__} where an object is expected")
+    if document.pop(HASH_KEY, None) != _content_hash(document):
+        raise ValueError(f"{path.name} has been changed: its {HASH_KEY} is not that of its content")
+    return document
+
+
+def _content_hash(document: Mapping[str, Any]) -> str:
+    return hashlib.sha256(json.dumps(document, sort_keys=True).encode("utf-8")).hexdigest()
