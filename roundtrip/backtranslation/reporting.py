@@ -16,8 +16,8 @@ from roundtrip.backtranslation.run_folder import BEST, RunFolder, versions
 from roundtrip.evaluation import metrics
 from roundtrip.evaluation.tables import comparison_text
 from roundtrip.recipe.plan import BASE, FINAL, PARALLEL, PRETRAIN, Direction, Phase, directions
-from roundtrip.runtime import memory
-from roundtrip.runtime.errors import TrainingError
+from roundtrip.runtime import integrity, memory
+from roundtrip.runtime.errors import RunError, TrainingError
 from roundtrip.runtime.event_log import EventLog, print_line
 from roundtrip.runtime.seeding import derive_seed, permuted_index
 
@@ -121,6 +121,19 @@ def _samples(context: RunContext, stage: str, direction: Direction) -> list[dict
     chosen = [permuted_index(i, num_lines, seed, 0) for i in range(min(NUM_SAMPLES, num_lines))]
     columns = {"source": sources, "reference": references, "base": base, "hypothesis": hypotheses}
     return [{name: lines[i] for name, lines in columns.items()} for i in chosen]
+
+
+def show_if_finished(run: RunFolder, events: EventLog) -> bool:
+    """Print the table of a finished run, all files of which are checked; return whether it is one."""
+    files = run.manifest().files
+    if "metrics.json" not in files or not run.metrics.exists():
+        return False
+    if problem := integrity.first_damaged(files, run.path):
+        cure = "restore it from a copy; without metrics.json, --resume makes weights and test scores again"
+        raise RunError(f"is damaged: {problem}", place=str(run.path), cure=cure)
+    events.say("this run is complete")
+    show_metrics(run.results(), run, events.console)
+    return True
 
 
 def show_metrics(results: Mapping[str, Any], run: RunFolder, console: Console) -> None:

@@ -206,21 +206,25 @@ def _translator(
 
     def template(key: str, source: str) -> PromptTemplate:
         segments = fixed.get(key) or build_segments(tokenizer, recipe.template, source, direction.target, stop_ids)
-        made = PromptTemplate(tokenizer, segments)
-        (row,) = made.rows([("a", "a")])
-        if (highest := max(row.ids)) >= model.base.num_embeddings:
-            token = tokenizer.convert_ids_to_tokens(highest)
-            problem = (
-                f"the template uses '{token}', token {highest}, the model has {model.base.num_embeddings} embeddings"
-            )
-            raise ModelError(problem, place="model.path", cure="use the tokenizer that belongs to this model")
-        return made
+        return checked_template(model, segments)
 
     parallel = denoising = template(direction.name, direction.source)
     if recipe.rounds.denoising_ratio:
         # From the language into itself, so that the prompt does not ask for a translation.
         denoising = template(denoising_name(direction.name), direction.target)
     return Translator(direction, model, parallel, denoising)
+
+
+def checked_template(model: DirectionModel, segments: Segments) -> PromptTemplate:
+    """Return the template of a model; refuse one with ids that the model does not have."""
+    made = PromptTemplate(model.base.tokenizer, segments)
+    (row,) = made.rows([("a", "a")])
+    lowest, highest = min(*row.ids, *segments.stop_ids, *segments.break_ids), max(row.ids)
+    if lowest < 0 or highest >= model.base.num_embeddings:
+        token = lowest if lowest < 0 else highest
+        problem = f"the template uses token {token}, the model has {model.base.num_embeddings} embeddings"
+        raise ModelError(problem, place="model.path", cure="use the tokenizer that belongs to this model")
+    return made
 
 
 def expansion_of(template: PromptTemplate, pairs: Sequence[tuple[str, str]]) -> float:

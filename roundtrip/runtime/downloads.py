@@ -17,6 +17,8 @@ import sys
 import tempfile
 import zipfile
 import zlib
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from glob import has_magic
 from pathlib import Path
@@ -80,6 +82,19 @@ def go_offline() -> None:
     forbid_hub()
 
 
+@contextmanager
+def offline() -> Iterator[None]:
+    """Use only caches within a block."""
+    variables = {name: os.environ.get(name) for name in ("ROUNDTRIP_OFFLINE", "HF_HUB_OFFLINE")}
+    go_offline()
+    try:
+        yield
+    finally:
+        for name, value in variables.items():
+            os.environ.pop(name, None) if value is None else os.environ.update({name: value})
+        _set_hub_offline(variables["HF_HUB_OFFLINE"] == "1")
+
+
 def is_offline() -> bool:
     """Return whether this process must not use the network: by `--offline`, or by ROUNDTRIP_OFFLINE=1."""
     return os.environ.get("ROUNDTRIP_OFFLINE", "0") not in {"", "0"}
@@ -88,8 +103,13 @@ def is_offline() -> bool:
 def forbid_hub() -> None:
     """Prevent requests to the hub in this process: libraries ask it for more than what they are told to load."""
     os.environ["HF_HUB_OFFLINE"] = "1"
+    _set_hub_offline(True)
+
+
+def _set_hub_offline(value: bool) -> None:
+    """Tell the hub library, which reads its variable when it is imported."""
     if (hub := sys.modules.get("huggingface_hub.constants")) is not None:
-        hub.HF_HUB_OFFLINE = True  # type: ignore[attr-defined]
+        hub.HF_HUB_OFFLINE = value  # type: ignore[attr-defined]
 
 
 def resolve(spec: str, folder: Path) -> list[Path]:

@@ -20,12 +20,15 @@ from sacrebleu.metrics import BLEU, CHRF, TER
 from roundtrip.backtranslation import trained_models
 from roundtrip.backtranslation.export import export
 from roundtrip.backtranslation.run_folder import RunFolder
+from roundtrip.backtranslation.trained_models import ExportedDirection, write_template
 from roundtrip.cli import evaluate, evaluation_inputs
 from roundtrip.cli.evaluation_inputs import exported_direction
 from roundtrip.engine import long_inputs
 from roundtrip.evaluation import comet_worker, metrics
 from roundtrip.evaluation.comparison import EvaluationSet, EvaluationSettings, changed_lines
 from roundtrip.runtime.errors import RunError
+from roundtrip.runtime.integrity import read_hashed_json, write_hashed_json
+from roundtrip.tokens.prompt_segments import Segments
 
 SOURCES = [f"Las {n} casas pequeñas están en una fila cerca del río." for n in range(60)]
 REFERENCES = [f"The {n} small houses stand in a row near the River." for n in range(60)]
@@ -320,28 +323,31 @@ def test_exported_direction_scores_equal_its_run(
     for merged in (False, True):
         export(run.path, "en-es", tmp_path / str(merged), merged=merged)
     base = Path(str(run.recipe().model["en-es"].path))
-    (tmp_path / "False" / base.name).symlink_to(base)
     test = ["--test", run.data / "test.tsv", "--device", "cpu"]
     figures = []
-    for place in (run.path, tmp_path / "False", tmp_path / "True"):
-        more = ["--to", "es"] if place == run.path else []
-        code, _, error = command(capsys, *test, *more, "--system", place, "--json", tmp_path / "o")
+    for folder, more in ((run.path, ["--to", "es"]), (tmp_path / "False", ["--base", base]), (tmp_path / "True", [])):
+        code, _, error = command(capsys, *test, *more, "--system", folder, "--json", tmp_path / "o")
         assert code == 0, error
         figures.append(json.loads((tmp_path / "o").read_text())["scores"]["system"])
     assert figures[0] == figures[1] == figures[2]
     code, _, error = command(capsys, *test, "--to", "fr", "--system", tmp_path / "True")
     assert code == 2 and "translates en-es, not into 'fr'" in error
-    config = json.loads((tmp_path / "False" / "adapter_config.json").read_text())
-    for change, problem in (({"base_model_name_or_path": "/no/where"}, "--merged"), ({"r": None}, "export it again")):
-        (tmp_path / "False" / "adapter_config.json").write_text(json.dumps(config | change))
-        code, _, error = command(capsys, *test, "--system", tmp_path / "False")
-        assert code == 2 and problem in error and "Traceback" not in error
+    code, _, error = command(capsys, *test, "--base", base, "--system", tmp_path / "True")
+    assert code == 2 and "--base: applies to exported adapters only" in error
+    code, _, error = command(capsys, *test, "--system", tmp_path / "False")
+    assert code == 2 and f"its base model ./{base.name} cannot be loaded" in error and "--base" in error
+    (tmp_path / "False" / base.name).symlink_to(base)
+    code, _, error = command(capsys, *test, "--system", tmp_path / "False")
+    assert code == 0, error
     (tmp_path / "False" / "adapter_config.json").write_text("{")
     code, _, error = command(capsys, *test, "--system", tmp_path / "False")
-    assert code == 2 and "export it again" in error
+    assert code == 2 and "adapter_config.json has been changed" in error and "export it again" in error
     (tmp_path / "True" / "template.json").write_text("{")
     code, _, error = command(capsys, *test, "--system", tmp_path / "True")
-    assert code == 2 and "template.json names no direction" in error
+    assert code == 2 and "template.json is damaged" in error
+
+
+SEGMENTS = Segments("English: ", "\nSpanish: ", (), 2, (2,), (5,))
 
 
 @pytest.mark.parametrize(
@@ -354,7 +360,7 @@ def test_exported_direction_scores_equal_its_run(
 def test_exported_direction_is_into_the_language_asked_for(
     tmp_path: Path, target: str, to: str | None, expected: str
 ) -> None:
-    (tmp_path / "template.json").write_text(json.dumps({"source": "en", "target": target}))
+    write_template(tmp_path, ExportedDirection("en", target, SEGMENTS, 1.0, None, {}))
     try:
         assert exported_direction(tmp_path, to).target == expected
     except RunError as error:
@@ -367,10 +373,10 @@ def test_tokenizer_of_run_recipe_and_truncated_lines(
     capsys: pytest.CaptureFixture[str],
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    facts = json.loads((finished[1] / "run.json").read_text())
+    facts = read_hashed_json(finished[1] / "run.json")
     facts["recipe"]["evaluation"]["bleu_tokenize"] = {"es": "intl"}
     (tmp_path / "run").mkdir()
-    (tmp_path / "run" / "run.json").write_text(json.dumps(facts))
+    write_hashed_json(tmp_path / "run" / "run.json", facts)
 
     def translate(
         translator: Any, texts: list[str], settings: Any, refused: list[str], truncated: list[str]

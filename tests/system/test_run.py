@@ -37,7 +37,7 @@ from roundtrip.tokens.batching import TokenDataset, collate
 from roundtrip.tokens.row_builder import TEXT_ONLY, RowBuilder
 from roundtrip.tokens.splice.canonicality import PAIR
 from tests.conftest import WriteRecipe
-from tests.runs import NAMES, assert_same, end_state, go, read_events, run_module
+from tests.runs import NAMES, assert_same, change_json, end_state, go, read_events, run_module
 
 
 def test_two_steps_by_the_command_line(write_recipe: WriteRecipe, tmp_path: Path) -> None:
@@ -317,8 +317,7 @@ def test_chat_template_and_sampling(write_recipe: WriteRecipe, tmp_path: Path) -
         ('kind = "plain"', 'kind = "chat"'), ("[filter]", "[generate]\ntemperature = 0.8\ntop_p = 0.9\n[filter]")
     )
     assert "Test scores" in go(path, tmp_path / "run")
-    facts = json.loads((tmp_path / "run" / "run.json").read_text())
-    assert facts["segments"]["en-es"]["mid"] == "<|im_end|>\n<|im_start|>assistant\n"
+    assert RunFolder(tmp_path / "run").manifest().segments["en-es"].mid == "<|im_end|>\n<|im_start|>assistant\n"
 
 
 CUT = '[data.split]\ncorpus = { path = "toy.tsv" }\ntrain = 32\ndev = 12\ntest = 12'
@@ -506,8 +505,7 @@ def test_a_damaged_run_folder_is_named(tmp_path: Path, shell: Callable[..., Any]
 def test_another_base_is_refused(finished: tuple[Path, Path, str], tmp_path: Path, shell: Callable[..., Any]) -> None:
     _, folder, _ = finished
     shutil.copytree(folder, tmp_path / "run")
-    facts = json.loads((folder / "run.json").read_text()) | {"base_hashes": {"en-es": "0" * 32}}
-    (tmp_path / "run" / "run.json").write_text(json.dumps(facts))
+    change_json(tmp_path / "run" / "run.json", base_hashes={"en-es": "0" * 32})
     code, _, errors = shell(translate, "run", "--to", "es")
     assert code == 2 and "not the one this run was started with" in errors
 
