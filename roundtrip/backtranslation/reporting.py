@@ -9,12 +9,13 @@ from rich.table import Table
 
 from roundtrip.backtranslation.checkpoint import State
 from roundtrip.backtranslation.context import RunContext
-from roundtrip.backtranslation.dev_scoring import bleu_tokenize, translations_path
+from roundtrip.backtranslation.dev_scoring import translations_path
 from roundtrip.backtranslation.early_stopping import ScoresByStage
 from roundtrip.backtranslation.examples import KINDS, SYNTHETIC, PhaseExamples
 from roundtrip.backtranslation.run_folder import BEST, RunFolder, versions
 from roundtrip.evaluation import metrics
 from roundtrip.evaluation.tables import comparison_text
+from roundtrip.recipe.language_codes import bleu_tokenizer
 from roundtrip.recipe.plan import BASE, FINAL, PARALLEL, PRETRAIN, Direction, Phase, directions
 from roundtrip.runtime import integrity, memory
 from roundtrip.runtime.errors import RunError, TrainingError
@@ -86,7 +87,7 @@ def collect_metrics(context: RunContext, state: State, test: ScoresByStage) -> d
         "test": dict(test),
         "best": state.best,
         "comparison": {each.name: _compare(context, stages, state.best[each.name], each) for each in tested},
-        "signatures": {each.name: metrics.signatures(bleu_tokenize(recipe, each)) for each in both},
+        "signatures": {each.name: metrics.signatures(bleu_tokenizer(each.target)) for each in both},
         "samples": {each.name: _samples(context, state.best[each.name], each) for each in tested},
         "steps": state.optimizer_steps,
         "nonfinite_steps": state.nonfinite_steps,
@@ -104,7 +105,7 @@ def _compare(context: RunContext, stages: Sequence[str], best: str, direction: D
     other = [stage for stage in stages if stage != best][-1]
     _, references = context.parallel_texts("test", direction)
     baseline, system = (_translations(context.run, stage, direction) for stage in (other, best))
-    tokenize, samples = bleu_tokenize(context.recipe, direction), BOOTSTRAP_SAMPLES
+    tokenize, samples = bleu_tokenizer(direction.target), BOOTSTRAP_SAMPLES
     results = metrics.paired_bootstrap(baseline, system, references, bleu_tokenize=tokenize, samples=samples)
     by_metric = [result.to_dict() for result in results]
     return {"baseline": other, "system": best, "samples": samples, "metrics": by_metric}

@@ -10,7 +10,6 @@ from pathlib import Path
 from rich.console import Console
 
 from roundtrip.backtranslation.context import RunContext
-from roundtrip.backtranslation.dev_scoring import bleu_tokenize
 from roundtrip.backtranslation.examples import oriented_pairs
 from roundtrip.backtranslation.filtering import Candidate, RejectionRule
 from roundtrip.backtranslation.loop import back_translate
@@ -24,7 +23,6 @@ from roundtrip.data.language_id import MIN_CHARS, MIN_LINES, MIN_RIGHT, Language
 from roundtrip.engine import translator
 from roundtrip.engine.model_checks import check_models
 from roundtrip.engine.translator import Translator, expansion_of
-from roundtrip.evaluation import metrics
 from roundtrip.models import from_scratch
 from roundtrip.models.base_model import choose_device
 from roundtrip.models.direction_model import frozen_hashes
@@ -117,7 +115,6 @@ def _load_context(
     """Load text and models; what was fixed when the run was started is read back from its manifest."""
     manifest = run.manifest()
     recipe, is_main = run.recipe(manifest), processes.is_main
-    check_requirements(recipe)
     if not manifest.is_loaded:
         with processes.main_process_first():
             check_inputs(recipe, loaded.folder, with_text=is_main)
@@ -173,18 +170,12 @@ def _completed(manifest: RunManifest, run: RunFolder, translators: Mapping[str, 
     )
 
 
-def check_requirements(recipe: Recipe) -> None:
-    """Try the metrics and language identification once, so that a missing package is an error at the start."""
-    for direction in directions(recipe):
-        metrics.signatures(bleu_tokenize(recipe, direction))
-    if recipe.filter.language:
-        LanguageIdentifier(recipe.languages)
-
-
 def check_inputs(recipe: Recipe, folder: Path, *, with_text: bool = True) -> None:
     """Refuse sources and models that cannot be used, as far as that shows before text and weights are read."""
     if with_text:
         data_corpora.check_sources(recipe, folder)
+    if recipe.filter.language:
+        LanguageIdentifier(recipe.languages)  # which an optional package provides
     check_models(recipe, folder)
 
 

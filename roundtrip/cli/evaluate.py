@@ -62,8 +62,8 @@ def _evaluate_systems(arguments: argparse.Namespace) -> None:
         baseline = inputs.System(arguments.baseline, arguments.baseline_stage or stage, arguments.base)
         systems = {"baseline": baseline, **systems}
     to = inputs.target_language(systems.values(), arguments.to)
-    tokenizer = arguments.bleu_tokenize or inputs.tokenizer_of_runs(systems.values(), to) or bleu_tokenizer(to or "")
-    metrics.signatures(tokenizer, place="--bleu-tokenize")
+    tokenizer = arguments.bleu_tokenize or bleu_tokenizer(to or "")
+    metrics.signatures(tokenizer)
     settings = comparison.EvaluationSettings(
         tokenizer, arguments.lowercase, arguments.ter, arguments.samples, arguments.seed, arguments.changed
     )

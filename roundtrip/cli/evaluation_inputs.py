@@ -4,12 +4,11 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from roundtrip.backtranslation.run_folder import RunFolder
 from roundtrip.cli.app import load_translator
 from roundtrip.data.normalize import clean
 from roundtrip.data.text_files import read_text_lines
 from roundtrip.evaluation.comparison import EvaluationSet
-from roundtrip.recipe.language_codes import all_matching, match_rank
+from roundtrip.recipe.language_codes import match_rank
 from roundtrip.recipe.plan import Direction
 from roundtrip.recipe.schema import Generate
 from roundtrip.runtime.errors import RunError, TextError, UsageError, quantity
@@ -84,15 +83,6 @@ def target_language(systems: Iterable[System], to: str | None) -> str | None:
         if system.is_exported:
             to = exported_direction(system.path, to).target
     return to
-
-
-def tokenizer_of_runs(systems: Iterable[System], to: str | None) -> str | None:
-    """Return the BLEU tokenizer that the recipe of a run among the systems names for a language."""
-    runs = [RunFolder(system.path) for system in systems if system.is_run] if to else []
-    for table in (run.recipe().evaluation.bleu_tokenize for run in runs):
-        for position in all_matching(str(to), list(table)):
-            return list(table.values())[position]
-    return None
 
 
 def exported_direction(path: Path, to: str | None) -> Direction:

@@ -27,7 +27,6 @@ from roundtrip.engine import long_inputs
 from roundtrip.evaluation import comet_worker, metrics
 from roundtrip.evaluation.comparison import EvaluationSet, EvaluationSettings, changed_lines
 from roundtrip.runtime.errors import RunError
-from roundtrip.runtime.integrity import read_hashed_json, write_hashed_json
 from roundtrip.tokens.prompt_segments import Segments
 
 SOURCES = [f"Las {n} casas pequeñas están en una fila cerca del río." for n in range(60)]
@@ -367,17 +366,12 @@ def test_exported_direction_is_into_the_language_asked_for(
         assert expected in str(error)
 
 
-def test_tokenizer_of_run_recipe_and_truncated_lines(
+def test_truncated_lines_are_counted(
     finished: tuple[Path, Path, str],  # noqa: F811
     tmp_path: Path,
     capsys: pytest.CaptureFixture[str],
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    facts = read_hashed_json(finished[1] / "run.json")
-    facts["recipe"]["evaluation"]["bleu_tokenize"] = {"es": "intl"}
-    (tmp_path / "run").mkdir()
-    write_hashed_json(tmp_path / "run" / "run.json", facts)
-
     def translate(
         translator: Any, texts: list[str], settings: Any, refused: list[str], truncated: list[str]
     ) -> list[str]:
@@ -386,7 +380,8 @@ def test_tokenizer_of_run_recipe_and_truncated_lines(
 
     monkeypatch.setattr(trained_models, "load", lambda *arguments: None)
     monkeypatch.setattr(long_inputs, "translate_any_length", translate)
-    arguments = ["--test", finished[1] / "data" / "test.tsv", "--to", "es", "--system", tmp_path / "run"]
+    arguments = ["--test", finished[1] / "data" / "test.tsv", "--to", "es", "--system", finished[1]]
+    arguments += ["--bleu-tokenize", "intl"]
     code, shown, error = command(capsys, *arguments, "--json", tmp_path / "o")
     assert code == 0, error
     result = json.loads((tmp_path / "o").read_text())

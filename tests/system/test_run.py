@@ -21,7 +21,7 @@ from peft import PeftModel
 from safetensors.torch import load_file, save_file
 from transformers import AutoModelForCausalLM
 
-from roundtrip.backtranslation import checkpoint, filtering, trained_models
+from roundtrip.backtranslation import checkpoint, filtering, token_rows, trained_models
 from roundtrip.backtranslation.dev_scoring import greedy_settings
 from roundtrip.backtranslation.run_folder import RunFolder, reopen, run_lock
 from roundtrip.backtranslation.synthesis import Synthesizer
@@ -148,12 +148,13 @@ def test_a_resumed_run_equals_an_uninterrupted_one(
     assert_same(end_state(tmp_path / "run"), end_state(whole))
 
 
-@pytest.mark.parametrize("tokens", [("tokens.mode=text",), ("tokens.mode=splice",), ("tokens.audit=1.0",)])
+@pytest.mark.parametrize("tokens", [("tokens.mode=text",), ("tokens.mode=splice",), ()])
 def test_every_way_to_build_rows_trains_the_same_adapters(
-    finished: tuple[Path, Path, str], tmp_path: Path, tokens: tuple[str, ...]
+    finished: tuple[Path, Path, str], tmp_path: Path, tokens: tuple[str, ...], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """By the splice or the text path, checked on device or host: to the last bit the same run."""
     recipe, whole, shown = finished
+    monkeypatch.setattr(token_rows, "AUDIT_SHARE", 1.0)
     go(recipe, tmp_path / "run", overrides=tokens)
     one, other = end_state(tmp_path / "run"), end_state(whole)
     counts_by_name, usual = one.pop("token_rows"), other.pop("token_rows")
@@ -161,7 +162,7 @@ def test_every_way_to_build_rows_trains_the_same_adapters(
     synthetic = {name: sum(counts.values()) for name, counts in usual.items()}
     assert {name: sum(counts.values()) for name, counts in counts_by_name.items()} == synthetic
     assert all(set(counts) == {"splice"} and counts["splice"] > 0 for counts in usual.values())
-    expected = {TEXT_ONLY} if "text" in tokens[0] else {"splice"}
+    expected = {TEXT_ONLY} if tokens == ("tokens.mode=text",) else {"splice"}
     assert all(set(counts) == expected for counts in counts_by_name.values())
     assert "token rows of en-es: splice, verified on the device" in shown
 
@@ -330,10 +331,6 @@ MISTAKES: dict[str, tuple[tuple[str, str], str]] = {
     "unknown model": (('path = "/', 'path = "/nowhere/'), "model.path"),
     "unknown device": (('dtype = "float32"', 'dtype = "float32"\ndevice = "cuda:7"'), "no device 'cuda:7'"),
     "unknown layers": (("rank = 4", 'rank = 4\ntargets = ["q_prog"]'), "adapter.targets"),
-    "mecab not installed": (
-        ("[checkpoint]", "[evaluation]\nbleu_tokenize = {es = 'ko-mecab'}\n[checkpoint]"),
-        "evaluation.bleu_tokenize",
-    ),
 }
 
 
