@@ -16,6 +16,7 @@ from torch import nn
 from roundtrip.models import attention, prepacked_linear
 from roundtrip.models.gguf import convert
 from roundtrip.recipe.schema import Model
+from roundtrip.runtime.cached_folders import recorded_hashes
 from roundtrip.runtime.downloads import cache_dir, is_hub_id, resolve
 from roundtrip.runtime.errors import ModelError, SourceError, first_line
 from roundtrip.runtime.integrity import file_hash
@@ -68,6 +69,8 @@ def load(spec: Model, folder: Path, *, on_host: bool = False) -> LoadedModel:
     device = choose_device(spec.device)
     dtype = choose_dtype(spec.dtype, device)
     quantized = _quantization(spec, dtype, device)
+    # The files of a hub model may be there only when it has been loaded.
+    digest = files_hash(location, spec.revision) if Path(location).is_dir() else None
     with _explain_errors(spec):
         tokenizer = AutoTokenizer.from_pretrained(location, revision=spec.revision, trust_remote_code=False)
         model, report = _from_pretrained(location, spec.revision, dtype, output_loading_info=True, **quantized)
@@ -79,7 +82,10 @@ def load(spec: Model, folder: Path, *, on_host: bool = False) -> LoadedModel:
     known = (i for i in (tokenizer.pad_token_id, tokenizer.eos_token_id) if i is not None)
     pad_id = int(next((i for i in known if i < num_embeddings), 0))
     stop_ids = _stop_ids(model.generation_config.eos_token_id)
-    max_positions, digest = getattr(model.config, "max_position_embeddings", None), files_hash(location, spec.revision)
+    max_positions, digest = (
+        getattr(model.config, "max_position_embeddings", None),
+        digest or files_hash(location, spec.revision),
+    )
     attention_name = str(model.config._attn_implementation)
     return LoadedModel(
         model, tokenizer, location, pad_id, stop_ids, max_positions, digest, attention_name, num_embeddings
@@ -128,9 +134,14 @@ def files_hash(location: str, revision: str | None) -> str:
     from transformers.utils import cached_file
 
     folder = Path(str(cached_file(location, "config.json", revision=revision))).parent
+    hashes = {path.name: file_hash(path) for path in sorted(folder.glob("*.safetensors"))}
+    recorded = {name: each for name, each in recorded_hashes(folder).items() if name.endswith(".safetensors")}
+    if recorded not in ({}, hashes):
+        cure = "remove this folder; it is made again from its source"
+        raise ModelError("its weights are damaged: they are not those that were written", place=str(folder), cure=cure)
     digest = hashlib.sha256()
-    for path in sorted(folder.glob("*.safetensors")):
-        digest.update(path.name.encode() + bytes.fromhex(file_hash(path)))
+    for name, each in hashes.items():
+        digest.update(name.encode() + bytes.fromhex(each))
     return digest.hexdigest()[:32]
 
 
