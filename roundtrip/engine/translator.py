@@ -23,7 +23,7 @@ from roundtrip.recipe.schema import Generate, Recipe
 from roundtrip.runtime.distributed import SINGLE_PROCESS, ProcessGroup
 from roundtrip.runtime.errors import ModelError
 from roundtrip.tokens.batching import TokenDataset
-from roundtrip.tokens.prompt_segments import Segments, build_segments
+from roundtrip.tokens.prompt_segments import Segments, build_segments, num_ids
 from roundtrip.tokens.prompt_template import PromptTemplate
 
 
@@ -217,12 +217,14 @@ def _translator(
 
 def checked_template(model: DirectionModel, segments: Segments) -> PromptTemplate:
     """Return the template of a model; refuse one with ids that the model does not have."""
-    made = PromptTemplate(model.base.tokenizer, segments)
+    tokenizer, num_embeddings = model.base.tokenizer, model.base.num_embeddings
+    made = PromptTemplate(tokenizer, segments)
     (row,) = made.rows([("a", "a")])
     lowest, highest = min(*row.ids, *segments.stop_ids, *segments.break_ids), max(row.ids)
-    if lowest < 0 or highest >= model.base.num_embeddings:
+    if lowest < 0 or highest >= num_embeddings:
         token = lowest if lowest < 0 else highest
-        problem = f"the template uses token {token}, the model has {model.base.num_embeddings} embeddings"
+        text = f"'{tokenizer.decode([token])}', " if 0 <= token < num_ids(tokenizer) else ""
+        problem = f"the template uses {text}token {token}, the model has {num_embeddings} embeddings"
         raise ModelError(problem, place="model.path", cure="use the tokenizer that belongs to this model")
     return made
 

@@ -65,6 +65,7 @@ def load(spec: Model, folder: Path, *, on_host: bool = False) -> LoadedModel:
     quantized = _quantization(spec, dtype, device)
     with _explain_errors(spec):
         files = find_files(location, spec.revision)
+        digest = files.digest()
         with files.as_folder() as work:
             config, tokenizer = _read_tokenizer(files, work)
             model, report = _from_pretrained(files, work, config, dtype, output_loading_info=True, **quantized)
@@ -76,7 +77,7 @@ def load(spec: Model, folder: Path, *, on_host: bool = False) -> LoadedModel:
         known = (i for i in (tokenizer.pad_token_id, tokenizer.eos_token_id) if i is not None)
         pad_id = int(next((i for i in known if 0 <= i < num_embeddings), 0))
         stop_ids = _stop_ids(model.generation_config.eos_token_id, num_embeddings, location)
-    max_positions, digest = getattr(model.config, "max_position_embeddings", None), files.digest()
+    max_positions = getattr(model.config, "max_position_embeddings", None)
     attention_name = str(model.config._attn_implementation)
     return LoadedModel(
         model, tokenizer, location, pad_id, stop_ids, max_positions, digest, attention_name, num_embeddings

@@ -19,6 +19,7 @@ from torch import nn
 from torch.nn.modules import module as torch_module
 
 from roundtrip.models.tensor_files import count_tensors, require_file
+from roundtrip.runtime.cached_folders import recorded_hashes
 from roundtrip.runtime.errors import ModelError, first_line
 from roundtrip.runtime.integrity import file_hash
 
@@ -58,10 +59,15 @@ class ModelFiles:
     weights: tuple[str, ...]  # names of the files with weights; none where they were not asked for
 
     def digest(self) -> str:
-        """Return a hash of all files as they are published."""
+        """Return a hash of all files as they are published; those that were converted to the cache are checked."""
         digest = hashlib.sha256()
+        recorded = recorded_hashes(Path(self.location)) if Path(self.location).is_absolute() else {}
         for name, path in sorted(self.paths.items()):
-            digest.update(name.encode() + b"\0" + bytes.fromhex(file_hash(path)))
+            each = file_hash(path)
+            if recorded.get(name, each) != each:
+                cure = f"remove {self.location}; it is made again"
+                raise ModelError("it has changed since it was converted", place=str(path), cure=cure)
+            digest.update(name.encode() + b"\0" + bytes.fromhex(each))
         return digest.hexdigest()[:32]
 
     @contextmanager

@@ -564,12 +564,6 @@ def test_leftovers_of_a_killed_process_are_removed(finished: Finished, tmp_path:
     (tmp_path / "run" / ".metrics.json.tmp").write_text("{")
     go(finished[0], tmp_path / "run", resume=True)
     assert not list((tmp_path / "run").rglob(".*"))
-    old, new = tmp_path / ".fetch-old", tmp_path / ".fetch-new"
-    for folder in (old, new):
-        folder.mkdir()
-    os.utime(old, (0, 0))
-    atomic_io.remove_stale(tmp_path, ".fetch-")
-    assert new.exists() and not old.exists()
 
 
 ON_A_GPU = """
