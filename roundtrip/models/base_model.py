@@ -20,6 +20,7 @@ from roundtrip.runtime.downloads import cache_dir, is_hub_id, resolve
 from roundtrip.runtime.errors import ModelError, SourceError, first_line
 from roundtrip.runtime.integrity import file_hash
 from roundtrip.runtime.memory import limit_kernel_cache
+from roundtrip.tokens import tokenizer_limits
 from roundtrip.tokens.prompt_segments import special_ids
 
 _PICKLES = {".bin", ".pt", ".pth", ".ckpt", ".pkl", ".pickle"}
@@ -59,8 +60,6 @@ def load(spec: Model, folder: Path, *, on_host: bool = False) -> LoadedModel:
     Args:
         on_host: leave its weights in host memory, though the recipe names another device.
     """
-    from transformers import AutoTokenizer
-
     limit_kernel_cache()
     # Otherwise a hub model without safetensors is loaded from a conversion that a bot has proposed as a pull request.
     os.environ.setdefault("DISABLE_SAFETENSORS_CONVERSION", "1")
@@ -69,7 +68,7 @@ def load(spec: Model, folder: Path, *, on_host: bool = False) -> LoadedModel:
     dtype = choose_dtype(spec.dtype, device)
     quantized = _quantization(spec, dtype, device)
     with _explain_errors(spec):
-        tokenizer = AutoTokenizer.from_pretrained(location, revision=spec.revision, trust_remote_code=False)
+        tokenizer = tokenizer_limits.load_tokenizer(location, spec.revision)
         model, report = _from_pretrained(location, spec.revision, dtype, output_loading_info=True, **quantized)
     num_embeddings = int(model.get_input_embeddings().weight.shape[0])
     _refuse_incomplete(spec, model, tokenizer, report)
@@ -152,7 +151,7 @@ def _quantization(spec: Model, dtype: torch.dtype, device: torch.device) -> dict
 
 def load_tokenizer(spec: Model, folder: Path) -> tuple[Any, tuple[int, ...]]:
     """Return the tokenizer of a base and its end tokens; refuse what can be refused without weights."""
-    from transformers import MODEL_FOR_CAUSAL_LM_MAPPING, AutoConfig, AutoTokenizer, GenerationConfig
+    from transformers import MODEL_FOR_CAUSAL_LM_MAPPING, AutoConfig, GenerationConfig
 
     location, device = locate_model(spec, folder), choose_device(spec.device)
     _quantization(spec, choose_dtype(spec.dtype, device), device)
@@ -160,7 +159,7 @@ def load_tokenizer(spec: Model, folder: Path) -> tuple[Any, tuple[int, ...]]:
         config: Any = AutoConfig.from_pretrained(location, revision=spec.revision, trust_remote_code=False)
         if type(config) not in MODEL_FOR_CAUSAL_LM_MAPPING:
             raise ValueError(f"a model of type {config.model_type} is no causal language model")
-        tokenizer = AutoTokenizer.from_pretrained(location, revision=spec.revision, trust_remote_code=False)
+        tokenizer = tokenizer_limits.load_tokenizer(location, spec.revision)
         try:
             settings = GenerationConfig.from_pretrained(location, revision=spec.revision)
         except OSError:  # there is no such file, and the model's configuration names them

@@ -2,8 +2,12 @@
 
 from __future__ import annotations
 
+import json
 import random
+import shutil
 from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
 
 # Expressions and statements that take long, grow, or nest; `{n}` and `{s}` are a number and a string.
 _SIZES = (10, 10**4, 10**7, 4 * 10**9, 10**18)
@@ -92,3 +96,97 @@ def hostile_chat_templates(seed: int, number: int) -> Iterator[tuple[str, str]]:
         else:
             piece = generator.choice(("{{", "{%", "{#", "{{ x }}", "{% if x %}", "'", "\x00", "x", "{{ messages }}"))
             yield f"repeated {piece!r}", piece * generator.choice((1, 1000, 1_000_000))
+
+
+_PATTERNS = (
+    *(r"(a+)+$", r"(a|a)*$", r"(x+x+)+y", r"(.*)*z", r"(?:a?){40}a{40}", r"((a{1,1000}){1,1000}){1,1000}", r"(\s*)*$"),
+    *(r"(?:[^!]+)+!", r"(\p{L}+\s?)+$", r"(?=(a+))a*b\1", r"\g<0>a", "(" * 9000 + ")" * 9000, "a|" * 100_000, "[", ""),
+    *(
+        r"(?<=a{1,1000})b",
+        r"(?i)(" + "ss|" * 5000 + "x)+$",
+        r"\p{L}+| ?\p{N}+|\s+(?!\S)|\s+",
+        "\x00",
+        r"(?:a|ab|abc)*$",
+    ),
+)
+
+
+def _normalizer(generator: random.Random) -> dict[str, Any]:
+    """Return a normalizer that may expand a text."""
+    text = generator.choice((" ", "a", "e", "", "ab"))
+    content = generator.choice(("", "a", " a ", "aa" * generator.choice((1, 100, 10**6))))
+    pattern = {"Regex": generator.choice(_PATTERNS)} if generator.randrange(3) == 0 else {"String": text}
+    return generator.choice(
+        [{"type": "Replace", "pattern": pattern, "content": content}] * 3
+        + [{"type": "Prepend", "prepend": content}, {"type": "NFKD"}, {"type": "Lowercase"}]
+        + [{"type": "Precompiled", "precompiled_charsmap": generator.choice(("", "AAAA", "/////w==", "A" * 4096))}]
+    )
+
+
+def _change_tokenizer(document: dict[str, Any], generator: random.Random) -> str:
+    """Change a tokenizer.json to a hostile one, and return how."""
+    kind = generator.choice(
+        ("normalizer", "pattern", "nested", "added", "long token", "post", "padding", "model", "type")
+    )
+    size = generator.choice((3, 200, 20_000))
+    added = {"single_word": False, "lstrip": False, "rstrip": False, "normalized": False, "special": True}
+    steps = [_normalizer(generator) for _ in range(generator.choice((1, 3, 30)))]
+    split = {
+        "type": "Split",
+        "pattern": {"Regex": generator.choice(_PATTERNS)},
+        "behavior": "Isolated",
+        "invert": False,
+    }
+    if kind == "normalizer":
+        document["normalizer"] = {"type": "Sequence", "normalizers": steps}
+    elif kind == "pattern":
+        document["pre_tokenizer"] = {"type": "Sequence", "pretokenizers": [split, document["pre_tokenizer"]]}
+    elif kind == "nested":
+        part = {"type": "Lowercase"}
+        for _ in range(min(size, 300)):
+            part = {"type": "Sequence", "normalizers": [part] * generator.choice((1, 1, 1, 2 if size < 20 else 1))}
+        document["normalizer"] = part
+    elif kind == "added":
+        first = 10**6 if generator.randrange(2) else 4 * 10**9
+        document["added_tokens"] += [{"id": first + i, "content": f"<{i}>" * 50, **added} for i in range(size)]
+    elif kind == "long token":
+        document["added_tokens"].append({"id": 10**6, "content": "a" * size * 1000, **added})
+    elif kind == "post":
+        token = {"SpecialToken": {"id": "x", "type_id": 0}}
+        document["post_processor"] = {
+            "type": "TemplateProcessing",
+            "single": [token] * size + [{"Sequence": {"id": "A", "type_id": 0}}],
+            "pair": [],
+            "special_tokens": {"x": {"id": "x", "ids": [0] * generator.choice((1, 1000)), "tokens": ["x"] * 1000}},
+        }
+    elif kind == "padding":
+        document["padding"] = {"strategy": {"Fixed": 10**10}, "direction": "Right", "pad_to_multiple_of": size} | {
+            "pad_id": 0,
+            "pad_type_id": 0,
+            "pad_token": "x",
+        }
+    elif kind == "model":
+        key = generator.choice(("continuing_subword_prefix", "end_of_word_suffix", "unk_token", "dropout"))
+        document["model"][key] = generator.choice(("a" * size * 100, 1.0, -1, 10**400, None))
+    else:
+        key = generator.choice(list(document))
+        document[key] = generator.choice((None, [], {}, 1, "a", [[]] * size, {"type": "x"}))
+    return f"{kind} {size}"
+
+
+def hostile_tokenizers(base: Path, target: Path, seed: int, number: int) -> Iterator[tuple[str, Path]]:
+    """Yield model folders, each with what was done to the tokenizer.json of `base`, a folder with a byte-level BPE.
+
+    They are copies in `target`, and are removed when the next one is asked for.
+    """
+    generator = random.Random(f"tokenizers {seed}")
+    for index in range(number):
+        folder = target / f"tokenizer-{index}"
+        shutil.copytree(base, folder)
+        document = json.loads((folder / "tokenizer.json").read_text(encoding="utf-8"))
+        name = _change_tokenizer(document, generator)
+        if generator.randrange(4) == 0:
+            name += " and " + _change_tokenizer(document, generator)
+        (folder / "tokenizer.json").write_text(json.dumps(document), encoding="utf-8")
+        yield name, folder
+        shutil.rmtree(folder)
