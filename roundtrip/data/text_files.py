@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any, BinaryIO, cast
 
 from roundtrip.runtime.errors import TextError
+from roundtrip.runtime.limits import SPECIAL_CURE, special_kind
 
 # A longer line is not a sentence, and would have to be held in memory.
 MAX_LINE_BYTES = 8 << 20
@@ -42,8 +43,11 @@ _BROKEN_GZIP = (EOFError, gzip.BadGzipFile, zlib.error)
 def open_text(path: Path) -> Iterator[BinaryIO]:
     """Open a file for reading bytes, through gzip if its name ends in `.gz`.
 
-    Raises TextError where it cannot be read or its gzip stream is broken, also while the caller reads.
+    Raises TextError where it cannot be read or its gzip stream is broken, also while the caller reads, and for a pipe
+    or device, which may have no end.
     """
+    if kind := special_kind(path):
+        raise TextError(f"{kind}, not a file", place=str(path), cure=SPECIAL_CURE)
     try:
         if path.suffix.lower() != ".gz":
             with path.open("rb") as handle:

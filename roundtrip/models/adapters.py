@@ -21,7 +21,7 @@ from transformers.pytorch_utils import Conv1D
 from roundtrip.models import fused_lora, prepacked_linear
 from roundtrip.recipe.schema import Adapter
 from roundtrip.runtime.errors import ModelError, first_line
-from roundtrip.runtime.limits import LimitedCallError, call_limited
+from roundtrip.runtime.limits import SPECIAL_CURE, LimitedCallError, call_limited, special_kind
 from roundtrip.runtime.seeding import derive_seed
 
 WEIGHTS, CONFIG = "adapter_model.safetensors", "adapter_config.json"
@@ -251,6 +251,8 @@ def read(folder: Path) -> dict[str, torch.Tensor]:
         problem = f"{pickle.name} is a pickle, which can execute arbitrary code when it is loaded"
         cure = "if you trust its author, load it with PEFT and save it again"
         raise ModelError(problem, place=str(folder), cure=cure)
+    if kind := special_kind(path):
+        raise ModelError(f"{kind}, not a file", place=str(path), cure=SPECIAL_CURE)
     try:
         return dict(load_file(path))
     except (OSError, SafetensorError) as error:

@@ -19,6 +19,7 @@ from roundtrip.recipe.schema import Model
 from roundtrip.runtime.downloads import cache_dir, is_hub_id, resolve
 from roundtrip.runtime.errors import ModelError, SourceError, first_line
 from roundtrip.runtime.integrity import file_hash
+from roundtrip.runtime.limits import SPECIAL_CURE, special_kind
 from roundtrip.runtime.memory import limit_kernel_cache
 from roundtrip.tokens import tokenizer_limits
 from roundtrip.tokens.prompt_segments import special_ids
@@ -117,6 +118,9 @@ def _refuse_unloadable(folder: Path) -> None:
         raise ModelError("this is an adapter, not a model", place=place, cure=cure)
     if not (folder / "config.json").exists():
         raise ModelError("it has no config.json", place=place, cure="name the folder of a model, or a .gguf file")
+    for path in folder.iterdir():
+        if kind := special_kind(path):
+            raise ModelError(f"{path.name} is {kind}, not a file", place=place, cure=SPECIAL_CURE)
     pickles = sorted(path.name for path in folder.iterdir() if path.suffix in _PICKLES)
     if pickles and not any(folder.glob("*.safetensors")):
         raise ModelError(f"{pickles[0]} is {_PICKLE}", place=place, cure=_CONVERT)

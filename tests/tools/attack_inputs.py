@@ -190,3 +190,69 @@ def hostile_tokenizers(base: Path, target: Path, seed: int, number: int) -> Iter
         (folder / "tokenizer.json").write_text(json.dumps(document), encoding="utf-8")
         yield name, folder
         shutil.rmtree(folder)
+
+
+_KEYS = (
+    "train.lr",
+    "seed",
+    "rounds.count",
+    "languages",
+    "model",
+    "model.path",
+    "adapter",
+    "data",
+    "data.mono",
+    "template",
+)
+_VALUES = (
+    *(
+        "inf",
+        "-inf",
+        "nan",
+        "1e999",
+        "9" * 5000,
+        "9" * 400,
+        "-" + "9" * 30,
+        "0x" + "f" * 90_000,
+        "true",
+        "''",
+        "[]",
+        "{}",
+    ),
+    *(
+        "[" * 10_000 + "]" * 10_000,
+        "[" * 100 + "]" * 100,
+        "{a = " * 500 + "1" + "}" * 500,
+        "1979-05-27",
+        "07:32:00",
+        "'",
+    ),
+    *("'" + "a" * 200_000 + "'", "[" + "'a'," * 50_000 + "]", '"\\u0000"', '"/dev/zero"', '"/proc/self/mem"', "\ud800"),
+    *('"**/**/**/**/**/x"', '"' + "*a" * 2000 + '"', '"~nobody/x"', '"' + "a/" * 3000 + '"', "[[[]]]", "[1, 'a', {}]"),
+)
+
+
+def hostile_recipes(seed: int, number: int, valid: str) -> Iterator[tuple[str, bytes, list[str]]]:
+    """Yield a name, the bytes of a recipe file, and `--set` texts; most are made from a valid recipe."""
+    generator = random.Random(f"recipes {seed}")
+    for _ in range(number):
+        key, value = generator.choice(_KEYS), generator.choice(_VALUES)
+        content = valid.encode()
+        overrides: list[str] = []
+        kind = generator.choice(("set", "deep set", "value", "deep table", "keys", "size", "bytes"))
+        if kind == "set":
+            overrides = [f"{key}={value}"]
+        elif kind == "deep set":
+            overrides = [".".join([key] + ["x"] * generator.choice((1, 40, 2000, 20_000))) + f"={value}"]
+        elif kind == "value":
+            content = f"{key} = {value}\n".encode("utf-8", "surrogatepass") + content
+        elif kind == "deep table":
+            content += ("\n[" + ".".join(["x"] * generator.choice((40, 900, 20_000))) + "]\n").encode()
+        elif kind == "keys":
+            content += b"\n" + b"".join(b"k%d = 1\n" % i for i in range(generator.choice((10, 20_000, 100_000))))
+        elif kind == "size":
+            content += b"#" * generator.choice((1 << 17, 1 << 24))
+        else:
+            position = generator.randrange(len(content))
+            content = content[:position] + generator.randbytes(8) + content[position:]
+        yield f"{kind} {key} {value[:40]}", content, overrides
