@@ -10,7 +10,7 @@ import zlib
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any, BinaryIO, cast
+from typing import Any, BinaryIO, Protocol, cast
 
 from roundtrip.runtime.errors import TextError
 from roundtrip.runtime.limits import SPECIAL_CURE, special_kind
@@ -73,7 +73,13 @@ class _LimitedGzip(gzip.GzipFile):
         return size
 
 
-def raw_lines(handle: BinaryIO) -> Iterator[bytes]:
+class HasLines(Protocol):
+    """What lines are read from: a binary file."""
+
+    def readline(self, size: int, /) -> bytes: ...
+
+
+def raw_lines(handle: HasLines) -> Iterator[bytes]:
     """Yield the lines of a file as bytes; a line over the limit in several parts."""
     return iter(lambda: handle.readline(MAX_LINE_BYTES + 1), b"")
 
@@ -93,7 +99,7 @@ def read_sentences(path: Path) -> Iterator[str]:
         yield line
 
 
-def decoded_lines(handle: BinaryIO, place: str, encoding: str = "utf-8") -> Iterator[str]:
+def decoded_lines(handle: HasLines, place: str, encoding: str = "utf-8") -> Iterator[str]:
     """Yield lines of text, line ends kept; only a line feed ends a line, as in `wc -l`.
 
     Raises TextError at PLACE:LINE where a line is not in this encoding, or unreadable, or the file is not one of lines.
