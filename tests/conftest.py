@@ -87,7 +87,8 @@ def token_tables(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
     """Keep the tables of test tokenizers out of the user's cache."""
     folder = tmp_path_factory.mktemp("cache")
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("roundtrip.backtranslation.token_rows.cache_dir", lambda: folder)
+        for module in ("backtranslation.token_rows", "tokens.tokenizer_limits"):
+            patch.setattr(f"roundtrip.{module}.cache_dir", lambda: folder)
         yield
 
 

@@ -4,6 +4,7 @@ import argparse
 import sys
 from collections.abc import Iterator
 from pathlib import Path
+from typing import BinaryIO
 
 from rich.console import Console
 
@@ -31,13 +32,14 @@ def main() -> None:
 def translate_stdin(arguments: argparse.Namespace) -> None:
     """Translate standard input to standard output; lines that are too long are refused after all others are written."""
     translator, settings = load_translator(arguments.run, arguments.to, arguments.stage, arguments.device)
-    from roundtrip.engine.long_inputs import translate_any_length
+    from roundtrip.engine.long_inputs import MAX_LINE_CHARS, translate_any_length
 
+    lines = _ShortLines(sys.stdin.buffer, MAX_LINE_CHARS)
     refused: list[str] = []
     truncated: list[str] = []
     start = 0
     try:
-        for chunk in _chunks(decoded_lines(sys.stdin.buffer, _PLACE)):
+        for chunk in _chunks(decoded_lines(lines, _PLACE)):
             for text in translate_any_length(translator, chunk, settings, refused, truncated, start):
                 sys.stdout.buffer.write(text.encode("utf-8") + b"\n")
             sys.stdout.buffer.flush()
@@ -47,7 +49,24 @@ def translate_stdin(arguments: argparse.Namespace) -> None:
             print_line(Console(stderr=True), problem)
     if refused:
         problem = f"{quantity(len(refused), 'line')} too long to translate; the output has an empty line for each"
-        raise TextError(problem, place=_PLACE, cure="split the sentences named above into shorter ones")
+        raise TextError(
+            problem, place=_PLACE, cure="split the lines named above, or their sentences, into shorter ones"
+        )
+
+
+class _ShortLines:
+    """A file of lines, of which each with more than a number of characters becomes one that is refused for that."""
+
+    def __init__(self, file: BinaryIO, max_chars: int) -> None:
+        self._file, self._max_chars = file, max_chars
+
+    def readline(self, size: int) -> bytes:
+        # A character has at most four bytes in UTF-8.
+        size = min(size, 4 * self._max_chars + 2)
+        line = rest = self._file.readline(size)
+        while len(rest) == size and not rest.endswith(b"\n"):
+            line, rest = b"x" * (self._max_chars + 1) + b"\n", self._file.readline(size)
+        return line
 
 
 def _chunks(lines: Iterator[str]) -> Iterator[list[str]]:

@@ -10,9 +10,10 @@ import zlib
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any, BinaryIO, cast
+from typing import Any, BinaryIO, Protocol, cast
 
 from roundtrip.runtime.errors import TextError
+from roundtrip.runtime.limits import SPECIAL_CURE, special_kind
 
 # A longer line is not a sentence, and would have to be held in memory.
 MAX_LINE_BYTES = 8 << 20
@@ -42,8 +43,11 @@ _BROKEN_GZIP = (EOFError, gzip.BadGzipFile, zlib.error)
 def open_text(path: Path) -> Iterator[BinaryIO]:
     """Open a file for reading bytes, through gzip if its name ends in `.gz`.
 
-    Raises TextError where it cannot be read or its gzip stream is broken, also while the caller reads.
+    Raises TextError where it cannot be read or its gzip stream is broken, also while the caller reads, and for a pipe
+    or device, which may have no end.
     """
+    if kind := special_kind(path):
+        raise TextError(f"{kind}, not a file", place=str(path), cure=SPECIAL_CURE)
     try:
         if path.suffix.lower() != ".gz":
             with path.open("rb") as handle:
@@ -69,7 +73,13 @@ class _LimitedGzip(gzip.GzipFile):
         return size
 
 
-def raw_lines(handle: BinaryIO) -> Iterator[bytes]:
+class HasLines(Protocol):
+    """What lines are read from: a binary file."""
+
+    def readline(self, size: int, /) -> bytes: ...
+
+
+def raw_lines(handle: HasLines) -> Iterator[bytes]:
     """Yield the lines of a file as bytes; a line over the limit in several parts."""
     return iter(lambda: handle.readline(MAX_LINE_BYTES + 1), b"")
 
@@ -89,7 +99,7 @@ def read_sentences(path: Path) -> Iterator[str]:
         yield line
 
 
-def decoded_lines(handle: BinaryIO, place: str, encoding: str = "utf-8") -> Iterator[str]:
+def decoded_lines(handle: HasLines, place: str, encoding: str = "utf-8") -> Iterator[str]:
     """Yield lines of text, line ends kept; only a line feed ends a line, as in `wc -l`.
 
     Raises TextError at PLACE:LINE where a line is not in this encoding, or unreadable, or the file is not one of lines.

@@ -7,6 +7,9 @@ from roundtrip.engine.translator import Translator
 from roundtrip.recipe.language_codes import is_spaceless
 from roundtrip.recipe.schema import Generate
 
+# Twenty pages. Splitting into sentences takes time that may grow with the square of a line's length.
+MAX_LINE_CHARS = 50_000
+
 
 def translate_any_length(
     translator: Translator,
@@ -19,7 +22,8 @@ def translate_any_length(
     """Translate clean lines; an empty one stays empty, one too long for the model goes sentence by sentence.
 
     Args:
-        too_long: gets a message for each line with a sentence too long for the model; its translation is empty.
+        too_long: gets a message for each line with a sentence too long for the model, or of more than MAX_LINE_CHARS;
+            its translation is empty.
         truncated: gets a message for each line whose translation reached its length limit.
         start: number of lines before these, for messages.
     """
@@ -28,7 +32,10 @@ def translate_any_length(
     parts_of_lines: list[list[str]] = []
     for number, text in enumerate(texts, start + 1):
         parts = [text] if text else []
-        if text and not all(translator.can_translate(parts, settings)):
+        if len(text) > MAX_LINE_CHARS:
+            too_long.append(f"line {number}: more than {MAX_LINE_CHARS:,} characters")
+            parts = []
+        elif text and not all(translator.can_translate(parts, settings)):
             pieces = sentencex.segment(translator.direction.source.partition("-")[0], text)
             parts = [piece.strip() for piece in pieces if piece.strip()]
             fits = translator.can_translate(parts, settings)

@@ -1,6 +1,8 @@
 """Adapters on a frozen base: creating, activating, merging into a copy, saving and loading."""
 
+import copy
 import json
+import re
 import warnings
 from collections.abc import Mapping
 from pathlib import Path
@@ -20,11 +22,14 @@ from roundtrip.models.model_files import read_json
 from roundtrip.models.tensor_files import read_tensors
 from roundtrip.recipe.schema import Adapter
 from roundtrip.runtime.errors import ModelError, first_line
+from roundtrip.runtime.limits import LimitedCallError, call_limited
 from roundtrip.runtime.seeding import derive_seed
 
 WEIGHTS, CONFIG = "adapter_model.safetensors", "adapter_config.json"
 Tensors = Mapping[str, torch.Tensor]
 _INIT = {"pissa": "pissa_niter_16", "olora": "olora"}
+# For a pattern and all names of a model; PEFT does the same a few times.
+PATTERN_SECONDS = 1.0
 _ALL_LINEAR = "all-linear"
 _FOLDER_CURE = f"name a folder that PEFT has saved an adapter to, with {WEIGHTS} and {CONFIG}"
 # Settings of PEFT that we compute by, and those that say where an adapter comes from, or only matter while it trains.
@@ -52,6 +57,8 @@ def add_adapters(model: nn.Module, settings: Mapping[str, Adapter], seed: int) -
         config = lora_config(adapter)
         if config.target_modules == _ALL_LINEAR:
             config.target_modules = all_linear
+        elif isinstance(config.target_modules, str):
+            _check_pattern(config, model, f"adapter.targets ({name})")
         with torch.random.fork_rng(devices=[]), warnings.catch_warnings():
             # PEFT warns that it corrects fan_in_fan_out, and of tied weights, which are refused below.
             warnings.filterwarnings("ignore", "fan_in_fan_out|Model has `tie_word_embeddings", UserWarning)
@@ -74,6 +81,21 @@ def add_adapters(model: nn.Module, settings: Mapping[str, Adapter], seed: int) -
     fused_lora.fuse(peft_model)
     freeze(peft_model)
     return peft_model
+
+
+def _check_pattern(config: LoraConfig, model: nn.Module, place: str) -> None:
+    """Refuse a regular expression that PEFT could not match with the names of the model, or not within a second."""
+    names = [name for name, _ in (*model.named_modules(), *model.named_parameters())]
+
+    def match() -> bool:
+        convert_peft_config_for_transformers(copy.copy(config), model, None)
+        return all([re.fullmatch(str(config.target_modules), name) for name in names])
+
+    try:
+        call_limited(match, PATTERN_SECONDS)
+    except LimitedCallError as error:
+        problem = f"the regular expression {str(config.target_modules)!r} cannot be used: {error}"
+        raise ModelError(problem, place=place, cure=_TARGETS_CURE) from error
 
 
 def _all_linear(model: nn.Module) -> str | set[str]:

@@ -23,6 +23,7 @@ from roundtrip.runtime.downloads import cache_dir, is_hub_id, resolve
 from roundtrip.runtime.errors import ModelError, RoundtripError, SourceError, first_line
 from roundtrip.runtime.memory import limit_kernel_cache
 from roundtrip.tokens.prompt_segments import special_ids
+from roundtrip.tokens.tokenizer_limits import load_within_limits
 
 logger = logging.getLogger(__name__)
 
@@ -148,12 +149,12 @@ def load_tokenizer(spec: Model, folder: Path) -> tuple[Any, tuple[int, ...]]:
 
 def _read_tokenizer(files: ModelFiles, work: Path) -> tuple[Any, Any]:
     """Return the configuration and the tokenizer of a model from the folder with its checked files."""
-    from transformers import AutoConfig, AutoTokenizer
+    from transformers import AutoConfig
 
     config: Any = AutoConfig.from_pretrained(work, trust_remote_code=False)
     # transformers knows models by it that need another tokenizer than they name.
     config.name_or_path = files.location
-    tokenizer = AutoTokenizer.from_pretrained(work, config=config, trust_remote_code=False)
+    tokenizer = load_within_limits(work, config, files.location)
     for values in (vars(tokenizer), tokenizer.init_kwargs):
         files.restore_paths(work, values)
     tokenizer.decode(tokenizer("a")["input_ids"])  # fails with settings of a wrong type

@@ -1,5 +1,6 @@
 """Finding, reading and checking recipe files: one error names every problem with its key and what to do."""
 
+import io
 import json
 import re
 import tomllib
@@ -16,10 +17,13 @@ from roundtrip.recipe.schema import Adapter, Recipe, TextSource
 from roundtrip.recipe.validation import combination_problems
 from roundtrip.runtime.downloads import forbid_hub, is_hub_id, parse_dataset, parse_pypi, resolve
 from roundtrip.runtime.errors import RecipeError, SourceError, did_you_mean, quantity
+from roundtrip.runtime.limits import SPECIAL_CURE, special_kind
 
 # Sections that may hold a table for one direction alone, as [adapter."en-es"].
 BY_DIRECTION = ("model", "adapter")
 ADAPTER_CONFIG = "adapter_config.json"
+# A recipe fills a page; each limit is far above.
+MAX_BYTES, MAX_DEPTH = 1 << 18, 32
 _PACKAGE = Path(__file__).parents[1]
 # The wheel holds the shipped recipes inside the package, a checkout beside it.
 RECIPE_FOLDERS = (_PACKAGE / "recipes", _PACKAGE.parent / "recipes")
@@ -45,8 +49,15 @@ class LoadedRecipe:
 
 def find(name: str) -> Path:
     """Return the file of a recipe: a path, or the bare name of a shipped one."""
-    path = Path(name).expanduser()
-    if path.is_file():
+    try:
+        path = Path(name).expanduser()
+        kind = special_kind(path)
+        is_file = path.is_file()
+    except (OSError, ValueError, RuntimeError) as error:  # RuntimeError: `~nobody` has no home
+        raise RecipeError(f"not a usable path: {name!r} ({error})", cure="check its spelling") from error
+    if kind is not None:
+        raise RecipeError(f"{kind}, not a file: '{name}'", cure=SPECIAL_CURE)
+    if is_file:
         return path.resolve()
     shipped = {file.stem: file for folder in RECIPE_FOLDERS for file in folder.glob("*.toml")}
     if name in shipped:
@@ -72,18 +83,36 @@ def load_recipe(name: str, overrides: Sequence[str] = ()) -> LoadedRecipe:
     """
     path = find(name)
     try:
-        text = path.read_text(encoding="utf-8")
+        with path.open("rb") as file:
+            content = file.read(MAX_BYTES + 1)
+        if len(content) > MAX_BYTES:
+            raise ValueError(f"it has more than {MAX_BYTES:,} bytes")
+        # As `read_text` does it.
+        text = io.TextIOWrapper(io.BytesIO(content), encoding="utf-8").read()
         data = tomllib.loads(text)
-    except (ValueError, OSError) as error:
+    except (ValueError, OSError, RecursionError) as error:
         cure = f"correct it there; {find('own-data')} is an example"
         raise RecipeError(f"not a readable TOML file: {error}", place=str(path), cure=cure) from error
     for override in overrides:
         _apply_override(data, override)
+    if problem := _excess(data):
+        raise RecipeError(problem, place=str(path), cure="all keys are in docs/recipe-reference.md")
     recipe, problems = validate_recipe(data, path.parent)
     if recipe is None:
         count = f"{quantity(len(problems), 'problem')} in this recipe"
         raise RecipeError("\n  - ".join([count, *problems]), place=str(path))
     return LoadedRecipe(recipe, path, text, tuple(overrides))
+
+
+def _excess(data: dict[str, Any]) -> str | None:
+    """Return what no key of a recipe takes and no reader of JSON either: deep tables, and numbers beyond 64 bits."""
+    level: list[Any] = [data]
+    for _ in range(MAX_DEPTH):
+        if large := [value for value in level if isinstance(value, int) and value.bit_length() > 63]:
+            return f"a number of {large[0].bit_length()} bits, the limit is 63"
+        inner = [value.values() if isinstance(value, dict) else value for value in level]
+        level = [item for part in inner if isinstance(part, Iterable) and not isinstance(part, str) for item in part]
+    return f"tables or arrays nested more than {MAX_DEPTH} deep" if level else None
 
 
 def validate_recipe(data: dict[str, Any], folder: Path) -> tuple[Recipe | None, list[str]]:
@@ -237,7 +266,17 @@ def _without(data: dict[str, Any], keys: Iterable[KeyPath]) -> dict[str, Any]:
     return copy
 
 
+def _is_unicode(text: str) -> bool:
+    """Return whether a text has no halves of surrogate pairs, which stand for other bytes on the command line."""
+    return not any("\ud800" <= char <= "\udfff" for char in text)
+
+
 def _apply_override(data: dict[str, Any], override: str) -> None:
+    if len(override) > MAX_BYTES or not _is_unicode(override):
+        problem = f"more than {MAX_BYTES:,} characters, or bytes that are not UTF-8"
+        raise RecipeError(
+            f"{override[:40]!r}...: {problem}", place="--set", cure="put long values into the recipe file"
+        )
     key, equals, text = override.partition("=")
     parts = [part.strip("\"'") for part in key.strip().split(".")]
     if not equals or not all(parts):
@@ -245,7 +284,7 @@ def _apply_override(data: dict[str, Any], override: str) -> None:
         raise RecipeError(f"'{override}' is not of the form key.path=value", place="--set", cure=cure)
     try:
         value = tomllib.loads(f"value = {text}")["value"]
-    except tomllib.TOMLDecodeError:
+    except (ValueError, RecursionError):
         value = text.strip()
     table = data
     for part in parts[:-1]:

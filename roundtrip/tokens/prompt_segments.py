@@ -9,10 +9,16 @@ from typing import Any
 from roundtrip.recipe.language_codes import language_name
 from roundtrip.recipe.schema import TemplateRecipe
 from roundtrip.runtime.errors import TemplateError
+from roundtrip.runtime.limits import LimitedCallError, call_limited, describe_error
 
 # Private-use characters that no cleaned text of ours holds; they mark the slots while a chat template is rendered.
 _SOURCE, _TARGET = "\ue0a0SOURCE\ue0a0", "\ue0a1TARGET\ue0a1"
 _PROBES = ("Ein Haus am See.", "{x} <b>100 %</b> «ok»", "línea — 家")
+# A source and a target of each rendered chat; without a target it asks for one.
+_CONTENTS = ((_SOURCE, None), (_SOURCE, _TARGET), *((probe, None) for probe in _PROBES))
+# For all renderings of a template together, and the longest one.
+TEMPLATE_SECONDS = 10.0
+TEMPLATE_CHARS = 100_000
 _SET_END = "set eos_token in its tokenizer_config.json"
 _USE_PLAIN = 'set template.kind = "plain"'
 
@@ -98,13 +104,12 @@ def _chat_segments(
 ) -> Segments:
     if not tokenizer.chat_template:
         raise TemplateError("this tokenizer has no chat template", place="template.kind", cure=_USE_PLAIN)
-    chat, prompt = _usable_chat(tokenizer, recipe, names, codes)
+    prompt, whole, *probes = _usable_texts(tokenizer, _chats(recipe, names, codes))
     head, mid = prompt.split(_SOURCE)
-    for probe in _PROBES:
-        if chat.render(probe, None) != head + probe + mid:
+    for probe, text in zip(_PROBES, probes, strict=True):
+        if text != head + probe + mid:
             problem = f"the chat template changes the text put into it ({probe!r} does not come out whole)"
             raise TemplateError(problem, place="template", cure=_USE_PLAIN)
-    whole = chat.render(_SOURCE, _TARGET)
     before, _, tail = whole.rpartition(_TARGET)
     if before.startswith(prompt) and not before[len(prompt) :].strip(" "):
         # Spaces in front of the assistant's words belong to their first token, as in Llama 2.
@@ -120,16 +125,15 @@ def _chat_segments(
 
 @dataclass(frozen=True)
 class _Chat:
-    """A chat template, and how the contents of its messages are written: `user_part` None is a string."""
+    """The texts of a chat, and how the contents of its messages are written: `user_part` None is a string."""
 
-    tokenizer: Any
     prompt: str
     system: str | None
     names: dict[str, str]
     user_part: dict[str, str] | None = None
     answer_part: dict[str, str] | None = None
 
-    def render(self, source: str, target: str | None) -> str:
+    def messages(self, source: str, target: str | None) -> list[dict[str, Any]]:
         asked = _fill(self.prompt, **self.names, source=source)
         messages = [{"role": "user", "content": _content(asked, self.user_part)}]
         if self.system is not None:
@@ -137,44 +141,66 @@ class _Chat:
             messages.insert(0, {"role": "system", "content": system})
         if target is not None:
             messages.append({"role": "assistant", "content": _content(target, self.answer_part)})
-        try:
-            text = self.tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=target is None)
-        except Exception as error:  # a chat template is a program of the model's author and may raise anything
-            cure = 'try without template.system, or kind = "plain"'
-            raise TemplateError(f"the chat template failed: {error}", place="template", cure=cure) from error
-        return str(text)
+        return messages
 
 
-def _usable_chat(
-    tokenizer: Any, recipe: TemplateRecipe, names: dict[str, str], codes: tuple[str, str]
-) -> tuple[_Chat, str]:
-    """Return the chat with the first kind of content that its template shows, and the text in front of a target.
+def _chats(recipe: TemplateRecipe, names: dict[str, str], codes: tuple[str, str]) -> list[_Chat]:
+    """Return a chat with each kind of content that templates show.
 
     Most take a string, some a list of typed parts, and TranslateGemma parts with the codes of the languages, around
     which it puts a prompt of its own.
     """
     part = {"type": "text"}
     coded = part | {"source_lang_code": codes[0], "target_lang_code": codes[1]}
-    as_string = _Chat(tokenizer, recipe.prompt_text, recipe.system, names)
+    as_string = _Chat(recipe.prompt_text, recipe.system, names)
     own_prompt = replace(as_string, prompt="{source}" if recipe.prompt is None else recipe.prompt, user_part=coded)
     in_parts = replace(as_string, user_part=part)
-    first_error: TemplateError | None = None
-    for chat in (
+    return [
         as_string,
         *(replace(each, answer_part=answer) for each in (in_parts, own_prompt) for answer in (part, None)),
-    ):
-        try:
-            prompt = chat.render(_SOURCE, None)
-            if prompt.count(_SOURCE) != 1:
-                problem = f"the chat template shows the source {prompt.count(_SOURCE)} times"
-                raise TemplateError(problem, place="template", cure=_USE_PLAIN)
-            if chat is not as_string and chat.render(_SOURCE, _TARGET).count(_TARGET) != 1:
-                continue
-            return chat, prompt
-        except TemplateError as error:
-            first_error = first_error or error
-    assert first_error is not None
-    raise first_error
+    ]
+
+
+def _usable_texts(tokenizer: Any, chats: Sequence[_Chat]) -> list[str]:
+    """Return the rendered `_CONTENTS` of the first chat whose source the template shows."""
+
+    def render(chat: _Chat) -> list[dict[str, str]]:
+        return [_render(tokenizer, chat.messages(*contents), contents[1] is None) for contents in _CONTENTS]
+
+    try:
+        # A chat template is a program of the model's author: it may loop without end, and fill the memory.
+        rendered = call_limited(lambda: [render(chat) for chat in chats], TEMPLATE_SECONDS)
+    except LimitedCallError as error:
+        raise _failed(str(error)) from error
+    problems: list[TemplateError] = []
+    for chat, renderings in zip(chats, rendered, strict=True):
+        texts = [rendering.get("text", "") for rendering in renderings]
+        errors = [rendering["error"] for rendering in renderings if "error" in rendering]
+        if "error" in renderings[0]:
+            problems.append(_failed(errors[0]))
+        elif (number := texts[0].count(_SOURCE)) != 1:
+            problem = f"the chat template shows the source {number} times"
+            problems.append(TemplateError(problem, place="template", cure=_USE_PLAIN))
+        elif chat is chats[0] or texts[1].count(_TARGET) == 1:
+            if errors:
+                raise _failed(errors[0])
+            return texts
+    raise problems[0]
+
+
+def _render(tokenizer: Any, messages: list[dict[str, Any]], ask: bool) -> dict[str, str]:
+    try:
+        text = str(tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=ask))
+    except Exception as error:  # a chat template may raise anything
+        return {"error": describe_error(error)}
+    if len(text) > TEMPLATE_CHARS:
+        return {"error": f"a prompt of {len(text):,} characters, the limit is {TEMPLATE_CHARS:,}"}
+    return {"text": text}
+
+
+def _failed(problem: str) -> TemplateError:
+    cure = 'try without template.system, or kind = "plain"'
+    return TemplateError(f"the chat template failed: {problem}", place="template", cure=cure)
 
 
 def _content(text: str, part: dict[str, str] | None) -> Any:

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import re
+import sys
+import time
 import unicodedata
 
 import pytest
@@ -59,3 +62,29 @@ def test_clean_changes_nothing_else(text: str) -> None:
 def test_clean_keeps_placeholders(placeholders: list[str], space: str) -> None:
     expected = " " if space.strip(" ") else space
     assert clean(space.join(placeholders)) == expected.join(placeholders)
+
+
+MARKS = st.text(st.sampled_from("\u0301\u0327\u0302\u0323\u0344\u0f73\u05b0\u3099\u034f\ufe0f…«"), max_size=150)
+
+
+@given(st.lists(st.tuples(st.sampled_from("ae\u1ebf\uac00 "), MARKS), max_size=4))
+def test_clean_separates_only_long_runs_of_marks(parts: list[tuple[str, str]]) -> None:
+    text = "".join(letter + marks for letter, marks in parts)
+    result = clean(text)
+    assert clean(result) == result and unicodedata.is_normalized("NFC", result)
+    runs = re.findall("[\u0301\u0327\u0302\u0323\u0308\u0f71\u0f72\u05b0\u3099]+", unicodedata.normalize("NFD", text))
+    if max(map(len, runs), default=0) <= 40:
+        assert result == unicodedata.normalize("NFC", text.strip())
+    assert result.replace("\u034f", "").strip() or not text.strip("\u034f ")
+
+
+def test_no_combining_mark_is_a_letter_a_digit_or_white_space() -> None:
+    marks = [char for char in map(chr, range(sys.maxunicode + 1)) if unicodedata.combining(char)]
+    assert len(marks) > 800 and not re.findall(r"[\w\s\x00-\x7f]", "".join(marks))
+
+
+@pytest.mark.parametrize("text", ["\u0301\u0327", "\u0327\u0301", "a\u0301\u0327\u0344", "…\u0301", "\u0301"])
+def test_cleaning_takes_linear_time(text: str) -> None:
+    start = time.monotonic()
+    result = clean("a" + text * (1_000_000 // len(text)))
+    assert time.monotonic() - start < 10 and len(result) >= 900_000

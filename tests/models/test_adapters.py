@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import math
 import os
+import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any, get_args
@@ -205,6 +206,24 @@ def test_two_directions_of_other_kinds_share_a_base(model_folder: Path) -> None:
 def test_targets_are_names_a_pattern_or_all(model_folder: Path, targets: Any, number: int) -> None:
     model = adapted(model_folder, targets=targets)
     assert sum(isinstance(layer, LoraLayer) for layer in model.modules()) == number
+
+
+@pytest.mark.parametrize(
+    ("pattern", "words"),
+    [
+        (r"(\w+\.?)+!", "more than 1 seconds"),
+        (r"((.*)*)*x\.y", "more than 1 seconds"),
+        ("(" * 5000 + "a" + ")" * 5000, "nested too deeply"),
+        ("(", "unterminated subpattern"),
+        ("*", "nothing to repeat"),
+        (r"a{99999999999999999999}", "repetition number is too large"),
+    ],
+)
+def test_a_pattern_that_does_not_end_is_refused(model_folder: Path, pattern: str, words: str) -> None:
+    start = time.monotonic()
+    with pytest.raises(ModelError, match=words) as caught:
+        adapted(model_folder, targets=pattern)
+    assert caught.value.place == "adapter.targets (en-es)" and time.monotonic() - start < 5
 
 
 def test_targets_that_are_not_there_are_named(model_folder: Path) -> None:

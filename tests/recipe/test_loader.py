@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import time
 import tomllib
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +19,7 @@ from roundtrip.recipe.schema import Recipe
 from roundtrip.runtime.errors import RecipeError, RoundtripError
 from tests import ROOT
 from tests.conftest import WriteRecipe
+from tests.tools import attack_inputs
 from tests.tools.recipe_reference import sections
 
 SHIPPED = sorted(path.stem for path in (ROOT / "recipes").glob("*.toml"))
@@ -227,3 +230,58 @@ def test_any_value_anywhere_gives_a_recipe_or_problems(changes: list[tuple[str, 
     except RoundtripError as error:  # pragma: no cover
         pytest.fail(f"validation raised {error}")
     assert (recipe is None) == bool(problems)
+
+
+@pytest.mark.parametrize(
+    ("override", "words"),
+    [
+        ("a." * 2000 + "b=1", "nested more than 32 deep"),
+        ("train.lr=" + "[" * 100 + "]" * 100, "nested more than 32 deep"),
+        ("train.lr=" + "[" * 10_000 + "]" * 10_000, "a valid number"),
+        ("seed=" + "9" * 400, "a number of 1329 bits"),
+        ("seed=-" + "9" * 20, "a number of 67 bits"),
+        ("seed=0x" + "f" * 9000, "a number of 36000 bits"),
+        ("train.lr=" + "9" * 5000, "a valid number"),
+        ("train.lr=inf", "a finite number"),
+        ("train.lr=nan", "a finite number"),
+        ("model.path='\ud800'", "bytes that are not UTF-8"),
+        ("\ud800=1", "bytes that are not UTF-8"),
+        ("model.path='" + "a" * 300_000 + "'", "more than 262,144 characters"),
+    ],
+)
+def test_a_value_beyond_the_limits_is_refused(override: str, words: str) -> None:
+    with pytest.raises(RecipeError, match=words) as caught:
+        loader.load_recipe("quickstart", [override])
+    assert len(str(caught.value)) < 13_000
+
+
+@pytest.mark.parametrize(
+    ("content", "words"),
+    [
+        (b"a=" + b"[" * 10_000 + b"]" * 10_000, "not a readable TOML file"),
+        (b"[" + b".".join([b"a"] * 500) + b"]", "nested more than 32 deep"),
+        (b"#" * (1 << 24), "more than 262,144 bytes"),
+        (b"a='\xff'", "not a readable TOML file"),
+    ],
+)
+def test_a_file_beyond_the_limits_is_refused(tmp_path: Path, content: bytes, words: str) -> None:
+    path = tmp_path / "a.toml"
+    path.write_bytes(content)
+    with pytest.raises(RecipeError, match=words):
+        loader.load_recipe(str(path))
+
+
+@pytest.mark.parametrize("name", ["\0", "a" * 5000, "a/" * 3000, "~nobody-of-this-name/x", "\ud800.toml", "/"])
+def test_any_name_of_a_recipe_is_refused_with_an_error(name: str) -> None:
+    with pytest.raises(RecipeError):
+        loader.load_recipe(name)
+
+
+def test_hostile_recipes_are_accepted_or_refused(tmp_path: Path) -> None:
+    valid = loader.find("quickstart").read_text()
+    for name, content, overrides in attack_inputs.hostile_recipes(7, 60, valid):
+        (tmp_path / "a.toml").write_bytes(content)
+        start = time.monotonic()
+        with suppress(RecipeError):
+            loader.load_recipe(str(tmp_path / "a.toml"), overrides)
+        assert time.monotonic() - start < 10, name

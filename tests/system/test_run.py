@@ -427,6 +427,34 @@ def test_translation_keeps_lines_and_refuses_by_number(
     assert output[0] == next(long_inputs.translate_any_length(translator, ["I see the moon."], settings, [], []))
 
 
+@pytest.mark.parametrize(
+    "long",
+    [
+        b"x" * (20 << 20),
+        b"word " * (1 << 20),
+        "\u0301\u0327".encode() * (1 << 20),
+        b" " * (9 << 20) + b"x",
+        b"<" * 70_000,
+    ]
+    + ["« ".encode() * (1 << 20), b"<|im_end|>" * (1 << 20), b"\xff" * (1 << 20)],
+)
+def test_a_line_that_is_too_long_is_refused_by_itself(
+    finished: tuple[Path, Path, str], monkeypatch: pytest.MonkeyPatch, capsysbinary: Any, long: bytes
+) -> None:
+    content = b"I see the moon.\n" + long + b"\n\nThe end.\n" + long
+    monkeypatch.setattr(sys, "stdin", SimpleNamespace(buffer=io.BytesIO(content)))
+    monkeypatch.setattr(sys, "argv", ["translate", str(finished[1]), "--to", "es"])
+    start = time.monotonic()
+    with pytest.raises(SystemExit) as caught:
+        translate.main()
+    captured = capsysbinary.readouterr()
+    assert caught.value.code == 2 and time.monotonic() - start < 20
+    output = captured.out.split(b"\n")
+    assert len(output) == 6 and output[1] == output[2] == output[4] == b"" and output[0] and output[3]
+    assert "line 2: more than 50,000 characters" in (errors := captured.err.decode()) and "line 5: more" in errors
+    assert "2 lines too long" in errors
+
+
 BAD = b"bad \xff byte\n"
 
 
