@@ -120,13 +120,16 @@ def _message_and_code(error: BaseException, trains: bool) -> tuple[str, int]:
         case MemoryError():
             cure = "end other programs, or raise the limit of memory (ulimit -v)"
         case _ if is_full(error):
-            cure = "free disk space and repeat the command; add --resume to continue a run that has a checkpoint"
+            cure = "free disk space, or raise the limit of file sizes (ulimit -f), and repeat the command; "
+            cure += "add --resume to continue a run that has a checkpoint"
         case _ if errno.EIO in error_numbers(error):
             cure = "check the disk; add --resume to continue a run that has a checkpoint"
         case PermissionError():
             cure = "name another folder, or change its permissions"
-        case OSError(errno=int()):
+        case _ if error_numbers(error):
             cure = "check the path, and the limits of this process (ulimit -a)"
+        case RuntimeError() if "home directory" in str(error):  # of pathlib, about `~nobody`
+            cure = "write the path without ~"
         case _:
             return _report(error), EXIT_FAULT
     problem = first_line(error) if str(error) else f"memory ran out ({type(error).__name__})"

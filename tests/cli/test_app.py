@@ -20,8 +20,10 @@ import torch
 from roundtrip import __version__
 from roundtrip.cli import app
 from roundtrip.cli.app import COMMANDS, run_cli
+from roundtrip.runtime import errors
 from roundtrip.runtime.errors import Interrupted, TextError, TrainingError
 from tests import ROOT
+from tests.tools.attack_cli import EXIT_CODES
 
 
 def run_main(arguments: list[str]) -> int:
@@ -104,6 +106,9 @@ def raising(error: BaseException) -> Callable[[argparse.Namespace], None]:
         (OSError(errno.EIO, "Input/output error"), 3, "check the disk"),
         (PermissionError(errno.EACCES, "Permission denied"), 3, "change its permissions"),
         (OSError(errno.EMFILE, "Too many open files"), 3, "ulimit -a"),
+        (OSError(errno.EFBIG, "File too large"), 3, "ulimit -f"),
+        (ValueError("I/O error: Too many open files (os error 24)"), 3, "ulimit -a"),
+        (RuntimeError("Could not determine home directory."), 3, "without ~"),
         (MemoryError(), 3, "error: memory ran out (MemoryError)\n  end other programs"),
     ],
 )
@@ -148,6 +153,16 @@ def test_debug_shows_the_traceback(
         run_cli(raising(error), argparse.ArgumentParser())
     assert exit_info.value.code == code
     assert "Traceback (most recent call last):\n" in capsys.readouterr().err
+
+
+def test_every_exit_code_is_documented() -> None:
+    section = (ROOT / "docs" / "reliability.md").read_text(encoding="utf-8").split("## Exit codes")[1].split("\n## ")[0]
+    rows = [line.split("|")[1] for line in section.splitlines() if line.startswith("|")]
+    codes = {int(code) for row in rows for code in re.findall(r"\d+", row)}
+    kinds = [getattr(errors, name) for name in dir(errors)]
+    raised = {kind.exit_code for kind in kinds if isinstance(kind, type) and issubclass(kind, errors.RoundtripError)}
+    signals = {128 + number for number in (signal.SIGHUP, signal.SIGINT, signal.SIGTERM)}
+    assert codes == raised | signals | {0, 3, app.EXIT_FAULT, 141} == EXIT_CODES
 
 
 @pytest.mark.parametrize("folder_exists", [True, False])

@@ -43,6 +43,16 @@ def test_training_continues_without_its_output(finished: Finished, tmp_path: Pat
     assert_same(end_state(tmp_path / "run"), end_state(finished[1]))
 
 
+def test_a_limit_of_file_sizes_ends_a_run_that_can_be_resumed(finished: Finished, tmp_path: Path) -> None:
+    arguments = ["roundtrip", "train", str(finished[0]), "--out", "run"]
+    done = start('ulimit -f 60; "$@"', tmp_path, *arguments)
+    assert done.returncode == 3 and "ulimit -f" in done.stderr and "--resume" in done.stderr
+    assert not list((tmp_path / "run").rglob(".*"))
+    done = start('"$@"', tmp_path, *arguments, "--resume")
+    assert done.returncode == 0, done.stderr
+    assert_same(end_state(tmp_path / "run"), end_state(finished[1]))
+
+
 @pytest.mark.parametrize(
     ("environment", "code", "shown"),
     [
