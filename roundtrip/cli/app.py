@@ -119,6 +119,8 @@ def _message_and_code(error: BaseException, trains: bool) -> tuple[str, int]:
             cure = "end other programs that use the device, or name another one, such as --device cpu"
         case MemoryError():
             cure = "end other programs, or raise the limit of memory (ulimit -v)"
+        case ImportError():
+            cure = "repair the installation (pip check), or raise the limit of memory (ulimit -v)"
         case _ if is_full(error):
             cure = "free disk space, or raise the limit of file sizes (ulimit -f), and repeat the command; "
             cure += "add --resume to continue a run that has a checkpoint"

@@ -109,6 +109,7 @@ def raising(error: BaseException) -> Callable[[argparse.Namespace], None]:
         (OSError(errno.EFBIG, "File too large"), 3, "ulimit -f"),
         (ValueError("I/O error: Too many open files (os error 24)"), 3, "ulimit -a"),
         (RuntimeError("Could not determine home directory."), 3, "without ~"),
+        (ImportError("a.so: failed to map segment from shared object"), 3, "pip check"),
         (MemoryError(), 3, "error: memory ran out (MemoryError)\n  end other programs"),
     ],
 )

@@ -43,6 +43,21 @@ def test_training_continues_without_its_output(finished: Finished, tmp_path: Pat
     assert_same(end_state(tmp_path / "run"), end_state(finished[1]))
 
 
+def test_a_run_outlives_its_terminal(finished: Finished, tmp_path: Path) -> None:
+    """With progress bars, which a thread draws; under nohup, so that there is no hangup."""
+    terminal, end = os.openpty()
+    command = ["bash", "-c", 'trap "" HUP; exec "$@"', "bash", sys.executable, "-m", "roundtrip.train"]
+    command += [str(finished[0]), "--out", str(tmp_path / "run")]
+    with subprocess.Popen(command, stdin=end, stdout=end, stderr=end, start_new_session=True) as process:
+        os.close(end)
+        shown = b""
+        while b"reading" not in shown:
+            shown += os.read(terminal, 1000)
+        os.close(terminal)
+        assert process.wait(timeout=100) == 0
+    assert_same(end_state(tmp_path / "run"), end_state(finished[1]))
+
+
 def test_a_limit_of_file_sizes_ends_a_run_that_can_be_resumed(finished: Finished, tmp_path: Path) -> None:
     arguments = ["roundtrip", "train", str(finished[0]), "--out", "run"]
     done = start('ulimit -f 60; "$@"', tmp_path, *arguments)
