@@ -16,6 +16,7 @@ from safetensors.torch import load_file
 from roundtrip.backtranslation import session
 from roundtrip.recipe import loader
 from roundtrip.runtime.event_log import EventLog
+from roundtrip.runtime.integrity import read_hashed_json, write_hashed_json
 
 NAMES = ["en-es", "es-en"]
 
@@ -33,6 +34,12 @@ def run_module(*arguments: str, stdin: str | None = None, **settings: Any) -> su
     return subprocess.run(
         [sys.executable, "-m", *arguments], input=stdin, capture_output=True, text=True, timeout=300, **settings
     )
+
+
+def change_json(path: Path, /, **keys: Any) -> None:
+    """Set keys of a JSON file that has its own hash, or remove those that are None; the hash is that of the result."""
+    document = read_hashed_json(path) | keys
+    write_hashed_json(path, {key: value for key, value in document.items() if value is not None})
 
 
 def end_state(folder: Path) -> dict[str, Any]:

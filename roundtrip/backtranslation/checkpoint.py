@@ -1,10 +1,10 @@
 """Checkpoints for `--resume`: one JSON file and safetensors, complete or not there at all."""
 
 import json
+import re
 from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
-from typing import Any
 
 import torch
 from safetensors import SafetensorError
@@ -18,12 +18,13 @@ from roundtrip.runtime import atomic_io, integrity
 from roundtrip.runtime.disk_space import report_full_disk
 from roundtrip.runtime.errors import RunError, TrainingError
 
-FORMAT = 4
+FORMAT = 5
 STATE = "state.json"
 # Written last: names every other file with its hash. A folder without it is no checkpoint.
 MARKER = "complete.json"
 # Part of a checkpoint: the pairs of tokens that a checker has settled.
 _PAIRS = "pairs"
+_NAME = re.compile(r"\d{4,}-\d{6,}")
 
 Tensors = dict[str, dict[str, torch.Tensor]]
 
@@ -103,6 +104,9 @@ class CheckpointStore:
         loaded = newest(run.checkpoints, report) if self.processes.is_main else None
         name = self.processes.broadcast(loaded[0].name if loaded else None)
         if name is None:
+            if run.manifest().has_results:
+                cure = "restore them, or start a new run with another --out; what it kept can be used as it is"
+                raise RunError("its checkpoints were removed, so it cannot go on", place=str(run.path), cure=cure)
             return None
         state, tensors = loaded or load(run.checkpoints / name)
         for direction, optimizer in self.optimizers.items():
@@ -111,11 +115,10 @@ class CheckpointStore:
             if part in tensors:
                 checker.restore(tensors[part])
         self._last, self.context.events.seconds = state, dict(state.seconds)
-        if self.processes.is_main and not run.has_best(state.best):
+        if self.processes.broadcast(self.processes.is_main and not run.has_best(state.best)):
             stages = ", ".join(f"{stage} of {direction}" for direction, stage in state.best.items())
             report(f"adapters/{BEST} does not match its stages; {stages} is copied there again")
-            with report_full_disk(run.adapters):
-                run.keep_best(state.best)
+            self.context.write(lambda: run.keep_best(state.best), run.adapters / BEST)
         return state
 
 
@@ -128,16 +131,24 @@ def save(folder: Path, state: State, tensors: Mapping[str, Mapping[str, torch.Te
             contiguous = {key: value.detach().cpu().contiguous() for key, value in values.items()}
             save_file(contiguous, temporary / f"{part}.safetensors")
         (temporary / STATE).write_text(json.dumps(asdict(state), indent=1), encoding="utf-8")
-        marker = {"format": FORMAT, "files": integrity.file_hashes(temporary, temporary)}
-        (temporary / MARKER).write_text(json.dumps(marker, indent=1), encoding="utf-8")
-    for old in names(folder)[:-keep]:
+        marker = {"format": FORMAT, "name": state.name, "files": integrity.file_hashes(temporary, temporary)}
+        integrity.write_hashed_json(temporary / MARKER, marker)
+    for old in [name for name in names(folder) if _is_own(folder / name)][:-keep]:
         atomic_io.remove_path(folder / old)
     return target
 
 
 def names(folder: Path) -> list[str]:
-    """Return the names of all checkpoints, oldest first."""
-    return sorted(path.name for path in folder.glob("*") if path.is_dir() and not path.name.startswith("."))
+    """Return the names of all checkpoints, oldest first; folders with other names are not ours."""
+    return sorted(path.name for path in folder.glob("*") if path.is_dir() and _NAME.fullmatch(path.name))
+
+
+def _is_own(path: Path) -> bool:
+    """Return whether a checkpoint was written under its name; others are neither counted nor deleted."""
+    try:
+        return bool(integrity.read_hashed_json(path / MARKER)["name"] == path.name)
+    except (OSError, ValueError, KeyError):
+        return False
 
 
 def newest(folder: Path, report: Callable[[str], None]) -> tuple[State, Tensors] | None:
@@ -168,21 +179,16 @@ def newest(folder: Path, report: Callable[[str], None]) -> tuple[State, Tensors]
 
 def load(path: Path) -> tuple[State, Tensors]:
     """Load one checkpoint; where it is not complete, some of many errors are raised, see `newest`."""
-    marker = _read_json(path / MARKER)
+    marker = integrity.read_hashed_json(path / MARKER)
     if marker["format"] != FORMAT:
         raise ValueError(f"it has format {marker['format']}, this version reads {FORMAT}")
+    if marker["name"] != path.name:
+        raise ValueError(f"it is a copy of {marker['name']}")
     if STATE not in marker["files"]:
         raise ValueError(f"its {MARKER} does not name {STATE}")
     if problem := integrity.first_damaged(marker["files"], path):
         raise ValueError(problem)
     tensors = {file.removesuffix(".safetensors"): load_file(path / file) for file in marker["files"] if file != STATE}
-    document = _read_json(path / STATE)
+    document = json.loads((path / STATE).read_text(encoding="utf-8"))
     document["cursors"] = {key: Cursor(**value) for key, value in document["cursors"].items()}
     return State(**document), tensors
-
-
-def _read_json(path: Path) -> Any:
-    try:
-        return json.loads(path.read_text(encoding="utf-8"))
-    except ValueError as error:
-        raise ValueError(f"{path.name} is damaged: {error}") from error

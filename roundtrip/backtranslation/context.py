@@ -46,13 +46,15 @@ class RunContext:
 
         return Callbacks(on_progress=on_progress, on_oom_split=self.events.on_oom_split)
 
-    def write(self, write: Callable[[], object], path: Path) -> dict[str, str]:
-        """Write something once, while the other processes wait, and return its hashes for `State.files`."""
+    def write(self, write: Callable[[], object], *paths: Path) -> dict[str, str]:
+        """Write something once, while the other processes wait; return its hashes, which the manifest has then."""
         hashes: dict[str, str] = {}
         if self.processes.is_main:
-            with report_full_disk(path):
+            with report_full_disk(paths[0]):
                 write()
-            hashes = file_hashes(path, self.run.path)
+                for path in paths:
+                    hashes |= file_hashes(path, self.run.path)
+                self.run.record(hashes)
         return self.processes.broadcast(hashes)
 
     def parallel_texts(self, part: str, direction: Direction) -> tuple[list[str], list[str]]:

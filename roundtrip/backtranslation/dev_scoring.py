@@ -76,7 +76,7 @@ def _round_trip(
 
 
 def _scores(recipe: Recipe, hypotheses: list[str], references: list[str], direction: Direction) -> dict[str, float]:
-    return metrics.corpus_scores(hypotheses, references, bleu_tokenize(recipe, direction)).to_dict()
+    return metrics.corpus_scores(hypotheses, references, bleu_tokenizer(direction.target)).to_dict()
 
 
 def _translate(
@@ -94,11 +94,6 @@ def greedy_settings(recipe: Recipe) -> Generate:
     """Return the recipe's engine, length limits and batch size with greedy search: how translations are made."""
     keep = ("engine", "cuda_graphs", "max_length_ratio", "max_tokens_per_batch")
     return Generate(**{key: getattr(recipe.generate, key) for key in keep})
-
-
-def bleu_tokenize(recipe: Recipe, direction: Direction) -> str:
-    """Return the sacreBLEU tokenizer of a direction: the recipe's, else one that fits its target language."""
-    return recipe.evaluation.bleu_tokenize.get(direction.target, bleu_tokenizer(direction.target))
 
 
 def translations_path(run: RunFolder, part: str, stage: str, direction: Direction) -> Path:

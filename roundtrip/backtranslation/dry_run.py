@@ -56,7 +56,6 @@ def dry_run(loaded: LoadedRecipe, events: EventLog) -> dict[str, Any]:
         activity and stage, `total_seconds`, and `peak_bytes` by device, what the process has used.
     """
     recipe = loaded.recipe
-    session.check_requirements(recipe)
     session.check_inputs(recipe, loaded.folder)
     for key, source, _ in recipe.sources():
         events.say(f"  {key}: {source.path}")

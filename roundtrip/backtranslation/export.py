@@ -2,7 +2,6 @@
 
 import copy
 import json
-from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -10,9 +9,12 @@ from transformers import GenerationConfig
 
 from roundtrip.backtranslation import model_card, trained_models
 from roundtrip.backtranslation.run_folder import BEST, RunFolder
+from roundtrip.backtranslation.trained_models import ExportedDirection
 from roundtrip.engine.translator import Translator
 from roundtrip.models import adapters
-from roundtrip.runtime.atomic_io import is_writable, set_permissions, write_json
+from roundtrip.runtime import integrity
+from roundtrip.runtime.atomic_io import atomic_path, is_writable, write_json
+from roundtrip.runtime.disk_space import report_full_disk
 from roundtrip.runtime.errors import RunError, UsageError
 from roundtrip.tokens.prompt_segments import Segments
 
@@ -60,18 +62,23 @@ def export(
     refuse_used(folder)
     # Merged into weights of 4 or 8 bits, the sum would be rounded to them again.
     translator = trained_models.load(run, trained_models.direction_named(run, direction), stage, "cpu", quantize="none")
-    folder.mkdir(parents=True, exist_ok=True)
-    if merged or translator.direction_model.trains_all_weights:
-        translator.direction_model.merged(dtype).save_pretrained(folder)
-    else:
-        translator.direction_model.export(folder)
-        _name_base(translator, folder, Path(run.manifest().folder))
-    has_template = _write_tokenizer(translator, folder)
-    metrics = json.loads(run.metrics.read_text(encoding="utf-8")) if run.metrics.exists() else {}
+    metrics = run.results()
+    run.check_files(run.recipe_file)
     stage = metrics["best"][direction] if stage == BEST and metrics else stage
-    card = model_card.text(run, translator, metrics, stage, is_model(folder), has_template)
-    (folder / "README.md").write_text(card, encoding="utf-8")
-    set_permissions(folder)
+    with report_full_disk(folder), atomic_path(folder.absolute()) as temporary:
+        temporary.mkdir()
+        if merged or translator.direction_model.trains_all_weights:
+            translator.direction_model.merged(dtype).save_pretrained(temporary)
+        else:
+            translator.direction_model.export(temporary)
+            _name_base(translator, temporary, Path(run.manifest().folder))
+        has_template = _write_tokenizer(translator, temporary)
+        facts = (translator.template.segments, translator.expansion, translator.base.digest)
+        files, languages = integrity.file_hashes(temporary, temporary), translator.direction
+        exported = ExportedDirection(languages.source, languages.target, *facts, files)
+        trained_models.write_template(temporary, exported)
+        card = model_card.text(run, translator, metrics, stage, is_model(temporary), has_template)
+        (temporary / trained_models.CARD).write_text(card, encoding="utf-8")
     return has_template
 
 
@@ -109,7 +116,7 @@ def refuse_used(folder: Path) -> None:
 
 
 def _write_tokenizer(translator: Translator, folder: Path) -> bool:
-    """Write tokenizer, generation settings and template; return whether the chat template reproduces our prompts."""
+    """Write tokenizer and generation settings; return whether the chat template reproduces our prompts."""
     segments, tokenizer = translator.template.segments, copy.deepcopy(translator.base.tokenizer)
     tokenizer.chat_template = chat_template(segments, tokenizer)
     messages = [[{"role": "user", "content": text}] for text in _PROBES]
@@ -124,9 +131,6 @@ def _write_tokenizer(translator: Translator, folder: Path) -> bool:
         eos_token_id=sorted({segments.end_id, *segments.stop_ids, *segments.break_ids}),
         pad_token_id=translator.base.pad_id,
     ).save_pretrained(folder)
-    facts = {"expansion": translator.expansion, "base_hash": translator.base.digest}
-    document = {**asdict(translator.direction), **facts, **segments.to_dict()}
-    write_json(folder / "template.json", document)
     return has_template
 
 

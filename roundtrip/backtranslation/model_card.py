@@ -25,7 +25,7 @@ _METRICS = {"chrf": "chrF++", "bleu": "BLEU"}
 _USE = """## Use
 
 The user message is the text to translate, and nothing else: the tokenizer's chat template adds the prompt that the \
-model was trained with (its parts are in `template.json`). The scores are those of greedy decoding.
+model was trained with (its parts are `segments` in `template.json`). The scores are those of greedy decoding.
 
 ```python
 from transformers import AutoModelForCausalLM, AutoTokenizer
@@ -40,14 +40,14 @@ print(tokenizer.decode(new, skip_special_tokens=True).strip(){first_line})
 _USE_WITHOUT_TEMPLATE = """## Use
 
 This tokenizer encodes a prompt from a chat template differently than in training, so it has none. Encode \
-`head + text + mid` of `template.json` as one text, behind the tokens of `prefix_ids`, and generate greedily \
-until one of the tokens in `generation_config.json`."""
+`head + text + mid` of the `segments` in `template.json` as one text, behind the tokens of `prefix_ids`, and \
+generate greedily until one of the tokens in `generation_config.json`."""
 
 _NEEDS_BASE = """## The base is not on the hub
 
-The adapter is for `{base}`, whose weights have the hash `{digest}`. Name the folder of that model as \
-`base_model_name_or_path` in `adapter_config.json`. `roundtrip export RUN OUT --merged` writes a model that needs no \
-base."""
+The adapter is for `{base}`, whose files have the hash `{digest}`. Load that model, and the adapter on it with \
+`PeftModel.from_pretrained(model, "FOLDER")`; `roundtrip evaluate` takes it as `--base`. `roundtrip export RUN OUT \
+--merged` writes a model that needs no base."""
 
 
 def exported_base(path: str, folder: Path) -> str:
@@ -91,7 +91,7 @@ def text(
         _samples(metrics, direction.name, stage),
         f"## How it was made\n\nStage `{stage}`, seed {metrics.get('seed', '?')}, versions of the libraries and the "
         f"whole recipe:\n\n{_pre(json.dumps(manifest.versions, indent=1))}\n\n"
-        f"{_pre(_ABSOLUTE.sub('', (run.path / 'recipe.toml').read_text(encoding='utf-8')))}",
+        f"{_pre(_ABSOLUTE.sub('', run.recipe_file.read_text(encoding='utf-8')))}",
     ]
     return "\n\n".join(part for part in parts if part) + "\n"
 

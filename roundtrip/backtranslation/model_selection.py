@@ -1,8 +1,8 @@
 """Model selection: after each stage the weights are kept and scored on dev; each direction has its own best stage."""
 
-import json
 from dataclasses import replace
 from functools import partial
+from typing import Any
 
 from roundtrip.backtranslation import dev_scoring, reporting
 from roundtrip.backtranslation.checkpoint import State
@@ -12,7 +12,6 @@ from roundtrip.backtranslation.early_stopping import ScoresByStage, has_stopped_
 from roundtrip.backtranslation.run_folder import BEST
 from roundtrip.recipe.plan import BASE, PRETRAIN, Phase, directions, epochs_may_end_early, next_phase
 from roundtrip.runtime.atomic_io import atomic_path, write_json
-from roundtrip.runtime.disk_space import report_full_disk
 from roundtrip.runtime.errors import quantity
 
 # Stages that are no translators yet.
@@ -82,20 +81,16 @@ def score_test_set(context: RunContext, state: State) -> None:
         for name, translator in context.translators.items():
             translator.direction_model.restore(None if stage == BASE else run.adapters / stage / name)
         test[stage] = dev_scoring.score_translations(context, "test", stage)
-    if not context.processes.is_main:
-        return
-    results = reporting.collect_metrics(context, state, test)
-    with report_full_disk(run.metrics):
+    results: dict[str, Any] = {}
+
+    def write() -> None:
+        results.update(reporting.collect_metrics(context, state, test))
+        context.events.log("end", **{key: results[key] for key in ("seconds", "best", "peak_bytes")})
         write_json(run.metrics, results)
-    context.events.log("end", **{key: results[key] for key in ("seconds", "best", "peak_bytes")})
-    reporting.show_metrics(results, run, context.events.console)
 
-
-def show_finished(context: RunContext) -> None:
-    """Print the table of a finished run."""
-    context.events.say("this run is complete")
-    results = json.loads(context.run.metrics.read_text(encoding="utf-8"))
-    reporting.show_metrics(results, context.run, context.events.console)
+    context.write(write, run.metrics, run.events)
+    if context.processes.is_main:
+        reporting.show_metrics(results, run, context.events.console)
 
 
 def _score(context: RunContext, state: State, stage: str) -> State:

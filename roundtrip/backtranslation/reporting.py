@@ -9,15 +9,16 @@ from rich.table import Table
 
 from roundtrip.backtranslation.checkpoint import State
 from roundtrip.backtranslation.context import RunContext
-from roundtrip.backtranslation.dev_scoring import bleu_tokenize, translations_path
+from roundtrip.backtranslation.dev_scoring import translations_path
 from roundtrip.backtranslation.early_stopping import ScoresByStage
 from roundtrip.backtranslation.examples import KINDS, SYNTHETIC, PhaseExamples
 from roundtrip.backtranslation.run_folder import BEST, RunFolder, versions
 from roundtrip.evaluation import metrics
 from roundtrip.evaluation.tables import comparison_text
+from roundtrip.recipe.language_codes import bleu_tokenizer
 from roundtrip.recipe.plan import BASE, FINAL, PARALLEL, PRETRAIN, Direction, Phase, directions
-from roundtrip.runtime import memory
-from roundtrip.runtime.errors import TrainingError
+from roundtrip.runtime import integrity, memory
+from roundtrip.runtime.errors import RunError, TrainingError
 from roundtrip.runtime.event_log import EventLog, print_line
 from roundtrip.runtime.seeding import derive_seed, permuted_index
 
@@ -86,7 +87,7 @@ def collect_metrics(context: RunContext, state: State, test: ScoresByStage) -> d
         "test": dict(test),
         "best": state.best,
         "comparison": {each.name: _compare(context, stages, state.best[each.name], each) for each in tested},
-        "signatures": {each.name: metrics.signatures(bleu_tokenize(recipe, each)) for each in both},
+        "signatures": {each.name: metrics.signatures(bleu_tokenizer(each.target)) for each in both},
         "samples": {each.name: _samples(context, state.best[each.name], each) for each in tested},
         "steps": state.optimizer_steps,
         "nonfinite_steps": state.nonfinite_steps,
@@ -104,7 +105,7 @@ def _compare(context: RunContext, stages: Sequence[str], best: str, direction: D
     other = [stage for stage in stages if stage != best][-1]
     _, references = context.parallel_texts("test", direction)
     baseline, system = (_translations(context.run, stage, direction) for stage in (other, best))
-    tokenize, samples = bleu_tokenize(context.recipe, direction), BOOTSTRAP_SAMPLES
+    tokenize, samples = bleu_tokenizer(direction.target), BOOTSTRAP_SAMPLES
     results = metrics.paired_bootstrap(baseline, system, references, bleu_tokenize=tokenize, samples=samples)
     by_metric = [result.to_dict() for result in results]
     return {"baseline": other, "system": best, "samples": samples, "metrics": by_metric}
@@ -121,6 +122,19 @@ def _samples(context: RunContext, stage: str, direction: Direction) -> list[dict
     chosen = [permuted_index(i, num_lines, seed, 0) for i in range(min(NUM_SAMPLES, num_lines))]
     columns = {"source": sources, "reference": references, "base": base, "hypothesis": hypotheses}
     return [{name: lines[i] for name, lines in columns.items()} for i in chosen]
+
+
+def show_if_finished(run: RunFolder, events: EventLog) -> bool:
+    """Print the table of a finished run, all files of which are checked; return whether it is one."""
+    files = run.manifest().files
+    if "metrics.json" not in files or not run.metrics.exists():
+        return False
+    if problem := integrity.first_damaged(files, run.path):
+        cure = "restore it from a copy; without metrics.json, --resume makes weights and test scores again"
+        raise RunError(f"is damaged: {problem}", place=str(run.path), cure=cure)
+    events.say("this run is complete")
+    show_metrics(run.results(), run, events.console)
+    return True
 
 
 def show_metrics(results: Mapping[str, Any], run: RunFolder, console: Console) -> None:

@@ -5,13 +5,14 @@ import platform
 import shutil
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import asdict, field, replace
 from importlib import metadata
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
 from filelock import FileLock, Timeout
-from pydantic import ValidationError
+from pydantic import Field, TypeAdapter, ValidationError
+from pydantic.dataclasses import dataclass
 
 from roundtrip import __version__
 from roundtrip.recipe.loader import LoadedRecipe
@@ -19,19 +20,24 @@ from roundtrip.recipe.plan import BASE
 from roundtrip.recipe.schema import Recipe
 from roundtrip.runtime import atomic_io, integrity
 from roundtrip.runtime.errors import RunError
+from roundtrip.tokens.prompt_segments import Segments
 
 BEST = "best"
-FORMAT = 4
+FORMAT = 5
 # Keys that may change at --resume, since no result depends on them.
 _FREE_KEYS = {"checkpoint", "rounds.require_better_than_copy"}
 # Files that may be in the folder of a run before its run.json is.
 _EARLY_FILES = {"lock", ".run.json.tmp"}
 _LIBRARIES = ("torch", "transformers", "peft", "tokenizers", "sacrebleu", "numpy")
 _NOT_A_RUN = "name the folder that `roundtrip train` made, such as runs/NAME-OF-RECIPE"
+_RESTORE = "restore it from a copy; if the run did not finish, `roundtrip train ... --resume` makes it again"
 _ANOTHER_FOLDER = "name another folder with --out"
 
+# A larger one would be no text.
+Expansion = Annotated[float, Field(gt=0, le=1000)]
 
-@dataclass(frozen=True)
+
+@dataclass(frozen=True, config={"strict": True, "extra": "forbid", "allow_inf_nan": False})
 class RunManifest:
     """`run.json`: what a run was started with, and what was fixed when its text and models were first loaded."""
 
@@ -41,15 +47,25 @@ class RunManifest:
     versions: dict[str, str]
     # Per part of the text, how many rows were kept and how many dropped for which reason.
     lines: dict[str, dict[str, int]] = field(default_factory=dict)
-    # SHA-256 of the files in `data/` and `base/`, by path; empty until text and models are loaded.
+    # SHA-256 by path of all that is read again: recipe.toml, text, models, weights, translations, metrics.json.
     files: dict[str, str] = field(default_factory=dict)
     # Of the models, by direction.
     dtypes: dict[str, str] = field(default_factory=dict)
     base_hashes: dict[str, str] = field(default_factory=dict)
     base_locations: dict[str, str] = field(default_factory=dict)
     tokenizer_hashes: dict[str, str | None] = field(default_factory=dict)
-    segments: dict[str, dict[str, Any]] = field(default_factory=dict)  # the fixed parts of all prompts, by name
-    expansions: dict[str, float] = field(default_factory=dict)  # target tokens per source token, by direction
+    segments: dict[str, Segments] = field(default_factory=dict)  # the fixed parts of all prompts, by name
+    expansions: dict[str, Expansion] = field(default_factory=dict)  # target tokens per source token, by direction
+
+    @property
+    def is_loaded(self) -> bool:
+        """Whether text and models were loaded once, and all that is fixed from then on is known."""
+        return bool(self.base_hashes)
+
+    @property
+    def has_results(self) -> bool:
+        """Whether the run has kept the weights of a stage, or finished."""
+        return any(name.startswith(("adapters/", "metrics.json")) for name in self.files)
 
     def check_loaded(self, kind: str, hashes: Mapping[str, str | None]) -> None:
         """Compare the `base model` or `tokenizer` of each direction with what the run was started with, if it was."""
@@ -61,11 +77,15 @@ class RunManifest:
                 raise RunError(problem, place=place, cure=f"restore that {kind}, or start a new run")
 
 
+_MANIFEST = TypeAdapter(RunManifest)
+
+
 class RunFolder:
     """A run folder; `RunFolder(path)` names its parts, `create` and `reopen` make and check it."""
 
     def __init__(self, path: Path) -> None:
-        self.path = path  # has run.json, and recipe.toml as it was given
+        self.path = path  # has run.json
+        self.recipe_file = path / "recipe.toml"  # as it was given
         self.data = path / "data"  # clean text, as read
         self.examples = path / "examples"  # what each round trained on, one example a line: kind, source, target
         self.nonfinite_steps = path / "nonfinite_steps"  # rows of the steps whose loss or gradient was not finite
@@ -79,26 +99,41 @@ class RunFolder:
         self.metrics = path / "metrics.json"
 
     def manifest(self) -> RunManifest:
-        """Read `run.json`, and refuse one that is missing, broken, or of another format."""
+        """Read `run.json`, and refuse one that is missing, changed, or of another format."""
+        path, cure = self.path / "run.json", _NOT_A_RUN
         try:
-            document = json.loads((self.path / "run.json").read_text(encoding="utf-8"))
-        except FileNotFoundError as error:
-            problem = "it has no run.json" if self.path.is_dir() else "it does not exist"
-            raise RunError(f"not a run folder: {problem}", place=str(self.path), cure=_NOT_A_RUN) from error
-        except (OSError, ValueError) as error:
-            raise RunError(f"not a run folder: {error}", place=str(self.path), cure=_NOT_A_RUN) from error
-        version = document.pop("format", None) if isinstance(document, dict) else None
-        if version != FORMAT:
-            problem = f"its run.json has format {version}, this version reads {FORMAT}"
+            document = integrity.read_hashed_json(path)
+            if (version := document.pop("format", None)) == FORMAT:
+                return integrity.validated(_MANIFEST, document, "run.json")
+            problem = f"its run.json has format {version!r}, this version reads {FORMAT}"
             cure = "use the version of roundtrip that made it, or start a new run"
-            raise RunError(problem, place=str(self.path), cure=cure)
-        try:
-            return RunManifest(**document)
-        except TypeError as error:
-            raise RunError(f"its run.json is damaged: {error}", place=str(self.path), cure=_NOT_A_RUN) from error
+        except FileNotFoundError:
+            problem = f"not a run folder: {'it has no run.json' if self.path.is_dir() else 'it does not exist'}"
+        except (OSError, ValueError) as error:
+            problem, cure = f"not a run folder that can be read: {error}", f"{_RESTORE}, or {_NOT_A_RUN}"
+        raise RunError(problem, place=str(self.path), cure=cure)
 
     def write_manifest(self, manifest: RunManifest) -> None:
-        atomic_io.write_json(self.path / "run.json", {"format": FORMAT, **asdict(manifest)})
+        integrity.write_hashed_json(self.path / "run.json", {"format": FORMAT, **asdict(manifest)})
+
+    def record(self, hashes: Mapping[str, str]) -> None:
+        """Add hashes of what was written to `run.json`; those of files that have gone are removed."""
+        manifest = self.manifest()
+        files = {name: digest for name, digest in manifest.files.items() if (self.path / name).exists()}
+        if (files := files | dict(hashes)) != manifest.files:
+            self.write_manifest(replace(manifest, files=files))
+
+    def first_damaged(self, part: Path) -> str | None:
+        """Return what is wrong with a file of the run, or the first in a folder; None if all are as written."""
+        files, name = self.manifest().files, part.relative_to(self.path).as_posix()
+        listed = {key: files[key] for key in files if key == name or key.startswith(f"{name}/")}
+        return integrity.first_damaged(listed, self.path) or integrity.first_unlisted(listed, part, self.path)
+
+    def check_files(self, *parts: Path, cure: str = _RESTORE) -> None:
+        """Refuse files of the run, single or all in a folder, that are not as they were written."""
+        for part in parts:
+            if problem := self.first_damaged(part):
+                raise RunError(f"is damaged: {problem}", place=str(self.path), cure=cure)
 
     def recipe(self, manifest: RunManifest | None = None) -> Recipe:
         """Return the recipe as it was run: with the precision and the models from scratch that it started with."""
@@ -110,6 +145,13 @@ class RunFolder:
             raise RunError(problem, place=str(self.path), cure="use that version, or train again") from error
         return with_model_folders(recipe, self.base, manifest.dtypes)
 
+    def results(self) -> dict[str, Any]:
+        """Return the content of `metrics.json`, nothing where the run has not finished."""
+        if not self.metrics.exists() and "metrics.json" not in self.manifest().files:
+            return {}
+        self.check_files(self.metrics)
+        return dict(json.loads(self.metrics.read_text(encoding="utf-8")))
+
     def keep_best(self, stages: Mapping[str, str]) -> None:
         """Make `adapters/best` a copy of the weights of each direction at its stage, in one rename."""
         with atomic_io.atomic_path(self.adapters / BEST) as temporary:
@@ -117,13 +159,17 @@ class RunFolder:
                 shutil.copytree(self.adapters / stage / direction, temporary / direction)
 
     def has_best(self, stages: Mapping[str, str]) -> bool:
-        """Return whether `adapters/best` equals what `keep_best` makes bit for bit; of the base nothing is kept."""
+        """Return whether `adapters/best` is what `keep_best` makes, and recorded so; of the base nothing is kept."""
+        if BASE in stages.values() or not stages:
+            return True
+        best, expected = self.adapters / BEST, dict[str, str]()
         for direction, stage in stages.items():
-            kept, best = self.adapters / stage / direction, self.adapters / BEST / direction
-            hashes = integrity.file_hashes(best, best) if best.is_dir() else {}
-            if stage != BASE and integrity.file_hashes(kept, kept) != hashes:
-                return False
-        return True
+            expected |= integrity.file_hashes(self.adapters / stage / direction, self.adapters / stage)
+        prefix = f"{best.relative_to(self.path).as_posix()}/"
+        files = self.manifest().files
+        recorded = {name.removeprefix(prefix): files[name] for name in files if name.startswith(prefix)}
+        found = integrity.file_hashes(best, best) if best.is_dir() else {}
+        return found == expected == recorded
 
 
 def with_model_folders(recipe: Recipe, folder: Path, dtypes: Mapping[str, str] | None = None) -> Recipe:
@@ -145,13 +191,12 @@ def create(path: Path, loaded: LoadedRecipe) -> RunFolder:
     """Make the folder of a new run, and refuse one that already holds something."""
     run = RunFolder(path)
     try:
-        if any(run.checkpoints.glob("[!.]*")):
+        # One that ended before its first checkpoint, because a file was missing for example, starts again.
+        has_run = (path / "run.json").exists()
+        if any(run.checkpoints.glob("[!.]*")) or (has_run and run.manifest().has_results):
             cure = "add --resume to continue it, or --out for another folder"
             raise RunError("already holds a run", place=str(path), cure=cure)
-        # A run that ended before its first checkpoint, because a file was missing for example, starts again.
-        if (path / "run.json").exists():
-            run.manifest()
-        elif any(item.name not in _EARLY_FILES for item in path.glob("*")):
+        if not has_run and any(item.name not in _EARLY_FILES for item in path.glob("*")):
             raise RunError("is not empty and not a run", place=str(path), cure=_ANOTHER_FOLDER)
         # A model from scratch, or what an adapter subtracted, would belong to another recipe.
         shutil.rmtree(run.base, ignore_errors=True)
@@ -161,7 +206,7 @@ def create(path: Path, loaded: LoadedRecipe) -> RunFolder:
         for folder in (run.data, run.base, run.examples, run.checkpoints, run.adapters, run.translations):
             folder.mkdir(parents=True, exist_ok=True)
         changes = "".join(f"# as run with --set {override}\n" for override in loaded.overrides)
-        atomic_io.write_text(path / "recipe.toml", changes + loaded.text)
+        atomic_io.write_text(run.recipe_file, changes + loaded.text)
     except OSError as error:
         raise RunError(f"cannot be written: {error.strerror}", place=str(path), cure=_ANOTHER_FOLDER) from error
     return run

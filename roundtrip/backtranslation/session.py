@@ -10,11 +10,10 @@ from pathlib import Path
 from rich.console import Console
 
 from roundtrip.backtranslation.context import RunContext
-from roundtrip.backtranslation.dev_scoring import bleu_tokenize
 from roundtrip.backtranslation.examples import oriented_pairs
 from roundtrip.backtranslation.filtering import Candidate, RejectionRule
 from roundtrip.backtranslation.loop import back_translate
-from roundtrip.backtranslation.model_selection import show_finished
+from roundtrip.backtranslation.reporting import show_if_finished
 from roundtrip.backtranslation.run_folder import RunFolder, RunManifest, create, reopen, run_lock
 from roundtrip.backtranslation.token_rows import NUM_SAMPLES, make_row_builders
 from roundtrip.backtranslation.trainer import Trainer
@@ -24,7 +23,6 @@ from roundtrip.data.language_id import MIN_CHARS, MIN_LINES, MIN_RIGHT, Language
 from roundtrip.engine import translator
 from roundtrip.engine.model_checks import check_models
 from roundtrip.engine.translator import Translator, expansion_of
-from roundtrip.evaluation import metrics
 from roundtrip.models import from_scratch
 from roundtrip.models.base_model import choose_device
 from roundtrip.models.direction_model import frozen_hashes
@@ -34,11 +32,10 @@ from roundtrip.recipe.plan import directions
 from roundtrip.recipe.schema import Recipe
 from roundtrip.runtime import atomic_io, integrity
 from roundtrip.runtime.distributed import ProcessGroup, join_processes
-from roundtrip.runtime.errors import RunError, TextError, TrainingError
+from roundtrip.runtime.errors import TextError, TrainingError
 from roundtrip.runtime.event_log import EventLog
 from roundtrip.runtime.interrupts import StopRequest, catch_signals
 from roundtrip.runtime.seeding import derive_seed
-from roundtrip.tokens.prompt_segments import Segments
 from roundtrip.tokens.splice.vocabulary import fingerprint
 
 
@@ -83,8 +80,9 @@ def train(
             make = reopen if resume else create
             make(run.path, loaded)
             atomic_io.remove_leftovers(run.path)
-        processes.broadcast(None)
         events.path = run.events if processes.is_main else None
+        if processes.broadcast(processes.is_main and resume and show_if_finished(run, events)):
+            return run
         with catch_signals(events.say) as stop:
             _run(_load_context(run, loaded, events, stop, processes, filters), resume)
     return run
@@ -95,9 +93,6 @@ def _run(context: RunContext, resume: bool) -> None:
     with closing(trainer.synthesizer.prefetcher):
         if resume:
             trainer.resume()
-            if context.processes.broadcast(trainer.next_phase() is None and context.run.metrics.exists()):
-                show_finished(context)
-                return
         events.log("start", phase=trainer.state.phase, step=trainer.state.step)
         constants = {"betas": BETAS, "eps": EPS, "min_lr_factor": MIN_LR_FACTOR, "max_grad_norm": MAX_GRAD_NORM}
         planned = {name: optimizer.num_steps for name, optimizer in trainer.optimizers.items()}
@@ -120,12 +115,14 @@ def _load_context(
     """Load text and models; what was fixed when the run was started is read back from its manifest."""
     manifest = run.manifest()
     recipe, is_main = run.recipe(manifest), processes.is_main
-    check_requirements(recipe)
-    if not manifest.files:
+    if not manifest.is_loaded:
         with processes.main_process_first():
             check_inputs(recipe, loaded.folder, with_text=is_main)
-    if is_main and (problem := integrity.first_damaged(manifest.files, run.path)):
-        raise RunError(f"is damaged: {problem}", place=str(run.path), cure="restore that file, or start a new run")
+    elif is_main:
+        run.check_files(run.data, run.base, cure="restore that file, or start a new run")
+        for part in (run.recipe_file, run.translations):
+            if problem := run.first_damaged(part):
+                events.say(f"  warning: {problem}; the run does not read it again")
     lines = manifest.lines or processes.broadcast(read_text(loaded, run.data, events).counts if is_main else {})
     corpora = data_corpora.reopen(recipe, run.data, lines)
     stop.raise_if_requested()
@@ -139,7 +136,7 @@ def _load_context(
     for name, each in translators.items():
         translators[name] = replace(each, processes=processes, expansion=manifest.expansions.get(name, each.expansion))
     check_lines(translators, corpora, recipe, events)
-    if is_main and not manifest.files:
+    if is_main and not manifest.is_loaded:
         manifest = replace(manifest, lines=corpora.counts, tokenizer_hashes=hashes)
         run.write_manifest(_completed(manifest, run, translators))
     rules = {name: [*of_language, *filters] for name, of_language in _language_filters(recipe, corpora, events).items()}
@@ -153,16 +150,18 @@ def _load_context(
 
 def _completed(manifest: RunManifest, run: RunFolder, translators: Mapping[str, Translator]) -> RunManifest:
     """Return the manifest with what is fixed from here on."""
-    for part in (run.data, run.base):
+    files: dict[str, str] = {}
+    for part in (run.data, run.base, run.recipe_file):
         atomic_io.fsync_tree(part)
+        files |= integrity.file_hashes(part, run.path)
     # The parts of all prompts, so that a resumed run has the same whatever the date is.
-    segments = {name: each.template.segments.to_dict() for name, each in translators.items()}
+    segments = {name: each.template.segments for name, each in translators.items()}
     for name, each in translators.items():
         if each.denoising_template is not each.template:
-            segments[translator.denoising_name(name)] = each.denoising_template.segments.to_dict()
+            segments[translator.denoising_name(name)] = each.denoising_template.segments
     return replace(
         manifest,
-        files=integrity.file_hashes(run.data, run.path) | integrity.file_hashes(run.base, run.path),
+        files=files,
         dtypes={name: str(each.base.dtype).removeprefix("torch.") for name, each in translators.items()},
         base_hashes={name: each.base.digest for name, each in translators.items()},
         base_locations={name: each.base.location for name, each in translators.items()},
@@ -171,18 +170,12 @@ def _completed(manifest: RunManifest, run: RunFolder, translators: Mapping[str, 
     )
 
 
-def check_requirements(recipe: Recipe) -> None:
-    """Try the metrics and language identification once, so that a missing package is an error at the start."""
-    for direction in directions(recipe):
-        metrics.signatures(bleu_tokenize(recipe, direction))
-    if recipe.filter.language:
-        LanguageIdentifier(recipe.languages)
-
-
 def check_inputs(recipe: Recipe, folder: Path, *, with_text: bool = True) -> None:
     """Refuse sources and models that cannot be used, as far as that shows before text and weights are read."""
     if with_text:
         data_corpora.check_sources(recipe, folder)
+    if recipe.filter.language:
+        LanguageIdentifier(recipe.languages)  # which an optional package provides
     check_models(recipe, folder)
 
 
@@ -217,7 +210,7 @@ def load_models(
                 from_scratch.create_model(spec.from_scratch, text_lines, Path(spec.path), seed, max_length)
     names = " and ".join(dict.fromkeys(spec.name for spec in recipe.model.values()))
     with events.task("loading", f"loading {names}", 0):
-        segments = {name: Segments.from_dict(value) for name, value in run.manifest().segments.items()} if run else {}
+        segments = run.manifest().segments if run else {}
         translators = translator.load(recipe, folder, segments, run.base if run else None)
     for name, each in translators.items():
         notes = each.notes(recipe.generate)

@@ -2,22 +2,29 @@
 
 import json
 from collections.abc import Mapping
-from dataclasses import replace
+from contextlib import nullcontext
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
 import torch
+from pydantic import TypeAdapter
+from pydantic.dataclasses import dataclass
 
-from roundtrip.backtranslation.run_folder import BEST, RunFolder
+from roundtrip.backtranslation.run_folder import BEST, Expansion, RunFolder
 from roundtrip.engine import translator
 from roundtrip.engine.translator import Translator
 from roundtrip.models import adapters, direction_model
-from roundtrip.recipe.language_codes import match_codes
+from roundtrip.recipe.language_codes import match_codes, parse_code
 from roundtrip.recipe.plan import Direction, directions
 from roundtrip.recipe.schema import Adapter, Model
-from roundtrip.runtime.errors import RunError, SourceError
+from roundtrip.runtime import integrity
+from roundtrip.runtime.downloads import offline
+from roundtrip.runtime.errors import ModelError, RunError, SourceError, first_line
 from roundtrip.tokens.prompt_segments import Segments
-from roundtrip.tokens.prompt_template import PromptTemplate
+
+# Of an exported direction: what `read_template` reads, and the model card, which may be edited.
+TEMPLATE, CARD = "template.json", "README.md"
 
 
 def direction_into(run: RunFolder, target: str) -> Direction:
@@ -46,18 +53,19 @@ def load(
     """Load one direction of a run as it was at the end of a stage, with `model.quantize` of the recipe or another."""
     manifest, name = run.manifest(), direction.name
     recipe, path = run.recipe(manifest), run.adapters / stage / name
-    if not path.is_dir():
+    if stage != Path(stage).name or not path.is_dir():
         kept = ", ".join(sorted(item.name for item in run.adapters.glob("*") if item.is_dir()))
         cure = f"name a stage that was kept: {kept}" if kept else "train first: no stage was kept yet"
         raise RunError(f"has no adapters '{stage}'", place=str(run.path), cure=cure)
-    segments = {key: Segments.from_dict(value) for key, value in manifest.segments.items()}
+    is_full = recipe.adapter[name].method == "full"
+    # A fully trained model does not need the one it was trained from, nor what was subtracted from it.
+    run.check_files(path, *(() if is_full else (run.base,)))
     # What served training only need not be here: the attention, and the device it ran on.
     for_use = {"attention": "auto", "use_liger_kernel": False, "gradient_checkpointing": False}
     spec: dict[str, object] = {"device": device, **for_use} | ({"quantize": quantize} if quantize else {})
-    if is_full := recipe.adapter[name].method == "full":
-        # A fully trained model does not need the one it was trained from.
+    if is_full:
         spec |= {"path": str(path.resolve()), "from_scratch": None, "revision": None}
-    loaded = translator.load_one(recipe, direction, Path(manifest.folder), segments, spec)
+    loaded = translator.load_one(recipe, direction, Path(manifest.folder), manifest.segments, spec)
     loaded = replace(loaded, expansion=manifest.expansions.get(name, 1.0))
     if not is_full:
         manifest.check_loaded("base model", {name: loaded.base.digest})
@@ -65,33 +73,74 @@ def load(
     return loaded
 
 
-def load_exported(folder: Path, device: str) -> Translator:
-    """Load an exported direction: an adapter with the base that it names, or a model."""
+@dataclass(frozen=True, config={"strict": True, "extra": "forbid", "allow_inf_nan": False})
+class ExportedDirection:
+    """`template.json` of an exported direction: how it translates, and what its folder has."""
+
+    source: str
+    target: str
+    segments: Segments
+    expansion: Expansion
+    base_hash: str | None  # of the base that an adapter was trained on
+    files: dict[str, str]  # SHA-256 of the files in the folder, except for the model card
+
+    @property
+    def direction(self) -> Direction:
+        return Direction(self.source, self.target)
+
+
+_EXPORTED = TypeAdapter(ExportedDirection)
+
+
+def write_template(folder: Path, exported: ExportedDirection) -> None:
+    integrity.write_hashed_json(folder / TEMPLATE, asdict(exported))
+
+
+def read_template(folder: Path) -> ExportedDirection:
+    """Read `template.json` of an exported direction, and refuse one that is not as it was written."""
     try:
-        document = json.loads((folder / "template.json").read_text(encoding="utf-8"))
-        expansion, base_hash = float(document.pop("expansion", 1.0)), document.pop("base_hash", None)
-        direction = Direction(str(document.pop("source")), str(document.pop("target")))
-        segments = Segments.from_dict(document)
-        spec, adapter = _spec_of_exported(folder)
-    except (OSError, ValueError, KeyError, TypeError) as error:
-        problem = f"not an exported direction that can be read ({type(error).__name__}: {error})"
+        exported = integrity.validated(_EXPORTED, integrity.read_hashed_json(folder / TEMPLATE), TEMPLATE)
+        if any(parse_code(code) is None for code in (exported.source, exported.target)):
+            raise ValueError(f"{exported.source!r} and {exported.target!r} are no language codes")
+        return exported
+    except (OSError, ValueError) as error:
+        problem = f"not an exported direction that can be read: {first_line(error)}"
         raise RunError(problem, place=str(folder), cure="export it again") from error
-    name, spec = direction.name, spec.model_copy(update={"device": device})
+
+
+def load_exported(folder: Path, device: str, base: str | None = None) -> Translator:
+    """Load an exported direction: an adapter with its base, or a model.
+
+    Args:
+        base: folder, GGUF file, `pypi:...` or hub id of the base of an adapter. Where None, the one that the adapter
+            names is taken, from this machine alone: whoever made the adapter may not decide what is downloaded.
+    """
+    exported = read_template(folder)
+    listed = {TEMPLATE: "", CARD: "", **exported.files}
+    problem = integrity.first_damaged(exported.files, folder) or integrity.first_unlisted(listed, folder, folder)
+    if problem:
+        raise RunError(f"is not as it was exported: {problem}", place=str(folder), cure="export it again")
+    spec, adapter = _spec_of_exported(folder, base)
+    spec = spec.model_copy(update={"device": device})
+    name, start = exported.direction.name, Path.cwd() if base else folder
     try:
-        model = direction_model.load({name: spec}, {name: adapter}, folder, one_base=False, seed=0)[name]
-    except SourceError as error:
-        cure = "name its folder as base_model_name_or_path in adapter_config.json there, or export with --merged"
-        raise RunError(f"its base model cannot be loaded: {error.problem}", place=str(folder), cure=cure) from error
+        with nullcontext() if base else offline():
+            model = direction_model.load({name: spec}, {name: adapter}, start, one_base=False, seed=0)[name]
+    except (SourceError, ModelError) as error:
+        problem = f"its base model {spec.path} cannot be loaded: {error.problem}"
+        cure = f"name it with --base, as a folder or with leave to download it: --base '{spec.path}'"
+        raise RunError(problem, place=str(folder), cure=cure) from error
     if adapter.method != "full":
-        if base_hash not in {None, model.base.digest}:
-            problem = f"its base model is another one: its hash is {base_hash}, that of {spec.path} {model.base.digest}"
-            raise RunError(problem, place=str(folder), cure="restore that model, or export with --merged")
+        if exported.base_hash not in {None, model.base.digest}:
+            hashes = f"its hash is {exported.base_hash}, that of {spec.path} {model.base.digest}"
+            cure = "name the right one with --base, or export with --merged"
+            raise RunError(f"its base model is another one: {hashes}", place=str(folder), cure=cure)
         model.restore(folder)
-    template = PromptTemplate(model.base.tokenizer, segments)
-    return Translator(direction, model, template, template, expansion=expansion)
+    template = translator.checked_template(model, exported.segments)
+    return Translator(exported.direction, model, template, template, expansion=exported.expansion)
 
 
-def _spec_of_exported(folder: Path) -> tuple[Model, Adapter]:
+def _spec_of_exported(folder: Path, base: str | None) -> tuple[Model, Adapter]:
     """Return how an exported adapter with its base, or an exported model, is loaded."""
     if not (folder / adapters.CONFIG).exists():
         config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
@@ -105,7 +154,10 @@ def _spec_of_exported(folder: Path) -> tuple[Model, Adapter]:
     adapter = Adapter(method=method, rank=config["r"], alpha=config["lora_alpha"], targets=targets)
     # An adapter has the precision of its base.
     is_exact = any(tensor.dtype == torch.float32 for tensor in adapters.read(folder).values())
-    path, revision = config["base_model_name_or_path"], config.get("revision")
+    path, revision = (base, None) if base else (config["base_model_name_or_path"], config.get("revision"))
+    if not isinstance(path, str):
+        problem = f"its adapter_config.json names no base model: {path!r}"
+        raise RunError(problem, place=str(folder), cure="name it with --base")
     return Model(path=path, revision=revision, dtype="float32" if is_exact else "auto"), adapter
 
 

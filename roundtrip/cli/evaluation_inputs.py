@@ -1,19 +1,16 @@
 """What `evaluate` scores: a test set from files, and translations from a file, a run or an exported direction."""
 
-import json
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from roundtrip.backtranslation.run_folder import RunFolder
 from roundtrip.cli.app import load_translator
 from roundtrip.data.normalize import clean
 from roundtrip.data.text_files import read_text_lines
 from roundtrip.evaluation.comparison import EvaluationSet
-from roundtrip.recipe.language_codes import all_matching, match_rank
+from roundtrip.recipe.language_codes import match_rank
 from roundtrip.recipe.plan import Direction
 from roundtrip.recipe.schema import Generate
-from roundtrip.runtime.downloads import forbid_hub, is_hub_id
 from roundtrip.runtime.errors import RunError, TextError, UsageError, quantity
 
 
@@ -23,6 +20,7 @@ class System:
 
     path: Path
     stage: str  # of a run
+    base: str | None = None  # of an exported adapter, instead of the one that it names
     truncated: list[str] = field(default_factory=list)  # a message for each translation that reached its length limit
 
     @property
@@ -87,23 +85,11 @@ def target_language(systems: Iterable[System], to: str | None) -> str | None:
     return to
 
 
-def tokenizer_of_runs(systems: Iterable[System], to: str | None) -> str | None:
-    """Return the BLEU tokenizer that the recipe of a run among the systems names for a language."""
-    runs = [RunFolder(system.path) for system in systems if system.is_run] if to else []
-    for table in (run.recipe().evaluation.bleu_tokenize for run in runs):
-        for position in all_matching(str(to), list(table)):
-            return list(table.values())[position]
-    return None
-
-
 def exported_direction(path: Path, to: str | None) -> Direction:
     """Return the direction of an exported folder, which is into the language asked for, if any is."""
-    try:
-        document = json.loads((path / "template.json").read_text(encoding="utf-8"))
-        direction = Direction(str(document["source"]), str(document["target"]))
-    except (OSError, ValueError, KeyError, TypeError) as error:
-        problem = f"its template.json names no direction ({error})"
-        raise RunError(problem, place=str(path), cure="export it again") from error
+    from roundtrip.backtranslation import trained_models
+
+    direction = trained_models.read_template(path).direction
     if to is not None and to != direction.target and match_rank(to, direction.target) is None:
         cure = f"omit --to, or set it to {direction.target}"
         raise RunError(f"translates {direction.name}, not into '{to}'", place=str(path), cure=cure)
@@ -115,16 +101,9 @@ def translations(system: System, test: EvaluationSet, to: str | None, device: st
     if not system.path.is_dir():
         return _read_as_many(system.path, test.sources, "the test set")
     if system.is_exported:
-        try:
-            config = json.loads((system.path / "adapter_config.json").read_text(encoding="utf-8"))
-            base = str(config["base_model_name_or_path"])
-        except (OSError, ValueError, KeyError, TypeError):
-            base = ""  # a model without a base, or a broken adapter, which loading will report
-        if not is_hub_id(base, system.path):
-            forbid_hub()
         from roundtrip.backtranslation import trained_models
 
-        translator, settings = trained_models.load_exported(system.path, device), Generate()
+        translator, settings = trained_models.load_exported(system.path, device, system.base), Generate()
     elif to is not None:
         translator, settings = load_translator(system.path, to, system.stage, device)
     else:

@@ -63,9 +63,11 @@ def _try(model: Any, settings: Generate, pad_id: int) -> Backend:
     whole = [[*row, *rows[0][:_NUM_NEW]] for row in rows]
     try:
         expected = [_logits(model, row) for row in whole]
-    except (RuntimeError, ValueError, TypeError, AttributeError) as error:
-        if isinstance(error, torch.OutOfMemoryError):
-            raise
+        if not all(logits.isfinite().all() for logits in expected):
+            raise ValueError("what it predicts is not finite")
+    except (torch.OutOfMemoryError, MemoryError):
+        raise
+    except Exception as error:  # with sizes or settings that do not fit each other
         problem = f"its code fails on a few tokens: {first_line(error)}"
         raise ModelError(problem, place="model.path", cure="check its config.json, or use another model") from error
     if _difference(model, _logits(model, rows[0]), expected[0][: len(rows[0])]) is not None:

@@ -23,7 +23,7 @@ from roundtrip.recipe.schema import Generate, Recipe
 from roundtrip.runtime.distributed import SINGLE_PROCESS, ProcessGroup
 from roundtrip.runtime.errors import ModelError
 from roundtrip.tokens.batching import TokenDataset
-from roundtrip.tokens.prompt_segments import Segments, build_segments
+from roundtrip.tokens.prompt_segments import Segments, build_segments, num_ids
 from roundtrip.tokens.prompt_template import PromptTemplate
 
 
@@ -206,21 +206,27 @@ def _translator(
 
     def template(key: str, source: str) -> PromptTemplate:
         segments = fixed.get(key) or build_segments(tokenizer, recipe.template, source, direction.target, stop_ids)
-        made = PromptTemplate(tokenizer, segments)
-        (row,) = made.rows([("a", "a")])
-        if (highest := max(row.ids)) >= model.base.num_embeddings:
-            token = tokenizer.convert_ids_to_tokens(highest)
-            problem = (
-                f"the template uses '{token}', token {highest}, the model has {model.base.num_embeddings} embeddings"
-            )
-            raise ModelError(problem, place="model.path", cure="use the tokenizer that belongs to this model")
-        return made
+        return checked_template(model, segments)
 
     parallel = denoising = template(direction.name, direction.source)
     if recipe.rounds.denoising_ratio:
         # From the language into itself, so that the prompt does not ask for a translation.
         denoising = template(denoising_name(direction.name), direction.target)
     return Translator(direction, model, parallel, denoising)
+
+
+def checked_template(model: DirectionModel, segments: Segments) -> PromptTemplate:
+    """Return the template of a model; refuse one with ids that the model does not have."""
+    tokenizer, num_embeddings = model.base.tokenizer, model.base.num_embeddings
+    made = PromptTemplate(tokenizer, segments)
+    (row,) = made.rows([("a", "a")])
+    lowest, highest = min(*row.ids, *segments.stop_ids, *segments.break_ids), max(row.ids)
+    if lowest < 0 or highest >= num_embeddings:
+        token = lowest if lowest < 0 else highest
+        text = f"'{tokenizer.decode([token])}', " if 0 <= token < num_ids(tokenizer) else ""
+        problem = f"the template uses {text}token {token}, the model has {num_embeddings} embeddings"
+        raise ModelError(problem, place="model.path", cure="use the tokenizer that belongs to this model")
+    return made
 
 
 def expansion_of(template: PromptTemplate, pairs: Sequence[tuple[str, str]]) -> float:

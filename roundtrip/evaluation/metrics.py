@@ -89,19 +89,20 @@ def sentence_chrf(hypothesis: str, reference: str) -> float:
     return float(_SENTENCE_CHRF.sentence_score(hypothesis, [reference]).score)
 
 
-def signatures(bleu_tokenize: str = "13a", *, place: str = "evaluation.bleu_tokenize") -> dict[str, str]:
+def signatures(bleu_tokenize: str = "13a") -> dict[str, str]:
     """Return sacreBLEU's signatures of both metrics of `corpus_scores`, or refuse a tokenizer that lacks its model."""
     if bleu_tokenize in SPM_MODELS and is_offline():
         file = Path(SACREBLEU_DIR) / "models" / Path(SPM_MODELS[bleu_tokenize]["url"]).name
         if not file.exists():
             problem = f"sacreBLEU would download its tokenizer '{bleu_tokenize}', and network access is off"
-            raise RecipeError(problem, place=place, cure=f"run once with a network, or put the model into {file}")
+            cure = f"run once with a network, or put the model into {file}"
+            raise RecipeError(problem, place="--bleu-tokenize", cure=cure)
     try:
         bleu, chrf = metric_signatures(sacrebleu_metrics(bleu_tokenize)).values()
     except (RuntimeError, ImportError, OSError) as error:
         problem = f"sacreBLEU's tokenizer '{bleu_tokenize}' cannot be used: {first_line(error)}"
         cure = "install what it names, or use 'char' for languages without spaces"
-        raise RecipeError(problem, place=place, cure=cure) from error
+        raise RecipeError(problem, place="--bleu-tokenize", cure=cure) from error
     return {"bleu": bleu, "chrf": chrf}
 
 

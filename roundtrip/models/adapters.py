@@ -11,12 +11,13 @@ from peft import LoraConfig, LoraRuntimeConfig, PeftModel, TaskType, get_peft_mo
 from peft.tuners.lora import LoraLayer
 from peft.tuners.tuners_utils import _check_lora_target_modules_mamba
 from peft.utils.transformers_weight_conversion import convert_peft_config_for_transformers
-from safetensors import SafetensorError
-from safetensors.torch import load_file, save_file
+from safetensors.torch import save_file
 from torch import nn
 from transformers.pytorch_utils import Conv1D
 
 from roundtrip.models import fused_lora, prepacked_linear
+from roundtrip.models.model_files import read_json
+from roundtrip.models.tensor_files import read_tensors
 from roundtrip.recipe.schema import Adapter
 from roundtrip.runtime.errors import ModelError, first_line
 from roundtrip.runtime.seeding import derive_seed
@@ -26,6 +27,16 @@ Tensors = Mapping[str, torch.Tensor]
 _INIT = {"pissa": "pissa_niter_16", "olora": "olora"}
 _ALL_LINEAR = "all-linear"
 _FOLDER_CURE = f"name a folder that PEFT has saved an adapter to, with {WEIGHTS} and {CONFIG}"
+# Settings of PEFT that we compute by, and those that say where an adapter comes from, or only matter while it trains.
+# PEFT itself sets fan_in_fan_out by the kind of a layer.
+_HONOURED = {
+    *("r", "lora_alpha", "use_rslora", "use_dora", "target_modules", "fan_in_fan_out", "lora_dropout", "task_type"),
+    *("peft_type", "peft_version", "auto_mapping", "base_model_name_or_path", "revision", "inference_mode"),
+    *("runtime_config", "megatron_core", "qalora_group_size", "init_lora_weights", "bias"),
+}
+# Initial adapters that leave the base as it was published.
+_PLAIN_INIT = (True, False, None, "gaussian", "orthogonal")
+_MAX_RANK = 1 << 16
 _TARGETS_CURE = 'name linear layers of the model, or "all-linear" for all except the output layer'
 
 
@@ -229,10 +240,42 @@ def read(folder: Path) -> dict[str, torch.Tensor]:
         problem = f"{pickle.name} is a pickle, which can execute arbitrary code when it is loaded"
         cure = "if you trust its author, load it with PEFT and save it again"
         raise ModelError(problem, place=str(folder), cure=cure)
-    try:
-        return dict(load_file(path))
-    except (OSError, SafetensorError) as error:
-        raise ModelError(f"no readable adapter: {error}", place=str(path), cure=_FOLDER_CURE) from error
+    if not path.exists():
+        raise ModelError(f"no readable adapter: it has no {WEIGHTS}", place=str(folder), cure=_FOLDER_CURE)
+    return read_tensors(path, _FOLDER_CURE)
+
+
+def read_config(folder: Path) -> dict[str, Any]:
+    """Return PEFT's configuration of an adapter folder: of a kind that we compute as PEFT does, and of the right types.
+
+    Raises:
+        ModelError: another kind; the first setting that we do not honour is named.
+    """
+    config, place = read_json(folder / CONFIG), str(folder / CONFIG)
+    rank, alpha, targets = config.get("r"), config.get("lora_alpha", ""), config.get("target_modules")
+    names = targets if isinstance(targets, list) else [targets or ""]
+    is_supported = {
+        "peft_type": config.get("peft_type") == "LORA",
+        "r": type(rank) is int and 1 <= rank <= _MAX_RANK,
+        "lora_alpha": type(alpha) in (int, float) and abs(alpha) < _MAX_RANK**2,
+        "target_modules": targets != [] and all(isinstance(name, str) for name in names),
+        "bias": config.get("bias") in (None, "none"),
+        "init_lora_weights": config.get("init_lora_weights") in _PLAIN_INIT,
+        **{key: type(config.get(key)) in (bool, type(None)) for key in ("use_rslora", "use_dora")},
+        **{key: isinstance(config.get(key), str | None) for key in ("base_model_name_or_path", "revision")},
+    }
+    for key, is_valid in is_supported.items():
+        if not is_valid:
+            problem = f"its {key} is {config.get(key)!r}, which is not supported"
+            raise ModelError(problem, place=place, cure=_FOLDER_CURE)
+    neutral = LoraConfig().to_dict()
+    for key, value in config.items():
+        # What is empty is not in use, as what is None; PEFT may have settings that this version does not know yet.
+        if key not in _HONOURED and value != neutral.get(key) and value not in (None, False, 0, "", [], {}):
+            problem = f"its {key} is {value!r}, which is not supported"
+            cure = f"train an adapter without {key}, or merge it into its base with PEFT and name that as the model"
+            raise ModelError(problem, place=place, cure=cure)
+    return config
 
 
 @torch.no_grad()
@@ -257,16 +300,15 @@ def init_from_folder(model: PeftModel | None, name: str, settings: Adapter, fold
     """Initialize an adapter with an earlier one, which PEFT or `export` has saved; without a model only check it."""
     expected = lora_config(settings)
     try:
-        config = json.loads((folder / CONFIG).read_text(encoding="utf-8"))
-        for key in ("peft_type", "r", "lora_alpha", "use_rslora", "use_dora"):
-            if config.get(key) != getattr(expected, key):
+        config = read_config(folder)
+        for key in ("r", "lora_alpha", "use_rslora", "use_dora"):
+            if (config.get(key) or 0) != getattr(expected, key):
                 problem = f"its {key} is {config.get(key)!r}, the recipe's {getattr(expected, key)!r}"
                 raise ModelError(problem, cure="set method, rank and alpha of the recipe to those of the adapter")
         saved = read(folder)
         if model is not None:
             load(model, name, saved)
-    except (OSError, ValueError, ModelError) as error:
-        problem, cure = f"no readable adapter: {error}", _FOLDER_CURE
-        if isinstance(error, ModelError):
-            problem, cure = error.problem, error.cure or cure
-        raise ModelError(problem, place=f"adapter.{name}, init = '{folder}'", cure=cure) from error
+    except ModelError as error:
+        problem = f"{error.place}: {error.problem}" if error.place else error.problem
+        place = f"adapter.{name}, init = '{folder}'"
+        raise ModelError(problem, place=place, cure=error.cure or _FOLDER_CURE) from error

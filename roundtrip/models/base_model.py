@@ -3,6 +3,7 @@
 import copy
 import hashlib
 import importlib.util
+import logging
 import os
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -13,21 +14,17 @@ from typing import Any
 import torch
 from torch import nn
 
-from roundtrip.models import attention, prepacked_linear
+from roundtrip.models import attention, model_files, prepacked_linear
 from roundtrip.models.gguf import convert
+from roundtrip.models.model_files import ModelFiles, find_files
+from roundtrip.models.tensor_files import refuse_nonfinite
 from roundtrip.recipe.schema import Model
 from roundtrip.runtime.downloads import cache_dir, is_hub_id, resolve
-from roundtrip.runtime.errors import ModelError, SourceError, first_line
-from roundtrip.runtime.integrity import file_hash
+from roundtrip.runtime.errors import ModelError, RoundtripError, SourceError, first_line
 from roundtrip.runtime.memory import limit_kernel_cache
 from roundtrip.tokens.prompt_segments import special_ids
 
-_PICKLES = {".bin", ".pt", ".pth", ".ckpt", ".pkl", ".pickle"}
-_PICKLE = "a pickle, which can execute arbitrary code when it is loaded"
-_CONVERT = (
-    "take the safetensors of the same model; if you trust its author, make them: "
-    "AutoModelForCausalLM.from_pretrained(FOLDER).save_pretrained(NEW_FOLDER)"
-)
+logger = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -40,7 +37,7 @@ class LoadedModel:
     pad_id: int
     stop_ids: tuple[int, ...]  # end tokens of the generation config
     max_positions: int | None  # longest text in tokens; None where the model has no limit
-    digest: str  # hash of the files of its weights, whatever precision they were loaded in
+    digest: str  # hash of all files that are read, whatever precision its weights were loaded in
     attention: str  # what it generates with, and computes padded rows with on a GPU
     num_embeddings: int  # no id of a row may reach it, though the tokenizer may have special tokens there
 
@@ -59,8 +56,6 @@ def load(spec: Model, folder: Path, *, on_host: bool = False) -> LoadedModel:
     Args:
         on_host: leave its weights in host memory, though the recipe names another device.
     """
-    from transformers import AutoTokenizer
-
     limit_kernel_cache()
     # Otherwise a hub model without safetensors is loaded from a conversion that a bot has proposed as a pull request.
     os.environ.setdefault("DISABLE_SAFETENSORS_CONVERSION", "1")
@@ -69,17 +64,20 @@ def load(spec: Model, folder: Path, *, on_host: bool = False) -> LoadedModel:
     dtype = choose_dtype(spec.dtype, device)
     quantized = _quantization(spec, dtype, device)
     with _explain_errors(spec):
-        tokenizer = AutoTokenizer.from_pretrained(location, revision=spec.revision, trust_remote_code=False)
-        model, report = _from_pretrained(location, spec.revision, dtype, output_loading_info=True, **quantized)
-    num_embeddings = int(model.get_input_embeddings().weight.shape[0])
-    _refuse_incomplete(spec, model, tokenizer, report)
-    model.requires_grad_(False).eval()
-    if not (quantized or on_host):
-        model.to(device)
-    known = (i for i in (tokenizer.pad_token_id, tokenizer.eos_token_id) if i is not None)
-    pad_id = int(next((i for i in known if i < num_embeddings), 0))
-    stop_ids = _stop_ids(model.generation_config.eos_token_id)
-    max_positions, digest = getattr(model.config, "max_position_embeddings", None), files_hash(location, spec.revision)
+        files = find_files(location, spec.revision)
+        digest = files.digest()
+        with files.as_folder() as work:
+            config, tokenizer = _read_tokenizer(files, work)
+            model, report = _from_pretrained(files, work, config, dtype, output_loading_info=True, **quantized)
+        num_embeddings = int(model.get_input_embeddings().weight.shape[0])
+        _refuse_incomplete(spec, model, tokenizer, report)
+        model.requires_grad_(False).eval()
+        if not (quantized or on_host):
+            model.to(device)
+        known = (i for i in (tokenizer.pad_token_id, tokenizer.eos_token_id) if i is not None)
+        pad_id = int(next((i for i in known if 0 <= i < num_embeddings), 0))
+        stop_ids = _stop_ids(model.generation_config.eos_token_id, num_embeddings, location)
+    max_positions = getattr(model.config, "max_position_embeddings", None)
     attention_name = str(model.config._attn_implementation)
     return LoadedModel(
         model, tokenizer, location, pad_id, stop_ids, max_positions, digest, attention_name, num_embeddings
@@ -87,7 +85,7 @@ def load(spec: Model, folder: Path, *, on_host: bool = False) -> LoadedModel:
 
 
 def locate_model(spec: Model, folder: Path) -> str:
-    """Return the folder or hub id that a recipe's model names; a GGUF file is converted first."""
+    """Return the absolute folder or the hub id that a recipe's model names; a GGUF file is converted first."""
     assert spec.path is not None, "a model from scratch is created before it is loaded"
     path = spec.path
     if is_hub_id(path, folder):
@@ -100,38 +98,13 @@ def locate_model(spec: Model, folder: Path) -> str:
         problem = f"'{path}' matches {1 + len(others)} files"
         raise ModelError(problem, place="model.path", cure="name one file or folder")
     if file.is_dir():
-        _refuse_unloadable(file)
-        return str(file)
-    if file.suffix in _PICKLES:
-        raise ModelError(f"'{path}' is {_PICKLE}", place="model.path", cure=_CONVERT)
+        return str(file.absolute())
+    if file.suffix in model_files.PICKLES:
+        raise ModelError(f"'{path}' is {model_files.PICKLE}", place="model.path", cure=model_files.CONVERT)
     if file.suffix != ".gguf":
         cure = "name the folder that holds config.json, a .gguf file, or a hub id such as 'org/model'"
         raise ModelError(f"'{path}' is neither a folder nor a GGUF file", place="model.path", cure=cure)
-    return str(convert(file, cache_dir()))
-
-
-def _refuse_unloadable(folder: Path) -> None:
-    """Refuse a folder that is no model, or has its weights only as pickles."""
-    place = f"model.path ({folder})"
-    if (folder / "adapter_config.json").exists():  # of which transformers would load the base that it names
-        cure = "name its base here, and the folder in adapter.init"
-        raise ModelError("this is an adapter, not a model", place=place, cure=cure)
-    if not (folder / "config.json").exists():
-        raise ModelError("it has no config.json", place=place, cure="name the folder of a model, or a .gguf file")
-    pickles = sorted(path.name for path in folder.iterdir() if path.suffix in _PICKLES)
-    if pickles and not any(folder.glob("*.safetensors")):
-        raise ModelError(f"{pickles[0]} is {_PICKLE}", place=place, cure=_CONVERT)
-
-
-def files_hash(location: str, revision: str | None) -> str:
-    """Return a hash of the weight files of a model folder or hub id."""
-    from transformers.utils import cached_file
-
-    folder = Path(str(cached_file(location, "config.json", revision=revision))).parent
-    digest = hashlib.sha256()
-    for path in sorted(folder.glob("*.safetensors")):
-        digest.update(path.name.encode() + bytes.fromhex(file_hash(path)))
-    return digest.hexdigest()[:32]
+    return str(convert(file, cache_dir()).absolute())
 
 
 def _quantization(spec: Model, dtype: torch.dtype, device: torch.device) -> dict[str, Any]:
@@ -152,35 +125,64 @@ def _quantization(spec: Model, dtype: torch.dtype, device: torch.device) -> dict
 
 def load_tokenizer(spec: Model, folder: Path) -> tuple[Any, tuple[int, ...]]:
     """Return the tokenizer of a base and its end tokens; refuse what can be refused without weights."""
-    from transformers import MODEL_FOR_CAUSAL_LM_MAPPING, AutoConfig, AutoTokenizer, GenerationConfig
+    from transformers import MODEL_FOR_CAUSAL_LM_MAPPING, GenerationConfig
 
     location, device = locate_model(spec, folder), choose_device(spec.device)
     _quantization(spec, choose_dtype(spec.dtype, device), device)
     with _explain_errors(spec):
-        config: Any = AutoConfig.from_pretrained(location, revision=spec.revision, trust_remote_code=False)
-        if type(config) not in MODEL_FOR_CAUSAL_LM_MAPPING:
-            raise ValueError(f"a model of type {config.model_type} is no causal language model")
-        tokenizer = AutoTokenizer.from_pretrained(location, revision=spec.revision, trust_remote_code=False)
-        try:
-            settings = GenerationConfig.from_pretrained(location, revision=spec.revision)
-        except OSError:  # there is no such file, and the model's configuration names them
-            settings = config.get_text_config(decoder=True)
-    return tokenizer, _stop_ids(getattr(settings, "eos_token_id", None))
+        # Weights of the hub are not downloaded for this.
+        files = find_files(location, spec.revision, weights=Path(location).is_absolute())
+        with files.as_folder() as work:
+            config, tokenizer = _read_tokenizer(files, work)
+            if type(config) not in MODEL_FOR_CAUSAL_LM_MAPPING:
+                raise ValueError(f"a model of type {config.model_type} is no causal language model")
+            text_config = config.get_text_config(decoder=True)
+            settings: Any = text_config
+            if (work / model_files.GENERATION).exists():
+                settings = GenerationConfig.from_pretrained(work)
+        num_embeddings = getattr(text_config, "vocab_size", None)
+        if not isinstance(num_embeddings, int):
+            num_embeddings = len(tokenizer)
+        return tokenizer, _stop_ids(getattr(settings, "eos_token_id", None), num_embeddings, location)
 
 
-def _stop_ids(eos: Any) -> tuple[int, ...]:
-    return tuple(eos) if isinstance(eos, list) else () if eos is None else (int(eos),)
+def _read_tokenizer(files: ModelFiles, work: Path) -> tuple[Any, Any]:
+    """Return the configuration and the tokenizer of a model from the folder with its checked files."""
+    from transformers import AutoConfig, AutoTokenizer
+
+    config: Any = AutoConfig.from_pretrained(work, trust_remote_code=False)
+    # transformers knows models by it that need another tokenizer than they name.
+    config.name_or_path = files.location
+    tokenizer = AutoTokenizer.from_pretrained(work, config=config, trust_remote_code=False)
+    for values in (vars(tokenizer), tokenizer.init_kwargs):
+        files.restore_paths(work, values)
+    tokenizer.decode(tokenizer("a")["input_ids"])  # fails with settings of a wrong type
+    for name in ("pad_token_id", "eos_token_id"):
+        model_files.check_token(getattr(tokenizer, name), Path(files.location), f"tokenizer's {name}")
+    return config, tokenizer
+
+
+def _stop_ids(eos: Any, num_embeddings: int, location: str) -> tuple[int, ...]:
+    """Return the end tokens that a model can write; published ones may name more tokens than they have."""
+    ids = tuple(eos) if isinstance(eos, list | tuple) else () if eos is None else (eos,)
+    for each in ids:
+        model_files.check_token(each, Path(location), "eos_token_id")
+    if beyond := [each for each in ids if not 0 <= each < num_embeddings]:
+        logger.warning("%s: its end tokens %s have no embedding, and it never writes them", location, beyond)
+    return tuple(each for each in ids if each not in beyond)
 
 
 def reload_weights(spec: Model, base: LoadedModel, folder: Path | None = None) -> None:
     """Replace the trained weights of a base by those it was loaded with, or those that were saved in a folder."""
-    location = base.location if folder is None else str(folder)
-    if folder is None and files_hash(location, spec.revision) != base.digest:
-        cure = "restore the files of the model, or start a new run"
-        raise ModelError("its weights have changed since the run began", place=location, cure=cure)
+    location = base.location if folder is None else str(folder.absolute())
     # Not by reading the tensors: some models have other names and shapes on disk.
     with _explain_errors(spec):
-        saved = _from_pretrained(location, spec.revision if folder is None else None, base.dtype)
+        files = find_files(location, spec.revision if folder is None else None)
+        if folder is None and files.digest() != base.digest:
+            cure = "restore the files of the model, or start a new run"
+            raise ModelError("its files have changed since the run began", place=location, cure=cure)
+        with files.as_folder() as work:
+            saved = _from_pretrained(files, work, _read_tokenizer(files, work)[0], base.dtype)
     try:
         base.model.load_state_dict(saved.state_dict())
     except RuntimeError as error:
@@ -196,45 +198,52 @@ def _explain_errors(spec: Model) -> Iterator[None]:
     except BaseException as error:
         is_memory = isinstance(error, torch.OutOfMemoryError | MemoryError)
         # A panic of the tokenizers library is no Exception.
-        if is_memory or not (isinstance(error, Exception) or type(error).__name__ == "PanicException"):
+        is_explained = is_memory or isinstance(error, RoundtripError)
+        if is_explained or not (isinstance(error, Exception) or type(error).__name__ == "PanicException"):
             raise
         if "trust_remote_code" in str(error):
             problem = f"'{spec.path}' requires code of its author, which is not executed (trust_remote_code)"
             cure = "use a model that transformers supports by itself"
         else:
-            problem = f"'{spec.path}' cannot be loaded: {first_line(error)}"
+            # The first line of some names only the setting that is wrong.
+            message = " ".join(line.strip() for line in str(error).splitlines()[:2]) or first_line(error)
+            problem = f"'{spec.path}' cannot be loaded: {message}"
             cure = "name a folder with config.json and *.safetensors, a .gguf file, pypi:..., or the id of a hub model"
         raise SourceError(problem, place="model.path", cure=cure) from error
 
 
-def _from_pretrained(location: str, revision: str | None, dtype: torch.dtype, **settings: Any) -> Any:
-    from transformers import AutoConfig, AutoModelForCausalLM
+def _from_pretrained(files: ModelFiles, work: Path, config: Any, dtype: torch.dtype, **settings: Any) -> Any:
+    """Load a model from the folder with its checked files; its weights are finite."""
+    from transformers import AutoModelForCausalLM
 
-    config = AutoConfig.from_pretrained(location, revision=revision, trust_remote_code=False)
     model_class = AutoModelForCausalLM._model_mapping.get(type(config), None)
-    return AutoModelForCausalLM.from_pretrained(
-        location,
-        revision=revision,
-        dtype=dtype,
-        attn_implementation=attention.generating(model_class),
-        use_safetensors=True,
-        trust_remote_code=False,
-        **settings,
-    )
+    with files.bounded_build():
+        loaded = AutoModelForCausalLM.from_pretrained(
+            work,
+            config=config,
+            dtype=dtype,
+            attn_implementation=attention.generating(model_class),
+            use_safetensors=True,
+            trust_remote_code=False,
+            **settings,
+        )
+    model = loaded[0] if isinstance(loaded, tuple) else loaded
+    model.config.name_or_path = model.name_or_path = files.location
+    refuse_nonfinite(model.state_dict(), files.location)
+    return loaded
 
 
 def _refuse_incomplete(spec: Model, model: Any, tokenizer: Any, report: Any) -> None:
-    """Refuse adapters, models with missing weights, which would be random, and tokens that have no embedding."""
+    """Refuse models with missing weights, which would be random, and tokens that have no embedding."""
+    if unused := sorted(report["unexpected_keys"]):
+        logger.warning("%s: the model does not use %d of its weights, among them %s", spec.path, len(unused), unused[0])
     missing = sorted(report["missing_keys"]) + sorted(str(key) for key in report["mismatched_keys"])
     num_embeddings = int(model.get_input_embeddings().weight.shape[0])
     # A special token without an embedding, as Gemma 3 1B has for images, is never made of text nor predicted.
     beyond = [i for i in tokenizer.get_vocab().values() if i >= num_embeddings]
     head = getattr(model.get_output_embeddings(), "weight", None)
     can_be_made = set(beyond) - special_ids(tokenizer) or (head is not None and head.shape[0] > num_embeddings)
-    if getattr(model, "_hf_peft_config_loaded", False):
-        problem = f"'{spec.path}' is an adapter, not a model"
-        cure = "set model.path to its base; adapter.init takes the folder of an adapter"
-    elif missing:
+    if missing:
         problem = f"'{spec.path}' lacks {len(missing)} of the model's weights, {missing[0]} among them"
         cure = "use a complete causal language model; an encoder or a classifier is none"
     elif beyond and can_be_made:

@@ -6,14 +6,13 @@ What transformers does not support in a GGUF it omits or replaces silently: such
 import json
 import logging
 import shutil
-import tempfile
 from pathlib import Path
 from typing import Any
 
 import torch
 import transformers
 
-from roundtrip.runtime import atomic_io, integrity
+from roundtrip.runtime import cached_folders, integrity
 from roundtrip.runtime.errors import ModelError, RoundtripError, first_line
 
 USE_SAFETENSORS = "use the safetensors of the same model"
@@ -29,24 +28,23 @@ def convert(path: Path, cache: Path) -> Path:
         problem = f"the file cannot be read: {error.strerror}"
         raise _problem(path, problem, "check the path and its permissions") from error
     folder = cache / "models" / f"{digest[:16]}-bf16"
-    if folder.is_dir():
-        return folder
-    logger.info("%s: converting to safetensors in %s, once", path, folder)
-    try:
-        folder.parent.mkdir(parents=True, exist_ok=True)
-        atomic_io.remove_stale(folder.parent, ".gguf-")
-        with tempfile.TemporaryDirectory(dir=folder.parent, prefix=".gguf-") as work:
-            model, tokenizer = _read(path, Path(work))
-            _save(model, tokenizer, Path(work) / "model")
-            try:
-                (Path(work) / "model").replace(folder)
-            except OSError:
-                if not folder.is_dir():  # where it is one, another process was first
-                    raise
-    except OSError as error:
-        cure = "make room or set ROUNDTRIP_CACHE to a folder that can be written"
-        raise _problem(folder, f"the converted model cannot be written: {error}", cure) from error
+
+    def make(target: Path) -> None:
+        logger.info("%s: converting to safetensors in %s, once", path, folder)
+        work = target / ".work"
+        work.mkdir()
+        _save(*_read(path, work), target)
+        shutil.rmtree(work)
+        if integrity.file_hash(path) != digest:
+            raise _problem(path, "it has changed while it was converted", "start again when it is complete")
+
+    cached_folders.ensure(folder, digest, make, _all_but_weights)
     return folder
+
+
+def _all_but_weights(folder: Path) -> list[Path]:
+    # The weights are hashed when the base is loaded.
+    return [path for path in folder.iterdir() if path.suffix != ".safetensors"]
 
 
 def _read(path: Path, work: Path) -> tuple[Any, Any]:
@@ -141,7 +139,3 @@ def _save(model: Any, tokenizer: Any, folder: Path) -> None:
     vars(model.config).pop("quantization_config", None)
     model.save_pretrained(folder)
     tokenizer.save_pretrained(folder)
-    # safetensors writes for the owner alone; a cache may be shared.
-    mode = (folder / "config.json").stat().st_mode
-    for file in folder.iterdir():
-        file.chmod(mode)

@@ -8,15 +8,15 @@ from pathlib import Path
 
 import torch
 from peft import PeftModel
-from safetensors import SafetensorError
-from safetensors.torch import load_file, save_file
+from safetensors.torch import save_file
 from torch import nn
 from transformers.pytorch_utils import Conv1D
 
 from roundtrip.models import adapters, prepacked_linear
 from roundtrip.models.adapters import Tensors, lora_layers
+from roundtrip.models.tensor_files import read_tensors
 from roundtrip.runtime.atomic_io import atomic_path
-from roundtrip.runtime.errors import ModelError, first_line
+from roundtrip.runtime.errors import ModelError
 
 METHODS = ("pissa", "olora")
 
@@ -47,9 +47,9 @@ def subtract_from_base(model: PeftModel, name: str, before: Tensors, path: Path 
     """
     if path is not None and path.exists():
         try:
-            adapters.load(model, name, load_file(path))
-        except (OSError, SafetensorError, ModelError) as error:
-            problem = f"the initial adapter of {name} cannot be read: {first_line(error)}"
+            adapters.load(model, name, read_tensors(path))
+        except ModelError as error:
+            problem = f"the initial adapter of {name} cannot be read: {error.problem}"
             raise ModelError(problem, place=str(path), cure="restore this file, or start a new run") from error
     initial_adapter = {key: value.to("cpu", copy=True) for key, value in adapters.tensors(model, name).items()}
     if path is not None and not path.exists():

@@ -6,7 +6,6 @@ from roundtrip.runtime.errors import did_you_mean
 RENAMED = {
     "data.cut": "data.split",
     "judge": "filter",
-    "score": "evaluation",
     "model.liger": "model.use_liger_kernel",
     "model.from_scratch.width": "model.from_scratch.hidden_size",
     "template.text": "template.prompt",

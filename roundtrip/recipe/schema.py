@@ -283,9 +283,7 @@ class Tokens(Section):
     mode: Literal["auto", "splice", "text"] = "auto"
     """`auto` splices the ids of each row for which this provably equals encoding its text, and encodes the others;
     `splice` verifies every row on the host and stops at the first one that cannot be spliced; `text` decodes and
-    encodes all."""
-    audit: Annotated[float, Field(ge=0.0, le=1.0)] = 0.01
-    """Share of the spliced rows that is also encoded as text; a difference stops the run."""
+    encodes all. Of spliced rows, one in a hundred is also encoded as text; a difference stops the run."""
 
 
 class CandidateFilter(Section):
@@ -303,13 +301,6 @@ class CandidateFilter(Section):
     """Reject sources in the language of their target; needs `pip install 'roundtrip-mt[langid]'`."""
     min_round_trip_chrf: Annotated[float, Field(ge=0.0, le=100.0)] = 0.0
     """Smallest chrF between the target and the translation of its source by the direction that trains."""
-
-
-class Evaluation(Section):
-    """How translations are scored."""
-
-    bleu_tokenize: dict[str, BleuTokenizer] = Field(default_factory=dict)
-    """sacreBLEU tokenizer by target language, where the one that fits the language (mostly `13a`) is not wanted."""
 
 
 class Checkpoint(Section):
@@ -344,7 +335,6 @@ class Recipe(Section):
     generate: Generate = Generate()
     tokens: Tokens = Tokens()
     filter: CandidateFilter = CandidateFilter()
-    evaluation: Evaluation = Evaluation()
     checkpoint: Checkpoint = Checkpoint()
 
     @property

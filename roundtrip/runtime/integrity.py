@@ -1,19 +1,39 @@
 """Hashes that show whether what is read is what was written: of files, and inside of JSON files."""
 
+from __future__ import annotations
+
+import errno
 import hashlib
 import json
+import os
+import stat
 from collections.abc import Mapping
+from io import BufferedReader
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any, TypeVar
 
 from roundtrip.runtime import atomic_io
+
+if TYPE_CHECKING:
+    from pydantic import TypeAdapter
+
+T = TypeVar("T")
 
 # The key of a JSON object under which the hash of its other keys stands.
 HASH_KEY = "sha256"
 
 
+def open_file(path: Path) -> BufferedReader:
+    """Open a file to read its bytes; an OSError if it is no plain file, because a pipe would wait for its writer."""
+    handle = os.open(path, os.O_RDONLY | getattr(os, "O_NONBLOCK", 0) | getattr(os, "O_BINARY", 0))
+    if not stat.S_ISREG(os.fstat(handle).st_mode):
+        os.close(handle)
+        raise OSError(errno.EINVAL, "not a plain file", str(path))
+    return os.fdopen(handle, "rb")
+
+
 def file_hash(path: Path) -> str:
-    with path.open("rb") as file:
+    with open_file(path) as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
@@ -34,6 +54,12 @@ def first_damaged(hashes: Mapping[str, str], start: Path) -> str | None:
     return None
 
 
+def first_unlisted(hashes: Mapping[str, str], folder: Path, start: Path) -> str | None:
+    """Return which file directly in a folder is not among the hashes, except for hidden ones; None if all are."""
+    paths = sorted(path.relative_to(start).as_posix() for path in folder.glob("[!.]*") if not path.is_dir())
+    return next((f"{name} was added to it" for name in paths if name not in hashes), None)
+
+
 def write_hashed_json(path: Path, document: Mapping[str, Any]) -> None:
     """Write a JSON object with the hash of its content, for `read_hashed_json`."""
     atomic_io.write_json(path, {**document, HASH_KEY: _content_hash(document)})
@@ -46,15 +72,31 @@ def read_hashed_json(path: Path) -> dict[str, Any]:
         OSError: it cannot be read.
         ValueError: it is not what was written: not a JSON object, or its hash is another one.
     """
+    with open_file(path) as file:
+        content = file.read()
     try:
-        document = json.loads(path.read_text(encoding="utf-8"))
+        document = json.loads(content.decode("utf-8"))
     except (ValueError, RecursionError) as error:
         raise ValueError(f"{path.name} is damaged: {error}") from error
     if not isinstance(document, dict):
         raise ValueError(f"{path.name} is damaged: {type(document).__name__} where an object is expected")
-    if document.pop(HASH_KEY, None) != _content_hash(document):
+    if HASH_KEY not in document:
+        raise ValueError(f"{path.name} has no {HASH_KEY}, so it was not written by this version")
+    if document.pop(HASH_KEY) != _content_hash(document):
         raise ValueError(f"{path.name} has been changed: its {HASH_KEY} is not that of its content")
     return document
+
+
+def validated(adapter: TypeAdapter[T], document: object, name: str) -> T:
+    """Return the value of a type that the JSON of a file holds; a ValueError says what does not fit."""
+    from pydantic import ValidationError
+
+    try:
+        # Through JSON, since only there does pydantic's strict mode take an array for a tuple.
+        return adapter.validate_json(json.dumps(document))
+    except ValidationError as error:
+        first = error.errors()[0]
+        raise ValueError(f"{name} is damaged: {'.'.join(map(str, first['loc']))}: {first['msg']}") from error
 
 
 def _content_hash(document: Mapping[str, Any]) -> str:

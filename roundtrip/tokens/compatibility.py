@@ -1,6 +1,7 @@
 """Can the training rows of a pair of models be spliced? The report, and the row builder that follows from it."""
 
 import json
+import logging
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
@@ -11,8 +12,9 @@ from typing import Any, Literal
 import torch
 
 from roundtrip.recipe.schema import TemplateRecipe
-from roundtrip.runtime.atomic_io import write_text
-from roundtrip.runtime.errors import RowBuilderError, TemplateError
+from roundtrip.runtime import integrity
+from roundtrip.runtime.cached_folders import locked
+from roundtrip.runtime.errors import RowBuilderError, TemplateError, first_line
 from roundtrip.tokens.audit import audit_rules, canonical_hypotheses, compare_rows
 from roundtrip.tokens.prompt_segments import build_segments, special_ids, token_texts
 from roundtrip.tokens.prompt_template import PromptTemplate
@@ -24,9 +26,11 @@ from roundtrip.tokens.splice.pair_rules import OnProgress, PairRules, silent
 from roundtrip.tokens.tokenizer_diff import tokenizer_differences
 
 NUM_EXAMPLES = 3
-CACHE_FORMAT = 3
+CACHE_FORMAT = 4
 _USE_ONE_BASE = "use one base for both directions, or two with the same tokenizer"
 _USE_FAST = "load the fast tokenizer of this model (a tokenizer.json)"
+
+logger = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -222,7 +226,7 @@ def _device_row_builder(
 
     segments = (str(reverse.segments), str(forward.segments))
     name = vocabulary.fingerprint(forward.tokenizer, *segments, str(num_attacks), str(CACHE_FORMAT))
-    measured = _cached(options.cache_folder, name, measure)
+    measured = _cached(options.cache_folder, name, len(checker.flags_V), measure)
     row_builder = make(BoundaryTables(**measured["tables"])) if measured["fault"] is None else None
     return row_builder, measured["attacks"], measured["fault"] or ""
 
@@ -234,17 +238,29 @@ def _new_checker(reverse: PromptTemplate, forward: PromptTemplate, options: Buil
     return CanonicalityChecker(rules, options.device)
 
 
-def _cached(folder: Path | None, name: str, make: Callable[[], dict[str, Any]]) -> dict[str, Any]:
-    """Return a JSON document of a cache folder, or make it and keep it; that it cannot be kept is no reason to stop."""
+def _cached(folder: Path | None, name: str, num_tokens: int, make: Callable[[], dict[str, Any]]) -> dict[str, Any]:
+    """Return what `make` returned earlier from a cache folder, or make it and keep it, if the folder can be written.
+
+    What is damaged, or does not fit a vocabulary of `num_tokens`, is made again with a warning.
+    """
     if folder is None:
         return make()
     path = folder / f"{name[:32]}.json"
-    with suppress(OSError, ValueError, TypeError):
-        return dict(json.loads(path.read_text(encoding="utf-8")))
-    document = make()
-    with suppress(OSError):
-        write_text(path, json.dumps(document))
-    return document
+    try:
+        document = integrity.read_hashed_json(path)
+        measured: dict[str, Any] = json.loads(document["measured"])
+        if document["name"] != name or not BoundaryTables(**measured["tables"]).fit(num_tokens):
+            raise ValueError("it is that of another tokenizer")
+        return {key: measured[key] for key in ("tables", "attacks", "fault")}
+    except FileNotFoundError:
+        pass
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        logger.warning("%s: damaged, and made again: %s", path, first_line(error))
+    measured = make()
+    with suppress(OSError), locked(folder):
+        # As one text: a line for each of its numbers would be as many as five tokenizers have tokens.
+        integrity.write_hashed_json(path, {"name": name, "measured": json.dumps(measured)})
+    return measured
 
 
 def _try_lines(

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import dataclass, replace
 from typing import Any
 
 from roundtrip.recipe.language_codes import language_name
@@ -31,15 +31,6 @@ class Segments:
     # Of a plain template, ids whose text holds a line break: they end a hypothesis too (a base model has no other end),
     # and the text before the break belongs to it.
     break_ids: tuple[int, ...]
-
-    def to_dict(self) -> dict[str, Any]:
-        return asdict(self)
-
-    @classmethod
-    def from_dict(cls, values: dict[str, Any]) -> Segments:
-        """Return what `to_dict` gave, also after a way through JSON."""
-        lists = {key: tuple(values[key]) for key in ("prefix_ids", "stop_ids", "break_ids")}
-        return cls(**(values | lists))
 
 
 def build_segments(

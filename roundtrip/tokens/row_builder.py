@@ -178,7 +178,7 @@ class RowBuilder:
                 raise RowBuilderError(
                     f"splice and text path differ for {texts_of([i])[0]!r} -> {targets[i]!r}: "
                     + first_difference(self.forward_template.tokenizer, actual.ids, expected.ids),
-                    place="tokens.audit",
+                    place="tokens.mode",
                     cure='set tokens.mode = "text", and please report this tokenizer with the row',
                 )
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from dataclasses import replace
 from pathlib import Path
 
@@ -13,6 +12,7 @@ from roundtrip.backtranslation import checkpoint
 from roundtrip.backtranslation.checkpoint import FORMAT, MARKER, STATE, State
 from roundtrip.data.sampler import Cursor
 from roundtrip.runtime.errors import RunError
+from roundtrip.runtime.integrity import read_hashed_json, write_hashed_json
 
 STATE_OF_A_ROUND = State(
     phase=2,
@@ -59,7 +59,7 @@ def test_only_the_newest_checkpoints_are_kept(tmp_path: Path) -> None:
 def test_an_incomplete_checkpoint_is_skipped_with_the_reason(tmp_path: Path, damage: str, reason: str) -> None:
     checkpoint.save(tmp_path, STATE_OF_A_ROUND, TENSORS, keep=2)
     path = checkpoint.save(tmp_path, replace(STATE_OF_A_ROUND, step=2), TENSORS, keep=2)
-    marker = json.loads((path / MARKER).read_text())
+    marker = read_hashed_json(path / MARKER)
     match damage:
         case "format":
             marker["format"] = FORMAT - 1
@@ -69,7 +69,7 @@ def test_an_incomplete_checkpoint_is_skipped_with_the_reason(tmp_path: Path, dam
             del marker["files"]
         case "changed":
             (path / "en-es.safetensors").write_bytes(b"\0")
-    (path / MARKER).write_text(json.dumps(marker))
+    write_hashed_json(path / MARKER, marker)
     if damage == "no marker":
         (path / MARKER).unlink()
     reports: list[str] = []

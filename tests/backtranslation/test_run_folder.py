@@ -12,7 +12,9 @@ from roundtrip.backtranslation.run_folder import FORMAT, RunFolder, RunManifest,
 from roundtrip.recipe.loader import load_recipe
 from roundtrip.recipe.schema import FromScratch
 from roundtrip.runtime.errors import RunError
+from roundtrip.runtime.integrity import file_hashes
 from tests.conftest import WriteRecipe
+from tests.runs import change_json
 
 MANIFEST = RunManifest(
     recipe={"seed": 3},
@@ -26,13 +28,6 @@ MANIFEST = RunManifest(
 )
 
 
-def change(run_dir: Path, /, **keys: Any) -> None:
-    """Set keys of a run.json, or remove those that are None."""
-    path = run_dir / "run.json"
-    document = json.loads(path.read_text()) | keys
-    path.write_text(json.dumps({key: value for key, value in document.items() if value is not None}))
-
-
 def test_a_manifest_is_read_back_as_it_was_written(tmp_path: Path) -> None:
     run = RunFolder(tmp_path)
     run.write_manifest(MANIFEST)
@@ -44,22 +39,62 @@ def test_a_manifest_is_read_back_as_it_was_written(tmp_path: Path) -> None:
     [
         ({"format": FORMAT - 1}, f"has format {FORMAT - 1}, this version reads {FORMAT}"),
         ({"format": None}, f"has format None, this version reads {FORMAT}"),
-        ({"recipe": None, "folder": None}, "damaged: .*'recipe' and 'folder'"),
-        ({"tokens_rows": {}}, "damaged: .*'tokens_rows'"),
+        ({"recipe": None, "folder": None}, "damaged: recipe: Field required"),
+        ({"tokens_rows": {}}, "damaged: tokens_rows: Unexpected"),
+        ({"recipe": []}, "damaged: recipe: "),
+        ({"overrides": "seed=3"}, "damaged: overrides: "),
+        ({"versions": {"torch": 2.0}}, r"damaged: versions\.torch: "),
+        ({"lines": {"dev": {"kept": "3"}}}, r"damaged: lines\.dev\.kept: "),
+        ({"expansions": {"en-es": -1.0}}, r"damaged: expansions\.en-es: "),
+        ({"expansions": {"en-es": 10**400}}, r"damaged: expansions\.en-es: "),
+        ({"segments": {"en-es": {"head": 3}}}, r"damaged: segments\.en-es\."),
+        ({"files": {"a": 3}}, r"damaged: files\.a: "),
     ],
 )
 def test_a_manifest_with_other_keys_is_refused(tmp_path: Path, keys: dict[str, Any], message: str) -> None:
     run = RunFolder(tmp_path)
     run.write_manifest(MANIFEST)
-    change(tmp_path, **keys)
+    change_json(tmp_path / "run.json", **keys)
     with pytest.raises(RunError, match=message):
         run.manifest()
+
+
+def test_a_manifest_without_a_hash_is_refused(tmp_path: Path) -> None:
+    (tmp_path / "run.json").write_text(json.dumps({"format": FORMAT - 1}))
+    with pytest.raises(RunError, match=r"run\.json has no sha256, so it was not written by this version"):
+        RunFolder(tmp_path).manifest()
+
+
+def test_files_that_changed_are_named_and_new_ones_too(tmp_path: Path) -> None:
+    run = RunFolder(tmp_path)
+    run.write_manifest(MANIFEST)
+    folder = run.adapters / "best" / "en-es"
+    folder.mkdir(parents=True)
+    (folder / "a.json").write_text("{}")
+    run.metrics.write_text("{}")
+    run.record(file_hashes(folder, tmp_path) | file_hashes(run.metrics, tmp_path))
+    run.check_files(folder, run.metrics, run.base)
+    assert run.manifest().has_results and run.results() == {}
+    (folder / ".hidden").write_text("")
+    run.check_files(folder)
+    (folder / "b.json").write_text("{}")
+    with pytest.raises(RunError, match=r"is damaged: adapters/best/en-es/b\.json was added"):
+        run.check_files(folder)
+    (folder / "b.json").unlink()
+    (folder / "a.json").write_text("[]")
+    with pytest.raises(RunError, match=r"is damaged: adapters/best/en-es/a\.json has been changed"):
+        run.check_files(folder)
+    run.metrics.unlink()
+    with pytest.raises(RunError, match=r"is damaged: metrics\.json is missing"):
+        run.results()
+    run.record({})
+    assert list(run.manifest().files) == ["adapters/best/en-es/a.json"] and run.results() == {}
 
 
 def test_a_recipe_of_another_version_is_refused(tmp_path: Path) -> None:
     run = RunFolder(tmp_path)
     run.write_manifest(MANIFEST)
-    change(tmp_path, versions={"roundtrip": "0.0.1"})
+    change_json(tmp_path / "run.json", versions={"roundtrip": "0.0.1"})
     with pytest.raises(RunError, match=r"its recipe was written by roundtrip 0\.0\.1"):
         run.recipe()
 

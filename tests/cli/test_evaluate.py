@@ -20,12 +20,14 @@ from sacrebleu.metrics import BLEU, CHRF, TER
 from roundtrip.backtranslation import trained_models
 from roundtrip.backtranslation.export import export
 from roundtrip.backtranslation.run_folder import RunFolder
+from roundtrip.backtranslation.trained_models import ExportedDirection, write_template
 from roundtrip.cli import evaluate, evaluation_inputs
 from roundtrip.cli.evaluation_inputs import exported_direction
 from roundtrip.engine import long_inputs
 from roundtrip.evaluation import comet_worker, metrics
 from roundtrip.evaluation.comparison import EvaluationSet, EvaluationSettings, changed_lines
 from roundtrip.runtime.errors import RunError
+from roundtrip.tokens.prompt_segments import Segments
 
 SOURCES = [f"Las {n} casas pequeñas están en una fila cerca del río." for n in range(60)]
 REFERENCES = [f"The {n} small houses stand in a row near the River." for n in range(60)]
@@ -320,28 +322,31 @@ def test_exported_direction_scores_equal_its_run(
     for merged in (False, True):
         export(run.path, "en-es", tmp_path / str(merged), merged=merged)
     base = Path(str(run.recipe().model["en-es"].path))
-    (tmp_path / "False" / base.name).symlink_to(base)
     test = ["--test", run.data / "test.tsv", "--device", "cpu"]
     figures = []
-    for place in (run.path, tmp_path / "False", tmp_path / "True"):
-        more = ["--to", "es"] if place == run.path else []
-        code, _, error = command(capsys, *test, *more, "--system", place, "--json", tmp_path / "o")
+    for folder, more in ((run.path, ["--to", "es"]), (tmp_path / "False", ["--base", base]), (tmp_path / "True", [])):
+        code, _, error = command(capsys, *test, *more, "--system", folder, "--json", tmp_path / "o")
         assert code == 0, error
         figures.append(json.loads((tmp_path / "o").read_text())["scores"]["system"])
     assert figures[0] == figures[1] == figures[2]
     code, _, error = command(capsys, *test, "--to", "fr", "--system", tmp_path / "True")
     assert code == 2 and "translates en-es, not into 'fr'" in error
-    config = json.loads((tmp_path / "False" / "adapter_config.json").read_text())
-    for change, problem in (({"base_model_name_or_path": "/no/where"}, "--merged"), ({"r": None}, "export it again")):
-        (tmp_path / "False" / "adapter_config.json").write_text(json.dumps(config | change))
-        code, _, error = command(capsys, *test, "--system", tmp_path / "False")
-        assert code == 2 and problem in error and "Traceback" not in error
+    code, _, error = command(capsys, *test, "--base", base, "--system", tmp_path / "True")
+    assert code == 2 and "--base: applies to exported adapters only" in error
+    code, _, error = command(capsys, *test, "--system", tmp_path / "False")
+    assert code == 2 and f"its base model ./{base.name} cannot be loaded" in error and "--base" in error
+    (tmp_path / "False" / base.name).symlink_to(base)
+    code, _, error = command(capsys, *test, "--system", tmp_path / "False")
+    assert code == 0, error
     (tmp_path / "False" / "adapter_config.json").write_text("{")
     code, _, error = command(capsys, *test, "--system", tmp_path / "False")
-    assert code == 2 and "export it again" in error
+    assert code == 2 and "adapter_config.json has been changed" in error and "export it again" in error
     (tmp_path / "True" / "template.json").write_text("{")
     code, _, error = command(capsys, *test, "--system", tmp_path / "True")
-    assert code == 2 and "template.json names no direction" in error
+    assert code == 2 and "template.json is damaged" in error
+
+
+SEGMENTS = Segments("English: ", "\nSpanish: ", (), 2, (2,), (5,))
 
 
 @pytest.mark.parametrize(
@@ -354,24 +359,19 @@ def test_exported_direction_scores_equal_its_run(
 def test_exported_direction_is_into_the_language_asked_for(
     tmp_path: Path, target: str, to: str | None, expected: str
 ) -> None:
-    (tmp_path / "template.json").write_text(json.dumps({"source": "en", "target": target}))
+    write_template(tmp_path, ExportedDirection("en", target, SEGMENTS, 1.0, None, {}))
     try:
         assert exported_direction(tmp_path, to).target == expected
     except RunError as error:
         assert expected in str(error)
 
 
-def test_tokenizer_of_run_recipe_and_truncated_lines(
+def test_truncated_lines_are_counted(
     finished: tuple[Path, Path, str],  # noqa: F811
     tmp_path: Path,
     capsys: pytest.CaptureFixture[str],
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    facts = json.loads((finished[1] / "run.json").read_text())
-    facts["recipe"]["evaluation"]["bleu_tokenize"] = {"es": "intl"}
-    (tmp_path / "run").mkdir()
-    (tmp_path / "run" / "run.json").write_text(json.dumps(facts))
-
     def translate(
         translator: Any, texts: list[str], settings: Any, refused: list[str], truncated: list[str]
     ) -> list[str]:
@@ -380,7 +380,8 @@ def test_tokenizer_of_run_recipe_and_truncated_lines(
 
     monkeypatch.setattr(trained_models, "load", lambda *arguments: None)
     monkeypatch.setattr(long_inputs, "translate_any_length", translate)
-    arguments = ["--test", finished[1] / "data" / "test.tsv", "--to", "es", "--system", tmp_path / "run"]
+    arguments = ["--test", finished[1] / "data" / "test.tsv", "--to", "es", "--system", finished[1]]
+    arguments += ["--bleu-tokenize", "intl"]
     code, shown, error = command(capsys, *arguments, "--json", tmp_path / "o")
     assert code == 0, error
     result = json.loads((tmp_path / "o").read_text())

@@ -43,9 +43,7 @@ def test_bleu_tokenizer_is_used_and_in_the_signature() -> None:
 
 
 def test_unavailable_bleu_tokenizer_is_refused() -> None:
-    with pytest.raises(
-        RecipeError, match=r"evaluation\.bleu_tokenize: sacreBLEU's tokenizer 'ko-mecab' cannot be used"
-    ):
+    with pytest.raises(RecipeError, match=r"--bleu-tokenize: sacreBLEU's tokenizer 'ko-mecab' cannot be used"):
         signatures("ko-mecab")
 
 

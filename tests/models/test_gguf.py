@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 import sys
 import threading
 from pathlib import Path
@@ -16,8 +17,9 @@ from tokenizers.pre_tokenizers import ByteLevel
 from transformers import AutoModelForCausalLM, AutoTokenizer, GgufConfig, LlamaConfig, LlamaForCausalLM
 
 from roundtrip.models import gguf as subject
-from roundtrip.runtime import downloads
-from roundtrip.runtime.errors import Interrupted, ModelError
+from roundtrip.models.model_files import find_files
+from roundtrip.runtime import cached_folders, downloads
+from roundtrip.runtime.errors import Interrupted, ModelError, SourceError
 
 gguf = pytest.importorskip("gguf")
 
@@ -169,7 +171,7 @@ def test_configuration_forgets_gguf_and_names_the_end(folder: Path) -> None:
 
 def test_folder_is_complete_alone_and_readable_like_other_files(folder: Path) -> None:
     assert folder.name.endswith("-bf16")
-    assert [path.name for path in folder.parent.iterdir()] == [folder.name]
+    assert sorted(path.name for path in folder.parent.iterdir()) == [folder.name, f"{folder.name}.hashes.json"]
     assert len({path.stat().st_mode for path in folder.iterdir()}) == 1
 
 
@@ -196,14 +198,16 @@ def test_end_of_turn_also_stops_generation(model: LlamaForCausalLM, tmp_path: Pa
 
 
 def test_two_conversions_at_once(tiny: Path, tmp_path: Path, monkeypatch: Any) -> None:
-    barrier = threading.Barrier(2, timeout=60)
+    num_saved, waits = [], threading.Event()
 
-    def save_together(model: None, tokenizer: None, folder: Path) -> None:
-        write_folder(folder)
-        barrier.wait()
+    def save_slowly(model: None, tokenizer: None, folder: Path) -> None:
+        assert waits.wait(60)
+        num_saved.append(1)
+        (folder / "config.json").write_text("{}")
 
     monkeypatch.setattr(subject, "_read", lambda path, work: (None, None))
-    monkeypatch.setattr(subject, "_save", save_together)
+    monkeypatch.setattr(subject, "_save", save_slowly)
+    monkeypatch.setattr(cached_folders.logger, "warning", lambda *_: waits.set())
     results: list[Path] = []
     threads = [threading.Thread(target=lambda: results.append(subject.convert(tiny, tmp_path))) for _ in "ab"]
     for thread in threads:
@@ -212,12 +216,52 @@ def test_two_conversions_at_once(tiny: Path, tmp_path: Path, monkeypatch: Any) -
         thread.join()
     assert len(results) == 2
     assert results[0] == results[1]
-    assert [path.name for path in results[0].parent.iterdir()] == [results[0].name]
+    assert len(num_saved) == 1
 
 
-def write_folder(folder: Path) -> None:
-    folder.mkdir()
-    (folder / "config.json").write_text("{}")
+@pytest.mark.parametrize("name", ["config.json", "tokenizer.json", "generation_config.json", "tokenizer_config.json"])
+def test_a_damaged_file_is_made_again(name: str, tiny: Path, folder: Path, tmp_path: Path, caplog: Any) -> None:
+    shutil.copytree(folder.parent, tmp_path / "models")
+    made = tmp_path / "models" / folder.name
+    content = bytearray((made / name).read_bytes())
+    content[len(content) // 2] ^= 1
+    (made / name).write_bytes(content)
+    assert subject.convert(tiny, tmp_path) == made
+    assert f"{name} has been changed" in caplog.text
+    assert (made / name).read_bytes() == (folder / name).read_bytes()
+
+
+def test_damaged_weights_are_refused_before_they_are_loaded(tiny: Path, folder: Path, tmp_path: Path) -> None:
+    shutil.copytree(folder.parent, tmp_path / "models")
+    made = tmp_path / "models" / folder.name
+    weights = made / "model.safetensors"
+    content = bytearray(weights.read_bytes())
+    content[-1] ^= 1
+    weights.write_bytes(content)
+
+    def converted() -> str:
+        return find_files(str(subject.convert(tiny, tmp_path)), None).digest()
+
+    with pytest.raises(ModelError, match="it has changed since it was converted") as caught:
+        converted()
+    assert caught.value.place == str(weights)
+    shutil.rmtree(made)  # as advised
+    expected = find_files(str(folder), None).digest()
+    assert converted() == expected
+    weights.write_bytes(weights.read_bytes()[:-1])
+    assert converted() == expected
+
+
+def test_a_file_that_changes_while_it_is_converted(tiny: Path, tmp_path: Path, monkeypatch: Any) -> None:
+    growing = tmp_path / "growing.gguf"
+    growing.write_bytes(tiny.read_bytes())
+
+    def save(model: None, tokenizer: None, folder: Path) -> None:
+        growing.write_bytes(b"more")
+
+    monkeypatch.setattr(subject, "_read", lambda path, work: (None, None))
+    monkeypatch.setattr(subject, "_save", save)
+    assert "changed while it was converted" in refusal(growing, tmp_path / "cache").problem
 
 
 def refusal(path: Path, cache: Path) -> ModelError:
@@ -294,7 +338,7 @@ def test_missing_gguf_package(tiny: Path, tmp_path: Path, monkeypatch: Any) -> N
 
 def test_unusable_cache(tiny: Path, tmp_path: Path) -> None:
     (tmp_path / "models").write_text("a file where a folder should be")
-    with pytest.raises(ModelError, match="cannot be written"):
+    with pytest.raises(SourceError, match="the cache cannot be used"):
         subject.convert(tiny, tmp_path)
 
 

@@ -34,12 +34,6 @@ def problems(write_recipe: WriteRecipe, *overrides: str) -> str:
         (("generate.temperature=0.0", "generate.top_p=0.9"), "generate.top_p: has no effect at temperature 0"),
         (("generate.candidate_selection=all",), "generate.candidate_selection: has no effect with one candidate"),
         (("generate.engine=transformers", "generate.cuda_graphs=true"), "generate.cuda_graphs: only the engine"),
-        (("tokens.mode=text", "tokens.audit=0.5"), "tokens.audit: has no effect with tokens.mode = 'text'"),
-        (("evaluation.bleu_tokenize.de='13a'",), "evaluation.bleu_tokenize.de: not one of the languages en, es"),
-        (
-            ("evaluation.bleu_tokenize.es_MX='13a'",),
-            "evaluation.bleu_tokenize.es_MX: not one of the languages en, es; did you mean 'es'?",
-        ),
         (("languages=['en', 'zh_Hant']",), "languages: 'zh_Hant' is not a language code; use 'zh-Hant'"),
         (("languages=['en', 'pt_BR']",), "languages: 'pt_BR' is not a language code; use 'pt-BR'"),
         (("languages=['en', 'sr@latin']",), "languages: 'sr@latin' is not a language code; use 'sr-Latn'"),

@@ -96,7 +96,8 @@ def fetch(shelf: Shelf, wheel: Path, path: str) -> list[Path]:
 
 
 def files_below(folder: Path) -> set[Path]:
-    return {path for path in folder.rglob("*") if not path.is_dir() or path.is_symlink()}
+    """Return the files in a folder but for the lock of a cache."""
+    return {path for path in folder.rglob("*") if (not path.is_dir() or path.is_symlink()) and path.name != ".lock"}
 
 
 # Local paths
@@ -230,7 +231,8 @@ def test_fetch_keeps_wheel_and_members(shelf: Shelf, wheel: Path, cache: Path) -
     target = cache / "files" / digest[:16]
     assert path == target / "words" / "data" / "es.po"
     assert {member: (target / member).read_text() for member in MEMBERS} == MEMBERS
-    everything = {cache / "wheels" / digest / wheel.name, *(target / member for member in MEMBERS)}
+    record = target.with_name(f"{target.name}.hashes.json")
+    everything = {cache / "wheels" / digest / wheel.name, record, *(target / member for member in MEMBERS)}
     assert files_below(cache) == everything, "nothing else is left or written"
 
 
@@ -268,11 +270,34 @@ def test_a_damaged_cached_wheel_is_named_and_fetched_again(
     assert len(shelf.asked) == 2
 
 
-def test_a_cut_off_member_is_written_again(shelf: Shelf, wheel: Path) -> None:
+@pytest.mark.parametrize("text", ["ho", "", "holA\n"])
+def test_a_damaged_member_is_written_again(
+    text: str, shelf: Shelf, wheel: Path, caplog: pytest.LogCaptureFixture
+) -> None:
     [path] = fetch(shelf, wheel, "words/data/es.po")
-    path.write_text("ho")
+    path.write_text(text)
     assert fetch(shelf, wheel, "words/data/es.po") == [path]
     assert path.read_text() == "hola\n"
+    assert "words/data/es.po has" in caplog.text and "made again" in caplog.text
+    assert shelf.asked == ["words==1.0"]
+
+
+def test_a_missing_or_foreign_member_changes_nothing(shelf: Shelf, wheel: Path) -> None:
+    before = [path.name for path in fetch(shelf, wheel, "words/data/*.po")]
+    [folder] = {path.parent for path in fetch(shelf, wheel, "words/data/*.po")}
+    (folder / "es.po").unlink()
+    assert [path.name for path in fetch(shelf, wheel, "words/data/*.po")] == before
+    (folder / "nl.po").write_text("hoi")
+    assert [path.name for path in fetch(shelf, wheel, "words/data/*.po")] == before
+    (folder / "more" / "nl.po").write_text("hoi")
+    assert fetch(shelf, wheel, "words/data") == [folder]
+    assert not (folder / "more" / "nl.po").exists()
+
+
+@pytest.mark.parametrize("names", [["a", "a/b"], ["a/b", "a"], ["a" * 300]])
+def test_names_that_no_folder_can_hold(names: list[str], tmp_path: Path, shelf: Shelf) -> None:
+    with pytest.raises(SourceError, match="archive is damaged"):
+        fetch(shelf, make_wheel(tmp_path, dict.fromkeys(names, "text")), "a")
 
 
 def test_wrong_hash_is_found_before_the_archive_is_opened(shelf: Shelf, tmp_path: Path, cache: Path) -> None:
@@ -307,22 +332,23 @@ def test_unusable_cache(shelf: Shelf, wheel: Path, cache: Path) -> None:
 
 
 def test_two_processes_at_once(tmp_path: Path, wheel: Path, cache: Path) -> None:
-    """Both wait inside the download until the other is there, so both write the same files."""
+    """One downloads, and does so until the other has begun to wait for it."""
     script = textwrap.dedent("""
         import shutil, sys, time
         from pathlib import Path
-        from roundtrip.runtime import downloads
+        from roundtrip.runtime import cached_folders, downloads
 
         wheel, spec, mine, other = sys.argv[1:]
 
         def download(name, version, folder):
             shutil.copy(wheel, folder)
-            Path(mine).touch()
             deadline = time.monotonic() + 60
             while not Path(other).exists() and time.monotonic() < deadline:
                 time.sleep(0.001)
+            sys.stdout.write("downloaded ")
 
         downloads._pip_download = download
+        cached_folders.logger.warning = lambda *_: Path(mine).touch()
         sys.stdout.write("".join(path.read_text() for path in downloads.resolve(spec, Path())))
     """)
     marks = [str(tmp_path / "one"), str(tmp_path / "two")]
@@ -331,11 +357,10 @@ def test_two_processes_at_once(tmp_path: Path, wheel: Path, cache: Path) -> None
         subprocess.Popen([*command, *order], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
         for order in (marks, marks[::-1])
     ]
-    for process in running:
-        out, err = process.communicate(timeout=120)
-        assert (out, err) == ("hallo\nhola\nbonjour\n", "")
-    assert all(Path(mark).exists() for mark in marks)
-    assert len(files_below(cache)) == 1 + len(MEMBERS)
+    results = sorted(process.communicate(timeout=120) for process in running)
+    assert results == [("downloaded hallo\nhola\nbonjour\n", ""), ("hallo\nhola\nbonjour\n", "")]
+    assert len(list(filter(os.path.exists, marks))) == 1, "the other has waited"
+    assert len(files_below(cache)) == 2 + len(MEMBERS)
 
 
 # pip itself, without a network
@@ -463,7 +488,7 @@ def test_no_member_is_written_outside(name: str, tmp_path: Path, shelf: Shelf) -
             fetch(shelf, wheel, "**")
         target = cache / "files" / hashlib.sha256(wheel.read_bytes()).hexdigest()[:16]
         [cached] = cache.glob("wheels/*/*.whl")
-        written = files_below(tmp_path) - {wheel, cached}
+        written = files_below(tmp_path) - {wheel, cached, target.with_name(f"{target.name}.hashes.json")}
         assert all(path.is_relative_to(target) for path in written)
 
 
@@ -479,9 +504,11 @@ def test_a_link_on_the_way_is_not_followed(tmp_path: Path, shelf: Shelf, wheel: 
     target = cache / "files" / hashlib.sha256(wheel.read_bytes()).hexdigest()[:16]
     target.mkdir(parents=True)
     (target / "words").symlink_to(tmp_path / "outside")
-    with pytest.raises(SourceError, match="would be written outside of its folder"):
-        fetch(shelf, wheel, "words/data/es.po")
-    assert not files_below(tmp_path / "outside")
+    (tmp_path / "outside" / "kept.txt").write_text("not of the cache")
+    [path] = fetch(shelf, wheel, "words/data/es.po")
+    assert path.read_text() == "hola\n"
+    assert not (target / "words").is_symlink()
+    assert [path.name for path in (tmp_path / "outside").iterdir()] == ["kept.txt"]
 
 
 @pytest.mark.parametrize("kind", [stat.S_IFLNK, stat.S_IFIFO, stat.S_IFDIR])
@@ -490,7 +517,7 @@ def test_links_and_devices_are_refused(kind: int, tmp_path: Path, shelf: Shelf, 
     info.external_attr = (kind | 0o777) << 16
     with pytest.raises(SourceError, match="not a file: 'a/link'"):
         fetch(shelf, hostile_wheel(tmp_path, info, text="/etc/passwd"), "a/link")
-    assert not (cache / "files").exists()
+    assert not files_below(cache / "files")
 
 
 def test_a_member_with_a_bomb_ratio(tmp_path: Path, shelf: Shelf, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -11,7 +11,7 @@ from typing import Any
 
 import pytest
 
-from roundtrip.backtranslation import synthesis
+from roundtrip.backtranslation import synthesis, token_rows
 from roundtrip.runtime.prefetch import Prefetcher
 from roundtrip.tokens.prompt_template import PromptTemplate
 from tests.conftest import WriteRecipe
@@ -77,8 +77,8 @@ def test_a_run_encodes_each_real_line_once_for_each_use_with_the_same_results(
     monkeypatch.setattr(Prefetcher, "start", start)
     monkeypatch.setattr(Prefetcher, "wait", wait)
     path = write_recipe(("count = 1", "count = 2"))
-    settings = ("tokens.audit=0.0",)
-    go(path, tmp_path / "ahead", overrides=settings)
+    monkeypatch.setattr(token_rows, "AUDIT_SHARE", 0.0)
+    go(path, tmp_path / "ahead")
     # Two phases on pairs, then four of the rounds: the text of each round is encoded while the phase before it trains.
     assert {key for key, while_training in started if while_training} == {2, 3, 4, 5}
     assert threads["prefetch"] > 0
@@ -94,7 +94,7 @@ def test_a_run_encodes_each_real_line_once_for_each_use_with_the_same_results(
 
     monkeypatch.setattr(synthesis, "Prefetcher", NoPrefetcher)
     threads.clear()
-    go(path, tmp_path / "plain", overrides=settings)
+    go(path, tmp_path / "plain")
     assert not threads["prefetch"]
     assert_same(end_state(tmp_path / "ahead"), end_state(tmp_path / "plain"))
 

@@ -31,7 +31,7 @@ from roundtrip.runtime.errors import RunError
 from roundtrip.tokens.prompt_segments import build_segments
 from roundtrip.tokens.prompt_template import PromptTemplate
 from tests.conftest import RECIPE, WriteRecipe, toy_pairs
-from tests.runs import NAMES, go, run_module
+from tests.runs import NAMES, change_json, go, run_module
 from tests.tokens.test_prompt_template import LINES
 
 SOURCES = [en for en, _ in toy_pairs()[::97]]
@@ -135,8 +135,7 @@ def test_model_card_has_metadata_scores_and_recipe(run: RunFolder, tmp_path: Pat
     assert results == {metric: round(best[metric], 2) for metric in ("bleu", "chrf")}
     assert "nw:2" in text and "# English to Spanish" in text and "parallel_epochs = 1" in text
     assert f"| **{stage}** | {best['chrf']:.1f} | {best['bleu']:.1f} |" in text
-    document = json.loads((tmp_path / "out" / "template.json").read_text())
-    assert (document["source"], document["target"]) == ("en", "es")
+    assert trained_models.read_template(tmp_path / "out").direction.name == "en-es"
 
 
 def test_model_card_escapes_markup_in_samples(run: RunFolder, tmp_path: Path) -> None:
@@ -208,8 +207,7 @@ def test_another_base_than_that_of_an_exported_adapter_is_refused(
     (tmp_path / "out" / model_folder.name).symlink_to(model_folder)
     direction = trained_models.load_exported(tmp_path / "out", "cpu")
     assert direction.translate(SOURCES, greedy_settings(run.recipe())).texts == our_translations(run, "es")
-    template = tmp_path / "out" / "template.json"
-    template.write_text(json.dumps(json.loads(template.read_text()) | {"base_hash": "0"}))
+    change_json(tmp_path / "out" / "template.json", base_hash="0")
     with pytest.raises(RunError, match="its base model is another one"):
         trained_models.load_exported(tmp_path / "out", "cpu")
 

@@ -31,7 +31,7 @@ from roundtrip.runtime.errors import DiskError, Interrupted, RoundtripError, Run
 from roundtrip.runtime.event_log import EventLog
 from roundtrip.tokens.prompt_template import TokenRow
 from tests.conftest import WriteRecipe
-from tests.runs import assert_same, end_state, go
+from tests.runs import assert_same, change_json, end_state, go
 
 Finished = tuple[Path, Path, str]
 
@@ -141,7 +141,6 @@ def test_a_run_with_a_damaged_file_resumes_from_the_checkpoint_before(
 
 
 def test_every_flipped_bit_of_the_marker_is_harmless_or_detected(interrupted: tuple[Path, Path]) -> None:
-    """The marker has no hash of its own: no flipped bit may lead to another state."""
     folder = interrupted[1] / "checkpoints"
     path = folder / NEWEST / checkpoint.MARKER
     content = path.read_bytes()
@@ -200,6 +199,9 @@ def test_damaged_text_is_refused(interrupted: tuple[Path, Path]) -> None:
 def test_a_damaged_best_stage_is_copied_again(finished: Finished, tmp_path: Path) -> None:
     shutil.copytree(finished[1], tmp_path / "run")
     shutil.rmtree(tmp_path / "run" / "adapters" / "best" / "en-es")
+    with pytest.raises(RunError, match=r"is damaged: adapters/best/en-es/\S+ is missing\n.*without metrics.json"):
+        go(finished[0], tmp_path / "run", resume=True)
+    (tmp_path / "run" / "metrics.json").unlink()
     assert "is copied there again" in go(finished[0], tmp_path / "run", resume=True)
     assert_same(end_state(tmp_path / "run"), end_state(finished[1]))
 
@@ -207,7 +209,7 @@ def test_a_damaged_best_stage_is_copied_again(finished: Finished, tmp_path: Path
 def test_checkpoints_of_another_format_are_skipped(interrupted: tuple[Path, Path]) -> None:
     folder = interrupted[1] / "checkpoints"
     marker = folder / NEWEST / checkpoint.MARKER
-    marker.write_text(json.dumps(json.loads(marker.read_text()) | {"format": 1}))
+    change_json(marker, format=1)
     messages: list[str] = []
     checkpoint.newest(folder, messages.append)
     assert messages == [f"checkpoint {NEWEST} is skipped: it has format 1, this version reads {checkpoint.FORMAT}"]
@@ -216,8 +218,7 @@ def test_checkpoints_of_another_format_are_skipped(interrupted: tuple[Path, Path
 @pytest.mark.parametrize("number", [None, 2])
 def test_a_run_of_another_format_is_refused(interrupted: tuple[Path, Path], number: int | None) -> None:
     recipe, folder = interrupted
-    document = json.loads((folder / "run.json").read_text()) | {"format": number}
-    (folder / "run.json").write_text(json.dumps(document))
+    change_json(folder / "run.json", format=number)
     with pytest.raises(
         RunError, match=rf"has format {number}, this version reads {FORMAT}(.|\n)*the version of roundtrip"
     ):
@@ -575,12 +576,6 @@ def test_leftovers_of_a_killed_process_are_removed(finished: Finished, tmp_path:
     (tmp_path / "run" / ".metrics.json.tmp").write_text("{")
     go(finished[0], tmp_path / "run", resume=True)
     assert not list((tmp_path / "run").rglob(".*"))
-    old, new = tmp_path / ".fetch-old", tmp_path / ".fetch-new"
-    for folder in (old, new):
-        folder.mkdir()
-    os.utime(old, (0, 0))
-    atomic_io.remove_stale(tmp_path, ".fetch-")
-    assert new.exists() and not old.exists()
 
 
 ON_A_GPU = """

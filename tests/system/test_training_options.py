@@ -25,7 +25,6 @@ from roundtrip.recipe.loader import load_recipe
 from roundtrip.recipe.plan import FINAL, PARALLEL, PRETRAIN
 from roundtrip.recipe.schema import Generate
 from roundtrip.runtime.errors import Interrupted, RunError, TrainingError
-from roundtrip.tokens.prompt_segments import Segments
 from tests.conftest import RECIPE, WriteRecipe, toy_pairs
 from tests.runs import assert_same, end_state, go, read_events
 
@@ -109,7 +108,7 @@ def test_length_limits_grow_with_the_tokens_that_a_language_takes(write_recipe: 
     rows = "".join(f"{en}\t{es} {es} {es}\n" for en, es in toy_pairs())
     (tmp_path / "toy.tsv").write_text(rows, encoding="utf-8")
     go(path, tmp_path / "run", overrides=("train.max_length=120", "rounds.count=0"))
-    expansions = json.loads((tmp_path / "run" / "run.json").read_text())["expansions"]
+    expansions = RunFolder(tmp_path / "run").manifest().expansions
     assert expansions["en-es"] > 2.5 and expansions["es-en"] == 1.0
     run = RunFolder(tmp_path / "run")
     trained = trained_models.load(run, trained_models.direction_into(run, "es"), device="cpu")
@@ -207,10 +206,9 @@ def test_denoising_rows_lead_from_a_language_into_itself(
     go(path, tmp_path / "run", overrides=overrides)
     assert {(text.count("Spanish: "), text.count("English: ")) for text in texts} == {(2, 0), (0, 2)}
     # Their prompts are fixed by the run as well: a chat template may print the date.
-    segments = json.loads((tmp_path / "run" / "run.json").read_text())["segments"]
-    assert set(segments) == {"en-es", "es-en", "en-es denoising", "es-en denoising"}
+    fixed = RunFolder(tmp_path / "run").manifest().segments
+    assert set(fixed) == {"en-es", "es-en", "en-es denoising", "es-en denoising"}
     loaded = load_recipe(str(path), overrides)
-    fixed = {name: Segments.from_dict(value) for name, value in segments.items()}
     monkeypatch.setattr(translator, "build_segments", lambda *_: pytest.fail("built again"))
     both = translator.load(loaded.recipe, loaded.folder, fixed)
     assert both["en-es"].denoising_template.segments == fixed["en-es denoising"]

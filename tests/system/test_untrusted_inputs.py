@@ -22,10 +22,11 @@ from transformers import AutoTokenizer
 from roundtrip.backtranslation import reporting, trained_models, trainer
 from roundtrip.backtranslation.dev_scoring import greedy_settings
 from roundtrip.backtranslation.run_folder import RunFolder
-from roundtrip.cli import train, translate
+from roundtrip.cli import evaluate, train, translate
 from roundtrip.data import gettext_po, text_files, tmx_xliff
 from roundtrip.data.readers import read_rows
 from roundtrip.engine import long_inputs
+from roundtrip.evaluation import metrics
 from roundtrip.recipe import loader
 from roundtrip.recipe.schema import TextSource
 from roundtrip.runtime import downloads
@@ -288,13 +289,19 @@ def test_online_a_hub_id_opens_a_connection(write_recipe: WriteRecipe, model_fol
 
 
 def test_offline_no_tokenizer_of_a_metric_is_downloaded(
-    write_recipe: WriteRecipe, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    path = write_recipe(("[checkpoint]", "[evaluation]\nbleu_tokenize = {es = 'flores200'}\n[checkpoint]"))
-    sacrebleu = str(tmp_path / "sacrebleu")
-    output, errors, num_calls = train_without_network(path, tmp_path, "--offline", SACREBLEU=sacrebleu)
-    assert "code 2" in output and num_calls == 0
-    assert "sacreBLEU would download its tokenizer 'flores200', and network access is off" in errors
+    (tmp_path / "test.tsv").write_text("a\tuno\n")
+    (tmp_path / "out.txt").write_text("uno\n")
+    monkeypatch.setenv("ROUNDTRIP_OFFLINE", "1")
+    monkeypatch.setattr(metrics, "SACREBLEU_DIR", str(tmp_path / "sacrebleu"))
+    monkeypatch.setattr("socket.socket.connect", lambda *_: pytest.fail("connected"))
+    argv = ["evaluate", "--test", "test.tsv", "--system", "out.txt", "--bleu-tokenize", "flores200"]
+    monkeypatch.setattr("sys.argv", argv)
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(SystemExit, match="2"):
+        evaluate.main()
+    assert "sacreBLEU would download its tokenizer 'flores200', and network access is off" in capsys.readouterr().err
 
 
 def test_offline_wheels_come_from_the_cache_only(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import copy
 import json
+import os
+import shutil
 import sys
 from pathlib import Path
 from types import SimpleNamespace
@@ -27,6 +29,7 @@ from roundtrip.tokens import compatibility
 from roundtrip.tokens.prompt_segments import build_segments
 from roundtrip.tokens.prompt_template import PromptTemplate
 from roundtrip.tokens.row_builder import SPLICED, TEXT_ONLY, RowBuilder
+from roundtrip.tokens.splice.boundary_tables import BoundaryTables
 from roundtrip.tokens.tokenizer_diff import tokenizer_differences
 from tests.conftest import WriteRecipe, bpe, toy_pairs, wrap
 from tests.tokens.test_prompt_template import LINES, TOKENIZERS
@@ -155,18 +158,81 @@ def test_the_checker_may_be_chosen_and_is_refused_where_it_does_not_work() -> No
         check(zoo.small()["unigram"], zoo.small()["unigram"], checker="device")
 
 
-def test_tables_are_kept_and_read_back(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_tables_are_kept_and_read_back(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: Any) -> None:
     tokenizer = TOKENIZERS["pad apart from end"]
     first = check(tokenizer, tokenizer, cache_folder=tmp_path)
-    kept = sorted(path.name for path in tmp_path.iterdir())
-    assert len(kept) == 1
+    [kept] = tmp_path.glob("*.json")
     monkeypatch.setattr(compatibility.BoundaryProbe, "find", lambda *_: pytest.fail("tried again"))
     monkeypatch.setattr(compatibility, "audit_rules", lambda *_: pytest.fail("audited again"))
     assert check(tokenizer, tokenizer, cache_folder=tmp_path) == first
     monkeypatch.undo()
-    for name in kept:
-        (tmp_path / name).write_bytes(b"broken")
-    assert check(tokenizer, tokenizer, cache_folder=tmp_path) == first
+    content = kept.read_bytes()
+    changed = json.loads(json.loads(content)["measured"])["tables"]["first_V"]
+    digit = content.index(b", ".join(str(i).encode() for i in changed[100:120])) + 1
+    for damaged in (b"broken", b"", content[:-9], content[:digit] + b"7" + content[digit + 1 :]):
+        assert damaged != content
+        kept.write_bytes(damaged)
+        caplog.clear()
+        assert check(tokenizer, tokenizer, cache_folder=tmp_path) == first
+        assert f"{kept}: damaged, and made again" in caplog.text
+        assert kept.read_bytes() == content
+
+
+@pytest.mark.parametrize("kind", ["fifo", "folder", "link", "file as cache", "read-only"])
+def test_a_cache_that_cannot_be_used_changes_nothing(kind: str, tmp_path: Path, caplog: Any) -> None:
+    tokenizer, folder = TOKENIZERS["pad apart from end"], tmp_path / "cache"
+    first = check(tokenizer, tokenizer, cache_folder=folder)
+    [kept] = folder.glob("*.json")
+    if kind == "file as cache":
+        shutil.rmtree(folder)
+        folder.write_text("no folder")
+    elif kind == "read-only":
+        kept.write_text("damaged")
+        (folder / ".lock").unlink()
+        (folder / ".lock").mkdir()  # it cannot be locked
+    else:
+        kept.unlink()
+        outside = tmp_path / "outside"
+        outside.write_text("not of the cache")
+        {"fifo": os.mkfifo, "folder": Path.mkdir, "link": lambda path: path.symlink_to(outside)}[kind](kept)
+    assert check(tokenizer, tokenizer, cache_folder=folder) == first
+    assert "made again" in caplog.text
+    if kind == "link":
+        assert outside.read_text() == "not of the cache"
+
+
+NUM_TOKENS = 5
+TABLES = {
+    "head": [1],
+    "mids": [[2, 3]],
+    "first_V": [0, -1, 2, 3, 4],
+    "last_V": [0, 1, 2, 3, 4],
+    "mid_V": [0] * 5,
+    "space": -1,
+}
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"first_V": [0, 1, 2, 3]},
+        {"first_V": [0, 1, 2, 3, 5]},
+        {"last_V": [0, 1, 2, 3, -2]},
+        {"last_V": [0, 1, 2, 3, 4.0]},
+        {"last_V": [0, 1, 2, 3, 10**30]},
+        {"last_V": ["0"] * 5},
+        {"mid_V": [0, 0, 0, 0, 1]},
+        {"mid_V": [0, 0, 0, 0, -1]},
+        {"mids": []},
+        {"head": [5]},
+        {"mids": [[2, -1]]},
+        {"space": 5},
+        {"space": None},
+    ],
+)
+def test_tables_of_another_form_do_not_fit(change: dict[str, Any]) -> None:
+    assert BoundaryTables(**TABLES).fit(NUM_TOKENS)
+    assert not BoundaryTables(**(TABLES | change)).fit(NUM_TOKENS)
 
 
 def small_row_builder(**settings: Any) -> RowBuilder:
@@ -201,7 +267,7 @@ def test_the_audit_of_a_run_stops_at_a_row_that_differs_from_the_text_path() -> 
     row_builder.build(ids, size, ["la casa", "la puerta"], ["the house", "the door"])
     with pytest.raises(RowBuilderError, match="at token") as caught:
         row_builder.build(ids, size, ["la casa", "la puerta"], ["the house", "a door"])
-    assert "'a door' -> 'la puerta'" in str(caught.value) and "tokens.audit" in str(caught.value)
+    assert "'a door' -> 'la puerta'" in str(caught.value) and "tokens.mode" in str(caught.value)
 
 
 def test_the_text_path_counts_its_rows() -> None:
@@ -215,10 +281,9 @@ def test_the_text_path_counts_its_rows() -> None:
 @pytest.mark.parametrize(
     ("tokens", "message"),
     [
-        ('mode = "text"\naudit = 0.5', "tokens.audit: has no effect"),
         ("strict = true", "tokens.strict"),
         ('guard = "host"', "tokens.guard"),
-        ("audit = 1.5", "tokens.audit"),
+        ("audit = 0.5", "tokens.audit: unknown key"),
         ('mode = "sideways"', "tokens.mode"),
     ],
 )

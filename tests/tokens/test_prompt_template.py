@@ -253,11 +253,6 @@ def test_braces_in_texts_are_not_fields() -> None:
     assert used.prompt_text("%(name)s {0} {target}") == "{{}} %(name)s {0} {target} ="
 
 
-def test_segments_survive_json() -> None:
-    segments = template(TOKENIZERS["pad is end"]).segments
-    assert Segments.from_dict(json.loads(json.dumps(segments.to_dict()))) == segments
-
-
 @pytest.mark.parametrize(
     ("code", "name"),
     [("en", "English"), ("pt-BR", "Portuguese (Brazil)"), ("zh-Hant", "Chinese (Traditional)")],

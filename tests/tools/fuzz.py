@@ -16,6 +16,7 @@ import json
 import os
 import random
 import resource
+import shutil
 import signal
 import sys
 import tempfile
@@ -237,13 +238,10 @@ def read_wheel(content: bytes, folder: Path, counts: Counter[str]) -> None:
     outside = folder / "wheels"
     outside.mkdir(exist_ok=True)
     (outside / "a.whl").write_bytes(content)
-    before = downloads.cache_dir
-    downloads.cache_dir = lambda: folder / "cache"  # type: ignore[assignment]
-    try:
-        (folder / "cache").mkdir(exist_ok=True)
-        check_input(lambda: downloads._extract(outside / "a.whl", "0" * 64), counts)
-    finally:
-        downloads.cache_dir = before
+    files = folder / "cache" / "files"
+    shutil.rmtree(files, ignore_errors=True)
+    files.mkdir(parents=True)
+    check_input(lambda: downloads._extract(outside / "a.whl", files), counts)
     assert {path.name for path in folder.iterdir()} <= {"wheels", "cache"}, "a member was written outside"
     assert {path.name for path in (folder / "cache").iterdir()} <= {"files"}, "a member was written outside"
 

@@ -1,0 +1,67 @@
+"""Reading tensors that were not made here: files that lie about their content and numbers that are none are refused."""
+
+import stat
+from collections.abc import Mapping
+from pathlib import Path
+
+import torch
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import load_file
+
+from roundtrip.runtime.errors import ModelError, first_line
+
+_DAMAGED = "it is damaged: copy or download it again, or train again"
+
+
+def require_file(path: Path, max_bytes: int | None = None) -> int:
+    """Return the size of a file; refuse what is no regular file, which could block or never end, and what is empty."""
+    try:
+        status = path.stat()
+    except OSError as error:
+        raise ModelError(f"it cannot be read: {error.strerror}", place=str(path), cure="restore the file") from error
+    except ValueError as error:  # a zero byte in a name
+        raise ModelError(f"it cannot be read: {error}", place=repr(str(path)), cure="restore the file") from error
+    if not stat.S_ISREG(status.st_mode) or not status.st_size:
+        kind = "is empty" if stat.S_ISREG(status.st_mode) else "is not a regular file"
+        raise ModelError(f"it {kind}", place=str(path), cure="restore the file")
+    if max_bytes is not None and status.st_size > max_bytes:
+        problem = f"it has {status.st_size:,} bytes, more than the {max_bytes:,} that such a file may have"
+        raise ModelError(problem, place=str(path), cure="use the file as its author has published it")
+    return status.st_size
+
+
+def count_tensors(path: Path) -> int:
+    """Return how many tensors a safetensors file holds; the library checks its header for that."""
+    require_file(path)
+    try:
+        with safe_open(path, framework="pt") as file:
+            return len(file.keys())
+    except (OSError, SafetensorError) as error:
+        raise ModelError(f"no readable safetensors: {first_line(error)}", place=str(path), cure=_DAMAGED) from error
+
+
+def read_tensors(path: Path, cure: str = _DAMAGED) -> dict[str, torch.Tensor]:
+    """Return the tensors of a safetensors file; each is finite."""
+    require_file(path)
+    try:
+        tensors = dict(load_file(path))
+    except (OSError, SafetensorError) as error:
+        raise ModelError(f"no readable safetensors: {first_line(error)}", place=str(path), cure=cure) from error
+    refuse_nonfinite(tensors, str(path))
+    return tensors
+
+
+def refuse_nonfinite(tensors: Mapping[str, torch.Tensor], place: str) -> None:
+    """Refuse weights that are NaN or infinite."""
+    # Tied weights are one tensor under several names.
+    distinct = {(tensor.data_ptr(), tensor.numel()): name for name, tensor in tensors.items()}
+    for name in distinct.values():
+        tensor = tensors[name]
+        if not tensor.numel() or not tensor.is_floating_point():
+            continue
+        # Eight bits have no minimum. Minimum and maximum are NaN where one number is, and cannot overflow as a sum.
+        wide = tensor.float() if tensor.element_size() == 1 else tensor
+        if not torch.stack(torch.aminmax(wide.detach())).isfinite().all():
+            num_bad = int((~wide.isfinite()).sum())
+            problem = f"{num_bad:,} of the {tensor.numel():,} numbers of '{name}' are not finite"
+            raise ModelError(problem, place=place, cure=_DAMAGED)
