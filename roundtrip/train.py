@@ -15,8 +15,8 @@ class _CallableModule(ModuleType):
 
 
 if __name__ == "__main__":
-    from roundtrip.cli.train import main
+    from roundtrip.__main__ import main
 
-    main()
+    main("roundtrip.cli.train")
 else:
     sys.modules[__name__].__class__ = _CallableModule

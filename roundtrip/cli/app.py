@@ -6,18 +6,25 @@ import argparse
 import errno
 import importlib
 import os
+import platform
+import shlex
+import signal
 import sys
+import tempfile
+import traceback
 import warnings
 from collections.abc import Callable
+from contextlib import suppress
+from importlib import metadata
 from pathlib import Path
-from typing import TYPE_CHECKING, NoReturn
+from typing import TYPE_CHECKING, Any, NoReturn
 
 from rich.console import Console
 
 from roundtrip import __version__
 from roundtrip.runtime.disk_space import error_numbers, is_full
 from roundtrip.runtime.downloads import go_offline, is_offline
-from roundtrip.runtime.errors import Interrupted, RoundtripError, first_line
+from roundtrip.runtime.errors import Interrupted, OutputError, RoundtripError, UsageError, first_line, printable
 from roundtrip.runtime.event_log import EventLog, print_line
 
 if TYPE_CHECKING:
@@ -35,12 +42,23 @@ COMMANDS = {
     "export": "write a trained direction for transformers, PEFT and vLLM",
 }
 
+# Of an error that nobody expected; EX_SOFTWARE of sysexits.h.
+EXIT_FAULT = 70
+_REPORTED = ("torch", "transformers", "peft")
+
+
+class ArgumentParser(argparse.ArgumentParser):
+    """A parser whose errors quote arguments shortened and without control characters."""
+
+    def error(self, message: str) -> NoReturn:
+        super().error(printable(str(UsageError(message))))
+
 
 def main() -> None:
     """Run the subcommand that the first argument names."""
     description = "Train two translation directions by back-translation."
     epilog = "`roundtrip COMMAND --help` lists the options of a command."
-    parser = argparse.ArgumentParser(prog="roundtrip", description=description, epilog=epilog)
+    parser = ArgumentParser(prog="roundtrip", description=description, epilog=epilog)
     parser.add_argument("--version", action="version", version=f"roundtrip {__version__}")
     commands = parser.add_subparsers(dest="command", metavar="COMMAND", required=True)
     for name, summary in COMMANDS.items():
@@ -51,35 +69,46 @@ def main() -> None:
 
 
 def run_cli(run: Callable[[argparse.Namespace], None], parser: argparse.ArgumentParser) -> NoReturn:
-    """Parse the arguments, run a subcommand with them, and exit with a code.
-
-    0: success. 2: what was asked for cannot be done. 3: training cannot continue. 129, 130, 143: stopped by a signal.
-    141: what reads the output was closed.
-    """
+    """Parse the arguments, run a subcommand with them, and exit with a code."""
     parser.add_argument("--debug", action="store_true", help="show the traceback of an error")
     parser.add_argument("--offline", action="store_true", help="no network access: use only what is in the caches")
     arguments = parser.parse_args()
     _quiet_libraries()
     if arguments.offline or is_offline():
         go_offline()
-    code = 0
+    exit_with(lambda: run(arguments), trains="recipe" in arguments)
+
+
+def exit_with(run: Callable[[], None], *, trains: bool = False) -> NoReturn:
+    """Run a command, print the error that it ends with, and exit with a code: see docs/reliability.md."""
+    code: int | str | None = 0
+    ctrl_c_ends = signal.getsignal(signal.SIGINT) is signal.SIG_DFL
     try:
-        run(arguments)
-    except BrokenPipeError:
-        # The reader of our output is gone; redirect it so that closing it does not raise again.
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        code = 141
+        if ctrl_c_ends:
+            signal.signal(signal.SIGINT, signal.default_int_handler)
+        try:
+            run()
+        except SystemExit as error:
+            code = error.code
+        finally:
+            # From here on a further Ctrl-C ends the process without a traceback.
+            if ctrl_c_ends:
+                signal.signal(signal.SIGINT, signal.SIG_DFL)
+        sys.stdout.flush()
     except (Exception, KeyboardInterrupt) as error:
-        message, code = _message_and_code(error, trains="recipe" in arguments)
-        if message is None or arguments.debug:
-            raise
-        print_line(Console(stderr=True), message, "bold")
+        message, code = _message_and_code(error, trains)
+        if "--debug" in sys.argv:
+            traceback.print_exception(error)
+        if message:
+            print_line(Console(stderr=True), message, "bold")
     sys.exit(code)
 
 
-def _message_and_code(error: BaseException, trains: bool) -> tuple[str | None, int]:
-    """Return what to print about an error, None for an unexpected one, and the exit code."""
+def _message_and_code(error: BaseException, trains: bool) -> tuple[str, int]:
+    """Return what to print about an error, and the exit code."""
     match error:
+        case OutputError(exit_code=141):
+            return "", 141
         case RoundtripError():
             return f"{'stopped' if isinstance(error, Interrupted) else 'error'}: {error}", error.exit_code
         case KeyboardInterrupt():
@@ -88,15 +117,46 @@ def _message_and_code(error: BaseException, trains: bool) -> tuple[str | None, i
             cure = "lower train.max_tokens_per_microbatch and generate.max_tokens_per_batch, and start a new run"
         case _ if type(error).__name__ == "OutOfMemoryError":
             cure = "end other programs that use the device, or name another one, such as --device cpu"
+        case MemoryError():
+            cure = "end other programs, or raise the limit of memory (ulimit -v)"
+        case ImportError():
+            cure = "repair the installation (pip check), or raise the limit of memory (ulimit -v)"
         case _ if is_full(error):
-            cure = "free disk space and repeat the command; add --resume to continue a run that has a checkpoint"
+            cure = "free disk space, or raise the limit of file sizes (ulimit -f), and repeat the command; "
+            cure += "add --resume to continue a run that has a checkpoint"
         case _ if errno.EIO in error_numbers(error):
             cure = "check the disk; add --resume to continue a run that has a checkpoint"
         case PermissionError():
             cure = "name another folder, or change its permissions"
+        case _ if error_numbers(error):
+            cure = "check the path, and the limits of this process (ulimit -a)"
+        case RuntimeError() if "home directory" in str(error):  # of pathlib, about `~nobody`
+            cure = "write the path without ~"
         case _:
-            return None, 1
-    return f"error: {first_line(error)}\n  {cure}", 3
+            return _report(error), EXIT_FAULT
+    problem = first_line(error) if str(error) else f"memory ran out ({type(error).__name__})"
+    return f"error: {RoundtripError(problem, cure=cure)}", 3
+
+
+def _report(error: BaseException) -> str:
+    """Write a traceback to a file for a report, and return what to print about an error that nobody expected."""
+    numbers = [f"{name} {version}" for name in _REPORTED if (version := _version(name))]
+    versions = ", ".join([f"roundtrip {__version__}", f"python {platform.python_version()}", *numbers])
+    cure = "please report it with what --debug shows"
+    with suppress(OSError):
+        settings: dict[str, Any] = {"prefix": "roundtrip-", "suffix": ".txt", "delete": False}
+        with tempfile.NamedTemporaryFile("w", encoding="utf-8", errors="backslashreplace", **settings) as file:
+            file.write(f"{shlex.join(sys.argv)}\n{versions}\n\n{''.join(traceback.format_exception(error))}")
+        cure = f"please report it with the file {file.name}, which has the command and the traceback"
+    problem = f"an unexpected error, a fault of roundtrip: {type(error).__name__}: {first_line(error)}"
+    return f"error: {RoundtripError(problem, cure=cure)}\n  {versions}"
+
+
+def _version(library: str) -> str | None:
+    try:
+        return metadata.version(library)
+    except metadata.PackageNotFoundError:
+        return None
 
 
 def _quiet_libraries() -> None:

@@ -6,7 +6,7 @@ from typing import get_args
 
 from rich.console import Console
 
-from roundtrip.cli.app import run_cli
+from roundtrip.cli.app import ArgumentParser, run_cli
 from roundtrip.recipe.language_codes import bleu_tokenizer, parse_code
 from roundtrip.recipe.schema import BleuTokenizer
 from roundtrip.runtime.atomic_io import is_writable, write_json
@@ -21,7 +21,7 @@ def main() -> None:
         "the lines that changed most, scores by domain. A system is a file of translations, or the folder of a run or "
         "of an exported direction, which then translates. All text is cleaned as runs clean theirs, to Unicode NFC."
     )
-    parser = argparse.ArgumentParser(prog="roundtrip evaluate", description=description)
+    parser = ArgumentParser(prog="roundtrip evaluate", description=description)
     add = parser.add_argument
     add("--source", type=Path, metavar="FILE", help="one source per line")
     add("--reference", type=Path, metavar="FILE", help="one reference per line")

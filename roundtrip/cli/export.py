@@ -5,14 +5,14 @@ from pathlib import Path
 
 from rich.console import Console
 
-from roundtrip.cli.app import open_run, run_cli
+from roundtrip.cli.app import ArgumentParser, open_run, run_cli
 from roundtrip.recipe.plan import directions
 from roundtrip.runtime.event_log import print_line
 
 
 def main() -> None:
     description = "Write folders that transformers, PEFT and vLLM read: OUT/en-es and OUT/es-en."
-    parser = argparse.ArgumentParser(prog="roundtrip export", description=description)
+    parser = ArgumentParser(prog="roundtrip export", description=description)
     add = parser.add_argument
     add("run", type=Path, metavar="RUN", help="folder of a run")
     add("out", type=Path, metavar="OUT", help="folder to write, new or empty")

@@ -6,14 +6,15 @@ from pathlib import Path
 
 from rich.console import Console
 
-from roundtrip.cli.app import add_recipe_arguments, open_recipe, run_cli
+from roundtrip.cli.app import ArgumentParser, add_recipe_arguments, open_recipe, run_cli
 from roundtrip.cli.check import dry_run_recipe
+from roundtrip.cli.streams import outlive_output
 from roundtrip.runtime.errors import UsageError
 
 
 def main() -> None:
     description = "Train two translation directions that generate training data for each other."
-    parser = argparse.ArgumentParser(prog="roundtrip train", description=description)
+    parser = ArgumentParser(prog="roundtrip train", description=description)
     add_recipe_arguments(parser)
     parser.add_argument("--out", metavar="RUN", type=Path, help="folder of the run (default: runs/NAME-OF-RECIPE)")
     either = parser.add_mutually_exclusive_group()
@@ -29,6 +30,7 @@ def _train(arguments: argparse.Namespace) -> None:
         return
     if arguments.json:
         raise UsageError("applies to a dry run only", place="--json", cure="add --dry-run, or omit --json")
+    outlive_output()
     # Of several processes only the first one prints.
     loaded, events = open_recipe(arguments, Console(quiet=os.environ.get("RANK", "0") != "0"))
     from roundtrip.backtranslation import session

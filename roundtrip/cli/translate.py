@@ -8,7 +8,7 @@ from typing import BinaryIO
 
 from rich.console import Console
 
-from roundtrip.cli.app import load_translator, run_cli
+from roundtrip.cli.app import ArgumentParser, load_translator, run_cli
 from roundtrip.data.normalize import clean
 from roundtrip.data.text_files import decoded_lines, without_markup
 from roundtrip.runtime.errors import TextError, quantity
@@ -21,7 +21,7 @@ _PLACE = "standard input"
 
 def main() -> None:
     description = "Translate lines from standard input to standard output: one output line per input line, in order."
-    parser = argparse.ArgumentParser(prog="roundtrip translate", description=description)
+    parser = ArgumentParser(prog="roundtrip translate", description=description)
     parser.add_argument("run", type=Path, metavar="RUN", help="folder of a run")
     parser.add_argument("--to", required=True, metavar="LANGUAGE", help="code of the language to translate into")
     parser.add_argument("--device", default="auto", help="auto (default), cpu, cuda:0, ...")

@@ -125,6 +125,9 @@ def decoded_lines(handle: HasLines, place: str, encoding: str = "utf-8") -> Iter
         raise TextError(problem, place=f"{place}:{number}", cure=cure) from error
     except _BROKEN_GZIP as error:
         raise _broken_gzip(f"{place}:{number + 1}", error) from error
+    except OSError as error:
+        cure = "Name a file or a pipe that is open for reading."
+        raise TextError(f"cannot be read: {error.strerror or error}", place=place, cure=cure) from error
 
 
 def markup_kind(line: str) -> str | None:

@@ -7,6 +7,8 @@ from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
+from roundtrip.runtime.errors import RoundtripError
+
 
 @contextmanager
 def atomic_path(path: Path) -> Iterator[Path]:
@@ -15,6 +17,8 @@ def atomic_path(path: Path) -> Iterator[Path]:
     A process that is killed meanwhile leaves the old content of `path`, and at most a hidden temporary file. (A folder
     that is replaced does not exist between two renames.)
     """
+    if is_special(path):
+        raise RoundtripError("is a device, a pipe or a link to one", place=str(path), cure="name a file")
     temporary, old = (path.with_name(f".{path.name}.{suffix}") for suffix in ("tmp", "old"))
     path.parent.mkdir(parents=True, exist_ok=True)
     remove_path(temporary)
@@ -36,7 +40,8 @@ def atomic_path(path: Path) -> Iterator[Path]:
 
 def write_text(path: Path, text: str) -> None:
     with atomic_path(path) as temporary:
-        temporary.write_text(text, encoding="utf-8")
+        # Bytes of paths that are not UTF-8 are surrogates in Python, which become escapes that JSON reads back.
+        temporary.write_text(text, encoding="utf-8", errors="backslashreplace")
 
 
 def write_json(path: Path, document: object) -> None:
@@ -102,7 +107,13 @@ def set_permissions(path: Path) -> None:
 def is_writable(path: Path) -> bool:
     """Return whether a file or folder can be written or made there."""
     existing = next(each for each in (path.absolute(), *path.absolute().parents) if each.exists())
-    return os.access(existing, os.W_OK) and (existing.is_dir() or existing == path.absolute())
+    is_usable = existing.is_dir() or (existing == path.absolute() and not is_special(existing))
+    return os.access(existing, os.W_OK) and is_usable
+
+
+def is_special(path: Path) -> bool:
+    """Return whether a path is a device or a pipe, which a rename would replace by a file."""
+    return path.exists() and not path.is_file() and not path.is_dir()
 
 
 def fsync_path(path: Path) -> None:

@@ -14,8 +14,8 @@ _SLACK = 1 << 16
 
 
 def is_full(error: BaseException) -> bool:
-    """Return whether an error says that a disk or a quota has no space left."""
-    return not error_numbers(error).isdisjoint({errno.ENOSPC, errno.EDQUOT})
+    """Return whether an error says that a disk or a quota has no space left, or that a file may not become so large."""
+    return not error_numbers(error).isdisjoint({errno.ENOSPC, errno.EDQUOT, errno.EFBIG})
 
 
 def error_numbers(error: BaseException) -> set[int]:
@@ -39,7 +39,9 @@ def report_full_disk(path: Path, num_bytes: int = 0) -> Iterator[None]:
         free = shutil.disk_usage(next(part for part in path.parents if part.is_dir())).free
         needed = num_bytes + _SLACK
         problem = f"the disk is full: {needed:,} bytes are needed, {free:,} are free, {needed - free:,} are missing"
-        if not num_bytes:
+        if errno.EFBIG in error_numbers(error):
+            problem = "the file becomes larger than this process may make files (ulimit -f)"
+        elif not num_bytes:
             problem = f"the disk is full ({free:,} bytes free)"
         elif needed <= free:
             problem = f"no space for {needed:,} bytes, although {free:,} are free: a quota or limit of the file system"

@@ -1,6 +1,7 @@
 """All errors that are raised for the user, each with its problem, place and cure."""
 
 import difflib
+import errno
 import re
 import signal
 from collections.abc import Iterable
@@ -39,8 +40,10 @@ def _short(text: str) -> str:
 
 def printable(text: str) -> str:
     """Return text that is safe to print on a terminal: control characters are escaped, as `\\x1b`."""
-    # All except tab and line feed; C1 too, which begins a sequence in some terminals.
-    return re.sub("[\x00-\x08\x0b-\x1f\x7f-\x9f]", lambda match: f"\\x{ord(match.group()):02x}", text)
+    # All except tab and line feed; C1 too, which begins a sequence in some terminals, and bytes of paths that are not
+    # UTF-8, which Python holds as surrogates.
+    unsafe = "[\x00-\x08\x0b-\x1f\x7f-\x9f\ud800-\udfff]"
+    return re.sub(unsafe, lambda match: f"\\x{ord(match.group()) & 0xFF:02x}", text)
 
 
 def first_line(error: BaseException) -> str:
@@ -111,6 +114,15 @@ class DiskError(RoundtripError):
     """The disk is full; what was written before is complete."""
 
     exit_code = 3
+
+
+class OutputError(RoundtripError):
+    """Standard output cannot be written: its disk is full, or its reader has gone, as `| head` does (code 141)."""
+
+    def __init__(self, error: OSError) -> None:
+        problem = f"cannot be written: {error.strerror}"
+        super().__init__(problem, place="standard output", cure="write it to a file on a disk with free space")
+        self.exit_code = 141 if error.errno == errno.EPIPE else 3
 
 
 class Interrupted(RoundtripError):

@@ -43,12 +43,8 @@ class EventLog:
                 _append(self.path, line.encode())
 
     def say(self, text: str) -> None:
-        """Show one line; does nothing where the terminal is gone."""
-        try:
-            print_line(self.console, text)
-        except OSError as error:
-            if error.errno != errno.EIO:
-                raise
+        """Show one line."""
+        print_line(self.console, text)
 
     def on_oom_split(self, rows: int) -> None:
         """Report that a batch did not fit into memory; a callback of `generate`."""

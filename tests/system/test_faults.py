@@ -27,7 +27,7 @@ from roundtrip.backtranslation.trainer import Trainer
 from roundtrip.engine import train_step as engine_step
 from roundtrip.recipe import loader
 from roundtrip.runtime import atomic_io, disk_space, interrupts
-from roundtrip.runtime.errors import DiskError, Interrupted, RunError, TrainingError
+from roundtrip.runtime.errors import DiskError, Interrupted, RoundtripError, RunError, TrainingError
 from roundtrip.runtime.event_log import EventLog
 from roundtrip.tokens.prompt_template import TokenRow
 from tests.conftest import WriteRecipe
@@ -512,6 +512,18 @@ def test_an_exceeded_quota_is_reported_as_one(tmp_path: Path) -> None:
         raise OSError(122, "Disk quota exceeded")
     with pytest.raises(OSError, match="Input/output"), disk_space.report_full_disk(path, 10):
         raise OSError(5, "Input/output error")
+
+
+def test_a_pipe_or_device_is_not_replaced_by_a_file(tmp_path: Path) -> None:
+    """As root, a rename would replace /dev/null."""
+    os.mkfifo(tmp_path / "pipe")
+    (tmp_path / "link").symlink_to("pipe")
+    for path in (tmp_path / "pipe", tmp_path / "link"):
+        assert not atomic_io.is_writable(path)
+        with pytest.raises(RoundtripError, match="is a device, a pipe"):
+            atomic_io.write_json(path, {})
+    assert (tmp_path / "pipe").is_fifo() and (tmp_path / "link").is_symlink()
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["link", "pipe"]
 
 
 def test_an_incomplete_event_is_removed(tmp_path: Path) -> None:
