@@ -21,7 +21,7 @@ from roundtrip.runtime import atomic_io, integrity
 from roundtrip.runtime.errors import RunError
 
 BEST = "best"
-FORMAT = 4
+FORMAT = 5
 # Keys that may change at --resume, since no result depends on them.
 _FREE_KEYS = {"checkpoint", "rounds.require_better_than_copy"}
 # Files that may be in the folder of a run before its run.json is.
