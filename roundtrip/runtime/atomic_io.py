@@ -98,10 +98,16 @@ def remove_temporaries(folder: Path) -> None:
 
 def set_permissions(path: Path) -> None:
     """Give a file, or all in a folder, the usual permissions: safetensors are written for their owner alone."""
-    umask = os.umask(0o077)
-    os.umask(umask)
+    mask = umask()
     for file in (path, *path.rglob("*")):
-        file.chmod((0o777 if file.is_dir() else 0o666) & ~umask)
+        file.chmod((0o777 if file.is_dir() else 0o666) & ~mask)
+
+
+def umask() -> int:
+    """Return the permissions that new files of this process do not have."""
+    mask = os.umask(0o077)
+    os.umask(mask)
+    return mask
 
 
 def is_writable(path: Path) -> bool:

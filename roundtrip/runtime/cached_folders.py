@@ -64,7 +64,8 @@ def recorded_hashes(folder: Path) -> dict[str, str]:
 def locked(folder: Path) -> Iterator[None]:
     """Hold a folder, which is made, against other processes; the lock ends with the process, however it ends."""
     folder.mkdir(parents=True, exist_ok=True)
-    lock = FileLock(folder / ".lock")
+    # Without a mode only its owner can hold it, though others of a group may share the cache.
+    lock = FileLock(folder / ".lock", mode=0o666 & ~atomic_io.umask())
     try:
         lock.acquire(blocking=False)
     except Timeout:

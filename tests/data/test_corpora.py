@@ -66,15 +66,36 @@ def test_truncated_row_store_is_refused(tmp_path: Path) -> None:
     row_store.write(path, [("one",), ("two" * 400,)])
     whole, index = path.read_bytes(), path.with_name("rows.txt.starts").read_bytes()
     path.write_bytes(whole[:-1])
-    with pytest.raises(ValueError, match="rows.txt is truncated"):
+    with pytest.raises(TextError, match="rows.txt is truncated"):
         row_store.RowStore(path)
     path.write_bytes(whole)
     path.with_name("rows.txt.starts").write_bytes(index[:-3])
-    with pytest.raises(ValueError, match="starts is truncated"):
+    with pytest.raises(TextError, match="starts is truncated"):
         row_store.RowStore(path)
     path.with_name("rows.txt.starts").unlink()
     with pytest.raises(OSError):
         row_store.RowStore(path)
+
+
+def test_no_damaged_row_is_read(tmp_path: Path) -> None:
+    """Of all flipped bits in text and index, while the store is open."""
+    path, rows = tmp_path / "rows.txt", [("one", "uno"), ("two houses", "dos casas"), ("", ""), ("four", "más de tres")]
+    store, num_refused = row_store.write(path, rows), 0
+    for file in (path, path.with_name("rows.txt.starts")):
+        content = file.read_bytes()
+        for position in range(8 * len(content)):
+            flipped = bytearray(content)
+            flipped[position // 8] ^= 1 << position % 8
+            file.write_bytes(flipped)
+            for index, row in enumerate(rows):
+                try:
+                    assert store[index] == row
+                except TextError as error:
+                    assert "the text of this run is damaged" in error.problem
+                    num_refused += 1
+        file.write_bytes(content)
+    assert num_refused >= 8 * (path.stat().st_size + 8 * len(rows))
+    assert list(store) == rows
 
 
 @given(size=st.integers(1, 300), seed=st.integers(0, 2**40), epoch=st.integers(0, 5))

@@ -19,6 +19,7 @@ import pytest
 from roundtrip.runtime import cached_folders, downloads
 from roundtrip.runtime.errors import RoundtripError, SourceError
 from tests.runtime.test_downloads import MEMBERS, make_wheel, spec_of
+from tests.tools.attack_caches import attack_caches
 
 CHANGES = {"open", "os.rename", "os.mkdir", "os.remove", "os.rmdir", "os.chmod"}
 MADE = {"a.txt": "alpha", "b/c.txt": "gamma", "b/d.txt": ""}
@@ -267,3 +268,9 @@ def test_other_things_in_the_cache(kind: str, wheel: Path, cache: Path, tmp_path
             finally:
                 signal.alarm(0)
             assert sorted((path, path.lstat().st_mtime_ns) for path in outside.rglob("*")) == before, name
+
+
+def test_damage_in_the_cache_is_never_used_silently(tmp_path: Path) -> None:
+    counts = attack_caches(1, 60, tmp_path)
+    assert counts.total() == 60
+    assert set(counts) >= {"wheel: repaired", "model: repaired", "model: refused", "tables: repaired"}
