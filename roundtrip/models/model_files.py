@@ -221,14 +221,10 @@ def _tokenizer_names(documents: Mapping[str, Mapping[str, Any]]) -> set[str]:
     names = {base.ADDED_TOKENS_FILE, base.SPECIAL_TOKENS_MAP_FILE, base.FULL_TOKENIZER_FILE, base.CHAT_TEMPLATE_FILE}
     # Vocabularies of which transformers makes a tokenizer.json, whatever the class.
     names |= {"vocab.json", "vocab.txt", "merges.txt", "tekken.json", "tiktoken.model"}
-    for key in (documents.get(_TOKENIZER, {}).get("tokenizer_class"), documents[CONFIG].get("tokenizer_class")):
-        named = (
-            key.removesuffix("Fast")
-            if isinstance(key, str)
-            else TOKENIZER_MAPPING_NAMES.get(documents[CONFIG]["model_type"])
-        )
-        for name in (named, f"{named}Fast"):
-            tokenizer_class = tokenizer_class_from_name(name) if named else None
+    classes = [documents.get(_TOKENIZER, {}).get("tokenizer_class"), documents[CONFIG].get("tokenizer_class")]
+    classes.append(TOKENIZER_MAPPING_NAMES.get(documents[CONFIG]["model_type"]))
+    for name in {key.removesuffix("Fast") for key in classes if isinstance(key, str)}:
+        for tokenizer_class in (tokenizer_class_from_name(name), tokenizer_class_from_name(f"{name}Fast")):
             names |= set(getattr(tokenizer_class, "vocab_files_names", {}).values())
     return names - {_TOKENIZER, CONFIG, GENERATION}
 
