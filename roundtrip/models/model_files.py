@@ -44,6 +44,8 @@ _NOT_THE_MODELS = {
     *("dtype", "torch_dtype", "torchscript", "return_dict", "use_return_dict", "output_attentions"),
     *("output_hidden_states", "output_router_logits", "use_bfloat16", "compile_config", "trust_remote_code"),
 }
+# By this key transformers writes numbers that are not finite, as a limit without an end.
+_FLOAT = "__float__"
 # Packages that read quantized weights without fetching kernels.
 _QUANTIZED_BY = ("bitsandbytes",)
 
@@ -256,10 +258,12 @@ def _clean(value: Any, path: Path, key: str = "") -> Any:
     if isinstance(value, dict):
         if key in {"quantization_config", "compression_config"}:
             return _checked_quantization(value, path)
+        if value == {_FLOAT: "NaN"}:
+            raise ModelError(f"its {key} is not a number", place=str(path), cure=_RESTORE)
         return {
             name: _clean(each, path, name)
             for name, each in value.items()
-            if not name.startswith("_") and name not in _NOT_THE_MODELS
+            if name == _FLOAT or not (name.startswith("_") or name in _NOT_THE_MODELS)
         }
     if isinstance(value, list):
         return [_clean(each, path, key) for each in value]
@@ -273,7 +277,7 @@ def _clean(value: Any, path: Path, key: str = "") -> Any:
 
 
 def _least(key: str) -> int:
-    return 0 if key.startswith(("num_", "n_")) else -_MAX_OTHER
+    return 0 if key.startswith("num_") else -_MAX_OTHER
 
 
 def _largest(key: str) -> int:
