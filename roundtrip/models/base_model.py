@@ -4,7 +4,6 @@ import copy
 import hashlib
 import importlib.util
 import logging
-import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -58,8 +57,6 @@ def load(spec: Model, folder: Path, *, on_host: bool = False) -> LoadedModel:
         on_host: leave its weights in host memory, though the recipe names another device.
     """
     limit_kernel_cache()
-    # Otherwise a hub model without safetensors is loaded from a conversion that a bot has proposed as a pull request.
-    os.environ.setdefault("DISABLE_SAFETENSORS_CONVERSION", "1")
     location = locate_model(spec, folder)
     device = choose_device(spec.device)
     dtype = choose_dtype(spec.dtype, device)
@@ -68,7 +65,8 @@ def load(spec: Model, folder: Path, *, on_host: bool = False) -> LoadedModel:
         files = find_files(location, spec.revision)
         digest = files.digest()
         with files.as_folder() as work:
-            config, tokenizer = _read_tokenizer(files, work)
+            config = _read_config(files, work)
+            tokenizer = _read_tokenizer(files, work, config)
             model, report = _from_pretrained(files, work, config, dtype, output_loading_info=True, **quantized)
         num_embeddings = int(model.get_input_embeddings().weight.shape[0])
         _refuse_incomplete(spec, model, tokenizer, report)
@@ -79,6 +77,8 @@ def load(spec: Model, folder: Path, *, on_host: bool = False) -> LoadedModel:
         pad_id = int(next((i for i in known if 0 <= i < num_embeddings), 0))
         stop_ids = _stop_ids(model.generation_config.eos_token_id, num_embeddings, location)
     max_positions = getattr(model.config, "max_position_embeddings", None)
+    if not isinstance(max_positions, int) or max_positions < 1:  # as -1 in some
+        max_positions = None
     attention_name = str(model.config._attn_implementation)
     return LoadedModel(
         model, tokenizer, location, pad_id, stop_ids, max_positions, digest, attention_name, num_embeddings
@@ -134,9 +134,10 @@ def load_tokenizer(spec: Model, folder: Path) -> tuple[Any, tuple[int, ...]]:
         # Weights of the hub are not downloaded for this.
         files = find_files(location, spec.revision, weights=Path(location).is_absolute())
         with files.as_folder() as work:
-            config, tokenizer = _read_tokenizer(files, work)
+            config = _read_config(files, work)
             if type(config) not in MODEL_FOR_CAUSAL_LM_MAPPING:
                 raise ValueError(f"a model of type {config.model_type} is no causal language model")
+            tokenizer = _read_tokenizer(files, work, config)
             text_config = config.get_text_config(decoder=True)
             settings: Any = text_config
             if (work / model_files.GENERATION).exists():
@@ -147,20 +148,25 @@ def load_tokenizer(spec: Model, folder: Path) -> tuple[Any, tuple[int, ...]]:
         return tokenizer, _stop_ids(getattr(settings, "eos_token_id", None), num_embeddings, location)
 
 
-def _read_tokenizer(files: ModelFiles, work: Path) -> tuple[Any, Any]:
-    """Return the configuration and the tokenizer of a model from the folder with its checked files."""
+def _read_config(files: ModelFiles, work: Path) -> Any:
+    """Return the configuration of a model from the folder with its checked files."""
     from transformers import AutoConfig
 
     config: Any = AutoConfig.from_pretrained(work, trust_remote_code=False)
     # transformers knows models by it that need another tokenizer than they name.
     config.name_or_path = files.location
+    return config
+
+
+def _read_tokenizer(files: ModelFiles, work: Path, config: Any) -> Any:
+    """Return the tokenizer of a model from the folder with its checked files."""
     tokenizer = load_within_limits(work, config, files.location)
     for values in (vars(tokenizer), tokenizer.init_kwargs):
         files.restore_paths(work, values)
     tokenizer.decode(tokenizer("a")["input_ids"])  # fails with settings of a wrong type
     for name in ("pad_token_id", "eos_token_id"):
         model_files.check_token(getattr(tokenizer, name), Path(files.location), f"tokenizer's {name}")
-    return config, tokenizer
+    return tokenizer
 
 
 def _stop_ids(eos: Any, num_embeddings: int, location: str) -> tuple[int, ...]:
@@ -183,7 +189,7 @@ def reload_weights(spec: Model, base: LoadedModel, folder: Path | None = None) -
             cure = "restore the files of the model, or start a new run"
             raise ModelError("its files have changed since the run began", place=location, cure=cure)
         with files.as_folder() as work:
-            saved = _from_pretrained(files, work, _read_tokenizer(files, work)[0], base.dtype)
+            saved = _from_pretrained(files, work, _read_config(files, work), base.dtype)
     try:
         base.model.load_state_dict(saved.state_dict())
     except RuntimeError as error:

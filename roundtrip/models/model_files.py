@@ -45,6 +45,8 @@ _NOT_THE_MODELS = {
     *("dtype", "torch_dtype", "torchscript", "return_dict", "use_return_dict", "output_attentions"),
     *("output_hidden_states", "output_router_logits", "use_bfloat16", "compile_config", "trust_remote_code"),
 }
+# By this key transformers writes numbers that are not finite, as a limit without an end.
+_FLOAT = "__float__"
 # Packages that read quantized weights without fetching kernels.
 _QUANTIZED_BY = ("bitsandbytes",)
 
@@ -227,14 +229,10 @@ def _tokenizer_names(documents: Mapping[str, Mapping[str, Any]]) -> set[str]:
     names = {base.ADDED_TOKENS_FILE, base.SPECIAL_TOKENS_MAP_FILE, base.FULL_TOKENIZER_FILE, base.CHAT_TEMPLATE_FILE}
     # Vocabularies of which transformers makes a tokenizer.json, whatever the class.
     names |= {"vocab.json", "vocab.txt", "merges.txt", "tekken.json", "tiktoken.model"}
-    for key in (documents.get(_TOKENIZER, {}).get("tokenizer_class"), documents[CONFIG].get("tokenizer_class")):
-        named = (
-            key.removesuffix("Fast")
-            if isinstance(key, str)
-            else TOKENIZER_MAPPING_NAMES.get(documents[CONFIG]["model_type"])
-        )
-        for name in (named, f"{named}Fast"):
-            tokenizer_class = tokenizer_class_from_name(name) if named else None
+    classes = [documents.get(_TOKENIZER, {}).get("tokenizer_class"), documents[CONFIG].get("tokenizer_class")]
+    classes.append(TOKENIZER_MAPPING_NAMES.get(documents[CONFIG]["model_type"]))
+    for name in {key.removesuffix("Fast") for key in classes if isinstance(key, str)}:
+        for tokenizer_class in (tokenizer_class_from_name(name), tokenizer_class_from_name(f"{name}Fast")):
             names |= set(getattr(tokenizer_class, "vocab_files_names", {}).values())
     return names - {_TOKENIZER, CONFIG, GENERATION}
 
@@ -266,10 +264,12 @@ def _clean(value: Any, path: Path, key: str = "") -> Any:
     if isinstance(value, dict):
         if key in {"quantization_config", "compression_config"}:
             return _checked_quantization(value, path)
+        if value == {_FLOAT: "NaN"}:
+            raise ModelError(f"its {key} is not a number", place=str(path), cure=_RESTORE)
         return {
             name: _clean(each, path, name)
             for name, each in value.items()
-            if not name.startswith("_") and name not in _NOT_THE_MODELS
+            if name == _FLOAT or not (name.startswith("_") or name in _NOT_THE_MODELS)
         }
     if isinstance(value, list):
         return [_clean(each, path, key) for each in value]
@@ -283,7 +283,7 @@ def _clean(value: Any, path: Path, key: str = "") -> Any:
 
 
 def _least(key: str) -> int:
-    return 0 if key.startswith(("num_", "n_")) else -_MAX_OTHER
+    return 0 if key.startswith("num_") else -_MAX_OTHER
 
 
 def _largest(key: str) -> int:

@@ -202,6 +202,7 @@ def test_implementations_are_removed_at_any_depth(tmp_path: Path) -> None:
         ({"model_type": "evil"}, "cannot be loaded"),
         ({"model_type": "evil", "auto_map": {"AutoConfig": "evil.Config"}}, "which is not executed"),
         ({"rms_norm_eps": float("nan")}, "its rms_norm_eps is not a number"),
+        ({"rms_norm_eps": {"__float__": "NaN"}}, "its rms_norm_eps is not a number"),
     ],
 )
 def test_a_configuration_that_needs_other_programs_is_refused(
