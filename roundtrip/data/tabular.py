@@ -11,18 +11,13 @@ from itertools import chain, islice
 from pathlib import Path
 from typing import Any
 
-from roundtrip.data.text_files import (
-    FREE_BYTES,
-    MAX_GROWTH,
-    MAX_LINE_BYTES,
-    markup_kind,
-    open_text,
-    read_text_lines,
-)
+from roundtrip.data import text_files
+from roundtrip.data.text_files import MAX_LINE_BYTES, markup_kind, open_text, read_text_lines
 from roundtrip.recipe.language_codes import code_of_name, match_codes, match_rank, parse_code
 from roundtrip.runtime.downloads import parse_dataset
 from roundtrip.runtime.errors import RoundtripError, TextError, first_line, quantity
 
+MAX_COLUMNS = 2000
 _BATCH_ROWS, _PART_BYTES = 1024, 64 << 20
 # Words of a header that name no language: of columns of text, and others.
 _TEXT_WORDS = (
@@ -156,8 +151,8 @@ def _refuse_growth(metadata: Any, path: Path) -> None:
     """Refuse a file whose columns declare more bytes than text of its size unpacks to."""
     groups = (metadata.row_group(index) for index in range(metadata.num_row_groups))
     size = sum(max(group.total_byte_size, 0) for group in groups)
-    if size > max(FREE_BYTES, MAX_GROWTH * path.stat().st_size):
-        problem = f"it grows more than {MAX_GROWTH} times when it is unpacked"
+    if size > max(text_files.FREE_BYTES, text_files.MAX_GROWTH * path.stat().st_size):
+        problem = f"it grows more than {text_files.MAX_GROWTH} times when it is unpacked"
         raise TextError(problem, place=str(path), cure="Write it again without compression if you trust it.")
 
 
@@ -195,6 +190,7 @@ def _fields(
     if first is None:
         return
     width = len(first[1])
+    _refuse_wide(width, f"{path}:{first[0]}")
     place, names = f"{path}:{first[0]}", [name.strip() for name in first[1]]
     if columns is None:
         positions, has_header = _positions_by_header(place, languages, names)
@@ -299,6 +295,11 @@ def _code_in(name: str) -> str:
     return next(iter(codes), "")
 
 
+def _refuse_wide(width: int, place: str) -> None:
+    if width > MAX_COLUMNS:
+        raise TextError(f"{width:,} columns, more than {MAX_COLUMNS:,}", place=place, cure="Keep those of text alone.")
+
+
 def _columns_of(languages: Sequence[str], names: Sequence[str]) -> tuple[int | None, ...]:
     """Return the positions of the columns that are named as the languages, None for those without one.
 
@@ -306,9 +307,9 @@ def _columns_of(languages: Sequence[str], names: Sequence[str]) -> tuple[int | N
     """
     codes = [_code_in(name) for name in names]
     for position, name in enumerate(names):
-        others = [(other, code) for i, (other, code) in enumerate(zip(names, codes, strict=True)) if i != position]
         if name.lower() in _NUMBERS and any(
-            other.lower() in _TEXT_WORDS or match_rank(name, code) is not None for other, code in others
+            i != position and (other.lower() in _TEXT_WORDS or match_rank(name, code) is not None)
+            for i, (other, code) in enumerate(zip(names, codes, strict=True))
         ):
             codes[position] = ""
     return match_codes(languages, codes)
@@ -339,6 +340,7 @@ def _separator_cure(fields: Sequence[str]) -> str | None:
 
 def _names(columns: Columns, languages: tuple[str, ...], place: str, available: Sequence[str] = ()) -> tuple[str, ...]:
     """Return the columns of records: those of the recipe, else those named as the languages."""
+    _refuse_wide(len(available), place)
     of_languages = [available[position] for position in _columns_of(languages, available) if position is not None]
     if columns is None and len(of_languages) == len(languages):
         return tuple(of_languages)
