@@ -11,12 +11,14 @@ from itertools import chain, islice
 from pathlib import Path
 from typing import Any
 
-from roundtrip.data.text_files import markup_kind, open_text, read_text_lines
+from roundtrip.data import text_files
+from roundtrip.data.text_files import MAX_LINE_BYTES, markup_kind, open_text, read_text_lines
 from roundtrip.recipe.language_codes import code_of_name, match_codes, match_rank, parse_code
 from roundtrip.runtime.downloads import parse_dataset
 from roundtrip.runtime.errors import RoundtripError, TextError, first_line, quantity
 
-_BATCH_ROWS = 1024
+MAX_COLUMNS = 2000
+_BATCH_ROWS, _PART_BYTES = 1024, 64 << 20
 # Words of a header that name no language: of columns of text, and others.
 _TEXT_WORDS = (
     *("source", "target", "src", "tgt", "trg", "original", "translation", "translated", "reference", "input", "output"),
@@ -112,19 +114,46 @@ def read_parquet(path: Path, languages: tuple[str, ...], columns: Columns) -> It
         raise not_installed("pyarrow", str(path)) from error
     with open_text(path) as handle:
         try:
-            file = parquet.ParquetFile(handle)
+            metadata = parquet.read_metadata(handle)
+            _refuse_growth(metadata, path)
+            # A dictionary stays one: expanded, each row of a batch might have a text as long as the file allows.
+            fields = metadata.schema.to_arrow_schema()
+            texts = [field.name for field in fields if field.type in (pyarrow.string(), pyarrow.large_string())]
+            file = parquet.ParquetFile(handle, metadata=metadata, read_dictionary=texts)
             available = file.schema_arrow.names
             names = _names(columns, languages, str(path), available)
             top_level = {name if name in available else name.partition(".")[0] for name in names}
             if absent := sorted(top_level.difference(available)):
                 raise _no_column(absent[0], str(path), available)
             batches = file.iter_batches(batch_size=_BATCH_ROWS, columns=sorted(top_level))
-            records = (record for batch in batches for record in batch.to_pylist())
+            records = (record for batch in batches for part in _parts(batch) for record in part.to_pylist())
             for number, record in enumerate(records, start=1):
                 yield tuple(_column_text(record, name, f"{path}, row {number}") for name in names)
         except (pyarrow.ArrowException, ValueError, OverflowError, OSError) as error:
             problem = f"unreadable parquet file ({first_line(error)})"
             raise TextError(problem, place=str(path), cure="Download or write the file again.") from error
+
+
+def _parts(batch: Any) -> Iterator[Any]:
+    """Yield a batch in parts whose texts are small enough to be in memory together."""
+    from pyarrow import compute
+
+    dictionaries = [column.dictionary for column in batch.columns if hasattr(column, "dictionary")]
+    longest = max((compute.max(compute.binary_length(texts)).as_py() or 0 for texts in dictionaries), default=0)
+    num_rows = max(1, _PART_BYTES // max(1, longest))
+    for start in range(0, batch.num_rows, num_rows):
+        part = batch.slice(start, num_rows)
+        columns = [column.dictionary_decode() if hasattr(column, "dictionary") else column for column in part.columns]
+        yield type(batch).from_arrays(columns, names=batch.schema.names)
+
+
+def _refuse_growth(metadata: Any, path: Path) -> None:
+    """Refuse a file whose columns declare more bytes than text of its size unpacks to."""
+    groups = (metadata.row_group(index) for index in range(metadata.num_row_groups))
+    size = sum(max(group.total_byte_size, 0) for group in groups)
+    if size > max(text_files.FREE_BYTES, text_files.MAX_GROWTH * path.stat().st_size):
+        problem = f"it grows more than {text_files.MAX_GROWTH} times when it is unpacked"
+        raise TextError(problem, place=str(path), cure="Write it again without compression if you trust it.")
 
 
 def read_dataset(spec: str, languages: tuple[str, ...], columns: Columns) -> Iterator[tuple[str, ...]]:
@@ -161,6 +190,7 @@ def _fields(
     if first is None:
         return
     width = len(first[1])
+    _refuse_wide(width, f"{path}:{first[0]}")
     place, names = f"{path}:{first[0]}", [name.strip() for name in first[1]]
     if columns is None:
         positions, has_header = _positions_by_header(place, languages, names)
@@ -265,6 +295,11 @@ def _code_in(name: str) -> str:
     return next(iter(codes), "")
 
 
+def _refuse_wide(width: int, place: str) -> None:
+    if width > MAX_COLUMNS:
+        raise TextError(f"{width:,} columns, more than {MAX_COLUMNS:,}", place=place, cure="Keep those of text alone.")
+
+
 def _columns_of(languages: Sequence[str], names: Sequence[str]) -> tuple[int | None, ...]:
     """Return the positions of the columns that are named as the languages, None for those without one.
 
@@ -272,9 +307,9 @@ def _columns_of(languages: Sequence[str], names: Sequence[str]) -> tuple[int | N
     """
     codes = [_code_in(name) for name in names]
     for position, name in enumerate(names):
-        others = [(other, code) for i, (other, code) in enumerate(zip(names, codes, strict=True)) if i != position]
         if name.lower() in _NUMBERS and any(
-            other.lower() in _TEXT_WORDS or match_rank(name, code) is not None for other, code in others
+            i != position and (other.lower() in _TEXT_WORDS or match_rank(name, code) is not None)
+            for i, (other, code) in enumerate(zip(names, codes, strict=True))
         ):
             codes[position] = ""
     return match_codes(languages, codes)
@@ -305,6 +340,7 @@ def _separator_cure(fields: Sequence[str]) -> str | None:
 
 def _names(columns: Columns, languages: tuple[str, ...], place: str, available: Sequence[str] = ()) -> tuple[str, ...]:
     """Return the columns of records: those of the recipe, else those named as the languages."""
+    _refuse_wide(len(available), place)
     of_languages = [available[position] for position in _columns_of(languages, available) if position is not None]
     if columns is None and len(of_languages) == len(languages):
         return tuple(of_languages)
@@ -338,6 +374,9 @@ def _column_text(record: Any, column: str, place: str) -> str:
             cure = f"Choose `columns` from: {', '.join(value)}; a record without this text has null there."
             raise _no_column(column, place, list(value), cure if value else None)
         value = value[part]
+    if isinstance(value, str) and len(value) > MAX_LINE_BYTES:
+        cure = "Text has one sentence or paragraph per record; check the column."
+        raise TextError(f"a text of more than {MAX_LINE_BYTES >> 20} MiB", place=place, cure=cure)
     if value is not None and not isinstance(value, str):
         problem = f"column {column!r} contains {type(value).__name__}, not text"
         cure = "Name a column of texts in `columns`; a dot reaches into a record, as in `translation.en`."

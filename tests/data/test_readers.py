@@ -20,7 +20,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from pyarrow import parquet
 
-from roundtrip.data import tmx_xliff
+from roundtrip.data import text_files, tmx_xliff
 from roundtrip.data.corpora import describe_counts
 from roundtrip.data.gettext_po import UNNAMED_SOURCE
 from roundtrip.data.normalize import clean
@@ -1184,3 +1184,53 @@ def test_a_memory_without_segments_is_refused(tmp_path: Path) -> None:
     body = '<tu>\n<tuv xml:lang="en">Hello</tuv><tuv xml:lang="es">Hola</tuv></tu>'
     path = write(tmp_path / "a.tmx", f'<tmx version="1.4"><header/><body>{body}</body></tmx>')
     assert "a <tuv> without <seg>" in refusal(path).problem and str(refusal(path)).startswith(f"{path}:2: ")
+
+
+def _parquet_rows(tmp_path: Path, table: Any, **settings: Any) -> list[tuple[str, ...]]:
+    path = tmp_path / "a.parquet"
+    parquet.write_table(table, path, compression="zstd", **settings)
+    return [tuple(text[:5] for text in row) for row in read_rows(TextSource(path=str(path)), [path], ("en", "es"))]
+
+
+def test_a_parquet_file_that_grows_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(text_files, "FREE_BYTES", 1 << 20)
+    with pytest.raises(TextError, match="grows more than 300 times when it is unpacked"):
+        _parquet_rows(tmp_path, pyarrow.table({"en": ["a" * (1 << 26)], "es": ["b"]}))
+    monkeypatch.setattr(text_files, "FREE_BYTES", 1 << 30)
+    with pytest.raises(TextError, match="row 1: a text of more than 8 MiB"):
+        _parquet_rows(tmp_path, pyarrow.table({"en": ["a" * (9 << 20)], "es": ["b"]}))
+
+
+def test_texts_that_a_parquet_file_repeats_do_not_fill_the_memory(tmp_path: Path) -> None:
+    dictionary = pyarrow.DictionaryArray.from_arrays(pyarrow.array([0, 1, None] * 70), ["a" * (3 << 20), "b"])
+    table = pyarrow.table({"en": dictionary, "es": ["c"] * 210})
+    before = pyarrow.default_memory_pool().max_memory()
+    assert _parquet_rows(tmp_path, table) == [("aaaaa", "c"), ("b", "c"), ("", "c")] * 70
+    assert pyarrow.default_memory_pool().max_memory() <= max(before, 160 << 20)
+    # 210 MiB of text, in a file of a few KiB.
+    assert (tmp_path / "a.parquet").stat().st_size < 10_000
+
+
+@pytest.mark.parametrize("nested", [False, True])
+def test_parquet_columns_of_any_kind_of_string_are_read(tmp_path: Path, nested: bool) -> None:
+    texts = [f"text {n % 7}" for n in range(3000)]
+    columns = {"en": pyarrow.array(texts, pyarrow.large_string()), "es": pyarrow.array(texts), "n": range(3000)}
+    if nested:
+        columns["x"] = pyarrow.array([{"en": ["a"]}] * 3000)
+    assert _parquet_rows(tmp_path, pyarrow.table(columns)) == [("text ", "text ")] * 3000
+
+
+@pytest.mark.parametrize("name", ["column", "id", "no", "fr"])
+def test_a_table_of_many_columns_is_read_or_refused_at_once(tmp_path: Path, name: str) -> None:
+    for number, words in ((1990, "columns|does not name"), (300_000, "300,002 columns|300,001 columns")):
+        columns = [f"{name}{'' if name in ('id', 'no') else n}" for n in range(number)]
+        for ending, text in {
+            "tsv": "\t".join([*columns, "x", "y"]),
+            "csv": ",".join([*columns, "x", "y"]),
+            "jsonl": json.dumps({f"{n}{column}": "a" for n, column in enumerate([*columns, "x", "y"])}),
+        }.items():
+            path = tmp_path / f"a.{ending}"
+            path.write_text(text + "\n")
+            with pytest.raises(TextError, match=words) as caught:
+                list(read_rows(TextSource(path=str(path)), [path], ("en", "es")))
+            assert len(str(caught.value)) < 20_000
