@@ -84,7 +84,11 @@ def _explain_failure() -> Iterator[None]:
 @contextmanager
 def join_processes(on_cpu: bool) -> Iterator[ProcessGroup]:
     """Connect to the other processes of a run; yields a single process where no launcher has set up several."""
-    rank, world_size = int(os.environ.get("RANK", 0)), int(os.environ.get("WORLD_SIZE", 1))
+    cure = "check RANK, WORLD_SIZE, MASTER_ADDR and MASTER_PORT, which torchrun sets"
+    try:
+        rank, world_size = int(os.environ.get("RANK", 0)), int(os.environ.get("WORLD_SIZE", 1))
+    except ValueError as error:
+        raise DistributedError(f"RANK or WORLD_SIZE is not a number: {error}", cure=cure) from error
     if world_size == 1:
         yield SINGLE_PROCESS
         return
@@ -93,7 +97,6 @@ def join_processes(on_cpu: bool) -> Iterator[ProcessGroup]:
     try:
         PartialState(cpu=on_cpu, timeout=TIMEOUT)
     except (RuntimeError, ValueError) as error:
-        cure = "check RANK, WORLD_SIZE, MASTER_ADDR and MASTER_PORT, which torchrun sets"
         raise DistributedError(f"the {world_size} processes cannot connect: {error}", cure=cure) from error
     processes = ProcessGroup(rank, world_size)
     # An error leaves the group as it is: to close it would wait for processes that wait for this one.

@@ -295,3 +295,10 @@ def test_processes_that_cannot_connect_name_the_variables(monkeypatch: pytest.Mo
         monkeypatch.delenv(name, raising=False)
     with pytest.raises(DistributedError, match=r"cannot connect(.|\n)*MASTER_ADDR"), join_processes(True):
         pass
+
+
+@pytest.mark.parametrize("name", ["RANK", "WORLD_SIZE"])
+def test_a_rank_that_is_no_number_is_refused(monkeypatch: pytest.MonkeyPatch, name: str) -> None:
+    monkeypatch.setenv(name, "x")
+    with pytest.raises(DistributedError, match=r"not a number: .*'x'(.|\n)*torchrun"), join_processes(True):
+        pass
