@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any, BinaryIO, Protocol, cast
 
 from roundtrip.runtime.errors import TextError
-from roundtrip.runtime.limits import SPECIAL_CURE, special_kind
+from roundtrip.runtime.special_files import SPECIAL_CURE, special_kind
 
 # A longer line is not a sentence, and would have to be held in memory.
 MAX_LINE_BYTES = 8 << 20

@@ -1,6 +1,5 @@
 """Reading tensors that were not made here: files that lie about their content and numbers that are none are refused."""
 
-import stat
 from collections.abc import Mapping
 from pathlib import Path
 
@@ -9,6 +8,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file
 
 from roundtrip.runtime.errors import ModelError, first_line
+from roundtrip.runtime.special_files import special_kind
 
 _DAMAGED = "it is damaged: copy or download it again, or train again"
 
@@ -16,18 +16,17 @@ _DAMAGED = "it is damaged: copy or download it again, or train again"
 def require_file(path: Path, max_bytes: int | None = None) -> int:
     """Return the size of a file; refuse what is no regular file, which could block or never end, and what is empty."""
     try:
-        status = path.stat()
-    except OSError as error:
-        raise ModelError(f"it cannot be read: {error.strerror}", place=str(path), cure="restore the file") from error
-    except ValueError as error:  # a zero byte in a name
-        raise ModelError(f"it cannot be read: {error}", place=repr(str(path)), cure="restore the file") from error
-    if not stat.S_ISREG(status.st_mode) or not status.st_size:
-        kind = "is empty" if stat.S_ISREG(status.st_mode) else "is not a regular file"
-        raise ModelError(f"it {kind}", place=str(path), cure="restore the file")
-    if max_bytes is not None and status.st_size > max_bytes:
-        problem = f"it has {status.st_size:,} bytes, more than the {max_bytes:,} that such a file may have"
+        size = path.stat().st_size
+    except (OSError, ValueError) as error:  # ValueError: a zero byte in a name
+        problem = f"it cannot be read: {getattr(error, 'strerror', None) or error}"
+        raise ModelError(problem, place=repr(str(path)), cure="restore the file") from error
+    kind = "a folder" if path.is_dir() else special_kind(path)
+    if kind or not size:
+        raise ModelError(f"it is {kind or 'empty'}, not a file", place=str(path), cure="restore the file")
+    if max_bytes is not None and size > max_bytes:
+        problem = f"it has {size:,} bytes, more than the {max_bytes:,} that such a file may have"
         raise ModelError(problem, place=str(path), cure="use the file as its author has published it")
-    return status.st_size
+    return size
 
 
 def count_tensors(path: Path) -> int:

@@ -17,7 +17,7 @@ from roundtrip.recipe.schema import Adapter, Recipe, TextSource
 from roundtrip.recipe.validation import combination_problems
 from roundtrip.runtime.downloads import forbid_hub, is_hub_id, parse_dataset, parse_pypi, resolve
 from roundtrip.runtime.errors import RecipeError, SourceError, did_you_mean, quantity
-from roundtrip.runtime.limits import SPECIAL_CURE, special_kind
+from roundtrip.runtime.special_files import SPECIAL_CURE, special_kind
 
 # Sections that may hold a table for one direction alone, as [adapter."en-es"].
 BY_DIRECTION = ("model", "adapter")

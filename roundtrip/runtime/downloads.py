@@ -27,7 +27,8 @@ import platformdirs
 
 from roundtrip.runtime import atomic_io, cached_folders, integrity
 from roundtrip.runtime.errors import SourceError, did_you_mean
-from roundtrip.runtime.limits import SPECIAL_CURE, LimitedCallError, call_limited, special_kind
+from roundtrip.runtime.limits import LimitedCallError, call_limited
+from roundtrip.runtime.special_files import SPECIAL_CURE, special_kind
 
 PYPI_FORM = "pypi:NAME==VERSION/PATH#sha256=HASH"
 DATASET_FORM = "hf:DATASET#subset=NAME&split=NAME"

@@ -5,14 +5,12 @@ from __future__ import annotations
 import errno
 import hashlib
 import json
-import os
-import stat
 from collections.abc import Mapping
-from io import BufferedReader
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from roundtrip.runtime import atomic_io
+from roundtrip.runtime.special_files import special_kind
 
 if TYPE_CHECKING:
     from pydantic import TypeAdapter
@@ -23,17 +21,15 @@ T = TypeVar("T")
 HASH_KEY = "sha256"
 
 
-def open_file(path: Path) -> BufferedReader:
-    """Open a file to read its bytes; an OSError if it is no plain file, because a pipe would wait for its writer."""
-    handle = os.open(path, os.O_RDONLY | getattr(os, "O_NONBLOCK", 0) | getattr(os, "O_BINARY", 0))
-    if not stat.S_ISREG(os.fstat(handle).st_mode):
-        os.close(handle)
-        raise OSError(errno.EINVAL, "not a plain file", str(path))
-    return os.fdopen(handle, "rb")
+def _refuse_special(path: Path) -> None:
+    """Raise an OSError for what is no plain file, because a pipe would wait for its writer."""
+    if kind := special_kind(path):
+        raise OSError(errno.EINVAL, f"{kind}, not a file", str(path))
 
 
 def file_hash(path: Path) -> str:
-    with open_file(path) as file:
+    _refuse_special(path)
+    with path.open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
@@ -72,10 +68,9 @@ def read_hashed_json(path: Path) -> dict[str, Any]:
         OSError: it cannot be read.
         ValueError: it is not what was written: not a JSON object, or its hash is another one.
     """
-    with open_file(path) as file:
-        content = file.read()
+    _refuse_special(path)
     try:
-        document = json.loads(content.decode("utf-8"))
+        document = json.loads(path.read_text(encoding="utf-8"))
     except (ValueError, RecursionError) as error:
         raise ValueError(f"{path.name} is damaged: {error}") from error
     if not isinstance(document, dict):

@@ -1,11 +1,10 @@
-"""Calls with hostile input in a process of their own that ends at limits of time and memory; files without an end."""
+"""Calls with hostile input in a process of their own that ends at limits of time and memory."""
 
 import gc
 import json
 import os
 import selectors
 import signal
-import stat
 import sys
 import time
 import warnings
@@ -20,7 +19,6 @@ CALL_BYTES = 1 << 30
 # The longest result, as JSON.
 RESULT_BYTES = 64 << 20
 _ERROR_CHARS = 2000
-SPECIAL_CURE = "write it to a file first (COMMAND > FILE), and name that"
 _IGNORED_SIGNALS = ("SIGINT", "SIGTERM", "SIGHUP")
 
 
@@ -65,22 +63,6 @@ def call_limited(function: Callable[[], Any], seconds: float = CALL_SECONDS, mem
         ending = f"signal {os.WTERMSIG(status)}" if os.WIFSIGNALED(status) else f"exit code {os.WEXITSTATUS(status)}"
         raise LimitedCallError(f"it ended its process by {ending}, as for more memory or recursion than there is")
     return _outcome(content)
-
-
-def special_kind(path: Path) -> str | None:
-    """Return what a path is whose reading might wait or have no end: a pipe, a device, or a file of the kernel.
-
-    None for files, folders, what is not there, and standard input (`/dev/stdin`).
-    """
-    try:
-        status = path.stat()
-        if stat.S_ISDIR(status.st_mode) or os.path.samestat(status, os.fstat(0)):
-            return None
-    except (OSError, ValueError):
-        return None
-    if stat.S_ISREG(status.st_mode):
-        return "a file of the kernel" if path.resolve().parts[1:2] in {("proc",), ("sys",)} else None
-    return "a pipe" if stat.S_ISFIFO(status.st_mode) else "a socket" if stat.S_ISSOCK(status.st_mode) else "a device"
 
 
 def describe_error(error: BaseException) -> str:

@@ -101,12 +101,12 @@ def exit_code(child: int) -> int:
 
 
 def exit_at(change: int) -> None:
-    """End this process at a change to the file system, without any handler."""
-    count = 0
+    """End this process at a change to the file system, without any handler; those of its children do not count."""
+    count, process = 0, os.getpid()
 
     def hook(event: str, arguments: tuple[Any, ...]) -> None:
         nonlocal count
-        if event in CHANGES and not (event == "open" and arguments[1] == "rb"):
+        if event in CHANGES and not (event == "open" and arguments[1] == "rb") and os.getpid() == process:
             count += 1
             if count == change:
                 os._exit(9)
@@ -264,7 +264,9 @@ def test_other_things_in_the_cache(kind: str, wheel: Path, cache: Path, tmp_path
             try:
                 assert read(wheel) == EXPECTED, (name, is_complete)
             except RoundtripError:
-                assert name in {".lock", "files", "wheels"}, (name, is_complete)
+                # A pipe in the place of a folder is not replaced.
+                is_folder = kind == "pipe" and name.count("/") == 1 and not name.endswith(".json")
+                assert is_folder or name in {".lock", "files", "wheels"}, (name, is_complete)
             finally:
                 signal.alarm(0)
             assert sorted((path, path.lstat().st_mtime_ns) for path in outside.rglob("*")) == before, name

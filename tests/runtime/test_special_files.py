@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import shutil
 import socket
 import sys
 import time
@@ -16,7 +17,7 @@ from roundtrip.recipe import loader
 from roundtrip.recipe.schema import Model
 from roundtrip.runtime import downloads
 from roundtrip.runtime.errors import RoundtripError, SourceError
-from roundtrip.runtime.limits import special_kind
+from roundtrip.runtime.special_files import special_kind
 
 pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="names special files of Linux")
 
@@ -65,15 +66,16 @@ def test_a_recipe_or_source_is_no_special_file(special: Path, tmp_path: Path) ->
 
 
 @pytest.mark.parametrize("name", ["config.json", "tokenizer.json", "model.safetensors", "chat_template.jinja"])
-def test_a_model_has_no_special_files(tmp_path: Path, name: str) -> None:
-    (tmp_path / "config.json").write_text("{}")
-    (tmp_path / name).unlink(missing_ok=True)
-    os.mkfifo(tmp_path / name)
-    with pytest.raises(RoundtripError, match=f"{name} is a pipe"):
-        base_model.load_tokenizer(Model(path=str(tmp_path)), Path())
-    os.mkfifo(tmp_path / adapters.WEIGHTS)
+def test_a_model_has_no_special_files(model_folder: Path, tmp_path: Path, name: str) -> None:
+    folder = tmp_path / "model"
+    shutil.copytree(model_folder, folder)
+    (folder / name).unlink(missing_ok=True)
+    os.mkfifo(folder / name)
+    with pytest.raises(RoundtripError, match=f"{name}.*a pipe, not a file"):
+        base_model.load_tokenizer(Model(path=str(folder)), Path())
+    os.mkfifo(folder / adapters.WEIGHTS)
     with pytest.raises(RoundtripError, match="a pipe, not a file"):
-        adapters.read(tmp_path)
+        adapters.read(folder)
 
 
 def test_files_folders_and_standard_input_are_read(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

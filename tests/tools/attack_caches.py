@@ -27,7 +27,8 @@ from unittest.mock import patch
 
 from tqdm import tqdm
 
-from roundtrip.models import base_model, gguf
+from roundtrip.models import gguf
+from roundtrip.models.model_files import find_files
 from roundtrip.recipe.schema import TemplateRecipe
 from roundtrip.runtime import downloads
 from roundtrip.runtime.errors import RoundtripError
@@ -110,7 +111,7 @@ def _uses(cache: Path, wheel: Path, model: Path) -> dict[str, Callable[[], Any]]
 
     def use_model() -> dict[str, bytes]:
         folder = gguf.convert(model, cache)
-        base_model.files_hash(str(folder), None)  # as `load` does, before it reads weights
+        find_files(str(folder), None).digest()  # as `load` does, before it reads weights
         return {path.name: path.read_bytes() for path in folder.iterdir()}
 
     def use_tables() -> tuple[Any, ...]:
