@@ -166,6 +166,9 @@ def _read_tokenizer(files: ModelFiles, work: Path, config: Any) -> Any:
     tokenizer.decode(tokenizer("a")["input_ids"])  # fails with settings of a wrong type
     for name in ("pad_token_id", "eos_token_id"):
         model_files.check_token(getattr(tokenizer, name), Path(files.location), f"tokenizer's {name}")
+    vocab = tokenizer.get_vocab()
+    if (last := max(vocab.values(), default=0)) > 2 * len(vocab) + 10_000:  # lists of all of them would not end
+        raise ValueError(f"the tokenizer has token {last}, and only {len(vocab)} tokens")
     return tokenizer
 
 

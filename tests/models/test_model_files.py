@@ -228,6 +228,14 @@ def test_a_tokenizer_names_no_files_elsewhere(folder: Path, tmp_path: Path) -> N
     assert len(load(folder, tmp_path).tokenizer) == len(small_tokenizer())
 
 
+def test_a_token_far_beyond_the_others_is_refused(folder: Path, tmp_path: Path) -> None:
+    document = json.loads((folder / "tokenizer.json").read_text(encoding="utf-8"))
+    document["model"]["vocab"]["<|im_start|>"] = 1_000_000_000
+    (folder / "tokenizer.json").write_text(json.dumps(document), encoding="utf-8")
+    with pytest.raises(RoundtripError, match="has token 1000000000, and only"):
+        base_model.load_tokenizer(Model(path=str(folder)), tmp_path)
+
+
 # Bounds
 
 
