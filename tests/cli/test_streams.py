@@ -117,6 +117,12 @@ def test_bytes_that_are_not_utf_8_in_a_path_are_shown_and_written(tmp_path: Path
     assert document["command"]["json"] == f"{folder}/o.json"
 
 
+def test_an_export_into_a_path_that_is_not_utf_8_is_refused(finished: Finished, tmp_path: Path) -> None:
+    done = start('"$@"', tmp_path, "roundtrip", "export", str(finished[1]), os.fsdecode(b"\xff"))
+    assert done.returncode == 2 and "\\xff/en-es: has control characters, or bytes" in done.stderr
+    assert not list(tmp_path.iterdir())
+
+
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
 def test_a_signal_at_the_start_ends_the_process_without_a_traceback(tmp_path: Path, number: signal.Signals) -> None:
     """Once our first line has run: before, the interpreter shows its own."""
