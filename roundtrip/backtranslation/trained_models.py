@@ -1,6 +1,5 @@
 """Loading trained directions for use: from the folder of a run, or from what `export` wrote."""
 
-import json
 from collections.abc import Mapping
 from contextlib import nullcontext
 from dataclasses import asdict, replace
@@ -15,6 +14,7 @@ from roundtrip.backtranslation.run_folder import BEST, Expansion, RunFolder
 from roundtrip.engine import translator
 from roundtrip.engine.translator import Translator
 from roundtrip.models import adapters, direction_model
+from roundtrip.models.model_files import read_json
 from roundtrip.recipe.language_codes import match_codes, parse_code
 from roundtrip.recipe.plan import Direction, directions
 from roundtrip.recipe.schema import Adapter, Model
@@ -65,12 +65,11 @@ def load(
     spec: dict[str, object] = {"device": device, **for_use} | ({"quantize": quantize} if quantize else {})
     if is_full:
         spec |= {"path": str(path.resolve()), "from_scratch": None, "revision": None}
-    loaded = translator.load_one(recipe, direction, Path(manifest.folder), manifest.segments, spec)
-    loaded = replace(loaded, expansion=manifest.expansions.get(name, 1.0))
+    adapter = None if is_full else path
+    loaded = translator.load_one(recipe, direction, Path(manifest.folder), manifest.segments, spec, adapter)
     if not is_full:
         manifest.check_loaded("base model", {name: loaded.base.digest})
-        loaded.direction_model.restore(path)
-    return loaded
+    return replace(loaded, expansion=manifest.expansions.get(name, 1.0))
 
 
 @dataclass(frozen=True, config={"strict": True, "extra": "forbid", "allow_inf_nan": False})
@@ -130,12 +129,10 @@ def load_exported(folder: Path, device: str, base: str | None = None) -> Transla
         problem = f"its base model {spec.path} cannot be loaded: {error.problem}"
         cure = f"name it with --base, as a folder or with leave to download it: --base '{spec.path}'"
         raise RunError(problem, place=str(folder), cure=cure) from error
-    if adapter.method != "full":
-        if exported.base_hash not in {None, model.base.digest}:
-            hashes = f"its hash is {exported.base_hash}, that of {spec.path} {model.base.digest}"
-            cure = "name the right one with --base, or export with --merged"
-            raise RunError(f"its base model is another one: {hashes}", place=str(folder), cure=cure)
-        model.restore(folder)
+    if adapter.method != "full" and exported.base_hash not in {None, model.base.digest}:
+        hashes = f"its hash is {exported.base_hash}, that of {spec.path} {model.base.digest}"
+        cure = "name the right one with --base, or export with --merged"
+        raise RunError(f"its base model is another one: {hashes}", place=str(folder), cure=cure)
     template = translator.checked_template(model, exported.segments)
     return Translator(exported.direction, model, template, template, expansion=exported.expansion)
 
@@ -143,21 +140,21 @@ def load_exported(folder: Path, device: str, base: str | None = None) -> Transla
 def _spec_of_exported(folder: Path, base: str | None) -> tuple[Model, Adapter]:
     """Return how an exported adapter with its base, or an exported model, is loaded."""
     if not (folder / adapters.CONFIG).exists():
-        config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
+        config = read_json(folder / "config.json")
         # float32 holds all that float16 does, and bfloat16 does not.
-        is_exact = config.get("dtype", config.get("torch_dtype")) in {"float32", "float16"}
+        is_exact = config.get("dtype", config.get("torch_dtype")) in ("float32", "float16")
         return Model(path=str(folder.resolve()), dtype="float32" if is_exact else "auto"), Adapter(method="full")
-    config = json.loads((folder / adapters.CONFIG).read_text(encoding="utf-8"))
-    method: Any = ("rs" if config["use_rslora"] else "") + ("dora" if config["use_dora"] else "lora")
+    config = adapters.read_config(folder)
+    method: Any = ("rs" if config.get("use_rslora") else "") + ("dora" if config.get("use_dora") else "lora")
     targets = config["target_modules"]
     targets = targets if isinstance(targets, str) else tuple(targets)
-    adapter = Adapter(method=method, rank=config["r"], alpha=config["lora_alpha"], targets=targets)
+    settings = {"rank": config["r"], "alpha": config["lora_alpha"], "targets": targets}
+    adapter = Adapter(method=method, init=str(folder.absolute()), **settings)
     # An adapter has the precision of its base.
     is_exact = any(tensor.dtype == torch.float32 for tensor in adapters.read(folder).values())
-    path, revision = (base, None) if base else (config["base_model_name_or_path"], config.get("revision"))
-    if not isinstance(path, str):
-        problem = f"its adapter_config.json names no base model: {path!r}"
-        raise RunError(problem, place=str(folder), cure="name it with --base")
+    path, revision = (base, None) if base else (config.get("base_model_name_or_path"), config.get("revision"))
+    if not path:
+        raise RunError("its adapter_config.json names no base model", place=str(folder), cure="name it with --base")
     return Model(path=path, revision=revision, dtype="float32" if is_exact else "auto"), adapter
 
 

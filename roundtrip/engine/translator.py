@@ -189,11 +189,20 @@ def load(
 
 
 def load_one(
-    recipe: Recipe, direction: Direction, folder: Path, segments: Mapping[str, Segments], overrides: dict[str, object]
+    recipe: Recipe,
+    direction: Direction,
+    folder: Path,
+    segments: Mapping[str, Segments],
+    overrides: dict[str, object],
+    adapter_folder: Path | None,
 ) -> Translator:
-    """Load a single direction, for use; `overrides` are keys of `[model]` that differ, such as the device."""
+    """Load a single direction, for use, with what is saved in `adapter_folder`.
+
+    Args:
+        overrides: keys of `[model]` that differ, such as the device.
+    """
     name = direction.name
-    spec, adapter = recipe.model[name].model_copy(update=overrides), as_exported(recipe.adapter[name])
+    spec, adapter = recipe.model[name].model_copy(update=overrides), as_exported(recipe.adapter[name], adapter_folder)
     model = direction_model.load({name: spec}, {name: adapter}, folder)[name]
     return _translator(recipe, direction, model, segments)
 

@@ -36,12 +36,22 @@ _FOLDER_CURE = f"name a folder that PEFT has saved an adapter to, with {WEIGHTS}
 # PEFT itself sets fan_in_fan_out by the kind of a layer.
 _HONOURED = {
     *("r", "lora_alpha", "use_rslora", "use_dora", "target_modules", "fan_in_fan_out", "lora_dropout", "task_type"),
-    *("peft_type", "peft_version", "auto_mapping", "base_model_name_or_path", "revision", "inference_mode"),
+    *(
+        "rank_pattern",
+        "alpha_pattern",
+        "peft_type",
+        "peft_version",
+        "auto_mapping",
+        "base_model_name_or_path",
+        "revision",
+        "inference_mode",
+    ),
     *("runtime_config", "megatron_core", "qalora_group_size", "init_lora_weights", "bias"),
 }
 # Initial adapters that leave the base as it was published.
 _PLAIN_INIT = (True, False, None, "gaussian", "orthogonal")
 _MAX_RANK = 1 << 16
+_LAYER_NAME = re.compile(r"[\w.^$\\-]+")
 _TARGETS_CURE = 'name linear layers of the model, or "all-linear" for all except the output layer'
 
 
@@ -55,6 +65,9 @@ def add_adapters(model: nn.Module, settings: Mapping[str, Adapter], seed: int) -
     all_linear = _all_linear(model)
     for name, adapter in settings.items():
         config = lora_config(adapter)
+        if adapter.init is not None:
+            saved = read_config(Path(adapter.init))
+            config.rank_pattern, config.alpha_pattern = saved["rank_pattern"], saved["alpha_pattern"]
         if config.target_modules == _ALL_LINEAR:
             config.target_modules = all_linear
         elif isinstance(config.target_modules, str):
@@ -247,9 +260,9 @@ def export(model: PeftModel, name: str, folder: Path, base: str, initial_adapter
     (folder / CONFIG).write_text(text + "\n", encoding="utf-8")
 
 
-def as_exported(settings: Adapter) -> Adapter:
-    """Return the settings of an adapter as `export` saves it, for the base as published."""
-    update: dict[str, Any] = {"init": None, "ephemeral_gpu_offload": False}
+def as_exported(settings: Adapter, folder: Path | None = None) -> Adapter:
+    """Return the settings of an adapter as `export` saves it into a folder, for the base as published."""
+    update: dict[str, Any] = {"init": folder and str(folder.absolute()), "ephemeral_gpu_offload": False}
     if settings.method in _INIT:
         update |= {"method": "lora", "rank": 2 * settings.rank, "alpha": 2 * settings.alpha}
     return settings.model_copy(update=update)
@@ -275,7 +288,7 @@ def read_config(folder: Path) -> dict[str, Any]:
     """
     config, place = read_json(folder / CONFIG), str(folder / CONFIG)
     rank, alpha, targets = config.get("r"), config.get("lora_alpha", ""), config.get("target_modules")
-    names = targets if isinstance(targets, list) else [targets or ""]
+    names = targets if isinstance(targets, list) else [targets]
     is_supported = {
         "peft_type": config.get("peft_type") == "LORA",
         "r": type(rank) is int and 1 <= rank <= _MAX_RANK,
@@ -290,6 +303,8 @@ def read_config(folder: Path) -> dict[str, Any]:
         if not is_valid:
             problem = f"its {key} is {config.get(key)!r}, which is not supported"
             raise ModelError(problem, place=place, cure=_FOLDER_CURE)
+    for key in ("rank_pattern", "alpha_pattern"):
+        config[key] = _checked_pattern(config.get(key) or {}, key, place)
     neutral = LoraConfig().to_dict()
     for key, value in config.items():
         # What is empty is not in use, as what is None; PEFT may have settings that this version does not know yet.
@@ -298,6 +313,17 @@ def read_config(folder: Path) -> dict[str, Any]:
             cure = f"train an adapter without {key}, or merge it into its base with PEFT and name that as the model"
             raise ModelError(problem, place=place, cure=cure)
     return config
+
+
+def _checked_pattern(pattern: Any, key: str, place: str) -> dict[str, int | float]:
+    """Return ranks or alphas by patterns of layer names; PEFT matches them, and those that repeat might not end."""
+    if not isinstance(pattern, dict):
+        raise ModelError(f"its {key} is {pattern!r}, not an object", place=place, cure=_FOLDER_CURE)
+    for name, value in pattern.items():
+        types = (int,) if key == "rank_pattern" else (int, float)
+        if type(value) not in types or not 0 < value <= _MAX_RANK or not _LAYER_NAME.fullmatch(name):
+            raise ModelError(f"its {key} has {name!r}: {value!r}", place=place, cure=_FOLDER_CURE)
+    return pattern
 
 
 @torch.no_grad()

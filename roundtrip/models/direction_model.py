@@ -184,6 +184,10 @@ def load(
         residual_folder: keeps the initial adapters that were subtracted from a base, see `pissa_olora`.
     """
     directions: dict[str, DirectionModel] = {}
+    settings = {
+        name: each.model_copy(update={"init": each.init and str(folder / Path(each.init).expanduser())})
+        for name, each in settings.items()
+    }
     for names in [list(models)] if one_base else [[name] for name in models]:
         spec = models[names[0]]
         device = base_model.choose_device(spec.device)
@@ -206,7 +210,7 @@ def load(
                 residual[name] = pissa_olora.subtract_from_base(model, name, before, path)
             for name, adapter in with_adapter.items():
                 if adapter.init is not None:
-                    adapters.init_from_folder(model, name, adapter, folder / Path(adapter.init).expanduser())
+                    adapters.init_from_folder(model, name, adapter, Path(adapter.init))
         elif settings[names[0]].dropout:
             dropout.add_dropout(model, settings[names[0]].dropout)
         for name in names:

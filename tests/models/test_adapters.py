@@ -12,7 +12,7 @@ from typing import Any, get_args
 
 import pytest
 import torch
-from peft import LoraConfig, PeftModel
+from peft import LoraConfig, PeftModel, get_peft_model
 from peft.tuners.lora import LoraLayer
 from peft.tuners.lora.dora import DoraLinearLayer
 from safetensors.torch import load_file, save_file
@@ -286,6 +286,38 @@ def test_an_adapter_starts_from_an_earlier_one(model_folder: Path, tmp_path: Pat
     assert torch.equal(logits(model), logits(earlier))
 
 
+def test_ranks_and_alphas_by_pattern_are_those_of_peft(model_folder: Path, tmp_path: Path) -> None:
+    """An adapter of PEFT with other ranks and scales for some layers: as it is, merged, and exported again."""
+    targets = ["q_proj", "v_proj", "up_proj"]
+    patterns = {"rank_pattern": {"q_proj": 8, r"layers\.1\.mlp\.up_proj": 2}, "alpha_pattern": {"v_proj": 64}}
+    config = LoraConfig(r=4, lora_alpha=32, target_modules=targets, init_lora_weights=False, **patterns)
+    theirs = get_peft_model(fresh(model_folder), config)
+    theirs.save_pretrained(tmp_path / "theirs")
+    settings = Adapter(rank=4, alpha=32, targets=tuple(targets), init="theirs")
+    spec = Model(path=str(model_folder), dtype="float32")
+    loaded = direction_model.load({"en-es": spec}, {"en-es": settings}, tmp_path)["en-es"]
+    expected = logits(theirs)
+    adapters.activate(loaded.model, "en-es", train=False)
+    assert torch.allclose(logits(loaded.model), expected, atol=1e-5)
+    assert not torch.allclose(logits(fresh(model_folder)), expected, atol=1e-2)
+    with loaded.generating() as merged:
+        assert torch.allclose(logits(merged), expected, atol=1e-4)
+    loaded.export(tmp_path / "ours")
+    again = PeftModel.from_pretrained(fresh(model_folder), tmp_path / "ours")
+    assert torch.allclose(logits(again), expected, atol=1e-5)
+
+
+@pytest.mark.parametrize("key", ["rank_pattern", "alpha_pattern"])
+@pytest.mark.parametrize(
+    "value", [[8], "q_proj", {"q_proj": "8"}, {"q_proj": 0}, {"q_proj": -3}, {"(a+)+": 8}, {"a*": 8}]
+)
+def test_patterns_of_another_form_are_refused(model_folder: Path, tmp_path: Path, key: str, value: Any) -> None:
+    adapters.export(adapted(model_folder, rank=4), "en-es", tmp_path, str(model_folder))
+    changed_config(tmp_path, **{key: value})
+    with pytest.raises(ModelError, match=f"its {key} "):
+        adapters.init_from_folder(None, "en-es", Adapter(rank=4), tmp_path)
+
+
 @pytest.mark.parametrize(
     ("settings", "message"),
     [
@@ -330,7 +362,7 @@ def test_settings_of_an_adapter_that_are_not_computed_are_refused(model_folder: 
         *(("r", value) for value in (None, "4", 4.0, True, 0, -1, 10**30, [4])),
         *(("lora_alpha", value) for value in (None, "32", True, float("nan"), float("inf"), 10**400)),
         *((key, value) for key in ("use_dora", "use_rslora") for value in ("yes", 1, [])),
-        *(("target_modules", value) for value in (3, [], [3], {"q_proj": 1})),
+        *(("target_modules", value) for value in (None, 3, [], [3], {"q_proj": 1})),
         *(("init_lora_weights", value) for value in ("pissa", "pissa_niter_4", "olora", "loftq", "eva", "x", {})),
         *(("bias", value) for value in ("all", "lora_only", 3)),
         *(("base_model_name_or_path", value) for value in (3, ["a"])),
