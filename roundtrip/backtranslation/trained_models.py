@@ -146,15 +146,16 @@ def _spec_of_exported(folder: Path, base: str | None) -> tuple[Model, Adapter]:
         return Model(path=str(folder.resolve()), dtype="float32" if is_exact else "auto"), Adapter(method="full")
     config = adapters.read_config(folder)
     method: Any = ("rs" if config.get("use_rslora") else "") + ("dora" if config.get("use_dora") else "lora")
-    targets = config["target_modules"]
+    targets = config.get("target_modules") or ()
     targets = targets if isinstance(targets, str) else tuple(targets)
     settings = {"rank": config["r"], "alpha": config["lora_alpha"], "targets": targets}
     adapter = Adapter(method=method, init=str(folder.absolute()), **settings)
     # An adapter has the precision of its base.
     is_exact = any(tensor.dtype == torch.float32 for tensor in adapters.read(folder).values())
     path, revision = (base, None) if base else (config.get("base_model_name_or_path"), config.get("revision"))
-    if not path:
-        raise RunError("its adapter_config.json names no base model", place=str(folder), cure="name it with --base")
+    if not path or not targets:
+        problem = f"its adapter_config.json names no {'target_modules' if path else 'base model'}"
+        raise RunError(problem, place=str(folder), cure="name its base with --base, or export it again")
     return Model(path=path, revision=revision, dtype="float32" if is_exact else "auto"), adapter
 
 

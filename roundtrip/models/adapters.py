@@ -288,7 +288,7 @@ def read_config(folder: Path) -> dict[str, Any]:
     """
     config, place = read_json(folder / CONFIG), str(folder / CONFIG)
     rank, alpha, targets = config.get("r"), config.get("lora_alpha", ""), config.get("target_modules")
-    names = targets if isinstance(targets, list) else [targets]
+    names = targets if isinstance(targets, list) else [targets or ""]
     is_supported = {
         "peft_type": config.get("peft_type") == "LORA",
         "r": type(rank) is int and 1 <= rank <= _MAX_RANK,

@@ -14,7 +14,7 @@ import torch
 from roundtrip.recipe.schema import TemplateRecipe
 from roundtrip.runtime import integrity
 from roundtrip.runtime.cached_folders import locked
-from roundtrip.runtime.errors import RowBuilderError, TemplateError, first_line
+from roundtrip.runtime.errors import RoundtripError, RowBuilderError, TemplateError, first_line
 from roundtrip.tokens.audit import audit_rules, canonical_hypotheses, compare_rows
 from roundtrip.tokens.prompt_segments import build_segments, special_ids, token_texts
 from roundtrip.tokens.prompt_template import PromptTemplate
@@ -257,7 +257,7 @@ def _cached(folder: Path | None, name: str, num_tokens: int, make: Callable[[], 
     except (OSError, ValueError, KeyError, TypeError) as error:
         logger.warning("%s: damaged, and made again: %s", path, first_line(error))
     measured = make()
-    with suppress(OSError), locked(folder):
+    with suppress(OSError, RoundtripError), locked(folder):
         # As one text: a line for each of its numbers would be as many as five tokenizers have tokens.
         integrity.write_hashed_json(path, {"name": name, "measured": json.dumps(measured)})
     return measured

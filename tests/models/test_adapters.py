@@ -362,7 +362,7 @@ def test_settings_of_an_adapter_that_are_not_computed_are_refused(model_folder: 
         *(("r", value) for value in (None, "4", 4.0, True, 0, -1, 10**30, [4])),
         *(("lora_alpha", value) for value in (None, "32", True, float("nan"), float("inf"), 10**400)),
         *((key, value) for key in ("use_dora", "use_rslora") for value in ("yes", 1, [])),
-        *(("target_modules", value) for value in (None, 3, [], [3], {"q_proj": 1})),
+        *(("target_modules", value) for value in (3, [], [3], {"q_proj": 1})),
         *(("init_lora_weights", value) for value in ("pissa", "pissa_niter_4", "olora", "loftq", "eva", "x", {})),
         *(("bias", value) for value in ("all", "lora_only", 3)),
         *(("base_model_name_or_path", value) for value in (3, ["a"])),

@@ -1,22 +1,40 @@
-"""Attacks on what was written: single flipped bits and truncations in every file of a finished run and of an export.
+"""Attacks on what is read: damage in what was written here, and hostile inputs of strangers.
 
-Each trial damages one file and uses the folder; it has to be named, or harmless: the results are as before.
+    python -m tests.tools.attack --trials 2000 --hostile 500 --seed 1
+
+damages files of a finished run, of exports and of the caches, a flipped bit or a truncation each time, and uses them:
+the damage has to be named, or made good with a warning, or harmless, which means that results are as before. Hostile
+model folders, tokenizers, chat templates and recipes have to be accepted or refused within 20 seconds and 1 GiB.
+Prints counts as JSON; exit code 1 where anything was silent or failed otherwise. `--only PART` attacks one part.
 """
 
+import argparse
+import json
 import random
 import shutil
+import subprocess
+import sys
+import tempfile
+import time
 from collections import Counter
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
+from typing import Any
 
 from rich.console import Console
 
-from roundtrip.backtranslation import checkpoint, trained_models
+from roundtrip.backtranslation import checkpoint, session, trained_models
+from roundtrip.backtranslation.export import export
 from roundtrip.backtranslation.reporting import show_if_finished
 from roundtrip.backtranslation.run_folder import RunFolder
 from roundtrip.runtime.errors import RoundtripError
 from roundtrip.runtime.event_log import EventLog
+from tests.conftest import RECIPE, save_model, toy_pairs
+from tests.tools.attack_caches import attack_caches
+from tests.tools.attack_inputs import attack_recipes, attack_templates, attack_tokenizers
+from tests.tools.attack_models import attack_models
 
 # Held by a process, and always empty.
 _NOT_READ = {"lock"}
@@ -94,3 +112,64 @@ def attack_export(folder: Path, base: str | None, seed: int, trials: int, work: 
         return trained_models.load_exported(target, "cpu", base).translate(["the dog sleeps"]).texts
 
     return attack_files(target, use, seed, trials)
+
+
+def _make_run(work: Path) -> Path:
+    """Train the small recipe of the tests."""
+    save_model(work / "model")
+    (work / "toy.tsv").write_text("".join(f"{en}\t{es}\n" for en, es in toy_pairs()), encoding="utf-8")
+    (work / "small.toml").write_text(RECIPE.format(model=work / "model"), encoding="utf-8")
+    session.train(work / "small.toml", work / "run")
+    return work / "run"
+
+
+def _damage_run(seed: int, trials: int, work: Path) -> Counter[str]:
+    return attack_run(_make_run(work), seed, trials, work)
+
+
+def _damage_export(merged: bool, seed: int, trials: int, work: Path) -> Counter[str]:
+    export(_make_run(work), "en-es", work / "export", merged=merged)
+    return attack_export(work / "export", None if merged else str(work / "model"), seed, trials, work)
+
+
+PARTS: dict[str, tuple[float, Callable[[int, int, Path], Any]]] = {
+    # Share of the trials with damage, or of the hostile inputs.
+    "run": (0.4, _damage_run),
+    "adapter": (0.1, partial(_damage_export, False)),
+    "merged": (0.1, partial(_damage_export, True)),
+    "caches": (0.4, attack_caches),
+    "models": (0.5, attack_models),
+    "tokenizers": (0.15, attack_tokenizers),
+    "templates": (0.15, attack_templates),
+    "recipes": (0.2, attack_recipes),
+}
+_DAMAGE = ("run", "adapter", "merged", "caches")
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser()
+    parser.add_argument("--trials", type=int, default=2000, help="files that are damaged")
+    parser.add_argument("--hostile", type=int, default=500, help="hostile inputs")
+    parser.add_argument("--seed", type=int, default=1)
+    parser.add_argument("--only", choices=PARTS)
+    arguments = parser.parse_args()
+    if arguments.only:
+        share, attack_part = PARTS[arguments.only]
+        number = round(share * (arguments.trials if arguments.only in _DAMAGE else arguments.hostile))
+        started = time.monotonic()
+        with tempfile.TemporaryDirectory() as work:
+            result = dict(attack_part(arguments.seed, number, Path(work)))
+        print(json.dumps({"seconds": round(time.monotonic() - started, 1), **result}))
+        return
+    results = {}
+    for part in PARTS:  # each in a process of its own, whose memory is limited
+        command = [sys.executable, "-m", "tests.tools.attack", "--only", part, *sys.argv[1:]]
+        done = subprocess.run(command, stdout=subprocess.PIPE, check=True)
+        results[part] = json.loads(done.stdout.splitlines()[-1])
+    print(json.dumps(results, indent=1))
+    wrong = {key for result in results.values() for key in result if key == "silent" or key.startswith("not named")}
+    sys.exit(bool(wrong) or any(result.get("faults") for result in results.values()))
+
+
+if __name__ == "__main__":
+    main()

@@ -1,13 +1,20 @@
-"""Hostile chat templates, tokenizers and recipes by seed, for tests and campaigns."""
+"""Hostile chat templates, tokenizers and recipes by seed: each is accepted or refused in limited time and memory."""
 
 from __future__ import annotations
 
 import json
 import random
 import shutil
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from functools import partial
 from pathlib import Path
 from typing import Any
+
+from roundtrip.models import base_model
+from roundtrip.recipe import loader
+from roundtrip.recipe.schema import Model, TemplateRecipe
+from roundtrip.tokens.prompt_segments import build_segments
+from tests.tools.attack_limits import attack
 
 # Expressions and statements that take long, grow, or nest; `{n}` and `{s}` are a number and a string.
 _SIZES = (10, 10**4, 10**7, 4 * 10**9, 10**18)
@@ -256,3 +263,43 @@ def hostile_recipes(seed: int, number: int, valid: str) -> Iterator[tuple[str, b
             position = generator.randrange(len(content))
             content = content[:position] + generator.randbytes(8) + content[position:]
         yield f"{kind} {key} {value[:40]}", content, overrides
+
+
+def attack_templates(seed: int, number: int, work: Path) -> dict[str, Any]:
+    """Find the segments of hostile chat templates, and return counts by outcome; see `attack_limits.attack`."""
+    from tests.conftest import save_model
+
+    save_model(work / "base")
+    tokenizer, _ = base_model.load_tokenizer(Model(path=str(work / "base")), work)
+
+    def use(template: str) -> None:
+        tokenizer.chat_template = template
+        build_segments(tokenizer, TemplateRecipe(kind="chat"), "en", "es", ())
+
+    return attack((name, partial(use, template)) for name, template in hostile_chat_templates(seed, number))
+
+
+def attack_tokenizers(seed: int, number: int, work: Path) -> dict[str, Any]:
+    """Load hostile tokenizers, and return counts by outcome; see `attack_limits.attack`."""
+    from tests.conftest import save_model
+
+    save_model(work / "base")
+    base_model.load_tokenizer(Model(path=str(work / "base")), work)
+
+    def inputs() -> Iterator[tuple[str, Callable[[], object]]]:
+        for name, folder in hostile_tokenizers(work / "base", work, seed, number):
+            yield name, partial(base_model.load_tokenizer, Model(path=str(folder)), work)
+
+    return attack(inputs())
+
+
+def attack_recipes(seed: int, number: int, work: Path) -> dict[str, Any]:
+    """Load hostile recipes, and return counts by outcome; see `attack_limits.attack`."""
+
+    def inputs() -> Iterator[tuple[str, Callable[[], object]]]:
+        valid = loader.find("quickstart").read_text(encoding="utf-8")
+        for name, content, overrides in hostile_recipes(seed, number, valid):
+            (work / "a.toml").write_bytes(content)
+            yield name, partial(loader.load_recipe, str(work / "a.toml"), overrides)
+
+    return attack(inputs())

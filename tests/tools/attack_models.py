@@ -1,27 +1,14 @@
-"""Hostile model folders: each is loaded and used, or refused with a `RoundtripError`, in limited time and memory.
-
-    python -m tests.tools.attack_models --number 500 --seed 1
-
-makes them of the small model of the tests, prints what was accepted and refused as JSON, and ends with exit code 1 if
-one raised anything else, executed something, or took too long.
-"""
+"""Hostile model folders: each is loaded and used, or refused with a `RoundtripError`, in limited time and memory."""
 
 from __future__ import annotations
 
-import argparse
 import json
 import os
 import pickle
 import random
-import resource
 import shutil
-import signal
-import sys
-import tempfile
-import time
-import traceback
-from collections import Counter
 from collections.abc import Callable, Iterator
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -31,11 +18,8 @@ from safetensors.torch import load_file, save_file
 from roundtrip import load_recipe, load_translators
 from roundtrip.engine.model_checks import check_models
 from roundtrip.recipe.schema import Generate
-from roundtrip.runtime.errors import RoundtripError, first_line
+from tests.tools.attack_limits import attack
 
-# Seconds and bytes above those of the process for one folder.
-LIMIT = 20
-MEMORY = 3 << 30
 JSON_FILES = ("config.json", "generation_config.json", "tokenizer_config.json", "tokenizer.json")
 # Values as JSON text, since some are no values of Python.
 VALUES = (
@@ -223,60 +207,24 @@ def use(folder: Path, work: Path) -> None:
         pass
 
 
-def attack(name: str, folder: Path, work: Path) -> tuple[str, str]:
-    """Use one folder and return how it ended: accepted, refused, or a fault; and the message."""
-
-    def expire(*arguments: object) -> None:
-        raise KeyboardInterrupt
-
-    before = signal.signal(signal.SIGALRM, expire)
-    signal.alarm(LIMIT)
-    try:
-        use(folder, work)
-    except RoundtripError as error:
-        return "refused", first_line(error)
-    except KeyboardInterrupt:
-        return "fault", f"not finished after {LIMIT} s: {traceback.format_exc(limit=-4)}"
-    except BaseException as error:
-        return "fault", f"{type(error).__name__}: {error}"[:500] + traceback.format_exc(limit=-4)[-2000:]
-    finally:
-        signal.alarm(0)
-        signal.signal(signal.SIGALRM, before)
-    return "accepted", ""
-
-
-def main() -> None:
-    parser = argparse.ArgumentParser()
-    parser.add_argument("--number", type=int, default=500)
-    parser.add_argument("--seed", type=int, default=1)
-    parser.add_argument("--verbose", action="store_true", help="print what became of each")
-    arguments = parser.parse_args()
+def attack_models(seed: int, number: int, work: Path) -> dict[str, Any]:
+    """Load and use hostile model folders, and return counts by outcome; see `attack_limits.attack`."""
     from tests.conftest import save_model
 
-    counts: Counter[str] = Counter()
-    started, faults, slowest = time.monotonic(), [], 0.0
-    with tempfile.TemporaryDirectory() as name:
-        work = Path(name)
-        save_model(work / "base")
-        use(work / "base", work)  # so that libraries are loaded before memory is limited
-        used = int(Path("/proc/self/statm").read_text().split()[0]) * resource.getpagesize()
-        resource.setrlimit(resource.RLIMIT_AS, (used + MEMORY, used + MEMORY))
-        torch.set_num_threads(1)
-        for what, folder in hostile_model_folders(work / "base", work, arguments.seed, arguments.number):
-            before = time.monotonic()
-            outcome, message = attack(what, folder, work)
-            slowest = max(slowest, time.monotonic() - before)
-            if (work / "executed").exists():
-                outcome, message = "fault", "code of the folder was executed"
-            counts[outcome] += 1
-            faults += [{"what": what, "fault": message}] if outcome == "fault" else []
-            if arguments.verbose or outcome == "fault":
-                print(f"{time.monotonic() - before:6.2f} s  {outcome}: {what}: {message}", file=sys.stderr, flush=True)
-    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss >> 10
-    result = {**counts, "seconds": round(time.monotonic() - started, 1), "slowest": round(slowest, 1), "peak_mib": peak}
-    print(json.dumps({**result, "faults": faults}, indent=1))
-    sys.exit(bool(faults))
+    save_model(work / "base")
+    use(work / "base", work)  # so that libraries are loaded
+    torch.set_num_threads(1)
+
+    def inputs() -> Iterator[tuple[str, Callable[[], object]]]:
+        for name, folder in hostile_model_folders(work / "base", work, seed, number):
+            yield name, partial(use_without_programs, folder, work)
+
+    return attack(inputs())
 
 
-if __name__ == "__main__":
-    main()
+def use_without_programs(folder: Path, work: Path) -> None:
+    """Use a model, whose programs would leave a file in the folder of work."""
+    try:
+        use(folder, work)
+    finally:
+        assert not (work / "executed").exists(), "code of the folder was executed"
