@@ -7,6 +7,7 @@ from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 
 import torch
+from pydantic import TypeAdapter
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 
@@ -41,7 +42,7 @@ class State:
     optimizer_steps: dict[str, int] = field(default_factory=dict)  # in all, by direction
     # How far each stream is read: up to the phase, or past its examples once it has taken a step.
     cursors: dict[str, Cursor] = field(default_factory=dict)
-    scores: dict[str, dict[str, dict[str, float]]] = field(default_factory=dict)  # on dev, by stage and direction
+    scores: dict[str, dict[str, dict[str, int | float]]] = field(default_factory=dict)  # on dev, by stage and direction
     best: dict[str, str] = field(default_factory=dict)  # stage by direction; empty until the base is scored
     seconds: dict[str, float] = field(default_factory=dict)  # time spent, by activity
     # How many rows of synthetic examples were made in which way, by direction; see `build_token_rows`.
@@ -62,6 +63,9 @@ class State:
     def name(self) -> str:
         """The name of its checkpoint."""
         return f"{self.phase:04d}-{self.step:06d}"
+
+
+_STATE = TypeAdapter(State)
 
 
 class CheckpointStore:
@@ -190,5 +194,4 @@ def load(path: Path) -> tuple[State, Tensors]:
         raise ValueError(problem)
     tensors = {file.removesuffix(".safetensors"): load_file(path / file) for file in marker["files"] if file != STATE}
     document = json.loads((path / STATE).read_text(encoding="utf-8"))
-    document["cursors"] = {key: Cursor(**value) for key, value in document["cursors"].items()}
-    return State(**document), tensors
+    return integrity.validated(_STATE, document, STATE), tensors

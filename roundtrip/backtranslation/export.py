@@ -8,14 +8,14 @@ from typing import Any
 from transformers import GenerationConfig
 
 from roundtrip.backtranslation import model_card, trained_models
-from roundtrip.backtranslation.run_folder import BEST, RunFolder
+from roundtrip.backtranslation.run_folder import BEST, RunFolder, require_plain_path
 from roundtrip.backtranslation.trained_models import ExportedDirection
 from roundtrip.engine.translator import Translator
 from roundtrip.models import adapters
 from roundtrip.runtime import integrity
 from roundtrip.runtime.atomic_io import atomic_path, is_writable, write_json
 from roundtrip.runtime.disk_space import report_full_disk
-from roundtrip.runtime.errors import RunError, UsageError, printable
+from roundtrip.runtime.errors import RunError, UsageError
 from roundtrip.tokens.prompt_segments import Segments
 
 # Texts on which the chat template is compared with our prompts.
@@ -113,9 +113,7 @@ def refuse_used(folder: Path) -> None:
         raise RunError("is not empty", place=str(folder), cure="name another folder")
     if not is_writable(folder):
         raise RunError("cannot be written", place=str(folder), cure="name another folder")
-    if printable(str(folder.absolute())) != str(folder.absolute()):
-        problem = "has control characters, or bytes that are not UTF-8, which the tokenizers library cannot write"
-        raise RunError(problem, place=str(folder.absolute()), cure="name another folder")
+    require_plain_path(folder)
 
 
 def _write_tokenizer(translator: Translator, folder: Path) -> bool:

@@ -15,11 +15,12 @@ from pydantic import Field, TypeAdapter, ValidationError
 from pydantic.dataclasses import dataclass
 
 from roundtrip import __version__
+from roundtrip.backtranslation import results
 from roundtrip.recipe.loader import LoadedRecipe
 from roundtrip.recipe.plan import BASE
 from roundtrip.recipe.schema import Recipe
 from roundtrip.runtime import atomic_io, integrity
-from roundtrip.runtime.errors import RunError
+from roundtrip.runtime.errors import RunError, printable
 from roundtrip.tokens.prompt_segments import Segments
 
 BEST = "best"
@@ -33,8 +34,8 @@ _NOT_A_RUN = "name the folder that `roundtrip train` made, such as runs/NAME-OF-
 _RESTORE = "restore it from a copy; if the run did not finish, `roundtrip train ... --resume` makes it again"
 _ANOTHER_FOLDER = "name another folder with --out"
 
-# A larger one would be no text.
-Expansion = Annotated[float, Field(gt=0, le=1000)]
+Dtype = Annotated[str, Field(pattern="^(float32|bfloat16|float16)$")]
+Expansion = Annotated[float, Field(gt=0, le=1e6)]
 
 
 @dataclass(frozen=True, config={"strict": True, "extra": "forbid", "allow_inf_nan": False})
@@ -50,7 +51,7 @@ class RunManifest:
     # SHA-256 by path of all that is read again: recipe.toml, text, models, weights, translations, metrics.json.
     files: dict[str, str] = field(default_factory=dict)
     # Of the models, by direction.
-    dtypes: dict[str, str] = field(default_factory=dict)
+    dtypes: dict[str, Dtype] = field(default_factory=dict)
     base_hashes: dict[str, str] = field(default_factory=dict)
     base_locations: dict[str, str] = field(default_factory=dict)
     tokenizer_hashes: dict[str, str | None] = field(default_factory=dict)
@@ -110,7 +111,8 @@ class RunFolder:
         except FileNotFoundError:
             problem = f"not a run folder: {'it has no run.json' if self.path.is_dir() else 'it does not exist'}"
         except (OSError, ValueError) as error:
-            problem, cure = f"not a run folder that can be read: {error}", f"{_RESTORE}, or {_NOT_A_RUN}"
+            problem = f"not a run folder that can be read: {error}"
+            cure = f"{_RESTORE}; if another version of roundtrip made the run, use that version"
         raise RunError(problem, place=str(self.path), cure=cure)
 
     def write_manifest(self, manifest: RunManifest) -> None:
@@ -123,11 +125,14 @@ class RunFolder:
         if (files := files | dict(hashes)) != manifest.files:
             self.write_manifest(replace(manifest, files=files))
 
+    def recorded(self, part: Path) -> dict[str, str]:
+        """Return the hashes of a file of the run, or of all in a folder, by path."""
+        files, name = self.manifest().files, part.relative_to(self.path).as_posix()
+        return {key: files[key] for key in files if key == name or key.startswith(f"{name}/")}
+
     def first_damaged(self, part: Path) -> str | None:
         """Return what is wrong with a file of the run, or the first in a folder; None if all are as written."""
-        files, name = self.manifest().files, part.relative_to(self.path).as_posix()
-        listed = {key: files[key] for key in files if key == name or key.startswith(f"{name}/")}
-        return integrity.first_damaged(listed, self.path) or integrity.first_unlisted(listed, part, self.path)
+        return integrity.first_damaged(self.recorded(part), self.path)
 
     def check_files(self, *parts: Path, cure: str = _RESTORE) -> None:
         """Refuse files of the run, single or all in a folder, that are not as they were written."""
@@ -147,10 +152,15 @@ class RunFolder:
 
     def results(self) -> dict[str, Any]:
         """Return the content of `metrics.json`, nothing where the run has not finished."""
-        if not self.metrics.exists() and "metrics.json" not in self.manifest().files:
+        if "metrics.json" not in self.manifest().files:
             return {}
         self.check_files(self.metrics)
-        return dict(json.loads(self.metrics.read_text(encoding="utf-8")))
+        try:
+            document: dict[str, Any] = json.loads(self.metrics.read_text(encoding="utf-8"))
+            results.check(document)
+        except ValueError as error:
+            raise RunError(str(error), place=str(self.path), cure=_RESTORE) from error
+        return document
 
     def keep_best(self, stages: Mapping[str, str]) -> None:
         """Make `adapters/best` a copy of the weights of each direction at its stage, in one rename."""
@@ -165,9 +175,7 @@ class RunFolder:
         best, expected = self.adapters / BEST, dict[str, str]()
         for direction, stage in stages.items():
             expected |= integrity.file_hashes(self.adapters / stage / direction, self.adapters / stage)
-        prefix = f"{best.relative_to(self.path).as_posix()}/"
-        files = self.manifest().files
-        recorded = {name.removeprefix(prefix): files[name] for name in files if name.startswith(prefix)}
+        recorded = {name.split("/", 2)[2]: digest for name, digest in self.recorded(best).items()}
         found = integrity.file_hashes(best, best) if best.is_dir() else {}
         return found == expected == recorded
 
@@ -187,9 +195,18 @@ def versions() -> dict[str, str]:
     return own | {name: metadata.version(name) for name in _LIBRARIES}
 
 
+def require_plain_path(path: Path) -> None:
+    """Refuse a path that JSON files and the tokenizers library cannot hold."""
+    if printable(str(path.absolute())) != str(path.absolute()):
+        problem = "has control characters, or bytes that are not UTF-8, in its path"
+        raise RunError(problem, place=str(path.absolute()), cure="rename it, or name another folder")
+
+
 def create(path: Path, loaded: LoadedRecipe) -> RunFolder:
     """Make the folder of a new run, and refuse one that already holds something."""
     run = RunFolder(path)
+    for each in (path, loaded.folder):
+        require_plain_path(each)
     try:
         # One that ended before its first checkpoint, because a file was missing for example, starts again.
         has_run = (path / "run.json").exists()

@@ -7,14 +7,14 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from pydantic import TypeAdapter
+from pydantic import TypeAdapter, ValidationError
 from pydantic.dataclasses import dataclass
 
 from roundtrip.backtranslation.run_folder import BEST, Expansion, RunFolder
 from roundtrip.engine import translator
 from roundtrip.engine.translator import Translator
 from roundtrip.models import adapters, direction_model
-from roundtrip.models.model_files import read_json
+from roundtrip.models.model_files import find_files, read_json
 from roundtrip.recipe.language_codes import match_codes, parse_code
 from roundtrip.recipe.plan import Direction, directions
 from roundtrip.recipe.schema import Adapter, Model
@@ -60,6 +60,7 @@ def load(
     is_full = recipe.adapter[name].method == "full"
     # A fully trained model does not need the one it was trained from, nor what was subtracted from it.
     run.check_files(path, *(() if is_full else (run.base,)))
+    _check_recorded(path, run.recorded(path), run.path)
     # What served training only need not be here: the attention, and the device it ran on.
     for_use = {"attention": "auto", "use_liger_kernel": False, "gradient_checkpointing": False}
     spec: dict[str, object] = {"device": device, **for_use} | ({"quantize": quantize} if quantize else {})
@@ -115,17 +116,18 @@ def load_exported(folder: Path, device: str, base: str | None = None) -> Transla
             names is taken, from this machine alone: whoever made the adapter may not decide what is downloaded.
     """
     exported = read_template(folder)
-    listed = {TEMPLATE: "", CARD: "", **exported.files}
-    problem = integrity.first_damaged(exported.files, folder) or integrity.first_unlisted(listed, folder, folder)
-    if problem:
+    if problem := integrity.first_damaged(exported.files, folder):
         raise RunError(f"is not as it was exported: {problem}", place=str(folder), cure="export it again")
+    _check_recorded(folder, exported.files, folder)
     spec, adapter = _spec_of_exported(folder, base)
     spec = spec.model_copy(update={"device": device})
     name, start = exported.direction.name, Path.cwd() if base else folder
     try:
         with nullcontext() if base else offline():
             model = direction_model.load({name: spec}, {name: adapter}, start, one_base=False, seed=0)[name]
-    except (SourceError, ModelError) as error:
+    except SourceError as error:
+        if base or adapter.method == "full":
+            raise
         problem = f"its base model {spec.path} cannot be loaded: {error.problem}"
         cure = f"name it with --base, as a folder or with leave to download it: --base '{spec.path}'"
         raise RunError(problem, place=str(folder), cure=cure) from error
@@ -135,6 +137,16 @@ def load_exported(folder: Path, device: str, base: str | None = None) -> Transla
         raise RunError(f"its base model is another one: {hashes}", place=str(folder), cure=cure)
     template = translator.checked_template(model, exported.segments)
     return Translator(exported.direction, model, template, template, expansion=exported.expansion)
+
+
+def _check_recorded(folder: Path, hashes: Mapping[str, str], start: Path) -> None:
+    """Refuse files that loading a model or an adapter would read, and that were not there when it was saved."""
+    is_adapter = (folder / adapters.CONFIG).exists()
+    names = (adapters.CONFIG, adapters.WEIGHTS) if is_adapter else find_files(str(folder.absolute()), None).paths
+    for name in names:
+        if (path := (folder / name).relative_to(start).as_posix()) not in hashes:
+            problem, cure = f"{path} was added to it", "remove that file"
+            raise RunError(f"is damaged: {problem}", place=str(start), cure=cure)
 
 
 def _spec_of_exported(folder: Path, base: str | None) -> tuple[Model, Adapter]:
@@ -148,8 +160,12 @@ def _spec_of_exported(folder: Path, base: str | None) -> tuple[Model, Adapter]:
     method: Any = ("rs" if config.get("use_rslora") else "") + ("dora" if config.get("use_dora") else "lora")
     targets = config.get("target_modules") or ()
     targets = targets if isinstance(targets, str) else tuple(targets)
-    settings = {"rank": config["r"], "alpha": config["lora_alpha"], "targets": targets}
-    adapter = Adapter(method=method, init=str(folder.absolute()), **settings)
+    settings: dict[str, Any] = {"rank": config["r"], "alpha": config["lora_alpha"], "targets": targets}
+    try:
+        adapter = Adapter(method=method, init=str(folder.absolute()), **settings)
+    except ValidationError as error:
+        place = str(folder / adapters.CONFIG)
+        raise ModelError(error.errors()[0]["msg"], place=place, cure="export it again") from error
     # An adapter has the precision of its base.
     is_exact = any(tensor.dtype == torch.float32 for tensor in adapters.read(folder).values())
     path, revision = (base, None) if base else (config.get("base_model_name_or_path"), config.get("revision"))

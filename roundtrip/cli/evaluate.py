@@ -99,6 +99,7 @@ def _check(arguments: argparse.Namespace) -> None:
     names = ("source", "reference", "test", "system", "baseline", "slices", "comet")
     existing = [path for name in names if (path := getattr(arguments, name)) and path.exists()]
     overwrites = output and output.is_file() and any(path.samefile(output) for path in existing)
+    in_run = output and output.exists() and any((each / "run.json").exists() for each in output.absolute().parents)
     other_stage = arguments.baseline_stage and arguments.baseline not in runs
     no_language = arguments.to and parse_code(arguments.to) is None
     no_device = arguments.device and not folders and not arguments.comet
@@ -115,6 +116,7 @@ def _check(arguments: argparse.Namespace) -> None:
         (one_comet, None, "--comet and --comet-python must be given together", "give both or neither"),
         (output and output.is_dir(), f"--json {output}", "is a folder", "name a file"),
         (output and not is_writable(output), f"--json {output}", "cannot be written", "name a file in another folder"),
+        (in_run, f"--json {output}", "is a file of a run", "name another file"),
         (overwrites, f"--json {output}", "this input file would be overwritten", "name another file"),
     ):
         if is_wrong:

@@ -48,6 +48,8 @@ _BROKEN = (zipfile.BadZipFile, zlib.error, lzma.LZMAError, EOFError, RuntimeErro
 # folder have the same name.
 _OF_ARCHIVE = {errno.EINVAL, errno.ENAMETOOLONG, errno.EEXIST, errno.EISDIR, errno.ENOTDIR}
 
+_OFFLINE = ("ROUNDTRIP_OFFLINE", "HF_HUB_OFFLINE")
+
 logger = logging.getLogger(__name__)
 
 
@@ -92,14 +94,16 @@ def go_offline() -> None:
 @contextmanager
 def offline() -> Iterator[None]:
     """Use only caches within a block."""
-    variables = {name: os.environ.get(name) for name in ("ROUNDTRIP_OFFLINE", "HF_HUB_OFFLINE")}
+    from huggingface_hub import constants
+
+    before, variables = constants.HF_HUB_OFFLINE, {name: os.environ.get(name) for name in _OFFLINE}
     go_offline()
     try:
         yield
     finally:
         for name, value in variables.items():
             os.environ.pop(name, None) if value is None else os.environ.update({name: value})
-        _set_hub_offline(variables["HF_HUB_OFFLINE"] == "1")
+        constants.HF_HUB_OFFLINE = before
 
 
 def is_offline() -> bool:
@@ -110,13 +114,8 @@ def is_offline() -> bool:
 def forbid_hub() -> None:
     """Prevent requests to the hub in this process: libraries ask it for more than what they are told to load."""
     os.environ["HF_HUB_OFFLINE"] = "1"
-    _set_hub_offline(True)
-
-
-def _set_hub_offline(value: bool) -> None:
-    """Tell the hub library, which reads its variable when it is imported."""
-    if (hub := sys.modules.get("huggingface_hub.constants")) is not None:
-        hub.HF_HUB_OFFLINE = value  # type: ignore[attr-defined]
+    if (hub := sys.modules.get("huggingface_hub.constants")) is not None:  # which read it when it was imported
+        hub.HF_HUB_OFFLINE = True  # type: ignore[attr-defined]
 
 
 def resolve(spec: str, folder: Path) -> list[Path]:

@@ -50,12 +50,6 @@ def first_damaged(hashes: Mapping[str, str], start: Path) -> str | None:
     return None
 
 
-def first_unlisted(hashes: Mapping[str, str], folder: Path, start: Path) -> str | None:
-    """Return which file directly in a folder is not among the hashes, except for hidden ones; None if all are."""
-    paths = sorted(path.relative_to(start).as_posix() for path in folder.glob("[!.]*") if not path.is_dir())
-    return next((f"{name} was added to it" for name in paths if name not in hashes), None)
-
-
 def write_hashed_json(path: Path, document: Mapping[str, Any]) -> None:
     """Write a JSON object with the hash of its content, for `read_hashed_json`."""
     atomic_io.write_json(path, {**document, HASH_KEY: _content_hash(document)})
@@ -91,7 +85,8 @@ def validated(adapter: TypeAdapter[T], document: object, name: str) -> T:
         return adapter.validate_json(json.dumps(document))
     except ValidationError as error:
         first = error.errors()[0]
-        raise ValueError(f"{name} is damaged: {'.'.join(map(str, first['loc']))}: {first['msg']}") from error
+        place = ".".join(map(str, first["loc"]))
+        raise ValueError(f"{name} is damaged: {place and f'{place}: '}{first['msg']}") from error
 
 
 def _content_hash(document: Mapping[str, Any]) -> str:

@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from roundtrip.backtranslation.run_folder import FORMAT, RunFolder, RunManifest, with_model_folders
+from roundtrip.backtranslation.run_folder import FORMAT, RunFolder, RunManifest, create, with_model_folders
 from roundtrip.recipe.loader import load_recipe
 from roundtrip.recipe.schema import FromScratch
 from roundtrip.runtime.errors import RunError
@@ -46,6 +46,7 @@ def test_a_manifest_is_read_back_as_it_was_written(tmp_path: Path) -> None:
         ({"versions": {"torch": 2.0}}, r"damaged: versions\.torch: "),
         ({"lines": {"dev": {"kept": "3"}}}, r"damaged: lines\.dev\.kept: "),
         ({"expansions": {"en-es": -1.0}}, r"damaged: expansions\.en-es: "),
+        ({"dtypes": {"en-es": "gloat32"}}, r"damaged: dtypes\.en-es: "),
         ({"expansions": {"en-es": 10**400}}, r"damaged: expansions\.en-es: "),
         ({"segments": {"en-es": {"head": 3}}}, r"damaged: segments\.en-es\."),
         ({"files": {"a": 3}}, r"damaged: files\.a: "),
@@ -72,15 +73,10 @@ def test_files_that_changed_are_named_and_new_ones_too(tmp_path: Path) -> None:
     folder.mkdir(parents=True)
     (folder / "a.json").write_text("{}")
     run.metrics.write_text("{}")
+    assert run.results() == {}, "what was not recorded is not there yet"
     run.record(file_hashes(folder, tmp_path) | file_hashes(run.metrics, tmp_path))
     run.check_files(folder, run.metrics, run.base)
-    assert run.manifest().has_results and run.results() == {}
-    (folder / ".hidden").write_text("")
-    run.check_files(folder)
-    (folder / "b.json").write_text("{}")
-    with pytest.raises(RunError, match=r"is damaged: adapters/best/en-es/b\.json was added"):
-        run.check_files(folder)
-    (folder / "b.json").unlink()
+    assert run.manifest().has_results
     (folder / "a.json").write_text("[]")
     with pytest.raises(RunError, match=r"is damaged: adapters/best/en-es/a\.json has been changed"):
         run.check_files(folder)
@@ -89,6 +85,14 @@ def test_files_that_changed_are_named_and_new_ones_too(tmp_path: Path) -> None:
         run.results()
     run.record({})
     assert list(run.manifest().files) == ["adapters/best/en-es/a.json"] and run.results() == {}
+
+
+@pytest.mark.parametrize("name", ["\udcff", "\x1b[31m"])
+def test_a_path_that_json_cannot_hold_is_refused(write_recipe: WriteRecipe, tmp_path: Path, name: str) -> None:
+    recipe = load_recipe(str(write_recipe()))
+    with pytest.raises(RunError, match="has control characters, or bytes that are not UTF-8"):
+        create(tmp_path / name, recipe)
+    assert not (tmp_path / name).exists()
 
 
 def test_a_recipe_of_another_version_is_refused(tmp_path: Path) -> None:

@@ -69,10 +69,22 @@ def test_damaged_weights_are_named_by_each_command(copied: RunFolder, shell: Cal
     assert trained_models.load_trained(copied.path, "en-es", stage="parallel", device="cpu")
 
 
-def test_a_file_beside_the_weights_is_named(copied: RunFolder) -> None:
-    (copied.adapters / "best" / "en-es" / "config.json").write_text("{}")
-    with pytest.raises(RunError, match=r"adapters/best/en-es/config\.json was added"):
-        trained_models.load_trained(copied.path, "en-es")
+def test_a_file_that_would_be_read_with_the_weights_is_named(write_recipe: WriteRecipe, tmp_path: Path) -> None:
+    """Of a fully trained model; others, as a licence, are left alone."""
+    go(write_recipe(("rank = 4\ndropout = 0.1", 'method = "full"'), ("count = 1", "count = 0")), tmp_path / "run")
+    run = RunFolder(tmp_path / "run")
+    export(run.path, "en-es", tmp_path / "out")
+    loads = {
+        run.adapters / "best" / "en-es": lambda: trained_models.load_trained(run.path, "en-es", device="cpu"),
+        tmp_path / "out": lambda: trained_models.load_exported(tmp_path / "out", "cpu"),
+    }
+    for folder, load in loads.items():
+        (folder / "LICENSE").write_text("as you like")
+        (folder / "notes").mkdir()
+        assert load()
+        (folder / "added_tokens.json").write_text("{}")
+        with pytest.raises(RunError, match=r"added_tokens\.json was added"):
+            load()
 
 
 @pytest.mark.parametrize("name", ["translations/test.round-1.en-es.txt", "metrics.json", "recipe.toml", "events.jsonl"])
@@ -112,6 +124,54 @@ def test_a_finished_run_without_checkpoints_is_kept(finished: Finished, copied: 
             go(recipe, copied.path, resume=resume)
     copied.metrics.write_bytes((finished[1] / "metrics.json").read_bytes())
     assert_same(end_state(copied.path), before)
+
+
+@pytest.mark.parametrize(
+    ("keys", "message"),
+    [
+        (None, "is damaged: Input should be an object"),
+        ({"best": {"en-es": 5, "es-en": "base"}}, r"best\.en-es"),
+        ({"best": {}}, "best lacks en-es and es-en"),
+        ({"test": {"base": {}}}, r"test\.base lacks"),
+        ({"languages": ["en"]}, "metrics.json"),
+        ({"seconds": "x"}, "seconds"),
+        ({"samples": {"en-es": [3]}}, "samples"),
+        ({"comparison": {"en-es": {}}}, "comparison"),
+    ],
+)
+def test_results_of_another_form_are_refused(
+    finished: Finished, copied: RunFolder, keys: dict[str, object] | None, message: str
+) -> None:
+    """Also where their hash is right: whoever made the folder wrote it."""
+    document = None if keys is None else json.loads(copied.metrics.read_text()) | keys
+    copied.metrics.write_text(json.dumps(document))
+    copied.record(file_hashes(copied.metrics, copied.path))
+    for use in (
+        lambda: go(finished[0], copied.path, resume=True),
+        lambda: export(copied.path, "en-es", copied.path.parent / "out"),
+    ):
+        with pytest.raises(RunError, match=message):
+            use()
+
+
+@pytest.mark.parametrize("keys", [{"phase": "x"}, {"scores": 3}, {"optimizer_steps": {"en-es": "a"}}, {"cursors": []}])
+def test_a_state_of_another_form_is_skipped(finished: Finished, copied: RunFolder, keys: dict[str, object]) -> None:
+    newest = copied.checkpoints / checkpoint.names(copied.checkpoints)[-1]
+    state = json.loads((newest / checkpoint.STATE).read_text())
+    (newest / checkpoint.STATE).write_text(json.dumps(state | keys))
+    files = {path.name: digest for path in newest.iterdir() for digest in file_hashes(path, newest).values()}
+    change_json(newest / checkpoint.MARKER, files={name: files[name] for name in files if name != checkpoint.MARKER})
+    messages: list[str] = []
+    assert checkpoint.newest(copied.checkpoints, messages.append) is not None
+    assert len(messages) == 1 and f"{newest.name} is skipped: state.json is damaged: " in messages[0]
+
+
+@pytest.mark.parametrize("name", ["run.json", "metrics.json", "translations/test.base.en-es.txt"])
+def test_scores_do_not_overwrite_a_file_of_a_run(finished: Finished, shell: Callable[..., tuple], name: str) -> None:
+    test = str(finished[1] / "data" / "test.tsv")
+    output, before = finished[1] / name, (finished[1] / name).read_bytes()
+    code, _, errors = shell(evaluate, "--test", test, "--to", "es", "--system", str(finished[1]), "--json", str(output))
+    assert code == 2 and "is a file of a run" in errors and output.read_bytes() == before
 
 
 def test_a_damaged_manifest_is_not_overwritten(finished: Finished, copied: RunFolder) -> None:
@@ -202,6 +262,7 @@ def test_no_damage_of_an_export_is_silent(finished: Finished, tmp_path: Path, me
 @pytest.mark.parametrize(
     ("keys", "message"),
     [
+        ({"expansion": 1e300}, "expansion"),
         ({"expansion": "nan"}, "expansion"),
         ({"expansion": 0.0}, "expansion"),
         ({"source": 3}, "source"),
