@@ -21,8 +21,6 @@ from roundtrip.tokens.prompt_template import TokenRow
 # How much the logits of a row may differ from those of the same row in another batch, relative to the largest;
 # bfloat16 has three digits.
 _ROUNDING = 0.05
-# The row that is packed behind others to try whether rows are kept apart.
-_PROBE = TokenRow([2, 4, 1], 1)
 
 
 @dataclass(frozen=True)
@@ -72,7 +70,7 @@ class DirectionModel:
         _choose_padded(self.base, self.spec)
         names = attention.candidates(self.spec.attention, self.base.device, self.base.attention)
         reads_bounds = [name for name in names if name in attention.READ_BOUNDS]
-        probe = TokenDataset.of([_PROBE], self.base.device)
+        probe = TokenDataset.of([self._probe_rows[0]], self.base.device)
         alone: torch.Tensor | None = None
         for name in reads_bounds:
             reason = "in this model packed rows would see each other"
@@ -91,12 +89,18 @@ class DirectionModel:
         _choose_padded(self.base, self.spec)
         return False
 
+    @property
+    def _probe_rows(self) -> list[TokenRow]:
+        """A row, and two of the same length that it is packed behind to try whether rows are kept apart."""
+        tokens = forward.probe_tokens(self.base.model, 5)
+        return [TokenRow([tokens[i] for i in row], 1) for row in ((1, 3, 0), (0, 1, 2, 3), (3, 2, 1, 0))]
+
     def _keeps_rows_apart(self, alone: Any) -> bool:
         """Return whether a packed row has the logits that it has alone: a model may ignore bounds without an error."""
-        packed = []
-        for first in ([1, 2, 3, 4], [4, 3, 2, 1]):
-            rows = TokenDataset.of([TokenRow(first, 1), _PROBE], self.base.device)
-            packed.append(self._logits(pack(rows, [0, 1]))[len(first) :])
+        packed, (probe, *others) = [], self._probe_rows
+        for first in others:
+            rows = TokenDataset.of([first, probe], self.base.device)
+            packed.append(self._logits(pack(rows, [0, 1]))[len(first.ids) :])
         # Some kernels have no dropout of attention weights, and refuse it in train mode only.
         self._logits(pack(rows, [0, 1]), train=True)
         is_close = (packed[0] - alone).abs().max() <= _ROUNDING * alone.abs().max()

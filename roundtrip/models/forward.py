@@ -5,6 +5,7 @@ from functools import cache
 from typing import Any
 
 from peft import PeftModel
+from torch import nn
 
 
 def takes(model: Any, name: str) -> bool:
@@ -26,3 +27,14 @@ def _class_of(model: Any) -> Any:
 def _parameters(model_class: Any) -> tuple[frozenset[str], bool]:
     parameters = inspect.signature(model_class.forward).parameters
     return frozenset(parameters), any(each.kind is each.VAR_KEYWORD for each in parameters.values())
+
+
+def probe_tokens(model: nn.Module, number: int) -> list[int]:
+    """Return ordinary tokens to try a model on, different ones where its vocabulary is large enough.
+
+    The first ones of many vocabularies are special tokens that were never trained. What a model predicts after them
+    changes with rounding: SmolLM2 in bfloat16, with an adapter, differed by 2.6 nats from itself in another batch, and
+    after tokens from the middle of its vocabulary by 0.008.
+    """
+    size = int(model.get_input_embeddings().weight.shape[0])
+    return [(size // 4 + index * max(1, size // 64)) % size for index in range(number)]
