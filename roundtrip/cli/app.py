@@ -165,8 +165,6 @@ def _quiet_libraries() -> None:
     variables = {"TRANSFORMERS_VERBOSITY": "error", "HF_HUB_VERBOSITY": "error"}
     for name, value in (variables | {"HF_HUB_DISABLE_PROGRESS_BARS": "1", "TQDM_DISABLE": "1"}).items():
         os.environ.setdefault(name, value)
-    # A model's configuration may name kernels on the hub, which would be downloaded and executed.
-    os.environ["USE_HUB_KERNELS"] = "0"
     if "transformers" in sys.modules:
         from transformers.utils import logging
 

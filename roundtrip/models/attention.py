@@ -10,6 +10,7 @@ from typing import Any
 import torch
 from torch import nn
 from transformers import AttentionInterface, AttentionMaskInterface
+from transformers.integrations import hub_kernels
 from transformers.integrations.sdpa_attention import sdpa_attention_forward
 from transformers.masking_utils import sdpa_mask
 from transformers.utils import is_flash_attn_2_available
@@ -35,7 +36,23 @@ def candidates(name: str, device: torch.device, generating: str) -> tuple[str, .
     """Return the attentions for training by their names in a recipe, the best first; the last takes padded rows."""
     if name != "auto":
         return (name,)
-    return (VARLEN, _EAGER) if device.type == "cpu" else (VARLEN, "flash_attention_2", generating)
+    if device.type == "cpu":
+        return VARLEN, _EAGER
+    return (VARLEN, *(("flash_attention_2",) if is_flash_attn_2_available() else ()), generating)
+
+
+def forbid_hub_kernels() -> None:
+    """Keep transformers, in this process, from fetching kernels from the hub, which are programs.
+
+    A configuration may name one, FlashAttention is replaced by one where it is not installed, and some models ask for
+    one when they are built.
+    """
+    hub_kernels.get_kernel = hub_kernels.get_kernel_hub = _refuse_kernel
+    hub_kernels._kernels_enabled = False
+
+
+def _refuse_kernel(name: str, *_: Any, **settings: Any) -> Any:
+    raise ImportError(f"the kernel '{name}' of the hub is a program, which is not fetched")
 
 
 def choose(model: Any, name: str) -> None:

@@ -26,6 +26,8 @@ from roundtrip.tokens.tokenizer_limits import load_within_limits
 
 logger = logging.getLogger(__name__)
 
+attention.forbid_hub_kernels()
+
 
 @dataclass(frozen=True)
 class LoadedModel:

@@ -2,6 +2,7 @@
 
 import gc
 import json
+import math
 import os
 import selectors
 import signal
@@ -14,6 +15,8 @@ from pathlib import Path
 from typing import Any, NoReturn
 
 CALL_SECONDS = 10.0
+# How much longer than its time of the processor a call may take by the clock: the machine may be busy, a disk slow.
+_PATIENCE = 3.0
 # Memory that a call may take beyond what this process has at its start.
 CALL_BYTES = 1 << 30
 # The longest result, as JSON.
@@ -34,7 +37,7 @@ def call_limited(function: Callable[[], Any], seconds: float = CALL_SECONDS, mem
     Args:
         function: must not use PyTorch or wait for another thread: after a fork, locks of other threads stay locked. Its
             result must be JSON, and comes back as JSON has it (a tuple as a list).
-        seconds: of the clock.
+        seconds: of the processor; by the clock it may take three times as long.
         memory: bytes of address space beyond that of this process.
 
     Raises:
@@ -43,15 +46,20 @@ def call_limited(function: Callable[[], Any], seconds: float = CALL_SECONDS, mem
     if not hasattr(os, "fork"):
         return _outcome(_run(function))
     reader, writer = os.pipe()
-    with _no_fork_warnings():
-        child = os.fork()
+    try:
+        with _no_fork_warnings():
+            child = os.fork()
+    except OSError:
+        os.close(reader)
+        os.close(writer)
+        raise
     if child == 0:
         _serve(function, writer, seconds, memory)
     try:
         os.close(writer)
-        content = _read(reader, time.monotonic() + seconds)
+        content = _read(reader, time.monotonic() + _PATIENCE * seconds)
     except TimeoutError as error:
-        raise LimitedCallError(f"it takes more than {seconds:g} seconds") from error
+        raise _too_long(seconds) from error
     finally:
         os.close(reader)
         status = 0
@@ -59,10 +67,16 @@ def call_limited(function: Callable[[], Any], seconds: float = CALL_SECONDS, mem
         with suppress(ProcessLookupError, ChildProcessError):
             os.kill(child, signal.SIGKILL)
             _, status = os.waitpid(child, 0)
+    if os.WIFSIGNALED(status) and os.WTERMSIG(status) == signal.SIGXCPU:
+        raise _too_long(seconds)
     if not content:
         ending = f"signal {os.WTERMSIG(status)}" if os.WIFSIGNALED(status) else f"exit code {os.WEXITSTATUS(status)}"
         raise LimitedCallError(f"it ended its process by {ending}, as for more memory or recursion than there is")
     return _outcome(content)
+
+
+def _too_long(seconds: float) -> LimitedCallError:
+    return LimitedCallError(f"it takes more than {seconds:g} seconds")
 
 
 def describe_error(error: BaseException) -> str:
@@ -94,6 +108,8 @@ def _no_fork_warnings() -> Iterator[None]:
 def _serve(function: Callable[[], Any], writer: int, seconds: float, memory: int) -> NoReturn:
     """Call the function in the child, write its outcome, and end without handlers of the parent."""
     try:
+        # Threads need memory of their own, and those of the parent are not here to do what they are asked for.
+        os.environ.update(TOKENIZERS_PARALLELISM="false", RAYON_NUM_THREADS="1")
         # No finalizer may touch what belongs to the parent, as memory of a GPU.
         gc.disable()
         for name in _IGNORED_SIGNALS:
@@ -121,14 +137,16 @@ def _serve(function: Callable[[], Any], writer: int, seconds: float, memory: int
 def _limit_process(seconds: float, memory: int) -> None:
     import resource
 
-    limits = {resource.RLIMIT_CORE: 0, resource.RLIMIT_CPU: int(seconds) + 1}
+    limits = {resource.RLIMIT_CORE: 0, resource.RLIMIT_CPU: math.ceil(seconds)}
     if sys.platform == "linux":
         pages = int(Path("/proc/self/statm").read_text(encoding="ascii").split()[0])
         limits[resource.RLIMIT_AS] = pages * resource.getpagesize() + memory
     for kind, value in limits.items():
         _, hard = resource.getrlimit(kind)
-        value = value if hard == resource.RLIM_INFINITY else min(value, hard)
-        resource.setrlimit(kind, (value, value))
+        # At the hard limit of time the system kills without saying why.
+        limit = value + (kind == resource.RLIMIT_CPU)
+        limit = limit if hard == resource.RLIM_INFINITY else min(limit, hard)
+        resource.setrlimit(kind, (min(value, limit), limit))
 
 
 def _run(function: Callable[[], Any]) -> bytes:
@@ -159,7 +177,10 @@ def _read(reader: int, deadline: float) -> bytes:
 
 
 def _outcome(content: bytes) -> Any:
-    outcome = json.loads(content)
+    try:
+        outcome = json.loads(content)
+    except ValueError as error:
+        raise LimitedCallError("its process was ended while it returned its result") from error
     if "error" in outcome:
         raise LimitedCallError(outcome["error"])
     return outcome["result"]

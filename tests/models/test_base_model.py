@@ -7,9 +7,11 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 from tokenizers import AddedToken
 
 from roundtrip import load_recipe, load_translators
+from roundtrip.models import attention
 from roundtrip.recipe.schema import Generate
 from roundtrip.runtime.errors import ModelError
 from tests.conftest import CHATML, WriteRecipe, small_tokenizer
@@ -50,3 +52,21 @@ def test_a_token_without_an_embedding_that_rows_may_hold_is_refused(
     recipe = load_recipe(str(write_recipe(('kind = "plain"', 'kind = "chat"'))), [f"model.path={folder}"])
     with pytest.raises(ModelError, match="the template uses '<turn>'" if kind == "template" else "embeddings"):
         load_translators(recipe)
+
+
+def test_no_kernel_of_the_hub_is_fetched() -> None:
+    """Kernels are programs; transformers asks for them in several places, all of which end in one function."""
+    from transformers.integrations import hub_kernels
+
+    assert not hub_kernels._kernels_enabled
+    for fetch in (hub_kernels.get_kernel, hub_kernels.get_kernel_hub):
+        with pytest.raises(ImportError, match="kernels-community/rwkv' of the hub is a program"):
+            fetch("kernels-community/rwkv", version=1)
+
+
+@pytest.mark.parametrize("is_installed", [True, False])
+def test_flash_attention_is_tried_where_it_is_installed(monkeypatch: pytest.MonkeyPatch, is_installed: bool) -> None:
+    """Otherwise transformers would take a kernel of the hub in its place."""
+    monkeypatch.setattr(attention, "is_flash_attn_2_available", lambda: is_installed)
+    names = attention.candidates("auto", torch.device("cuda"), "sdpa")
+    assert ("flash_attention_2" in names) is is_installed and names[0] == "varlen" and names[-1] == "sdpa"

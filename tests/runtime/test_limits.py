@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import signal
+import subprocess
 import sys
 import threading
 import time
@@ -135,3 +136,22 @@ def test_without_fork_errors_are_the_same(monkeypatch: pytest.MonkeyPatch) -> No
     assert call_limited(lambda: (1, "a")) == [1, "a"]
     with pytest.raises(LimitedCallError, match="division by zero"):
         call_limited(lambda: 1 / 0)
+
+
+def test_a_tokenizer_can_be_tried_on_a_machine_of_many_cores(model_folder: Path) -> None:
+    """Its library starts a thread for each core, and those of the parent are not in the child."""
+    script = (
+        "import sys; from transformers import AutoTokenizer; from roundtrip.runtime.limits import call_limited\n"
+        "load = lambda: AutoTokenizer.from_pretrained(sys.argv[1])\n"
+        "texts = [str(number) * 50 for number in range(64)]\n"
+        "expected = load()(texts)['input_ids']\n"  # in threads of the parent
+        "assert call_limited(lambda: load()(texts)['input_ids']) == expected\n"
+    )
+    command = [sys.executable, "-c", script, str(model_folder)]
+    environment = os.environ | {"RAYON_NUM_THREADS": "256", "TOKENIZERS_PARALLELISM": "true"}
+    subprocess.run(command, check=True, timeout=120, env=environment)
+
+
+def test_half_of_a_result_is_an_error() -> None:
+    with pytest.raises(LimitedCallError, match="ended while it returned"):
+        limits._outcome(b'{"result": [1, 2')
