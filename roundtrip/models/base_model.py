@@ -157,6 +157,7 @@ def _read_config(files: ModelFiles, work: Path) -> Any:
     config: Any = AutoConfig.from_pretrained(work, trust_remote_code=False)
     # transformers knows models by it that need another tokenizer than they name.
     config.name_or_path = files.location
+    config._commit_hash = files.commit
     return config
 
 

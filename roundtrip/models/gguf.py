@@ -12,6 +12,7 @@ from typing import Any
 import torch
 import transformers
 
+from roundtrip.models.model_files import bounded_build
 from roundtrip.runtime import cached_folders, integrity
 from roundtrip.runtime.errors import ModelError, RoundtripError, first_line
 
@@ -55,17 +56,18 @@ def _read(path: Path, work: Path) -> tuple[Any, Any]:
     except OSError:  # no permission to make links, as on Windows
         shutil.copyfile(path, alone)
     try:
-        eos, eot, num_tokens, num_weights = _facts(alone, path)
+        eos, eot, num_tokens, num_tensors, num_weights = _facts(alone, path)
         tokenizer = transformers.AutoTokenizer.from_pretrained(work, gguf_file=alone.name)
         tokenizer = _without_added_tokens(tokenizer, num_tokens, work / "tokenizer")
-        model, report = transformers.AutoModelForCausalLM.from_pretrained(
-            work,
-            gguf_file=alone.name,
-            dtype=torch.bfloat16,
-            # Otherwise a machine with a GGUF matmul kernel keeps blocks that cannot be saved.
-            quantization_config=transformers.GgufConfig(dequantize=True),
-            output_loading_info=True,
-        )
+        with bounded_build(num_tensors, num_weights, str(path)):
+            model, report = transformers.AutoModelForCausalLM.from_pretrained(
+                work,
+                gguf_file=alone.name,
+                dtype=torch.bfloat16,
+                # Otherwise a machine with a GGUF matmul kernel keeps blocks that cannot be saved.
+                quantization_config=transformers.GgufConfig(dequantize=True),
+                output_loading_info=True,
+            )
     except RoundtripError:
         raise
     except ImportError as error:
@@ -95,9 +97,9 @@ def _problem(path: Path, problem: str, cure: str = USE_SAFETENSORS) -> ModelErro
     return ModelError(problem, place=str(path), cure=cure)
 
 
-def _facts(path: Path, original: Path) -> tuple[int, int | None, int, int]:
+def _facts(path: Path, original: Path) -> tuple[int, int | None, int, int, int]:
     """Refuse files that transformers would load as a different model; return what it does not: the end tokens of a text
-    and of a turn, the number of tokens and of weights.
+    and of a turn, the number of tokens, of tensors and of weights.
     """
     from gguf import GGUFReader
 
@@ -118,7 +120,7 @@ def _facts(path: Path, original: Path) -> tuple[int, int | None, int, int]:
     eos, eot = (values.get(f"tokenizer.ggml.{name}_token_id") for name in ("eos", "eot"))
     if eos is None:
         raise _problem(original, "it does not name its end-of-text token (tokenizer.ggml.eos_token_id)")
-    return eos, eot, num_tokens, sum(int(tensor.n_elements) for tensor in reader.tensors)
+    return eos, eot, num_tokens, len(reader.tensors), sum(int(tensor.n_elements) for tensor in reader.tensors)
 
 
 def _without_added_tokens(tokenizer: Any, num_tokens: int, folder: Path) -> Any:

@@ -9,7 +9,7 @@ import math
 import shutil
 import tempfile
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass
 from os.path import lexists
 from pathlib import Path, PurePosixPath
@@ -35,15 +35,24 @@ CONVERT = (
 _RESTORE = "use the file as the author of the model has published it"
 # JSON may need 25 times its size in memory; the largest index that is known has 14 MB, the largest tokenizer 61 MB.
 _MAX_JSON_BYTES, _MAX_FILE_BYTES = 32 << 20, 128 << 20
+# Those that list the added tokens of a tokenizer have up to 1.2 MB.
+_MAX_SETTINGS_BYTES = 4 << 20
 # Larger numbers in a configuration are positions and frequencies, not sizes; numbers of tokens fit into 32 bits.
 _MAX_LAYERS, _MAX_SIZE, _MAX_TOKEN, _MAX_OTHER = 10_000, 1 << 24, 1 << 31, 1 << 53
-_LARGE = ("theta", "base", "position", "length", "window")
+_LARGE = ("theta", "base", "position", "length", "window", "seq_len", "ctx")
 # Settings that choose how a model is computed, stored or returned instead of which one it is: those are ours to make.
 _NOT_THE_MODELS = {
     *("attn_implementation", "experts_implementation", "fusion_config", "kernel_config", "use_kernels"),
     *("distributed_config", "tp_plan", "tp_size", "device_map", "configuration_files", "name_or_path", "gguf_file"),
     *("dtype", "torch_dtype", "torchscript", "return_dict", "use_return_dict", "output_attentions"),
-    *("output_hidden_states", "output_router_logits", "use_bfloat16", "compile_config", "trust_remote_code"),
+    *(
+        "task_specific_params",
+        "output_hidden_states",
+        "output_router_logits",
+        "use_bfloat16",
+        "compile_config",
+        "trust_remote_code",
+    ),
 }
 # By this key transformers writes numbers that are not finite, as a limit without an end.
 _FLOAT = "__float__"
@@ -59,6 +68,7 @@ class ModelFiles:
     paths: dict[str, Path]  # by the names that files have in the model's folder
     documents: dict[str, dict[str, Any]]  # what transformers is given instead of some of them
     weights: tuple[str, ...]  # names of the files with weights; none where they were not asked for
+    commit: str | None = None  # of a hub id
 
     def digest(self) -> str:
         """Return a hash of all files as they are published; those that were converted to the cache are checked."""
@@ -94,39 +104,45 @@ class ModelFiles:
         names = {str(folder / name): str(path) for name, path in self.paths.items()} | {str(folder): self.location}
         values |= {key: names[value] for key, value in values.items() if isinstance(value, str) and value in names}
 
-    @contextmanager
-    def bounded_build(self) -> Iterator[None]:
+    def bounded_build(self) -> AbstractContextManager[None]:
         """Stop building a model that has far more parts than its files; otherwise memory or time could run out."""
         num_tensors = sum(count_tensors(self.paths[name]) for name in self.weights)
         num_bytes = sum(self.paths[name].stat().st_size for name in self.weights)
-        # Files may hold several weights in one tensor, packed four bits each; buffers are not in them.
-        limits = {"parts": 16 * num_tensors + 10_000, "numbers": 2 * num_bytes + (1 << 26)}
-        counts = dict.fromkeys(limits, 0)
+        # Of four bits each, which are registered twice.
+        packed = 4 if "quantization_config" in self.documents[CONFIG] else 1
+        return bounded_build(num_tensors, packed * num_bytes, str(self.paths[CONFIG]))
 
-        def count(module: nn.Module, name: str, part: Any) -> None:
-            if part is None or (not isinstance(part, nn.Module) and part.device.type != "meta"):
-                return  # loading replaces parameters, which are created without memory, by those of the files
-            counts["parts"] += 1
-            counts["numbers"] += 0 if isinstance(part, nn.Module) else part.numel()
-            for kind, limit in limits.items():
-                if counts[kind] > limit:
-                    problem = f"it describes a model of more than {limit:,} {kind}; its weights are {num_tensors:,} "
-                    problem += f"tensors in {num_bytes:,} bytes"
-                    raise ModelError(problem, place=str(self.paths[CONFIG]), cure=_RESTORE)
 
-        hooks = [
-            register(count)
-            for register in (
-                torch_module.register_module_module_registration_hook,
-                torch_module.register_module_parameter_registration_hook,
-                torch_module.register_module_buffer_registration_hook,
-            )
-        ]
-        try:
-            yield
-        finally:
-            for hook in hooks:
-                hook.remove()
+@contextmanager
+def bounded_build(num_tensors: int, num_numbers: int, place: str) -> Iterator[None]:
+    """Stop building a model within a block that has far more parts and numbers than its files."""
+    # Files may hold several weights in one tensor, and buffers are not in them.
+    limits = {"parts": 16 * num_tensors + 10_000, "numbers": 2 * num_numbers + (1 << 26)}
+    counts = dict.fromkeys(limits, 0)
+
+    def count(module: nn.Module, name: str, part: Any) -> None:
+        if part is None or (not isinstance(part, nn.Module) and part.device.type != "meta"):
+            return  # loading replaces parameters, which are created without memory, by those of the files
+        counts["parts"] += 1
+        counts["numbers"] += 0 if isinstance(part, nn.Module) else part.numel()
+        for kind, limit in limits.items():
+            if counts[kind] > limit:
+                problem = f"it describes a model of more than {limit:,} {kind}; its weights are {num_tensors:,} tensors"
+                raise ModelError(f"{problem} of {num_numbers:,} numbers or bytes", place=place, cure=_RESTORE)
+
+    hooks = [
+        register(count)
+        for register in (
+            torch_module.register_module_module_registration_hook,
+            torch_module.register_module_parameter_registration_hook,
+            torch_module.register_module_buffer_registration_hook,
+        )
+    ]
+    try:
+        yield
+    finally:
+        for hook in hooks:
+            hook.remove()
 
 
 def find_files(location: str, revision: str | None, *, weights: bool = True) -> ModelFiles:
@@ -136,13 +152,13 @@ def find_files(location: str, revision: str | None, *, weights: bool = True) -> 
         weights: also those with its weights.
     """
     is_local = Path(location).is_absolute()
-    folder = Path(location)
+    folder, commit = Path(location), None
     if not is_local:
         folder = _download(location, revision, [CONFIG, GENERATION, _TOKENIZER, _ADAPTER, _WEIGHTS + ".index.json"])
-        revision = folder.name  # the commit, so that all files are of one
+        revision = commit = folder.name  # so that all files are of one
     _refuse_adapter(folder)
     documents = {
-        name: clean(read_json(folder / name), folder / name)
+        name: clean(read_json(folder / name, _MAX_SETTINGS_BYTES), folder / name)
         for name, clean in ((CONFIG, _clean_config), (GENERATION, _clean_generation), (_TOKENIZER, _clean_tokenizer))
         if lexists(folder / name)
     }
@@ -165,12 +181,12 @@ def find_files(location: str, revision: str | None, *, weights: bool = True) -> 
             paths[_INDEX] = folder / _INDEX
         for name in weight_names:
             require_file(folder / name)
-    return ModelFiles(location, paths, documents, weight_names)
+    return ModelFiles(location, paths, documents, weight_names, commit)
 
 
-def read_json(path: Path) -> dict[str, Any]:
+def read_json(path: Path, max_bytes: int = _MAX_JSON_BYTES) -> dict[str, Any]:
     """Read a JSON object of a model; refuse one that is too large, and numbers that are none."""
-    require_file(path, _MAX_JSON_BYTES)
+    require_file(path, max_bytes)
     try:
         document = json.loads(path.read_text(encoding="utf-8"))
     except (OSError, ValueError, RecursionError) as error:
@@ -255,11 +271,24 @@ def _clean_config(config: dict[str, Any], path: Path) -> dict[str, Any]:
         raise ModelError(problem, place=str(path), cure=f"rename that file to {_WEIGHTS} and remove the key")
     if model_type in CONFIG_MAPPING:
         config.pop("auto_map", None)  # a model that transformers supports needs no code of its author
-    cleaned: dict[str, Any] = _clean(config, path)
+    cleaned: dict[str, Any] = _clean(config, path, _sizes(model_type))
     return cleaned
 
 
-def _clean(value: Any, path: Path, key: str = "") -> Any:
+def _sizes(model_type: str) -> set[str]:
+    """Return the settings of a kind of models that are whole numbers, at any depth; others size nothing."""
+    from transformers import CONFIG_MAPPING
+
+    def names(value: Any) -> Iterator[str]:
+        for key, each in value.items() if isinstance(value, dict) else ():
+            yield from names(each) if isinstance(each, dict) else (key,) if type(each) in (int, type(None)) else ()
+
+    if model_type not in CONFIG_MAPPING:
+        return set()
+    return set(names(CONFIG_MAPPING[model_type]().to_dict()))
+
+
+def _clean(value: Any, path: Path, sizes: set[str], key: str = "") -> Any:
     """Return a value of a configuration without what is not its to set, at any depth."""
     if isinstance(value, dict):
         if key in {"quantization_config", "compression_config"}:
@@ -267,17 +296,17 @@ def _clean(value: Any, path: Path, key: str = "") -> Any:
         if value == {_FLOAT: "NaN"}:
             raise ModelError(f"its {key} is not a number", place=str(path), cure=_RESTORE)
         return {
-            name: _clean(each, path, name)
+            name: _clean(each, path, sizes, name)
             for name, each in value.items()
             if name == _FLOAT or not (name.startswith("_") or name in _NOT_THE_MODELS)
         }
     if isinstance(value, list):
-        return [_clean(each, path, key) for each in value]
+        return [_clean(each, path, sizes, key) for each in value]
     if key.endswith("token_id"):
         check_token(value, path, key)
     elif isinstance(value, float) and math.isnan(value):
         raise ModelError(f"its {key} is not a number", place=str(path), cure=_RESTORE)
-    elif isinstance(value, int) and not _least(key) <= value <= _largest(key):
+    elif isinstance(value, int) and not _least(key) <= value <= _largest(key, sizes):
         raise ModelError(f"its {key} is {_short(value)}, which no model has", place=str(path), cure=_RESTORE)
     return value
 
@@ -286,11 +315,11 @@ def _least(key: str) -> int:
     return 0 if key.startswith("num_") else -_MAX_OTHER
 
 
-def _largest(key: str) -> int:
+def _largest(key: str, sizes: set[str]) -> int:
     """Return the largest number that a setting may have; configurations make lists of their layers before models do."""
-    if "layer" in key and not any(word in key for word in ("size", "dim")):
+    if key.endswith(("layers", "layer")):
         return _MAX_LAYERS
-    return _MAX_OTHER if any(word in key for word in _LARGE) else _MAX_SIZE
+    return _MAX_OTHER if key not in sizes or any(word in key for word in _LARGE) else _MAX_SIZE
 
 
 def _checked_quantization(value: dict[str, Any], path: Path) -> dict[str, Any]:
@@ -338,7 +367,7 @@ def _clean_tokenizer(settings: dict[str, Any], path: Path) -> dict[str, Any]:
     """Return a tokenizer_config.json without names of other files, which would be read wherever they are."""
     for key, value in settings.items():
         if key.endswith("token_id"):
-            _clean(value, path, key)
+            _clean(value, path, set(), key)
     unwanted = {"fast_tokenizer_files", "init_inputs", "name_or_path", "tokenizer_object", "trust_remote_code"}
     return {
         key: value

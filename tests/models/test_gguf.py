@@ -6,6 +6,7 @@ import json
 import shutil
 import sys
 import threading
+import time
 from pathlib import Path
 from typing import Any
 
@@ -297,6 +298,18 @@ def test_a_damaged_layer_count_ends_at_once(tiny: Path, tmp_path: Path) -> None:
     path = tmp_path / "layers.gguf"
     path.write_bytes(content)
     assert "holds only 20 tensors" in refusal(path, tmp_path / "cache").problem
+
+
+@pytest.mark.parametrize("key", ["vocab_size", "feed_forward_length", "embedding_length"])
+def test_a_model_far_larger_than_its_file_ends_at_once(key: str, tiny: Path, tmp_path: Path) -> None:
+    content, name = bytearray(tiny.read_bytes()), f"llama.{key}".encode()
+    at = content.index(name) + len(name) + 4  # behind the type
+    content[at : at + 4] = (10**8).to_bytes(4, "little")
+    path = tmp_path / "large.gguf"
+    path.write_bytes(content)
+    started = time.monotonic()
+    assert refusal(path, tmp_path / "cache")
+    assert time.monotonic() - started < 5
 
 
 def test_a_tensor_that_is_not_used_is_named(model: LlamaForCausalLM, tmp_path: Path, caplog: Any) -> None:

@@ -104,6 +104,7 @@ def test_a_hub_id_has_the_files_and_the_hash_of_its_snapshot(hub: Path, folder: 
     loaded = load("org/model", tmp_path)
     assert loaded.digest == load(folder, tmp_path).digest
     assert loaded.location == loaded.model.config.name_or_path == loaded.tokenizer.name_or_path == "org/model"
+    assert loaded.model.config._commit_hash == COMMIT, "which an export names"
     (hub / "README.md").write_text("a file that another program has fetched")
     assert find_files("org/model", None).digest() == loaded.digest
     before = logits(loaded)
@@ -237,6 +238,29 @@ def test_a_token_far_beyond_the_others_is_refused(folder: Path, tmp_path: Path) 
 
 
 # Bounds
+
+
+@pytest.mark.parametrize(
+    "values",
+    [
+        {"pretraining_tokens": 2 * 10**12, "num_parameters": 7 * 10**9, "timestamp": 1_700_000_000, "init_seed": 2**31},
+        {"max_seq_len": 2**25, "n_ctx": 2**25, "layer_id": 20_000},
+        {"task_specific_params": {"translation": {"num_beams": -1}}},
+    ],
+)
+def test_numbers_that_size_nothing_are_accepted(folder: Path, tmp_path: Path, values: dict[str, Any]) -> None:
+    """As published configurations have them."""
+    change(folder / "config.json", **values)
+    assert load(folder, tmp_path).num_embeddings
+
+
+@pytest.mark.parametrize("name", ["config.json", "generation_config.json", "tokenizer_config.json"])
+def test_settings_of_many_megabytes_are_refused_at_once(folder: Path, tmp_path: Path, name: str) -> None:
+    change(folder / name, of_nothing=[[]] * 2_000_000)
+    started = time.monotonic()
+    with pytest.raises(ModelError, match=f"{name}: it has .* bytes, more than"):
+        load(folder, tmp_path)
+    assert time.monotonic() - started < 1
 
 
 @pytest.mark.parametrize(
