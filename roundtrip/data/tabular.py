@@ -160,6 +160,8 @@ def read_dataset(spec: str, languages: tuple[str, ...], columns: Columns) -> Ite
     """Yield the named columns of a dataset on the hub, streamed; columns as for parquet."""
     dataset = parse_dataset(spec)
     place = f"hf:{dataset.name}"
+    if Path(dataset.name).exists():  # which would be read without the limits of files
+        raise TextError("this is a path, not the name of a data set", place=place, cure="Name its files without `hf:`.")
     try:
         from datasets import load_dataset
     except ImportError as error:

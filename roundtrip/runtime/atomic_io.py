@@ -112,9 +112,12 @@ def umask() -> int:
 
 def is_writable(path: Path) -> bool:
     """Return whether a file or folder can be written or made there."""
-    existing = next(each for each in (path.absolute(), *path.absolute().parents) if each.exists())
-    is_usable = existing.is_dir() or (existing == path.absolute() and not is_special(existing))
-    return os.access(existing, os.W_OK) and is_usable
+    path = path.absolute()
+    existing = next(each for each in (path, *path.parents) if each.exists())
+    is_usable = existing.is_dir() or (existing == path and not is_special(existing))
+    # What exists is replaced by what was written beside it.
+    written = {existing, path.parent} if existing == path else {existing}
+    return is_usable and all(os.access(each, os.W_OK) for each in written)
 
 
 def is_special(path: Path) -> bool:

@@ -114,7 +114,9 @@ class ProgressHandle:
 
 def _append(path: Path, line: bytes) -> None:
     """Add a line to a file, or nothing; an incomplete last line of a killed process is removed."""
-    with path.open("ab+", buffering=0) as file:
+    # A link would lead to a file that is not of the run.
+    flags = os.O_RDWR | os.O_CREAT | os.O_APPEND | getattr(os, "O_NOFOLLOW", 0) | getattr(os, "O_BINARY", 0)
+    with os.fdopen(os.open(path, flags, 0o666), "ab+", buffering=0) as file:
         size = file.seek(0, os.SEEK_END)
         file.seek(max(0, size - 1))
         if file.read(1) not in {b"", b"\n"}:

@@ -164,16 +164,24 @@ def _chats(recipe: TemplateRecipe, names: dict[str, str], codes: tuple[str, str]
 def _usable_texts(tokenizer: Any, chats: Sequence[_Chat]) -> list[str]:
     """Return the rendered `_CONTENTS` of the first chat whose source the template shows."""
 
-    def render(chat: _Chat) -> list[dict[str, str]]:
-        return [_render(tokenizer, chat.messages(*contents), contents[1] is None) for contents in _CONTENTS]
+    def render() -> list[list[dict[str, str]]]:
+        rendered: list[list[dict[str, str]]] = []
+        for chat in chats:
+            texts = [_render(tokenizer, chat.messages(*contents), contents[1] is None) for contents in _CONTENTS]
+            rendered.append(texts)
+            if texts[0].get("text", "").count(_SOURCE) == 1 and (
+                chat is chats[0] or texts[1].get("text", "").count(_TARGET) == 1
+            ):
+                break
+        return rendered
 
     try:
         # A chat template is a program of the model's author: it may loop without end, and fill the memory.
-        rendered = call_limited(lambda: [render(chat) for chat in chats], TEMPLATE_SECONDS)
+        rendered = call_limited(render, TEMPLATE_SECONDS)
     except LimitedCallError as error:
         raise _failed(str(error)) from error
     problems: list[TemplateError] = []
-    for chat, renderings in zip(chats, rendered, strict=True):
+    for chat, renderings in zip(chats, rendered, strict=False):
         texts = [rendering.get("text", "") for rendering in renderings]
         errors = [rendering["error"] for rendering in renderings if "error" in rendering]
         if "error" in renderings[0]:

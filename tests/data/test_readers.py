@@ -20,7 +20,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from pyarrow import parquet
 
-from roundtrip.data import text_files, tmx_xliff
+from roundtrip.data import tabular, text_files, tmx_xliff
 from roundtrip.data.corpora import describe_counts
 from roundtrip.data.gettext_po import UNNAMED_SOURCE
 from roundtrip.data.normalize import clean
@@ -1234,3 +1234,9 @@ def test_a_table_of_many_columns_is_read_or_refused_at_once(tmp_path: Path, name
             with pytest.raises(TextError, match=words) as caught:
                 list(read_rows(TextSource(path=str(path)), [path], ("en", "es")))
             assert len(str(caught.value)) < 20_000
+
+
+def test_a_path_is_no_data_set_of_the_hub(tmp_path: Path) -> None:
+    (tmp_path / "a.txt").write_text("a\n")
+    with pytest.raises(TextError, match="this is a path, not the name of a data set"):
+        list(tabular.read_dataset(f"hf:{tmp_path}", ("en",), None))

@@ -153,7 +153,7 @@ def test_an_index_that_names_anything_but_safetensors_inside_is_refused(
 
 
 def test_a_file_larger_than_its_kind_is_not_read(folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(model_files, "_MAX_JSON_BYTES", 1000)
+    monkeypatch.setattr(model_files, "_MAX_SETTINGS_BYTES", 1000)
     (folder / "config.json").write_bytes((folder / "config.json").read_bytes() + b" " * 1000)
     with pytest.raises(ModelError, match="more than the 1,000 that such a file may have"):
         load(folder, tmp_path)
@@ -353,6 +353,6 @@ def test_damaged_safetensors_are_named(folder: Path, tmp_path: Path) -> None:
 
 
 def test_hostile_folders_are_loaded_or_refused(tmp_path: Path) -> None:
-    result = attack_models.attack_models(3, 150, tmp_path)
+    result = attack_models.attack_models(3, 70, tmp_path)
     assert not result["faults"], result
-    assert min(result["accepted"], result["refused"]) > 10
+    assert min(result["accepted"], result["refused"]) > 3

@@ -126,6 +126,17 @@ def test_a_finished_run_without_checkpoints_is_kept(finished: Finished, copied: 
     assert_same(end_state(copied.path), before)
 
 
+def test_events_are_not_written_through_a_link(finished: Finished, copied: RunFolder, tmp_path: Path) -> None:
+    other = tmp_path / "of others"
+    other.write_text("one line\nhalf of")
+    copied.events.unlink()
+    copied.events.symlink_to(other)
+    copied.metrics.unlink()
+    with pytest.raises(OSError, match="symbolic links"):
+        go(finished[0], copied.path, resume=True)
+    assert other.read_text() == "one line\nhalf of"
+
+
 @pytest.mark.parametrize(
     ("keys", "message"),
     [
@@ -255,8 +266,8 @@ def test_an_export_that_fails_leaves_nothing(
 def test_no_damage_of_an_export_is_silent(finished: Finished, tmp_path: Path, merged: bool) -> None:
     base = Path(str(RunFolder(finished[1]).recipe().model["en-es"].path))
     export(finished[1], "en-es", tmp_path / "out", merged=merged)
-    outcomes = attack_export(tmp_path / "out", None if merged else str(base), 3, 60, tmp_path)
-    assert outcomes["silent"] == 0 and outcomes["named"] > 45, outcomes
+    outcomes = attack_export(tmp_path / "out", None if merged else str(base), 3, 30, tmp_path)
+    assert outcomes["silent"] == 0 and outcomes["named"] > 20, outcomes
 
 
 @pytest.mark.parametrize(
