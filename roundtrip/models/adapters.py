@@ -18,7 +18,7 @@ from torch import nn
 from transformers.pytorch_utils import Conv1D
 
 from roundtrip.models import fused_lora, prepacked_linear
-from roundtrip.models.model_files import read_json
+from roundtrip.models.model_files import PICKLE, read_json
 from roundtrip.models.tensor_files import read_tensors
 from roundtrip.recipe.schema import Adapter
 from roundtrip.runtime.errors import ModelError, first_line
@@ -272,7 +272,7 @@ def read(folder: Path) -> dict[str, torch.Tensor]:
     """Return the tensors of an adapter folder."""
     path = folder / WEIGHTS
     if not path.exists() and (pickle := path.with_suffix(".bin")).exists():
-        problem = f"{pickle.name} is a pickle, which can execute arbitrary code when it is loaded"
+        problem = f"{pickle.name} is {PICKLE}"
         cure = "if you trust its author, load it with PEFT and save it again"
         raise ModelError(problem, place=str(folder), cure=cure)
     if not path.exists():
@@ -292,7 +292,7 @@ def read_config(folder: Path) -> dict[str, Any]:
     is_supported = {
         "peft_type": config.get("peft_type") == "LORA",
         "r": type(rank) is int and 1 <= rank <= _MAX_RANK,
-        "lora_alpha": type(alpha) in (int, float) and abs(alpha) < _MAX_RANK**2,
+        "lora_alpha": type(alpha) in (int, float) and 0 < alpha < _MAX_RANK**2,
         "target_modules": targets != [] and all(isinstance(name, str) for name in names),
         "bias": config.get("bias") in (None, "none"),
         "init_lora_weights": config.get("init_lora_weights") in _PLAIN_INIT,
@@ -322,7 +322,9 @@ def _checked_pattern(pattern: Any, key: str, place: str) -> dict[str, int | floa
     for name, value in pattern.items():
         types = (int,) if key == "rank_pattern" else (int, float)
         if type(value) not in types or not 0 < value <= _MAX_RANK or not _LAYER_NAME.fullmatch(name):
-            raise ModelError(f"its {key} has {name!r}: {value!r}", place=place, cure=_FOLDER_CURE)
+            problem = f"its {key} has {name!r}: {value!r}, which is no layer, or no number up to {_MAX_RANK:,}"
+            cure = "name layers by letters, digits and `_ . ^ $ \\ -` alone, and give each a number above 0"
+            raise ModelError(problem, place=place, cure=cure)
     return pattern
 
 

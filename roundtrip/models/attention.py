@@ -3,8 +3,9 @@ Shapes: B rows, T positions of the longest, N tokens of all rows one behind the 
 keys and values, G = H / K query heads that share one, D numbers a head.
 """
 
+import importlib
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from typing import Any
 
 import torch
@@ -49,6 +50,9 @@ def forbid_hub_kernels() -> None:
     """
     hub_kernels.get_kernel = hub_kernels.get_kernel_hub = _refuse_kernel
     hub_kernels._kernels_enabled = False
+    with suppress(ImportError):
+        package: Any = importlib.import_module("kernels")
+        package.get_kernel = _refuse_kernel
 
 
 def _refuse_kernel(name: str, *_: Any, **settings: Any) -> Any:

@@ -154,7 +154,7 @@ def find_files(location: str, revision: str | None, *, weights: bool = True) -> 
     is_local = Path(location).is_absolute()
     folder, commit = Path(location), None
     if not is_local:
-        folder = _download(location, revision, [CONFIG, GENERATION, _TOKENIZER, _ADAPTER, _WEIGHTS + ".index.json"])
+        folder = _download(location, revision, [CONFIG, GENERATION, _TOKENIZER, _ADAPTER, _INDEX])
         revision = commit = folder.name  # so that all files are of one
     _refuse_adapter(folder)
     documents = {

@@ -5,6 +5,8 @@ from __future__ import annotations
 import errno
 import hashlib
 import json
+import os
+import time
 from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
@@ -16,6 +18,9 @@ if TYPE_CHECKING:
     from pydantic import TypeAdapter
 
 T = TypeVar("T")
+# By device, number, size and times of the file.
+_known_hashes: dict[tuple[int, ...], str] = {}
+_SETTLED_NS = 10**9
 
 # The key of a JSON object under which the hash of its other keys stands.
 HASH_KEY = "sha256"
@@ -28,9 +33,18 @@ def _refuse_special(path: Path) -> None:
 
 
 def file_hash(path: Path) -> str:
+    """Return the SHA-256 of a file; what has not changed since it was hashed in this process is not read again."""
     _refuse_special(path)
     with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
+        status, now = os.fstat(file.fileno()), time.time_ns()
+        key = (status.st_dev, status.st_ino, status.st_size, status.st_mtime_ns, status.st_ctime_ns)
+        if key not in _known_hashes:
+            digest = hashlib.file_digest(file, "sha256").hexdigest()
+            # A change within the resolution of its times would not show.
+            if now - max(key[3:]) < _SETTLED_NS:
+                return digest
+            _known_hashes[key] = digest
+        return _known_hashes[key]
 
 
 def file_hashes(folder: Path, start: Path) -> dict[str, str]:

@@ -226,7 +226,7 @@ def _device_row_builder(
 
     segments = (str(reverse.segments), str(forward.segments))
     name = vocabulary.fingerprint(forward.tokenizer, *segments, str(num_attacks), str(CACHE_FORMAT))
-    measured = _cached(options.cache_folder, name, len(checker.flags_V), measure)
+    measured = _cached(options.cache_folder, name, measure)
     row_builder = make(BoundaryTables(**measured["tables"])) if measured["fault"] is None else None
     return row_builder, measured["attacks"], measured["fault"] or ""
 
@@ -238,10 +238,10 @@ def _new_checker(reverse: PromptTemplate, forward: PromptTemplate, options: Buil
     return CanonicalityChecker(rules, options.device)
 
 
-def _cached(folder: Path | None, name: str, num_tokens: int, make: Callable[[], dict[str, Any]]) -> dict[str, Any]:
+def _cached(folder: Path | None, name: str, make: Callable[[], dict[str, Any]]) -> dict[str, Any]:
     """Return what `make` returned earlier from a cache folder, or make it and keep it, if the folder can be written.
 
-    What is damaged, or does not fit a vocabulary of `num_tokens`, is made again with a warning.
+    What is damaged, or that of another tokenizer or template, is made again with a warning.
     """
     if folder is None:
         return make()
@@ -249,7 +249,7 @@ def _cached(folder: Path | None, name: str, num_tokens: int, make: Callable[[], 
     try:
         document = integrity.read_hashed_json(path)
         measured: dict[str, Any] = json.loads(document["measured"])
-        if document["name"] != name or not BoundaryTables(**measured["tables"]).fit(num_tokens):
+        if document["name"] != name:
             raise ValueError("it is that of another tokenizer")
         return {key: measured[key] for key in ("tables", "attacks", "fault")}
     except FileNotFoundError:

@@ -3,8 +3,10 @@
 import base64
 import hashlib
 import json
+import re
 from collections.abc import Callable, Iterator
 from contextlib import suppress
+from importlib import metadata
 from pathlib import Path
 from typing import Any
 
@@ -14,15 +16,16 @@ from roundtrip.runtime.integrity import file_hash
 from roundtrip.runtime.limits import LimitedCallError, call_limited
 
 # For loading and all probes; the tokenizer of Gemma 3, with 262,144 tokens, loads in about one second.
-TRIAL_SECONDS = 15.0
+TRIAL_SECONDS = 9.0
 MAX_STEPS = 1000  # of its normalizer, pre-tokenizer, post-processor or decoder
 MAX_GROWTH = 1000  # of a text in characters, by all steps together
 MAX_STEP_CHARS = 20_000  # of a pattern, or other text of a step
 MAX_FIXED_TOKENS = 1000  # around each text
 # A character is four bytes at most, and some normalizers replace one by eighteen.
 MAX_TOKENS_PER_CHAR = 100
-_ENDINGS = {".json", ".jinja", ".txt", ".model"}
 _CURE = "no published tokenizer does this; take the files of the model from its author"
+# Lookaround, anchors, and what may repeat not at all; most expressions of normalizers have none.
+_MAY_BE_EMPTY = re.compile(r"\(\?|\\[bBAzZGKmMyY]|[\^$*?|]|\{0?,")
 _PIECES = (
     "a",
     " ",
@@ -65,10 +68,10 @@ def load_within_limits(folder: Path, config: Any, place: str) -> Any:
 
 def _try(load: Callable[[], Any], folder: Path, place: str) -> None:
     """Load and use a tokenizer in a limited call; files that have passed are known by their hash in the cache."""
-    digest = hashlib.sha256()
-    for path in sorted(folder.iterdir()):
-        if path.suffix in _ENDINGS and path.is_file():
-            digest.update(path.name.encode() + bytes.fromhex(file_hash(path)))
+    versions = [metadata.version(name) for name in ("tokenizers", "transformers")]
+    digest = hashlib.sha256(" ".join(versions).encode())
+    for path in sorted(path for path in folder.rglob("*") if path.suffix != ".safetensors" and path.is_file()):
+        digest.update(path.relative_to(folder).as_posix().encode() + b"\0" + bytes.fromhex(file_hash(path)))
     passed = cache_dir() / "tokenizers" / digest.hexdigest()[:32]
     if passed.exists():
         return
@@ -140,9 +143,11 @@ def _growth(step: dict[str, Any]) -> int:
     match step.get("type"):
         case "Replace":
             pattern, content = step["pattern"], str(step["content"])
-            # A regular expression, and an empty text, may match between all characters.
-            length = len(pattern.get("String") or "")
-            return max(1, -(-len(content) // length) if length else len(content) + 1)
+            if text := pattern.get("String"):
+                return max(1, -(-len(content) // len(text)))
+            # An expression that matches an empty text does so between all characters, which stay.
+            expression = pattern.get("Regex") or ""
+            return max(1, len(content) + (not expression or bool(_MAY_BE_EMPTY.search(expression))))
         case "Prepend":
             return 1 + len(str(step["prepend"]))
         case "Precompiled":

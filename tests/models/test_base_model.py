@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import shutil
+import sys
+import types
 from pathlib import Path
 from typing import Any
 
@@ -54,10 +56,16 @@ def test_a_token_without_an_embedding_that_rows_may_hold_is_refused(
         load_translators(recipe)
 
 
-def test_no_kernel_of_the_hub_is_fetched() -> None:
-    """Kernels are programs; transformers asks for them in several places, all of which end in one function."""
+def test_no_kernel_of_the_hub_is_fetched(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Kernels are programs; transformers asks for them by its own function or by that of the package."""
     from transformers.integrations import hub_kernels
 
+    package = types.ModuleType("kernels")
+    package.get_kernel = lambda *_: pytest.fail("fetched")  # type: ignore[attr-defined]
+    monkeypatch.setitem(sys.modules, "kernels", package)
+    attention.forbid_hub_kernels()
+    with pytest.raises(ImportError, match="is a program"):
+        package.get_kernel("kernels-community/flash-attn2")
     assert not hub_kernels._kernels_enabled
     for fetch in (hub_kernels.get_kernel, hub_kernels.get_kernel_hub):
         with pytest.raises(ImportError, match="kernels-community/rwkv' of the hub is a program"):

@@ -1,8 +1,12 @@
 """Hashed JSON files: every flipped bit and every truncation is harmless or detected."""
 
+import os
+import time
+
 import pytest
 
-from roundtrip.runtime.integrity import read_hashed_json, write_hashed_json
+from roundtrip.runtime import integrity
+from roundtrip.runtime.integrity import file_hash, read_hashed_json, write_hashed_json
 
 DOCUMENT = {"alpha": 32, "dtype": "float32", "prompt": "Übersetze: \u2028", "nested": {"b": [1.5, None], "a": True}}
 
@@ -43,3 +47,22 @@ def test_other_json_is_refused(tmp_path, text):
     (tmp_path / "a.json").write_text(text)
     with pytest.raises(ValueError, match=r"a\.json"):
         read_hashed_json(tmp_path / "a.json")
+
+
+def test_a_file_is_hashed_again_only_when_it_has_changed(tmp_path, monkeypatch):
+    path, calls = tmp_path / "a", []
+    original = integrity.hashlib.file_digest
+    monkeypatch.setattr(integrity.hashlib, "file_digest", lambda *a: calls.append(1) or original(*a))
+    path.write_bytes(b"one")
+    first = file_hash(path)
+    assert file_hash(path) == first and len(calls) == 2, "it is too young for its times to show a change"
+    monkeypatch.setattr(integrity, "_SETTLED_NS", 0)
+    assert file_hash(path) == file_hash(path) == first and len(calls) == 3
+    status = path.stat()
+    time.sleep(0.02)
+    path.write_bytes(b"two")
+    os.utime(path, ns=(status.st_atime_ns, status.st_mtime_ns))  # the time of a change of a file stays
+    assert file_hash(path) != first
+    path.unlink()
+    path.write_bytes(b"one")
+    assert file_hash(path) == first

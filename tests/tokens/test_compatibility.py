@@ -29,7 +29,6 @@ from roundtrip.tokens import compatibility
 from roundtrip.tokens.prompt_segments import build_segments
 from roundtrip.tokens.prompt_template import PromptTemplate
 from roundtrip.tokens.row_builder import SPLICED, TEXT_ONLY, RowBuilder
-from roundtrip.tokens.splice.boundary_tables import BoundaryTables
 from roundtrip.tokens.tokenizer_diff import tokenizer_differences
 from tests.conftest import WriteRecipe, bpe, toy_pairs, wrap
 from tests.tokens.test_prompt_template import LINES, TOKENIZERS
@@ -199,40 +198,6 @@ def test_a_cache_that_cannot_be_used_changes_nothing(kind: str, tmp_path: Path, 
     assert "made again" in caplog.text
     if kind == "link":
         assert outside.read_text() == "not of the cache"
-
-
-NUM_TOKENS = 5
-TABLES = {
-    "head": [1],
-    "mids": [[2, 3]],
-    "first_V": [0, -1, 2, 3, 4],
-    "last_V": [0, 1, 2, 3, 4],
-    "mid_V": [0] * 5,
-    "space": -1,
-}
-
-
-@pytest.mark.parametrize(
-    "change",
-    [
-        {"first_V": [0, 1, 2, 3]},
-        {"first_V": [0, 1, 2, 3, 5]},
-        {"last_V": [0, 1, 2, 3, -2]},
-        {"last_V": [0, 1, 2, 3, 4.0]},
-        {"last_V": [0, 1, 2, 3, 10**30]},
-        {"last_V": ["0"] * 5},
-        {"mid_V": [0, 0, 0, 0, 1]},
-        {"mid_V": [0, 0, 0, 0, -1]},
-        {"mids": []},
-        {"head": [5]},
-        {"mids": [[2, -1]]},
-        {"space": 5},
-        {"space": None},
-    ],
-)
-def test_tables_of_another_form_do_not_fit(change: dict[str, Any]) -> None:
-    assert BoundaryTables(**TABLES).fit(NUM_TOKENS)
-    assert not BoundaryTables(**(TABLES | change)).fit(NUM_TOKENS)
 
 
 def small_row_builder(**settings: Any) -> RowBuilder:

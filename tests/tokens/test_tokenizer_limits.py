@@ -167,3 +167,24 @@ def test_any_tokenizer_is_accepted_or_refused(model_folder: Path, tmp_path: Path
         assert time.monotonic() - start < 20, name
     assert all(counts.values())
     assert resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before < 512 << 10
+
+
+@pytest.mark.parametrize(
+    ("pattern", "content", "is_refused"),
+    [
+        (r"\s+", " ", False),
+        (" {2,}", " ", False),
+        ("[\u200b\u00ad]", "", False),
+        ("(?=Q)", "Q", True),
+        ("x*", "a", True),
+        ("", "a", True),
+        (r"\b", "a", True),
+        ("a|", "a", True),
+        ("x{0,3}", "a", True),
+        ("a", "aa", True),
+    ],
+)
+def test_many_steps_that_expand_nothing_are_accepted(pattern: str, content: str, is_refused: bool) -> None:
+    steps = [{"type": "Replace", "pattern": {"Regex": pattern}, "content": content}] * 16
+    problem = tokenizer_limits._problem_of_steps({"type": "Sequence", "normalizers": steps})
+    assert bool(problem) is is_refused

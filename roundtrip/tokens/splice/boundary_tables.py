@@ -34,22 +34,6 @@ class BoundaryTables:
     mid_V: Sequence[int]  # which of `mids` follows a last token
     space: int  # id of a space that the head leaves to the slot (`English: ` before `家`), -1 where there is none
 
-    def fit(self, num_tokens: int) -> bool:
-        """Return whether the tables are those of a vocabulary: their lengths, and the ranges of their numbers."""
-        mids = [token for mid in self.mids for token in mid]
-        parts = (
-            (self.first_V, num_tokens, -1, num_tokens),
-            (self.last_V, num_tokens, -1, num_tokens),
-            (self.mid_V, num_tokens, 0, len(self.mids)),
-            ([*self.head, *mids], len(self.head) + len(mids), 0, num_tokens),
-            ([self.space], 1, -1, num_tokens),
-        )
-        for numbers, size, lowest, limit in parts:
-            array = np.array(numbers or [0])
-            if len(numbers) != size or array.dtype.kind != "i" or array.min() < lowest or array.max() >= limit:
-                return False
-        return True
-
 
 class BoundaryProbe:
     """Finds the boundary tables of a template; a TemplateError says that it does not keep source and target apart."""
