@@ -23,7 +23,7 @@ def score_copies(context: RunContext, part: str) -> DirectionScores:
         # A copy of a line survives the round trip unchanged.
         return {name: {"bleu": 100.0, "chrf": 100.0, "copied": 1.0} for name in context.translators}
     both = directions(context.recipe)
-    return {each.name: _scores(context.recipe, *context.parallel_texts(part, each), each) for each in both}
+    return {each.name: _scores(*context.parallel_texts(part, each), each) for each in both}
 
 
 def score_translations(context: RunContext, part: str, stage: str) -> DirectionScores:
@@ -42,7 +42,7 @@ def score_translations(context: RunContext, part: str, stage: str) -> DirectionS
         if without_dev:
             scores[direction.name] = _round_trip(context, sources, lines, stage, direction)
         else:
-            scores[direction.name] = _scores(context.recipe, lines, references, direction)
+            scores[direction.name] = _scores(lines, references, direction)
         scores[direction.name]["unfinished"] = unfinished
     return scores
 
@@ -72,10 +72,10 @@ def _round_trip(
     back, _ = _translate(context, fitting, stage, direction.reverse, "translating them back")
     chrf = [metrics.sentence_chrf(text, line) for text, line in zip(translated, lines, strict=True)]
     copied = sum(value >= MAX_COPY_CHRF for value in chrf) / len(lines)
-    return _scores(context.recipe, back, lines, direction.reverse) | {"copied": copied}
+    return _scores(back, lines, direction.reverse) | {"copied": copied}
 
 
-def _scores(recipe: Recipe, hypotheses: list[str], references: list[str], direction: Direction) -> dict[str, float]:
+def _scores(hypotheses: list[str], references: list[str], direction: Direction) -> dict[str, float]:
     return metrics.corpus_scores(hypotheses, references, bleu_tokenizer(direction.target)).to_dict()
 
 

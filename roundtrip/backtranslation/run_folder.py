@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Annotated, Any
 
 from filelock import FileLock, Timeout
-from pydantic import Field, TypeAdapter, ValidationError
+from pydantic import ConfigDict, Field, TypeAdapter, ValidationError
 from pydantic.dataclasses import dataclass
 
 from roundtrip import __version__
@@ -34,11 +34,13 @@ _NOT_A_RUN = "name the folder that `roundtrip train` made, such as runs/NAME-OF-
 _RESTORE = "restore it from a copy; if the run did not finish, `roundtrip train ... --resume` makes it again"
 _ANOTHER_FOLDER = "name another folder with --out"
 
+# Of what is read back from a JSON file of ours: no value is converted, and there are no others.
+AS_WRITTEN: ConfigDict = {"strict": True, "extra": "forbid", "allow_inf_nan": False}
 Dtype = Annotated[str, Field(pattern="^(float32|bfloat16|float16)$")]
 Expansion = Annotated[float, Field(gt=0, le=1e6)]
 
 
-@dataclass(frozen=True, config={"strict": True, "extra": "forbid", "allow_inf_nan": False})
+@dataclass(frozen=True, config=AS_WRITTEN)
 class RunManifest:
     """`run.json`: what a run was started with, and what was fixed when its text and models were first loaded."""
 
@@ -125,20 +127,19 @@ class RunFolder:
         if (files := files | dict(hashes)) != manifest.files:
             self.write_manifest(replace(manifest, files=files))
 
-    def recorded(self, part: Path) -> dict[str, str]:
-        """Return the hashes of a file of the run, or of all in a folder, by path."""
-        files, name = self.manifest().files, part.relative_to(self.path).as_posix()
-        return {key: files[key] for key in files if key == name or key.startswith(f"{name}/")}
+    def recorded(self, *parts: Path) -> dict[str, str]:
+        """Return the hashes of files of the run, single or all in a folder, by path."""
+        files, names = self.manifest().files, [part.relative_to(self.path).as_posix() for part in parts]
+        return {key: files[key] for name in names for key in files if key == name or key.startswith(f"{name}/")}
 
-    def first_damaged(self, part: Path) -> str | None:
-        """Return what is wrong with a file of the run, or the first in a folder; None if all are as written."""
-        return integrity.first_damaged(self.recorded(part), self.path)
+    def first_damaged(self, *parts: Path) -> str | None:
+        """Return what is wrong with the first of such files that differs; None if all are as written."""
+        return integrity.first_damaged(self.recorded(*parts), self.path)
 
     def check_files(self, *parts: Path, cure: str = _RESTORE) -> None:
         """Refuse files of the run, single or all in a folder, that are not as they were written."""
-        for part in parts:
-            if problem := self.first_damaged(part):
-                raise RunError(f"is damaged: {problem}", place=str(self.path), cure=cure)
+        if problem := self.first_damaged(*parts):
+            raise RunError(f"is damaged: {problem}", place=str(self.path), cure=cure)
 
     def recipe(self, manifest: RunManifest | None = None) -> Recipe:
         """Return the recipe as it was run: with the precision and the models from scratch that it started with."""

@@ -10,7 +10,7 @@ import torch
 from pydantic import TypeAdapter, ValidationError
 from pydantic.dataclasses import dataclass
 
-from roundtrip.backtranslation.run_folder import BEST, Expansion, RunFolder
+from roundtrip.backtranslation.run_folder import AS_WRITTEN, BEST, Expansion, RunFolder
 from roundtrip.engine import translator
 from roundtrip.engine.translator import Translator
 from roundtrip.models import adapters, direction_model
@@ -73,7 +73,7 @@ def load(
     return replace(loaded, expansion=manifest.expansions.get(name, 1.0))
 
 
-@dataclass(frozen=True, config={"strict": True, "extra": "forbid", "allow_inf_nan": False})
+@dataclass(frozen=True, config=AS_WRITTEN)
 class ExportedDirection:
     """`template.json` of an exported direction: how it translates, and what its folder has."""
 

@@ -35,18 +35,9 @@ _FOLDER_CURE = f"name a folder that PEFT has saved an adapter to, with {WEIGHTS}
 # Settings of PEFT that we compute by, and those that say where an adapter comes from, or only matter while it trains.
 # PEFT itself sets fan_in_fan_out by the kind of a layer.
 _HONOURED = {
-    *("r", "lora_alpha", "use_rslora", "use_dora", "target_modules", "fan_in_fan_out", "lora_dropout", "task_type"),
-    *(
-        "rank_pattern",
-        "alpha_pattern",
-        "peft_type",
-        "peft_version",
-        "auto_mapping",
-        "base_model_name_or_path",
-        "revision",
-        "inference_mode",
-    ),
-    *("runtime_config", "megatron_core", "qalora_group_size", "init_lora_weights", "bias"),
+    *("r", "lora_alpha", "rank_pattern", "alpha_pattern", "use_rslora", "use_dora", "target_modules", "fan_in_fan_out"),
+    *("init_lora_weights", "bias", "peft_type", "peft_version", "auto_mapping", "base_model_name_or_path", "revision"),
+    *("lora_dropout", "task_type", "inference_mode", "runtime_config", "megatron_core", "qalora_group_size"),
 }
 # Initial adapters that leave the base as it was published.
 _PLAIN_INIT = (True, False, None, "gaussian", "orthogonal")

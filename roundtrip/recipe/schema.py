@@ -13,9 +13,6 @@ Positive = Annotated[int, Field(ge=1)]
 Share = Annotated[float, Field(ge=0.0, lt=1.0)]
 
 TextFormat = Literal["auto", "lines", "moses", "tsv", "csv", "jsonl", "parquet", "datasets", "po", "tmx", "xliff"]
-BleuTokenizer = Literal[
-    "13a", "intl", "char", "none", "zh", "ja-mecab", "ko-mecab", "spm", "flores101", "flores200", "spBLEU-1K"
-]
 DEFAULT_PROMPTS = {
     "plain": "{source_language}: {source}\n{target_language}: {target}",
     "chat": "Translate from {source_language} to {target_language}.\n{source}",

@@ -167,11 +167,10 @@ def _usable_texts(tokenizer: Any, chats: Sequence[_Chat]) -> list[str]:
     def render() -> list[list[dict[str, str]]]:
         rendered: list[list[dict[str, str]]] = []
         for chat in chats:
-            texts = [_render(tokenizer, chat.messages(*contents), contents[1] is None) for contents in _CONTENTS]
-            rendered.append(texts)
-            if texts[0].get("text", "").count(_SOURCE) == 1 and (
-                chat is chats[0] or texts[1].get("text", "").count(_TARGET) == 1
-            ):
+            rendered.append(
+                [_render(tokenizer, chat.messages(*contents), contents[1] is None) for contents in _CONTENTS]
+            )
+            if _is_usable(rendered):
                 break
         return rendered
 
@@ -180,20 +179,20 @@ def _usable_texts(tokenizer: Any, chats: Sequence[_Chat]) -> list[str]:
         rendered = call_limited(render, TEMPLATE_SECONDS)
     except LimitedCallError as error:
         raise _failed(str(error)) from error
-    problems: list[TemplateError] = []
-    for chat, renderings in zip(chats, rendered, strict=False):
-        texts = [rendering.get("text", "") for rendering in renderings]
-        errors = [rendering["error"] for rendering in renderings if "error" in rendering]
-        if "error" in renderings[0]:
-            problems.append(_failed(errors[0]))
-        elif (number := texts[0].count(_SOURCE)) != 1:
-            problem = f"the chat template shows the source {number} times"
-            problems.append(TemplateError(problem, place="template", cure=_USE_PLAIN))
-        elif chat is chats[0] or texts[1].count(_TARGET) == 1:
-            if errors:
-                raise _failed(errors[0])
-            return texts
-    raise problems[0]
+    # Where none is usable, the first one, which holds strings as most do, says why.
+    renderings = rendered[-1] if _is_usable(rendered) else rendered[0]
+    if "error" not in renderings[0] and (number := renderings[0]["text"].count(_SOURCE)) != 1:
+        problem = f"the chat template shows the source {number} times"
+        raise TemplateError(problem, place="template", cure=_USE_PLAIN)
+    if errors := [rendering["error"] for rendering in renderings if "error" in rendering]:
+        raise _failed(errors[0])
+    return [rendering["text"] for rendering in renderings]
+
+
+def _is_usable(rendered: list[list[dict[str, str]]]) -> bool:
+    """Return whether the last chat shows its source once, and, unless it is the first, its target too."""
+    prompt, whole = (rendering.get("text", "") for rendering in rendered[-1][:2])
+    return prompt.count(_SOURCE) == 1 and (len(rendered) == 1 or whole.count(_TARGET) == 1)
 
 
 def _render(tokenizer: Any, messages: list[dict[str, Any]], ask: bool) -> dict[str, str]:

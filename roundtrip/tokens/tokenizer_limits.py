@@ -27,22 +27,8 @@ _CURE = "no published tokenizer does this; take the files of the model from its 
 # Lookaround, anchors, and what may repeat not at all; most expressions of normalizers have none.
 _MAY_BE_EMPTY = re.compile(r"\(\?|\\[bBAzZGKmMyY]|[\^$*?|]|\{0?,")
 _PIECES = (
-    "a",
-    " ",
-    "\n",
-    "1",
-    "!",
-    "'s",
-    "ab",
-    "a b",
-    "<|",
-    "é",
-    "e\u0301",
-    "漢字",
-    "\U0001f600",
-    "A",
-    "\t ",
-    "\u200b",
+    *("a", "A", "1", "!", "'s", "ab", "a b", "<|", " ", "\n", "\t ", "\u200b"),
+    *("é", "e\u0301", "漢字", "\U0001f600"),
 )
 _PROBES = tuple(piece * (256 // len(piece)) + end for piece in _PIECES for end in ("", "\ue000"))
 

@@ -68,12 +68,12 @@ def attack_files(folder: Path, use: Callable[[Path], object], seed: int, trials:
     """
     rng, outcomes = random.Random(seed), Counter[str]()
     files = sorted(path for path in folder.rglob("*") if path.is_file() and path.name not in _NOT_READ)
+    expected = {path: use(path) for path in files[:trials]}
     for trial in range(trials):
         path = files[trial % len(files)]
-        expected = use(path)
         with damaged(path, rng) as what:
             try:
-                outcome = "harmless" if use(path) == expected else "silent"
+                outcome = "harmless" if use(path) == expected[path] else "silent"
             except RoundtripError as error:
                 outcome = "named" if path.name in str(error) else f"not named: {error}"
         outcomes[outcome] += 1
