@@ -112,4 +112,8 @@ EXPERIMENTS: dict[str, Experiment] = {
     "software-fr": Experiment("software-strings-fr", BOTH),
     "software-de": Experiment("software-strings-de", BOTH),
     "multi30k-smollm2": Experiment("multi30k-smollm2", BOTH),
+    # As many pairs as the models from scratch have, and half of the rows of each round real.
+    "multi30k-smollm2-1000": Experiment(
+        "multi30k-smollm2", BOTH, ("data.split.train=1000", "rounds.parallel_ratio=0.5")
+    ),
 }
