@@ -45,14 +45,8 @@ _NOT_THE_MODELS = {
     *("attn_implementation", "experts_implementation", "fusion_config", "kernel_config", "use_kernels"),
     *("distributed_config", "tp_plan", "tp_size", "device_map", "configuration_files", "name_or_path", "gguf_file"),
     *("dtype", "torch_dtype", "torchscript", "return_dict", "use_return_dict", "output_attentions"),
-    *(
-        "task_specific_params",
-        "output_hidden_states",
-        "output_router_logits",
-        "use_bfloat16",
-        "compile_config",
-        "trust_remote_code",
-    ),
+    *("output_hidden_states", "output_router_logits", "gradient_checkpointing", "use_bfloat16", "compile_config"),
+    *("task_specific_params", "trust_remote_code", "sub_configs", "base_model_tp_plan", "base_model_pp_plan"),
 }
 # By this key transformers writes numbers that are not finite, as a limit without an end.
 _FLOAT = "__float__"
