@@ -71,7 +71,7 @@ def arms(
                 continue
             overrides = (*experiment.common, *changes, *extra, f"seed={seed}")
             if experiment.start is not None and to_run:
-                overrides = (*overrides, *_start_weights(name, experiment.start, work, seed))
+                overrides = (*overrides, *_start_weights(name, experiment, work, seed))
             if arm == PAIRS_ONLY and to_run:
                 overrides = (*overrides, *equal_steps(load_recipe(experiment.recipe, overrides).recipe))
             folder = work / name / f"{arm.replace(' ', '-').replace(',', '')}-{seed}"
@@ -85,14 +85,18 @@ def start_of(name: str, start: Start, work: Path, extra: Sequence[str], seed: in
     return Arm("start", seed, start.recipe, (*start.changes, *extra, f"seed={seed}"), work / name / f"start-{seed}")
 
 
-def _start_weights(name: str, start: Start, work: Path, seed: int) -> Iterator[str]:
-    """Yield the overrides with which each direction begins with the weights of a finished start."""
-    first = start_of(name, start, work, (), seed)
+def _start_weights(name: str, experiment: Experiment, work: Path, seed: int) -> Iterator[str]:
+    """Yield the overrides with which each direction begins with the weights, or the adapter, of a finished start."""
+    assert experiment.start is not None
+    first = start_of(name, experiment.start, work, (), seed)
     if not first.metrics.exists():
         sys.exit(f"{first.folder} is not a finished run, and the arms begin with its weights")
-    folder = first.folder.resolve() / "adapters" / start.stage
+    folder = first.folder.resolve() / "adapters" / experiment.start.stage
+    adapters = load_recipe(experiment.recipe, experiment.common).recipe.adapter
     for direction in sorted(folder.iterdir()):
-        yield f"model.{direction.name}.path={direction}"
+        full = adapters[direction.name].method == "full"
+        key = f"model.{direction.name}.path" if full else f"adapter.{direction.name}.init"
+        yield f"{key}={direction}"
 
 
 def equal_steps(recipe: Recipe) -> tuple[str, ...]:

@@ -108,6 +108,14 @@ EXPERIMENTS: dict[str, Experiment] = {
         baseline="dropout 0.0",
         start=Start("multi30k-base", ("data.split.train=1000",), PRETRAIN),
     ),
+    # Adapters that start from those of a run over the pairs, and stay close to the base or not.
+    "kl": Experiment(
+        "quickstart",
+        {f"KL weight {weight}": (f"train.kl_weight={weight}",) for weight in (0.0, 0.1, 1.0)},
+        ("train.parallel_epochs=0", "rounds.monolingual_lines=600"),
+        baseline="KL weight 0.0",
+        start=Start("quickstart", ("rounds.count=0", "train.parallel_epochs=2"), PARALLEL),
+    ),
     "software-es": Experiment("software-strings", BOTH, seeds=(1, 2, 3)),
     "software-fr": Experiment("software-strings-fr", BOTH),
     "software-de": Experiment("software-strings-de", BOTH),
