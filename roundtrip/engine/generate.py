@@ -8,6 +8,7 @@ import torch
 from torch import nn
 
 from roundtrip.engine.backend import Backend, call_generate, choose_backend
+from roundtrip.engine.beam_search import beam_search
 from roundtrip.engine.decoding import decode
 from roundtrip.engine.hypotheses import Hypotheses, join_hypotheses
 from roundtrip.engine.likelihood import log_likelihood
@@ -47,7 +48,9 @@ def generate(
     """
     times = request.settings.num_candidates
     # A batch is as long as its longest prompt plus its longest limit, so similar lengths go together.
-    lengths = [times * (len(prompt) + limit + 1) for prompt, limit in zip(request.prompts, request.limits, strict=True)]
+    num_rows = max(times, request.settings.num_beams)
+    pairs = zip(request.prompts, request.limits, strict=True)
+    lengths = [num_rows * (len(prompt) + limit + 1) for prompt, limit in pairs]
     device = next(model.parameters()).device
     groups = list(token_budget_batches(range(len(request.prompts)), lengths, request.settings.max_tokens_per_batch))
     backend = choose_backend(model, request.settings, request.stop.pad_id) if groups else Backend(native=True)
@@ -103,6 +106,8 @@ def _of_one_length(group: list[int], prompts: Sequence[Sequence[int]]) -> list[l
 
 def _run_backend(model: nn.Module, request: GenerationRequest, backend: Backend) -> Hypotheses:
     """Generate one batch, and end each row."""
+    if backend.native and request.settings.num_beams > 1:
+        return _end_rows(beam_search(model, request), None, request)
     if backend.native:
         new_BN, logprob_B = decode(model, request)
         return _end_rows(new_BN, logprob_B, request)
@@ -111,14 +116,14 @@ def _run_backend(model: nn.Module, request: GenerationRequest, backend: Backend)
 
 
 def generate_hf(model: Any, request: GenerationRequest, use_cache: bool = True) -> torch.Tensor:
-    """Continue one batch by `generate` of transformers, the reference for `decode`; return ids_BN as that does."""
+    """Continue one batch by `generate` of transformers, the reference for `decode` and `beam_search`, as these do."""
     request = request.repeat_per_candidate()
     settings, device = request.settings, next(model.parameters()).device
     ids_BT, mask_BT = left_pad(request.prompts, request.stop.pad_id)
-    sampling: dict[str, Any] = {}
+    sampling: dict[str, Any] = {"num_beams": settings.num_beams} if settings.num_beams > 1 else {}
     if settings.temperature_value > 0:
         # The library's own default of top_k is 50.
-        sampling = {"temperature": settings.temperature_value, "top_k": 0, "top_p": settings.top_p}
+        sampling = {"do_sample": True, "temperature": settings.temperature_value, "top_k": 0, "top_p": settings.top_p}
     with torch.random.fork_rng([device] if device.type == "cuda" else []), torch.inference_mode():
         torch.manual_seed(request.seed)
         ids_BS: torch.Tensor = call_generate(
@@ -126,7 +131,6 @@ def generate_hf(model: Any, request: GenerationRequest, use_cache: bool = True) 
             ids_BT,
             mask_BT,
             max_new_tokens=max(request.limits) + 1,
-            do_sample=bool(sampling),
             eos_token_id=request.stop.all_ids or None,
             pad_token_id=request.stop.pad_id,
             use_cache=use_cache,

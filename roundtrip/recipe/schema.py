@@ -255,6 +255,8 @@ class Generate(Section):
     """Launch a whole decoding step at once on a GPU; large gain for small models."""
     num_candidates: Positive = 1
     """Candidates per line, where the temperature is above 0."""
+    num_beams: Positive = 1
+    """Beams of the search at temperature 0; 1 is greedy search."""
     candidate_selection: Literal["reverse_likelihood", "likelihood", "all"] = "reverse_likelihood"
     """Which candidate to keep: `reverse_likelihood`, the one from which the real line is most likely; `likelihood`, the
     most likely one; `all` trains on every one."""
