@@ -79,7 +79,7 @@ def train(
         if processes.is_main:
             make = reopen if resume else create
             make(run.path, loaded)
-            atomic_io.remove_leftovers(run.path)
+            atomic_io.remove_leftovers(run.path, *run.folders, run.nonfinite_steps)
         events.path = run.events if processes.is_main else None
         if processes.broadcast(processes.is_main and resume and show_if_finished(run, events)):
             return run

@@ -85,7 +85,7 @@ def test_what_a_run_leaves_behind(finished: tuple[Path, Path, str]) -> None:
     for part in ("base model, zero-shot", "copying the source", "* kept as best", "paired bootstrap", "reference"):
         assert part in shown
     assert not list(folder.rglob("*.bin")) and not list(folder.rglob("*.pt")), "no pickles"
-    assert not list(folder.rglob("*.tmp"))
+    assert not list(folder.rglob(".*"))
 
 
 def test_examples_of_a_round_are_new_lines_with_synthetic_sources_and_parallel_pairs(
