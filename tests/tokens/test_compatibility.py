@@ -143,7 +143,7 @@ def test_templates_that_insert_are_spliced_with_what_they_insert(name: str) -> N
 
 def test_a_template_with_a_date_is_said() -> None:
     tokenizer = copy.deepcopy(TOKENIZERS["pad apart from end"])
-    tokenizer.chat_template = "{{ strftime_now('%d %b %Y') }}" + tokenizer.chat_template
+    tokenizer.chat_template = {"default": "{{ strftime_now('%d %b %Y') }}" + tokenizer.chat_template}
     found = check(tokenizer, tokenizer, CHAT)
     assert found.mode == "splice" and any("today's date" in reason for reason in found.reasons)
     assert not any("today's date" in reason for reason in check(tokenizer, tokenizer).reasons)
