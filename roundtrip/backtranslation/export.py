@@ -14,7 +14,7 @@ from roundtrip.engine.translator import Translator
 from roundtrip.models import adapters
 from roundtrip.runtime import integrity
 from roundtrip.runtime.atomic_io import atomic_path, is_writable, write_json
-from roundtrip.runtime.disk_space import report_full_disk
+from roundtrip.runtime.disk_space import report_full_disk, report_system_errors
 from roundtrip.runtime.errors import RunError, UsageError
 from roundtrip.tokens.prompt_segments import Segments
 
@@ -22,6 +22,7 @@ from roundtrip.tokens.prompt_segments import Segments
 _PROBES = ("Save the file", "línea — 家", "(1) <b>100 %</b>", "a")
 
 
+@report_system_errors()
 def export(
     run_dir: Path | str,
     direction: str,

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import argparse
-import errno
 import importlib
 import os
 import platform
@@ -22,7 +21,7 @@ from typing import TYPE_CHECKING, Any, NoReturn
 from rich.console import Console
 
 from roundtrip import __version__
-from roundtrip.runtime.disk_space import error_numbers, is_full
+from roundtrip.runtime.disk_space import cure_of
 from roundtrip.runtime.downloads import go_offline, is_offline
 from roundtrip.runtime.errors import Interrupted, OutputError, RoundtripError, UsageError, first_line, printable
 from roundtrip.runtime.event_log import EventLog, print_line
@@ -121,15 +120,8 @@ def _message_and_code(error: BaseException, trains: bool) -> tuple[str, int]:
             cure = "end other programs, or raise the limit of memory (ulimit -v)"
         case ImportError():
             cure = "repair the installation (pip check), or raise the limit of memory (ulimit -v)"
-        case _ if is_full(error):
-            cure = "free disk space, or raise the limit of file sizes (ulimit -f), and repeat the command; "
-            cure += "add --resume to continue a run that has a checkpoint"
-        case _ if errno.EIO in error_numbers(error):
-            cure = "check the disk; add --resume to continue a run that has a checkpoint"
-        case PermissionError():
-            cure = "name another folder, or change its permissions"
-        case _ if error_numbers(error):
-            cure = "check the path, and the limits of this process (ulimit -a)"
+        case _ if system_cure := cure_of(error):
+            cure = system_cure
         case RuntimeError() if "home directory" in str(error):  # of pathlib, about `~nobody`
             cure = "write the path without ~"
         case _:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import shutil
 from collections.abc import Callable
 from pathlib import Path
@@ -12,11 +13,12 @@ import pytest
 from roundtrip.backtranslation import checkpoint, session, trained_models
 from roundtrip.backtranslation.export import export
 from roundtrip.backtranslation.run_folder import RunFolder
+from roundtrip.backtranslation.trained_models import load_trained
 from roundtrip.cli import evaluate, translate
 from roundtrip.cli import export as export_cli
 from roundtrip.recipe.loader import load_recipe
-from roundtrip.runtime import downloads
-from roundtrip.runtime.errors import RoundtripError, RunError
+from roundtrip.runtime import downloads, integrity
+from roundtrip.runtime.errors import DiskError, RoundtripError, RunError
 from roundtrip.runtime.integrity import file_hashes
 from tests.conftest import WriteRecipe
 from tests.runs import assert_same, change_json, end_state, go
@@ -126,15 +128,44 @@ def test_a_finished_run_without_checkpoints_is_kept(finished: Finished, copied: 
     assert_same(end_state(copied.path), before)
 
 
-def test_events_are_not_written_through_a_link(finished: Finished, copied: RunFolder, tmp_path: Path) -> None:
+@pytest.mark.parametrize(
+    ("replace", "message"),
+    [
+        (lambda path, other: path.symlink_to(other), "symbolic links: .*events.jsonl"),
+        (lambda path, other: os.mkfifo(path), "not a file: .*events.jsonl"),
+        (lambda path, other: path.mkdir(), "Is a directory: .*events.jsonl"),
+    ],
+)
+def test_events_are_written_to_a_plain_file_alone(
+    finished: Finished, copied: RunFolder, tmp_path: Path, replace: Callable[[Path, Path], object], message: str
+) -> None:
     other = tmp_path / "of others"
     other.write_text("one line\nhalf of")
     copied.events.unlink()
-    copied.events.symlink_to(other)
+    replace(copied.events, other)
     copied.metrics.unlink()
-    with pytest.raises(OSError, match="symbolic links"):
+    with pytest.raises(DiskError, match=message) as caught:
         go(finished[0], copied.path, resume=True)
+    assert caught.value.cure and caught.value.exit_code == 3
     assert other.read_text() == "one line\nhalf of"
+
+
+@pytest.mark.parametrize("error", [PermissionError(13, "Permission denied", "a"), OSError(5, "Input/output error")])
+def test_errors_of_the_system_about_a_run_are_errors_of_the_library(
+    finished: Finished, copied: RunFolder, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, error: OSError
+) -> None:
+    def fail(*_: object) -> None:
+        raise error
+
+    monkeypatch.setattr(integrity, "file_hash", fail)
+    for use in (
+        lambda: go(finished[0], copied.path, resume=True),
+        lambda: load_trained(copied.path, "en-es"),
+        lambda: export(copied.path, "en-es", tmp_path / "out"),
+    ):
+        with pytest.raises(DiskError, match=str(error.strerror)) as caught:
+            use()
+        assert caught.value.cure
 
 
 @pytest.mark.parametrize(
