@@ -20,6 +20,7 @@ from transformers import ByT5Tokenizer
 from benchmarks import zoo
 from roundtrip.backtranslation import token_rows
 from roundtrip.cli import check as check_cli
+from roundtrip.cli.app import exit_with
 from roundtrip.recipe import loader
 from roundtrip.recipe.plan import directions
 from roundtrip.recipe.schema import TemplateRecipe
@@ -278,7 +279,7 @@ def test_a_demanded_splice_that_cannot_be_had_is_refused(monkeypatch: pytest.Mon
 def run_check(monkeypatch: pytest.MonkeyPatch, *arguments: str) -> object:
     monkeypatch.setattr(sys, "argv", ["check", *arguments])
     with pytest.raises(SystemExit) as caught:
-        check_cli.main()
+        exit_with(check_cli.main)
     return caught.value.code
 
 
