@@ -29,14 +29,16 @@ def atomic_path(path: Path) -> Iterator[Path]:
         yield temporary
         set_permissions(temporary)
         fsync_tree(temporary)
+        remove_path(old)
+        if path.is_dir() or temporary.is_dir():  # which replaces only an empty folder, and no file
+            with suppress(FileNotFoundError):
+                path.rename(old)
+        temporary.replace(path)
     except BaseException:
         remove_path(temporary)
+        if os.path.lexists(old) and not os.path.lexists(path):
+            old.rename(path)
         raise
-    remove_path(old)
-    if path.is_dir() or temporary.is_dir():  # which replaces only an empty folder, and no file
-        with suppress(FileNotFoundError):
-            path.rename(old)
-    temporary.replace(path)
     fsync_path(path.parent)
     remove_path(old)
 

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import os
 import shutil
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -17,11 +19,11 @@ from roundtrip.backtranslation.trained_models import load_trained
 from roundtrip.cli import evaluate, translate
 from roundtrip.cli import export as export_cli
 from roundtrip.recipe.loader import load_recipe
-from roundtrip.runtime import downloads, integrity
+from roundtrip.runtime import atomic_io, downloads, integrity
 from roundtrip.runtime.errors import DiskError, RoundtripError, RunError
 from roundtrip.runtime.integrity import file_hashes
 from tests.conftest import WriteRecipe
-from tests.runs import assert_same, change_json, end_state, go
+from tests.runs import NAMES, assert_same, change_json, end_state, go
 from tests.tools.attack import attack_export, attack_run
 
 SEGMENTS = {"head": "", "mid": " ", "prefix_ids": [], "end_id": 1, "stop_ids": [], "break_ids": []}
@@ -291,6 +293,35 @@ def test_an_export_that_fails_leaves_nothing(
     with pytest.raises(RuntimeError, match="in the middle"):
         export(copied.path, "en-es", tmp_path / "out")
     assert sorted(path.name for path in tmp_path.glob("*out*")) == []
+
+
+@pytest.mark.parametrize(("name", "number"), [("load", 1), ("write_template", 1), ("fsync_tree", 5), ("replace", 5)])
+def test_both_directions_are_exported_or_none(
+    finished: Finished,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    shell: Callable[..., Any],
+    name: str,
+    number: int,
+) -> None:
+    """In whatever step the second direction fails, the first is not there, and the command can be repeated."""
+    owner: Any = {"load": trained_models, "write_template": trained_models, "fsync_tree": atomic_io}.get(name, Path)
+    call, calls = getattr(owner, name), iter(range(100))
+
+    def fail(*arguments: Any, **settings: Any) -> Any:
+        if next(calls) == number:
+            raise OSError(errno.EIO, "Input/output error")
+        return call(*arguments, **settings)
+
+    (tmp_path / "out").mkdir()
+    (tmp_path / "out" / "of the user").write_text("stays")
+    with monkeypatch.context() as patch:
+        patch.setattr(owner, name, fail)
+        code, _, error = shell(export_cli, str(finished[1]), "out")
+    assert code == 3 and "check the disk" in error
+    assert [path.name for path in (tmp_path / "out").iterdir()] == ["of the user"]
+    assert shell(export_cli, str(finished[1]), "out")[0] == 0
+    assert {path.name for path in (tmp_path / "out").iterdir()} == {"of the user", *NAMES}
 
 
 @pytest.mark.parametrize("merged", [False, True])
