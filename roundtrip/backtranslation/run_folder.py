@@ -100,16 +100,22 @@ class RunFolder:
         self.translations = path / "translations"  # of dev and test, one file per stage and direction
         self.events = path / "events.jsonl"
         self.metrics = path / "metrics.json"
+        self._version: tuple[int, ...] | None = None
+        self._manifest: RunManifest | None = None  # as of that version of run.json
         self.folders = (self.data, self.base, self.examples, self.checkpoints, self.adapters, self.translations)
 
     def manifest(self) -> RunManifest:
-        """Read `run.json`, and refuse one that is missing, changed, or of another format."""
+        """Read `run.json`, unless it is as it was, and refuse one that is missing, changed, or of another format."""
         path, cure = self.path / "run.json", _NOT_A_RUN
         try:
+            version = integrity.file_version(path.stat())
+            if version is not None and version == self._version and self._manifest is not None:
+                return self._manifest
             document = integrity.read_hashed_json(path)
-            if (version := document.pop("format", None)) == FORMAT:
-                return integrity.validated(_MANIFEST, document, "run.json")
-            problem = f"its run.json has format {version!r}, this version reads {FORMAT}"
+            if (written := document.pop("format", None)) == FORMAT:
+                self._version, self._manifest = version, integrity.validated(_MANIFEST, document, "run.json")
+                return self._manifest
+            problem = f"its run.json has format {written!r}, this version reads {FORMAT}"
             cure = "use the version of roundtrip that made it, or start a new run"
         except FileNotFoundError:
             problem = f"not a run folder: {'it has no run.json' if self.path.is_dir() else 'it does not exist'}"

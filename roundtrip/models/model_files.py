@@ -18,7 +18,7 @@ from typing import Any
 from torch import nn
 from torch.nn.modules import module as torch_module
 
-from roundtrip.models.tensor_files import count_tensors, require_file
+from roundtrip.models.tensor_files import read_dtypes, require_file
 from roundtrip.runtime.cached_folders import recorded_hashes
 from roundtrip.runtime.errors import ModelError, SourceError, first_line
 from roundtrip.runtime.integrity import file_hash
@@ -100,7 +100,7 @@ class ModelFiles:
 
     def bounded_build(self) -> AbstractContextManager[None]:
         """Stop building a model that has far more parts than its files; otherwise memory or time could run out."""
-        num_tensors = sum(count_tensors(self.paths[name]) for name in self.weights)
+        num_tensors = sum(len(read_dtypes(self.paths[name])) for name in self.weights)
         num_bytes = sum(self.paths[name].stat().st_size for name in self.weights)
         # Of four bits each, which are registered twice.
         packed = 4 if "quantization_config" in self.documents[CONFIG] else 1

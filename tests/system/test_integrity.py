@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 
 from roundtrip.backtranslation import checkpoint, session, trained_models
 from roundtrip.backtranslation.export import export
@@ -18,6 +19,7 @@ from roundtrip.backtranslation.run_folder import RunFolder
 from roundtrip.backtranslation.trained_models import load_trained
 from roundtrip.cli import evaluate, translate
 from roundtrip.cli import export as export_cli
+from roundtrip.models import tensor_files
 from roundtrip.recipe.loader import load_recipe
 from roundtrip.runtime import atomic_io, downloads, integrity
 from roundtrip.runtime.errors import DiskError, RoundtripError, RunError
@@ -322,6 +324,17 @@ def test_both_directions_are_exported_or_none(
     assert [path.name for path in (tmp_path / "out").iterdir()] == ["of the user"]
     assert shell(export_cli, str(finished[1]), "out")[0] == 0
     assert {path.name for path in (tmp_path / "out").iterdir()} == {"of the user", *NAMES}
+
+
+def test_the_tensors_of_an_exported_adapter_are_read_once(
+    finished: Finished, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    export(finished[1], "en-es", tmp_path / "out")
+    load_file, read = tensor_files.load_file, list[Path]()
+    monkeypatch.setattr(tensor_files, "load_file", lambda path: read.append(path) or load_file(path))
+    base = str(RunFolder(finished[1]).recipe().model["en-es"].path)
+    assert trained_models.load_exported(tmp_path / "out", "cpu", base).base.dtype == torch.float32
+    assert [path.name for path in read] == ["adapter_model.safetensors"]
 
 
 @pytest.mark.parametrize("merged", [False, True])
