@@ -35,7 +35,7 @@ from benchmarks.quality_experiments import EXPERIMENTS, NO_ROUNDS, PAIRS_ONLY, R
 from roundtrip.data import row_store
 from roundtrip.evaluation import metrics
 from roundtrip.recipe.loader import load_recipe
-from roundtrip.recipe.plan import PARALLEL, PRETRAIN, num_steps
+from roundtrip.recipe.plan import PARALLEL, PRETRAIN, is_control, num_steps
 from roundtrip.recipe.schema import Recipe
 
 # For arms that begin with the weights of another run it is the score of those weights.
@@ -157,7 +157,7 @@ def read(arm: Arm) -> Outcome:
             texts[stage] = path.read_text(encoding="utf-8").split("\n")[:-1]
         best = metrics["best"][name]
         rows = {"copy": "copy", ZERO_SHOT: stages[0], "after the pairs": PARALLEL, "chosen by dev": best}
-        rows |= {"at the end": stages[-1]}
+        rows |= {"at the end": [stage for stage in stages if not is_control(stage)][-1]}
         outcome.texts[name] = texts[best]
         outcome.after_pairs[name] = texts.get(PARALLEL, texts[stages[0]])
         outcome.scores[name] = {

@@ -205,9 +205,10 @@ def control_title(comparison: Mapping[str, Any]) -> str:
 def _control_verdict(comparison: Mapping[str, Any], best: str) -> str | None:
     """Return what dev says against the rounds, if anything."""
     if is_control(best):
-        return f"the rounds do not beat training on pairs alone for as many steps; its weights are those of {best}"
+        problem = "on dev the rounds do not beat training on pairs alone for as many steps"
+        return f"{problem}; its weights are those of {best}"
     if comparison["baseline"] == comparison["system"]:
-        return f"neither the rounds nor as many steps on pairs alone improve on {best}"
+        return f"on dev neither the rounds nor as many steps on pairs alone improve on {best}"
     return None
 
 
