@@ -210,5 +210,6 @@ def test_what_needs_dev_pairs_is_refused_without(
 
 @pytest.mark.parametrize("name", ["software-strings", "own-bases", "quickstart"])
 def test_a_shipped_recipe_is_compared_with_pairs_only_by_one_key(name: str) -> None:
-    """What the README recommends; keys of the rounds then have no effect, as is meant."""
+    """The first is what the README recommends; with the second, keys of the rounds have no effect, as is meant."""
+    assert loader.load_recipe(name, ["evaluation.control=true"]).recipe.evaluation.control
     assert loader.load_recipe(name, ["rounds.count=0"]).recipe.rounds.count == 0
