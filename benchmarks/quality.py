@@ -35,7 +35,7 @@ from benchmarks.quality_experiments import EXPERIMENTS, NO_ROUNDS, PAIRS_ONLY, R
 from roundtrip.data import row_store
 from roundtrip.evaluation import metrics
 from roundtrip.recipe.loader import load_recipe
-from roundtrip.recipe.plan import INITIAL, PARALLEL, PRETRAIN, num_steps
+from roundtrip.recipe.plan import INITIAL, PARALLEL, PRETRAIN, is_control, num_steps
 from roundtrip.recipe.schema import Recipe
 
 # For arms that begin with the weights of another run it is the score of those weights.
@@ -162,7 +162,7 @@ def read(arm: Arm) -> Outcome:
         best = metrics["best"][name]
         after_pairs = INITIAL if INITIAL in texts else PARALLEL
         rows = {"copy": "copy", ZERO_SHOT: stages[0], "after the pairs": after_pairs, "chosen by dev": best}
-        rows |= {"at the end": stages[-1]}
+        rows |= {"at the end": [stage for stage in stages if not is_control(stage)][-1]}
         outcome.texts[name] = texts[best]
         outcome.after_pairs[name] = texts.get(after_pairs, texts[stages[0]])
         outcome.scores[name] = {

@@ -94,8 +94,8 @@ class RunFolder:
         self.nonfinite_steps = path / "nonfinite_steps"  # rows of the steps whose loss or gradient was not finite
         self.checkpoints = path / "checkpoints"  # for --resume
         self.base = path / "base"  # models from scratch as initialized, and what adapters subtracted from a base
-        # STAGE/DIRECTION: PEFT folders, or fully trained models; STAGE is text, parallel, round-1, ..., final; `best`
-        # has of each direction a copy of its own best stage.
+        # STAGE/DIRECTION: PEFT folders, or fully trained models; STAGE is text, parallel, round-1, ..., final,
+        # control-1, ...; `best` has of each direction a copy of its own best stage.
         self.adapters = path / "adapters"
         self.translations = path / "translations"  # of dev and test, one file per stage and direction
         self.events = path / "events.jsonl"

@@ -300,6 +300,14 @@ class CandidateFilter(Section):
     """Smallest chrF between the target and the translation of its source by the direction that trains."""
 
 
+class Evaluation(Section):
+    """What the rounds are compared with."""
+
+    control: bool = False
+    """Also train on parallel pairs alone, from where the rounds begin and for as many optimizer steps as they took, and
+    compare the two: the stages `control-1`, `control-2`, ... beside `round-1`, `round-2`, ..."""
+
+
 class Checkpoint(Section):
     """What `--resume` continues from."""
 
@@ -332,6 +340,7 @@ class Recipe(Section):
     generate: Generate = Generate()
     tokens: Tokens = Tokens()
     filter: CandidateFilter = CandidateFilter()
+    evaluation: Evaluation = Evaluation()
     checkpoint: Checkpoint = Checkpoint()
 
     @property
