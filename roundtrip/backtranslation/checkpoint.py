@@ -85,10 +85,8 @@ class CheckpointStore:
         self._last: State | None = None
         # Names of the checkpoint that the control starts from, which is the last one before the rounds, and of the
         # first one of the control.
-        self._control: tuple[str, str] | None = None
-        for phase in [phase for phase in phases if phase.control_for][:1]:
-            assert phase.control_for is not None
-            self._control = State(phase.control_for.number).name, State(phase.number).name
+        starts = [(State(each.control_for.number).name, State(each.number).name) for each in phases if each.control_for]
+        self._control = starts[0] if starts else None
 
     def steps_since_save(self, state: State) -> int:
         return state.total_steps() - (self._last.total_steps() if self._last is not None else 0)
