@@ -2,7 +2,7 @@
 
 import json
 import re
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 
@@ -15,6 +15,7 @@ from roundtrip.backtranslation.context import RunContext
 from roundtrip.backtranslation.run_folder import BEST
 from roundtrip.data.sampler import Cursor
 from roundtrip.models.optimizer import Optimizer
+from roundtrip.recipe.plan import Phase
 from roundtrip.runtime import atomic_io, integrity
 from roundtrip.runtime.disk_space import report_full_disk
 from roundtrip.runtime.errors import RunError, TrainingError
@@ -26,6 +27,8 @@ MARKER = "complete.json"
 # Part of a checkpoint: the pairs of tokens that a checker has settled.
 _PAIRS = "pairs"
 _NAME = re.compile(r"\d{4,}-\d{6,}")
+# What may be raised where a checkpoint is not complete.
+_INCOMPLETE = (OSError, KeyError, ValueError, TypeError, AttributeError, SafetensorError)
 
 Tensors = dict[str, dict[str, torch.Tensor]]
 
@@ -39,7 +42,9 @@ class State:
 
     phase: int = 0  # number of the one in progress
     step: int = 0  # steps taken in it
-    optimizer_steps: dict[str, int] = field(default_factory=dict)  # in all, by direction
+    # By direction, in all; once the control has begun, as if there had been no rounds.
+    optimizer_steps: dict[str, int] = field(default_factory=dict)
+    phase_steps: dict[int, int] = field(default_factory=dict)  # steps taken, by number of each phase that has ended
     # How far each stream is read: up to the phase, or past its examples once it has taken a step.
     cursors: dict[str, Cursor] = field(default_factory=dict)
     scores: dict[str, dict[str, dict[str, int | float]]] = field(default_factory=dict)  # on dev, by stage and direction
@@ -48,7 +53,8 @@ class State:
     # How many rows of synthetic examples were made in which way, by direction; see `build_token_rows`.
     token_rows: dict[str, dict[str, int]] = field(default_factory=dict)
     max_tokens_per_microbatch: int = 0  # reduced size after memory ran out; 0 before that
-    # SHA-256, by path in the run folder, of the examples of the phase in progress and the weights of each stage.
+    # SHA-256, by path in the run folder, of the examples of the phase in progress, the weights of each stage, and until
+    # the control begins the checkpoint that it starts from.
     files: dict[str, str] = field(default_factory=dict)
     # Steps without effect, since their loss or gradient was not finite: by direction, and in the phase in progress.
     nonfinite_steps: dict[str, int] = field(default_factory=dict)
@@ -71,12 +77,16 @@ _STATE = TypeAdapter(State)
 class CheckpointStore:
     """Writes and restores checkpoints, which hold the state, the optimizers and the checkers of the row builders."""
 
-    def __init__(self, context: RunContext, optimizers: Mapping[str, Optimizer]) -> None:
+    def __init__(self, context: RunContext, optimizers: Mapping[str, Optimizer], phases: Sequence[Phase]) -> None:
         self.context, self.run, self.processes, self.optimizers = context, context.run, context.processes, optimizers
         # Directions that share a tokenizer share its checker.
         checkers = dict.fromkeys(b.checker for b in context.row_builders.values() if b.checker is not None)
         self._checkers = {f"{_PAIRS}-{i}" if i else _PAIRS: checker for i, checker in enumerate(checkers)}
         self._last: State | None = None
+        # Names of the checkpoint that the control starts from, which is the last one before the rounds, and of the
+        # first one of the control.
+        starts = [(State(each.control_for.number).name, State(each.number).name) for each in phases if each.control_for]
+        self._control = starts[0] if starts else None
 
     def steps_since_save(self, state: State) -> int:
         return state.total_steps() - (self._last.total_steps() if self._last is not None else 0)
@@ -97,9 +107,35 @@ class CheckpointStore:
         num_bytes = sum(value.nbytes for part in tensors.values() for value in part.values())
         if self.processes.is_main:
             with report_full_disk(self.run.checkpoints, num_bytes):
-                save(self.run.checkpoints, state, tensors, self.context.recipe.checkpoint.keep)
+                save(self.run.checkpoints, state, tensors, self.context.recipe.checkpoint.keep, self._control)
         self.processes.broadcast(None)
         self._last = state
+
+    def control_start(self, state: State) -> dict[str, str]:
+        """Return the hashes of the checkpoint that the control starts from, if it is that of this state."""
+        if self._control is None or state.name != self._control[0]:
+            return {}
+        path = self.run.checkpoints / state.name
+        marker = (path / MARKER).relative_to(self.run.path)
+        files = integrity.read_hashed_json(path / MARKER)["files"]
+        hashes = {marker.with_name(name).as_posix(): digest for name, digest in files.items()}
+        return hashes | {marker.as_posix(): integrity.file_hash(path / MARKER)}
+
+    def begin_control(self, state: State) -> State:
+        """Return to the weights and optimizers that the rounds began with; return the state that goes with them."""
+        assert self._control is not None
+        path = self.run.checkpoints / self._control[0]
+        try:
+            start, tensors = load(path)
+        except _INCOMPLETE as error:
+            problem = f"the control cannot start from it: {_reason(error)}"
+            cure = "restore it and continue with --resume, or start a new run"
+            raise RunError(problem, place=str(path), cure=cure) from error
+        for direction, optimizer in self.optimizers.items():
+            optimizer.restore(tensors[direction], start.optimizer_steps.get(direction, 0))
+        own = path.relative_to(self.run.path).as_posix()
+        files = {name: digest for name, digest in state.files.items() if not name.startswith(f"{own}/")}
+        return replace(state, optimizer_steps=start.optimizer_steps, files=files)
 
     def resume(self) -> State | None:
         """Restore the newest complete checkpoint, see `newest`; what is skipped or repaired is reported."""
@@ -126,8 +162,17 @@ class CheckpointStore:
         return state
 
 
-def save(folder: Path, state: State, tensors: Mapping[str, Mapping[str, torch.Tensor]], keep: int) -> Path:
-    """Write a checkpoint, with a file for each part of the tensors, in one rename; delete all but the newest `keep`."""
+def save(
+    folder: Path,
+    state: State,
+    tensors: Mapping[str, Mapping[str, torch.Tensor]],
+    keep: int,
+    needed: tuple[str, str] | None = None,
+) -> Path:
+    """Write a checkpoint, with a file for each part of the tensors, in one rename; delete all but the newest `keep`.
+
+    Of the two names in `needed`, the first is kept as long as there is a checkpoint from before the second.
+    """
     target = folder / state.name
     with atomic_io.atomic_path(target) as temporary:
         temporary.mkdir()
@@ -137,8 +182,10 @@ def save(folder: Path, state: State, tensors: Mapping[str, Mapping[str, torch.Te
         (temporary / STATE).write_text(json.dumps(asdict(state), indent=1), encoding="utf-8")
         marker = {"format": FORMAT, "name": state.name, "files": integrity.file_hashes(temporary, temporary)}
         integrity.write_hashed_json(temporary / MARKER, marker)
-    for old in [name for name in names(folder) if _is_own(folder / name)][:-keep]:
-        atomic_io.remove_path(folder / old)
+    own = [name for name in names(folder) if _is_own(folder / name)]
+    for old in own[:-keep]:
+        if needed is None or old != needed[0] or own[-keep:][0] >= needed[1]:
+            atomic_io.remove_path(folder / old)
     return target
 
 
@@ -168,21 +215,23 @@ def newest(folder: Path, report: Callable[[str], None]) -> tuple[State, Tensors]
             if problem := integrity.first_damaged(state.files, folder.parent):
                 raise ValueError(problem)
             return state, tensors
-        except FileNotFoundError as error:
-            reason = f"{Path(error.filename).name} is missing"
-        except KeyError as error:
-            reason = f"{error} is missing in its text"
-        except (OSError, ValueError, TypeError, AttributeError, SafetensorError) as error:
-            reason = str(error)
-        report(f"checkpoint {name} is skipped: {reason}")
+        except _INCOMPLETE as error:
+            report(f"checkpoint {name} is skipped: {_reason(error)}")
     if all_names:
         cure = "restore the files named above, or start a new run with another --out"
         raise RunError("no checkpoint is complete", place=str(folder), cure=cure)
     return None
 
 
+def _reason(error: Exception) -> str:
+    """Return why a checkpoint is not complete."""
+    if isinstance(error, FileNotFoundError):
+        return f"{Path(error.filename).name} is missing"
+    return f"{error} is missing in its text" if isinstance(error, KeyError) else str(error)
+
+
 def load(path: Path) -> tuple[State, Tensors]:
-    """Load one checkpoint; where it is not complete, some of many errors are raised, see `newest`."""
+    """Load one checkpoint; where it is not complete, one of the errors `_INCOMPLETE` is raised."""
     marker = integrity.read_hashed_json(path / MARKER)
     if marker["format"] != FORMAT:
         raise ValueError(f"it has format {marker['format']}, this version reads {FORMAT}")

@@ -25,7 +25,17 @@ from roundtrip.engine.train_step import train_step
 from roundtrip.engine.translator import Translator
 from roundtrip.models.optimizer import Optimizer
 from roundtrip.recipe.loader import LoadedRecipe
-from roundtrip.recipe.plan import BASE, PARALLEL, PRETRAIN, Phase, num_phase_rows, num_steps, phases
+from roundtrip.recipe.plan import (
+    BASE,
+    INITIAL,
+    PARALLEL,
+    PRETRAIN,
+    Phase,
+    num_phase_rows,
+    num_phase_steps,
+    num_steps,
+    phases,
+)
 from roundtrip.recipe.sampling_schedule import sampling_settings
 from roundtrip.recipe.schema import Recipe
 from roundtrip.runtime import memory
@@ -79,7 +89,7 @@ def dry_run(loaded: LoadedRecipe, events: EventLog) -> dict[str, Any]:
         report = {
             "compatibility": {name: compatibility.to_dict() for name, compatibility in reports.items()},
             "plan": [_describe(recipe, phase, num_pairs) for phase in phases(recipe, num_pairs)],
-            "steps": dict.fromkeys(translators, num_steps(recipe, num_pairs)),
+            "steps": {each: _num_steps(recipe, each, num_pairs) for each in translators},
             "seconds": seconds,
             "total_seconds": round(sum(sum(stages.values()) for stages in seconds.values()), 1),
             "peak_bytes": {str(device): memory.peak_bytes(device) for device in devices},
@@ -163,17 +173,27 @@ def expected_seconds(recipe: Recipe, corpora: Corpora, rates: Mapping[str, Rates
                 seconds["generating"][phase.stage] += lines * rate.generate_line
     # Without dev pairs each direction also translates what the other one has made of its dev lines.
     lines = len(corpora.dev) * (2 if recipe.without_dev else 1) + len(corpora.test)
-    for stage in [BASE, *dict.fromkeys(phase.stage for phase in plan)]:
+    first = [BASE, INITIAL] if recipe.begins_with_adapters else [BASE]
+    for stage in [*first, *dict.fromkeys(phase.stage for phase in plan)]:
         for rate in rates.values():
             seconds["scoring"][stage] += lines * (rate.score_base_line if stage == BASE else rate.generate_line)
     return {activity: {stage: round(value, 1) for stage, value in of.items()} for activity, of in seconds.items()}
+
+
+def _num_steps(recipe: Recipe, name: str, num_pairs: int) -> int:
+    """Return the optimizer steps of a direction, with those of the control."""
+    control = [each for each in phases(recipe, num_pairs) if each.control_for and each.direction.name == name]
+    return num_steps(recipe, num_pairs) + sum(num_phase_steps(recipe, phase, num_pairs) for phase in control)
 
 
 def _describe(recipe: Recipe, phase: Phase, num_pairs: int) -> str:
     """Return what a phase trains on, in words."""
     rows = num_phase_rows(recipe, phase, num_pairs)
     what = f"{quantity(rows, 'parallel pair')}, {quantity(phase.epochs, 'epoch')}"
-    if phase.stage == PRETRAIN:
+    if phase.control_for is not None:
+        what = f"parallel pairs, {quantity(num_phase_steps(recipe, phase, num_pairs), 'step')}"
+        what += f" or as many as {phase.control_for.stage} takes"
+    elif phase.stage == PRETRAIN:
         what = quantity(rows, "monolingual line")
     elif phase.round:
         lines = recipe.rounds.monolingual_lines

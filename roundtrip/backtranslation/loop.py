@@ -24,6 +24,8 @@ def back_translate(trainer: Trainer) -> None:
     8. validates both directions on dev,
     9. keeps the best stage of each.
 
+    With `evaluation.control` it then starts again from where the rounds began, for as many steps on pairs alone.
+
     Everything random is derived from the seed and the phase, so a resumed run equals an uninterrupted one.
     """
     if not trainer.state.best:

@@ -10,7 +10,8 @@ from roundtrip.backtranslation.context import RunContext
 from roundtrip.backtranslation.dev_scoring import mean_chrf
 from roundtrip.backtranslation.early_stopping import ScoresByStage, has_stopped_improving
 from roundtrip.backtranslation.run_folder import BEST
-from roundtrip.recipe.plan import BASE, PRETRAIN, Phase, directions, epochs_may_end_early, next_phase
+from roundtrip.recipe import plan
+from roundtrip.recipe.plan import BASE, INITIAL, PRETRAIN, Phase, directions, epochs_may_end_early
 from roundtrip.runtime.atomic_io import atomic_path, write_json
 from roundtrip.runtime.errors import quantity
 
@@ -19,29 +20,24 @@ _UNTRAINED = {"copy", BASE, PRETRAIN}
 
 
 def score_baseline(context: RunContext, state: State) -> State:
-    """Score copying the source and the bare base on dev, the floor of every comparison."""
+    """Score copying the source and the bare base on dev, the floor of every comparison; then adapters to start from."""
     if context.recipe.without_dev:
         measure = f"the round-trip chrF++ of {len(context.corpora.dev)} lines. Copying is perfect by it"
         cure = "watch the copies, and prefer a few dozen real pairs"
         context.events.say(f"  warning: there are no dev pairs; stages are chosen by {measure}: {cure}")
-    return _score(context, replace(state, scores={"copy": dev_scoring.score_copies(context, "dev")}), BASE)
+    state = _score(context, replace(state, scores={"copy": dev_scoring.score_copies(context, "dev")}), BASE)
+    if context.recipe.begins_with_adapters:
+        state = _score(context, _keep(context, state, INITIAL), INITIAL)
+    return state
 
 
 def end_stage(context: RunContext, state: State, phases: list[Phase], phase: Phase) -> State:
     """Keep both directions as they are now, and score them on dev; rounds without improvement may end here."""
-    path = context.run.adapters / phase.stage
-
-    def export() -> None:
-        with atomic_path(path) as temporary:
-            for name, translator in context.translators.items():
-                translator.direction_model.export(temporary / name)
-
-    files = state.files | context.write(export, path)
-    state = _score(context, replace(state, files=files), phase.stage)
+    state = _score(context, _keep(context, state, phase.stage), phase.stage)
     patience = context.recipe.train.patience
     if phase.round and patience:
         means = [mean_chrf(scores) for stage, scores in state.scores.items() if stage not in _UNTRAINED]
-        after = next_phase(phases, phase, stop_early=True)
+        after = plan.next_phase(phases, phase, stop_early=True, trained=state.phase_steps)
         if has_stopped_improving(means, patience) and after != state.phase:
             context.events.say(
                 f"  dev chrF++ has not improved for {quantity(patience, 'round')}; no further round starts"
@@ -50,10 +46,22 @@ def end_stage(context: RunContext, state: State, phases: list[Phase], phase: Pha
     return state
 
 
+def _keep(context: RunContext, state: State, stage: str) -> State:
+    """Write the weights of both directions as those of a stage."""
+    path = context.run.adapters / stage
+
+    def export() -> None:
+        with atomic_path(path) as temporary:
+            for name, translator in context.translators.items():
+                translator.direction_model.export(temporary / name)
+
+    return replace(state, files=state.files | context.write(export, path))
+
+
 def end_epochs(context: RunContext, state: State, phase: Phase) -> tuple[State, bool]:
     """Measure the dev loss after an epoch, where epochs have patience; return also whether both directions stop."""
     recipe, events, name = context.recipe, context.events, phase.direction.name
-    if not (phase.parallel and epochs_may_end_early(recipe)):
+    if not (phase.parallel and epochs_may_end_early(recipe)) or phase.control_for is not None:
         return state, False
     losses = [*state.dev_losses.get(name, []), dev_scoring.dev_loss(context, phase.direction)]
     events.say(f"  {name}: dev loss {losses[-1]:.3f} nats per label after epoch {len(losses)}")
@@ -84,7 +92,7 @@ def score_test_set(context: RunContext, state: State) -> None:
     results: dict[str, Any] = {}
 
     def write() -> None:
-        results.update(reporting.collect_metrics(context, state, test))
+        results.update(reporting.collect_metrics(context, state, test, compared_stages(scores)))
         context.events.log("end", **{key: results[key] for key in ("seconds", "best", "peak_bytes")})
         write_json(run.metrics, results)
 
@@ -109,6 +117,19 @@ def _score(context: RunContext, state: State, stage: str) -> State:
     what = "round trip" if context.recipe.without_dev else "dev"
     context.events.say(f"  {what} after {stage}: {', '.join(shown)}")
     return replace(state, scores=scores, best=best)
+
+
+def compared_stages(scores: ScoresByStage) -> dict[str, tuple[str, str]]:
+    """Return by direction the best stages of the control and of the rounds; nothing where there is no control.
+
+    What came before the rounds belongs to both.
+    """
+    rounds = {stage: of_stage for stage, of_stage in scores.items() if not plan.is_control(stage)}
+    control = {stage: of_stage for stage, of_stage in scores.items() if plan.control_stage(stage) not in scores}
+    if len(rounds) == len(scores):
+        return {}
+    first, second = best_stages(control, together=False), best_stages(rounds, together=False)
+    return {name: (first[name], second[name]) for name in first}
 
 
 def best_stages(scores: ScoresByStage, *, together: bool) -> dict[str, str]:

@@ -16,9 +16,9 @@ from roundtrip.backtranslation.run_folder import BEST, RunFolder, versions
 from roundtrip.evaluation import metrics
 from roundtrip.evaluation.tables import comparison_text
 from roundtrip.recipe.language_codes import bleu_tokenizer
-from roundtrip.recipe.plan import BASE, FINAL, PARALLEL, PRETRAIN, Direction, Phase, directions
+from roundtrip.recipe.plan import BASE, FINAL, INITIAL, PARALLEL, PRETRAIN, Direction, Phase, directions, is_control
 from roundtrip.runtime import integrity, memory
-from roundtrip.runtime.errors import RunError, TrainingError
+from roundtrip.runtime.errors import RunError, TrainingError, quantity
 from roundtrip.runtime.event_log import EventLog, print_line
 from roundtrip.runtime.seeding import derive_seed, permuted_index
 
@@ -27,6 +27,7 @@ NUM_SAMPLES = 3
 _LABELS = {
     "copy": "copying the source",
     BASE: "base model, zero-shot",
+    INITIAL: "adapters of adapter.init",
     PRETRAIN: "monolingual text",
     PARALLEL: "parallel pairs",
     FINAL: "parallel pairs again",
@@ -76,17 +77,30 @@ def advice(rejected: Counter[str]) -> str:
     return _ADVICE.get(reason, f"another filter: '{reason}' is none of the built-in reasons")
 
 
-def collect_metrics(context: RunContext, state: State, test: ScoresByStage) -> dict[str, Any]:
-    """Return `metrics.json`; without test pairs its `test`, `comparison` and `samples` are empty."""
+def collect_metrics(
+    context: RunContext, state: State, test: ScoresByStage, compared: Mapping[str, tuple[str, str]]
+) -> dict[str, Any]:
+    """Return `metrics.json`; without test pairs its `test`, `comparison` and `samples` are empty.
+
+    `compared` has by direction the best stages of the control and of the rounds, nothing where there is no control.
+    """
     recipe, both = context.recipe, directions(context.recipe)
-    tested, stages = both if test else (), [stage for stage in test if stage != "copy"]
+    tested, part = (both, "test") if test else ((), "dev")
+    best = state.best | {name: of_rounds for name, (_, of_rounds) in compared.items()}
+    own = [stage for stage in test if stage != "copy" and not is_control(stage)]
+    other = {name: [stage for stage in own if stage != best[name]][-1] for name in best if own}
     devices = {translator.base.device for translator in context.translators.values()}
     return {
         "languages": list(recipe.languages),
         "dev": state.scores,
         "test": dict(test),
         "best": state.best,
-        "comparison": {each.name: _compare(context, stages, state.best[each.name], each) for each in tested},
+        "comparison": {
+            each.name: _compare(context, "test", (other[each.name], best[each.name]), each) for each in tested
+        },
+        "control": {
+            each.name: _compare(context, part, compared[each.name], each) | {"part": part} for each in both if compared
+        },
         "signatures": {each.name: metrics.signatures(bleu_tokenizer(each.target)) for each in both},
         "samples": {each.name: _samples(context, state.best[each.name], each) for each in tested},
         "steps": state.optimizer_steps,
@@ -100,24 +114,23 @@ def collect_metrics(context: RunContext, state: State, test: ScoresByStage) -> d
     }
 
 
-def _compare(context: RunContext, stages: Sequence[str], best: str, direction: Direction) -> dict[str, Any]:
-    """Compare the best stage of a direction with the last of the others, on test, by a paired bootstrap."""
-    other = [stage for stage in stages if stage != best][-1]
-    _, references = context.parallel_texts("test", direction)
-    baseline, system = (_translations(context.run, stage, direction) for stage in (other, best))
+def _compare(context: RunContext, part: str, stages: tuple[str, str], direction: Direction) -> dict[str, Any]:
+    """Compare the second of two stages of a direction with the first, on dev or test, by a paired bootstrap."""
+    _, references = context.parallel_texts(part, direction)
+    baseline, system = (_translations(context.run, part, stage, direction) for stage in stages)
     tokenize, samples = bleu_tokenizer(direction.target), BOOTSTRAP_SAMPLES
     results = metrics.paired_bootstrap(baseline, system, references, bleu_tokenize=tokenize, samples=samples)
     by_metric = [result.to_dict() for result in results]
-    return {"baseline": other, "system": best, "samples": samples, "metrics": by_metric}
+    return {"baseline": stages[0], "system": stages[1], "samples": samples, "metrics": by_metric}
 
 
-def _translations(run: RunFolder, stage: str, direction: Direction) -> list[str]:
-    return translations_path(run, "test", stage, direction).read_text(encoding="utf-8").split("\n")[:-1]
+def _translations(run: RunFolder, part: str, stage: str, direction: Direction) -> list[str]:
+    return translations_path(run, part, stage, direction).read_text(encoding="utf-8").split("\n")[:-1]
 
 
 def _samples(context: RunContext, stage: str, direction: Direction) -> list[dict[str, str]]:
     sources, references = context.parallel_texts("test", direction)
-    base, hypotheses = (_translations(context.run, name, direction) for name in (BASE, stage))
+    base, hypotheses = (_translations(context.run, "test", name, direction) for name in (BASE, stage))
     seed, num_lines = derive_seed(context.recipe.seed, "samples"), len(sources)
     chosen = [permuted_index(i, num_lines, seed, 0) for i in range(min(NUM_SAMPLES, num_lines))]
     columns = {"source": sources, "reference": references, "base": base, "hypothesis": hypotheses}
@@ -149,12 +162,15 @@ def show_metrics(results: Mapping[str, Any], run: RunFolder, console: Console) -
         cut = {name: scores[name].get("unfinished", 0) for name in names}
         if any(cut.values()):
             counts = ", ".join(f"{count:.0f} of {name}" for name, count in cut.items())
-            print_line(console, f"{_LABELS.get(stage, stage)}: translations cut at their length limit: {counts}", "dim")
+            print_line(console, f"{_label(stage)}: translations cut at their length limit: {counts}", "dim")
     for name, comparison in results["comparison"].items():
-        stages = f"{name}, {comparison['system']} (best on dev) against {comparison['baseline']}"
-        print_line(console, f"{stages}, paired bootstrap, {comparison['samples']} samples:")
-        for result in comparison["metrics"]:
-            print_line(console, f"  {comparison_text(result)}")
+        of_what = " of the rounds" if results.get("control") else ""
+        title = f"{name}, {comparison['system']} (best{of_what} on dev) against {comparison['baseline']}"
+        _show_comparison(title, comparison, console)
+    for name, comparison in results.get("control", {}).items():
+        _show_comparison(f"{name}, {control_title(comparison)}", comparison, console)
+        if verdict := _control_verdict(comparison, results["best"][name]):
+            print_line(console, f"{name}: {verdict}", "bold")
     for name, signature in results["signatures"].items():
         print_line(console, f"{name}: {signature['chrf']}; {signature['bleu']}", "dim")
     for name, samples in results["samples"].items():
@@ -163,7 +179,7 @@ def show_metrics(results: Mapping[str, Any], run: RunFolder, console: Console) -
             print_line(console, f"  base        {sample['base']}", "dim")
             print_line(console, f"  translation {sample['hypothesis']}", "bold")
     for name, count in results["nonfinite_steps"].items():
-        problem = f"{count} of {results['steps'][name]} steps had a non-finite loss or gradient"
+        problem = f"{quantity(count, 'step')} had a non-finite loss or gradient"
         print_line(console, f"{name}: {problem}: see {run.nonfinite_steps}", "bold")
     for name, counts in results["token_rows"].items():
         shown = ", ".join(f"{count} {reason}" for reason, count in counts.items())
@@ -173,6 +189,32 @@ def show_metrics(results: Mapping[str, Any], run: RunFolder, console: Console) -
     print_line(console, f"\nTime: {spent}; {sum(seconds.values()):.0f} s in all. One seed ({results['seed']}).")
     print_line(console, f"Adapters: {run.adapters / BEST}")
     print_line(console, f"Translate: python -m roundtrip translate {run.path} --to {target} < in.txt > out.txt")
+
+
+def _show_comparison(title: str, comparison: Mapping[str, Any], console: Console) -> None:
+    print_line(console, f"{title}, paired bootstrap, {comparison['samples']} samples:")
+    for result in comparison["metrics"]:
+        print_line(console, f"  {comparison_text(result)}")
+
+
+def control_title(comparison: Mapping[str, Any]) -> str:
+    """Return what a comparison with the control compares, and on what."""
+    on = "test" if comparison["part"] == "test" else "dev, which chose both"
+    return f"rounds ({comparison['system']}) against as many steps on pairs alone ({comparison['baseline']}), on {on}"
+
+
+def _control_verdict(comparison: Mapping[str, Any], best: str) -> str | None:
+    """Return what dev says against the rounds, if anything."""
+    if is_control(best):
+        problem = "on dev the rounds do not beat training on pairs alone for as many steps"
+        return f"{problem}; its weights are those of {best}"
+    if comparison["baseline"] == comparison["system"]:
+        return f"on dev neither the rounds nor as many steps on pairs alone improve on {best}"
+    return None
+
+
+def _label(stage: str) -> str:
+    return f"{stage}, pairs only" if is_control(stage) else _LABELS.get(stage, stage)
 
 
 def _show_table(results: Mapping[str, Any], names: Sequence[str], console: Console, dev_title: str) -> None:
@@ -188,5 +230,5 @@ def _show_table(results: Mapping[str, Any], names: Sequence[str], console: Conso
         cells = [(name, f"{scores['chrf']:.1f} / {scores['bleu']:.1f}") for name, scores in scored]
         cells += [(name, f"{dev[name]['chrf']:.1f}") for name in names]
         marked = [f"[bold]*{text}[/]" if stage == best[name] else text for name, text in cells]
-        table.add_row(_LABELS.get(stage, stage), *marked)
+        table.add_row(_label(stage), *marked)
     console.print(table)

@@ -1,6 +1,6 @@
 """`metrics.json`: the figures of a finished run, and the form that they have."""
 
-from typing import Any
+from typing import Any, Literal
 
 from pydantic import BaseModel, TypeAdapter
 
@@ -18,6 +18,12 @@ class StageComparison(BaseModel):
     metrics: list[dict[str, float | str]]
 
 
+class ControlComparison(StageComparison):
+    """The best stage of the rounds, `system`, against that of the control, `baseline`."""
+
+    part: Literal["dev", "test"]
+
+
 class Results(BaseModel):
     """`metrics.json`; what is by direction has both, except where there is no test set."""
 
@@ -26,6 +32,7 @@ class Results(BaseModel):
     test: dict[str, ScoresOfStage]
     best: dict[str, str]
     comparison: dict[str, StageComparison]
+    control: dict[str, ControlComparison] = {}  # with `evaluation.control`
     signatures: dict[str, dict[str, str]]
     samples: dict[str, list[dict[str, str]]]
     steps: dict[str, int]

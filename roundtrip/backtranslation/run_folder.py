@@ -28,7 +28,7 @@ FORMAT = 5
 # Keys that may change at --resume, since no result depends on them.
 _FREE_KEYS = {"checkpoint", "rounds.require_better_than_copy"}
 # Files that may be in the folder of a run before its run.json is.
-_EARLY_FILES = {"lock", ".run.json.tmp"}
+_EARLY_FILES = {"lock", f".run.json{atomic_io.TEMPORARY}"}
 _LIBRARIES = ("torch", "transformers", "peft", "tokenizers", "sacrebleu", "numpy")
 _NOT_A_RUN = "name the folder that `roundtrip train` made, such as runs/NAME-OF-RECIPE"
 _RESTORE = "restore it from a copy; if the run did not finish, `roundtrip train ... --resume` makes it again"
@@ -94,21 +94,28 @@ class RunFolder:
         self.nonfinite_steps = path / "nonfinite_steps"  # rows of the steps whose loss or gradient was not finite
         self.checkpoints = path / "checkpoints"  # for --resume
         self.base = path / "base"  # models from scratch as initialized, and what adapters subtracted from a base
-        # STAGE/DIRECTION: PEFT folders, or fully trained models; STAGE is text, parallel, round-1, ..., final; `best`
-        # has of each direction a copy of its own best stage.
+        # STAGE/DIRECTION: PEFT folders, or fully trained models; STAGE is text, parallel, round-1, ..., final,
+        # control-1, ...; `best` has of each direction a copy of its own best stage.
         self.adapters = path / "adapters"
         self.translations = path / "translations"  # of dev and test, one file per stage and direction
         self.events = path / "events.jsonl"
         self.metrics = path / "metrics.json"
+        self._version: tuple[int, ...] | None = None
+        self._manifest: RunManifest | None = None  # as of that version of run.json
+        self.folders = (self.data, self.base, self.examples, self.checkpoints, self.adapters, self.translations)
 
     def manifest(self) -> RunManifest:
-        """Read `run.json`, and refuse one that is missing, changed, or of another format."""
+        """Read `run.json`, unless it is as it was, and refuse one that is missing, changed, or of another format."""
         path, cure = self.path / "run.json", _NOT_A_RUN
         try:
+            version = integrity.file_version(path.stat())
+            if version is not None and version == self._version and self._manifest is not None:
+                return self._manifest
             document = integrity.read_hashed_json(path)
-            if (version := document.pop("format", None)) == FORMAT:
-                return integrity.validated(_MANIFEST, document, "run.json")
-            problem = f"its run.json has format {version!r}, this version reads {FORMAT}"
+            if (written := document.pop("format", None)) == FORMAT:
+                self._version, self._manifest = version, integrity.validated(_MANIFEST, document, "run.json")
+                return self._manifest
+            problem = f"its run.json has format {written!r}, this version reads {FORMAT}"
             cure = "use the version of roundtrip that made it, or start a new run"
         except FileNotFoundError:
             problem = f"not a run folder: {'it has no run.json' if self.path.is_dir() else 'it does not exist'}"
@@ -221,7 +228,7 @@ def create(path: Path, loaded: LoadedRecipe) -> RunFolder:
         # First of all, so that a process that is killed here leaves what is known to be a run.
         recipe = loaded.recipe.model_dump(mode="json")
         run.write_manifest(RunManifest(recipe, str(loaded.folder), list(loaded.overrides), versions()))
-        for folder in (run.data, run.base, run.examples, run.checkpoints, run.adapters, run.translations):
+        for folder in run.folders:
             folder.mkdir(parents=True, exist_ok=True)
         changes = "".join(f"# as run with --set {override}\n" for override in loaded.overrides)
         atomic_io.write_text(run.recipe_file, changes + loaded.text)

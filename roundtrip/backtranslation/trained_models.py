@@ -6,7 +6,6 @@ from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
-import torch
 from pydantic import TypeAdapter, ValidationError
 from pydantic.dataclasses import dataclass
 
@@ -15,10 +14,12 @@ from roundtrip.engine import translator
 from roundtrip.engine.translator import Translator
 from roundtrip.models import adapters, direction_model
 from roundtrip.models.model_files import find_files, read_json
+from roundtrip.models.tensor_files import read_dtypes
 from roundtrip.recipe.language_codes import match_codes, parse_code
 from roundtrip.recipe.plan import Direction, directions
 from roundtrip.recipe.schema import Adapter, Model
 from roundtrip.runtime import integrity
+from roundtrip.runtime.disk_space import report_system_errors
 from roundtrip.runtime.downloads import offline
 from roundtrip.runtime.errors import ModelError, RunError, SourceError, first_line
 from roundtrip.tokens.prompt_segments import Segments
@@ -167,7 +168,7 @@ def _spec_of_exported(folder: Path, base: str | None) -> tuple[Model, Adapter]:
         place = str(folder / adapters.CONFIG)
         raise ModelError(error.errors()[0]["msg"], place=place, cure="export it again") from error
     # An adapter has the precision of its base.
-    is_exact = any(tensor.dtype == torch.float32 for tensor in adapters.read(folder).values())
+    is_exact = "F32" in read_dtypes(folder / adapters.WEIGHTS).values()
     path, revision = (base, None) if base else (config.get("base_model_name_or_path"), config.get("revision"))
     if not path or not targets:
         problem = f"its adapter_config.json names no {'target_modules' if path else 'base model'}"
@@ -175,6 +176,7 @@ def _spec_of_exported(folder: Path, base: str | None) -> tuple[Model, Adapter]:
     return Model(path=path, revision=revision, dtype="float32" if is_exact else "auto"), adapter
 
 
+@report_system_errors()
 def load_trained(run_dir: Path | str, direction: str, *, stage: str = BEST, device: str = "auto") -> Translator:
     """Load one direction of a run for use.
 

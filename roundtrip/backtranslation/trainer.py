@@ -60,7 +60,7 @@ class Trainer:
             name: Optimizer(each.direction_model.parameters(), self.recipe.train, steps, self.recipe.adapter[name])
             for name, each in context.translators.items()
         }
-        self.checkpoints = CheckpointStore(context, self.optimizers)
+        self.checkpoints = CheckpointStore(context, self.optimizers, self.phases)
         self.synthesizer = Synthesizer(context, self.phases)
 
     def resume(self) -> None:
@@ -106,6 +106,7 @@ class Trainer:
         path = examples_path(self.context.run.examples, phase)
         rows = [[example.kind, example.source, example.target] for example in made.examples]
         files = self.state.files | self.context.write(lambda: write_rows(path, rows), path)
+        files |= self.checkpoints.control_start(self.state)
         self.state = replace(self.state, cursors=self.state.cursors | made.cursors, files=files)
         reporting.report_examples(self.events, phase, made)
         return made
@@ -117,10 +118,7 @@ class Trainer:
         translator = self.context.translators[name]
         all_rows, fitting = self._build_rows(phase, phase_examples)
         dataset, targets = all_rows.select(fitting), [phase_examples.examples[i].target for i in fitting]
-        batches: list[list[int]] = []
-        for epoch in range(phase.epochs):
-            seed = derive_seed(self.recipe.seed, "steps", phase.number, epoch)
-            batches += step_batches(dataset.sizes, self.recipe.train.batch_size, seed)
+        batches = self._batches(phase, dataset)
         model, text = translator.direction_model, f"{phase.stage}: training {name}"
         reasons: list[str] = []
         with model.training(reasons.append) as packed, self.events.task("training", text, len(batches)) as progress:
@@ -132,7 +130,8 @@ class Trainer:
                 if following.round:
                     self.synthesizer.encode_ahead(following, self.state)
             num_pairs = len(self.context.corpora.train)
-            steps_before = plan.num_steps(self.recipe, num_pairs, before=phase)
+            # The control has the learning rates of what it stands for.
+            steps_before = plan.num_steps(self.recipe, num_pairs, before=phase.control_for or phase)
             planned_steps = plan.num_phase_steps(self.recipe, phase, num_pairs)
             yield PhaseJob(phase, translator, dataset, batches, settings, steps_before, planned_steps, progress)
 
@@ -184,14 +183,35 @@ class Trainer:
         keep = bool(phase.round and self.recipe.rounds.replay_examples)
         prefix = run.examples.relative_to(run.path).as_posix()
         files = {path: digest for path, digest in self.state.files.items() if keep or not path.startswith(prefix)}
-        ends_stage = stop_early or phase.ends_stage
-        after = plan.next_phase(self.phases, phase, stop_early=stop_early)
-        self.state = replace(self.state, phase=after, step=0, nonfinite_in_phase=0, files=files)
+        taken = self.state.phase_steps | {phase.number: num_steps}
+        after = plan.next_phase(self.phases, phase, stop_early=stop_early, trained=taken)
+        ends_stage = after == len(self.phases) or self.phases[after].stage != phase.stage
+        self.state = replace(self.state, phase=after, step=0, phase_steps=taken, nonfinite_in_phase=0, files=files)
         if ends_stage:
             self.state = replace(self.state, dev_losses={})
         mean_loss, rows = sum(job.losses) / len(job.losses) if job.losses else None, len(job.dataset)
         self.events.log("phase", stage=phase.stage, direction=phase.direction.name, rows=rows, mean_loss=mean_loss)
         return ends_stage
+
+    def _batches(self, phase: Phase, dataset: TokenDataset) -> list[list[int]]:
+        """Return the rows of each optimizer step of a phase, in order.
+
+        The control takes as many steps as the phase that it stands for has taken, and reads epoch after epoch.
+        """
+        batch_size, batches = self.recipe.train.batch_size, list[list[int]]()
+        if phase.control_for is None:
+            for epoch in range(phase.epochs):
+                seed = derive_seed(self.recipe.seed, "steps", phase.number, epoch)
+                batches += step_batches(dataset.sizes, batch_size, seed)
+            return batches
+        taken, name = self.state.phase_steps, phase.direction.name
+        own = [each.control_for for each in self.phases[: phase.number] if each.direction == phase.direction]
+        start = sum(taken.get(each.number, 0) for each in own if each is not None)
+        end, epoch = start + taken[phase.control_for.number], 0
+        while len(batches) < end:
+            batches += step_batches(dataset.sizes, batch_size, derive_seed(self.recipe.seed, "control", name, epoch))
+            epoch += 1
+        return batches[start:end]
 
     def _build_rows(self, phase: Phase, phase_examples: PhaseExamples) -> tuple[TokenDataset, list[int]]:
         """Return the token rows of a phase, and those that fit; longer ones are left out and counted."""
@@ -245,8 +265,15 @@ class Trainer:
         self.save()
 
     def validate_and_keep_best(self, phase: Phase) -> None:
-        """Keep and score what a stage has come to; rounds that bring no improvement may end here."""
+        """Keep and score what a stage has come to; rounds that bring no improvement may end here.
+
+        Where the control is next, both directions return to where the rounds began.
+        """
         self.state = model_selection.end_stage(self.context, self.state, self.phases, phase)
+        following = self.next_phase()
+        if following is not None and following.control_for is not None and phase.control_for is None:
+            self.state = self.checkpoints.begin_control(self.state)
+            self.events.say("control: back to where the rounds began, now as many steps on parallel pairs alone")
 
 
 def json_number(value: float) -> float | str:

@@ -142,6 +142,7 @@ class Optimizer:
     def restore(self, tensors: Mapping[str, torch.Tensor], step_number: int) -> None:
         """Continue from the `state` of this optimizer or of one of the same shape; sets the model's parameters too."""
         self.step_number = step_number
+        self._adam.state.clear()  # of an optimizer that has taken no step there are no moments
         for name, master in self._masters.items():
             master.copy_(tensors[f"master/{name}"])
             self._parameters[name].copy_(master)

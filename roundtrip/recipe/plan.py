@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Container, Sequence
+from dataclasses import dataclass, replace
 
 from roundtrip.recipe.sampling_schedule import sampling_settings
 from roundtrip.recipe.schema import Recipe
 
 # Names of stages, as in file names and metrics.json; those of the rounds are `round-1`, `round-2`, ...
-BASE, PRETRAIN, PARALLEL, FINAL = "base", "text", "parallel", "final"
+BASE, INITIAL, PRETRAIN, PARALLEL, FINAL = "base", "initial", "text", "parallel", "final"
+_CONTROL = "control-"
 
 
 @dataclass(frozen=True)
@@ -34,16 +35,26 @@ class Phase:
     """Training of one direction on one set of examples. A stage is a phase of each direction, or several."""
 
     number: int  # from 0, over the whole run
-    stage: str  # `text`, `parallel`, `round-K` or `final`; after it both directions are scored
+    stage: str  # `text`, `parallel`, `round-K`, `final`, or that of a control; after it both directions are scored
     round: int  # 0 outside the rounds
     direction: Direction
     ends_stage: bool
     epochs: int = 1
+    control_for: Phase | None = None  # of the control: the phase that it takes as many steps as
 
     @property
     def parallel(self) -> bool:
         """Whether it trains on parallel pairs alone."""
-        return self.stage in {PARALLEL, FINAL}
+        return self.stage in {PARALLEL, FINAL} or self.control_for is not None
+
+
+def control_stage(stage: str) -> str:
+    """Return the stage of the control that takes as many steps as a stage, such as `control-1` for `round-1`."""
+    return _CONTROL + stage.removeprefix("round-")
+
+
+def is_control(stage: str) -> bool:
+    return stage.startswith(_CONTROL)
 
 
 def directions(recipe: Recipe) -> tuple[Direction, Direction]:
@@ -54,7 +65,7 @@ def directions(recipe: Recipe) -> tuple[Direction, Direction]:
 def phases(recipe: Recipe, num_pairs: int) -> list[Phase]:
     """Return all phases of a run in order: monolingual text, parallel pairs, the rounds, parallel pairs again.
 
-    Where a stage of pairs may end early, each of its epochs is a phase.
+    Where a stage of pairs may end early, each of its epochs is a phase. The control has one for each from round 1 on.
     """
     train = recipe.train
     # Of each stage: its name, its round, how often the directions take turns, and the epochs of each turn.
@@ -70,6 +81,12 @@ def phases(recipe: Recipe, num_pairs: int) -> list[Phase]:
             for direction in trained:
                 ends_stage = turn == num_turns - 1 and direction == trained[-1]
                 result.append(Phase(len(result), stage, number, direction, ends_stage, num_epochs))
+    if recipe.evaluation.control:
+        first = next(phase.number for phase in result if phase.round)
+        result += [
+            replace(phase, number=number, stage=control_stage(phase.stage), round=0, control_for=phase)
+            for number, phase in enumerate(result[first:], start=len(result))
+        ]
     return result
 
 
@@ -84,14 +101,16 @@ def epochs_may_end_early(recipe: Recipe) -> bool:
     return bool(recipe.train.patience) and not recipe.without_dev
 
 
-def next_phase(phases: Sequence[Phase], phase: Phase, *, stop_early: bool) -> int:
+def next_phase(phases: Sequence[Phase], phase: Phase, *, stop_early: bool, trained: Container[int] = ()) -> int:
     """Return the number of the phase to train after `phase`, among all phases of the run.
 
-    `stop_early` skips the rest of its stage, or after a round all further rounds, since they bring no improvement.
+    `stop_early` skips the rest of its stage, or after a round all further rounds, since they bring no improvement. The
+    control skips what it stands for if that is not among the numbers of the phases `trained`.
     """
     for after in phases[phase.number + 1 :]:
         skipped = bool(after.round) if phase.round else after.stage == phase.stage
-        if not (stop_early and skipped):
+        is_needed = after.control_for is None or after.control_for.number in trained
+        if is_needed and not (stop_early and skipped):
             return after.number
     return len(phases)
 
@@ -126,7 +145,8 @@ def num_rows(recipe: Recipe, number: int, num_pairs: int) -> int:
 
 
 def num_phase_rows(recipe: Recipe, phase: Phase, num_pairs: int) -> int:
-    """Return how many rows a phase trains on in one epoch if no source is rejected."""
+    """Return how many rows a phase trains on in one epoch if no source is rejected; the control has as many."""
+    phase = phase.control_for or phase
     if phase.stage == PRETRAIN:
         return 2 * recipe.train.pretrain_lines
     return num_rows(recipe, phase.round, num_pairs) if phase.round else num_pairs
@@ -140,12 +160,13 @@ def num_phase_steps(recipe: Recipe, phase: Phase, num_pairs: int) -> int:
 def num_steps(recipe: Recipe, num_pairs: int, before: Phase | None = None) -> int:
     """Return how many optimizer steps a direction takes if no source is rejected and no stage ends early.
 
-    With `before`, those of its direction in earlier phases only.
+    With `before`, those of its direction in earlier phases only. Those of the control are not among them.
     """
     direction = before.direction if before else directions(recipe)[0]
     return sum(
         num_phase_steps(recipe, phase, num_pairs)
         for phase in phases(recipe, num_pairs)[: before.number if before else None]
         # A direction that copies a pretrained one has taken its steps, too.
-        if phase.direction == direction or (phase.stage == PRETRAIN and recipe.shared_start)
+        if (phase.direction == direction or (phase.stage == PRETRAIN and recipe.shared_start))
+        and phase.control_for is None
     )

@@ -302,6 +302,14 @@ class CandidateFilter(Section):
     """Smallest chrF between the target and the translation of its source by the direction that trains."""
 
 
+class Evaluation(Section):
+    """What the rounds are compared with."""
+
+    control: bool = False
+    """Also train on parallel pairs alone, from where the rounds begin and for as many optimizer steps as they took, and
+    compare the two: the stages `control-1`, `control-2`, ... beside `round-1`, `round-2`, ..."""
+
+
 class Checkpoint(Section):
     """What `--resume` continues from."""
 
@@ -334,6 +342,7 @@ class Recipe(Section):
     generate: Generate = Generate()
     tokens: Tokens = Tokens()
     filter: CandidateFilter = CandidateFilter()
+    evaluation: Evaluation = Evaluation()
     checkpoint: Checkpoint = Checkpoint()
 
     @property
@@ -347,6 +356,11 @@ class Recipe(Section):
     def without_dev(self) -> bool:
         """Whether there are no dev pairs, so that round-trip translations of monolingual lines choose the stage."""
         return self.data.split is None and not self.data.dev
+
+    @property
+    def begins_with_adapters(self) -> bool:
+        """Whether a direction starts with the adapter of an earlier run."""
+        return any(adapter.init is not None for adapter in self.adapter.values())
 
     @property
     def shared_start(self) -> bool:

@@ -13,7 +13,7 @@ TABLE_ENDINGS = ("tsv", "tab", "csv", "jsonl", "ndjson", "parquet")
 def combination_problems(recipe: Recipe) -> list[str]:
     """Return every problem as text that begins with its key."""
     problems = [*_language_problems(recipe), *_template_problems(recipe.template)]
-    for check in (_data_problems, _split_problems, _train_problems, _generate_problems):
+    for check in (_data_problems, _split_problems, _train_problems, _generate_problems, _evaluation_problems):
         problems += check(recipe)
     for direction, model in recipe.model.items():
         problems += _model_problems(model)
@@ -123,7 +123,7 @@ def _source_problems(source: TextSource, num_languages: int) -> Iterator[str]:
 def _train_problems(recipe: Recipe) -> Iterator[str]:
     train, num_rounds = recipe.train, recipe.rounds.count
     epochs = max(train.parallel_epochs, train.final_epochs)
-    has_pairs = bool(recipe.data.train if recipe.data.split is None else recipe.data.split.train)
+    has_pairs = _has_pairs(recipe)
     if not (num_rounds or epochs or train.pretrain_lines):
         yield "rounds.count: 0 rounds and 0 train.parallel_epochs train nothing"
     if train.max_length > (limit := train.max_tokens_per_microbatch):
@@ -138,6 +138,22 @@ def _train_problems(recipe: Recipe) -> Iterator[str]:
         yield f"train.patience: {train.patience} cannot end {stages} early; lower it, or leave it out"
     if num_rounds == 1 and recipe.rounds.replay_examples:
         yield "rounds.replay_examples: there are no earlier rounds with rounds.count = 1; leave it out"
+
+
+def _has_pairs(recipe: Recipe) -> bool:
+    return bool(recipe.data.train if recipe.data.split is None else recipe.data.split.train)
+
+
+def _evaluation_problems(recipe: Recipe) -> Iterator[str]:
+    if not recipe.evaluation.control:
+        return
+    if not recipe.rounds.count:
+        yield "evaluation.control: there are no rounds to compare with; set rounds.count, or leave it out"
+    if not _has_pairs(recipe):
+        pairs = "data.train" if recipe.data.split is None else "data.split.train"
+        yield f"evaluation.control: there are no parallel pairs to train on; set {pairs}, or leave it out"
+    if recipe.without_dev:
+        yield "evaluation.control: is chosen by dev pairs, and there are none; set data.dev, or leave it out"
 
 
 def _generate_problems(recipe: Recipe) -> Iterator[str]:

@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from pydantic import TypeAdapter
 
 T = TypeVar("T")
-# By device, number, size and times of the file.
+# By `file_version`.
 _known_hashes: dict[tuple[int, ...], str] = {}
 _SETTLED_NS = 10**9
 
@@ -32,19 +32,23 @@ def _refuse_special(path: Path) -> None:
         raise OSError(errno.EINVAL, f"{kind}, not a file", str(path))
 
 
+def file_version(status: os.stat_result) -> tuple[int, ...] | None:
+    """Return what changes whenever a file does; None for one so new that a change would not show in its times."""
+    is_new = time.time_ns() - max(status.st_mtime_ns, status.st_ctime_ns) < _SETTLED_NS
+    return None if is_new else (status.st_dev, status.st_ino, status.st_size, status.st_mtime_ns, status.st_ctime_ns)
+
+
 def file_hash(path: Path) -> str:
     """Return the SHA-256 of a file; what has not changed since it was hashed in this process is not read again."""
     _refuse_special(path)
     with path.open("rb") as file:
-        status, now = os.fstat(file.fileno()), time.time_ns()
-        key = (status.st_dev, status.st_ino, status.st_size, status.st_mtime_ns, status.st_ctime_ns)
-        if key not in _known_hashes:
+        version = file_version(os.fstat(file.fileno()))
+        if version not in _known_hashes:
             digest = hashlib.file_digest(file, "sha256").hexdigest()
-            # A change within the resolution of its times would not show.
-            if now - max(key[3:]) < _SETTLED_NS:
+            if version is None:
                 return digest
-            _known_hashes[key] = digest
-        return _known_hashes[key]
+            _known_hashes[version] = digest
+        return _known_hashes[version]
 
 
 def file_hashes(folder: Path, start: Path) -> dict[str, str]:

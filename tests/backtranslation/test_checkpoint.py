@@ -18,6 +18,7 @@ STATE_OF_A_ROUND = State(
     phase=2,
     step=1,
     optimizer_steps={"en-es": 3, "es-en": 2},
+    phase_steps={0: 2, 1: 2},
     cursors={"mono.es": Cursor(1, 5), "train.en-es": Cursor(0, 16)},
     scores={"base": {"en-es": {"chrf": 3.5}}},
     best={"en-es": "base", "es-en": "base"},
@@ -44,6 +45,15 @@ def test_only_the_newest_checkpoints_are_kept(tmp_path: Path) -> None:
     newest = checkpoint.newest(tmp_path, pytest.fail)
     assert newest is not None and newest[0].step == 3
     assert checkpoint.newest(tmp_path / "none", pytest.fail) is None
+
+
+def test_a_checkpoint_is_kept_while_one_before_another_is_left(tmp_path: Path) -> None:
+    kept = []
+    for phase, step in [(1, 0), (1, 1), (2, 0), (2, 1), (3, 0), (3, 1), (3, 2)]:
+        state = replace(STATE_OF_A_ROUND, phase=phase, step=step)
+        checkpoint.save(tmp_path, state, TENSORS, keep=2, needed=("0001-000000", "0003-000000"))
+        kept.append(len(checkpoint.names(tmp_path)))
+    assert kept == [1, 2, 3, 3, 3, 2, 2] and checkpoint.names(tmp_path) == ["0003-000001", "0003-000002"]
 
 
 @pytest.mark.parametrize(

@@ -85,6 +85,23 @@ def test_expected_seconds_are_rates_times_numbers(write_recipe: WriteRecipe) -> 
     }
 
 
+def test_the_control_is_in_the_plan_the_steps_and_the_time(
+    write_recipe: WriteRecipe, shell: Callable[..., Any]
+) -> None:
+    path, overrides = write_recipe(), ("train.parallel_epochs=2", "evaluation.control=true")
+    code, output, errors = shell(check, str(path), *(part for key in overrides for part in ("--set", key)))
+    assert code == 0 and errors == ""
+    assert "control-1: es-en trains on parallel pairs, 3 steps or as many as round-1 takes" in output
+    assert f"optimizer steps: {4 + 3 + 3} for en-es" in output
+    recipe = load_recipe(str(path), overrides).recipe
+    corpora: Any = SimpleNamespace(train=range(32), dev=range(12), test=range(18))
+    seconds = expected_seconds(recipe, corpora, dict.fromkeys(NAMES, Rates(0.01, 0.1, 0.5, 30.0)))
+    assert seconds["training"]["control-1"] == seconds["training"]["round-1"] == round(2 * 40 * 0.3, 1)
+    assert seconds["scoring"]["control-1"] == seconds["scoring"]["round-1"] and list(seconds["generating"]) == [
+        "round-1"
+    ]
+
+
 def test_generation_of_a_phase_takes_the_time_of_the_reverse_direction(write_recipe: WriteRecipe) -> None:
     recipe = load_recipe(str(write_recipe())).recipe
     corpora: Any = SimpleNamespace(train=range(32), dev=range(1), test=range(1))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import time
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +12,7 @@ import pytest
 from roundtrip.backtranslation.run_folder import FORMAT, RunFolder, RunManifest, create, with_model_folders
 from roundtrip.recipe.loader import load_recipe
 from roundtrip.recipe.schema import FromScratch
+from roundtrip.runtime import integrity
 from roundtrip.runtime.errors import RunError
 from roundtrip.runtime.integrity import file_hashes
 from tests.conftest import WriteRecipe
@@ -32,6 +34,20 @@ def test_a_manifest_is_read_back_as_it_was_written(tmp_path: Path) -> None:
     run = RunFolder(tmp_path)
     run.write_manifest(MANIFEST)
     assert run.manifest() == MANIFEST
+
+
+def test_a_manifest_is_read_again_only_when_it_has_changed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(integrity, "_SETTLED_NS", 0)
+    run, calls, read = RunFolder(tmp_path), [], integrity.read_hashed_json
+    monkeypatch.setattr(integrity, "read_hashed_json", lambda path: calls.append(path) or read(path))
+    run.write_manifest(MANIFEST)
+    assert run.manifest() == run.manifest() == MANIFEST and len(calls) == 1
+    time.sleep(0.02)
+    change_json(tmp_path / "run.json", folder="/others")
+    assert run.manifest().folder == "/others" and len(calls) == 2
+    (tmp_path / "run.json").unlink()
+    with pytest.raises(RunError, match="not a run folder"):
+        run.manifest()
 
 
 @pytest.mark.parametrize(

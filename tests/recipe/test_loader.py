@@ -85,7 +85,11 @@ def test_all_problems_come_at_once(write_recipe: WriteRecipe) -> None:
         ("lr = 5e-3", 'lr = "5e-3"', "train.lr: '5e-3'"),
         ("count = 1", "count = 0\n[x]", "x: unknown key"),
         ('[model]\npath = "', '[model]\npath = "./nope.gguf" #', "model.path: no such file: './nope.gguf'"),
-        ("[checkpoint]", "[evaluation]\nbleu_tokenize = {es = '13a'}\n[checkpoint]", "evaluation: unknown key"),
+        (
+            "[checkpoint]",
+            "[evaluation]\nbleu_tokenize = 1\n[checkpoint]",
+            "evaluation.bleu_tokenize: unknown key",
+        ),
         ('{ path = "toy.tsv" }', '"pypi:Django==5.2.19/x.po"', "data.split.corpus: the sha256"),
         ('{ path = "toy.tsv" }', '{ path = "toy.tsv", colums = ["en"] }', "did you mean 'columns'?"),
     ],

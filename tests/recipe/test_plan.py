@@ -43,6 +43,17 @@ def test_next_phase_skips_the_epochs_or_the_rounds_that_are_left(path: Path) -> 
     assert next_phase(plan, plan[3], stop_early=True) == 6 and next_phase(plan[:6], plan[3], stop_early=True) == 6
 
 
+def test_the_control_has_a_phase_for_each_from_round_1_on(path: Path) -> None:
+    plan = phases(recipe_with(path, "rounds.count=2", "train.final_epochs=2", "evaluation.control=true"), 32)
+    assert [phase.stage for phase in plan[8::2]] == ["control-1", "control-2", "control-final"] and len(plan) == 14
+    assert [phase.control_for for phase in plan] == [None] * 8 + plan[2:8]
+    assert all(phase.number == i and phase.parallel and not phase.round for i, phase in enumerate(plan[8:], start=8))
+    # Of two rounds and two epochs one each was taken.
+    trained = {2: 3, 3: 3, 6: 2, 7: 2}
+    after = [next_phase(plan, plan[i], stop_early=False, trained=trained) for i in (7, 8, 9, 12, 13)]
+    assert after == [8, 9, 12, 13, 14]
+
+
 def test_num_steps_counts_every_row(path: Path) -> None:
     settings = ("rounds.count=3", "rounds.replay_examples=30", "rounds.denoising_ratio=0.5", "train.final_epochs=2")
     recipe = recipe_with(path, *settings)
@@ -50,15 +61,25 @@ def test_num_steps_counts_every_row(path: Path) -> None:
     assert num_steps(recipe, 32) == 3 * 2 + 5 + 10 + 12
 
 
-@pytest.mark.parametrize("overrides", [(), ("train.parallel_epochs=3", "train.patience=1"), ("train.final_epochs=2",)])
+@pytest.mark.parametrize(
+    "overrides",
+    [
+        (),
+        ("train.parallel_epochs=3", "train.patience=1"),
+        ("train.final_epochs=2",),
+        ("train.final_epochs=2", "evaluation.control=true"),
+    ],
+)
 def test_num_steps_before_a_phase_add_up_to_those_of_the_run(path: Path, overrides: tuple[str, ...]) -> None:
     recipe = recipe_with(path, "rounds.count=3", "rounds.replay_examples=30", *overrides)
     plan = phases(recipe, 32)
     for direction in directions(recipe):
-        own = [phase for phase in plan if phase.direction == direction]
+        own = [phase for phase in plan if phase.direction == direction and phase.control_for is None]
         steps = [num_phase_steps(recipe, phase, 32) for phase in own]
         assert [num_steps(recipe, 32, before=phase) for phase in own] == [sum(steps[:i]) for i in range(len(own))]
         assert num_steps(recipe, 32) == sum(steps) > 0
+        for phase in (phase for phase in plan if phase.control_for):
+            assert num_phase_steps(recipe, phase, 32) == num_phase_steps(recipe, phase.control_for or phase, 32)
 
 
 @pytest.mark.parametrize("shared", [True, False])

@@ -50,6 +50,8 @@ def problems(write_recipe: WriteRecipe, *overrides: str) -> str:
         (("data.split.train=0", "train.final_epochs=1"), "train.final_epochs: there are no parallel pairs"),
         (("data.split.train=0", "rounds.count=0"), "data.split.train: 0 pairs and 0 rounds train nothing"),
         (("data.split.dev=0",), "data.split.dev: 0, and there is no data.dev"),
+        (("evaluation.control=true", "rounds.count=0"), "evaluation.control: there are no rounds to compare with; set"),
+        (("evaluation.control=true", "data.split.train=0"), "no parallel pairs to train on; set data.split.train, or"),
         (("data.split.corpus=[]",), "data.split.corpus: no source given"),
         (("data.dev='toy.tsv'",), "data.split: excludes data.dev unless data.split.dev is 0"),
         (("data.mono={en='toy.tsv'}",), "data.split: excludes data.mono"),
@@ -190,6 +192,8 @@ def test_a_moses_pair_is_not_monolingual_text(write_recipe: WriteRecipe) -> None
     [
         (("train.parallel_epochs=3", "train.patience=1"), "train.patience: 1 cannot end"),
         (("rounds.count=0",), "data.dev: missing"),
+        (("evaluation.control=true",), "evaluation.control: is chosen by dev pairs, and there are none; set data.dev"),
+        (("evaluation.control=true", "data.train=[]"), "no parallel pairs to train on; set data.train, or leave it"),
         (("generate.num_candidates=4",), "all candidates are the same without dev pairs, where 'auto' is greedy"),
     ],
 )
@@ -206,5 +210,6 @@ def test_what_needs_dev_pairs_is_refused_without(
 
 @pytest.mark.parametrize("name", ["software-strings", "own-bases", "quickstart"])
 def test_a_shipped_recipe_is_compared_with_pairs_only_by_one_key(name: str) -> None:
-    """What the README recommends; keys of the rounds then have no effect, as is meant."""
+    """The first is what the README recommends; with the second, keys of the rounds have no effect, as is meant."""
+    assert loader.load_recipe(name, ["evaluation.control=true"]).recipe.evaluation.control
     assert loader.load_recipe(name, ["rounds.count=0"]).recipe.rounds.count == 0

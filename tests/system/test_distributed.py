@@ -23,11 +23,12 @@ from roundtrip.runtime.errors import DistributedError
 from tests.conftest import WriteRecipe
 from tests.runs import end_state, go
 
-TRAIN = "from roundtrip.cli import train; train.main()"
+TRAIN = "from roundtrip.__main__ import main; main('roundtrip.cli.train')"
 # Sums in another order: the last bits of a float32, after ten steps of Adam.
 CLOSE = 2e-6
 # Sampling, and selection by the reverse direction: all work that processes share.
 SAMPLED = ("[filter]", "[generate]\ntemperature = 0.9\nnum_candidates = 3\nmax_tokens_per_batch = 900\n[filter]")
+CONTROL = ("[filter]", "[evaluation]\ncontrol = true\n[filter]")
 PLAIN = ("dropout = 0.1", "dropout = 0.0")
 
 
@@ -83,7 +84,7 @@ def alone(tmp_path_factory: pytest.TempPathFactory, model_folder: Path) -> tuple
 
     folder = tmp_path_factory.mktemp("alone")
     (folder / "toy.tsv").write_text("".join(f"{en}\t{es}\n" for en, es in toy_pairs()), encoding="utf-8")
-    text = RECIPE.format(model=model_folder).replace(*PLAIN).replace(*SAMPLED)
+    text = RECIPE.format(model=model_folder).replace(*PLAIN).replace(*SAMPLED).replace(*CONTROL)
     (folder / "small.toml").write_text(text, encoding="utf-8")
     before = torch.get_num_threads()
     torch.set_num_threads(1)
