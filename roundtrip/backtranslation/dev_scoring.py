@@ -27,7 +27,7 @@ def score_copies(context: RunContext, part: str) -> DirectionScores:
 
 
 def score_translations(context: RunContext, part: str, stage: str) -> DirectionScores:
-    """Translate `dev` or `test` greedily with both directions as they are now, keep the text, and score it.
+    """Translate `dev` or `test` with both directions as they are now, keep the text, and score it.
 
     By direction: `bleu`, `chrf`, and `unfinished`, the number of hypotheses cut at their length limit; without dev
     pairs, of round trips, with `copied`, the share of copies of the source.
@@ -36,7 +36,8 @@ def score_translations(context: RunContext, part: str, stage: str) -> DirectionS
     for direction in directions(context.recipe):
         sources, references = context.parallel_texts(part, direction)
         activity = "translating lines" if without_dev else f"translating {part}"
-        lines, unfinished = _translate(context, sources, stage, direction, activity)
+        settings = search_settings(context.recipe) if part == "test" else greedy_settings(context.recipe)
+        lines, unfinished = _translate(context, sources, stage, direction, activity, settings)
         path, text = translations_path(context.run, part, stage, direction), "".join(f"{line}\n" for line in lines)
         context.write(partial(write_text, path, text), path)
         if without_dev:
@@ -67,9 +68,10 @@ def _round_trip(
     perfect by it, so the share of copies stands beside it.
     """
     # A translation that is too long for the model does not come back.
-    fits = context.translators[direction.reverse.name].can_translate(translated, greedy_settings(context.recipe))
+    settings = greedy_settings(context.recipe)
+    fits = context.translators[direction.reverse.name].can_translate(translated, settings)
     fitting = [text if can else "" for text, can in zip(translated, fits, strict=True)]
-    back, _ = _translate(context, fitting, stage, direction.reverse, "translating them back")
+    back, _ = _translate(context, fitting, stage, direction.reverse, "translating them back", settings)
     chrf = [metrics.sentence_chrf(text, line) for text, line in zip(translated, lines, strict=True)]
     copied = sum(value >= MAX_COPY_CHRF for value in chrf) / len(lines)
     return _scores(back, lines, direction.reverse) | {"copied": copied}
@@ -80,10 +82,10 @@ def _scores(hypotheses: list[str], references: list[str], direction: Direction) 
 
 
 def _translate(
-    context: RunContext, sources: list[str], stage: str, direction: Direction, activity: str
+    context: RunContext, sources: list[str], stage: str, direction: Direction, activity: str, settings: Generate
 ) -> tuple[list[str], int]:
-    """Translate greedily; return one line each, and how many were cut at their length limit."""
-    settings, translator = greedy_settings(context.recipe), context.translators[direction.name]
+    """Translate texts; return one line each, and how many were cut at their length limit."""
+    translator = context.translators[direction.name]
     with context.events.task("scoring", f"{stage}: {direction.name} {activity}", len(sources)) as task:
         callbacks = context.callbacks(task)
         translations = translator.translate(sources, settings, use_adapter=stage != BASE, callbacks=callbacks)
@@ -91,9 +93,14 @@ def _translate(
 
 
 def greedy_settings(recipe: Recipe) -> Generate:
-    """Return the recipe's engine, length limits and batch size with greedy search: how translations are made."""
+    """Return the recipe's engine, length limits and batch size with greedy search."""
     keep = ("engine", "cuda_graphs", "max_length_ratio", "max_tokens_per_batch")
     return Generate(**{key: getattr(recipe.generate, key) for key in keep})
+
+
+def search_settings(recipe: Recipe) -> Generate:
+    """Return `greedy_settings` with the recipe's beams: how test, and what users bring, is translated."""
+    return greedy_settings(recipe).model_copy(update={"num_beams": recipe.evaluation.num_beams})
 
 
 def translations_path(run: RunFolder, part: str, stage: str, direction: Direction) -> Path:

@@ -172,7 +172,7 @@ def expected_seconds(recipe: Recipe, corpora: Corpora, rates: Mapping[str, Rates
             if recipe.filter.min_round_trip_chrf:
                 seconds["generating"][phase.stage] += lines * rate.generate_line
     # Without dev pairs each direction also translates what the other one has made of its dev lines.
-    lines = len(corpora.dev) * (2 if recipe.without_dev else 1) + len(corpora.test)
+    lines = len(corpora.dev) * (2 if recipe.without_dev else 1) + len(corpora.test) * recipe.evaluation.num_beams
     first = [BASE, INITIAL] if recipe.begins_with_adapters else [BASE]
     for stage in [*first, *dict.fromkeys(phase.stage for phase in plan)]:
         for rate in rates.values():

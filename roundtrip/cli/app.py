@@ -208,10 +208,10 @@ def open_run(path: Path) -> tuple[RunFolder, Recipe]:
 
 
 def load_translator(path: Path, to: str, stage: str, device: str) -> tuple[Translator, Generate]:
-    """Load the direction of a run into a language, and the settings of its greedy search."""
+    """Load the direction of a run into a language, and the settings of its search."""
     run, recipe = open_run(path)
     from roundtrip.backtranslation import trained_models
-    from roundtrip.backtranslation.dev_scoring import greedy_settings
+    from roundtrip.backtranslation.dev_scoring import search_settings
 
     direction = trained_models.direction_into(run, to)
-    return trained_models.load(run, direction, stage, device), greedy_settings(recipe)
+    return trained_models.load(run, direction, stage, device), search_settings(recipe)

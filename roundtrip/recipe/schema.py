@@ -256,7 +256,7 @@ class Generate(Section):
     num_candidates: Positive = 1
     """Candidates per line, where the temperature is above 0."""
     num_beams: Positive = 1
-    """Beams of the search at temperature 0; 1 is greedy search."""
+    """Beams of the search at temperature 0; 1 is greedy search. Where `auto` samples there are none."""
     candidate_selection: Literal["reverse_likelihood", "likelihood", "all"] = "reverse_likelihood"
     """Which candidate to keep: `reverse_likelihood`, the one from which the real line is most likely; `likelihood`, the
     most likely one; `all` trains on every one."""
@@ -303,8 +303,11 @@ class CandidateFilter(Section):
 
 
 class Evaluation(Section):
-    """What the rounds are compared with."""
+    """How the finished models are scored, and what the rounds are compared with."""
 
+    num_beams: Positive = 1
+    """Beams of the search by which test is translated, and by default what `translate` is given; 1 is greedy search.
+    Dev is translated greedily."""
     control: bool = False
     """Also train on parallel pairs alone, from where the rounds begin and for as many optimizer steps as they took, and
     compare the two: the stages `control-1`, `control-2`, ... beside `round-1`, `round-2`, ..."""

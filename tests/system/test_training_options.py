@@ -14,11 +14,14 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
+from roundtrip import load_trained
 from roundtrip.backtranslation import trained_models, trainer
+from roundtrip.backtranslation.dev_scoring import greedy_settings, search_settings
 from roundtrip.backtranslation.examples import DENOISING, REPLAY, SYNTHETIC
 from roundtrip.backtranslation.run_folder import RunFolder
 from roundtrip.backtranslation.trainer import PhaseJob, Trainer
 from roundtrip.data.language_id import LanguageIdentifier
+from roundtrip.data.row_store import RowStore
 from roundtrip.engine import translator
 from roundtrip.engine.translator import expansion_of
 from roundtrip.recipe.loader import load_recipe
@@ -282,3 +285,17 @@ def test_a_run_begins_with_the_adapters_of_another(tmp_path: Path, write_recipe:
         kept = load_file(tmp_path / "second/adapters/best" / name / "adapter_model.safetensors")
         first = load_file(tmp_path / "first/adapters/parallel" / name / "adapter_model.safetensors")
         assert all(torch.equal(kept[key], first[key]) for key in first)
+
+
+def test_test_is_translated_with_beams_and_dev_greedily(tmp_path: Path, write_recipe: WriteRecipe) -> None:
+    path, out = write_recipe(), tmp_path / "run"
+    go(path, out, overrides=("rounds.count=0", "train.parallel_epochs=4", "evaluation.num_beams=3"))
+    run = RunFolder(out)
+    translator = load_trained(out, "en-es", stage=PARALLEL)
+    for part, num_beams in (("dev", 1), ("test", 3)):
+        sources = [row[0] for row in RowStore(run.data / f"{part}.tsv")]
+        settings = greedy_settings(run.recipe()).model_copy(update={"num_beams": num_beams})
+        expected = [" ".join(text.split()) for text in translator.translate(sources, settings).texts]
+        found = (run.translations / f"{part}.parallel.en-es.txt").read_text(encoding="utf-8").splitlines()
+        assert found == expected
+    assert search_settings(run.recipe()).num_beams == 3
