@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from roundtrip.runtime.errors import TextError
-from tests.tools import fuzz
+from tests.tools import attack_files, fuzz
 
 
 @pytest.mark.parametrize("name", list(fuzz.targets()))
@@ -16,6 +16,12 @@ def test_random_input_is_accepted_or_refused_with_an_error(name: str) -> None:
     counts = fuzz.fuzz(name, 250, 11)
     assert counts.total() >= 250
     assert counts["accepted"] and counts["refused"], "both must occur, or nothing is tested"
+
+
+def test_hostile_parquet_files_are_read_or_refused(tmp_path: Path) -> None:
+    result = attack_files.attack_parquet(3, 40, tmp_path)
+    assert not result["faults"], result
+    assert min(result["accepted"], result["refused"]) > 3
 
 
 def test_fuzz_reports_unexpected_exceptions(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -21,6 +21,7 @@ from roundtrip.models import gguf as subject
 from roundtrip.models.model_files import find_files
 from roundtrip.runtime import cached_folders, downloads
 from roundtrip.runtime.errors import Interrupted, ModelError, SourceError
+from tests.tools import attack_files
 
 gguf = pytest.importorskip("gguf")
 
@@ -327,6 +328,12 @@ def test_a_tensor_that_is_not_used_is_named(model: LlamaForCausalLM, tmp_path: P
 def test_a_file_without_bos_keeps_its_vocabulary(model: LlamaForCausalLM, tmp_path: Path) -> None:
     made = subject.convert(write_gguf(tmp_path / "nobos.gguf", model, bos=None), tmp_path)
     assert len(AutoTokenizer.from_pretrained(made)) == len(vocabulary())
+
+
+def test_hostile_files_are_converted_or_refused(tmp_path: Path) -> None:
+    result = attack_files.attack_gguf(3, 15, tmp_path)
+    assert not result["faults"], result
+    assert min(result["accepted"], result["refused"]) > 2
 
 
 @pytest.mark.parametrize("keep", [0, 3, 20, 500, -2000])

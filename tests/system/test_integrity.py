@@ -75,10 +75,11 @@ def test_damaged_weights_are_named_by_each_command(copied: RunFolder, shell: Cal
     assert trained_models.load_trained(copied.path, "en-es", stage="parallel", device="cpu")
 
 
-def test_a_file_that_would_be_read_with_the_weights_is_named(write_recipe: WriteRecipe, tmp_path: Path) -> None:
-    """Of a fully trained model; others, as a licence, are left alone."""
+def test_damage_and_added_files_of_a_fully_trained_model_are_named(write_recipe: WriteRecipe, tmp_path: Path) -> None:
+    """Files that are not read with the weights, as a licence, are left alone."""
     go(write_recipe(("rank = 4\ndropout = 0.1", 'method = "full"'), ("count = 1", "count = 0")), tmp_path / "run")
     run = RunFolder(tmp_path / "run")
+    assert attack_run(run.path, 1, 20, tmp_path) == {"named": 20}
     export(run.path, "en-es", tmp_path / "out")
     loads = {
         run.adapters / "best" / "en-es": lambda: trained_models.load_trained(run.path, "en-es", device="cpu"),

@@ -2,9 +2,10 @@
 
     python -m tests.tools.attack --trials 2000 --hostile 500 --seed 1
 
-damages files of a finished run, of exports and of the caches, a flipped bit or a truncation each time, and uses them:
+damages files of finished runs, of exports and of the caches, a flipped bit or a truncation each time, and uses them:
 the damage has to be named, or made good with a warning, or harmless, which means that results are as before. Hostile
-model folders, tokenizers, chat templates and recipes have to be accepted or refused within 20 seconds and 1 GiB.
+model folders, tokenizers, chat templates, recipes, parquet and GGUF files have to be accepted or refused within 20
+seconds and 1 GiB.
 Prints counts as JSON; exit code 1 where anything was silent or failed otherwise. `--only PART` attacks one part.
 """
 
@@ -32,7 +33,9 @@ from roundtrip.backtranslation.run_folder import RunFolder
 from roundtrip.runtime.errors import RoundtripError
 from roundtrip.runtime.event_log import EventLog
 from tests.conftest import RECIPE, save_model, toy_pairs
+from tests.runs import NAMES
 from tests.tools.attack_caches import attack_caches
+from tests.tools.attack_files import attack_gguf, attack_parquet
 from tests.tools.attack_inputs import attack_recipes, attack_templates, attack_tokenizers
 from tests.tools.attack_models import attack_models
 
@@ -94,10 +97,14 @@ def attack_run(run_dir: Path, seed: int, trials: int, work: Path) -> Counter[str
                 return checkpoint.load(path.parent)[0]
             except (OSError, ValueError) as error:
                 raise RoundtripError(str(error)) from error
-        if name[0] == "adapters":
+        texts: list[str] = []
+        if name[0] == "base" or name[:2] == ("adapters", "best"):
+            direction = name[2] if name[0] == "adapters" else NAMES[0]
+            texts = trained_models.load_trained(run.path, direction, device="cpu").translate(["the dog sleeps"]).texts
+        elif name[0] == "adapters":
             run.check_files(run.adapters / name[1] / name[2])
         assert show_if_finished(run, EventLog(Console(quiet=True)))
-        return run.manifest()
+        return texts, run.manifest()
 
     return attack_files(run.path, use, seed, trials)
 
@@ -114,13 +121,31 @@ def attack_export(folder: Path, base: str | None, seed: int, trials: int, work: 
     return attack_files(target, use, seed, trials)
 
 
-def _make_run(work: Path) -> Path:
-    """Train the small recipe of the tests."""
+def _make_run(work: Path, *replace: tuple[str, str]) -> Path:
+    """Train the small recipe of the tests, with lines of it replaced."""
     save_model(work / "model")
     (work / "toy.tsv").write_text("".join(f"{en}\t{es}\n" for en, es in toy_pairs()), encoding="utf-8")
-    (work / "small.toml").write_text(RECIPE.format(model=work / "model"), encoding="utf-8")
+    text = RECIPE
+    for old, new in replace:
+        assert old in text, old
+        text = text.replace(old, new)
+    (work / "small.toml").write_text(text.format(model=work / "model"), encoding="utf-8")
     session.train(work / "small.toml", work / "run")
     return work / "run"
+
+
+_ADAPTER, _PATH = "rank = 4\ndropout = 0.1", 'path = "{model}"'
+_FULL = [(_ADAPTER, 'method = "full"'), ("count = 1", "count = 0")]
+_SCRATCH = "from_scratch = {{ vocab_size = 420, num_layers = 2, hidden_size = 48 }}"
+_KINDS = {
+    "full": _FULL,
+    "from scratch": [*_FULL, (_PATH, _SCRATCH)],
+    "pissa": [(_ADAPTER, 'method = "pissa"\nrank = 4'), (_PATH, f"shared = false\n{_PATH}")],
+}
+
+
+def _damage_kind(kind: str, seed: int, trials: int, work: Path) -> Counter[str]:
+    return attack_run(_make_run(work, *_KINDS[kind]), seed, trials, work)
 
 
 def _damage_run(seed: int, trials: int, work: Path) -> Counter[str]:
@@ -134,16 +159,21 @@ def _damage_export(merged: bool, seed: int, trials: int, work: Path) -> Counter[
 
 PARTS: dict[str, tuple[float, Callable[[int, int, Path], Any]]] = {
     # Share of the trials with damage, or of the hostile inputs.
-    "run": (0.4, _damage_run),
+    "run": (0.25, _damage_run),
+    "full": (0.05, partial(_damage_kind, "full")),
+    "from scratch": (0.05, partial(_damage_kind, "from scratch")),
+    "pissa": (0.05, partial(_damage_kind, "pissa")),
     "adapter": (0.1, partial(_damage_export, False)),
     "merged": (0.1, partial(_damage_export, True)),
     "caches": (0.4, attack_caches),
-    "models": (0.5, attack_models),
+    "models": (0.4, attack_models),
     "tokenizers": (0.15, attack_tokenizers),
     "templates": (0.15, attack_templates),
-    "recipes": (0.2, attack_recipes),
+    "recipes": (0.1, attack_recipes),
+    "parquet": (0.15, attack_parquet),
+    "gguf": (0.05, attack_gguf),
 }
-_DAMAGE = ("run", "adapter", "merged", "caches")
+_DAMAGE = ("run", "full", "from scratch", "pissa", "adapter", "merged", "caches")
 
 
 def main() -> None:
