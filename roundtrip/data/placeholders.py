@@ -5,6 +5,7 @@ templates, shell variables, HTML and XML. What prose may hold ("100 % of", "$5",
 """
 
 import re
+import unicodedata
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass, field
@@ -41,6 +42,7 @@ _ERRORS = (Kind.PRINTF, Kind.BRACES, Kind.VARIABLE, Kind.TAG, Kind.LINE_BREAK)
 _Tokens = Counter[tuple[Kind, str]]
 
 # All quantifiers are bounded or possessive, so that time grows in proportion to the length of a text.
+_LATIN = r"[A-Za-zÀ-ɏ]"
 _SPECIAL = re.compile(r"[%{}<$]")
 _FIELD = r"[$-]?+(?:[\w.\-]|\[[^\[\]{}\s]{0,50}\]){1,100}+"
 _FORMAT = (
@@ -51,11 +53,11 @@ _VALUE = r"""\s*+=\s*+(?:"[^"<]*+"|'[^'<]*+'|[^\s"'<>=]++)"""
 _ATTRIBUTE = rf"[A-Za-z_:@][\w:.\-@]{{0,50}}+{_VALUE}"
 _FLAG = rf"(?:checked|disabled|hidden|multiple|open|readonly|required|selected)\b(?!{_VALUE})"
 _PATTERNS = {
-    "variable": r"(?<![\w$\\])\$(?:[a-z_]\w{0,100}+|[A-Z]\w{1,100}+)|(?<!\w)%[A-Za-z_]\w{2,100}+%(?!\w)",
+    "variable": r"(?a:(?<![\w$\\])\$(?:[a-z_]\w{0,100}+|[A-Z]\w{1,100}+)|(?<!\w)%[A-Za-z_]\w{2,100}+%(?!\w))",
     "named": r"%\([^()%]{1,100}+\)[-+#0]*+\d{0,4}+(?:\.\d{1,4}+)?+[diouxXeEfFgGcrsa]",
     "printf": (
         r"%(?P<number>\d{1,3}\$)?+(?:[+#0]|-(?=[\d*]))*+(?:\d{1,4}+|\*)?+(?:\.(?:\d{1,4}+|\*))?+(?:hh?+|ll?+|[Lqjzt])?+"
-        r"(?:[dsuxXfF@]|[ioeEgGcrap](?!\w))"
+        rf"(?:[dsuxXfF@]|[ioeEgGcrap](?!{_LATIN}))"
     ),
     "icu": r"\{\s*+(?P<argument>[\w.\-]{1,100}+)\s*+,\s*+(?P<type>plural|select|selectordinal)\s*+,",
     "triple": r"\{\{\{[^{}]{1,200}+\}\}\}",
@@ -71,6 +73,8 @@ _PATTERNS = {
     "lone": r"%|(?<!')[{}]|[{}](?!')",
 }
 _TOKEN = re.compile("|".join(f"(?P<{name}>{pattern})" for name, pattern in _PATTERNS.items()))
+# A number and a word, as in German "100%ige".
+_PERCENT = re.compile(rf"\d%{_LATIN}{{2}}")
 _NAME_AND_VALUE = re.compile(rf"([\w:.\-@]++)({_VALUE})?+")
 _BRANCH = re.compile(r"\s*+(?:offset:\s*+\d++\s*+)?+(?P<selector>=?+[\w\-]{1,100}+)\s*+\{")
 # Levels of plurals in plurals that are looked into.
@@ -80,7 +84,7 @@ _TEXT_ATTRIBUTE = re.compile(
     r"title|alt|placeholder|aria-label|label|summary|content|lang|xml:lang|hreflang|dir|translate", re.IGNORECASE
 )
 # Values of attributes that are compared as something else: those with placeholders, and URLs.
-_OTHER_VALUE = re.compile(r"[%{$]|://|^(?:mailto:|/)")
+_OTHER_VALUE = re.compile(r"[%{$]|://|^mailto:")
 _HTML = re.compile(
     r"a|abbr|acronym|address|article|aside|b|big|blockquote|body|button|caption|center|cite|code|dd|del|details|dfn|div|dl"
     r"|dt|em|fieldset|figcaption|figure|font|footer|form|h[1-6]|head|header|html|i|iframe|ins|kbd|label|legend|li|main"
@@ -89,6 +93,25 @@ _HTML = re.compile(
     re.IGNORECASE,
 )
 _EMPTY = re.compile(r"br|col|hr|img|input|wbr", re.IGNORECASE)
+_ENCODED = re.compile(r"%(?=[0-9A-Fa-f]{2})")
+_URL = re.compile(r"""\b(?:https?|ftp)://[\w\[][^\s<>"'{}|\\^`“”„‘’«»]*(?<![.,:;!?…)。，、])""")
+_LITERALS = {
+    Kind.URL: _URL,
+    Kind.EMAIL: re.compile(r"(?<![\w.+\-])[\w.+\-]{1,64}+@[\w\-]{1,63}+(?:\.[\w\-]{1,63}+){1,8}+"),
+    Kind.ENTITY: re.compile(r"&(?:#\d{1,7}+|#x[0-9A-Fa-f]{1,6}+|[A-Za-z][A-Za-z0-9]{1,31}+);"),
+}
+_ACCELERATORS = {
+    "&": re.compile(r"(?<![&\w])&(?=\w)|(?<=[^\W\d_])&(?=[a-z])"),
+    # Not in words_of_lowercase, which are names of something.
+    "_": re.compile(r"(?<![^\W])_(?=[^\W_])|\b(?![_a-z])\w{1,30}?_(?=[^\W_])"),
+}
+_NUMBER = re.compile(r"(?<!\d)\d{1,3}(?:[.,'’٬\u00a0\u2009\u202f ]\d{3}(?!\d))++(?:[.,٫]\d++)?+|\d++(?:[.,٫]\d++)?+")
+# The largest number that may be spelled out on one side.
+_MAX_SPELLED = 20
+_CLOSING = " \t\r\n\u00a0\u202f\"'`*_)]}»«”’“›」』）】"
+_FINAL = {".": ".。．।۔։።။។", ":": ":：", "?": "?？؟՞;", "!": "!！՜", "…": "…"}
+_GREEK = re.compile("[\u0370-\u03ff]")
+_NO_FULL_STOP = re.compile("[\u0e00-\u0eff]")  # Thai and Lao
 _NOT_NESTED = "order of tags"
 # What a source need not have: an extra one is an error where the source is a format, a missing one is none.
 _ONLY_EXTRA = ((Kind.PRINTF, "%"), (Kind.BRACES, "{"), (Kind.BRACES, "}"), (Kind.TAG, _NOT_NESTED))
@@ -140,6 +163,7 @@ class _Parsed:
     """A text, what must be kept of it, and where that is."""
 
     text: str
+    scanned: str  # as long, without what is percent-encoded in URLs
     tokens: _Tokens = field(default_factory=Counter)
     spans: list[tuple[int, int]] = field(default_factory=list)
     closing_braces: dict[int, int] = field(default_factory=dict)  # index of each by that of its opening one
@@ -147,28 +171,28 @@ class _Parsed:
 
     @classmethod
     def of(cls, text: str) -> "_Parsed":
-        parsed = cls(text)
+        scanned = _URL.sub(lambda url: _ENCODED.sub("_", url.group()), text) if "://" in text else text
+        parsed = cls(text, scanned)
         if _SPECIAL.search(text):
             parsed._match_braces()
             parsed.closed_tags.update(re.findall(r"</([\w:.\-]{1,51}+)", text))
             tokens, spans = parsed._scan(0, len(text))
             parsed.tokens.update(tokens)
             parsed.spans.extend(spans)
-        ends = {"first": text[: len(text) - len(text.lstrip())], "last": text[len(text.rstrip()) :]}
-        parsed.tokens.update((Kind.LINE_BREAK, end) for end, space in ends.items() if "\n" in space)
+        parsed.tokens.update((Kind.LINE_BREAK, end) for end, space in _spaces(text).items() if "\n" in space)
         return parsed
 
     def rest(self) -> str:
-        """Return the text with a space for each placeholder and tag."""
+        """Return the text with U+FFFC for each placeholder and a space for each tag."""
         parts, position = [], 0
         for start, end in self.spans:
-            parts.append(self.text[position:start])
+            parts += [self.text[position:start], " " if self.text[start] == "<" else " \ufffc "]
             position = max(position, end)
-        return " ".join([*parts, self.text[position:]])
+        return "".join([*parts, self.text[position:]])
 
     def _match_braces(self) -> None:
         opening: list[int] = []
-        for match in re.finditer(r"[{}]", self.text):
+        for match in re.finditer(r"[{}]", self.scanned):
             if match.group() == "{":
                 opening.append(match.start())
             elif opening:
@@ -181,7 +205,7 @@ class _Parsed:
         """
         tokens: _Tokens = Counter()
         spans, open_tags, num_printf, num_braces = list[tuple[int, int]](), list[str](), 0, 0
-        while match := _TOKEN.search(self.text, position, end):
+        while match := _TOKEN.search(self.scanned, position, end):
             key, position = "".join(match.group().split()), match.end()
             span = match.span()
             kind = Kind.PRINTF if key[0] == "%" and key[1:2] != "{" else Kind.BRACES
@@ -198,8 +222,8 @@ class _Parsed:
             elif match["variable"]:
                 kind = Kind.VARIABLE
             elif match["printf"]:
-                if self.text[span[0] - 1 : span[0]].isdigit() and self.text[position : position + 1].isalnum():
-                    key, position = "%", span[0] + 1  # 100%ig
+                if _PERCENT.match(self.scanned, max(0, span[0] - 1), position + 1):
+                    key, position = "%", span[0] + 1
                 elif not match["number"]:
                     num_printf += 1
                     key = f"%{num_printf}${key[1:]}"
@@ -228,16 +252,16 @@ class _Parsed:
         start, close, position = head.start(), self.closing_braces[head.start()], head.end()
         tokens: _Tokens = Counter()
         selectors = []
-        while depth < _MAX_DEPTH and (branch := _BRANCH.match(self.text, position, close)):
+        while depth < _MAX_DEPTH and (branch := _BRANCH.match(self.scanned, position, close)):
             position = self.closing_braces[branch.end() - 1]
             in_branch, _ = self._scan(branch.end(), position, depth + 1)
-            if self.text.find("#", branch.end(), position) >= 0:
+            if self.scanned.find("#", branch.end(), position) >= 0:
                 in_branch[Kind.BRACES, "#"] = 1
             tokens |= in_branch
             selectors.append(branch["selector"])
             position += 1
-        if self.text[position:close].strip():
-            return "".join(self.text[start : close + 1].split()), Counter()
+        if self.scanned[position:close].strip():
+            return "".join(self.scanned[start : close + 1].split()), Counter()
         kept = [name for name in sorted(selectors) if head["type"] == "select" or name == "other"]
         return f"{{{head['argument']},{head['type']},{' '.join(kept)}}}", tokens
 
@@ -271,4 +295,61 @@ def _keys(tokens: _Tokens, kind: Kind) -> tuple[str, ...]:
 
 
 def _warnings(source: _Parsed, target: _Parsed) -> list[Difference]:
-    return []
+    """Return the differences that are warnings."""
+    (tokens, rest), (in_target, rest_of_target) = _plain_tokens(source), _plain_tokens(target)
+    for marker in "&_":
+        # Where there are more, or none, they are part of the text.
+        expected, found = (len(_ACCELERATORS[marker].findall(text)) for text in (rest, rest_of_target))
+        if expected == 1 or (expected, found) == (0, 1):
+            tokens[Kind.ACCELERATOR, marker], in_target[Kind.ACCELERATOR, marker] = expected, found
+    missing, extra = tokens - in_target, in_target - tokens
+    numbers = [key for kind, key in (*missing, *extra) if kind is Kind.NUMBER]
+    if all(key.isdigit() and int(key) <= _MAX_SPELLED for key in numbers) and not (
+        _keys(missing, Kind.NUMBER) and _keys(extra, Kind.NUMBER)
+    ):
+        for key in numbers:  # spelled out on one side
+            del tokens[Kind.NUMBER, key], in_target[Kind.NUMBER, key]
+    if _NO_FULL_STOP.search(source.text) or _NO_FULL_STOP.search(target.text):
+        del tokens[Kind.PUNCTUATION, "."], in_target[Kind.PUNCTUATION, "."]
+    return _compare(tokens, in_target)
+
+
+def _plain_tokens(parsed: _Parsed) -> tuple[_Tokens, str]:
+    """Return what is compared of a text outside of placeholders and tags, and the text without it."""
+    text, rest = parsed.text, parsed.rest()
+    tokens: _Tokens = Counter()
+    for kind, pattern in _LITERALS.items():
+        # Addresses are also in attributes of tags.
+        found = pattern.findall(rest if kind is Kind.ENTITY else text)
+        tokens.update((kind, match) for match in found)
+        rest = pattern.sub(" ", rest)
+    tokens.update((Kind.NUMBER, _number(match)) for match in _NUMBER.findall(rest))
+    for end, space in _spaces(text).items():
+        if space := re.sub(r"[\r\n]", "", space):
+            tokens[Kind.SPACE, f"{space!r} at the {end}"] = 1
+    if final := _final_punctuation(rest):
+        tokens[Kind.PUNCTUATION, final] = 1
+    return tokens, rest
+
+
+def _spaces(text: str) -> dict[str, str]:
+    """Return the white space at the start and at the end of a text."""
+    start = text[: len(text) - len(text.lstrip())]
+    return {"start": start, "end": text[max(len(start), len(text.rstrip())) :]}
+
+
+def _number(text: str) -> str:
+    """Return a number with a point before its decimals and without grouping, whatever the locale and the digits."""
+    groups = re.split(r"\D", "".join(str(unicodedata.decimal(char, ".")) for char in text))
+    decimals = "." + groups.pop() if len(groups) > 1 and len(groups[-1]) != 3 else ""
+    return "".join(groups) + decimals
+
+
+def _final_punctuation(text: str) -> str:
+    """Return the mark that ends a text, as in English; quotes and brackets after it do not count."""
+    text = text.rstrip(_CLOSING)
+    if text.endswith("..."):
+        return "…"
+    if text.endswith(";") and _GREEK.search(text):
+        return "?"
+    return next((mark for mark, forms in _FINAL.items() if text.endswith(tuple(forms))), "")
