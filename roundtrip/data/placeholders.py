@@ -136,7 +136,7 @@ def differences(source: str, target: str) -> list[Difference]:
     return _compare(parsed.tokens, translated.tokens) + _warnings(parsed, translated)
 
 
-def errors(source: str, target: str) -> list[Difference]:
+def placeholder_errors(source: str, target: str) -> list[Difference]:
     """Return the differences that are errors, in much less time than `differences`."""
     return _compare(_Parsed.of(source).tokens, _Parsed.of(target).tokens)
 
@@ -156,6 +156,12 @@ def first_intact(source: str, candidates: Sequence[str]) -> int | None:
     """
     tokens = _Parsed.of(source).tokens
     return next((i for i, text in enumerate(candidates) if not _compare(tokens, _Parsed.of(text).tokens)), None)
+
+
+def count_intact(sources: Sequence[str], translations: Sequence[str]) -> tuple[int, int]:
+    """Return how many translations have no errors, and how many there are, of sources with placeholders or tags."""
+    with_any = [(each, text) for each, text in zip(sources, translations, strict=True) if has_placeholders(each)]
+    return sum(not placeholder_errors(*pair) for pair in with_any), len(with_any)
 
 
 @dataclass(frozen=True)
