@@ -10,7 +10,7 @@ from itertools import groupby
 import torch
 
 from roundtrip.data.corpora import relative_length
-from roundtrip.data.placeholders import placeholder_errors
+from roundtrip.data.placeholders import errors
 from roundtrip.engine.request import Callbacks
 from roundtrip.engine.translator import Translator
 from roundtrip.evaluation.metrics import sentence_chrf
@@ -115,7 +115,7 @@ def rejection_reason(candidate: Candidate, settings: CandidateFilter, length_rat
         return "copy"
     if (times := num_repeats(source)) > MAX_REPEATS and times > num_repeats(target):
         return "repetition"
-    if placeholder_errors(target, source):
+    if errors(target, source):
         return "placeholders"
     return None
 

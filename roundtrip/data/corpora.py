@@ -9,7 +9,7 @@ from pathlib import Path
 
 from roundtrip.data import row_store
 from roundtrip.data.gettext_po import UNNAMED_SOURCE
-from roundtrip.data.placeholders import placeholder_errors
+from roundtrip.data.placeholders import errors
 from roundtrip.data.readers import check_format, read_rows
 from roundtrip.data.row_store import RowStore, TextRow
 from roundtrip.data.tmx_xliff import DIFFERENT_CODES, INLINE_CODES
@@ -261,7 +261,7 @@ class _Preparation:
                 continue
             if seen is not None:
                 seen.update(fingerprints)
-            if len(row) == 2 and (differences := placeholder_errors(*row)):
+            if len(row) == 2 and (differences := errors(*row)):
                 count[BROKEN_PLACEHOLDERS] += 1
                 if count[BROKEN_PLACEHOLDERS] == 1:
                     self.report(f"warning: first pair {BROKEN_PLACEHOLDERS}: {differences[0]}")

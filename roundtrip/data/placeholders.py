@@ -47,7 +47,7 @@ _SPECIAL = re.compile(r"[%{}<$]")
 _FIELD = r"[$-]?+(?:[\w.\-]|\[[^\[\]{}\s]{0,50}\]){1,100}+"
 _FORMAT = (
     r":(?:[^{}\s]|\{\w{0,50}\}){0,100}+|:[^{}%]{0,20}+%[^{}]{0,100}+"
-    r"|,\s*+(?:number|date|time|spellout|ordinal|duration|list|-?\d{1,4})\b[^{}]{0,100}+"
+    r"|,\s*+(?:number|date|time|spellout|ordinal|duration|list)\b[^{}]{0,100}+|,\s*+-?\d{1,4}+(?::[^{}\s]{0,100}+)?+"
 )
 _VALUE = r"""\s*+=\s*+(?:"[^"<]*+"|'[^'<]*+'|[^\s"'<>=]++)"""
 _ATTRIBUTE = rf"[A-Za-z_:@][\w:.\-@]{{0,50}}+{_VALUE}"
@@ -64,7 +64,7 @@ _PATTERNS = {
     "double": r"\{\{[^{}]{1,200}+\}\}",
     "statement": r"\{[%#][^{}]{1,200}+(?<=[%#])\}",
     "shell": r"\$\{[^{}]{1,100}+\}",
-    "braces": rf"[%#]?+\{{\s*+(?P<field>{_FIELD})?+(?:![rsa])?+\s*+(?:{_FORMAT})?+\s*+\}}",
+    "braces": rf"[%#]?+\{{\s*+(?P<field>{_FIELD})?+(?:![rsa])?+\s*+(?:{_FORMAT})?\s*+\}}",
     "tag": (
         r"<(?P<close>/?+)(?P<name>[A-Za-z0-9][\w:.\-]{0,50}+)"
         rf"(?P<attributes>(?:\s++(?:{_ATTRIBUTE}|{_FLAG}))*+)\s*+(?P<empty>/?+)>"
@@ -79,9 +79,10 @@ _NAME_AND_VALUE = re.compile(rf"([\w:.\-@]++)({_VALUE})?+")
 _BRANCH = re.compile(r"\s*+(?:offset:\s*+\d++\s*+)?+(?P<selector>=?+[\w\-]{1,100}+)\s*+\{")
 # Levels of plurals in plurals that are looked into.
 _MAX_DEPTH = 20
-# Attributes that are translated, or say which language something is in.
+# Attributes that are translated, say which language something is in, or how a link opens.
 _TEXT_ATTRIBUTE = re.compile(
-    r"title|alt|placeholder|aria-label|label|summary|content|lang|xml:lang|hreflang|dir|translate", re.IGNORECASE
+    r"title|alt|placeholder|aria-label|label|summary|content|lang|xml:lang|hreflang|dir|translate|target|rel",
+    re.IGNORECASE,
 )
 # Values of attributes that are compared as something else: those with placeholders, and URLs.
 _OTHER_VALUE = re.compile(r"[%{$]|://|^mailto:")
@@ -136,7 +137,7 @@ def differences(source: str, target: str) -> list[Difference]:
     return _compare(parsed.tokens, translated.tokens) + _warnings(parsed, translated)
 
 
-def placeholder_errors(source: str, target: str) -> list[Difference]:
+def errors(source: str, target: str) -> list[Difference]:
     """Return the differences that are errors, in much less time than `differences`."""
     return _compare(_Parsed.of(source).tokens, _Parsed.of(target).tokens)
 
@@ -161,7 +162,7 @@ def first_intact(source: str, candidates: Sequence[str]) -> int | None:
 def count_intact(sources: Sequence[str], translations: Sequence[str]) -> tuple[int, int]:
     """Return how many translations have no errors, and how many there are, of sources with placeholders or tags."""
     with_any = [(each, text) for each, text in zip(sources, translations, strict=True) if has_placeholders(each)]
-    return sum(not placeholder_errors(*pair) for pair in with_any), len(with_any)
+    return sum(not errors(*pair) for pair in with_any), len(with_any)
 
 
 @dataclass(frozen=True)
@@ -310,7 +311,7 @@ def _warnings(source: _Parsed, target: _Parsed) -> list[Difference]:
             tokens[Kind.ACCELERATOR, marker], in_target[Kind.ACCELERATOR, marker] = expected, found
     missing, extra = tokens - in_target, in_target - tokens
     numbers = [key for kind, key in (*missing, *extra) if kind is Kind.NUMBER]
-    if all(key.isdigit() and int(key) <= _MAX_SPELLED for key in numbers) and not (
+    if all(key.isdecimal() and len(key) <= 2 and int(key) <= _MAX_SPELLED for key in numbers) and not (
         _keys(missing, Kind.NUMBER) and _keys(extra, Kind.NUMBER)
     ):
         for key in numbers:  # spelled out on one side
