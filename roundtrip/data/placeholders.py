@@ -8,7 +8,7 @@ import re
 import unicodedata
 from collections import Counter
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from enum import Enum
 
 
@@ -75,6 +75,7 @@ _PATTERNS = {
 _TOKEN = re.compile("|".join(f"(?P<{name}>{pattern})" for name, pattern in _PATTERNS.items()))
 # A number and a word, as in German "100%ige".
 _PERCENT = re.compile(rf"\d%{_LATIN}{{2}}")
+_NUMBERED = re.compile(r"(%)\d+\$|(\{)\d+")
 _NAME_AND_VALUE = re.compile(rf"([\w:.\-@]++)({_VALUE})?+")
 _BRANCH = re.compile(r"\s*+(?:offset:\s*+\d++\s*+)?+(?P<selector>=?+[\w\-]{1,100}+)\s*+\{")
 # Levels of plurals in plurals that are looked into.
@@ -107,8 +108,8 @@ _ACCELERATORS = {
     "_": re.compile(r"(?<![^\W])_(?=[^\W_])|\b(?![_a-z])\w{1,30}?_(?=[^\W_])"),
 }
 _NUMBER = re.compile(r"(?<!\d)\d{1,3}(?:[.,'’٬\u00a0\u2009\u202f ]\d{3}(?!\d))++(?:[.,٫]\d++)?+|\d++(?:[.,٫]\d++)?+")
-# The largest number that may be spelled out on one side.
-_MAX_SPELLED = 20
+# Numbers that may be spelled out on one side.
+_SPELLED = re.compile("1?[0-9]|20")
 _CLOSING = " \t\r\n\u00a0\u202f\"'`*_)]}»«”’“›」』）】"
 _FINAL = {".": ".。．।۔։።။។", ":": ":：", "?": "?？؟՞;", "!": "!！՜", "…": "…"}
 _GREEK = re.compile("[\u0370-\u03ff]")
@@ -134,12 +135,12 @@ class Difference:
 def differences(source: str, target: str) -> list[Difference]:
     """Return all differences between a text and its translation, errors first."""
     parsed, translated = _Parsed.of(source), _Parsed.of(target)
-    return _compare(parsed.tokens, translated.tokens) + _warnings(parsed, translated)
+    return _compare(parsed, translated) + _warnings(parsed, translated)
 
 
 def errors(source: str, target: str) -> list[Difference]:
     """Return the differences that are errors, in much less time than `differences`."""
-    return _compare(_Parsed.of(source).tokens, _Parsed.of(target).tokens)
+    return _compare(_Parsed.of(source), _Parsed.of(target))
 
 
 def has_placeholders(text: str) -> bool:
@@ -155,8 +156,8 @@ def first_intact(source: str, candidates: Sequence[str]) -> int | None:
         >>> first_intact("Delete %(name)s?", ["¿Eliminar %(nombre)s?", "¿Eliminar %(name)s?"])
         1
     """
-    tokens = _Parsed.of(source).tokens
-    return next((i for i, text in enumerate(candidates) if not _compare(tokens, _Parsed.of(text).tokens)), None)
+    parsed = _Parsed.of(source)
+    return next((i for i, text in enumerate(candidates) if not _compare(parsed, _Parsed.of(text))), None)
 
 
 def count_intact(sources: Sequence[str], translations: Sequence[str]) -> tuple[int, int]:
@@ -285,20 +286,26 @@ def _tag_key(match: re.Match[str]) -> str:
     return f"<{match['close']}{match['name']}{shown}{end}>"
 
 
-def _compare(source: _Tokens, target: _Tokens) -> list[Difference]:
+def _compare(source: "_Parsed", target: "_Parsed") -> list[Difference]:
     """Return the differences in tokens by kind, in the order of kinds."""
-    formats = {kind for kind, key in source if (kind, key) not in _ONLY_EXTRA}
-    missing, extra = source - target, target - source
+    formats = {kind for kind, key in source.tokens if (kind, key) not in _ONLY_EXTRA}
+    missing, extra = source.tokens - target.tokens, target.tokens - source.tokens
     for token in _ONLY_EXTRA:
         del missing[token]
         if token[0] not in formats:
             del extra[token]
     kinds = {kind for kind, _ in (*missing, *extra)}
-    return [Difference(kind, _keys(missing, kind), _keys(extra, kind)) for kind in Kind if kind in kinds]
+    return [
+        Difference(kind, _shown(missing, kind, source.text), _shown(extra, kind, target.text))
+        for kind in Kind
+        if kind in kinds
+    ]
 
 
-def _keys(tokens: _Tokens, kind: Kind) -> tuple[str, ...]:
-    return tuple(key for each, key in tokens.elements() if each is kind)
+def _shown(tokens: _Tokens, kind: Kind, text: str) -> tuple[str, ...]:
+    """Return the tokens of a kind as a text has them: with numbers where it has any."""
+    keys = (key for each, key in tokens.elements() if each is kind)
+    return tuple(keys if _NUMBERED.search(text) else (_NUMBERED.sub(r"\1\2", key, count=1) for key in keys))
 
 
 def _warnings(source: _Parsed, target: _Parsed) -> list[Difference]:
@@ -309,16 +316,14 @@ def _warnings(source: _Parsed, target: _Parsed) -> list[Difference]:
         expected, found = (len(_ACCELERATORS[marker].findall(text)) for text in (rest, rest_of_target))
         if expected == 1 or (expected, found) == (0, 1):
             tokens[Kind.ACCELERATOR, marker], in_target[Kind.ACCELERATOR, marker] = expected, found
-    missing, extra = tokens - in_target, in_target - tokens
-    numbers = [key for kind, key in (*missing, *extra) if kind is Kind.NUMBER]
-    if all(key.isdecimal() and len(key) <= 2 and int(key) <= _MAX_SPELLED for key in numbers) and not (
-        _keys(missing, Kind.NUMBER) and _keys(extra, Kind.NUMBER)
-    ):
-        for key in numbers:  # spelled out on one side
-            del tokens[Kind.NUMBER, key], in_target[Kind.NUMBER, key]
+    changes = tokens - in_target, in_target - tokens
+    missing, extra = ({token for token in change if token[0] is Kind.NUMBER} for change in changes)
+    if not (missing and extra) and all(_SPELLED.fullmatch(number) for _, number in missing | extra):
+        for token in missing | extra:
+            del tokens[token], in_target[token]
     if _NO_FULL_STOP.search(source.text) or _NO_FULL_STOP.search(target.text):
         del tokens[Kind.PUNCTUATION, "."], in_target[Kind.PUNCTUATION, "."]
-    return _compare(tokens, in_target)
+    return _compare(replace(source, tokens=tokens), replace(target, tokens=in_target))
 
 
 def _plain_tokens(parsed: _Parsed) -> tuple[_Tokens, str]:
