@@ -8,6 +8,7 @@ from roundtrip.backtranslation.context import RunContext
 from roundtrip.backtranslation.examples import oriented_pairs
 from roundtrip.backtranslation.filtering import MAX_COPY_CHRF
 from roundtrip.backtranslation.run_folder import RunFolder
+from roundtrip.data.placeholders import count_intact
 from roundtrip.evaluation import metrics
 from roundtrip.recipe.language_codes import bleu_tokenizer
 from roundtrip.recipe.plan import BASE, Direction, directions
@@ -23,14 +24,16 @@ def score_copies(context: RunContext, part: str) -> DirectionScores:
         # A copy of a line survives the round trip unchanged.
         return {name: {"bleu": 100.0, "chrf": 100.0, "copied": 1.0} for name in context.translators}
     both = directions(context.recipe)
-    return {each.name: _scores(*context.parallel_texts(part, each), each) for each in both}
+    texts = {each: context.parallel_texts(part, each) for each in both}
+    return {each.name: _scores(sources, sources, references, each) for each, (sources, references) in texts.items()}
 
 
 def score_translations(context: RunContext, part: str, stage: str) -> DirectionScores:
     """Translate `dev` or `test` with both directions as they are now, keep the text, and score it.
 
-    By direction: `bleu`, `chrf`, and `unfinished`, the number of hypotheses cut at their length limit; without dev
-    pairs, of round trips, with `copied`, the share of copies of the source.
+    By direction: `bleu`, `chrf`, and `unfinished`, the number of hypotheses cut at their length limit; where
+    sources have placeholders or tags, `intact`, the share of these that are translated without placeholder errors.
+    Without dev pairs, of round trips, with `copied`, the share of copies of the source.
     """
     without_dev, scores = part == "dev" and context.recipe.without_dev, {}
     for direction in directions(context.recipe):
@@ -43,7 +46,7 @@ def score_translations(context: RunContext, part: str, stage: str) -> DirectionS
         if without_dev:
             scores[direction.name] = _round_trip(context, sources, lines, stage, direction)
         else:
-            scores[direction.name] = _scores(lines, references, direction)
+            scores[direction.name] = _scores(sources, lines, references, direction)
         scores[direction.name]["unfinished"] = unfinished
     return scores
 
@@ -74,11 +77,13 @@ def _round_trip(
     back, _ = _translate(context, fitting, stage, direction.reverse, "translating them back", settings)
     chrf = [metrics.sentence_chrf(text, line) for text, line in zip(translated, lines, strict=True)]
     copied = sum(value >= MAX_COPY_CHRF for value in chrf) / len(lines)
-    return _scores(back, lines, direction.reverse) | {"copied": copied}
+    return _scores(lines, back, lines, direction.reverse) | {"copied": copied}
 
 
-def _scores(hypotheses: list[str], references: list[str], direction: Direction) -> dict[str, float]:
-    return metrics.corpus_scores(hypotheses, references, bleu_tokenizer(direction.target)).to_dict()
+def _scores(sources: list[str], hypotheses: list[str], references: list[str], direction: Direction) -> dict[str, float]:
+    scores = metrics.corpus_scores(hypotheses, references, bleu_tokenizer(direction.target)).to_dict()
+    intact, num_lines = count_intact(sources, hypotheses)
+    return scores | ({"intact": intact / num_lines} if num_lines else {})
 
 
 def _translate(

@@ -10,6 +10,7 @@ from itertools import groupby
 import torch
 
 from roundtrip.data.corpora import relative_length
+from roundtrip.data.placeholders import errors
 from roundtrip.engine.request import Callbacks
 from roundtrip.engine.translator import Translator
 from roundtrip.evaluation.metrics import sentence_chrf
@@ -72,7 +73,7 @@ def filter_candidates(
     length_ratio: float = 1.0,
     filters: Sequence[RejectionRule] = (),
 ) -> FilteredCandidates:
-    """Reject synthetic sources that are empty, cut off, copies, of an unlikely length, or repetitive.
+    """Reject synthetic sources that are empty, cut off, copies, too long or short, repetitive, or break placeholders.
 
     Args:
         settings: `[filter]` of a recipe.
@@ -114,6 +115,8 @@ def rejection_reason(candidate: Candidate, settings: CandidateFilter, length_rat
         return "copy"
     if (times := num_repeats(source)) > MAX_REPEATS and times > num_repeats(target):
         return "repetition"
+    if errors(target, source):
+        return "placeholders"
     return None
 
 

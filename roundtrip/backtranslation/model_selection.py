@@ -111,6 +111,7 @@ def _score(context: RunContext, state: State, stage: str) -> State:
     context.events.log("dev", stage=stage, scores=stage_scores, best=best)
     shown = [
         f"{name} chrF++ {values['chrf']:.1f} BLEU {values['bleu']:.1f}"
+        + (f" placeholders kept {values['intact']:.0%}" if "intact" in values else "")
         + (f" copies {values['copied']:.0%}" if "copied" in values else "")
         for name, values in stage_scores.items()
     ]

@@ -40,6 +40,7 @@ _ADVICE = {
     "length_ratio": f"{_WEAK}, or a larger filter.max_length_ratio",
     "repetition": f"{_WEAK}, or generate.temperature = 0.7",
     "wrong_language": f"{_WEAK}; the prompt may not name the languages clearly",
+    "placeholders": f"{_WEAK}, or more pairs with placeholders and tags in data.train",
     "low_round_trip": f"{_WEAK}, or a smaller filter.min_round_trip_chrf",
     "target_too_long": "a larger train.max_length, or a smaller data.filter.max_chars",
     "multiple_lines": "a template whose end token the model knows, such as kind = 'chat'",
@@ -220,15 +221,22 @@ def _label(stage: str) -> str:
 def _show_table(results: Mapping[str, Any], names: Sequence[str], console: Console, dev_title: str) -> None:
     """Print the scores of each stage; a star marks the best stage of each direction."""
     test, best = results["test"], results["best"]
-    title = "Test scores: chrF++ / BLEU (higher is better)" if test else "No data.test, no test scores: chrF++ only"
+    has_placeholders = any("intact" in values for scores in test.values() for values in scores.values())
+    columns = "chrF++ / BLEU" + (" / lines with all placeholders kept" if has_placeholders else "")
+    title = f"Test scores: {columns} (higher is better)" if test else "No data.test, no test scores: chrF++ only"
     table = Table(title=title, title_justify="left", caption="* kept as best", caption_justify="left")
     table.add_column("after")
     for column in (*(names if test else ()), *(f"{dev_title} {name}" for name in names)):
         table.add_column(column, justify="right")
     for stage, dev in results["dev"].items():
         scored = [(name, test[stage][name]) for name in names if test]
-        cells = [(name, f"{scores['chrf']:.1f} / {scores['bleu']:.1f}") for name, scores in scored]
+        cells = [(name, _test_scores(scores)) for name, scores in scored]
         cells += [(name, f"{dev[name]['chrf']:.1f}") for name in names]
         marked = [f"[bold]*{text}[/]" if stage == best[name] else text for name, text in cells]
         table.add_row(_label(stage), *marked)
     console.print(table)
+
+
+def _test_scores(scores: Mapping[str, float]) -> str:
+    shown = [f"{scores['chrf']:.1f}", f"{scores['bleu']:.1f}"]
+    return " / ".join([*shown, f"{scores['intact']:.0%}"] if "intact" in scores else shown)

@@ -80,6 +80,7 @@ def _evaluate_systems(arguments: argparse.Namespace) -> None:
     if comet_model:
         scores = comet.comet_scores(test.sources, {"copy": test.sources, **texts}, test.references, comet_model)
         comparison.add_comet(document, *scores, test, settings)
+    document["placeholders"] = inputs.placeholder_counts(test.sources, texts)
     document |= {
         "systems": {name: system.label for name, system in systems.items()},
         "text": CLEANED,

@@ -1,11 +1,14 @@
 """What `evaluate` scores: a test set from files, and translations from a file, a run or an exported direction."""
 
-from collections.abc import Iterable, Sequence
+from collections import Counter
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 from roundtrip.cli.app import load_translator
 from roundtrip.data.normalize import clean
+from roundtrip.data.placeholders import count_intact, differences
 from roundtrip.data.text_files import read_text_lines
 from roundtrip.evaluation.comparison import EvaluationSet
 from roundtrip.recipe.language_codes import match_rank
@@ -117,3 +120,15 @@ def translations(system: System, test: EvaluationSet, to: str | None, device: st
         problem = f"{quantity(len(refused), 'source')} too long: {refused[0]}"
         raise TextError(problem, place=str(system.path), cure="leave them out")
     return hypotheses
+
+
+def placeholder_counts(sources: Sequence[str], systems: Mapping[str, Sequence[str]]) -> dict[str, Any]:
+    """Return how many sources have placeholders, how many translations keep all, and how many differ, by kind."""
+    intact = {name: count_intact(sources, texts) for name, texts in systems.items()}
+    found = {name: map(differences, sources, texts) for name, texts in systems.items()}
+    by_kind = {name: Counter(each.kind.value for line in lines for each in line) for name, lines in found.items()}
+    return {
+        "lines": max(num_lines for _, num_lines in intact.values()),
+        "intact": {name: kept for name, (kept, _) in intact.items()},
+        "differences": {name: dict(counts.most_common()) for name, counts in by_kind.items()},
+    }

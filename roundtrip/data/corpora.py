@@ -9,6 +9,7 @@ from pathlib import Path
 
 from roundtrip.data import row_store
 from roundtrip.data.gettext_po import UNNAMED_SOURCE
+from roundtrip.data.placeholders import errors
 from roundtrip.data.readers import check_format, read_rows
 from roundtrip.data.row_store import RowStore, TextRow
 from roundtrip.data.tmx_xliff import DIFFERENT_CODES, INLINE_CODES
@@ -27,8 +28,9 @@ ROUND_TRIP_LINES = 200
 # Why a line to train on is dropped whose text is held out.
 HELD_OUT = "also in dev or test"
 IN_TEST = "also in test"
+BROKEN_PLACEHOLDERS = "with other placeholders or tags on the other side"
 # What is counted of lines that are kept.
-_NOTES = (IN_TEST, INLINE_CODES, DIFFERENT_CODES, UNNAMED_SOURCE)
+_NOTES = (IN_TEST, INLINE_CODES, DIFFERENT_CODES, UNNAMED_SOURCE, BROKEN_PLACEHOLDERS)
 
 # The language (0 or 1) of a text, and 64 bits of a hash of it.
 Fingerprint = tuple[int, int]
@@ -259,6 +261,12 @@ class _Preparation:
                 continue
             if seen is not None:
                 seen.update(fingerprints)
+            if len(row) == 2 and (differences := errors(*row)):
+                count[BROKEN_PLACEHOLDERS] += 1
+                if count[BROKEN_PLACEHOLDERS] == 1:
+                    self.report(f"warning: first pair {BROKEN_PLACEHOLDERS}: {differences[0]}")
+                    for text in row:
+                        self.report(f"  {text!r}")
             yield hash(tuple(fingerprints)) & 0xFFFFFFFFFFFFFFFF, row
 
 

@@ -19,6 +19,10 @@ def show(document: Mapping[str, Any], console: Console) -> None:
     for system, num_lines in document.get("truncated", {}).items():
         if num_lines:
             print_line(console, f"{system}: {quantity(num_lines, 'translation')} cut at the length limit")
+    for system, by_kind in document.get("placeholders", {}).get("differences", {}).items():
+        if by_kind:
+            counts = ", ".join(f"{kind} {count}" for kind, count in by_kind.items())
+            print_line(console, f"{system}: lines that differ from their source, by kind: {counts}")
     if "comparison" in document:
         print_line(console, f"system against baseline, paired bootstrap, {document['settings']['samples']} samples:")
         _show_comparison(document, console)
@@ -43,15 +47,17 @@ def show(document: Mapping[str, Any], console: Console) -> None:
 
 
 def _score_table(document: Mapping[str, Any]) -> Table:
-    names = list(document["signatures"])
+    names, counts = list(document["signatures"]), {name: document[name] for name in ("empty", "copies")}
+    if num_lines := document.get("placeholders", {}).get("lines"):
+        counts[f"intact of {num_lines}"] = document["placeholders"]["intact"]
     table = Table(title=quantity(document["lines"], "line"), title_justify="left")
-    for column in ("", *names, *(["COMET"] if "comet" in document else []), "empty", "copies"):
+    for column in ("", *names, *(["COMET"] if "comet" in document else []), *counts):
         table.add_column(column, justify="right" if column else "left")
     for row, scores in document["scores"].items():
         cells = [f"{scores[name]:.1f}" for name in names]
         if "comet" in document:
             cells.append(f"{document['comet']['means'][row]:.4f}")
-        cells += [str(document[count].get(row, "-")) for count in ("empty", "copies")]
+        cells += [str(by_row.get(row, "-")) for by_row in counts.values()]
         label = "copying the source" if row == "copy" else f"{row}: {document.get('systems', {}).get(row, '')}"
         table.add_row(Text(printable(label)), *cells)
     return table

@@ -287,7 +287,7 @@ class Tokens(Section):
 
 class CandidateFilter(Section):
     """Which synthetic sources are rejected, counted by reason. Empty, unfinished, copied (chrF 80 to the target) and
-    repetitive ones always are.
+    repetitive ones always are, and so are those whose placeholders or tags are not those of the target.
 
     Example:
         >>> CandidateFilter(max_length_ratio=2.0).min_round_trip_chrf

@@ -35,6 +35,9 @@ ANY_LENGTH = CandidateFilter(max_length_ratio=100.0)
         ("the house " * 9, "la casa", True, "length_ratio"),
         ("La Casa", "la casa", True, "copy"),
         ("the house is red", "la casa es roja", True, None),
+        ("the house of %s is red", "la casa de %(name)s es roja", True, "placeholders"),
+        ("the house is red", "la casa <b>roja</b>", True, "placeholders"),
+        ("the <b>red</b> house of %(name)s", "la casa <b>roja</b> de %(name)s", True, None),
     ],
 )
 def test_each_reason(source: str, target: str, finished: bool, reason: str | None) -> None:

@@ -20,8 +20,8 @@ ROUND = Phase(0, "round-1", 1, Direction("en", "es"), False)
 
 @pytest.mark.parametrize(
     "reason",
-    ["unfinished", "length_ratio", "copy", "repetition", "wrong_language", "low_round_trip", "target_too_long",
-     "multiple_lines", "empty"],
+    ["unfinished", "length_ratio", "copy", "repetition", "wrong_language", "low_round_trip", "placeholders",
+     "target_too_long", "multiple_lines", "empty"],
 )  # fmt: skip
 def test_more_than_half_rejected_says_what_to_try(reason: str) -> None:
     said: list[str] = []

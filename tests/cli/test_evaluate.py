@@ -84,6 +84,26 @@ def test_lowercase_changes_scores_and_signature(files: Path, capsys: pytest.Capt
     assert "case:lc" in same["signatures"]["BLEU"] and "case:lc" in same["signatures"]["chrF++"]
 
 
+def test_lines_that_keep_all_placeholders_are_counted(files: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    sources = ["Open %s.", "<b>Stop</b>", "Save {n}", "at 100 %"]
+    good = ["Abrir %s.", "<b>Alto</b>", "Guardar {n}", "al 100 %"]
+    poor = ["Abrir %s", "<b>Alto", "Guardar {n}", "al 99 %"]
+    pairs = [f"{source}\t{reference}" for source, reference in zip(sources, good, strict=True)]
+    for name, lines in (("one", poor), ("two", good), ("test.tsv", pairs)):
+        (files / name).write_text("".join(f"{line}\n" for line in lines), encoding="utf-8")
+    result = document(capsys, files, "--baseline", files / "one", "--system", files / "two")["placeholders"]
+    assert result["lines"] == 3 and result["intact"] == {"baseline": 2, "system": 3}
+    assert result["differences"] == {"baseline": {"final punctuation": 1, "tag": 1, "number": 1}, "system": {}}
+    _, shown, _ = command(capsys, "--test", files / "test.tsv", "--system", files / "one")
+    assert "intact of 3" in shown
+    assert "system: lines that differ from their source, by kind: final punctuation 1, tag 1, number 1" in shown
+
+
+def test_a_test_set_of_prose_has_no_column_of_placeholders(files: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    code, shown, _ = command(capsys, "--test", files / "test.tsv", "--system", files / "good")
+    assert code == 0 and "intact" not in shown and "by kind" not in shown
+
+
 @pytest.mark.parametrize(
     ("arguments", "tokenizer"),
     [

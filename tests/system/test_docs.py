@@ -35,6 +35,7 @@ def test_every_example_of_the_pages_is_run() -> None:
         "README.md": 1,
         "adapters.md": 1,
         "library.md": 3,
+        "placeholders.md": 1,
         "tokens.md": 1,
     }
 
@@ -61,6 +62,13 @@ def test_what_is_exported_translates_as_the_page_shows(
     exec(code, {})
     (expected,) = roundtrip.load_trained(run_dir, "en-es").translate([source]).texts
     assert capsys.readouterr().out.strip().splitlines()[-1] == expected
+
+
+def test_differences_are_shown_as_on_the_page(capsys: pytest.CaptureFixture[str]) -> None:
+    (code,) = snippets(DOCS / "placeholders.md")
+    exec(code, {})
+    shown = re.findall(r"  # (.*?)(?:, the first without errors)?\n", code)
+    assert capsys.readouterr().out.splitlines() == shown
 
 
 def test_every_line_that_installs_this_package_names_it() -> None:
