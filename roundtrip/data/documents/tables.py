@@ -8,7 +8,16 @@ from itertools import chain
 from pathlib import Path
 from typing import Any
 
-from roundtrip.data.documents.document import Document, Edit, Request, Unit, line_starts, read_text, replace_span, status_of
+from roundtrip.data.documents.document import (
+    Document,
+    Edit,
+    Request,
+    Unit,
+    line_starts,
+    read_text,
+    replace_span,
+    status_of,
+)
 from roundtrip.data.tabular import column_text, columns_of, is_header, other_separator, row_lines, without_blank_end
 from roundtrip.runtime.errors import TextError, did_you_mean, quantity
 
