@@ -43,10 +43,10 @@ class MarkedText:
 def mark(pieces: Sequence[tuple[bool, str, str]], escape: Callable[[str], str] = str) -> MarkedText:
     """Return the text of pieces in order: whether each is markup, its text or the name of its token, as it is written.
 
-    Without a name, a token has the next number that is not in the text.
+    Markup without a name stays outside at the ends; elsewhere its token has the next number that is not in the text.
     """
-    first = next((i for i, (is_markup, text, _) in enumerate(pieces) if not is_markup and text.strip()), len(pieces))
-    last = next((i for i in range(len(pieces), first, -1) if not pieces[i - 1][0] and pieces[i - 1][1].strip()), first)
+    with_text = [i for i, (_, text, _) in enumerate(pieces) if text.strip()]
+    first, last = (with_text[0], with_text[-1] + 1) if with_text else (len(pieces), len(pieces))
     inner = pieces[first:last]
     plain = "".join(text for is_markup, text, _ in inner if not is_markup)
     names = [text for is_markup, text, _ in inner if is_markup]
