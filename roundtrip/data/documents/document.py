@@ -100,8 +100,6 @@ class Document:
 
 def read_bytes(path: Path) -> bytes:
     """Return a file whole, if it is of a size that a document has."""
-    if path.suffix.lower() == ".gz":
-        raise TextError("it is compressed", place=str(path), cure="unpack it with gunzip, and name the result")
     with open_text(path) as handle:
         data = handle.read(MAX_DOCUMENT_BYTES + 1)
     if len(data) > MAX_DOCUMENT_BYTES:

@@ -27,7 +27,7 @@ _READERS: dict[str, Callable[[Path, Request], Document]] = {
 def document_format(path: Path) -> str | None:
     """Return the format that the name of a file says it is in, None for that of no document."""
     name = format_of_name(path)
-    return name if name in _READERS else None
+    return name if name in _READERS and path.suffix.lower() != ".gz" else None
 
 
 def read_document(path: Path, request: Request) -> Document:
@@ -36,6 +36,8 @@ def read_document(path: Path, request: Request) -> Document:
     Raises:
         TextError: the file is not in its format, holds other languages, or cannot be read.
     """
+    if path.suffix.lower() == ".gz":
+        raise TextError("it is compressed", place=str(path), cure="unpack it with gunzip, and name the result")
     name = format_of_name(path)
     if name not in _READERS and name in (*NO_PLAIN_LINES, "parquet"):
         cure = f"convert it to one of {', '.join(f'.{each}' for each in _READERS)}"

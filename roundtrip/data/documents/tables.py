@@ -118,7 +118,8 @@ def _table(path: Path, text: str, rows: Iterator[Row], separator: str, request: 
 def _columns(request: Request, names: Sequence[str], place: str) -> tuple[int, int | None, bool]:
     """Return the positions of source and target (None: to be added), and whether the first row is a header."""
     by_language = columns_of((request.source, request.target), names)
-    has_header = by_language[0] is not None or isinstance(request.from_column, str) or is_header(names)
+    named = request.from_column
+    has_header = by_language[0] is not None or (is_header(names[named:][:1]) if isinstance(named, int) else bool(named))
     positions: list[int | None] = []
     for column, default in zip((request.from_column, request.to_column), by_language, strict=True):
         is_source = not positions
