@@ -28,7 +28,8 @@ PO_HEADER = (
 )
 XLIFF_1 = (
     '<?xml version="1.0" encoding="UTF-8"?>\n<xliff version="1.2" xmlns="urn:oasis:names:tc:xliff:document:1.2">\n'
-    '<file source-language="en" target-language="es" original="a" datatype="plaintext"><body>\n{}</body></file></xliff>\n'
+    '<file source-language="en" target-language="es" original="a" datatype="plaintext"><body>\n'
+    "{}</body></file></xliff>\n"
 )
 XLIFF_2 = (
     '<xliff version="2.0" srcLang="en" trgLang="es" xmlns="urn:oasis:names:tc:xliff:document:2.0"><file id="f">\n'
@@ -234,11 +235,13 @@ def test_msgfmt_accepts_what_is_written(tmp_path: Path) -> None:
 
 
 def test_inline_elements_stay_in_place(tmp_path: Path) -> None:
-    unit = '<trans-unit id="1"><source><g id="1">Open <x id="2" equiv-text="{{{{name}}}}"/> <g id="3">now</g></g></source>{}</trans-unit>'
-    document = read(tmp_path, "a.xlf", XLIFF_1.format(unit.format("")))
+    inline = '<x id="2" equiv-text="{{name}}"/>'
+    source = f'<source><g id="1">Open {inline} <g id="3">now</g></g></source>'
+    document = read(tmp_path, "a.xlf", XLIFF_1.format(f'<trans-unit id="1">{source}</trans-unit>'))
     assert document.units[0].sources == ["Open {{name}} {1}now"]
-    target = '<target state="needs-review-translation"><g id="1">Abre <x id="2" equiv-text="{{name}}"/> ya, <g id="3">sí</g></g></target>'
-    assert fill(document, "Abre {{name}} ya, {1}sí") == XLIFF_1.format(unit.format(target))
+    target = f'<target state="needs-review-translation"><g id="1">Abre {inline} ya, <g id="3">sí</g></g></target>'
+    expected = XLIFF_1.format(f'<trans-unit id="1">{source}{target}</trans-unit>')
+    assert fill(document, "Abre {{name}} ya, {1}sí") == expected
     with pytest.raises(TextError, match="inline elements"):
         document.write({0: ["Abre {1} {{name}}"]})
 
