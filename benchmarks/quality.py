@@ -35,7 +35,7 @@ from benchmarks.quality_experiments import EXPERIMENTS, NO_ROUNDS, PAIRS_ONLY, R
 from roundtrip.data import row_store
 from roundtrip.evaluation import metrics
 from roundtrip.recipe.loader import load_recipe
-from roundtrip.recipe.plan import PARALLEL, PRETRAIN, num_steps
+from roundtrip.recipe.plan import INITIAL, PARALLEL, PRETRAIN, num_steps
 from roundtrip.recipe.schema import Recipe
 
 # For arms that begin with the weights of another run it is the score of those weights.
@@ -71,7 +71,7 @@ def arms(
                 continue
             overrides = (*experiment.common, *changes, *extra, f"seed={seed}")
             if experiment.start is not None and to_run:
-                overrides = (*overrides, *_start_weights(name, experiment.start, work, seed))
+                overrides = (*overrides, *_start_weights(name, experiment, work, seed))
             if arm == PAIRS_ONLY and to_run:
                 overrides = (*overrides, *equal_steps(load_recipe(experiment.recipe, overrides).recipe))
             folder = work / name / f"{arm.replace(' ', '-').replace(',', '')}-{seed}"
@@ -85,14 +85,18 @@ def start_of(name: str, start: Start, work: Path, extra: Sequence[str], seed: in
     return Arm("start", seed, start.recipe, (*start.changes, *extra, f"seed={seed}"), work / name / f"start-{seed}")
 
 
-def _start_weights(name: str, start: Start, work: Path, seed: int) -> Iterator[str]:
-    """Yield the overrides with which each direction begins with the weights of a finished start."""
-    first = start_of(name, start, work, (), seed)
+def _start_weights(name: str, experiment: Experiment, work: Path, seed: int) -> Iterator[str]:
+    """Yield the overrides with which each direction begins with the weights, or the adapter, of a finished start."""
+    assert experiment.start is not None
+    first = start_of(name, experiment.start, work, (), seed)
     if not first.metrics.exists():
         sys.exit(f"{first.folder} is not a finished run, and the arms begin with its weights")
-    folder = first.folder.resolve() / "adapters" / start.stage
+    folder = first.folder.resolve() / "adapters" / experiment.start.stage
+    adapters = load_recipe(experiment.recipe, experiment.common).recipe.adapter
     for direction in sorted(folder.iterdir()):
-        yield f"model.{direction.name}.path={direction}"
+        full = adapters[direction.name].method == "full"
+        key = f"model.{direction.name}.path" if full else f"adapter.{direction.name}.init"
+        yield f"{key}={direction}"
 
 
 def equal_steps(recipe: Recipe) -> tuple[str, ...]:
@@ -156,10 +160,11 @@ def read(arm: Arm) -> Outcome:
             path = arm.folder / "translations" / f"test.{stage}.{name}.txt"
             texts[stage] = path.read_text(encoding="utf-8").split("\n")[:-1]
         best = metrics["best"][name]
-        rows = {"copy": "copy", ZERO_SHOT: stages[0], "after the pairs": PARALLEL, "chosen by dev": best}
+        after_pairs = INITIAL if INITIAL in texts else PARALLEL
+        rows = {"copy": "copy", ZERO_SHOT: stages[0], "after the pairs": after_pairs, "chosen by dev": best}
         rows |= {"at the end": stages[-1]}
         outcome.texts[name] = texts[best]
-        outcome.after_pairs[name] = texts.get(PARALLEL, texts[stages[0]])
+        outcome.after_pairs[name] = texts.get(after_pairs, texts[stages[0]])
         outcome.scores[name] = {
             row: scores(texts[stage], outcome.references[name]) for row, stage in rows.items() if stage in texts
         }

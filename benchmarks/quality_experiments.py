@@ -82,6 +82,15 @@ ABLATION: dict[str, Sequence[str]] = {
     "denoising": ("rounds.denoising_ratio=0.2",),
 }
 
+# From a weak start: rounds that begin after few epochs over the pairs, or when these bring no more, and pairs alone for
+# longer than either.
+_BEGIN: dict[str, Sequence[str]] = {
+    "5 epochs, then rounds": ("train.parallel_epochs=5",),
+    "until dev stalls, then rounds": ("train.parallel_epochs=30", "train.patience=2"),
+    "11 epochs, no rounds": (*NO_ROUNDS, "train.parallel_epochs=11"),
+    "30 epochs, no rounds": (*NO_ROUNDS, "train.parallel_epochs=30"),
+}
+
 EXPERIMENTS: dict[str, Experiment] = {
     "multi30k": _multi30k(1000),
     "multi30k-500": _multi30k(500),
@@ -108,8 +117,27 @@ EXPERIMENTS: dict[str, Experiment] = {
         baseline="dropout 0.0",
         start=Start("multi30k-base", ("data.split.train=1000",), PRETRAIN),
     ),
+    "begin": Experiment(
+        "multi30k",
+        _BEGIN,
+        (*GERMAN, "adapter.dropout=0.1", "rounds.count=2", "rounds.monolingual_lines=2000"),
+        baseline="30 epochs, no rounds",
+        start=Start("multi30k-base", (*GERMAN, "train.pretrain_lines=7000"), PRETRAIN),
+    ),
+    # Adapters that start from those of a run over the pairs, and stay close to the base or not.
+    "kl": Experiment(
+        "quickstart",
+        {f"KL weight {weight}": (f"train.kl_weight={weight}",) for weight in (0.0, 0.1, 1.0)},
+        ("train.parallel_epochs=0", "rounds.monolingual_lines=600"),
+        baseline="KL weight 0.0",
+        start=Start("quickstart", ("rounds.count=0", "train.parallel_epochs=2"), PARALLEL),
+    ),
     "software-es": Experiment("software-strings", BOTH, seeds=(1, 2, 3)),
     "software-fr": Experiment("software-strings-fr", BOTH),
     "software-de": Experiment("software-strings-de", BOTH),
     "multi30k-smollm2": Experiment("multi30k-smollm2", BOTH),
+    # As many pairs as the models from scratch have, and half of the rows of each round real.
+    "multi30k-smollm2-1000": Experiment(
+        "multi30k-smollm2", BOTH, ("data.split.train=1000", "rounds.parallel_ratio=0.5")
+    ),
 }

@@ -12,7 +12,8 @@ from pathlib import Path
 
 from roundtrip.data.gettext_po import read_po
 from roundtrip.data.normalize import clean
-from roundtrip.data.tabular import not_installed, read_csv, read_dataset, read_jsonl, read_parquet, read_tsv
+from roundtrip.data.parquet_files import read_parquet
+from roundtrip.data.tabular import not_installed, read_csv, read_dataset, read_jsonl, read_tsv
 from roundtrip.data.text_files import read_sentences, without_markup
 from roundtrip.data.tmx_xliff import read_tmx, read_xliff
 from roundtrip.recipe.language_codes import match_codes

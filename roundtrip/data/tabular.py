@@ -1,4 +1,4 @@
-"""Text in columns: tsv, csv, jsonl, parquet and datasets on the hub.
+"""Text in columns: tsv, csv, jsonl and datasets on the hub; parquet files are in `parquet_files`.
 
 `columns` are those that the recipe names, one for each of `languages`; errors name the file and the line or row.
 """
@@ -11,14 +11,12 @@ from itertools import chain, islice
 from pathlib import Path
 from typing import Any
 
-from roundtrip.data import text_files
-from roundtrip.data.text_files import MAX_LINE_BYTES, markup_kind, open_text, read_text_lines
+from roundtrip.data.text_files import MAX_LINE_BYTES, markup_kind, read_text_lines
 from roundtrip.recipe.language_codes import code_of_name, match_codes, match_rank, parse_code
 from roundtrip.runtime.downloads import parse_dataset
 from roundtrip.runtime.errors import RoundtripError, TextError, first_line, quantity
 
 MAX_COLUMNS = 2000
-_BATCH_ROWS, _PART_BYTES = 1024, 64 << 20
 # Words of a header that name no language: of columns of text, and others.
 _TEXT_WORDS = (
     *("source", "target", "src", "tgt", "trg", "original", "translation", "translated", "reference", "input", "output"),
@@ -75,7 +73,7 @@ def read_jsonl(path: Path, languages: tuple[str, ...], columns: Columns) -> Iter
             raise TextError(problem, place=place, cure=_ONE_OBJECT) from error
         if number == 1 and not isinstance(record, dict):
             raise TextError(f"{type(record).__name__} where an object is expected", place=place, cure=_ONE_OBJECT)
-        names = names or _names(columns, languages, place, list(record))
+        names = names or column_names(columns, languages, place, list(record))
         yield tuple(column_text(record, name, place) for name in names)
 
 
@@ -104,58 +102,6 @@ def without_blank_end(lines: Iterator[str]) -> Iterator[str]:
             blank.append(line)
 
 
-def read_parquet(path: Path, languages: tuple[str, ...], columns: Columns) -> Iterator[tuple[str, ...]]:
-    """Yield the named columns of a parquet file; without `columns`, those named as the languages."""
-    try:
-        # Here and below: an optional dependency that takes seconds to import.
-        import pyarrow
-        from pyarrow import parquet
-    except ImportError as error:
-        raise not_installed("pyarrow", str(path)) from error
-    with open_text(path) as handle:
-        try:
-            metadata = parquet.read_metadata(handle)
-            _refuse_growth(metadata, path)
-            # A dictionary stays one: expanded, each row of a batch might have a text as long as the file allows.
-            fields = metadata.schema.to_arrow_schema()
-            texts = [field.name for field in fields if field.type in (pyarrow.string(), pyarrow.large_string())]
-            file = parquet.ParquetFile(handle, metadata=metadata, read_dictionary=texts)
-            available = file.schema_arrow.names
-            names = _names(columns, languages, str(path), available)
-            top_level = {name if name in available else name.partition(".")[0] for name in names}
-            if absent := sorted(top_level.difference(available)):
-                raise _no_column(absent[0], str(path), available)
-            batches = file.iter_batches(batch_size=_BATCH_ROWS, columns=sorted(top_level))
-            records = (record for batch in batches for part in _parts(batch) for record in part.to_pylist())
-            for number, record in enumerate(records, start=1):
-                yield tuple(column_text(record, name, f"{path}, row {number}") for name in names)
-        except (pyarrow.ArrowException, ValueError, OverflowError, OSError) as error:
-            problem = f"unreadable parquet file ({first_line(error)})"
-            raise TextError(problem, place=str(path), cure="Download or write the file again.") from error
-
-
-def _parts(batch: Any) -> Iterator[Any]:
-    """Yield a batch in parts whose texts are small enough to be in memory together."""
-    from pyarrow import compute
-
-    dictionaries = [column.dictionary for column in batch.columns if hasattr(column, "dictionary")]
-    longest = max((compute.max(compute.binary_length(texts)).as_py() or 0 for texts in dictionaries), default=0)
-    num_rows = max(1, _PART_BYTES // max(1, longest))
-    for start in range(0, batch.num_rows, num_rows):
-        part = batch.slice(start, num_rows)
-        columns = [column.dictionary_decode() if hasattr(column, "dictionary") else column for column in part.columns]
-        yield type(batch).from_arrays(columns, names=batch.schema.names)
-
-
-def _refuse_growth(metadata: Any, path: Path) -> None:
-    """Refuse a file whose columns declare more bytes than text of its size unpacks to."""
-    groups = (metadata.row_group(index) for index in range(metadata.num_row_groups))
-    size = sum(max(group.total_byte_size, 0) for group in groups)
-    if size > max(text_files.FREE_BYTES, text_files.MAX_GROWTH * path.stat().st_size):
-        problem = f"it grows more than {text_files.MAX_GROWTH} times when it is unpacked"
-        raise TextError(problem, place=str(path), cure="Write it again without compression if you trust it.")
-
-
 def read_dataset(spec: str, languages: tuple[str, ...], columns: Columns) -> Iterator[tuple[str, ...]]:
     """Yield the named columns of a dataset on the hub, streamed; columns as for parquet."""
     dataset = parse_dataset(spec)
@@ -170,7 +116,7 @@ def read_dataset(spec: str, languages: tuple[str, ...], columns: Columns) -> Ite
     try:
         records = load_dataset(dataset.name, dataset.subset, split=dataset.split, streaming=True)
         for number, record in enumerate(records, start=1):
-            names = names or _names(columns, languages, place, list(record))
+            names = names or column_names(columns, languages, place, list(record))
             yield tuple(column_text(record, name, f"{place} ({dataset.split}), row {number}") for name in names)
     except RoundtripError:
         raise
@@ -212,7 +158,7 @@ def _positions(
     """Return the positions of the columns of a recipe, and whether the first row is a header."""
     for column in columns:
         if isinstance(column, str) and column not in names:
-            raise _no_column(column, place, names, _separator_cure(names))
+            raise no_column(column, place, names, _separator_cure(names))
         if isinstance(column, int) and not 0 <= column < len(names):
             cure = _separator_cure(names) or "Columns count from 0. Correct `columns` in the recipe."
             problem = f"{quantity(len(names), 'column')}, but the recipe names column {column}"
@@ -340,7 +286,9 @@ def _separator_cure(fields: Sequence[str]) -> str | None:
     return None
 
 
-def _names(columns: Columns, languages: tuple[str, ...], place: str, available: Sequence[str] = ()) -> tuple[str, ...]:
+def column_names(
+    columns: Columns, languages: tuple[str, ...], place: str, available: Sequence[str] = ()
+) -> tuple[str, ...]:
     """Return the columns of records: those of the recipe, else those named as the languages."""
     _refuse_wide(len(available), place)
     of_languages = [available[position] for position in columns_of(languages, available) if position is not None]
@@ -369,24 +317,37 @@ def column_text(record: Any, column: str, place: str) -> str:
         if value is None:
             return ""
         if not isinstance(value, dict):
-            problem = f"{type(value).__name__} where a record with {part!r} is expected"
-            cure = f"The recipe names column {column!r}: correct the record, or `columns` in the recipe."
-            raise TextError(problem, place=place, cure=cure)
+            raise not_record(type(value).__name__, part, column, place)
         if part not in value:
             cure = f"Choose `columns` from: {', '.join(value)}; a record without this text has null there."
-            raise _no_column(column, place, list(value), cure if value else None)
+            raise no_column(column, place, list(value), cure if value else None)
         value = value[part]
-    if isinstance(value, str) and len(value) > MAX_LINE_BYTES:
+    return text_value(value, column, place)
+
+
+def text_value(value: Any, column: str, place: str) -> str:
+    """Return the value of a column as text; null is an empty one."""
+    if value is not None and not isinstance(value, str):
+        raise not_text(type(value).__name__, column, place)
+    if value and len(value) > MAX_LINE_BYTES:
         cure = "Text has one sentence or paragraph per record; check the column."
         raise TextError(f"a text of more than {MAX_LINE_BYTES >> 20} MiB", place=place, cure=cure)
-    if value is not None and not isinstance(value, str):
-        problem = f"column {column!r} contains {type(value).__name__}, not text"
-        cure = "Name a column of texts in `columns`; a dot reaches into a record, as in `translation.en`."
-        raise TextError(problem, place=place, cure=cure)
     return value or ""
 
 
-def _no_column(column: str, place: str, available: Sequence[str], cure: str | None = None) -> TextError:
+def not_text(kind: str, column: str, place: str) -> TextError:
+    problem = f"column {column!r} contains {kind}, not text"
+    cure = "Name a column of texts in `columns`; a dot reaches into a record, as in `translation.en`."
+    return TextError(problem, place=place, cure=cure)
+
+
+def not_record(kind: str, part: str, column: str, place: str) -> TextError:
+    problem = f"{kind} where a record with {part!r} is expected"
+    cure = f"The recipe names column {column!r}: correct the record, or `columns` in the recipe."
+    return TextError(problem, place=place, cure=cure)
+
+
+def no_column(column: str, place: str, available: Sequence[str], cure: str | None = None) -> TextError:
     cure = cure or f"Choose `columns` from: {', '.join(available) or 'nothing, the file is empty'}."
     return TextError(f"no column {column!r}", place=place, cure=cure)
 

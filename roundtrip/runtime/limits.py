@@ -15,8 +15,9 @@ from pathlib import Path
 from typing import Any, NoReturn
 
 CALL_SECONDS = 10.0
-# How much longer than its time of the processor a call may take by the clock: the machine may be busy, a disk slow.
-_PATIENCE = 3.0
+# How much longer than its time of the processor a call may take by the clock, where the machine is busy or a disk slow,
+# and the most that it may.
+_PATIENCE, CLOCK_SECONDS = 3.0, 20.0
 # Memory that a call may take beyond what this process has at its start.
 CALL_BYTES = 1 << 30
 # The longest result, as JSON.
@@ -37,7 +38,7 @@ def call_limited(function: Callable[[], Any], seconds: float = CALL_SECONDS, mem
     Args:
         function: must not use PyTorch or wait for another thread: after a fork, locks of other threads stay locked. Its
             result must be JSON, and comes back as JSON has it (a tuple as a list).
-        seconds: of the processor; by the clock it may take three times as long.
+        seconds: of the processor; by the clock it may take three times as long, but 20 seconds at most.
         memory: bytes of address space beyond that of this process.
 
     Raises:
@@ -57,9 +58,9 @@ def call_limited(function: Callable[[], Any], seconds: float = CALL_SECONDS, mem
         _serve(function, writer, seconds, memory)
     try:
         os.close(writer)
-        content = _read(reader, time.monotonic() + _PATIENCE * seconds)
+        content = _read(reader, time.monotonic() + min(_PATIENCE * seconds, CLOCK_SECONDS))
     except TimeoutError as error:
-        raise _too_long(seconds) from error
+        raise _too_long(min(_PATIENCE * seconds, CLOCK_SECONDS)) from error
     finally:
         os.close(reader)
         status = 0

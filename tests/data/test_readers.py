@@ -563,11 +563,17 @@ def test_parquet(tmp_path: Path, gz: str) -> None:
     [
         (None, "", "does not name the columns", "id, src"),
         (("src", "tgt.es"), "", "no column 'tgt'", "id, src"),
-        (("src", "id"), ", row 1", "contains int", "column of texts"),
+        (("src", "id"), "", "contains int64", "column of texts"),
+        (("src", "src.a"), "", "string where a record with 'a' is expected", "columns"),
+        (("src", "names"), "", "contains list<element: string>", "column of texts"),
+        (("src", "raw"), "", "contains binary", "column of texts"),
+        (("src", "both"), "", "contains struct", "translation.en"),
+        (("src", "both.c"), "", "no column 'c'", "a, b"),
     ],
 )
 def test_bad_parquet_columns_are_refused(tmp_path: Path, columns: Any, place: str, problem: str, cure: str) -> None:
-    path = parquet_file(tmp_path / "a.parquet", {"id": [1], "src": ["a"]})
+    others = {"names": [["a"]], "raw": [b"a"], "both": [{"a": "1", "b": None}]}
+    path = parquet_file(tmp_path / "a.parquet", {"id": [1], "src": ["a"], **others})
     error = refusal(path, columns=columns)
     assert error.place == f"{path}{place}"
     assert problem in error.problem
@@ -1186,10 +1192,12 @@ def test_a_memory_without_segments_is_refused(tmp_path: Path) -> None:
     assert "a <tuv> without <seg>" in refusal(path).problem and str(refusal(path)).startswith(f"{path}:2: ")
 
 
-def _parquet_rows(tmp_path: Path, table: Any, **settings: Any) -> list[tuple[str, ...]]:
+def _parquet_rows(tmp_path: Path, table: Any, columns: Any = None) -> list[tuple[str, ...]]:
     path = tmp_path / "a.parquet"
-    parquet.write_table(table, path, compression="zstd", **settings)
-    return [tuple(text[:5] for text in row) for row in read_rows(TextSource(path=str(path)), [path], ("en", "es"))]
+    # Without a schema of Arrow, by which a dictionary would be read as one unasked.
+    parquet.write_table(table, path, compression="zstd", store_schema=False)
+    source = TextSource(path=str(path), columns=columns)
+    return [tuple(text[:5] for text in row) for row in read_rows(source, [path], ("en", "es"))]
 
 
 def test_a_parquet_file_that_grows_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -1201,12 +1209,21 @@ def test_a_parquet_file_that_grows_is_refused(tmp_path: Path, monkeypatch: pytes
         _parquet_rows(tmp_path, pyarrow.table({"en": ["a" * (9 << 20)], "es": ["b"]}))
 
 
-def test_texts_that_a_parquet_file_repeats_do_not_fill_the_memory(tmp_path: Path) -> None:
+@pytest.mark.parametrize("depth", [0, 1, 3])
+def test_texts_that_a_parquet_file_repeats_do_not_fill_the_memory(tmp_path: Path, depth: int) -> None:
     dictionary = pyarrow.DictionaryArray.from_arrays(pyarrow.array([0, 1, None] * 70), ["a" * (3 << 20), "b"])
+    for _ in range(depth):
+        dictionary = pyarrow.StructArray.from_arrays([dictionary], ["x"])
     table = pyarrow.table({"en": dictionary, "es": ["c"] * 210})
-    before = pyarrow.default_memory_pool().max_memory()
-    assert _parquet_rows(tmp_path, table) == [("aaaaa", "c"), ("b", "c"), ("", "c")] * 70
-    assert pyarrow.default_memory_pool().max_memory() <= max(before, 160 << 20)
+    usual = pyarrow.default_memory_pool()
+    pool = pyarrow.proxy_memory_pool(usual)
+    pyarrow.set_memory_pool(pool)
+    try:
+        rows = _parquet_rows(tmp_path, table, columns=("en" + depth * ".x", "es"))
+    finally:
+        pyarrow.set_memory_pool(usual)
+    assert rows == [("aaaaa", "c"), ("b", "c"), ("", "c")] * 70
+    assert pool.max_memory() <= 160 << 20
     # 210 MiB of text, in a file of a few KiB.
     assert (tmp_path / "a.parquet").stat().st_size < 10_000
 

@@ -300,6 +300,12 @@ def test_a_damaged_layer_count_ends_at_once(tiny: Path, tmp_path: Path) -> None:
     assert "holds only 20 tensors" in refusal(path, tmp_path / "cache").problem
 
 
+def test_a_vocabulary_without_end_is_refused(tiny: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(subject, "_MAX_LIST", 20)
+    error = refusal(tiny, tmp_path)
+    assert "its tokenizer.ggml.tokens has" in error.problem and "more than 20" in error.problem
+
+
 @pytest.mark.parametrize("key", ["vocab_size", "feed_forward_length", "embedding_length"])
 def test_a_model_far_larger_than_its_file_ends_at_once(key: str, tiny: Path, tmp_path: Path) -> None:
     content, name = bytearray(tiny.read_bytes()), f"llama.{key}".encode()

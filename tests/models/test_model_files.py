@@ -2,24 +2,29 @@
 
 from __future__ import annotations
 
+import ast
+import inspect
 import json
 import shutil
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
+from types import ModuleType
 from typing import Any
 
 import huggingface_hub.constants
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
+from transformers import configuration_utils, modeling_utils
+from transformers.integrations import hub_kernels
 
 from roundtrip import load_recipe, load_translators
 from roundtrip.models import base_model, model_files
 from roundtrip.models.base_model import LoadedModel
 from roundtrip.models.model_files import find_files
 from roundtrip.recipe.schema import Model
-from roundtrip.runtime.errors import ModelError, RoundtripError
+from roundtrip.runtime.errors import ModelError, RoundtripError, SourceError
 from tests.conftest import WriteRecipe, small_tokenizer
 from tests.tools import attack_models
 
@@ -98,6 +103,18 @@ def test_the_hash_covers_every_file_that_is_read_and_no_other(folder: Path) -> N
         (folder / name).parent.mkdir(exist_ok=True)
         (folder / name).write_text("anything")
     assert find_files(str(folder), None).digest() == before
+
+
+@pytest.mark.parametrize("name", ["config.json", "model.safetensors", "weights/part-1.safetensors"])
+def test_offline_a_hub_id_without_all_files_says_what_to_do(hub: Path, tmp_path: Path, name: str) -> None:
+    if name == "model.safetensors":
+        (hub / "model.safetensors.index.json").rename(hub / name)
+    (hub / name).unlink()
+    with pytest.raises(SourceError, match=f"its {name} is not in the cache of the hub, and this is offline") as caught:
+        load("org/model", tmp_path)
+    assert "--offline" in str(caught.value.cure)
+    with pytest.raises(SourceError, match=r"'org/other' cannot be loaded: its config\.json is not in the cache"):
+        load("org/other", tmp_path)
 
 
 def test_a_hub_id_has_the_files_and_the_hash_of_its_snapshot(hub: Path, folder: Path, tmp_path: Path) -> None:
@@ -180,6 +197,48 @@ def test_a_configuration_does_not_choose_how_a_model_is_computed(folder: Path, t
     loaded = load(folder, tmp_path)
     assert loaded.attention == "sdpa" and loaded.model.config.to_dict() == expected.model.config.to_dict()
     assert torch.equal(logits(loaded), logits(expected))
+
+
+# Of the settings that transformers reads of every model, those that say which model it is.
+OF_THE_MODEL = {
+    *(
+        "architectures",
+        "attention_dropout",
+        "init_std",
+        "initializer_factor",
+        "initializer_range",
+        "layer_types",
+        "model_type",
+    ),
+    *("mtp_layer_types", "per_layer_config", "sliding_window", "tie_word_embeddings"),
+}
+
+
+def settings_read(module: ModuleType) -> Iterator[str]:
+    """Yield the settings that the code of a module reads of a configuration."""
+    tree = ast.parse(inspect.getsource(module))
+    called = {id(node.func) for node in ast.walk(tree) if isinstance(node, ast.Call)}
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Attribute) and id(node) not in called and is_config(node.value):
+            yield node.attr
+        if isinstance(node, ast.Call) and isinstance(node.func, ast.Name) and node.func.id in {"getattr", "hasattr"}:
+            holder, name = node.args[:2]
+            if is_config(holder) and isinstance(name, ast.Constant):
+                yield str(name.value)
+
+
+def is_config(node: ast.AST) -> bool:
+    return "config" in (getattr(node, "id", None), getattr(node, "attr", None))
+
+
+def test_every_setting_that_transformers_reads_of_any_model_is_the_models_or_is_removed(tmp_path: Path) -> None:
+    """A version that reads another one fails here, so that somebody decides what a stranger may set."""
+    modules = (configuration_utils, modeling_utils, hub_kernels)
+    read = {name for module in modules for name in settings_read(module) if not name.endswith("token_id")}
+    assert {"_attn_implementation", "transformers_weights", "dtype"} <= read
+    read -= {"__class__", "transformers_weights"}
+    cleaned = model_files._clean_config(dict.fromkeys(read, "x") | {"model_type": "llama"}, tmp_path)
+    assert set(cleaned) == OF_THE_MODEL
 
 
 def test_implementations_are_removed_at_any_depth(tmp_path: Path) -> None:
