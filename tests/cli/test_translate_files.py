@@ -16,6 +16,7 @@ import pytest
 from roundtrip.cli import translate, translate_files
 from roundtrip.data.documents.document import Document
 from roundtrip.engine.checked_translation import CheckedTranslation
+from tests import ROOT
 from tests.conftest import toy_pairs
 from tests.runs import run_module
 
@@ -178,3 +179,40 @@ def test_mistakes_are_named(
     code, _, errors = shell(translate, str(finished[1]), *arguments, "--to", "es")
     assert code == 2 and problem in errors and "Traceback" not in errors
     assert not list(tmp_path.glob("new*")) and (tmp_path / "b.txt").read_text() == "x\n"
+
+
+XLIFF = (
+    '<xliff version="1.2"><file source-language="en" original="a" datatype="plaintext"><body><trans-unit id="1">'
+    "<source>one</source></trans-unit></body></file></xliff>"
+)
+TMX = '<tmx version="1.4"><header srclang="en"/><body><tu><tuv xml:lang="en"><seg>one</seg></tuv></tu></body></tmx>'
+SHOWN = {
+    "app.po": PO,
+    "locale/es/LC_MESSAGES/django.po": PO,
+    "messages.xlf": XLIFF,
+    "memory.tmx": TMX,
+    "products.csv": "en,price\none,1\n",
+    "products.tsv": "name\tprice\none\t1\n",
+    "data.jsonl": '{"text": {"body": "one"}}\n',
+    "film.srt": "1\n00:00:01,000 --> 00:00:02,000\none\n",
+    "notes.txt": "one\n",
+    "more.txt": "one\n",
+    "manual/chapter/one.txt": "one\n",
+}
+
+
+def test_the_commands_of_the_page_run(finished: Finished, tmp_path: Path, shell: Shell, upper: list[str]) -> None:
+    page = (ROOT / "docs" / "translate.md").read_text(encoding="utf-8")
+    commands = re.findall(r"^python -m roundtrip translate runs/quickstart (.*)$", page, re.M)
+    assert len(commands) == len(re.findall(r"^python", page, re.M)) == 12
+    for name, content in SHOWN.items():
+        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / name).write_text(content)
+    for command in commands:
+        before = {path: path.read_bytes() for path in tmp_path.rglob("*") if path.is_file()}
+        code, out, errors = shell(translate, str(finished[1]), *command.split())
+        assert code == 0 and "1 text translated" in errors or "6 texts translated" in errors, errors
+        after = {path: path.read_bytes() for path in tmp_path.rglob("*") if path.is_file()}
+        written = [path for path, data in after.items() if data != before.get(path)]
+        assert written and all(b"ONE" in after[path] or path.suffix == ".po" for path in written)
+        assert bool(out) == ("--explain" in command)
