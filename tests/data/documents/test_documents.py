@@ -357,3 +357,59 @@ def test_utf_16_and_numeric_characters(tmp_path: Path) -> None:
 def test_the_endings_of_names() -> None:
     names = ["a.pot", "a.sdlxliff", "a.TMX", "a.ndjson", "a.vtt", "a.md", "a.mo"]
     assert [document_format(Path(name)) for name in names] == ["po", "xliff", "tmx", "jsonl", "vtt", None, None]
+
+
+DAMAGED = {
+    "a.po": ODD_PO,
+    "a.xlf": FORMATS["a.xlf"](["one", "two & <"]),
+    "b.xliff": FORMATS["b.xliff"](["one", "two"]),
+    "a.tmx": FORMATS["a.tmx"](["one", "two"]),
+    "b.csv": FORMATS["b.csv"](['a "b"', "c, d"]),
+    "a.tsv": FORMATS["a.tsv"](["one", "two"]),
+    "a.jsonl": FORMATS["a.jsonl"](["one", "two"]),
+    "a.srt": "1\n00:00:01,000 --> 00:00:02,000\n<i>one</i> {\\an8}\n- two\n",
+    "a.vtt": "WEBVTT\n\n00:01.000 --> 00:02.000\n- one <b>&amp;\n- two\n",
+    "a.txt": "one\n\n two \n",
+}
+PIECES = st.sampled_from(
+    ["", "\n", "\r", "\t", '"', "'", "\\", "<", ">", "/", "&", "&#0;", "]]>", "<!--", ",", "{", "}", "[", ":", "#", "~"]
+    + ["msgid ", "msgstr[3] ", '""\n', "\ufeff", "\u2028", "\x00", "\x85", "é", "<x/>", "</source>", "-->", "null", "%"]
+)
+EDITS = st.lists(st.tuples(st.floats(0, 1), st.integers(0, 12), PIECES), min_size=1, max_size=4)
+
+
+@pytest.mark.parametrize("name", DAMAGED)
+@given(edits=EDITS)
+@settings(max_examples=80, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+def test_a_damaged_document_is_refused_or_written(
+    tmp_path: Path, name: str, edits: list[tuple[float, int, str]]
+) -> None:
+    content = DAMAGED[name]
+    for position, length, piece in edits:
+        start = int(position * len(content))
+        content = content[:start] + piece + content[start + length :]
+    try:
+        document = read(tmp_path, name, content)
+        data = document.write({i: [f"x{part}" for part in unit.sources] for i, unit in enumerate(document.units)})
+    except TextError:
+        return
+    (tmp_path / name).write_bytes(data)
+    again = read_document(tmp_path / name, REQUEST)
+    assert [list(unit.sources) for unit in again.units] == [list(unit.sources) for unit in document.units] or (
+        name.endswith(("srt", "vtt", "txt"))
+    )
+
+
+@pytest.mark.parametrize(
+    "content",
+    [ODD_PO.replace('\nmsgstr "Igual"', '\n\ufeffmsgstr "Igual"'), ODD_PO.replace("#~ msgid", "#~\nmsgid")],
+)
+def test_a_catalogue_that_only_the_parser_understands_is_refused(tmp_path: Path, content: str) -> None:
+    with pytest.raises(TextError, match="invisible characters|obsolete in part"):
+        read(tmp_path, "a.po", content)
+
+
+def test_a_message_that_was_a_header_is_no_header(tmp_path: Path) -> None:
+    content = ODD_PO.replace('msgid ""', 'msgid "x"', 1).replace("Language: es", "Language: ")
+    document = read(tmp_path, "a.po", content)
+    assert document.units[0].status == "fuzzy" and document.write({0: ["y"]}).decode().count("Language") == 0
