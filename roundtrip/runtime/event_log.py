@@ -41,7 +41,7 @@ class EventLog:
         if self.path is not None:
             line = json.dumps({"time": round(time.time(), 3), "event": kind, **fields}) + "\n"
             with report_full_disk(self.path):
-                _append(self.path, line.encode())
+                append_line(self.path, line.encode())
 
     def say(self, text: str) -> None:
         """Show one line."""
@@ -110,10 +110,12 @@ class ProgressHandle:
             self.bar.update(self.bar.task_ids[0], completed=self.done, rate=self.rate(), note=self.note)
         elif time.perf_counter() - self.last_shown >= _QUIET_SECONDS:
             self.last_shown = time.perf_counter()
-            self.events.say(f"{self.text}: {self.done}/{self.total or '?'} {self.rate()} {self.note}".rstrip())
+            left = self.seconds / self.done * (self.total - self.done) if self.done else 0.0
+            parts = (self.rate(), self.note, f"{left / 60:.0f} min left" if left > 60 else "")
+            self.events.say(" ".join([f"{self.text}: {self.done}/{self.total or '?'}", *filter(None, parts)]))
 
 
-def _append(path: Path, line: bytes) -> None:
+def append_line(path: Path, line: bytes) -> None:
     """Add a line to a file, or nothing; an incomplete last line of a killed process is removed."""
     # A link would lead to a file that is not of the run.
     flags = os.O_RDWR | os.O_CREAT | os.O_APPEND | getattr(os, "O_NOFOLLOW", 0) | getattr(os, "O_BINARY", 0)
