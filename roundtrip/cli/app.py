@@ -37,7 +37,7 @@ if TYPE_CHECKING:
 COMMANDS = {
     "train": "train both directions of a recipe, or resume a run",
     "check": "dry run: what a run would do, how long it takes and what memory it needs",
-    "translate": "translate standard input with a trained run",
+    "translate": "translate files or standard input with a trained run",
     "evaluate": "score one or two systems on a test set",
     "export": "write a trained direction for transformers, PEFT and vLLM",
 }

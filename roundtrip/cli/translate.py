@@ -1,32 +1,86 @@
-"""roundtrip translate RUN --to LANGUAGE < in.txt > out.txt: translates with a trained run."""
+"""roundtrip translate RUN [IN OUT] --to LANGUAGE: translates files, or standard input, with a trained run."""
 
 import argparse
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import BinaryIO
 
 from rich.console import Console
 
-from roundtrip.cli.app import ArgumentParser, load_translator, run_cli
+from roundtrip.cli.app import ArgumentParser, load_translator, open_run, run_cli
+from roundtrip.cli.file_plan import plan_files
 from roundtrip.data.normalize import clean
 from roundtrip.data.text_files import decoded_lines, without_markup
-from roundtrip.runtime.errors import TextError, quantity
+from roundtrip.recipe.plan import Direction
+from roundtrip.recipe.schema import Generate
+from roundtrip.runtime.errors import TextError, UsageError, quantity
 from roundtrip.runtime.event_log import print_line
 
 # Lines are read, translated and written in chunks of this size, so that output streams.
 CHUNK_LINES = 512
 _PLACE = "standard input"
+_FILES_ONLY = ("in_place", "force", "from_column", "to_column", "retranslate", "no_mark", "samples", "keep_broken")
 
 
 def main() -> None:
-    description = "Translate lines from standard input to standard output: one output line per input line, in order."
-    parser = ArgumentParser(prog="roundtrip translate", description=description)
+    description = (
+        "Translate files, or lines from standard input to standard output: one output line per input line, in order."
+    )
+    epilog = (
+        "With PATHs, the last one is written, as by cp: IN OUT, or several files or a folder into the folder OUT. What "
+        "is translated already stays as it is. Formats: po, xliff, tmx, tsv, csv, jsonl, srt, vtt, and lines of text."
+    )
+    parser = ArgumentParser(prog="roundtrip translate", description=description, epilog=epilog)
     parser.add_argument("run", type=Path, metavar="RUN", help="folder of a run")
+    parser.add_argument("paths", type=Path, metavar="PATH", nargs="*", help="files or folders: IN ... OUT")
     parser.add_argument("--to", required=True, metavar="LANGUAGE", help="code of the language to translate into")
     parser.add_argument("--device", default="auto", help="auto (default), cpu, cuda:0, ...")
     parser.add_argument("--stage", default="best", help="which adapters: best (default), parallel, round-1, ...")
-    run_cli(translate_stdin, parser)
+    parser.add_argument(
+        "--explain", choices=("columns", "json"), help="print source, translation, translation back and chrF of each"
+    )
+    files = parser.add_argument_group("files")
+    files.add_argument("--in-place", action="store_true", help="every PATH is changed; there is no OUT")
+    files.add_argument("--force", action="store_true", help="replace outputs that exist")
+    files.add_argument("--from-column", metavar="NAME", help="column of the source in a table, or its number from 0")
+    files.add_argument("--to-column", metavar="NAME", help="column of the translations; it is added if it is missing")
+    choices = ("none", "fuzzy", "all")
+    files.add_argument("--retranslate", choices=choices, default="none", help="what is translated again (none)")
+    files.add_argument("--no-mark", action="store_true", help="do not mark translations as fuzzy, or to be reviewed")
+    files.add_argument(
+        "--samples",
+        type=_count,
+        default=0,
+        metavar="K",
+        help="choose among K samples by how well they restore the source",
+    )
+    files.add_argument("--keep-broken", action="store_true", help="also write translations that break placeholders")
+    run_cli(_translate, parser)
+
+
+def _count(text: str) -> int:
+    if not text.isdecimal() or not 1 <= int(text) <= 1000:
+        raise argparse.ArgumentTypeError(f"{text!r} is not a number from 1 to 1000")
+    return int(text)
+
+
+def _translate(arguments: argparse.Namespace) -> None:
+    if not arguments.paths:
+        given = [
+            name for name, value in vars(arguments).items() if name in _FILES_ONLY and value not in (0, None, "none")
+        ]
+        if given:
+            cure = "name the files too: translate RUN IN OUT --to LANGUAGE"
+            raise UsageError("is for files, not for standard input", place=f"--{given[0].replace('_', '-')}", cure=cure)
+        translate_stdin(arguments)
+        return
+    plan = plan_files(arguments.paths, in_place=arguments.in_place)
+    run, _ = open_run(arguments.run)
+    # Here and below: it imports torch, for which no mistake in a path should wait.
+    from roundtrip.cli.translate_files import translate_files
+
+    translate_files(arguments, plan, run)
 
 
 def translate_stdin(arguments: argparse.Namespace) -> None:
@@ -34,15 +88,19 @@ def translate_stdin(arguments: argparse.Namespace) -> None:
     translator, settings = load_translator(arguments.run, arguments.to, arguments.stage, arguments.device)
     from roundtrip.engine.long_inputs import MAX_LINE_CHARS, translate_any_length
 
+    explain = _explanation(arguments, translator.direction.reverse, settings) if arguments.explain else None
     lines = _ShortLines(sys.stdin.buffer, MAX_LINE_CHARS)
     refused: list[str] = []
     truncated: list[str] = []
     start = 0
     try:
         for chunk in _chunks(decoded_lines(lines, _PLACE)):
-            for text in translate_any_length(translator, chunk, settings, refused, truncated, start):
-                sys.stdout.buffer.write(text.encode("utf-8") + b"\n")
-            sys.stdout.buffer.flush()
+            texts = translate_any_length(translator, chunk, settings, refused, truncated, start)
+            if explain is not None:
+                explain(list(zip(chunk, texts, strict=True)))
+            else:
+                sys.stdout.buffer.writelines(text.encode("utf-8") + b"\n" for text in texts)
+                sys.stdout.buffer.flush()
             start += len(chunk)
     finally:
         for problem in refused + truncated:
@@ -52,6 +110,16 @@ def translate_stdin(arguments: argparse.Namespace) -> None:
         raise TextError(
             problem, place=_PLACE, cure="split the lines named above, or their sentences, into shorter ones"
         )
+
+
+def _explanation(
+    arguments: argparse.Namespace, reverse: Direction, settings: Generate
+) -> Callable[[list[tuple[str, str]]], None]:
+    """Return what prints pairs with their translations back."""
+    from roundtrip.cli.translate_files import print_explained
+
+    translator, _ = load_translator(arguments.run, reverse.target, arguments.stage, arguments.device)
+    return lambda pairs: print_explained(translator, pairs, settings, arguments.explain)
 
 
 class _ShortLines:

@@ -9,7 +9,7 @@ import codecs
 import gettext
 import re
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -24,6 +24,7 @@ from roundtrip.runtime.errors import TextError
 MAX_CHARS = 50_000_000
 # A large n: not so large that Spanish and French have a form of their own for it, as for millions.
 _LARGE = 1000
+_PLURAL_CURE = "Copy the Plural-Forms entry of the header from another catalogue in this language."
 _STRING = re.compile(r'"(?:[^"\\]|\\.)*"', re.DOTALL)
 _DEFAULT = re.compile(rf"^Default:\s*({_STRING.pattern}(?:\s*{_STRING.pattern})*)[ \t]*$", re.MULTILINE | re.DOTALL)
 _KEYWORD = r"(?:#~\s*)?(?:msg\S+\s*)?"
@@ -42,13 +43,13 @@ def read_po(path: Path, languages: tuple[str, ...], count: Counter[str]) -> Iter
     `Plural-Forms`. Pairs are counted whose messages are taken for another language than English without a header that
     says so. The file is read whole.
     """
-    catalogue = _parse(path)
+    catalogue = parse(path, read_text_lines(path, charset(path)))
     entries = [entry for entry in catalogue if not entry.obsolete]
     is_template = not any(entry.translated() for entry in entries)
-    metadata = {name.strip().lower(): value.strip() for name, value in catalogue.metadata.items()}
-    target_side = _target_side(path, metadata, languages, is_template=is_template)
+    metadata = header_fields(catalogue)
+    target_side = side_of_translations(path, metadata, languages, is_template=is_template)
     if len(languages) == 1 and target_side is None:
-        yield from ((message,) for entry in entries for message in _messages(entry))
+        yield from ((message,) for entry in entries for message in messages(entry))
         return
     num_forms = max((len(entry.msgstr_plural) for entry in entries if entry.translated()), default=0)
     forms = _plural_forms(path, metadata.get("plural-forms", ""), num_forms) if num_forms else None
@@ -66,7 +67,14 @@ def read_po(path: Path, languages: tuple[str, ...], count: Counter[str]) -> Iter
                 yield pair[1:] if len(languages) == 1 else pair[:: 1 if target_side else -1]
 
 
-def _target_side(path: Path, metadata: dict[str, str], languages: tuple[str, ...], *, is_template: bool) -> int | None:
+def header_fields(catalogue: Any) -> dict[str, str]:
+    """Return the fields of a catalogue's header by their names in lower case."""
+    return {name.strip().lower(): value.strip() for name, value in catalogue.metadata.items()}
+
+
+def side_of_translations(
+    path: Path, metadata: dict[str, str], languages: tuple[str, ...], *, is_template: bool
+) -> int | None:
     """Return which of the languages the translations are in; None where one alone is read and it is the messages'."""
     header = metadata.get("language") or metadata.get("language-code") or ""
     source = metadata.get("x-source-language") or ""
@@ -137,10 +145,11 @@ def _unplaced(path: Path, problem: str, languages: tuple[str, ...], header: str 
     return TextError(f"{problem}; wanted: {wanted}", place=str(path), cure=cure)
 
 
-def _parse(path: Path) -> Any:
+def parse(path: Path, lines: Iterable[str]) -> Any:
+    """Return the lines of a catalogue as polib parses them; the numbers of lines stay."""
     text: list[str] = []
     number = size = 0
-    for number, line in enumerate(read_text_lines(path, _charset(path)), start=1):
+    for number, line in enumerate(lines, start=1):
         size += len(line)
         if size > MAX_CHARS:
             problem = f"a catalogue of more than {MAX_CHARS:,} characters, which would have to be read whole"
@@ -163,7 +172,7 @@ def _broken(path: Path, number: int, problem: str) -> TextError:
     return TextError(f"not a gettext catalogue: {problem}", place=f"{path}:{number}", cure=cure)
 
 
-def _charset(path: Path) -> str:
+def charset(path: Path) -> str:
     """Return the charset that the header names; templates have the placeholder CHARSET and are UTF-8."""
     with open_text(path) as handle:
         header = next((match for line in raw_lines(handle) if (match := _CHARSET.search(line))), None)
@@ -177,19 +186,27 @@ def _charset(path: Path) -> str:
 
 def _plural_forms(path: Path, header: str, num_forms: int) -> tuple[int, int] | None:
     """Return the indices of the forms of n = 1 and of a large n by a header, None where it has none."""
-    match = re.search(r"plural\s*=\s*([^;]+)", header)
-    cure = "Copy the Plural-Forms entry of the header from another catalogue in this language."
-    if match is None or "EXPRESSION" in header:  # a template
+    plural = plural_rule(path, header)
+    if plural is None:
         if num_forms > 2:
             problem = f"{num_forms} plural forms, and no Plural-Forms header says which is that of 1"
-            raise TextError(problem, place=str(path), cure=cure)
+            raise TextError(problem, place=str(path), cure=_PLURAL_CURE)
+        return None
+    return plural(1), plural(_LARGE)
+
+
+def plural_rule(path: Path, header: str) -> Callable[[int], int] | None:
+    """Return the function of n in a Plural-Forms header that gives the index of its form, None where it has none."""
+    match = re.search(r"plural\s*=\s*([^;]+)", header)
+    if match is None or "EXPRESSION" in header:  # a template
         return None
     try:
         plural = gettext.c2py(match[1].strip())
-        return plural(1), plural(_LARGE)
+        plural(1), plural(_LARGE)
     except (ValueError, ZeroDivisionError, RecursionError) as error:
         problem = f"its Plural-Forms header is not an expression of n ({error})"
-        raise TextError(problem, place=str(path), cure=cure) from error
+        raise TextError(problem, place=str(path), cure=_PLURAL_CURE) from error
+    return plural
 
 
 def _pairs(entry: Any, plural_forms: tuple[int, int] | None) -> Iterator[tuple[str, str]]:
@@ -197,10 +214,10 @@ def _pairs(entry: Any, plural_forms: tuple[int, int] | None) -> Iterator[tuple[s
     singular, plural = plural_forms or (min(forms), max(forms))
     if not entry.msgid_plural:
         singular = plural = min(forms)
-    return zip(_messages(entry), (forms.get(singular, ""), forms.get(plural, "")), strict=False)
+    return zip(messages(entry), (forms.get(singular, ""), forms.get(plural, "")), strict=False)
 
 
-def _messages(entry: Any) -> list[str]:
+def messages(entry: Any) -> list[str]:
     """Return the message and its plural; where the message is only a key, the text of its `Default:` comment."""
     default = _DEFAULT.search(entry.comment)
     # Adjacent strings are one text, as in C; `clean` removes line breaks inside a string.

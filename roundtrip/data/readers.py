@@ -28,7 +28,7 @@ _ENDINGS = {
     **dict.fromkeys(("xlf", "sdlxliff", "mqxliff", "mxliff"), "xliff"),
 }
 # Endings of files that hold text between other things, which would be learned with it.
-_NO_PLAIN_LINES = (
+NO_PLAIN_LINES = (
     *("json", "xml", "html", "htm", "xhtml", "sgm", "sgml", "resx", "xlz", "txlf", "ttx", "yaml", "yml", "properties"),
     *("docx", "doc", "odt", "rtf", "pdf", "xlsx", "xls", "ods", "pptx", "epub", "srt", "vtt", "ass", "strings", "ini"),
     *("zip", "tar", "tgz", "7z", "rar", "feather", "arrow", "orc", "npy", "npz", "pkl", "bin"),
@@ -82,10 +82,14 @@ def _ending(path: Path) -> str:
     return (path.with_suffix("") if path.suffix.lower() == ".gz" else path).suffix.removeprefix(".")
 
 
-def _format(source: TextSource, path: Path) -> str:
-    """Return the format of a file, or its ending where that is the name of none."""
+def format_of_name(path: Path) -> str:
+    """Return the format that the ending of a file names, or the ending where that is the name of none."""
     ending = _ending(path).lower()
-    return _ENDINGS.get(ending, ending) if source.format == "auto" else source.format
+    return _ENDINGS.get(ending, ending)
+
+
+def _format(source: TextSource, path: Path) -> str:
+    return format_of_name(path) if source.format == "auto" else source.format
 
 
 def _file_rows(
@@ -101,7 +105,7 @@ def _file_rows(
         return read_po(path, languages, count)
     if name in _CATALOGUES:
         return (read_tmx if name == "tmx" else read_xliff)(path, languages, count)
-    if source.format == "auto" and name in _NO_PLAIN_LINES:
+    if source.format == "auto" and name in NO_PLAIN_LINES:
         raise _not_plain(path, f"a .{name} file is not one of plain lines", is_json=name == "json")
     if len(languages) == 1:
         return _plain_lines(path, check=source.format == "auto")

@@ -36,15 +36,15 @@ Columns = Sequence[str | int] | None
 
 def read_tsv(path: Path, languages: tuple[str, ...], columns: Columns) -> Iterator[tuple[str, ...]]:
     """Yield the columns of a tab-separated file. Quotes have no special meaning."""
-    rows = (line.rstrip("\r\n").split("\t") for line in _row_lines(path))
+    rows = (line.rstrip("\r\n").split("\t") for line in row_lines(path, read_text_lines(path)))
     return _fields(path, languages, columns, enumerate(rows, start=1))
 
 
 def read_csv(path: Path, languages: tuple[str, ...], columns: Columns) -> Iterator[tuple[str, ...]]:
     """Yield the columns of a comma-separated file, quoted as in RFC 4180: a quoted text may contain line breaks."""
-    lines = _row_lines(path)
+    lines = row_lines(path, read_text_lines(path))
     sample = list(islice(lines, 20))
-    if cure := _other_separator(sample, len(languages)):
+    if cure := other_separator(sample, len(languages)):
         raise TextError("the commas of this file are no separators", place=f"{path}:1", cure=cure)
     reader = csv.reader(chain(sample, lines), strict=True, skipinitialspace=True)
     # An empty line is one empty column, as in tsv.
@@ -64,7 +64,7 @@ def read_csv(path: Path, languages: tuple[str, ...], columns: Columns) -> Iterat
 def read_jsonl(path: Path, languages: tuple[str, ...], columns: Columns) -> Iterator[tuple[str, ...]]:
     """Yield the values of one JSON object per line, columns as for parquet; null is an empty text."""
     names: tuple[str, ...] = ()
-    for number, line in enumerate(_without_blank_end(read_text_lines(path)), start=1):
+    for number, line in enumerate(without_blank_end(read_text_lines(path)), start=1):
         place = f"{path}:{number}"
         try:
             record = json.loads(line.strip())
@@ -77,9 +77,9 @@ def read_jsonl(path: Path, languages: tuple[str, ...], columns: Columns) -> Iter
         yield tuple(column_text(record, name, place) for name in names)
 
 
-def _row_lines(path: Path) -> Iterator[str]:
-    """Yield the lines of a table, of which the first must be one of a table."""
-    for number, line in enumerate(_without_blank_end(read_text_lines(path)), start=1):
+def row_lines(path: Path, lines: Iterator[str]) -> Iterator[str]:
+    """Yield the lines of a table without blank ones at the end; the first must be one of a table."""
+    for number, line in enumerate(without_blank_end(lines), start=1):
         # A line with a tab is a row, though one of its texts may be a bracket.
         if number == 1 and "\t" not in line and (kind := markup_kind(line)):
             cure = "Set `format` in the recipe to what this file is, or name another."
@@ -90,7 +90,7 @@ def _row_lines(path: Path) -> Iterator[str]:
         yield line
 
 
-def _without_blank_end(lines: Iterator[str]) -> Iterator[str]:
+def without_blank_end(lines: Iterator[str]) -> Iterator[str]:
     """Yield lines except for blank ones at the end, which editors (and DOS, as ^Z) leave there."""
     blank: list[str] = []
     for line in lines:
@@ -167,9 +167,9 @@ def _positions(
     if any(isinstance(column, str) for column in columns):
         return positions, True
     chosen = [names[position] for position in positions]
-    of_languages = _columns_of(languages, names)
+    of_languages = columns_of(languages, names)
     if None in of_languages:
-        return positions, _is_header(chosen)
+        return positions, is_header(chosen)
     codes = ["" if name.lower() in _NUMBERS else _code_in(name) for name in chosen]
     if any(code and match_rank(wanted, code) is None for wanted, code in zip(languages, codes, strict=True)):
         problem = f"the header calls columns {positions} {' and '.join(chosen)}; wanted: {' and '.join(languages)}"
@@ -181,7 +181,7 @@ def _positions(
 
 def _positions_by_header(place: str, languages: Sequence[str], names: list[str]) -> tuple[list[int], bool]:
     """Return the positions of the languages by the first row, and whether it is a header: else there are no others."""
-    of_languages = [position for position in _columns_of(languages, names) if position is not None]
+    of_languages = [position for position in columns_of(languages, names) if position is not None]
     if len(of_languages) == len(languages):
         return of_languages, True
     positions = list(range(len(languages)))
@@ -197,17 +197,17 @@ def _positions_by_header(place: str, languages: Sequence[str], names: list[str])
         )
         raise TextError(f"{quantity(len(names), 'column')}, expected {len(languages)}", place=place, cure=cure)
     labels = [_label(name) for name in names]
-    if _is_header(names) or (all(labels) and len(set(labels)) == len(labels)):
+    if is_header(names) or (all(labels) and len(set(labels)) == len(labels)):
         listed = ", ".join(f'"{name}"' for name in names)
         problem = f"the first line is a header that does not name {' and '.join(languages)}: {', '.join(names)}"
         cure = f"Name the columns in the recipe, in the order of its languages: `columns = [{listed}]`."
-        if not _is_header(names):
+        if not is_header(names):
             cure = f"Name a file in {' and '.join(languages)}. If the line is text: `columns = {positions}`."
         raise TextError(problem, place=place, cure=cure)
     return positions, False
 
 
-def _is_header(names: Sequence[str]) -> bool:
+def is_header(names: Sequence[str]) -> bool:
     """Return whether the names of columns say nothing but that they are columns, and of which languages."""
     labels = [_label(name) for name in names]
     return all(labels) and "word" in labels and len(set(names)) == len(names)
@@ -248,7 +248,7 @@ def _refuse_wide(width: int, place: str) -> None:
         raise TextError(f"{width:,} columns, more than {MAX_COLUMNS:,}", place=place, cure="Keep those of text alone.")
 
 
-def _columns_of(languages: Sequence[str], names: Sequence[str]) -> tuple[int | None, ...]:
+def columns_of(languages: Sequence[str], names: Sequence[str]) -> tuple[int | None, ...]:
     """Return the positions of the columns that are named as the languages, None for those without one.
 
     A column `id` is no Indonesian beside one of text, or another one of Indonesian.
@@ -263,7 +263,7 @@ def _columns_of(languages: Sequence[str], names: Sequence[str]) -> tuple[int | N
     return match_codes(languages, codes)
 
 
-def _other_separator(lines: Sequence[str], num_fields: int) -> str | None:
+def other_separator(lines: Sequence[str], num_fields: int) -> str | None:
     """Return the cure of a csv whose lines have commas in their texts, and each another character between these."""
     if num_fields > 1 and not any('"' in line for line in lines) and any(", " in line for line in lines):
         for separator in ";\t|":
@@ -291,7 +291,7 @@ def column_names(
 ) -> tuple[str, ...]:
     """Return the columns of records: those of the recipe, else those named as the languages."""
     _refuse_wide(len(available), place)
-    of_languages = [available[position] for position in _columns_of(languages, available) if position is not None]
+    of_languages = [available[position] for position in columns_of(languages, available) if position is not None]
     if columns is None and len(of_languages) == len(languages):
         return tuple(of_languages)
     names = tuple(column for column in columns or () if isinstance(column, str))

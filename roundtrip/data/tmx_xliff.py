@@ -16,7 +16,7 @@ from roundtrip.recipe.language_codes import all_matching, match_codes, parse_cod
 from roundtrip.runtime.errors import TextError
 
 MAX_UNIT_BYTES = 16 << 20
-_XML_LANG = "{http://www.w3.org/XML/1998/namespace}lang"
+XML_LANG = "{http://www.w3.org/XML/1998/namespace}lang"
 _TMX = ("", "{http://www.lisa.org/tmx14}")
 _XLIFF_1 = ("", "{urn:oasis:names:tc:xliff:document:1.1}", "{urn:oasis:names:tc:xliff:document:1.2}")
 _XLIFF_2 = ("{urn:oasis:names:tc:xliff:document:2.0}", "{urn:oasis:names:tc:xliff:document:2.2}")
@@ -25,6 +25,7 @@ _NEITHER = [None, None]
 # Inline elements of TMX and XLIFF that hold native code: parts of a pair, and those that stand for themselves.
 _PAIRED = ("bpt", "ept", "it", "ut", "bx", "ex", "sc", "ec", "sm", "em", "cp")
 _STANDALONE = ("ph", "x")
+CODE_ELEMENTS = (*_PAIRED, *_STANDALONE)
 _VARIABLE = re.compile(
     r"%(\d+\$|\(\w+\))?[-+ #0-9.*]*[a-zA-Z@]|\{[^<>\\]*\}|[$#]\{[^<>]*\}|\$\w+|%\w+%|\[\[?[\w.]+\]?\]"
 )
@@ -45,7 +46,7 @@ def read_tmx(path: Path, languages: tuple[str, ...], count: Counter[str]) -> Ite
     def variants() -> Iterator[Variants]:
         for unit in _units(path, "tmx", [f"{namespace}tu" for namespace in _TMX]):
             variants = unit.findall("{*}tuv")
-            codes = [variant.get(_XML_LANG) or variant.get("lang") or "" for variant in variants]
+            codes = [variant.get(XML_LANG) or variant.get("lang") or "" for variant in variants]
             segments = [variant.find("{*}seg") for variant in variants]
             for variant, segment in zip(variants, segments, strict=True):
                 if segment is None:
@@ -97,29 +98,34 @@ def _rows(
 
 def _sides(unit: Any) -> Iterator[Variants]:
     """Yield the codes and the elements of source and target."""
-    marks = (node.get("translate") for node in (unit, *unit.iterancestors()))
-    is_for_translation = next((mark for mark in marks if mark is not None), "yes") != "no"
+    is_read = is_for_translation(unit)
     namespace = unit.tag[: unit.tag.find("}") + 1]
     if namespace in _XLIFF_1:
         file = next(unit.iterancestors(f"{namespace}file"), unit)
         source, target = unit.find(f"{namespace}source"), unit.find(f"{namespace}target")
         codes = [
-            (element is not None and element.get(_XML_LANG)) or file.get(name) or ""
+            (element is not None and element.get(XML_LANG)) or file.get(name) or ""
             for element, name in ((source, "source-language"), (target, "target-language"))
         ]
-        if target is not None and not _is_translated(unit.find(f"{namespace}seg-source"), target):
+        if target is not None and not is_translated(unit.find(f"{namespace}seg-source"), target):
             target = None
-        yield codes, [source, target] if is_for_translation else _NEITHER
+        yield codes, [source, target] if is_read else _NEITHER
         return
     root = unit.getroottree().getroot()
     codes = [root.get("srcLang", ""), root.get("trgLang", "")]
     for segment in unit.iterfind(f"{namespace}segment"):
         # By the standard a segment without a state is "initial", but most tools write no states at all.
         target = segment.find(f"{namespace}target") if segment.get("state") != "initial" else None
-        yield codes, [segment.find(f"{namespace}source"), target] if is_for_translation else _NEITHER
+        yield codes, [segment.find(f"{namespace}source"), target] if is_read else _NEITHER
 
 
-def _is_translated(segments: Any, target: Any) -> bool:
+def is_for_translation(unit: Any) -> bool:
+    """Return whether a unit is to be translated: by itself, else by the nearest element around it that says so."""
+    marks = (node.get("translate") for node in (unit, *unit.iterancestors()))
+    return next((mark for mark in marks if mark is not None), "yes") != "no"
+
+
+def is_translated(segments: Any, target: Any) -> bool:
     """Return whether a target of XLIFF 1 is one by its state, and where it is in segments, in all of them."""
     is_rejected = target.get("state-qualifier", "").startswith("rejected-")
     if target.get("state") in _UNTRANSLATED_STATES or is_rejected:
@@ -199,8 +205,8 @@ def _text_of(element: Any, codes: list[str]) -> str:
     for child in element:
         if isinstance(child.tag, str):  # neither a comment nor a processing instruction
             name = etree.QName(child).localname
-            if name in _PAIRED or name in _STANDALONE:
-                shown = _standalone(child) if name in _STANDALONE else ""
+            if name in CODE_ELEMENTS:
+                shown = standalone_text(child) if name in _STANDALONE else ""
                 codes.append(shown or name)
                 parts += [shown, *(_text_of(inner, codes) for inner in child.iter("{*}sub"))]
             else:
@@ -209,7 +215,7 @@ def _text_of(element: Any, codes: list[str]) -> str:
     return "".join(parts)
 
 
-def _standalone(element: Any) -> str:
+def standalone_text(element: Any) -> str:
     """Return the text in place of an element that stands for itself: a variable, nothing for markup, or its id."""
     attributes = (element.get(name) for name in ("equiv-text", "disp", "equiv"))
     native = next(filter(None, attributes), None) or (element.text or "")

@@ -128,8 +128,6 @@ class OutputError(RoundtripError):
 class Interrupted(RoundtripError):
     """A signal has stopped the run, whose state is saved; the exit code is 128 plus its number."""
 
-    def __init__(self, signal_number: int) -> None:
-        super().__init__(
-            f"received {signal.Signals(signal_number).name}", cure="repeat the command with --resume to continue"
-        )
+    def __init__(self, signal_number: int, cure: str = "repeat the command with --resume to continue") -> None:
+        super().__init__(f"received {signal.Signals(signal_number).name}", cure=cure)
         self.exit_code = 128 + signal_number

@@ -40,7 +40,7 @@ class EventLog:
         if self.path is not None:
             line = json.dumps({"time": round(time.time(), 3), "event": kind, **fields}) + "\n"
             with report_full_disk(self.path):
-                _append(self.path, line.encode())
+                append_line(self.path, line.encode())
 
     def say(self, text: str) -> None:
         """Show one line."""
@@ -112,7 +112,7 @@ class ProgressHandle:
             self.events.say(f"{self.text}: {self.done}/{self.total or '?'} {self.rate()} {self.note}".rstrip())
 
 
-def _append(path: Path, line: bytes) -> None:
+def append_line(path: Path, line: bytes) -> None:
     """Add a line to a file, or nothing; an incomplete last line of a killed process is removed."""
     # A link would lead to a file that is not of the run.
     flags = os.O_RDWR | os.O_CREAT | os.O_APPEND | getattr(os, "O_NOFOLLOW", 0) | getattr(os, "O_BINARY", 0)

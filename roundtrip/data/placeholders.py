@@ -1,0 +1,274 @@
+"""Placeholders and markup: what a translation keeps of its source as it is.
+
+Nothing tells which format a text is in, so all are looked for in every text: printf, the braces of Python and ICU,
+templates, shell variables, HTML and XML. What prose may hold ("100 % of", "$5", "a < b") is none of them.
+"""
+
+import re
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from enum import Enum
+
+
+class Kind(Enum):
+    """What is compared. A difference in the kinds up to LINE_BREAK is an error, in the others a warning.
+
+    After an error, the program that shows the text fails, shows something else, or refuses to read it. After a warning
+    it works, and the translator may have had a reason.
+    """
+
+    PRINTF = "printf placeholder"  # %s, %(name)s, %1$s, %%
+    BRACES = "placeholder in braces"  # {}, {name!r:>10}, {n, plural, ...}, {{ name }}, {% tag %}, ${name}
+    VARIABLE = "variable"  # $name, %NAME%
+    TAG = "tag"  # <b>, </b>, <br/>, <a href="...">
+    LINE_BREAK = "line break"  # the first or last character
+    ENTITY = "entity"  # &nbsp;
+    ACCELERATOR = "accelerator"  # &File, _File
+    URL = "URL"
+    EMAIL = "e-mail address"
+    NUMBER = "number"
+    SPACE = "white space"  # at the ends
+    PUNCTUATION = "final punctuation"
+
+    @property
+    def is_error(self) -> bool:
+        return self in _ERRORS
+
+
+_ERRORS = (Kind.PRINTF, Kind.BRACES, Kind.VARIABLE, Kind.TAG, Kind.LINE_BREAK)
+# How often something occurs in a text that its translation has to have as often.
+_Tokens = Counter[tuple[Kind, str]]
+
+# All quantifiers are bounded or possessive, so that time grows in proportion to the length of a text.
+_SPECIAL = re.compile(r"[%{}<$]")
+_FIELD = r"[$-]?+(?:[\w.\-]|\[[^\[\]{}\s]{0,50}\]){1,100}+"
+_FORMAT = (
+    r":(?:[^{}\s]|\{\w{0,50}\}){0,100}+|:[^{}%]{0,20}+%[^{}]{0,100}+"
+    r"|,\s*+(?:number|date|time|spellout|ordinal|duration|list|-?\d{1,4})\b[^{}]{0,100}+"
+)
+_VALUE = r"""\s*+=\s*+(?:"[^"<]*+"|'[^'<]*+'|[^\s"'<>=]++)"""
+_ATTRIBUTE = rf"[A-Za-z_:@][\w:.\-@]{{0,50}}+{_VALUE}"
+_FLAG = rf"(?:checked|disabled|hidden|multiple|open|readonly|required|selected)\b(?!{_VALUE})"
+_PATTERNS = {
+    "variable": r"(?<![\w$\\])\$(?:[a-z_]\w{0,100}+|[A-Z]\w{1,100}+)|(?<!\w)%[A-Za-z_]\w{2,100}+%(?!\w)",
+    "named": r"%\([^()%]{1,100}+\)[-+#0]*+\d{0,4}+(?:\.\d{1,4}+)?+[diouxXeEfFgGcrsa]",
+    "printf": (
+        r"%(?P<number>\d{1,3}\$)?+(?:[+#0]|-(?=[\d*]))*+(?:\d{1,4}+|\*)?+(?:\.(?:\d{1,4}+|\*))?+(?:hh?+|ll?+|[Lqjzt])?+"
+        r"(?:[dsuxXfF@]|[ioeEgGcrap](?!\w))"
+    ),
+    "icu": r"\{\s*+(?P<argument>[\w.\-]{1,100}+)\s*+,\s*+(?P<type>plural|select|selectordinal)\s*+,",
+    "triple": r"\{\{\{[^{}]{1,200}+\}\}\}",
+    "double": r"\{\{[^{}]{1,200}+\}\}",
+    "statement": r"\{[%#][^{}]{1,200}+(?<=[%#])\}",
+    "shell": r"\$\{[^{}]{1,100}+\}",
+    "braces": rf"[%#]?+\{{\s*+(?P<field>{_FIELD})?+(?:![rsa])?+\s*+(?:{_FORMAT})?+\s*+\}}",
+    "tag": (
+        r"<(?P<close>/?+)(?P<name>[A-Za-z0-9][\w:.\-]{0,50}+)"
+        rf"(?P<attributes>(?:\s++(?:{_ATTRIBUTE}|{_FLAG}))*+)\s*+(?P<empty>/?+)>"
+    ),
+    "escape": r"%%|\{\{|\}\}",
+    "lone": r"%|(?<!')[{}]|[{}](?!')",
+}
+_TOKEN = re.compile("|".join(f"(?P<{name}>{pattern})" for name, pattern in _PATTERNS.items()))
+_NAME_AND_VALUE = re.compile(rf"([\w:.\-@]++)({_VALUE})?+")
+_BRANCH = re.compile(r"\s*+(?:offset:\s*+\d++\s*+)?+(?P<selector>=?+[\w\-]{1,100}+)\s*+\{")
+# Levels of plurals in plurals that are looked into.
+_MAX_DEPTH = 20
+# Attributes that are translated, or say which language something is in.
+_TEXT_ATTRIBUTE = re.compile(
+    r"title|alt|placeholder|aria-label|label|summary|content|lang|xml:lang|hreflang|dir|translate", re.IGNORECASE
+)
+# Values of attributes that are compared as something else: those with placeholders, and URLs.
+_OTHER_VALUE = re.compile(r"[%{$]|://|^(?:mailto:|/)")
+_HTML = re.compile(
+    r"a|abbr|acronym|address|article|aside|b|big|blockquote|body|button|caption|center|cite|code|dd|del|details|dfn|div|dl"
+    r"|dt|em|fieldset|figcaption|figure|font|footer|form|h[1-6]|head|header|html|i|iframe|ins|kbd|label|legend|li|main"
+    r"|mark|nav|ol|optgroup|option|p|pre|q|s|samp|script|section|select|small|span|strike|strong|style|sub|summary|sup"
+    r"|table|tbody|td|textarea|tfoot|th|thead|tr|tt|u|ul|var|video",
+    re.IGNORECASE,
+)
+_EMPTY = re.compile(r"br|col|hr|img|input|wbr", re.IGNORECASE)
+_NOT_NESTED = "order of tags"
+# What a source need not have: an extra one is an error where the source is a format, a missing one is none.
+_ONLY_EXTRA = ((Kind.PRINTF, "%"), (Kind.BRACES, "{"), (Kind.BRACES, "}"), (Kind.TAG, _NOT_NESTED))
+
+
+@dataclass(frozen=True)
+class Difference:
+    """What a translation lacks of one kind, and what it has beyond its source."""
+
+    kind: Kind
+    missing: tuple[str, ...]
+    extra: tuple[str, ...]
+
+    def __str__(self) -> str:
+        parts = {"missing": self.missing, "extra": self.extra}
+        return f"{self.kind.value}: " + ", ".join(f"{word} {' '.join(parts[word])}" for word in parts if parts[word])
+
+
+def differences(source: str, target: str) -> list[Difference]:
+    """Return all differences between a text and its translation, errors first."""
+    parsed, translated = _Parsed.of(source), _Parsed.of(target)
+    return _compare(parsed.tokens, translated.tokens) + _warnings(parsed, translated)
+
+
+def errors(source: str, target: str) -> list[Difference]:
+    """Return the differences that are errors, in much less time than `differences`."""
+    return _compare(_Parsed.of(source).tokens, _Parsed.of(target).tokens)
+
+
+def has_placeholders(text: str) -> bool:
+    """Return whether a text has placeholders or tags."""
+    tokens = _Parsed.of(text).tokens
+    return any(token not in _ONLY_EXTRA and token[0] is not Kind.LINE_BREAK for token in tokens)
+
+
+def first_intact(source: str, candidates: Sequence[str]) -> int | None:
+    """Return the index of the first candidate without errors against its source, None where there is none.
+
+    Example:
+        >>> first_intact("Delete %(name)s?", ["¿Eliminar %(nombre)s?", "¿Eliminar %(name)s?"])
+        1
+    """
+    tokens = _Parsed.of(source).tokens
+    return next((i for i, text in enumerate(candidates) if not _compare(tokens, _Parsed.of(text).tokens)), None)
+
+
+@dataclass(frozen=True)
+class _Parsed:
+    """A text, what must be kept of it, and where that is."""
+
+    text: str
+    tokens: _Tokens = field(default_factory=Counter)
+    spans: list[tuple[int, int]] = field(default_factory=list)
+    closing_braces: dict[int, int] = field(default_factory=dict)  # index of each by that of its opening one
+    closed_tags: set[str] = field(default_factory=set)
+
+    @classmethod
+    def of(cls, text: str) -> "_Parsed":
+        parsed = cls(text)
+        if _SPECIAL.search(text):
+            parsed._match_braces()
+            parsed.closed_tags.update(re.findall(r"</([\w:.\-]{1,51}+)", text))
+            tokens, spans = parsed._scan(0, len(text))
+            parsed.tokens.update(tokens)
+            parsed.spans.extend(spans)
+        ends = {"first": text[: len(text) - len(text.lstrip())], "last": text[len(text.rstrip()) :]}
+        parsed.tokens.update((Kind.LINE_BREAK, end) for end, space in ends.items() if "\n" in space)
+        return parsed
+
+    def rest(self) -> str:
+        """Return the text with a space for each placeholder and tag."""
+        parts, position = [], 0
+        for start, end in self.spans:
+            parts.append(self.text[position:start])
+            position = max(position, end)
+        return " ".join([*parts, self.text[position:]])
+
+    def _match_braces(self) -> None:
+        opening: list[int] = []
+        for match in re.finditer(r"[{}]", self.text):
+            if match.group() == "{":
+                opening.append(match.start())
+            elif opening:
+                self.closing_braces[opening.pop()] = match.start()
+
+    def _scan(self, position: int, end: int, depth: int = 0) -> tuple[_Tokens, list[tuple[int, int]]]:
+        """Return the tokens in a part of the text, and where they are, in order.
+
+        Placeholders without number or name are numbered, so that `%s %d` is `%1$s %2$d`.
+        """
+        tokens: _Tokens = Counter()
+        spans, open_tags, num_printf, num_braces = list[tuple[int, int]](), list[str](), 0, 0
+        while match := _TOKEN.search(self.text, position, end):
+            key, position = "".join(match.group().split()), match.end()
+            span = match.span()
+            kind = Kind.PRINTF if key[0] == "%" and key[1:2] != "{" else Kind.BRACES
+            if match["tag"]:
+                position = match.end("name")  # attributes may hold placeholders
+                if not self._is_tag(match):
+                    continue
+                kind, key = Kind.TAG, _tag_key(match)
+                if not (match["empty"] or _EMPTY.fullmatch(match["name"])):
+                    if not match["close"]:
+                        open_tags.append(match["name"])
+                    elif not open_tags or open_tags.pop() != match["name"]:
+                        tokens[kind, _NOT_NESTED] = 1
+            elif match["variable"]:
+                kind = Kind.VARIABLE
+            elif match["printf"]:
+                if self.text[span[0] - 1 : span[0]].isdigit() and self.text[position : position + 1].isalnum():
+                    key, position = "%", span[0] + 1  # 100%ig
+                elif not match["number"]:
+                    num_printf += 1
+                    key = f"%{num_printf}${key[1:]}"
+            elif match["icu"] and self.closing_braces.get(span[0], end) < end:
+                key, inner = self._icu(match, depth)
+                tokens.update(inner)
+                position = self.closing_braces[span[0]] + 1
+                span = span[0], position
+            elif match["braces"] and not match["field"]:
+                key, num_braces = key.replace("{", f"{{{num_braces}", 1), num_braces + 1
+            tokens[kind, key] += 1
+            spans.append(span)
+        return tokens, spans
+
+    def _is_tag(self, match: re.Match[str]) -> bool:
+        """Return whether something in angle brackets is a tag, not a word such as <none>."""
+        name = match["name"]
+        is_marked = match["close"] or match["attributes"] or match["empty"] or ":" in name
+        return bool(is_marked or name in self.closed_tags or _HTML.fullmatch(name) or _EMPTY.fullmatch(name))
+
+    def _icu(self, head: re.Match[str], depth: int) -> tuple[str, _Tokens]:
+        """Return what stands for a plural or select argument, and the tokens of its branches.
+
+        A language may have more or fewer branches of a plural; those of a select are the same in all.
+        """
+        start, close, position = head.start(), self.closing_braces[head.start()], head.end()
+        tokens: _Tokens = Counter()
+        selectors = []
+        while depth < _MAX_DEPTH and (branch := _BRANCH.match(self.text, position, close)):
+            position = self.closing_braces[branch.end() - 1]
+            in_branch, _ = self._scan(branch.end(), position, depth + 1)
+            if self.text.find("#", branch.end(), position) >= 0:
+                in_branch[Kind.BRACES, "#"] = 1
+            tokens |= in_branch
+            selectors.append(branch["selector"])
+            position += 1
+        if self.text[position:close].strip():
+            return "".join(self.text[start : close + 1].split()), Counter()
+        kept = [name for name in sorted(selectors) if head["type"] == "select" or name == "other"]
+        return f"{{{head['argument']},{head['type']},{' '.join(kept)}}}", tokens
+
+
+def _tag_key(match: re.Match[str]) -> str:
+    """Return a tag without what may differ: white space, order and quotes of attributes, texts and addresses."""
+    attributes = {}
+    for name, value in _NAME_AND_VALUE.findall(match["attributes"]):
+        if not _TEXT_ATTRIBUTE.fullmatch(name):
+            bare = value.strip(" =\"'")
+            attributes[name] = "" if _OTHER_VALUE.search(bare) else f'="{bare}"'
+    shown = "".join(f" {name}{value}" for name, value in sorted(attributes.items()))
+    end = "/" if match["empty"] and not _EMPTY.fullmatch(match["name"]) else ""
+    return f"<{match['close']}{match['name']}{shown}{end}>"
+
+
+def _compare(source: _Tokens, target: _Tokens) -> list[Difference]:
+    """Return the differences in tokens by kind, in the order of kinds."""
+    formats = {kind for kind, key in source if (kind, key) not in _ONLY_EXTRA}
+    missing, extra = source - target, target - source
+    for token in _ONLY_EXTRA:
+        del missing[token]
+        if token[0] not in formats:
+            del extra[token]
+    kinds = {kind for kind, _ in (*missing, *extra)}
+    return [Difference(kind, _keys(missing, kind), _keys(extra, kind)) for kind in Kind if kind in kinds]
+
+
+def _keys(tokens: _Tokens, kind: Kind) -> tuple[str, ...]:
+    return tuple(key for each, key in tokens.elements() if each is kind)
+
+
+def _warnings(source: _Parsed, target: _Parsed) -> list[Difference]:
+    return []

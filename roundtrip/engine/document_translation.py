@@ -1,0 +1,168 @@
+"""Translating documents: which texts of them, in chunks that are kept, and what becomes of each unit."""
+
+import json
+import re
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from roundtrip.data.documents.document import Document, Unit
+from roundtrip.data.normalize import clean
+from roundtrip.engine.checked_translation import CheckedTranslation
+from roundtrip.runtime.atomic_io import remove_path
+from roundtrip.runtime.errors import TextError
+from roundtrip.runtime.event_log import append_line
+
+# Texts that are translated at a time, and then kept.
+CHUNK_TEXTS = 128
+_BREAK = re.compile("[\n\v\f\r\x85\u2028\u2029]")
+# A unit is translated again if its status is in here.
+RETRANSLATED = {
+    "none": ("untranslated",),
+    "fuzzy": ("untranslated", "fuzzy"),
+    "all": ("untranslated", "fuzzy", "translated"),
+}
+
+
+@dataclass(frozen=True)
+class TranslatedDocument:
+    """What becomes of a document.
+
+    Attributes:
+        translations: of the units that are written, by index.
+        left_alone: line and reason of units that stay as they are, in order.
+        num_kept: units that have a translation already.
+        pairs: source and translation of each paragraph that is written.
+    """
+
+    translations: dict[int, list[str]]
+    left_alone: list[tuple[int, str]]
+    num_kept: int
+    pairs: list[tuple[str, str]]
+
+
+def paragraphs(text: str) -> list[str]:
+    """Return the paragraphs of a text at even positions, and the white space around and between them at odd ones."""
+    pieces = re.split(r"(\s+)", text)
+    parts = [pieces[0]]
+    for i in range(1, len(pieces), 2):
+        is_end = not pieces[i + 1] or (i == 1 and not pieces[0])
+        if is_end or _BREAK.search(pieces[i]):
+            parts += pieces[i : i + 2]
+        else:
+            parts[-1] += pieces[i] + pieces[i + 1]
+    return parts
+
+
+def texts_of(document: Document, retranslate: str) -> list[str]:
+    """Return the clean texts that the units of a document need, each once."""
+    units = [unit for unit in document.units if unit.status in RETRANSLATED[retranslate]]
+    sources = (source for unit in units for source in unit.sources)
+    return list(
+        dict.fromkeys(clean(part) for source in sources for part in paragraphs(source)[::2] if _has_letters(part))
+    )
+
+
+def translate_document(
+    document: Document, known: Mapping[str, CheckedTranslation], retranslate: str, *, keep_broken: bool
+) -> TranslatedDocument:
+    """Return the translations of a document's units, whose texts are all known.
+
+    Args:
+        keep_broken: also write translations that have a problem.
+    """
+    result = TranslatedDocument({}, list(document.left_alone), 0, [])
+    num_kept = 0
+    for index, unit in enumerate(document.units):
+        if unit.status not in RETRANSLATED[retranslate]:
+            num_kept += 1
+            continue
+        try:
+            texts, pairs = _translate_unit(unit, known, keep_broken=keep_broken)
+            document.unit_edits(unit, texts)
+        except TextError as error:
+            result.left_alone.append((unit.line, error.problem))
+            continue
+        result.translations[index] = texts
+        result.pairs.extend(pairs)
+    result.left_alone.sort(key=lambda each: each[0])
+    return TranslatedDocument(result.translations, result.left_alone, num_kept, result.pairs)
+
+
+def _translate_unit(
+    unit: Unit, known: Mapping[str, CheckedTranslation], *, keep_broken: bool
+) -> tuple[list[str], list[tuple[str, str]]]:
+    """Return the translations of a unit, and those of its paragraphs; raise TextError where one has a problem."""
+    texts, pairs = [], []
+    for source in unit.sources:
+        parts = paragraphs(source)
+        for i in range(0, len(parts), 2):
+            if _has_letters(parts[i]):
+                text = clean(parts[i])
+                translation = known[text]
+                if translation.problem and not (keep_broken and translation.text):
+                    raise TextError(translation.problem)
+                pairs.append((text, translation.text))
+                parts[i] = translation.text
+        texts.append("".join(parts))
+    return texts, pairs
+
+
+def _has_letters(text: str) -> bool:
+    """Return whether a text has anything to translate; others are copied."""
+    return any(map(str.isalpha, text))
+
+
+@dataclass
+class TranslationCache:
+    """Finished translations in a file, by which a command that was stopped continues.
+
+    Attributes:
+        key: of the model and the settings; what was made with others is not used.
+        written: names of outputs that are complete.
+    """
+
+    path: Path
+    key: str
+    known: dict[str, CheckedTranslation] = field(default_factory=dict)
+    written: set[str] = field(default_factory=set)
+
+    def read(self) -> None:
+        """Read what an earlier command with the same key has kept; remove what cannot be used."""
+        if self.path.is_symlink() or not self.path.is_file():
+            return
+        try:
+            # Without an incomplete line at the end, of a process that was killed.
+            lines = self.path.read_text(encoding="utf-8").split("\n")[:-1]
+            rows = [[str(each) for each in json.loads(line)] for line in lines]
+        except (ValueError, TypeError, RecursionError):
+            rows = []
+        if rows[:1] != [["key", self.key]]:
+            remove_path(self.path)
+            return
+        self.known.update({row[0]: CheckedTranslation(*row[1:]) for row in rows[1:] if len(row) == 3})
+        self.written.update(row[1] for row in rows[1:] if len(row) == 2)
+
+    def add(self, rows: Iterable[Sequence[str]]) -> None:
+        """Append rows: a text, its translation and its problem, or `written` and a name."""
+        if not self.path.exists():
+            self._append(["key", self.key])
+        for row in rows:
+            self._append(row)
+
+    def _append(self, row: Sequence[str]) -> None:
+        append_line(self.path, json.dumps(list(row), ensure_ascii=False).encode("utf-8", "backslashreplace") + b"\n")
+
+
+def translate_texts(
+    texts: Sequence[str],
+    translate: Callable[[list[str]], list[CheckedTranslation]],
+    cache: TranslationCache,
+) -> None:
+    """Translate the texts that are not in the cache, and keep them there chunk by chunk."""
+    missing = [text for text in texts if text not in cache.known]
+    for start in range(0, len(missing), CHUNK_TEXTS):
+        chunk = missing[start : start + CHUNK_TEXTS]
+        made = dict(zip(chunk, translate(chunk), strict=True))
+        cache.known.update(made)
+        cache.add((text, each.text, each.problem) for text, each in made.items())
