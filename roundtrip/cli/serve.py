@@ -95,6 +95,7 @@ def serve(arguments: argparse.Namespace) -> None:
         with catch_signals(say, _STOPPING, _ENDED) as stop:
             queue = TranslationQueue(served.translate, limits, stop, partial(_report, say, arguments.debug))
             api = Api(queue, both, limits, recipe.template.names, identifier, api_key, is_local)
+            sock.listen()
             say(f"serving {names} at http://{f'[{host}]' if ':' in host else host}:{port}/")
             work(queue, api, sock, stop)
     assert stop.signal_number is not None
