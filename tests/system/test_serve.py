@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import json
 import os
 import re
@@ -19,7 +20,9 @@ from urllib.parse import urlsplit
 
 import pytest
 from libretranslatepy import LibreTranslateAPI
+from rich.console import Console
 
+from benchmarks import serve as benchmark
 from roundtrip.backtranslation import trained_models
 from roundtrip.backtranslation.run_folder import RunFolder
 from roundtrip.cli import serve
@@ -147,3 +150,14 @@ def test_without_its_libraries_the_command_says_what_to_install(
     monkeypatch.setattr(serve.importlib.util, "find_spec", lambda wanted: None if wanted == name else True)
     code, _, errors = shell(serve, "nothing")  # type: ignore[operator]
     assert code == 2 and f"needs {name}" in errors and "pip install 'roundtrip-mt[serve]'" in errors
+
+
+def test_the_benchmark_loses_no_request(finished: Finished) -> None:
+    document = benchmark.document(finished[1], 16, "cpu")
+    assert set(document["variants"]) == set(benchmark.VARIANTS)
+    for figures in document["variants"].values():
+        assert figures["requests"] == 16 and figures["lost"] == 0
+        assert 0 < figures["p50"] <= figures["p95"] <= figures["seconds"]
+    shown = io.StringIO()
+    benchmark.show(document, Console(file=shown, width=100))
+    assert all(name in shown.getvalue() for name in benchmark.VARIANTS)
