@@ -23,7 +23,7 @@ from roundtrip.engine.checked_translation import CheckedTranslation
 from roundtrip.evaluation.metrics import sentence_chrf
 from roundtrip.recipe.language_codes import language_name
 from roundtrip.recipe.plan import Direction
-from roundtrip.serving.client_request import read_count, read_fields, read_name, read_texts, refuse
+from roundtrip.serving.client_request import read_code, read_count, read_fields, read_texts, refuse
 from roundtrip.serving.served_run import find_direction
 from roundtrip.serving.translation_queue import Limits, QueueError, TranslationQueue
 
@@ -155,11 +155,11 @@ class Api:
         return self.identifier.probabilities(text)
 
     def _direction(self, fields: Mapping[str, Any]) -> Direction:
-        source, target = read_name(fields, "source"), read_name(fields, "target")
+        source, target = read_code(fields, "source"), read_code(fields, "target")
         direction = find_direction(self.directions, source, target)
         if direction is None:
             languages = " and ".join(each.source for each in self.directions)
-            refuse(400, f"this server translates between {languages}, not from '{source[:30]}' into '{target[:30]}'")
+            refuse(400, f"this server translates between {languages}, not from '{source}' into '{target}'")
         if source == "auto" and self.identifier is None:
             refuse(400, _NO_IDENTIFICATION)
         return direction

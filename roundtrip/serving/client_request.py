@@ -13,6 +13,7 @@ from roundtrip.runtime.errors import printable, quantity
 from roundtrip.serving.translation_queue import Limits
 
 _MAX_FIELDS = 50
+_MAX_CODE_CHARS = 50
 # Of a character: `%F0%9F%98%80` in a form, `\ud83d\ude00` in JSON.
 _BYTES_PER_CHAR = 12
 _OTHER_BYTES = 1 << 16
@@ -57,11 +58,11 @@ async def _read_body(request: Request, max_bytes: int, seconds: float) -> bytes:
     return bytes(body)
 
 
-def read_name(fields: Mapping[str, Any], name: str) -> str:
-    """Return a field that has to be a text with characters."""
+def read_code(fields: Mapping[str, Any], name: str) -> str:
+    """Return a field that has to be the code of a language; parsed codes are kept in memory, so they have to be short."""
     value = fields.get(name)
-    if not isinstance(value, str) or not value:
-        refuse(400, f"'{name}' is missing, or not a string")
+    if not isinstance(value, str) or not 0 < len(value) <= _MAX_CODE_CHARS:
+        refuse(400, f"'{name}' is missing, or not the code of a language")
     return value
 
 

@@ -95,6 +95,7 @@ FORM = "application/x-www-form-urlencoded"
         (400, b'{"q": ["a", 5], "source": "en", "target": "es"}', "application/json", "list of strings"),
         (400, b'{"q": ["", ""], "source": "en", "target": "es"}', "application/json", "'q' is missing"),
         (400, b'{"q": "a", "source": ["en"], "target": "es"}', "application/json", "'source' is missing, or not"),
+        (400, b"q=a&source=en&target=" + b"e" * 51, FORM, "'target' is missing, or not the code"),
         (400, b'{"q": ["a", "b", "c", "d"], "source": "en", "target": "es"}', "application/json", "4 texts"),
         (400, b"q=" + b"a" * 201 + b"&source=en&target=es", FORM, "201 characters; this server takes 200"),
         (400, b"q=too+long&source=en&target=es", FORM, "text 1 cannot be translated: a sentence of 900 words"),
