@@ -35,7 +35,7 @@ from benchmarks.quality_experiments import EXPERIMENTS, NO_ROUNDS, PAIRS_ONLY, R
 from roundtrip.data import row_store
 from roundtrip.evaluation import metrics
 from roundtrip.recipe.loader import load_recipe
-from roundtrip.recipe.plan import PARALLEL, PRETRAIN, num_steps
+from roundtrip.recipe.plan import INITIAL, PARALLEL, PRETRAIN, num_steps
 from roundtrip.recipe.schema import Recipe
 
 # For arms that begin with the weights of another run it is the score of those weights.
@@ -160,10 +160,11 @@ def read(arm: Arm) -> Outcome:
             path = arm.folder / "translations" / f"test.{stage}.{name}.txt"
             texts[stage] = path.read_text(encoding="utf-8").split("\n")[:-1]
         best = metrics["best"][name]
-        rows = {"copy": "copy", ZERO_SHOT: stages[0], "after the pairs": PARALLEL, "chosen by dev": best}
+        after_pairs = INITIAL if INITIAL in texts else PARALLEL
+        rows = {"copy": "copy", ZERO_SHOT: stages[0], "after the pairs": after_pairs, "chosen by dev": best}
         rows |= {"at the end": stages[-1]}
         outcome.texts[name] = texts[best]
-        outcome.after_pairs[name] = texts.get(PARALLEL, texts[stages[0]])
+        outcome.after_pairs[name] = texts.get(after_pairs, texts[stages[0]])
         outcome.scores[name] = {
             row: scores(texts[stage], outcome.references[name]) for row, stage in rows.items() if stage in texts
         }

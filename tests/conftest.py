@@ -16,6 +16,7 @@ import torch
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
+from roundtrip.cli.app import exit_with
 from roundtrip.engine.train_step import loss_sum
 from roundtrip.recipe.schema import TemplateRecipe
 from roundtrip.tokens.batching import TokenDataset, collate, step_batches
@@ -230,7 +231,7 @@ def shell(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], t
     def call(module: Any, *arguments: str) -> tuple[int, str, str]:
         monkeypatch.setattr(sys, "argv", ["roundtrip", *arguments])
         with pytest.raises(SystemExit) as caught:
-            module.main()
+            exit_with(module.main)
         captured = capsys.readouterr()
         return int(caught.value.code or 0), captured.out, captured.err
 

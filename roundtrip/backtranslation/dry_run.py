@@ -25,7 +25,7 @@ from roundtrip.engine.train_step import train_step
 from roundtrip.engine.translator import Translator
 from roundtrip.models.optimizer import Optimizer
 from roundtrip.recipe.loader import LoadedRecipe
-from roundtrip.recipe.plan import BASE, PARALLEL, PRETRAIN, Phase, num_phase_rows, num_steps, phases
+from roundtrip.recipe.plan import BASE, INITIAL, PARALLEL, PRETRAIN, Phase, num_phase_rows, num_steps, phases
 from roundtrip.recipe.sampling_schedule import sampling_settings
 from roundtrip.recipe.schema import Recipe
 from roundtrip.runtime import memory
@@ -163,7 +163,8 @@ def expected_seconds(recipe: Recipe, corpora: Corpora, rates: Mapping[str, Rates
                 seconds["generating"][phase.stage] += lines * rate.generate_line
     # Without dev pairs each direction also translates what the other one has made of its dev lines.
     lines = len(corpora.dev) * (2 if recipe.without_dev else 1) + len(corpora.test)
-    for stage in [BASE, *dict.fromkeys(phase.stage for phase in plan)]:
+    first = [BASE, INITIAL] if recipe.begins_with_adapters else [BASE]
+    for stage in [*first, *dict.fromkeys(phase.stage for phase in plan)]:
         for rate in rates.values():
             seconds["scoring"][stage] += lines * (rate.score_base_line if stage == BASE else rate.generate_line)
     return {activity: {stage: round(value, 1) for stage, value in of.items()} for activity, of in seconds.items()}

@@ -2,6 +2,8 @@
 
 import copy
 import json
+from collections.abc import Mapping
+from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
@@ -13,8 +15,8 @@ from roundtrip.backtranslation.trained_models import ExportedDirection
 from roundtrip.engine.translator import Translator
 from roundtrip.models import adapters
 from roundtrip.runtime import integrity
-from roundtrip.runtime.atomic_io import atomic_path, is_writable, write_json
-from roundtrip.runtime.disk_space import report_full_disk
+from roundtrip.runtime.atomic_io import atomic_path, is_writable, remove_path, write_json
+from roundtrip.runtime.disk_space import report_full_disk, report_system_errors
 from roundtrip.runtime.errors import RunError, UsageError
 from roundtrip.tokens.prompt_segments import Segments
 
@@ -22,6 +24,7 @@ from roundtrip.tokens.prompt_segments import Segments
 _PROBES = ("Save the file", "línea — 家", "(1) <b>100 %</b>", "a")
 
 
+@report_system_errors()
 def export(
     run_dir: Path | str,
     direction: str,
@@ -56,29 +59,53 @@ def export(
         >>> export(run_dir, "en-es", out_dir / "merged", merged=True)
         True
     """
-    run, folder = RunFolder(Path(run_dir)), Path(folder)
+    return export_all(run_dir, {direction: Path(folder)}, stage, merged, dtype)[direction]
+
+
+def export_all(
+    run_dir: Path | str, folders: Mapping[str, Path], stage: str, merged: bool, dtype: str | None
+) -> dict[str, bool]:
+    """Write directions of a run, each into a folder, or none of them; see `export`."""
+    run, has_template = RunFolder(Path(run_dir)), dict[str, bool]()
     if dtype and not merged:
         raise UsageError("applies to merged models only", place="dtype", cure="add merged (--merged), or omit dtype")
-    refuse_used(folder)
-    # Merged into weights of 4 or 8 bits, the sum would be rounded to them again.
-    translator = trained_models.load(run, trained_models.direction_named(run, direction), stage, "cpu", quantize="none")
-    metrics = run.results()
+    for folder in folders.values():
+        refuse_used(folder)
+    try:
+        with ExitStack() as stack:  # which renames the folders when all are written
+            for name, folder in folders.items():
+                direction = trained_models.direction_named(run, name)
+                # Merged into weights of 4 or 8 bits, the sum would be rounded to them again.
+                translator = trained_models.load(run, direction, stage, "cpu", quantize="none")
+                stack.enter_context(report_full_disk(folder))
+                temporary = stack.enter_context(atomic_path(folder.absolute()))
+                has_template[name] = _write(run, translator, temporary, stage, merged, dtype)
+                del translator  # before the next one takes as much memory
+    except BaseException:
+        for folder in folders.values():
+            if (folder / trained_models.TEMPLATE).exists():  # renamed before another failed
+                remove_path(folder)
+        raise
+    return has_template
+
+
+def _write(run: RunFolder, translator: Translator, folder: Path, stage: str, merged: bool, dtype: str | None) -> bool:
+    """Write one direction into a new folder; return whether there is a chat template."""
+    direction, metrics = translator.direction, run.results()
     run.check_files(run.recipe_file)
-    stage = metrics["best"][direction] if stage == BEST and metrics else stage
-    with report_full_disk(folder), atomic_path(folder.absolute()) as temporary:
-        temporary.mkdir()
-        if merged or translator.direction_model.trains_all_weights:
-            translator.direction_model.merged(dtype).save_pretrained(temporary)
-        else:
-            translator.direction_model.export(temporary)
-            _name_base(translator, temporary, Path(run.manifest().folder))
-        has_template = _write_tokenizer(translator, temporary)
-        facts = (translator.template.segments, translator.expansion, translator.base.digest)
-        files, languages = integrity.file_hashes(temporary, temporary), translator.direction
-        exported = ExportedDirection(languages.source, languages.target, *facts, files)
-        trained_models.write_template(temporary, exported)
-        card = model_card.text(run, translator, metrics, stage, is_model(temporary), has_template)
-        (temporary / trained_models.CARD).write_text(card, encoding="utf-8")
+    stage = metrics["best"][direction.name] if stage == BEST and metrics else stage
+    folder.mkdir()
+    if merged or translator.direction_model.trains_all_weights:
+        translator.direction_model.merged(dtype).save_pretrained(folder)
+    else:
+        translator.direction_model.export(folder)
+        _name_base(translator, folder, Path(run.manifest().folder))
+    has_template = _write_tokenizer(translator, folder)
+    facts = (translator.template.segments, translator.expansion, translator.base.digest)
+    files = integrity.file_hashes(folder, folder)
+    trained_models.write_template(folder, ExportedDirection(direction.source, direction.target, *facts, files))
+    card = model_card.text(run, translator, metrics, stage, is_model(folder), has_template)
+    (folder / trained_models.CARD).write_text(card, encoding="utf-8")
     return has_template
 
 

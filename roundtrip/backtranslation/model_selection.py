@@ -10,7 +10,7 @@ from roundtrip.backtranslation.context import RunContext
 from roundtrip.backtranslation.dev_scoring import mean_chrf
 from roundtrip.backtranslation.early_stopping import ScoresByStage, has_stopped_improving
 from roundtrip.backtranslation.run_folder import BEST
-from roundtrip.recipe.plan import BASE, PRETRAIN, Phase, directions, epochs_may_end_early, next_phase
+from roundtrip.recipe.plan import BASE, INITIAL, PRETRAIN, Phase, directions, epochs_may_end_early, next_phase
 from roundtrip.runtime.atomic_io import atomic_path, write_json
 from roundtrip.runtime.errors import quantity
 
@@ -19,25 +19,20 @@ _UNTRAINED = {"copy", BASE, PRETRAIN}
 
 
 def score_baseline(context: RunContext, state: State) -> State:
-    """Score copying the source and the bare base on dev, the floor of every comparison."""
+    """Score copying the source and the bare base on dev, the floor of every comparison; then adapters to start from."""
     if context.recipe.without_dev:
         measure = f"the round-trip chrF++ of {len(context.corpora.dev)} lines. Copying is perfect by it"
         cure = "watch the copies, and prefer a few dozen real pairs"
         context.events.say(f"  warning: there are no dev pairs; stages are chosen by {measure}: {cure}")
-    return _score(context, replace(state, scores={"copy": dev_scoring.score_copies(context, "dev")}), BASE)
+    state = _score(context, replace(state, scores={"copy": dev_scoring.score_copies(context, "dev")}), BASE)
+    if context.recipe.begins_with_adapters:
+        state = _score(context, _keep(context, state, INITIAL), INITIAL)
+    return state
 
 
 def end_stage(context: RunContext, state: State, phases: list[Phase], phase: Phase) -> State:
     """Keep both directions as they are now, and score them on dev; rounds without improvement may end here."""
-    path = context.run.adapters / phase.stage
-
-    def export() -> None:
-        with atomic_path(path) as temporary:
-            for name, translator in context.translators.items():
-                translator.direction_model.export(temporary / name)
-
-    files = state.files | context.write(export, path)
-    state = _score(context, replace(state, files=files), phase.stage)
+    state = _score(context, _keep(context, state, phase.stage), phase.stage)
     patience = context.recipe.train.patience
     if phase.round and patience:
         means = [mean_chrf(scores) for stage, scores in state.scores.items() if stage not in _UNTRAINED]
@@ -48,6 +43,18 @@ def end_stage(context: RunContext, state: State, phases: list[Phase], phase: Pha
             )
             state = replace(state, phase=after)
     return state
+
+
+def _keep(context: RunContext, state: State, stage: str) -> State:
+    """Write the weights of both directions as those of a stage."""
+    path = context.run.adapters / stage
+
+    def export() -> None:
+        with atomic_path(path) as temporary:
+            for name, translator in context.translators.items():
+                translator.direction_model.export(temporary / name)
+
+    return replace(state, files=state.files | context.write(export, path))
 
 
 def end_epochs(context: RunContext, state: State, phase: Phase) -> tuple[State, bool]:

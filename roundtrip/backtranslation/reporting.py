@@ -16,7 +16,7 @@ from roundtrip.backtranslation.run_folder import BEST, RunFolder, versions
 from roundtrip.evaluation import metrics
 from roundtrip.evaluation.tables import comparison_text
 from roundtrip.recipe.language_codes import bleu_tokenizer
-from roundtrip.recipe.plan import BASE, FINAL, PARALLEL, PRETRAIN, Direction, Phase, directions
+from roundtrip.recipe.plan import BASE, FINAL, INITIAL, PARALLEL, PRETRAIN, Direction, Phase, directions
 from roundtrip.runtime import integrity, memory
 from roundtrip.runtime.errors import RunError, TrainingError
 from roundtrip.runtime.event_log import EventLog, print_line
@@ -27,6 +27,7 @@ NUM_SAMPLES = 3
 _LABELS = {
     "copy": "copying the source",
     BASE: "base model, zero-shot",
+    INITIAL: "adapters of adapter.init",
     PRETRAIN: "monolingual text",
     PARALLEL: "parallel pairs",
     FINAL: "parallel pairs again",

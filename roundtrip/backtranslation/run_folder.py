@@ -28,7 +28,7 @@ FORMAT = 5
 # Keys that may change at --resume, since no result depends on them.
 _FREE_KEYS = {"checkpoint", "rounds.require_better_than_copy"}
 # Files that may be in the folder of a run before its run.json is.
-_EARLY_FILES = {"lock", ".run.json.tmp"}
+_EARLY_FILES = {"lock", f".run.json{atomic_io.TEMPORARY}"}
 _LIBRARIES = ("torch", "transformers", "peft", "tokenizers", "sacrebleu", "numpy")
 _NOT_A_RUN = "name the folder that `roundtrip train` made, such as runs/NAME-OF-RECIPE"
 _RESTORE = "restore it from a copy; if the run did not finish, `roundtrip train ... --resume` makes it again"
@@ -100,6 +100,7 @@ class RunFolder:
         self.translations = path / "translations"  # of dev and test, one file per stage and direction
         self.events = path / "events.jsonl"
         self.metrics = path / "metrics.json"
+        self.folders = (self.data, self.base, self.examples, self.checkpoints, self.adapters, self.translations)
 
     def manifest(self) -> RunManifest:
         """Read `run.json`, and refuse one that is missing, changed, or of another format."""
@@ -221,7 +222,7 @@ def create(path: Path, loaded: LoadedRecipe) -> RunFolder:
         # First of all, so that a process that is killed here leaves what is known to be a run.
         recipe = loaded.recipe.model_dump(mode="json")
         run.write_manifest(RunManifest(recipe, str(loaded.folder), list(loaded.overrides), versions()))
-        for folder in (run.data, run.base, run.examples, run.checkpoints, run.adapters, run.translations):
+        for folder in run.folders:
             folder.mkdir(parents=True, exist_ok=True)
         changes = "".join(f"# as run with --set {override}\n" for override in loaded.overrides)
         atomic_io.write_text(run.recipe_file, changes + loaded.text)

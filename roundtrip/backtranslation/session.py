@@ -31,6 +31,7 @@ from roundtrip.recipe import loader
 from roundtrip.recipe.plan import directions
 from roundtrip.recipe.schema import Recipe
 from roundtrip.runtime import atomic_io, integrity
+from roundtrip.runtime.disk_space import report_system_errors
 from roundtrip.runtime.distributed import ProcessGroup, join_processes
 from roundtrip.runtime.errors import TextError, TrainingError
 from roundtrip.runtime.event_log import EventLog
@@ -39,6 +40,7 @@ from roundtrip.runtime.seeding import derive_seed
 from roundtrip.tokens.splice.vocabulary import fingerprint
 
 
+@report_system_errors()
 def train(
     recipe: loader.LoadedRecipe | str | Path,
     run_dir: Path | str,
@@ -79,7 +81,7 @@ def train(
         if processes.is_main:
             make = reopen if resume else create
             make(run.path, loaded)
-            atomic_io.remove_leftovers(run.path)
+            atomic_io.remove_leftovers(run.path, *run.folders, run.nonfinite_steps)
         events.path = run.events if processes.is_main else None
         if processes.broadcast(processes.is_main and resume and show_if_finished(run, events)):
             return run

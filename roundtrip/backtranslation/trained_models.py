@@ -19,6 +19,7 @@ from roundtrip.recipe.language_codes import match_codes, parse_code
 from roundtrip.recipe.plan import Direction, directions
 from roundtrip.recipe.schema import Adapter, Model, Recipe
 from roundtrip.runtime import integrity
+from roundtrip.runtime.disk_space import report_system_errors
 from roundtrip.runtime.downloads import offline
 from roundtrip.runtime.errors import ModelError, RunError, SourceError, first_line
 from roundtrip.tokens.prompt_segments import Segments
@@ -190,6 +191,7 @@ def _spec_of_exported(folder: Path, base: str | None) -> tuple[Model, Adapter]:
     return Model(path=path, revision=revision, dtype="float32" if is_exact else "auto"), adapter
 
 
+@report_system_errors()
 def load_trained(run_dir: Path | str, direction: str, *, stage: str = BEST, device: str = "auto") -> Translator:
     """Load one direction of a run for use.
 

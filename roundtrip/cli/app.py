@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import argparse
-import errno
 import importlib
 import os
 import platform
@@ -22,9 +21,17 @@ from typing import TYPE_CHECKING, Any, NoReturn
 from rich.console import Console
 
 from roundtrip import __version__
-from roundtrip.runtime.disk_space import error_numbers, is_full
+from roundtrip.runtime.disk_space import cure_of
 from roundtrip.runtime.downloads import go_offline, is_offline
-from roundtrip.runtime.errors import Interrupted, OutputError, RoundtripError, UsageError, first_line, printable
+from roundtrip.runtime.errors import (
+    Interrupted,
+    OutputError,
+    RoundtripError,
+    TrainingError,
+    UsageError,
+    first_line,
+    printable,
+)
 from roundtrip.runtime.event_log import EventLog, print_line
 
 if TYPE_CHECKING:
@@ -69,19 +76,25 @@ def main() -> None:
     importlib.import_module(f"roundtrip.cli.{command}").main()
 
 
-def run_cli(run: Callable[[argparse.Namespace], None], parser: argparse.ArgumentParser) -> NoReturn:
-    """Parse the arguments, run a subcommand with them, and exit with a code."""
+def run_cli(run: Callable[[argparse.Namespace], None], parser: argparse.ArgumentParser) -> None:
+    """Parse the arguments, and run a subcommand with them."""
     parser.add_argument("--debug", action="store_true", help="show the traceback of an error")
     parser.add_argument("--offline", action="store_true", help="no network access: use only what is in the caches")
     arguments = parser.parse_args()
     _quiet_libraries()
     if arguments.offline or is_offline():
         go_offline()
-    exit_with(lambda: run(arguments), trains="recipe" in arguments)
+    try:
+        run(arguments)
+    except RuntimeError as error:
+        if type(error).__name__ != "OutOfMemoryError" or "recipe" not in arguments:
+            raise
+        cure = "lower train.max_tokens_per_microbatch and generate.max_tokens_per_batch, and start a new run"
+        raise TrainingError(first_line(error), cure=cure) from error
 
 
-def exit_with(run: Callable[[], None], *, trains: bool = False) -> NoReturn:
-    """Run a command, print the error that it ends with, and exit with a code: see docs/reliability.md."""
+def exit_with(run: Callable[[], None]) -> NoReturn:
+    """Run a command line, print the error that it ends with, and exit with a code: see docs/reliability.md."""
     code: int | str | None = 0
     ctrl_c_ends = signal.getsignal(signal.SIGINT) is signal.SIG_DFL
     try:
@@ -97,7 +110,7 @@ def exit_with(run: Callable[[], None], *, trains: bool = False) -> NoReturn:
                 signal.signal(signal.SIGINT, signal.SIG_DFL)
         sys.stdout.flush()
     except (Exception, KeyboardInterrupt) as error:
-        message, code = _message_and_code(error, trains)
+        message, code = _message_and_code(error)
         if "--debug" in sys.argv:
             traceback.print_exception(error)
         if message:
@@ -105,7 +118,7 @@ def exit_with(run: Callable[[], None], *, trains: bool = False) -> NoReturn:
     sys.exit(code)
 
 
-def _message_and_code(error: BaseException, trains: bool) -> tuple[str, int]:
+def _message_and_code(error: BaseException) -> tuple[str, int]:
     """Return what to print about an error, and the exit code."""
     match error:
         case OutputError(exit_code=141):
@@ -114,23 +127,14 @@ def _message_and_code(error: BaseException, trains: bool) -> tuple[str, int]:
             return f"{'stopped' if isinstance(error, Interrupted) else 'error'}: {error}", error.exit_code
         case KeyboardInterrupt():
             return "stopped: interrupted before there was anything to save", 130
-        case _ if type(error).__name__ == "OutOfMemoryError" and trains:
-            cure = "lower train.max_tokens_per_microbatch and generate.max_tokens_per_batch, and start a new run"
         case _ if type(error).__name__ == "OutOfMemoryError":
             cure = "end other programs that use the device, or name another one, such as --device cpu"
         case MemoryError():
             cure = "end other programs, or raise the limit of memory (ulimit -v)"
         case ImportError():
             cure = "repair the installation (pip check), or raise the limit of memory (ulimit -v)"
-        case _ if is_full(error):
-            cure = "free disk space, or raise the limit of file sizes (ulimit -f), and repeat the command; "
-            cure += "add --resume to continue a run that has a checkpoint"
-        case _ if errno.EIO in error_numbers(error):
-            cure = "check the disk; add --resume to continue a run that has a checkpoint"
-        case PermissionError():
-            cure = "name another folder, or change its permissions"
-        case _ if error_numbers(error):
-            cure = "check the path, and the limits of this process (ulimit -a)"
+        case _ if system_cure := cure_of(error):
+            cure = system_cure
         case RuntimeError() if "home directory" in str(error):  # of pathlib, about `~nobody`
             cure = "write the path without ~"
         case _:

@@ -24,22 +24,19 @@ def main() -> None:
 
 
 def _export_run(arguments: argparse.Namespace) -> None:
-    """Write one direction of a run, or both, each into a folder of its own."""
+    """Write one direction of a run, or both, each into a folder of its own, or none."""
     run, recipe = open_run(arguments.run)
     from roundtrip.backtranslation import trained_models
-    from roundtrip.backtranslation.export import base_off_hub, export, is_model, refuse_used
+    from roundtrip.backtranslation.export import base_off_hub, export_all, is_model
 
     chosen = [trained_models.direction_into(run, arguments.to)] if arguments.to else list(directions(recipe))
     folders = {direction.name: arguments.out / direction.name for direction in chosen}
-    for folder in folders.values():
-        refuse_used(folder)
-    settings = {"stage": arguments.stage, "merged": arguments.merged, "dtype": arguments.dtype}
+    has_template = export_all(run.path, folders, arguments.stage, arguments.merged, arguments.dtype)
     for name, folder in folders.items():
-        has_template = export(run.path, name, folder, **settings)
         print_line(Console(), f"{folder}: {'a model' if is_model(folder) else 'an adapter'}")
         if base := base_off_hub(folder):
             problem = f"warning: its base {base} is not on the hub, and whoever uses the adapter needs it"
             print_line(Console(), f"  {problem}; --merged writes a model that needs no base")
-        if not has_template:
+        if not has_template[name]:
             problem = "no chat template, since its tokenizer would not reproduce our prompts; see README.md"
             print_line(Console(), f"  {problem}")

@@ -14,6 +14,7 @@ from typing import overload
 
 import numpy as np
 
+from roundtrip.runtime.atomic_io import TEMPORARY
 from roundtrip.runtime.errors import TextError
 
 TextRow = tuple[str, ...]
@@ -98,7 +99,7 @@ def write_once(path: Path, rows: Iterable[tuple[int, TextRow]]) -> tuple[RowStor
 
     Their text stays in the file without an index entry.
     """
-    with tempfile.TemporaryDirectory(dir=path.parent, prefix=".keys-", suffix=".tmp") as folder:
+    with tempfile.TemporaryDirectory(dir=path.parent, prefix=".keys-", suffix=TEMPORARY) as folder:
         # Equal keys are in the same part.
         parts = [Path(folder) / str(number) for number in range(_NUM_PARTS)]
         with ExitStack() as stack:

@@ -8,7 +8,7 @@ import json
 import math
 import shutil
 import tempfile
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass
 from os.path import lexists
@@ -20,7 +20,7 @@ from torch.nn.modules import module as torch_module
 
 from roundtrip.models.tensor_files import count_tensors, require_file
 from roundtrip.runtime.cached_folders import recorded_hashes
-from roundtrip.runtime.errors import ModelError, first_line
+from roundtrip.runtime.errors import ModelError, SourceError, first_line
 from roundtrip.runtime.integrity import file_hash
 
 CONFIG, GENERATION, _TOKENIZER = "config.json", "generation_config.json", "tokenizer_config.json"
@@ -148,7 +148,7 @@ def find_files(location: str, revision: str | None, *, weights: bool = True) -> 
     is_local = Path(location).is_absolute()
     folder, commit = Path(location), None
     if not is_local:
-        folder = _download(location, revision, [CONFIG, GENERATION, _TOKENIZER, _ADAPTER, _INDEX])
+        folder = _download(location, revision, [CONFIG, GENERATION, _TOKENIZER, _ADAPTER, _INDEX], [CONFIG])
         revision = commit = folder.name  # so that all files are of one
     _refuse_adapter(folder)
     documents = {
@@ -166,10 +166,11 @@ def find_files(location: str, revision: str | None, *, weights: bool = True) -> 
     weight_names: tuple[str, ...] = ()
     if weights:
         if not is_local and not (folder / _INDEX).exists():
-            _download(location, revision, [_WEIGHTS])
+            has_pickle = any(path.suffix in PICKLES for path in folder.iterdir())
+            _download(location, revision, [_WEIGHTS], [] if has_pickle else [_WEIGHTS])
         weight_names = _weight_names(folder)
         if not is_local:
-            _download(location, revision, [name.replace("[", "[[]") for name in weight_names])
+            _download(location, revision, [name.replace("[", "[[]") for name in weight_names], weight_names)
         paths |= {name: folder / name for name in weight_names}
         if _WEIGHTS not in weight_names:
             paths[_INDEX] = folder / _INDEX
@@ -191,10 +192,23 @@ def read_json(path: Path, max_bytes: int = _MAX_JSON_BYTES) -> dict[str, Any]:
     return document
 
 
-def _download(name: str, revision: str | None, patterns: list[str]) -> Path:
-    from huggingface_hub import snapshot_download
+def _download(name: str, revision: str | None, patterns: list[str], required: Sequence[str] = ()) -> Path:
+    """Download files of a hub id, and return its folder; offline, those that are required have to be there already."""
+    from huggingface_hub import constants, snapshot_download
+    from huggingface_hub.errors import LocalEntryNotFoundError
 
-    return Path(snapshot_download(name, revision=revision, allow_patterns=patterns))
+    missing = list(required)
+    try:
+        folder = Path(snapshot_download(name, revision=revision, allow_patterns=patterns))
+        missing = [each for each in required if not lexists(folder / each)]
+    except LocalEntryNotFoundError:
+        if not constants.HF_HUB_OFFLINE:
+            raise
+    if missing and constants.HF_HUB_OFFLINE:
+        problem = f"'{name}' cannot be loaded: its {missing[0]} is not in the cache of the hub, and this is offline"
+        cure = "run once with network access, which --offline, ROUNDTRIP_OFFLINE and HF_HUB_OFFLINE forbid, or name a "
+        raise SourceError(problem, place="model.path", cure=f"{cure}folder with the model")
+    return folder
 
 
 def _refuse_adapter(folder: Path) -> None:

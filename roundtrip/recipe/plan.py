@@ -10,7 +10,7 @@ from roundtrip.recipe.sampling_schedule import sampling_settings
 from roundtrip.recipe.schema import Recipe
 
 # Names of stages, as in file names and metrics.json; those of the rounds are `round-1`, `round-2`, ...
-BASE, PRETRAIN, PARALLEL, FINAL = "base", "text", "parallel", "final"
+BASE, INITIAL, PRETRAIN, PARALLEL, FINAL = "base", "initial", "text", "parallel", "final"
 
 
 @dataclass(frozen=True)

@@ -347,6 +347,11 @@ class Recipe(Section):
         return self.data.split is None and not self.data.dev
 
     @property
+    def begins_with_adapters(self) -> bool:
+        """Whether a direction starts with the adapter of an earlier run."""
+        return any(adapter.init is not None for adapter in self.adapter.values())
+
+    @property
     def shared_start(self) -> bool:
         """Whether each direction has its own model from scratch, and both start with the same weights."""
         first, second = (model.model_copy(update={"path": None}) for model in self.model.values())

@@ -9,6 +9,9 @@ from pathlib import Path
 
 from roundtrip.runtime.errors import RoundtripError
 
+# Ends of hidden names that no other program gives: what they end may be removed, or renamed back.
+TEMPORARY, _OLD = ".roundtrip-tmp", ".roundtrip-old"
+
 
 @contextmanager
 def atomic_path(path: Path) -> Iterator[Path]:
@@ -19,21 +22,23 @@ def atomic_path(path: Path) -> Iterator[Path]:
     """
     if is_special(path):
         raise RoundtripError("is a device, a pipe or a link to one", place=str(path), cure="name a file")
-    temporary, old = (path.with_name(f".{path.name}.{suffix}") for suffix in ("tmp", "old"))
+    temporary, old = (path.with_name(f".{path.name}{suffix}") for suffix in (TEMPORARY, _OLD))
     path.parent.mkdir(parents=True, exist_ok=True)
     remove_path(temporary)
     try:
         yield temporary
         set_permissions(temporary)
         fsync_tree(temporary)
+        remove_path(old)
+        if path.is_dir() or temporary.is_dir():  # which replaces only an empty folder, and no file
+            with suppress(FileNotFoundError):
+                path.rename(old)
+        temporary.replace(path)
     except BaseException:
         remove_path(temporary)
+        if os.path.lexists(old) and not os.path.lexists(path):
+            old.rename(path)
         raise
-    remove_path(old)
-    if path.is_dir() or temporary.is_dir():  # which replaces only an empty folder, and no file
-        with suppress(FileNotFoundError):
-            path.rename(old)
-    temporary.replace(path)
     fsync_path(path.parent)
     remove_path(old)
 
@@ -68,32 +73,26 @@ def remove_path(path: Path) -> None:
         path.unlink(missing_ok=True)
 
 
-def remove_leftovers(folder: Path) -> None:
-    """Remove temporary files of killed processes, and restore a folder whose replacement is missing.
+def remove_leftovers(*folders: Path) -> None:
+    """Remove what killed processes of this package have left directly in folders, and restore what was not replaced.
 
-    No other process may write into the folder meanwhile.
+    No other process may write into the folders meanwhile.
     """
-    for path in list(folder.rglob(".*.tmp")):
-        remove_path(path)
-    for path in list(folder.rglob(".*.old")):
-        original = path.with_name(path.name[1:-4])
-        if original.exists():
+    for folder in folders:
+        for path in list(folder.glob(f".*{TEMPORARY}")):
             remove_path(path)
-        else:
-            path.rename(original)
+        for path in list(folder.glob(f".*{_OLD}")):
+            original = path.with_name(path.name[1:].removesuffix(_OLD))
+            if os.path.lexists(original):
+                remove_path(path)
+            else:
+                path.rename(original)
 
 
 def fsync_tree(folder: Path) -> None:
     """Flush everything in a folder to disk."""
     for path in [*folder.rglob("*"), folder]:
         fsync_path(path)
-
-
-def remove_temporaries(folder: Path) -> None:
-    """Remove what killed processes have left directly in a folder; no other process may write there meanwhile."""
-    for suffix in ("tmp", "old"):
-        for path in folder.glob(f".*.{suffix}"):
-            remove_path(path)
 
 
 def set_permissions(path: Path) -> None:

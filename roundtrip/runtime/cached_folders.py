@@ -77,12 +77,12 @@ def locked(folder: Path) -> Iterator[None]:
         lock.release()
 
 
-def clear_temporaries(folder: Path) -> None:
-    """Make a folder in a cache that is held, and remove what killed processes have left there."""
+def prepare(folder: Path) -> None:
+    """Make a folder in a cache that is held, without what killed processes have left there."""
     folder.mkdir(parents=True, exist_ok=True)
     if folder.is_symlink():  # to a folder of which we do not know what it holds
         raise OSError(errno.ELOOP, "a link; set ROUNDTRIP_CACHE to keep the cache elsewhere", str(folder))
-    atomic_io.remove_temporaries(folder)
+    atomic_io.remove_leftovers(folder)
 
 
 def _record_path(folder: Path) -> Path:
@@ -125,7 +125,7 @@ def _files(path: Path) -> Iterable[Path]:
 
 def _write(folder: Path, source: str, make: Callable[[Path], None]) -> None:
     """Replace a folder and its record, whatever is there; without a record a folder does not count."""
-    clear_temporaries(folder.parent)
+    prepare(folder.parent)
     atomic_io.remove_path(_record_path(folder))
     with atomic_io.atomic_path(folder) as temporary:
         temporary.mkdir()

@@ -1,4 +1,4 @@
-"""A full disk: recognizing its error, and saying how much space is missing."""
+"""Errors of the system: what to do about them, and how much space is missing on a full disk."""
 
 import errno
 import re
@@ -7,7 +7,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from roundtrip.runtime.errors import DiskError
+from roundtrip.runtime.errors import DiskError, RoundtripError, first_line
 
 # Beside its tensors a checkpoint holds some text.
 _SLACK = 1 << 16
@@ -23,6 +23,31 @@ def error_numbers(error: BaseException) -> set[int]:
     if isinstance(error, OSError) and error.errno is not None:
         return {error.errno}
     return {int(number) for number in re.findall(r"(?:os error |\[Errno )(\d+)", str(error))}
+
+
+def cure_of(error: BaseException) -> str | None:
+    """Return what to do about an error of the system, as of a file that cannot be read or written; None for others."""
+    if is_full(error):
+        cure = "free disk space, or raise the limit of file sizes (ulimit -f), and repeat the command; "
+        return cure + "add --resume to continue a run that has a checkpoint"
+    if errno.EIO in error_numbers(error):
+        return "check the disk; add --resume to continue a run that has a checkpoint"
+    if isinstance(error, PermissionError):
+        return "name another folder, or change its permissions"
+    return "check the path, and the limits of this process (ulimit -a)" if error_numbers(error) else None
+
+
+@contextmanager
+def report_system_errors() -> Iterator[None]:
+    """Turn errors of the system, about a file of a run for example, into `DiskError`; also a decorator."""
+    try:
+        yield
+    except RoundtripError:
+        raise
+    except Exception as error:
+        if cure := cure_of(error):
+            raise DiskError(first_line(error), cure=cure) from error
+        raise
 
 
 @contextmanager

@@ -215,7 +215,7 @@ def _glob(wanted: Path, folder: Path) -> list[Path]:
 def _cached_wheel(wanted: PypiSpec) -> Path:
     """Return a wheel in the cache, which is held by this process; it is downloaded unless it is there undamaged."""
     requirement, folder = f"{wanted.name}=={wanted.version}", cache_dir() / "wheels" / wanted.sha256
-    cached_folders.clear_temporaries(folder.parent)
+    cached_folders.prepare(folder.parent)
     for wheel in sorted(folder.glob("*.whl")):
         with suppress(OSError):  # it cannot be read, or is no file
             if integrity.file_hash(wheel) == wanted.sha256:

@@ -111,7 +111,7 @@ class DistributedError(RoundtripError):
 
 
 class DiskError(RoundtripError):
-    """The disk is full; what was written before is complete."""
+    """The disk is full, or the system refuses a file; what was written before is complete."""
 
     exit_code = 3
 

@@ -59,7 +59,7 @@ async def _read_body(request: Request, max_bytes: int, seconds: float) -> bytes:
 
 
 def read_code(fields: Mapping[str, Any], name: str) -> str:
-    """Return a field that has to be the code of a language; parsed codes are kept in memory, so they have to be short."""
+    """Return a field that has to be the code of a language: a short one, since parsed codes are kept in memory."""
     value = fields.get(name)
     if not isinstance(value, str) or not 0 < len(value) <= _MAX_CODE_CHARS:
         refuse(400, f"'{name}' is missing, or not the code of a language")

@@ -171,7 +171,7 @@ def build_row_builder(
     if any(part.matters for part in parts):
         cure = _USE_FAST if parts[0].part == "kind" else _USE_ONE_BASE
         return text_only, CompatibilityReport("text", None, notes, cure)
-    if not forward_template.segments.break_ids and "strftime" in (forward_template.tokenizer.chat_template or ""):
+    if not forward_template.segments.break_ids and "strftime" in str(forward_template.tokenizer.chat_template):
         notes += ("the chat template inserts today's date: the text around source and target is fixed for the run",)
     attacks: Mapping[str, int] = {}
     row_builder, fault = None, 'requested by tokens.mode = "splice"'

@@ -19,7 +19,7 @@ import torch
 
 from roundtrip import __version__
 from roundtrip.cli import app
-from roundtrip.cli.app import COMMANDS, run_cli
+from roundtrip.cli.app import COMMANDS, exit_with, run_cli
 from roundtrip.runtime import errors
 from roundtrip.runtime.errors import Interrupted, TextError, TrainingError
 from tests import ROOT
@@ -122,7 +122,7 @@ def test_run_cli_prints_errors_and_exits_with_their_code(
 ) -> None:
     monkeypatch.setattr(sys, "argv", ["roundtrip"])
     with pytest.raises(SystemExit) as exit_info:
-        run_cli(raising(error), argparse.ArgumentParser())
+        exit_with(lambda: run_cli(raising(error), argparse.ArgumentParser()))
     captured = capsys.readouterr()
     assert exit_info.value.code == code and message in captured.err and not captured.out
     assert captured.err.count("stopped") <= 1
@@ -139,7 +139,7 @@ def test_the_cure_of_exhausted_memory_is_one_that_the_command_has(
     for name in names:
         parser.add_argument(name)
     with pytest.raises(SystemExit) as exit_info:
-        run_cli(raising(torch.OutOfMemoryError("CUDA out of memory.")), parser)
+        exit_with(lambda: run_cli(raising(torch.OutOfMemoryError("CUDA out of memory.")), parser))
     assert exit_info.value.code == 3 and cure in capsys.readouterr().err
 
 
@@ -151,7 +151,7 @@ def test_debug_shows_the_traceback(
 ) -> None:
     monkeypatch.setattr(sys, "argv", ["roundtrip", "--debug"])
     with pytest.raises(SystemExit) as exit_info:
-        run_cli(raising(error), argparse.ArgumentParser())
+        exit_with(lambda: run_cli(raising(error), argparse.ArgumentParser()))
     assert exit_info.value.code == code
     assert "Traceback (most recent call last):\n" in capsys.readouterr().err
 
@@ -175,7 +175,7 @@ def test_an_unexpected_error_asks_for_a_report(
     parser = argparse.ArgumentParser()
     parser.add_argument("file")
     with pytest.raises(SystemExit) as exit_info:
-        run_cli(raising(ValueError("of\x1b[31m")), parser)
+        exit_with(lambda: run_cli(raising(ValueError("of\x1b[31m")), parser))
     shown = capsys.readouterr().err
     assert exit_info.value.code == 70 and "Traceback" not in shown
     assert "a fault of roundtrip: ValueError: of\\x1b[31m\n" in shown

@@ -22,6 +22,7 @@ from roundtrip.backtranslation.export import export
 from roundtrip.backtranslation.run_folder import RunFolder
 from roundtrip.backtranslation.trained_models import ExportedDirection, write_template
 from roundtrip.cli import evaluate, evaluation_inputs
+from roundtrip.cli.app import exit_with
 from roundtrip.cli.evaluation_inputs import exported_direction
 from roundtrip.engine import long_inputs
 from roundtrip.evaluation import comet_worker, metrics
@@ -52,7 +53,7 @@ def command(capsys: pytest.CaptureFixture[str], *arguments: str | Path) -> tuple
         patch.setattr(sys, "argv", ["evaluate", *map(str, arguments)])
         patch.setenv("COLUMNS", "200")
         with pytest.raises(SystemExit) as exit_info:
-            evaluate.main()
+            exit_with(evaluate.main)
     captured = capsys.readouterr()
     return int(exit_info.value.code or 0), captured.out, captured.err
 

@@ -24,7 +24,7 @@ from roundtrip.models import base_model, model_files
 from roundtrip.models.base_model import LoadedModel
 from roundtrip.models.model_files import find_files
 from roundtrip.recipe.schema import Model
-from roundtrip.runtime.errors import ModelError, RoundtripError
+from roundtrip.runtime.errors import ModelError, RoundtripError, SourceError
 from tests.conftest import WriteRecipe, small_tokenizer
 from tests.tools import attack_models
 
@@ -103,6 +103,18 @@ def test_the_hash_covers_every_file_that_is_read_and_no_other(folder: Path) -> N
         (folder / name).parent.mkdir(exist_ok=True)
         (folder / name).write_text("anything")
     assert find_files(str(folder), None).digest() == before
+
+
+@pytest.mark.parametrize("name", ["config.json", "model.safetensors", "weights/part-1.safetensors"])
+def test_offline_a_hub_id_without_all_files_says_what_to_do(hub: Path, tmp_path: Path, name: str) -> None:
+    if name == "model.safetensors":
+        (hub / "model.safetensors.index.json").rename(hub / name)
+    (hub / name).unlink()
+    with pytest.raises(SourceError, match=f"its {name} is not in the cache of the hub, and this is offline") as caught:
+        load("org/model", tmp_path)
+    assert "--offline" in str(caught.value.cure)
+    with pytest.raises(SourceError, match=r"'org/other' cannot be loaded: its config\.json is not in the cache"):
+        load("org/other", tmp_path)
 
 
 def test_a_hub_id_has_the_files_and_the_hash_of_its_snapshot(hub: Path, folder: Path, tmp_path: Path) -> None:

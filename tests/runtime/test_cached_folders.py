@@ -126,6 +126,18 @@ def test_a_folder_is_made_once_and_verified(cache: Path) -> None:
     assert set(cached_folders.recorded_hashes(cache / "files" / "made")) == set(MADE)
 
 
+def test_only_leftovers_of_this_package_are_removed_from_a_cache(wheel: Path, cache: Path) -> None:
+    folders = [cache / "files", cache / "wheels"]
+    for folder in folders:
+        for name in (".x.tmp", ".backup.old", ".made.roundtrip-tmp", ".lost.roundtrip-old"):
+            (folder / name).parent.mkdir(parents=True, exist_ok=True)
+            (folder / name).write_text(name)
+    assert read(wheel) == EXPECTED
+    for folder in folders:
+        assert {path.name for path in folder.glob(".*")} == {".x.tmp", ".backup.old"}
+        assert (folder / "lost").read_text() == ".lost.roundtrip-old"
+
+
 def test_a_folder_of_another_source_is_made_again(cache: Path, caplog: pytest.LogCaptureFixture) -> None:
     ensure(cache)
     ensure(cache, "6" * 64)
@@ -242,12 +254,13 @@ def test_other_things_in_the_cache(kind: str, wheel: Path, cache: Path, tmp_path
     """Each path in a cache is replaced; the next use is right or refused, and ends, and the rest of the disk stays."""
     outside = tmp_path / "outside"
     (outside / "words" / "data").mkdir(parents=True)
-    for name in ("words/data/es.po", ".a.tmp", "words/.a.tmp", "words/.b.old"):
+    for name in ("words/data/es.po", ".a.roundtrip-tmp", "words/.a.roundtrip-tmp", "words/.b.roundtrip-old"):
         (outside / name).write_text("not of the cache")
     read(wheel)
     shutil.copytree(cache, tmp_path / "filled")
     digest = hashlib.sha256(wheel.read_bytes()).hexdigest()
-    kept = [f"files/.{digest[:16]}.tmp", f"files/.{digest[:16]}.old", f"wheels/.{digest}.tmp", f"wheels/.{digest}.old"]
+    ends = ("roundtrip-tmp", "roundtrip-old")
+    kept = [f"{name}.{end}" for name in (f"files/.{digest[:16]}", f"wheels/.{digest}") for end in ends]
     names = kept + [path.relative_to(cache).as_posix() for path in cache.rglob("*")]
     before = sorted((path, path.lstat().st_mtime_ns) for path in outside.rglob("*"))
     for name in names:

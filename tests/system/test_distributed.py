@@ -23,7 +23,7 @@ from roundtrip.runtime.errors import DistributedError
 from tests.conftest import WriteRecipe
 from tests.runs import end_state, go
 
-TRAIN = "from roundtrip.cli import train; train.main()"
+TRAIN = "from roundtrip.__main__ import main; main('roundtrip.cli.train')"
 # Sums in another order: the last bits of a float32, after ten steps of Adam.
 CLOSE = 2e-6
 # Sampling, and selection by the reverse direction: all work that processes share.

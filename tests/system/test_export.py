@@ -25,6 +25,7 @@ from roundtrip.backtranslation.dev_scoring import greedy_settings
 from roundtrip.backtranslation.export import chat_template, export
 from roundtrip.backtranslation.run_folder import RunFolder
 from roundtrip.cli import export as export_cli
+from roundtrip.cli.app import exit_with
 from roundtrip.models.from_scratch import train_tokenizer
 from roundtrip.recipe.schema import TemplateRecipe
 from roundtrip.runtime.errors import RunError
@@ -236,7 +237,7 @@ def test_export_mistakes_exit_with_code_2(
     argv = ["export", str(run.path), str(tmp_path / "out"), *arguments]
     with pytest.MonkeyPatch.context() as patch, pytest.raises(SystemExit) as exit_info:
         patch.setattr(sys, "argv", argv)
-        export_cli.main()
+        exit_with(export_cli.main)
     assert exit_info.value.code == 2 and message in capsys.readouterr().err
     assert not (tmp_path / "out").exists()
 

@@ -255,6 +255,18 @@ def test_a_file_is_written_completely_or_not_at_all(tmp_path: Path, monkeypatch:
     assert json.loads(path.read_text()) == {"a": 2}
 
 
+def test_hidden_files_of_others_beside_what_is_written_stay(tmp_path: Path) -> None:
+    names = (".a.json.tmp", ".a.json.old", ".folder.tmp", ".folder.old")
+    for name in names:
+        (tmp_path / name).write_text(name)
+    for _ in range(2):
+        atomic_io.write_json(tmp_path / "a.json", {})
+        with atomic_io.atomic_path(tmp_path / "folder") as temporary:
+            temporary.mkdir()
+    assert sorted(path.name for path in tmp_path.iterdir()) == sorted((*names, "a.json", "folder"))
+    assert all((tmp_path / name).read_text() == name for name in names)
+
+
 # Signals
 
 
@@ -570,12 +582,24 @@ def test_a_run_in_use_by_another_process_is_refused(interrupted: tuple[Path, Pat
 
 
 def test_leftovers_of_a_killed_process_are_removed(finished: Finished, tmp_path: Path) -> None:
-    shutil.copytree(finished[1], tmp_path / "run")
-    (tmp_path / "run" / "checkpoints" / ".0002-000003.tmp").mkdir()
-    (tmp_path / "run" / "adapters" / ".best.old").mkdir()
-    (tmp_path / "run" / ".metrics.json.tmp").write_text("{")
-    go(finished[0], tmp_path / "run", resume=True)
-    assert not list((tmp_path / "run").rglob(".*"))
+    """In every folder of a run; hidden files of other programs stay, whatever they are called, as does another run."""
+    run = RunFolder(tmp_path / "run")
+    shutil.copytree(finished[1], run.path)
+    of_strangers = [run.path / "notes" / ".run.json.roundtrip-tmp", run.adapters / "best" / ".a.roundtrip-tmp"]
+    for folder in (run.path, *run.folders):
+        (folder / ".0002-000003.roundtrip-tmp").mkdir()
+        (folder / ".lost.roundtrip-old").write_text("content")
+        (folder / ".kept.roundtrip-old").mkdir()
+        (folder / "kept").mkdir()
+        of_strangers += [folder / name for name in (".x.tmp", ".backup.old", ".run.json.tmp", "a.roundtrip-tmp")]
+    for path in of_strangers:
+        path.parent.mkdir(exist_ok=True)
+        path.write_text(path.name)
+    go(finished[0], run.path, resume=True)
+    assert all(path.read_text() == path.name for path in of_strangers)
+    assert {path.name for path in run.path.rglob(".*")} == {path.name for path in of_strangers if path.name[0] == "."}
+    for folder in (run.path, *run.folders):
+        assert not [*folder.glob(".*-old"), *folder.glob(".0*")] and (folder / "lost").read_text() == "content"
 
 
 ON_A_GPU = """
@@ -635,7 +659,7 @@ def test_rewriting_a_checkpoint_never_loses_it(tmp_path: Path, at: str, monkeypa
         patch.setattr(Path, name, killed)
         with pytest.raises(Killed):
             checkpoint.save(folder, state, tensors, 1)
-    atomic_io.remove_leftovers(tmp_path)
+    atomic_io.remove_leftovers(folder)
     assert checkpoint.names(folder) == ["0001-000002"] and not list(folder.glob(".*"))
     newest = checkpoint.newest(folder, pytest.fail)
     assert newest is not None and torch.equal(newest[1]["en-es"]["a"], tensors["en-es"]["a"])
@@ -664,7 +688,7 @@ def test_a_full_disk_while_copying_the_best_stage_ends_the_run(
     copy, calls = shutil.copy2, iter(range(10**6))
 
     def full(source: Any, target: Any, **more: Any) -> Any:
-        if ".best.tmp" in str(target) and next(calls) == 1:
+        if ".best.roundtrip-tmp" in str(target) and next(calls) == 1:
             raise OSError(28, "No space left on device", str(target))
         return copy(source, target, **more)
 

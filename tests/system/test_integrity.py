@@ -2,24 +2,28 @@
 
 from __future__ import annotations
 
+import errno
 import json
+import os
 import shutil
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from roundtrip.backtranslation import checkpoint, session, trained_models
 from roundtrip.backtranslation.export import export
 from roundtrip.backtranslation.run_folder import RunFolder
+from roundtrip.backtranslation.trained_models import load_trained
 from roundtrip.cli import evaluate, translate
 from roundtrip.cli import export as export_cli
 from roundtrip.recipe.loader import load_recipe
-from roundtrip.runtime import downloads
-from roundtrip.runtime.errors import RoundtripError, RunError
+from roundtrip.runtime import atomic_io, downloads, integrity
+from roundtrip.runtime.errors import DiskError, RoundtripError, RunError
 from roundtrip.runtime.integrity import file_hashes
 from tests.conftest import WriteRecipe
-from tests.runs import assert_same, change_json, end_state, go
+from tests.runs import NAMES, assert_same, change_json, end_state, go
 from tests.tools.attack import attack_export, attack_run
 
 SEGMENTS = {"head": "", "mid": " ", "prefix_ids": [], "end_id": 1, "stop_ids": [], "break_ids": []}
@@ -126,15 +130,44 @@ def test_a_finished_run_without_checkpoints_is_kept(finished: Finished, copied: 
     assert_same(end_state(copied.path), before)
 
 
-def test_events_are_not_written_through_a_link(finished: Finished, copied: RunFolder, tmp_path: Path) -> None:
+@pytest.mark.parametrize(
+    ("replace", "message"),
+    [
+        (lambda path, other: path.symlink_to(other), "symbolic links: .*events.jsonl"),
+        (lambda path, other: os.mkfifo(path), "not a file: .*events.jsonl"),
+        (lambda path, other: path.mkdir(), "Is a directory: .*events.jsonl"),
+    ],
+)
+def test_events_are_written_to_a_plain_file_alone(
+    finished: Finished, copied: RunFolder, tmp_path: Path, replace: Callable[[Path, Path], object], message: str
+) -> None:
     other = tmp_path / "of others"
     other.write_text("one line\nhalf of")
     copied.events.unlink()
-    copied.events.symlink_to(other)
+    replace(copied.events, other)
     copied.metrics.unlink()
-    with pytest.raises(OSError, match="symbolic links"):
+    with pytest.raises(DiskError, match=message) as caught:
         go(finished[0], copied.path, resume=True)
+    assert caught.value.cure and caught.value.exit_code == 3
     assert other.read_text() == "one line\nhalf of"
+
+
+@pytest.mark.parametrize("error", [PermissionError(13, "Permission denied", "a"), OSError(5, "Input/output error")])
+def test_errors_of_the_system_about_a_run_are_errors_of_the_library(
+    finished: Finished, copied: RunFolder, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, error: OSError
+) -> None:
+    def fail(*_: object) -> None:
+        raise error
+
+    monkeypatch.setattr(integrity, "file_hash", fail)
+    for use in (
+        lambda: go(finished[0], copied.path, resume=True),
+        lambda: load_trained(copied.path, "en-es"),
+        lambda: export(copied.path, "en-es", tmp_path / "out"),
+    ):
+        with pytest.raises(DiskError, match=str(error.strerror)) as caught:
+            use()
+        assert caught.value.cure
 
 
 @pytest.mark.parametrize(
@@ -260,6 +293,35 @@ def test_an_export_that_fails_leaves_nothing(
     with pytest.raises(RuntimeError, match="in the middle"):
         export(copied.path, "en-es", tmp_path / "out")
     assert sorted(path.name for path in tmp_path.glob("*out*")) == []
+
+
+@pytest.mark.parametrize(("name", "number"), [("load", 1), ("write_template", 1), ("fsync_tree", 5), ("replace", 5)])
+def test_both_directions_are_exported_or_none(
+    finished: Finished,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    shell: Callable[..., Any],
+    name: str,
+    number: int,
+) -> None:
+    """In whatever step the second direction fails, the first is not there, and the command can be repeated."""
+    owner: Any = {"load": trained_models, "write_template": trained_models, "fsync_tree": atomic_io}.get(name, Path)
+    call, calls = getattr(owner, name), iter(range(100))
+
+    def fail(*arguments: Any, **settings: Any) -> Any:
+        if next(calls) == number:
+            raise OSError(errno.EIO, "Input/output error")
+        return call(*arguments, **settings)
+
+    (tmp_path / "out").mkdir()
+    (tmp_path / "out" / "of the user").write_text("stays")
+    with monkeypatch.context() as patch:
+        patch.setattr(owner, name, fail)
+        code, _, error = shell(export_cli, str(finished[1]), "out")
+    assert code == 3 and "check the disk" in error
+    assert [path.name for path in (tmp_path / "out").iterdir()] == ["of the user"]
+    assert shell(export_cli, str(finished[1]), "out")[0] == 0
+    assert {path.name for path in (tmp_path / "out").iterdir()} == {"of the user", *NAMES}
 
 
 @pytest.mark.parametrize("merged", [False, True])

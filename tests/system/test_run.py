@@ -27,6 +27,7 @@ from roundtrip.backtranslation.run_folder import RunFolder, reopen, run_lock
 from roundtrip.backtranslation.synthesis import Synthesizer
 from roundtrip.backtranslation.trainer import Trainer
 from roundtrip.cli import check, train, translate
+from roundtrip.cli.app import exit_with
 from roundtrip.data import corpora
 from roundtrip.engine import long_inputs
 from roundtrip.models import direction_model
@@ -85,7 +86,7 @@ def test_what_a_run_leaves_behind(finished: tuple[Path, Path, str]) -> None:
     for part in ("base model, zero-shot", "copying the source", "* kept as best", "paired bootstrap", "reference"):
         assert part in shown
     assert not list(folder.rglob("*.bin")) and not list(folder.rglob("*.pt")), "no pickles"
-    assert not list(folder.rglob("*.tmp"))
+    assert not list(folder.rglob(".*"))
 
 
 def test_examples_of_a_round_are_new_lines_with_synthetic_sources_and_parallel_pairs(
@@ -412,7 +413,7 @@ def test_translation_keeps_lines_and_refuses_by_number(
     monkeypatch.setattr(sys, "stdin", Input)
     monkeypatch.setattr(sys, "argv", ["translate", str(folder), "--to", "es"])
     with pytest.raises(SystemExit) as caught:
-        translate.main()
+        exit_with(translate.main)
     captured = capsysbinary.readouterr()
     output = captured.out.decode().split("\n")
     assert caught.value.code == 2
@@ -446,7 +447,7 @@ def test_a_line_that_is_too_long_is_refused_by_itself(
     monkeypatch.setattr(sys, "argv", ["translate", str(finished[1]), "--to", "es"])
     start = time.monotonic()
     with pytest.raises(SystemExit) as caught:
-        translate.main()
+        exit_with(translate.main)
     captured = capsysbinary.readouterr()
     assert caught.value.code == 2 and time.monotonic() - start < 20
     output = captured.out.split(b"\n")
@@ -482,7 +483,7 @@ def test_lines_before_one_that_cannot_be_read_are_translated(
     monkeypatch.setattr(sys, "argv", ["translate", str(finished[1]), "--to", "spa_Latn"])
     monkeypatch.setattr(long_inputs, "translate_any_length", lambda translator, texts, *rest: iter(texts))
     with pytest.raises(SystemExit) as caught:
-        translate.main()
+        exit_with(translate.main)
     captured = capsysbinary.readouterr()
     assert caught.value.code == 2 and message in captured.err.decode()
     assert captured.out == b"".join(content.splitlines(keepends=True)[:num_lines])

@@ -259,3 +259,26 @@ def test_with_a_kl_penalty_an_adapter_stays_closer_to_its_base(write_recipe: Wri
         tensors = load_file(run / "adapters" / PARALLEL / "en-es" / "adapter_model.safetensors")
         squares[weight] = sum(float(value.square().sum()) for name, value in tensors.items() if "lora_B" in name)
     assert squares[20.0] < 0.7 * squares[0.0]
+
+
+# ------------------------------------------------------------------------------------- adapters of an earlier run
+
+
+def test_a_run_begins_with_the_adapters_of_another(tmp_path: Path, write_recipe: WriteRecipe) -> None:
+    """They count as a stage: rounds may begin at once, and where these bring nothing, what it began with is kept."""
+    path = write_recipe()
+    go(path, tmp_path / "first", overrides=("rounds.count=0", "train.parallel_epochs=12"))
+    inits = [f"adapter.{name}.init={tmp_path / 'first/adapters/parallel' / name}" for name in ("en-es", "es-en")]
+    rounds = ("train.parallel_epochs=0", "rounds.count=1", "rounds.require_better_than_copy=true", "train.lr=1e-9")
+    go(path, tmp_path / "second", overrides=(*inits, *rounds))
+    metrics = [json.loads((tmp_path / name / "metrics.json").read_text()) for name in ("first", "second")]
+    for part in ("dev", "test"):
+        assert metrics[1][part]["initial"] == metrics[0][part]["parallel"] != metrics[1][part]["base"]
+        assert metrics[1][part]["base"] == metrics[0][part]["base"]
+    assert list(metrics[1]["dev"]) == ["copy", "base", "initial", "round-1"]
+    # Hardly changed by the rate: of equals the first is kept.
+    assert metrics[1]["best"] == {"en-es": "initial", "es-en": "initial"}
+    for name in ("en-es", "es-en"):
+        kept = load_file(tmp_path / "second/adapters/best" / name / "adapter_model.safetensors")
+        first = load_file(tmp_path / "first/adapters/parallel" / name / "adapter_model.safetensors")
+        assert all(torch.equal(kept[key], first[key]) for key in first)

@@ -23,6 +23,7 @@ from roundtrip.backtranslation import reporting, trained_models, trainer
 from roundtrip.backtranslation.dev_scoring import greedy_settings
 from roundtrip.backtranslation.run_folder import RunFolder
 from roundtrip.cli import evaluate, train, translate
+from roundtrip.cli.app import exit_with
 from roundtrip.data import gettext_po, text_files, tmx_xliff
 from roundtrip.data.readers import read_rows
 from roundtrip.engine import long_inputs
@@ -243,9 +244,9 @@ def refuse(*address, **more):
 socket.socket.connect = refuse
 socket.getaddrinfo = refuse
 sys.argv = ["train", *sys.argv[1:]]
-from roundtrip.cli import train
+from roundtrip.cli import app, train
 try:
-    train.main()
+    app.exit_with(train.main)
 except SystemExit as error:
     print("code", error.code, "calls", len(addresses))
 """
@@ -300,7 +301,7 @@ def test_offline_no_tokenizer_of_a_metric_is_downloaded(
     monkeypatch.setattr("sys.argv", argv)
     monkeypatch.chdir(tmp_path)
     with pytest.raises(SystemExit, match="2"):
-        evaluate.main()
+        exit_with(evaluate.main)
     assert "sacreBLEU would download its tokenizer 'flores200', and network access is off" in capsys.readouterr().err
 
 

@@ -20,6 +20,7 @@ from transformers import ByT5Tokenizer
 from benchmarks import zoo
 from roundtrip.backtranslation import token_rows
 from roundtrip.cli import check as check_cli
+from roundtrip.cli.app import exit_with
 from roundtrip.recipe import loader
 from roundtrip.recipe.plan import directions
 from roundtrip.recipe.schema import TemplateRecipe
@@ -143,7 +144,7 @@ def test_templates_that_insert_are_spliced_with_what_they_insert(name: str) -> N
 
 def test_a_template_with_a_date_is_said() -> None:
     tokenizer = copy.deepcopy(TOKENIZERS["pad apart from end"])
-    tokenizer.chat_template = "{{ strftime_now('%d %b %Y') }}" + tokenizer.chat_template
+    tokenizer.chat_template = {"default": "{{ strftime_now('%d %b %Y') }}" + tokenizer.chat_template}
     found = check(tokenizer, tokenizer, CHAT)
     assert found.mode == "splice" and any("today's date" in reason for reason in found.reasons)
     assert not any("today's date" in reason for reason in check(tokenizer, tokenizer).reasons)
@@ -278,7 +279,7 @@ def test_a_demanded_splice_that_cannot_be_had_is_refused(monkeypatch: pytest.Mon
 def run_check(monkeypatch: pytest.MonkeyPatch, *arguments: str) -> object:
     monkeypatch.setattr(sys, "argv", ["check", *arguments])
     with pytest.raises(SystemExit) as caught:
-        check_cli.main()
+        exit_with(check_cli.main)
     return caught.value.code
 
 

@@ -49,6 +49,26 @@ def test_a_template_that_grows_or_does_not_end_is_refused(
     assert caught.value.cure
 
 
+def test_forms_of_messages_after_the_first_that_fits_are_not_tried(
+    tokenizer: PreTrainedTokenizerFast, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A template may fail, or have no end, on forms that are not used."""
+    monkeypatch.setattr(prompt_segments, "TEMPLATE_SECONDS", 1.0)
+    endless = "{% for i in range(99999) %}{% for j in range(99999) %}{% endfor %}{% endfor %}"
+    template = "{% if messages[0]['content'] is not string %}" + endless + "{% endif %}" + CHATML
+    expected = build_segments(with_template(tokenizer, CHATML), CHAT, "en", "es", ())
+    assert build_segments(with_template(tokenizer, template), CHAT, "en", "es", ()) == expected
+
+
+def test_of_several_templates_the_default_one_is_taken(tokenizer: PreTrainedTokenizerFast) -> None:
+    expected = build_segments(with_template(tokenizer, CHATML), CHAT, "en", "es", ())
+    several: Any = {"rag": "{{ raise_exception('not this one') }}", "default": CHATML, "tool_use": "x"}
+    assert build_segments(with_template(tokenizer, several), CHAT, "en", "es", ()) == expected
+    del several["default"]
+    with pytest.raises(TemplateError, match="multiple chat templates with no default"):
+        build_segments(with_template(tokenizer, several), CHAT, "en", "es", ())
+
+
 def test_any_template_is_accepted_or_refused(
     tokenizer: PreTrainedTokenizerFast, monkeypatch: pytest.MonkeyPatch
 ) -> None:

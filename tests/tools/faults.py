@@ -57,9 +57,9 @@ def start(recipe: Path, out: Path, fault: str, at: int, pause: float, count_path
     sys.argv = ["train", str(recipe), "--out", str(out), *resume]
     code = 1
     try:
-        from roundtrip.cli import train
+        from roundtrip.cli import app, train
 
-        train.main()
+        app.exit_with(train.main)
     except SystemExit as error:
         code = int(error.code or 0)
     except BaseException:

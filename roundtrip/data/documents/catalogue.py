@@ -18,6 +18,10 @@ _NO_LANGUAGE = re.compile(r'^"Language:([ \t]*)\\n"[ \t]*\r?$', re.MULTILINE)
 _MSGSTR = re.compile(r'(?:^[ \t]*msgstr[ \t]*(?:\[\d+\])?[ \t]*".*\n?(?:^[ \t]*".*\n?)*)+', re.MULTILINE)
 _FLAGS = re.compile(r"^[ \t]*#,(.*?)(\r?\n)", re.MULTILINE)
 _MESSAGE = re.compile(r"^[ \t]*(?:#\||msg)", re.MULTILINE)
+# A line as it is written; the parser also takes others, without the invisible characters in them.
+_LINE = re.compile(
+    r'[ \t]*(?:#(?:[^\x00-\x08\x0e-\x1f\x7f-\x9f\ufeff].*)?|(?:msg\w+(?:\[\d\])?[ \t]*)?".*|)\s*', re.DOTALL
+)
 # Of larger numbers the forms repeat.
 _NUMBERS = range(2, 1001)
 
@@ -26,7 +30,11 @@ def read_catalogue(path: Path, request: Request) -> Document:
     """Read a catalogue whose translations are in the target language."""
     encoding = charset(path)
     text = read_text(path, encoding)
-    catalogue = parse(path, text.removeprefix("\ufeff").split("\n"))
+    lines = text.removeprefix("\ufeff").split("\n")
+    catalogue = parse(path, lines)
+    if odd := next((number for number, line in enumerate(lines, start=1) if not _LINE.fullmatch(line)), 0):
+        cure = "remove them; `msgattrib -o NEW.po FILE` writes a catalogue anew"
+        raise TextError("invisible characters outside of strings", place=f"{path}:{odd}", cure=cure)
     fields = header_fields(catalogue)
     if "charset=CHARSET" in fields.get("content-type", ""):
         cure = f"make a catalogue of it: msginit --no-translator -l {request.target} -i {path.name} -o NEW.po"
@@ -46,13 +54,16 @@ def read_catalogue(path: Path, request: Request) -> Document:
         if entry.obsolete or message is None:
             continue
         line = first + 1 + text.count("\n", place.start, message.start())
+        if place.msgstr() is None:
+            cure = "correct it; `msgfmt --check-format -o /dev/null FILE` lists all errors"
+            raise TextError("an entry that is obsolete in part", place=f"{path}:{line}", cure=cure)
         forms = _forms(entry, plural, num_forms)
         if forms is None:
             reason = "plural forms, and no Plural-Forms header says how many"
             document.left_alone.append((line, reason))
         else:
             document.units.append(_unit(place, line, forms))
-    if (language := _NO_LANGUAGE.search(text, 0, starts[first_lines[0]] or len(text))) is not None:
+    if (language := _NO_LANGUAGE.search(text, 0, starts[first_lines[0]])) is not None:
         document.edits.append((*language.span(1), f" {request.target.replace('-', '_')}"))
     return document
 
@@ -72,10 +83,14 @@ class _Entry:
     entry: Any
     mark: bool
 
+    def msgstr(self) -> re.Match[str] | None:
+        """Return where the translation is."""
+        return _MSGSTR.search(self.text, self.start, self.end)
+
     def edits(self, forms: Sequence[str]) -> list[Edit]:
         """Return the edits that write all forms of the translation."""
-        match = _MSGSTR.search(self.text, self.start, self.end)
-        assert match is not None, "the parser refuses an entry without msgstr"
+        match = self.msgstr()
+        assert match is not None, "such an entry has been refused"
         written = match.group().rstrip("\r\n")
         newline = "\r\n" if "\r\n" in match.group() else "\n"
         names = [f"msgstr[{index}]" for index in range(len(forms))] if self.entry.msgid_plural else ["msgstr"]

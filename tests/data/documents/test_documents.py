@@ -28,7 +28,8 @@ PO_HEADER = (
 )
 XLIFF_1 = (
     '<?xml version="1.0" encoding="UTF-8"?>\n<xliff version="1.2" xmlns="urn:oasis:names:tc:xliff:document:1.2">\n'
-    '<file source-language="en" target-language="es" original="a" datatype="plaintext"><body>\n{}</body></file></xliff>\n'
+    '<file source-language="en" target-language="es" original="a" datatype="plaintext"><body>\n'
+    "{}</body></file></xliff>\n"
 )
 XLIFF_2 = (
     '<xliff version="2.0" srcLang="en" trgLang="es" xmlns="urn:oasis:names:tc:xliff:document:2.0"><file id="f">\n'
@@ -234,11 +235,13 @@ def test_msgfmt_accepts_what_is_written(tmp_path: Path) -> None:
 
 
 def test_inline_elements_stay_in_place(tmp_path: Path) -> None:
-    unit = '<trans-unit id="1"><source><g id="1">Open <x id="2" equiv-text="{{{{name}}}}"/> <g id="3">now</g></g></source>{}</trans-unit>'
-    document = read(tmp_path, "a.xlf", XLIFF_1.format(unit.format("")))
+    inline = '<x id="2" equiv-text="{{name}}"/>'
+    source = f'<source><g id="1">Open {inline} <g id="3">now</g></g></source>'
+    document = read(tmp_path, "a.xlf", XLIFF_1.format(f'<trans-unit id="1">{source}</trans-unit>'))
     assert document.units[0].sources == ["Open {{name}} {1}now"]
-    target = '<target state="needs-review-translation"><g id="1">Abre <x id="2" equiv-text="{{name}}"/> ya, <g id="3">sí</g></g></target>'
-    assert fill(document, "Abre {{name}} ya, {1}sí") == XLIFF_1.format(unit.format(target))
+    target = f'<target state="needs-review-translation"><g id="1">Abre {inline} ya, <g id="3">sí</g></g></target>'
+    expected = XLIFF_1.format(f'<trans-unit id="1">{source}{target}</trans-unit>')
+    assert fill(document, "Abre {{name}} ya, {1}sí") == expected
     with pytest.raises(TextError, match="inline elements"):
         document.write({0: ["Abre {1} {{name}}"]})
 
@@ -354,3 +357,59 @@ def test_utf_16_and_numeric_characters(tmp_path: Path) -> None:
 def test_the_endings_of_names() -> None:
     names = ["a.pot", "a.sdlxliff", "a.TMX", "a.ndjson", "a.vtt", "a.md", "a.mo"]
     assert [document_format(Path(name)) for name in names] == ["po", "xliff", "tmx", "jsonl", "vtt", None, None]
+
+
+DAMAGED = {
+    "a.po": ODD_PO,
+    "a.xlf": FORMATS["a.xlf"](["one", "two & <"]),
+    "b.xliff": FORMATS["b.xliff"](["one", "two"]),
+    "a.tmx": FORMATS["a.tmx"](["one", "two"]),
+    "b.csv": FORMATS["b.csv"](['a "b"', "c, d"]),
+    "a.tsv": FORMATS["a.tsv"](["one", "two"]),
+    "a.jsonl": FORMATS["a.jsonl"](["one", "two"]),
+    "a.srt": "1\n00:00:01,000 --> 00:00:02,000\n<i>one</i> {\\an8}\n- two\n",
+    "a.vtt": "WEBVTT\n\n00:01.000 --> 00:02.000\n- one <b>&amp;\n- two\n",
+    "a.txt": "one\n\n two \n",
+}
+PIECES = st.sampled_from(
+    ["", "\n", "\r", "\t", '"', "'", "\\", "<", ">", "/", "&", "&#0;", "]]>", "<!--", ",", "{", "}", "[", ":", "#", "~"]
+    + ["msgid ", "msgstr[3] ", '""\n', "\ufeff", "\u2028", "\x00", "\x85", "é", "<x/>", "</source>", "-->", "null", "%"]
+)
+EDITS = st.lists(st.tuples(st.floats(0, 1), st.integers(0, 12), PIECES), min_size=1, max_size=4)
+
+
+@pytest.mark.parametrize("name", DAMAGED)
+@given(edits=EDITS)
+@settings(max_examples=80, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+def test_a_damaged_document_is_refused_or_written(
+    tmp_path: Path, name: str, edits: list[tuple[float, int, str]]
+) -> None:
+    content = DAMAGED[name]
+    for position, length, piece in edits:
+        start = int(position * len(content))
+        content = content[:start] + piece + content[start + length :]
+    try:
+        document = read(tmp_path, name, content)
+        data = document.write({i: [f"x{part}" for part in unit.sources] for i, unit in enumerate(document.units)})
+    except TextError:
+        return
+    (tmp_path / name).write_bytes(data)
+    again = read_document(tmp_path / name, REQUEST)
+    assert [list(unit.sources) for unit in again.units] == [list(unit.sources) for unit in document.units] or (
+        name.endswith(("srt", "vtt", "txt"))
+    )
+
+
+@pytest.mark.parametrize(
+    "content",
+    [ODD_PO.replace('\nmsgstr "Igual"', '\n\ufeffmsgstr "Igual"'), ODD_PO.replace("#~ msgid", "msgid")],
+)
+def test_a_catalogue_that_only_the_parser_understands_is_refused(tmp_path: Path, content: str) -> None:
+    with pytest.raises(TextError, match="invisible characters|obsolete in part"):
+        read(tmp_path, "a.po", content)
+
+
+def test_a_message_that_was_a_header_is_no_header(tmp_path: Path) -> None:
+    content = ODD_PO.replace('msgid ""', 'msgid "x"', 1).replace("Language: es", "Language: ")
+    document = read(tmp_path, "a.po", content)
+    assert document.units[0].status == "fuzzy" and document.write({0: ["y"]}).decode().count("Language") == 0

@@ -1,0 +1,218 @@
+"""translate with files: what is written where, what is refused, and how a stopped command continues."""
+
+from __future__ import annotations
+
+import json
+import re
+import shutil
+import subprocess
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import polib
+import pytest
+
+from roundtrip.cli import translate, translate_files
+from roundtrip.data.documents.document import Document
+from roundtrip.engine.checked_translation import CheckedTranslation
+from tests import ROOT
+from tests.conftest import toy_pairs
+from tests.runs import run_module
+
+Finished = tuple[Path, Path, str]
+Shell = Callable[..., tuple[int, str, str]]
+HEADER = (
+    'msgid ""\nmsgstr ""\n"Language: es\\n"\n"MIME-Version: 1.0\\n"\n'
+    '"Content-Type: text/plain; charset=UTF-8\\n"\n"Content-Transfer-Encoding: 8bit\\n"\n'
+    '"Plural-Forms: nplurals=2; plural=(n != 1);\\n"\n'
+)
+SOURCES = [source for source, _ in toy_pairs()[:6]]
+PO = HEADER + "".join(f'\n#: a.py:{i}\nmsgid "{source}"\nmsgstr ""\n' for i, source in enumerate(SOURCES))
+
+
+@pytest.fixture
+def upper(monkeypatch: pytest.MonkeyPatch) -> list[str]:
+    """Let translations be the sources in upper case, broken where they have a `!`; return the texts as they come."""
+    asked: list[str] = []
+
+    def translate_checked(forward: Any, texts: list[str], *rest: Any) -> list[CheckedTranslation]:
+        asked.extend(texts)
+        return [CheckedTranslation(text.upper(), "placeholder lost" if "!" in text else "") for text in texts]
+
+    monkeypatch.setattr(translate_files, "translate_checked", translate_checked)
+    return asked
+
+
+def test_a_catalogue_is_translated_by_a_run(finished: Finished, tmp_path: Path) -> None:
+    (tmp_path / "in.po").write_text(PO)
+    done = run_module("roundtrip", "translate", str(finished[1]), "in.po", "out.po", "--to", "es", cwd=tmp_path)
+    assert done.returncode == 0 and not done.stdout, done.stderr
+    assert "in.po -> out.po: 6 texts translated" in done.stderr
+    entries = list(polib.pofile(str(tmp_path / "out.po")))
+    assert all(entry.fuzzy and entry.msgstr for entry in entries) and len(entries) == 6
+    piped = run_module("roundtrip", "translate", str(finished[1]), "--to", "es", stdin="\n".join(SOURCES) + "\n")
+    assert [entry.msgstr for entry in entries] == piped.stdout.splitlines()
+    text = (tmp_path / "out.po").read_text()
+    assert re.sub(r'msgstr ".+"', 'msgstr ""', text.replace("#, fuzzy\n", "")) == PO
+    assert not list(tmp_path.glob(".*"))
+    if shutil.which("msgfmt"):
+        subprocess.run(["msgfmt", "--check", "-o", "/dev/null", tmp_path / "out.po"], check=True)
+
+
+def test_samples_are_chosen_with_the_other_direction(finished: Finished, tmp_path: Path, shell: Shell) -> None:
+    Path("a.txt").write_text(SOURCES[0] + "\n")
+    code, out, errors = shell(
+        translate, str(finished[1]), "a.txt", "b.txt", "--to", "es", "--samples", "3", "--explain", "json"
+    )
+    row = json.loads(out)
+    assert code == 0 and row["source"] == SOURCES[0], errors
+    assert row["translation"] == Path("b.txt").read_text().strip() and 0 <= row["chrf"] <= 100 and row["back"]
+
+
+def test_a_pipe_is_explained(finished: Finished) -> None:
+    stdin = f"{SOURCES[0]}\n\n{SOURCES[1]}\n"
+    done = run_module("roundtrip", "translate", str(finished[1]), "--to", "es", "--explain", "columns", stdin=stdin)
+    rows = [line.split("\t") for line in done.stdout.splitlines()]
+    assert [row[0] for row in rows] == [SOURCES[0], "", SOURCES[1]] and all(len(row) == 4 for row in rows)
+
+
+def test_a_folder_keeps_its_tree(finished: Finished, tmp_path: Path, shell: Shell, upper: list[str]) -> None:
+    for name, content in {"a.po": PO, "deep/b.txt": "one\n\ntwo!\n", "deep/c.mo": "x", ".hidden/d.txt": "x"}.items():
+        path = tmp_path / "in" / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text(content)
+    code, _, errors = shell(translate, str(finished[1]), "in", "in/out", "--to", "es")
+    assert code == 0, errors
+    written = {str(path.relative_to("in/out")) for path in Path("in/out").rglob("*") if path.is_file()}
+    assert written == {"a.po", "deep/b.txt"}
+    assert Path("in/out/deep/b.txt").read_text() == "ONE\n\ntwo!\n"
+    assert "in/deep/b.txt:3: left as it is: placeholder lost" in errors
+    assert "in/deep/b.txt -> in/out/deep/b.txt: 1 text translated, 1 left as they are" in errors
+    assert upper == [*SOURCES, "one", "two!"]
+    code, _, errors = shell(translate, str(finished[1]), "in", "in/out", "--to", "es")
+    assert code == 2 and "exists already" in errors
+    assert shell(translate, str(finished[1]), "in", "in/out", "--to", "es", "--force", "--keep-broken")[0] == 0
+    assert Path("in/out/deep/b.txt").read_text() == "ONE\n\nTWO!\n"
+
+
+def test_files_are_changed_in_place(finished: Finished, tmp_path: Path, shell: Shell, upper: list[str]) -> None:
+    Path("a.po").write_text(PO)
+    arguments = (str(finished[1]), "a.po", "--to", "es", "--in-place", "--no-mark")
+    code, _, errors = shell(translate, *arguments)
+    assert code == 0 and "#, fuzzy" not in Path("a.po").read_text(), errors
+    stat = Path("a.po").stat()
+    code, _, errors = shell(translate, *arguments)
+    assert code == 0 and "0 texts translated, 6 translated before" in errors and Path("a.po").stat() == stat
+    assert len(upper) == 6
+    shell(translate, *arguments, "--retranslate", "all")
+    assert len(upper) == 12
+
+
+def test_a_stopped_command_continues(
+    finished: Finished, tmp_path: Path, shell: Shell, upper: list[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    Path("a.txt").write_text("one\ntwo\n")
+    Path("b.txt").write_text("three\nfour\n")
+    whole = Document.write
+
+    def stop(document: Document, translations: Any) -> bytes:
+        if document.path.name == "b.txt":
+            raise KeyboardInterrupt
+        return whole(document, translations)
+
+    arguments = (str(finished[1]), "a.txt", "b.txt", "out", "--to", "es")
+    with monkeypatch.context() as patch:
+        patch.setattr(Document, "write", stop)
+        code, _, errors = shell(translate, *arguments)
+    assert code == 130 and "repeat the same command to continue" in errors
+    assert sorted(path.name for path in tmp_path.rglob("*.txt")) == ["a.txt", "a.txt", "b.txt"]
+    assert shell(translate, *arguments, "--samples", "2")[0] == 2, "other settings do not use what was kept"
+    upper.clear()
+    with monkeypatch.context() as patch:
+        patch.setattr(Document, "write", stop)
+        shell(translate, *arguments, "--force")
+    assert upper == ["one", "two", "three", "four"]
+    code, _, errors = shell(translate, *arguments)
+    assert code == 0 and len(upper) == 4, errors
+    assert Path("out/b.txt").read_text() == "THREE\nFOUR\n" and not Path(".out.roundtrip").exists()
+
+
+def test_a_file_that_cannot_be_read_does_not_stop_the_others(
+    finished: Finished, tmp_path: Path, shell: Shell, upper: list[str]
+) -> None:
+    Path("a.txt").write_text("one\n")
+    Path("b.po").write_text("{}\n")
+    Path("c.po").write_text(PO.replace("Language: es", "Language: fr"))
+    code, _, errors = shell(translate, str(finished[1]), "a.txt", "b.po", "c.po", "out", "--to", "es")
+    assert code == 2 and Path("out/a.txt").read_text() == "ONE\n" and len(list(Path("out").iterdir())) == 1
+    assert "left alone: b.po:1: not a gettext catalogue" in errors and "translations are in 'fr'" in errors
+    assert "2 of 3 files could not be read" in errors
+    code, _, errors = shell(translate, str(finished[1]), "b.po", "d.po", "--to", "es")
+    assert code == 2 and errors.startswith("error: b.po:1: not a gettext catalogue")
+
+
+@pytest.mark.parametrize(
+    ("arguments", "problem"),
+    [
+        (("a.txt",), "there is no output"),
+        (("a.txt", "a.txt"), "is an input too"),
+        (("a.txt", "b.txt"), "exists already"),
+        (("a.txt", "new.po"), "in the format of a.txt"),
+        (("a.txt", "folder/a.txt", "new"), "two files would be written there"),
+        (("missing.txt", "new.txt"), "no such file"),
+        (("empty", "new"), "nothing in it that can be translated"),
+        (("a.txt", "/dev/null"), "cannot be written"),
+        (("a.txt", "a.txt/x.txt"), "cannot be written"),
+        (("--force",), "is for files"),
+        (("--keep-broken",), "is for files"),
+        (("--from-column", "0"), "is for files"),
+        (("a.txt", "new.txt", "--samples", "0"), "not a number from 1 to 1000"),
+    ],
+)
+def test_mistakes_are_named(
+    finished: Finished, tmp_path: Path, shell: Shell, arguments: tuple[str, ...], problem: str
+) -> None:
+    for name in ("a.txt", "b.txt", "folder/a.txt", "empty/x.bin"):
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        (tmp_path / name).write_text("x\n")
+    code, _, errors = shell(translate, str(finished[1]), *arguments, "--to", "es")
+    assert code == 2 and problem in errors and "Traceback" not in errors
+    assert not list(tmp_path.glob("new*")) and (tmp_path / "b.txt").read_text() == "x\n"
+
+
+XLIFF = (
+    '<xliff version="1.2"><file source-language="en" original="a" datatype="plaintext"><body><trans-unit id="1">'
+    "<source>one</source></trans-unit></body></file></xliff>"
+)
+TMX = '<tmx version="1.4"><header srclang="en"/><body><tu><tuv xml:lang="en"><seg>one</seg></tuv></tu></body></tmx>'
+SHOWN = {
+    "app.po": PO,
+    "locale/es/LC_MESSAGES/django.po": PO,
+    "messages.xlf": XLIFF,
+    "memory.tmx": TMX,
+    "products.csv": "en,price\none,1\n",
+    "products.tsv": "name\tprice\none\t1\n",
+    "data.jsonl": '{"text": {"body": "one"}}\n',
+    "film.srt": "1\n00:00:01,000 --> 00:00:02,000\none\n",
+    "notes.txt": "one\n",
+    "more.txt": "one\n",
+    "manual/chapter/one.txt": "one\n",
+}
+
+
+def test_the_commands_of_the_page_run(finished: Finished, tmp_path: Path, shell: Shell, upper: list[str]) -> None:
+    page = (ROOT / "docs" / "translate.md").read_text(encoding="utf-8")
+    commands = re.findall(r"^python -m roundtrip translate runs/quickstart (.*)$", page, re.M)
+    assert len(commands) == len(re.findall(r"^python", page, re.M)) == 12
+    for name, content in SHOWN.items():
+        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / name).write_text(content)
+    for command in commands:
+        before = {path: path.read_bytes() for path in tmp_path.rglob("*") if path.is_file()}
+        code, out, errors = shell(translate, str(finished[1]), *command.split())
+        assert code == 0 and "1 text translated" in errors or "6 texts translated" in errors, errors
+        after = {path: path.read_bytes() for path in tmp_path.rglob("*") if path.is_file()}
+        written = [path for path, data in after.items() if data != before.get(path)]
+        assert written and all(b"ONE" in after[path] or path.suffix == ".po" for path in written)
+        assert bool(out) == ("--explain" in command)
