@@ -1,6 +1,6 @@
 """Loading trained directions for use: from the folder of a run, or from what `export` wrote."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from contextlib import nullcontext
 from dataclasses import asdict, replace
 from pathlib import Path
@@ -17,7 +17,7 @@ from roundtrip.models.model_files import find_files, read_json
 from roundtrip.models.tensor_files import read_dtypes
 from roundtrip.recipe.language_codes import match_codes, parse_code
 from roundtrip.recipe.plan import Direction, directions
-from roundtrip.recipe.schema import Adapter, Model
+from roundtrip.recipe.schema import Adapter, Model, Recipe
 from roundtrip.runtime import integrity
 from roundtrip.runtime.disk_space import report_system_errors
 from roundtrip.runtime.downloads import offline
@@ -52,26 +52,41 @@ def load(
     run: RunFolder, direction: Direction, stage: str = BEST, device: str = "auto", quantize: str | None = None
 ) -> Translator:
     """Load one direction of a run as it was at the end of a stage, with `model.quantize` of the recipe or another."""
-    manifest, name = run.manifest(), direction.name
-    recipe, path = run.recipe(manifest), run.adapters / stage / name
+    return load_directions(run, [direction], stage, device, quantize)[direction.name]
+
+
+def load_directions(
+    run: RunFolder, wanted: Sequence[Direction], stage: str = BEST, device: str = "auto", quantize: str | None = None
+) -> dict[str, Translator]:
+    """Load directions of a run by name, see `load`; a base that both share is loaded once."""
+    manifest = run.manifest()
+    recipe, paths = run.recipe(manifest), {each.name: run.adapters / stage / each.name for each in wanted}
+    specs: dict[str, Model] = {}
+    for name, path in paths.items():
+        _check_stage(run, recipe, stage, name)
+        # What served training only need not be here: the attention, and the device it ran on.
+        for_use = {"attention": "auto", "use_liger_kernel": False, "gradient_checkpointing": False}
+        spec: dict[str, object] = {"device": device, **for_use} | ({"quantize": quantize} if quantize else {})
+        if recipe.adapter[name].method == "full":
+            spec |= {"path": str(path.resolve()), "from_scratch": None, "revision": None}
+        specs[name] = recipe.model[name].model_copy(update=spec)
+    folders = {name: None if recipe.adapter[name].method == "full" else path for name, path in paths.items()}
+    loaded = translator.load_for_use(recipe, Path(manifest.folder), manifest.segments, specs, folders)
+    adapted = {name: each.base.digest for name, each in loaded.items() if folders[name]}
+    manifest.check_loaded("base model", adapted)
+    return {name: replace(each, expansion=manifest.expansions.get(name, 1.0)) for name, each in loaded.items()}
+
+
+def _check_stage(run: RunFolder, recipe: Recipe, stage: str, name: str) -> None:
+    """Refuse the weights of a direction at the end of a stage where they are missing, or not as they were written."""
+    path = run.adapters / stage / name
     if stage != Path(stage).name or not path.is_dir():
         kept = ", ".join(sorted(item.name for item in run.adapters.glob("*") if item.is_dir()))
         cure = f"name a stage that was kept: {kept}" if kept else "train first: no stage was kept yet"
         raise RunError(f"has no adapters '{stage}'", place=str(run.path), cure=cure)
-    is_full = recipe.adapter[name].method == "full"
     # A fully trained model does not need the one it was trained from, nor what was subtracted from it.
-    run.check_files(path, *(() if is_full else (run.base,)))
+    run.check_files(path, *(() if recipe.adapter[name].method == "full" else (run.base,)))
     _check_recorded(path, run.recorded(path), run.path)
-    # What served training only need not be here: the attention, and the device it ran on.
-    for_use = {"attention": "auto", "use_liger_kernel": False, "gradient_checkpointing": False}
-    spec: dict[str, object] = {"device": device, **for_use} | ({"quantize": quantize} if quantize else {})
-    if is_full:
-        spec |= {"path": str(path.resolve()), "from_scratch": None, "revision": None}
-    adapter = None if is_full else path
-    loaded = translator.load_one(recipe, direction, Path(manifest.folder), manifest.segments, spec, adapter)
-    if not is_full:
-        manifest.check_loaded("base model", {name: loaded.base.digest})
-    return replace(loaded, expansion=manifest.expansions.get(name, 1.0))
 
 
 @dataclass(frozen=True, config=AS_WRITTEN)

@@ -45,6 +45,7 @@ COMMANDS = {
     "train": "train both directions of a recipe, or resume a run",
     "check": "dry run: what a run would do, how long it takes and what memory it needs",
     "translate": "translate files or standard input with a trained run",
+    "serve": "translate for other programs over HTTP, with a page for people",
     "evaluate": "score one or two systems on a test set",
     "export": "write a trained direction for transformers, PEFT and vLLM",
 }

@@ -22,15 +22,19 @@ _CURE = "set filter.language = false"
 
 
 class LanguageIdentifier:
-    """Classifies lines as one of the two languages of a recipe, which py3langid has to distinguish."""
+    """Classifies lines as one of the two languages of a recipe, which py3langid has to distinguish.
 
-    def __init__(self, languages: tuple[str, str]) -> None:
+    Args:
+        normalize: compute probabilities, which `probabilities` needs.
+    """
+
+    def __init__(self, languages: tuple[str, str], *, normalize: bool = False) -> None:
         try:
             from py3langid.langid import MODEL_FILE, LanguageIdentifier
         except ImportError as error:
             cure = f"pip install 'roundtrip-mt[langid]', or {_CURE}"
             raise RecipeError("it needs py3langid, which is not installed", place=_PLACE, cure=cure) from error
-        self._model: Any = LanguageIdentifier.from_model_file(MODEL_FILE)
+        self._model: Any = LanguageIdentifier.from_model_file(MODEL_FILE, norm_probs=normalize)
         self._names = {code: str(langcodes.Language.get(code).language) for code in languages}
         for code, name in self._names.items():
             if name not in self._model.labels:
@@ -42,6 +46,11 @@ class LanguageIdentifier:
     def is_other(self, text: str, language: str) -> bool:
         """Return whether a line is long enough to be classified, and is not in the given language."""
         return len(text) >= MIN_CHARS and str(self._model.classify(text)[0]) != self._names[language]
+
+    def probabilities(self, text: str) -> dict[str, float]:
+        """Return the probability of each of the languages, for a text of any length."""
+        ranked = dict(self._model.rank(text))
+        return {code: float(ranked[name]) for code, name in self._names.items()}
 
     def share_right(self, lines: Sequence[str], language: str) -> tuple[float, int]:
         """Return the accuracy on lines of a language that are long enough, and the number of these."""

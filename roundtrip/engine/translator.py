@@ -19,7 +19,7 @@ from roundtrip.models.base_model import LoadedModel
 from roundtrip.models.direction_model import DirectionModel
 from roundtrip.recipe.loader import LoadedRecipe
 from roundtrip.recipe.plan import Direction, directions
-from roundtrip.recipe.schema import Generate, Recipe
+from roundtrip.recipe.schema import Generate, Model, Recipe
 from roundtrip.runtime.distributed import SINGLE_PROCESS, ProcessGroup
 from roundtrip.runtime.errors import ModelError
 from roundtrip.tokens.batching import TokenDataset
@@ -188,23 +188,25 @@ def load(
     return {each.name: _translator(recipe, each, models[each.name], segments or {}) for each in directions(recipe)}
 
 
-def load_one(
+def load_for_use(
     recipe: Recipe,
-    direction: Direction,
     folder: Path,
     segments: Mapping[str, Segments],
-    overrides: dict[str, object],
-    adapter_folder: Path | None,
-) -> Translator:
-    """Load a single direction, for use, with what is saved in `adapter_folder`.
+    specs: Mapping[str, Model],
+    adapter_folders: Mapping[str, Path | None],
+) -> dict[str, Translator]:
+    """Load directions for use, on one base if it is the same for both, with what is saved in `adapter_folders`.
 
     Args:
-        overrides: keys of `[model]` that differ, such as the device.
+        specs: `[model]` of each direction that is loaded, with other values where it is used in another way.
     """
-    name = direction.name
-    spec, adapter = recipe.model[name].model_copy(update=overrides), as_exported(recipe.adapter[name], adapter_folder)
-    model = direction_model.load({name: spec}, {name: adapter}, folder)[name]
-    return _translator(recipe, direction, model, segments)
+    adapters = {name: as_exported(recipe.adapter[name], path) for name, path in adapter_folders.items()}
+    models = direction_model.load(specs, adapters, folder, recipe.shared_base and len(specs) > 1)
+    return {
+        each.name: _translator(recipe, each, models[each.name], segments)
+        for each in directions(recipe)
+        if each.name in models
+    }
 
 
 def _translator(

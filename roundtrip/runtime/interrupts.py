@@ -13,7 +13,8 @@ from roundtrip.runtime.errors import Interrupted
 
 # Seconds in which further signals count as the first one: a shell, a launcher and a scheduler may all forward it.
 SAME_SIGNAL_SECONDS = 1.0
-_SECOND_SIGNAL = "ended by a second signal; the last checkpoint is complete, --resume continues the run\n"
+_STOPPING = "stopping at the next step; a second signal ends the process"
+_ENDED = "ended by a second signal; the last checkpoint is complete, --resume continues the run"
 
 
 class StopRequest:
@@ -36,8 +37,13 @@ class StopRequest:
 
 
 @contextmanager
-def catch_signals(say: Callable[[str], None]) -> Iterator[StopRequest]:
-    """Catch Ctrl-C, SIGTERM and the hangup of a terminal, and say so; outside of the main thread nothing is caught."""
+def catch_signals(say: Callable[[str], None], stopping: str = _STOPPING, ended: str = _ENDED) -> Iterator[StopRequest]:
+    """Catch Ctrl-C, SIGTERM and the hangup of a terminal, and say so; outside of the main thread nothing is caught.
+
+    Args:
+        stopping: what is said at the first signal.
+        ended: what a second one writes to standard error before it ends the process.
+    """
     stop = StopRequest()
     first = 0.0
 
@@ -48,13 +54,13 @@ def catch_signals(say: Callable[[str], None]) -> Iterator[StopRequest]:
             first = time.monotonic()
             # The terminal may be gone, or printing at this moment.
             with suppress(OSError, RuntimeError):
-                say("stopping at the next step; a second signal ends the process")
+                say(stopping)
         elif time.monotonic() - first > SAME_SIGNAL_SECONDS:
             # Not by an exception, which the running code may catch, or which may wait for a thread.
             try:
                 sys.stdout.flush()
                 show_cursor = "\x1b[?25h" if sys.stderr.isatty() else ""
-                os.write(2, f"{show_cursor}{_SECOND_SIGNAL}".encode())
+                os.write(2, f"{show_cursor}{ended}\n".encode())
             finally:
                 os._exit(128 + number)
 

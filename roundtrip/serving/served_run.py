@@ -1,0 +1,56 @@
+"""What a server translates with: both directions of a run."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+from roundtrip.data.normalize import clean
+from roundtrip.engine.checked_translation import CheckedTranslation, translate_checked
+from roundtrip.engine.document_translation import paragraphs
+from roundtrip.engine.request import Callbacks
+from roundtrip.engine.translator import Translator
+from roundtrip.recipe.language_codes import match_codes
+from roundtrip.recipe.plan import Direction
+from roundtrip.recipe.schema import Generate
+
+
+@dataclass(frozen=True)
+class ServedRun:
+    """Both directions of a run, by name, and the settings of their greedy search."""
+
+    translators: Mapping[str, Translator]
+    settings: Generate
+
+    def translate(self, direction: str, texts: Sequence[str], callbacks: Callbacks) -> list[CheckedTranslation]:
+        """Translate texts paragraph by paragraph; white space around paragraphs, and those without letters, stay."""
+        forward = self.translators[direction]
+        split = [paragraphs(text) for text in texts]
+        needed = list(dict.fromkeys(clean(part) for parts in split for part in parts[::2] if _has_letters(part)))
+        reverse = self.translators[forward.direction.reverse.name]
+        results = translate_checked(forward, needed, self.settings, reverse, callbacks=callbacks)
+        known = dict(zip(needed, results, strict=True))
+        return [_joined(parts, known) for parts in split]
+
+
+def _joined(parts: Sequence[str], known: Mapping[str, CheckedTranslation]) -> CheckedTranslation:
+    """Return the translation of a text from those of its parts, with the first problem that makes it unusable, or any.
+
+    It is empty where a part has none.
+    """
+    found = [known[clean(part)] if _has_letters(part) else CheckedTranslation(part) for part in parts]
+    missing = [each for part, each in zip(parts, found, strict=True) if part and not each.text]
+    problem = next((each.problem for each in [*missing, *found] if each.problem), "")
+    return CheckedTranslation("" if missing else "".join(each.text for each in found), problem)
+
+
+def _has_letters(text: str) -> bool:
+    return any(map(str.isalpha, text))
+
+
+def find_direction(directions: Sequence[Direction], source: str, target: str) -> Direction | None:
+    """Return the direction between two languages, in any form of their codes; the source may be `auto`."""
+    for direction in directions:
+        wanted = [target] if source == "auto" else [source, target]
+        codes = [direction.target] if source == "auto" else [direction.source, direction.target]
+        if match_codes(wanted, codes) == tuple(range(len(codes))):
+            return direction
+    return None
