@@ -19,6 +19,7 @@ from torch import nn
 from torch.nn.modules import module as torch_module
 
 from roundtrip.models.tensor_files import count_tensors, require_file
+from roundtrip.runtime import hub
 from roundtrip.runtime.cached_folders import recorded_hashes
 from roundtrip.runtime.errors import ModelError, first_line
 from roundtrip.runtime.integrity import file_hash
@@ -194,7 +195,10 @@ def read_json(path: Path, max_bytes: int = _MAX_JSON_BYTES) -> dict[str, Any]:
 def _download(name: str, revision: str | None, patterns: list[str]) -> Path:
     from huggingface_hub import snapshot_download
 
-    return Path(snapshot_download(name, revision=revision, allow_patterns=patterns))
+    with hub.hub_requests(f"model '{name}'" + (f" at revision '{revision}'" if revision else ""), "model.path"):
+        folder = Path(snapshot_download(name, revision=revision, allow_patterns=patterns))
+    hub.refuse_damaged(name, folder, patterns)
+    return folder
 
 
 def _refuse_adapter(folder: Path) -> None:
