@@ -1,6 +1,7 @@
 """Pushing exported directions to the model hub, each as one commit."""
 
 import re
+import shlex
 import tempfile
 from pathlib import Path
 
@@ -89,5 +90,5 @@ def push(folder: Path, name: str, *, public: bool = False) -> str:
             return str(api.create_commit(name, changes, commit_message=message, parent_commit=commit).commit_url)
     except SourceError as error:
         problem = f"{error.problem}; {folder} is complete, and '{name}' on the hub has all of it or is as it was"
-        again = f"hf upload {name} {folder} .{'' if public else ' --private'}"
+        again = shlex.join(["hf", "upload", name, str(folder), ".", *([] if public else ["--private"])])
         raise SourceError(problem, place=_PLACE, cure=f"{error.cure}; then: {again}") from error

@@ -6,6 +6,7 @@
 import csv
 import json
 import re
+import shlex
 from collections.abc import Iterator, Sequence
 from itertools import chain, islice
 from pathlib import Path
@@ -119,7 +120,9 @@ def read_dataset(spec: str, languages: tuple[str, ...], columns: Columns) -> Ite
     names: tuple[str, ...] = ()
     # Offline it may be in the cache of `datasets`, which a stream does not use.
     settings = {"split": dataset.split, "streaming": not constants.HF_HUB_OFFLINE}
-    with hub_requests(f"data set '{dataset.name}'", place, TextError):
+    arguments = ", ".join(json.dumps(value) for value in (dataset.name, dataset.subset) if value)
+    store = shlex.join(["python", "-c", f"from datasets import load_dataset; load_dataset({arguments})"])
+    with hub_requests(f"data set '{dataset.name}'", place, TextError, f"run once with network access: {store}"):
         for number, record in enumerate(load_dataset(dataset.name, dataset.subset, **settings), start=1):
             names = names or column_names(columns, languages, place, list(record))
             yield tuple(column_text(record, name, f"{place} ({dataset.split}), row {number}") for name in names)

@@ -8,6 +8,7 @@ from fnmatch import fnmatch
 from pathlib import Path
 from typing import Any
 
+from roundtrip.runtime.disk_space import is_full
 from roundtrip.runtime.downloads import is_offline
 from roundtrip.runtime.errors import RoundtripError, SourceError, first_line
 from roundtrip.runtime.integrity import file_hash
@@ -51,12 +52,15 @@ _BY_STATUS = {
 
 
 @contextmanager
-def hub_requests(what: str, place: str, kind: type[RoundtripError] = SourceError) -> Iterator[None]:
+def hub_requests(
+    what: str, place: str, kind: type[RoundtripError] = SourceError, fill_cache: str = "run once with network access"
+) -> Iterator[None]:
     """Limit the time of requests to the hub within a block, and explain its errors.
 
     Args:
         what: is asked for, as `model 'org/name'`.
         kind: of the errors that are raised.
+        fill_cache: what to do where it is not in the cache and the hub may not be asked.
     """
     from huggingface_hub import get_session
 
@@ -68,7 +72,7 @@ def hub_requests(what: str, place: str, kind: type[RoundtripError] = SourceError
     except RoundtripError:
         raise
     except Exception as error:  # of many kinds, which share no base class
-        problem, cure = _explanation(error, what)
+        problem, cure = _explanation(error, what, fill_cache)
         raise kind(problem, place=place, cure=cure) from error
 
 
@@ -94,7 +98,7 @@ def _limit_time(request: Any) -> None:
     request.extensions["timeout"] = {kind: limits.get(kind) or seconds for kind in kinds}
 
 
-def _explanation(error: BaseException, what: str) -> tuple[str, str]:
+def _explanation(error: BaseException, what: str, fill_cache: str) -> tuple[str, str]:
     """Return what an error of the hub or its cause says about the problem, and its cure."""
     from huggingface_hub import constants
 
@@ -108,7 +112,7 @@ def _explanation(error: BaseException, what: str) -> tuple[str, str]:
         problem = (
             f"{what} is not, or not completely, in the cache of this machine, and the hub is not asked: {variable}"
         )
-        return problem, "run once with network access, which fills the cache"
+        return problem, fill_cache
     for of_cause, cause in zip(names, causes, strict=True):
         if "DatasetNotFoundError" in of_cause:  # which datasets raises without its cause
             of_cause.append("GatedRepoError" if "gated" in str(cause) else "RepositoryNotFoundError")
@@ -120,6 +124,12 @@ def _explanation(error: BaseException, what: str) -> tuple[str, str]:
             fallback = f"the hub has failed with status {status}" if status >= 500 else f"the hub answers {status}"
             problem, cure = _BY_STATUS.get(status, (fallback, _LATER))
             return problem.format(what=what), cure
+    if (path := getattr(error, "filename", None)) is not None or is_full(error):
+        problem = f"{what} cannot be kept in the cache: {first_line(error)}"
+        return (
+            problem,
+            f"free disk space, check the permissions of {path or 'the cache'}, or set HF_HOME to another folder",
+        )
     # Addresses may have a password in them.
     reason = re.sub(r"//[^/@\s]+@", "//", f"{type(error).__name__}: {first_line(error)}")
     return f"the request for {what} failed: {reason}", "check its name and the network, and try again"
@@ -130,7 +140,7 @@ def refuse_damaged(name: str, folder: Path, patterns: list[str]) -> None:
 
     huggingface_hub compares the size of a file, and only when it is downloaded. What is damaged is removed.
     """
-    from huggingface_hub import get_cached_repo_tree
+    from huggingface_hub import constants, get_cached_repo_tree
     from huggingface_hub.errors import CachedRepoTreeNotFoundError
 
     try:
@@ -146,7 +156,8 @@ def refuse_damaged(name: str, folder: Path, patterns: list[str]) -> None:
         if expected != (file_hash(path) if file.lfs else _git_hash(path.read_bytes())):
             damaged.append(file.path)
             with suppress(OSError):
-                path.resolve().unlink()
+                if (content := path.resolve()).is_relative_to(Path(constants.HF_HUB_CACHE).resolve()):
+                    content.unlink()
                 path.unlink(missing_ok=True)
     if damaged:
         problem = f"the content is not what the hub lists for model '{name}': {', '.join(damaged)}"

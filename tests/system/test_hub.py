@@ -250,6 +250,22 @@ def test_a_damaged_file_in_the_cache_is_downloaded_again(hub: Hub, model: str) -
         assert path.read_bytes() == content
 
 
+def test_a_damaged_link_out_of_the_cache_deletes_nothing_there(hub: Hub, model: str, tmp_path: Path) -> None:
+    path = Path(constants.HF_HUB_CACHE) / "models--org--model" / "snapshots" / str(load(model).commit) / "config.json"
+    path.unlink()
+    (tmp_path / "mine.json").write_text("{}")
+    path.symlink_to(tmp_path / "mine.json")
+    assert "the content is not what the hub lists" in refusal()
+    assert (tmp_path / "mine.json").read_text() == "{}"
+    load(model)
+
+
+def test_a_cache_that_cannot_be_written_is_named(hub: Hub, model: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    Path(constants.HF_HUB_CACHE).parent.mkdir()
+    Path(constants.HF_HUB_CACHE).write_text("a file")
+    assert "cannot be kept in the cache" in (text := refusal()) and "HF_HOME" in text, text
+
+
 # Data sets
 
 
@@ -297,6 +313,23 @@ def test_a_private_data_set_needs_a_token(hub: Hub, text: str, monkeypatch: pyte
     assert len(rows(f"{text}#subset=news", "english", "spanish")) == 15
     hub.repositories["datasets", "org/text"].is_gated = True
     assert "access to data set 'org/text' is restricted\n  accept its licence" in text_refusal(f"{text}#subset=news")
+
+
+def test_offline_a_data_set_is_that_which_datasets_has_stored(
+    hub: Hub, text: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for module in (constants, datasets.config):
+        monkeypatch.setattr(module, "HF_HUB_OFFLINE", True)
+    cure = """python -c 'from datasets import load_dataset; load_dataset("org/text", "news")'"""
+    assert cure in text_refusal(f"{text}#subset=news") and not hub.requests
+    for module in (constants, datasets.config):
+        monkeypatch.setattr(module, "HF_HUB_OFFLINE", False)
+    datasets.load_dataset("org/text", "news")
+    hub.requests.clear()
+    for module in (constants, datasets.config):
+        monkeypatch.setattr(module, "HF_HUB_OFFLINE", True)
+    assert rows(f"{text}#subset=news&split=test", "english", "spanish") == toy_pairs()[15:20]
+    assert not hub.requests
 
 
 @pytest.mark.parametrize(
