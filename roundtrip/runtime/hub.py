@@ -47,6 +47,7 @@ _BY_STATUS = {
     401: ("the hub refuses the token of this machine", f"{_LOGIN}; unset HF_TOKEN if it is an old one"),
     403: ("the token of this machine does not permit it", _LOGIN),
     404: ("the hub has no {what}", "check the name, and HF_ENDPOINT if it is set"),
+    412: ("{what} was changed on the hub in the meantime", "look at what it has now, and repeat the command"),
     429: ("the hub has had too many requests from here", "wait some minutes; with `hf auth login` the limit is higher"),
 }
 

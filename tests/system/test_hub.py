@@ -64,8 +64,6 @@ def use_hub(monkeypatch: pytest.MonkeyPatch, url: str, cache: Path) -> None:
         "HF_STORED_TOKENS_PATH": str(cache / "stored_tokens"),
         "HF_HUB_OFFLINE": False,
         "HF_HUB_DISABLE_XET": True,
-        "HF_HUB_DOWNLOAD_TIMEOUT": 1,
-        "HF_HUB_ETAG_TIMEOUT": 1,
     }
     for name, value in changed.items():
         monkeypatch.setattr(constants, name, value)
@@ -124,6 +122,12 @@ def test_a_model_is_the_same_from_the_hub_and_from_its_folder(hub: Hub, model: s
     assert len(downloads) == len(set(downloads)) and not any("README" in request for request in downloads)
 
 
+def test_a_slow_hub_is_waited_for(hub: Hub, model: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(constants, "HF_HUB_DOWNLOAD_TIMEOUT", 0.5)  # of which a whole answer takes more
+    hub.faults["GET /org/model/resolve"] = "slow"
+    load(model)
+
+
 def test_a_renamed_model_is_found(hub: Hub, model: str) -> None:
     hub.add("models", "old/name", {}, moved_to="org/model")
     assert load("old/name").digest == load(model).digest
@@ -151,6 +155,8 @@ def test_a_commit_that_is_in_the_cache_asks_nothing(hub: Hub, model: str) -> Non
         ("no answer", "GET /api/models", "the hub has not answered within 1 seconds\n.*HF_HUB_DOWNLOAD_TIMEOUT"),
         ("no answer", "GET /org/model/resolve", "the hub has not answered within 1 seconds"),
         ("truncated", "GET /org/model/resolve", "the connection to the hub was interrupted"),
+        ("hangs up", "GET /api/models", "the connection to the hub was interrupted"),
+        ("missing", "HEAD /org/model/resolve", "a file of model 'org/model' is missing on the hub"),
         ("longer", "HEAD /org/model/resolve", "Consistency check failed: file should be of size"),
         (
             "other bytes",
@@ -159,8 +165,13 @@ def test_a_commit_that_is_in_the_cache_asks_nothing(hub: Hub, model: str) -> Non
         ),
     ],
 )
-def test_a_failing_hub_is_named_and_the_next_try_works(hub: Hub, model: str, fault: Any, at: str, message: str) -> None:
+def test_a_failing_hub_is_named_and_the_next_try_works(
+    hub: Hub, model: str, monkeypatch: pytest.MonkeyPatch, fault: Any, at: str, message: str
+) -> None:
     hub.faults[at] = fault
+    if fault == "no answer":
+        monkeypatch.setattr(constants, "HF_HUB_DOWNLOAD_TIMEOUT", 1)
+        monkeypatch.setattr(constants, "HF_HUB_ETAG_TIMEOUT", 1)
     assert re.search(message, text := refusal()), text
     hub.faults.clear()
     load(model)
@@ -343,8 +354,13 @@ def test_offline_a_data_set_is_that_which_datasets_has_stored(
         ("truncated", "GET /datasets/org/text/resolve", "the connection to the hub was interrupted"),
     ],
 )
-def test_a_data_set_that_cannot_be_read_is_named(hub: Hub, text: str, fault: Any, at: str, message: str) -> None:
+def test_a_data_set_that_cannot_be_read_is_named(
+    hub: Hub, text: str, monkeypatch: pytest.MonkeyPatch, fault: Any, at: str, message: str
+) -> None:
     hub.faults[at] = fault
+    if fault == "no answer":
+        monkeypatch.setattr(constants, "HF_HUB_DOWNLOAD_TIMEOUT", 1)
+        monkeypatch.setattr(constants, "HF_HUB_ETAG_TIMEOUT", 1)
     assert message in (refused := text_refusal(f"{text}#subset=news")), refused
     hub.faults.clear()
     assert len(rows(f"{text}#subset=news", "english", "spanish")) == 15
@@ -524,11 +540,16 @@ def test_a_repository_of_something_else_is_refused(
 
 @pytest.mark.parametrize(
     ("fault", "at"),
-    [(403, "POST /api/repos/create"), (500, "PUT /lfs"), (503, "POST /api/models/org/broken-es-en/commit")],
+    [
+        (403, "POST /api/repos/create"),
+        ("hangs up", "PUT /lfs"),
+        (500, "PUT /lfs"),
+        (412, "POST /api/models/org/broken-es-en/commit"),
+    ],
 )
 @pytest.mark.usefixtures("online")
 def test_an_upload_that_fails_says_how_to_repeat_it(
-    hub_run: HubRun, shell: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, fault: int, at: str
+    hub_run: HubRun, shell: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, fault: Any, at: str
 ) -> None:
     monkeypatch.setattr(_http, "time", SimpleNamespace(**{**vars(_http.time), "sleep": lambda seconds: None}))
     hub_run.hub.faults[at] = fault

@@ -18,8 +18,9 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import parse_qs, unquote, urlsplit
 
-# The answer ends in the middle; has another length than it should, other bytes, or none for a long time.
-FAULTS = ("truncated", "longer", "other bytes", "no answer")
+# The answer ends in the middle; has another length than it should, or other bytes; comes slowly; does not come for a
+# long time; does not come, and the connection is closed; says that there is no such file.
+FAULTS = ("truncated", "longer", "other bytes", "slow", "no answer", "hangs up", "missing")
 SILENCE = 30.0
 LFS_ENDINGS = (".safetensors", ".parquet")
 Files = Mapping[str, bytes]
@@ -120,9 +121,12 @@ class _Handler(BaseHTTPRequestHandler):
         if isinstance(fault, int):
             self._error(fault)
             return
-        if fault == "no answer":
-            time.sleep(SILENCE)
+        if fault in ("no answer", "hangs up"):
+            time.sleep(SILENCE if fault == "no answer" else 0)
             self.close_connection = True
+            return
+        if fault == "missing":
+            self._error(404, "EntryNotFound")
             return
         for pattern, answer in _ANSWERS:
             if match := re.fullmatch(pattern, request):
@@ -158,7 +162,9 @@ class _Handler(BaseHTTPRequestHandler):
         self.send_header("Content-Length", str(len(data) + (7 if fault == "longer" and self.command == "HEAD" else 0)))
         self.end_headers()
         if self.command != "HEAD":
-            self.wfile.write(sent)
+            for start in range(0, len(sent), len(sent) // 4 + 1):
+                self.wfile.write(sent[start : start + len(sent) // 4 + 1])
+                time.sleep(0.2 if fault == "slow" else 0)
         self.close_connection = self.close_connection or sent != data
 
     def _repository(self, kind: str, name: str, revision: str) -> tuple[Repository, str] | None:
