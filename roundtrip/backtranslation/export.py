@@ -113,7 +113,7 @@ def _name_base(translator: Translator, folder: Path, recipe_folder: Path) -> Non
     """Name the base of an exported adapter so that another machine finds it, by its commit if it is on the hub."""
     config, spec = folder / adapters.CONFIG, translator.direction_model.spec
     base = model_card.exported_base(str(spec.path), recipe_folder)
-    revision = getattr(translator.base.model.config, "_commit_hash", None) or spec.revision
+    revision = translator.base.commit or spec.revision
     document = json.loads(config.read_text(encoding="utf-8"))
     write_json(config, document | {"base_model_name_or_path": base, "revision": revision})
 

@@ -56,6 +56,7 @@ class RunManifest:
     dtypes: dict[str, Dtype] = field(default_factory=dict)
     base_hashes: dict[str, str] = field(default_factory=dict)
     base_locations: dict[str, str] = field(default_factory=dict)
+    base_commits: dict[str, str] = field(default_factory=dict)  # of hub ids, whose branches move on
     tokenizer_hashes: dict[str, str | None] = field(default_factory=dict)
     segments: dict[str, Segments] = field(default_factory=dict)  # the fixed parts of all prompts, by name
     expansions: dict[str, Expansion] = field(default_factory=dict)  # target tokens per source token, by direction
@@ -149,14 +150,14 @@ class RunFolder:
             raise RunError(f"is damaged: {problem}", place=str(self.path), cure=cure)
 
     def recipe(self, manifest: RunManifest | None = None) -> Recipe:
-        """Return the recipe as it was run: with the precision and the models from scratch that it started with."""
+        """Return the recipe as it was run: with the precision, commits and models from scratch that it started with."""
         manifest = manifest or self.manifest()
         try:
             recipe = Recipe.model_validate_json(json.dumps(manifest.recipe))
         except ValidationError as error:
             problem = f"its recipe was written by roundtrip {manifest.versions.get('roundtrip')}, with other keys"
             raise RunError(problem, place=str(self.path), cure="use that version, or train again") from error
-        return with_model_folders(recipe, self.base, manifest.dtypes)
+        return with_model_folders(recipe, self.base, manifest.dtypes, manifest.base_commits)
 
     def results(self) -> dict[str, Any]:
         """Return the content of `metrics.json`, nothing where the run has not finished."""
@@ -188,12 +189,15 @@ class RunFolder:
         return found == expected == recorded
 
 
-def with_model_folders(recipe: Recipe, folder: Path, dtypes: Mapping[str, str] | None = None) -> Recipe:
-    """Return a recipe whose models from scratch lie in a folder, with the dtypes of some directions."""
+def with_model_folders(
+    recipe: Recipe, folder: Path, dtypes: Mapping[str, str] | None = None, commits: Mapping[str, str] | None = None
+) -> Recipe:
+    """Return a recipe whose models from scratch lie in a folder, with dtypes and revisions of some directions."""
     models = {}
     for name, spec in recipe.model.items():
         path = str((folder / name).resolve()) if spec.from_scratch is not None else spec.path
-        models[name] = spec.model_copy(update={"path": path, "dtype": (dtypes or {}).get(name, spec.dtype)})
+        fixed = {"dtype": (dtypes or {}).get(name, spec.dtype), "revision": (commits or {}).get(name, spec.revision)}
+        models[name] = spec.model_copy(update={"path": path, **fixed})
     return recipe.model_copy(update={"model": models})
 
 

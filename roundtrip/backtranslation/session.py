@@ -167,6 +167,7 @@ def _completed(manifest: RunManifest, run: RunFolder, translators: Mapping[str, 
         dtypes={name: str(each.base.dtype).removeprefix("torch.") for name, each in translators.items()},
         base_hashes={name: each.base.digest for name, each in translators.items()},
         base_locations={name: each.base.location for name, each in translators.items()},
+        base_commits={name: each.base.commit for name, each in translators.items() if each.base.commit},
         segments=segments,
         expansions={name: each.expansion for name, each in translators.items()},
     )

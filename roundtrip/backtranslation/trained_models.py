@@ -184,7 +184,9 @@ def _spec_of_exported(folder: Path, base: str | None) -> tuple[Model, Adapter]:
         raise ModelError(error.errors()[0]["msg"], place=place, cure="export it again") from error
     # An adapter has the precision of its base.
     is_exact = "F32" in read_dtypes(folder / adapters.WEIGHTS).values()
-    path, revision = (base, None) if base else (config.get("base_model_name_or_path"), config.get("revision"))
+    named = config.get("base_model_name_or_path")
+    path = base or named
+    revision = config.get("revision") if path == named else None
     if not path or not targets:
         problem = f"its adapter_config.json names no {'target_modules' if path else 'base model'}"
         raise RunError(problem, place=str(folder), cure="name its base with --base, or export it again")

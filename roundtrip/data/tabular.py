@@ -6,6 +6,7 @@
 import csv
 import json
 import re
+import shlex
 from collections.abc import Iterator, Sequence
 from itertools import chain, islice
 from pathlib import Path
@@ -14,7 +15,8 @@ from typing import Any
 from roundtrip.data.text_files import MAX_LINE_BYTES, markup_kind, read_text_lines
 from roundtrip.recipe.language_codes import code_of_name, match_codes, match_rank, parse_code
 from roundtrip.runtime.downloads import parse_dataset
-from roundtrip.runtime.errors import RoundtripError, TextError, first_line, quantity
+from roundtrip.runtime.errors import TextError, quantity
+from roundtrip.runtime.hub import hub_requests
 
 MAX_COLUMNS = 2000
 # Words of a header that name no language: of columns of text, and others.
@@ -109,21 +111,21 @@ def read_dataset(spec: str, languages: tuple[str, ...], columns: Columns) -> Ite
     if Path(dataset.name).exists():  # which would be read without the limits of files
         raise TextError("this is a path, not the name of a data set", place=place, cure="Name its files without `hf:`.")
     try:
-        from datasets import load_dataset
+        from datasets import config, load_dataset
+        from huggingface_hub import constants
     except ImportError as error:
         raise not_installed("datasets", place) from error
+    # Of 20, each of which tries a request up to 6 times: half an hour, or longer, until it is known that a hub is down.
+    config.STREAMING_READ_MAX_RETRIES = config.STREAMING_OPEN_MAX_RETRIES = 3
     names: tuple[str, ...] = ()
-    try:
-        records = load_dataset(dataset.name, dataset.subset, split=dataset.split, streaming=True)
-        for number, record in enumerate(records, start=1):
+    # Offline it may be in the cache of `datasets`, which a stream does not use.
+    settings = {"split": dataset.split, "streaming": not constants.HF_HUB_OFFLINE}
+    arguments = ", ".join(json.dumps(value) for value in (dataset.name, dataset.subset) if value)
+    store = shlex.join(["python", "-c", f"from datasets import load_dataset; load_dataset({arguments})"])
+    with hub_requests(f"data set '{dataset.name}'", place, TextError, f"run once with network access: {store}"):
+        for number, record in enumerate(load_dataset(dataset.name, dataset.subset, **settings), start=1):
             names = names or column_names(columns, languages, place, list(record))
             yield tuple(column_text(record, name, f"{place} ({dataset.split}), row {number}") for name in names)
-    except RoundtripError:
-        raise
-    except Exception as error:  # the libraries below share no base class of errors
-        problem = f"the dataset cannot be read ({type(error).__name__}: {first_line(error)})"
-        cure = "Check its name, its split and the network, or name a local file."
-        raise TextError(problem, place=place, cure=cure) from error
 
 
 def _fields(

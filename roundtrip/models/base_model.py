@@ -36,6 +36,7 @@ class LoadedModel:
     model: nn.Module
     tokenizer: Any
     location: str  # folder or hub id that it was loaded from
+    commit: str | None  # of a hub id
     pad_id: int
     stop_ids: tuple[int, ...]  # end tokens of the generation config
     max_positions: int | None  # longest text in tokens; None where the model has no limit
@@ -83,7 +84,16 @@ def load(spec: Model, folder: Path, *, on_host: bool = False) -> LoadedModel:
         max_positions = None
     attention_name = str(model.config._attn_implementation)
     return LoadedModel(
-        model, tokenizer, location, pad_id, stop_ids, max_positions, digest, attention_name, num_embeddings
+        model,
+        tokenizer,
+        location,
+        files.commit,
+        pad_id,
+        stop_ids,
+        max_positions,
+        digest,
+        attention_name,
+        num_embeddings,
     )
 
 
@@ -190,7 +200,7 @@ def reload_weights(spec: Model, base: LoadedModel, folder: Path | None = None) -
     location = base.location if folder is None else str(folder.absolute())
     # Not by reading the tensors: some models have other names and shapes on disk.
     with _explain_errors(spec):
-        files = find_files(location, spec.revision if folder is None else None)
+        files = find_files(location, (base.commit or spec.revision) if folder is None else None)
         if folder is None and files.digest() != base.digest:
             cure = "restore the files of the model, or start a new run"
             raise ModelError("its files have changed since the run began", place=location, cure=cure)

@@ -19,8 +19,9 @@ from torch import nn
 from torch.nn.modules import module as torch_module
 
 from roundtrip.models.tensor_files import read_dtypes, require_file
+from roundtrip.runtime import hub
 from roundtrip.runtime.cached_folders import recorded_hashes
-from roundtrip.runtime.errors import ModelError, SourceError, first_line
+from roundtrip.runtime.errors import ModelError, first_line
 from roundtrip.runtime.integrity import file_hash
 
 CONFIG, GENERATION, _TOKENIZER = "config.json", "generation_config.json", "tokenizer_config.json"
@@ -197,17 +198,13 @@ def _download(name: str, revision: str | None, patterns: list[str], required: Se
     from huggingface_hub import constants, snapshot_download
     from huggingface_hub.errors import LocalEntryNotFoundError
 
-    missing = list(required)
-    try:
+    what = f"model '{name}'" + (f" at revision '{revision}'" if revision else "")
+    with hub.hub_requests(what, "model.path"):
         folder = Path(snapshot_download(name, revision=revision, allow_patterns=patterns))
         missing = [each for each in required if not lexists(folder / each)]
-    except LocalEntryNotFoundError:
-        if not constants.HF_HUB_OFFLINE:
-            raise
-    if missing and constants.HF_HUB_OFFLINE:
-        problem = f"'{name}' cannot be loaded: its {missing[0]} is not in the cache of the hub, and this is offline"
-        cure = "run once with network access, which --offline, ROUNDTRIP_OFFLINE and HF_HUB_OFFLINE forbid, or name a "
-        raise SourceError(problem, place="model.path", cure=f"{cure}folder with the model")
+        if missing and constants.HF_HUB_OFFLINE:
+            raise LocalEntryNotFoundError(f"{missing[0]} is not in the cache")
+    hub.refuse_damaged(name, folder, patterns)
     return folder
 
 

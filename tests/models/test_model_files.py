@@ -121,7 +121,7 @@ def test_a_hub_id_has_the_files_and_the_hash_of_its_snapshot(hub: Path, folder: 
     loaded = load("org/model", tmp_path)
     assert loaded.digest == load(folder, tmp_path).digest
     assert loaded.location == loaded.model.config.name_or_path == loaded.tokenizer.name_or_path == "org/model"
-    assert loaded.model.config._commit_hash == COMMIT, "which an export names"
+    assert loaded.commit == loaded.model.config._commit_hash == COMMIT, "which an export names"
     (hub / "README.md").write_text("a file that another program has fetched")
     assert find_files("org/model", None).digest() == loaded.digest
     before = logits(loaded)

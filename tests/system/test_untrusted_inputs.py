@@ -278,7 +278,7 @@ def test_offline_a_hub_id_opens_no_connection(
     arguments = [offline] if offline == "--offline" else []
     variables = {"ROUNDTRIP_OFFLINE": "1"} if offline == "variable" else {}
     output, errors, num_calls = train_without_network(path, tmp_path, *arguments, **variables)
-    assert "'org/model' cannot be loaded" in errors and "Traceback" not in errors
+    assert "model 'org/model' is not, or not completely, in the cache" in errors and "Traceback" not in errors
     assert "code 2" in output and num_calls == 0
 
 
