@@ -53,7 +53,7 @@ _VALUE = r"""\s*+=\s*+(?:"[^"<]*+"|'[^'<]*+'|[^\s"'<>=]++)"""
 _ATTRIBUTE = rf"[A-Za-z_:@][\w:.\-@]{{0,50}}+{_VALUE}"
 _FLAG = rf"(?:checked|disabled|hidden|multiple|open|readonly|required|selected)\b(?!{_VALUE})"
 _PATTERNS = {
-    "variable": r"(?a:(?<![\w$\\])\$(?:[a-z_]\w{0,100}+|[A-Z]\w{1,100}+)|(?<!\w)%[A-Za-z_]\w{2,100}+%(?!\w))",
+    "variable": r"(?a:(?<![\w$\\])\$_{0,3}+(?:[a-z]\w{0,100}+|[A-Z]\w{1,100}+)|(?<!\w)%[A-Za-z_]\w{2,100}+%(?!\w))",
     "named": r"%\([^()%]{1,100}+\)[-+#0]*+\d{0,4}+(?:\.\d{1,4}+)?+[diouxXeEfFgGcrsa]",
     "printf": (
         r"%(?P<number>\d{1,3}\$)?+(?:[+#0]|-(?=[\d*]))*+(?:\d{1,4}+|\*)?+(?:\.(?:\d{1,4}+|\*))?+(?:hh?+|ll?+|[Lqjzt])?+"
@@ -200,7 +200,7 @@ class _Parsed:
 
     def _match_braces(self) -> None:
         opening: list[int] = []
-        for match in re.finditer(r"[{}]", self.scanned):
+        for match in re.finditer(r"(?<!')[{}]|[{}](?!')", self.scanned):  # ICU quotes '{'
             if match.group() == "{":
                 opening.append(match.start())
             elif opening:

@@ -26,7 +26,8 @@ PLACEHOLDERS = [
     "{sex, select, female {her} other {their}}",
 ]  # fmt: skip
 PROSE = [
-    "It costs 100 % of $5, and 50% discount is 5% of it; US$ 20, A$ 3.", "If a < b and c > d, then <none> of it [1].",
+    "It costs 100 % of $5, and 50% discount is 5% of it; US$ 20, A$ 3; I owe $____.",
+    "If a < b and c > d, then <none> of it [1].",
     "Die Maschine ist zu 100%ig sicher, 5%ige Lösung, 20 %-Regel.", "50%-os kedvezmény, 5%-ot kapott.",
     "%50'si indirimli, %100 doğru, %5 fazla.", "100 % d'accord, 20 % de remise, 5 % en plus.",
     "El 20 % de descuento, un 5% sobre el total.", "Il 30% degli utenti, il 5 % circa.",
@@ -87,6 +88,7 @@ def test_what_breaks_a_program_is_an_error(source: str, target: str, kind: Kind)
         ("{} of {}", "{1} de {0}"), ("{a} {b}", "{b} {a}"), ("{{ a }}", "{{a}}"), ("{a}", "{ a }"),
         ("{n, plural, one {# file} other {# files}}", "{n, plural, one {# файл} few {# файла} other {# файлов}}"),
         ("{n, plural, =0 {no <b>file</b>} other {# <b>files</b>}}", "{n, plural, other {# <b>件</b>}}"),
+        ("{n, plural, one {'{' #} other {# '}'}}", "{n, plural, other {'{' # '}'}}"),
         ("{g, select, a {x} other {y}}", "{g, select, other {w} a {z}}"),
         ("<b>a</b> <i>c</i>", "<i>c</i> <b>a</b>"), ("a<br>b", "a<br />b"),
         ('<a href="x" id="y">', "<a id='y' href='x'>"),
