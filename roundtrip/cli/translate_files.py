@@ -19,6 +19,8 @@ from roundtrip.data.documents.document import Document, Request
 from roundtrip.data.documents.formats import read_document
 from roundtrip.engine.checked_translation import CheckedTranslation, back_translations, translate_checked
 from roundtrip.engine.document_translation import (
+    CHUNK_TEXTS,
+    CHUNK_TEXTS_GPU,
     TranslatedDocument,
     TranslationCache,
     texts_of,
@@ -44,7 +46,7 @@ def translate_files(arguments: argparse.Namespace, plan: Plan, run: RunFolder) -
     settings, events = greedy_settings(run.recipe()), EventLog(Console(stderr=True))
     cache = TranslationCache(plan.cache, _key(run, direction, settings, arguments))
     cache.read()
-    files = [(path, output) for path, output in plan.files if str(output) not in cache.written]
+    files = [(path, output) for path, output in plan.files if _identity(path, output) not in cache.written]
     existing = [output for _, output in files if output.exists()]
     if existing and not (arguments.in_place or arguments.force):
         raise UsageError("exists already", place=str(existing[0]), cure="name another output, or add --force")
@@ -54,7 +56,8 @@ def translate_files(arguments: argparse.Namespace, plan: Plan, run: RunFolder) -
     try:
         _translate_all(documents, _Models(arguments, run, direction), settings, cache, events)
     except KeyboardInterrupt:
-        cure = f"repeat the same command to continue: what is finished is kept in {plan.cache}"
+        kept = f"what is finished is kept in {plan.cache}" if plan.cache.exists() else "nothing is finished yet"
+        cure = f"repeat the same command to continue: {kept}"
         raise Interrupted(signal.SIGINT, cure) from None
     remove_path(plan.cache)
     for error in refused:
@@ -114,16 +117,17 @@ def _translate_all(
     arguments, direction = models.arguments, models.direction
     needed = [texts_of(document, arguments.retranslate) for document, _ in documents]
     missing = {text for texts in needed for text in texts if text not in cache.known}
-    if missing:  # before the time of the task begins
-        models.get(direction)
+    # Loaded before the time of the task begins.
+    on_gpu = bool(missing) and models.get(direction).base.device.type == "cuda"
+    chunk_texts = CHUNK_TEXTS_GPU if on_gpu else CHUNK_TEXTS
     shown, left_alone = list[str](), list[str]()
     with events.task("generating", direction.name, len(missing)) as task:
         translate = _translation(models, settings, task)
         for (document, output), texts in zip(documents, needed, strict=True):
-            translate_texts(texts, translate, cache)
+            translate_texts(texts, translate, cache, chunk_texts)
             result = translate_document(document, cache.known, arguments.retranslate, keep_broken=arguments.keep_broken)
             _write(document, output, result)
-            cache.add([["written", str(output)]])
+            cache.add([["written", _identity(document.path, output)]])
             if arguments.explain:
                 print_explained(models.get(direction.reverse), result.pairs, settings, arguments.explain)
             shown.append(f"{document.path} -> {output}: {_summary(result)}")
@@ -152,9 +156,17 @@ def _translation(
     return translate
 
 
+def _identity(path: Path, output: Path) -> str:
+    """Return what names an output that is complete, as long as its input stays the same."""
+    stat = path.stat()
+    return f"{output.absolute()} {stat.st_mtime_ns} {stat.st_size}"
+
+
 def _write(document: Document, output: Path, result: TranslatedDocument) -> None:
     data = document.write(result.translations)
-    if output.exists() and output.samefile(document.path) and not result.translations:
+    # Not a link itself, which would be replaced.
+    output = output.resolve()
+    if not result.translations and output == document.path.resolve():
         return
     with report_full_disk(output, len(data)), atomic_path(output) as temporary:
         temporary.write_bytes(data)

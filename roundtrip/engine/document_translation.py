@@ -13,8 +13,8 @@ from roundtrip.runtime.atomic_io import remove_path
 from roundtrip.runtime.errors import TextError
 from roundtrip.runtime.event_log import append_line
 
-# Texts that are translated at a time, and then kept.
-CHUNK_TEXTS = 128
+# Texts that are translated at a time, and then kept: a GPU is faster with many, a CPU is not.
+CHUNK_TEXTS, CHUNK_TEXTS_GPU = 32, 512
 _BREAK = re.compile("[\n\v\f\r\x85\u2028\u2029]")
 # A unit is translated again if its status is in here.
 RETRANSLATED = {
@@ -158,11 +158,12 @@ def translate_texts(
     texts: Sequence[str],
     translate: Callable[[list[str]], list[CheckedTranslation]],
     cache: TranslationCache,
+    chunk_texts: int = CHUNK_TEXTS,
 ) -> None:
     """Translate the texts that are not in the cache, and keep them there chunk by chunk."""
     missing = [text for text in texts if text not in cache.known]
-    for start in range(0, len(missing), CHUNK_TEXTS):
-        chunk = missing[start : start + CHUNK_TEXTS]
+    for start in range(0, len(missing), chunk_texts):
+        chunk = missing[start : start + chunk_texts]
         made = dict(zip(chunk, translate(chunk), strict=True))
         cache.known.update(made)
         cache.add((text, each.text, each.problem) for text, each in made.items())

@@ -110,7 +110,9 @@ class ProgressHandle:
             self.bar.update(self.bar.task_ids[0], completed=self.done, rate=self.rate(), note=self.note)
         elif time.perf_counter() - self.last_shown >= _QUIET_SECONDS:
             self.last_shown = time.perf_counter()
-            self.events.say(f"{self.text}: {self.done}/{self.total or '?'} {self.rate()} {self.note}".rstrip())
+            left = self.seconds / self.done * (self.total - self.done) if self.done else 0.0
+            parts = (self.rate(), self.note, f"{left / 60:.0f} min left" if left > 60 else "")
+            self.events.say(" ".join([f"{self.text}: {self.done}/{self.total or '?'}", *filter(None, parts)]))
 
 
 def append_line(path: Path, line: bytes) -> None:

@@ -105,8 +105,9 @@ def test_files_are_changed_in_place(finished: Finished, tmp_path: Path, shell: S
     code, _, errors = shell(translate, *arguments)
     assert code == 0 and "0 texts translated, 6 translated before" in errors and Path("a.po").stat() == stat
     assert len(upper) == 6
-    shell(translate, *arguments, "--retranslate", "all")
-    assert len(upper) == 12
+    Path("link.po").symlink_to("a.po")
+    shell(translate, str(finished[1]), "link.po", "--to", "es", "--in-place", "--retranslate", "all")
+    assert len(upper) == 12 and Path("link.po").is_symlink() and "#, fuzzy" in Path("a.po").read_text()
 
 
 def test_a_stopped_command_continues(

@@ -53,8 +53,10 @@ class _Xml:
 
     def space_before(self, element: Any) -> str:
         """Return the white space between an element and what stands before it."""
-        before = self.text[: self.spans[element].start]
-        return before[len(before.rstrip()) :]
+        end = start = self.spans[element].start
+        while start and self.text[start - 1].isspace():
+            start -= 1
+        return self.text[start:end]
 
     def set_attributes(self, element: Any, **values: str) -> list[Edit]:
         """Return the edit that sets attributes of an element."""
