@@ -115,7 +115,7 @@ def work(queue: TranslationQueue, api: Api, sock: socket.socket, stop: StopReque
         ws="none",
         lifespan="off",
         log_config=None,
-        log_level="error",
+        log_level="critical",
         proxy_headers=False,
         server_header=False,
         limit_concurrency=api.limits.max_waiting + _SPARE_CONNECTIONS,

@@ -25,7 +25,7 @@ from roundtrip.recipe.language_codes import language_name
 from roundtrip.recipe.plan import Direction
 from roundtrip.serving.client_request import read_code, read_count, read_fields, read_texts, refuse
 from roundtrip.serving.served_run import find_direction
-from roundtrip.serving.translation_queue import Limits, QueueError, TranslationQueue
+from roundtrip.serving.translation_queue import STOPPING, Limits, QueueError, TranslationQueue
 
 # What a client is told to wait for when the queue is full.
 RETRY_SECONDS = 5
@@ -62,7 +62,6 @@ class Api:
             HTTPException: lambda _, error: _error(error.status_code, error.detail, error.headers),
             QueueError: lambda _, error: _error(503, str(error), {"retry-after": str(RETRY_SECONDS)}),
             ClientDisconnect: lambda *_: _error(400, "the client has gone"),
-            Exception: lambda *_: _error(500, _FAILED),
         }
         page, security = _page()
         routes = [
@@ -84,7 +83,16 @@ class Api:
                 refuse(403, "this server is for its own machine; use it as localhost or 127.0.0.1")
             if request.headers.get("sec-fetch-site") == "cross-site" and method == "POST":
                 refuse(403, "requests of other sites are refused")
-            return await handler(request)
+            try:
+                return await handler(request)
+            except (HTTPException, ClientDisconnect, QueueError):
+                raise
+            except asyncio.CancelledError:
+                # At the end of the server, of a client that is too slow.
+                return _error(503, STOPPING)
+            except Exception as error:
+                self.queue.on_error(error)
+                return _error(500, _FAILED)
 
         return Route(path, checked, methods=[method])
 

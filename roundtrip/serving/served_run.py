@@ -8,7 +8,7 @@ from roundtrip.engine.checked_translation import CheckedTranslation, translate_c
 from roundtrip.engine.document_translation import paragraphs
 from roundtrip.engine.request import Callbacks
 from roundtrip.engine.translator import Translator
-from roundtrip.recipe.language_codes import match_codes
+from roundtrip.recipe.language_codes import match_codes, parse_code
 from roundtrip.recipe.plan import Direction
 from roundtrip.recipe.schema import Generate
 
@@ -47,10 +47,14 @@ def _has_letters(text: str) -> bool:
 
 
 def find_direction(directions: Sequence[Direction], source: str, target: str) -> Direction | None:
-    """Return the direction between two languages, in any form of their codes; the source may be `auto`."""
-    for direction in directions:
-        wanted = [target] if source == "auto" else [source, target]
-        codes = [direction.target] if source == "auto" else [direction.source, direction.target]
-        if match_codes(wanted, codes) == tuple(range(len(codes))):
-            return direction
-    return None
+    """Return the direction between two languages, in any form of their codes; None where none fits, or more than one.
+
+    The source may be `auto`.
+    """
+    if source == "auto":
+        (position,) = match_codes([target], [each.target for each in directions])
+        return None if position is None else directions[position]
+    if parse_code(source) == parse_code(target):
+        return None
+    fitting = [each for each in directions if match_codes([source, target], [each.source, each.target]) == (0, 1)]
+    return fitting[0] if len(fitting) == 1 else None

@@ -12,7 +12,7 @@ from roundtrip.runtime.interrupts import StopRequest
 
 # Seconds after which the working thread looks whether a stop was requested.
 _POLL_SECONDS = 0.2
-_STOPPING = "the server is stopping"
+STOPPING = "the server is stopping"
 
 # Translates texts in a direction, which is named.
 TranslateTexts = Callable[[str, Sequence[str], Callbacks], list[CheckedTranslation]]
@@ -55,7 +55,7 @@ class TranslationQueue:
 
     Args:
         stop: ends `work` after the running batch; what waits then is refused.
-        on_error: called with what `translate` raises.
+        on_error: called with what `translate` raises, and with other faults of the server.
     """
 
     def __init__(
@@ -65,7 +65,7 @@ class TranslationQueue:
         stop: StopRequest,
         on_error: Callable[[Exception], None] = lambda error: None,
     ) -> None:
-        self._translate, self._limits, self._stop, self._on_error = translate, limits, stop, on_error
+        self._translate, self._limits, self._stop, self.on_error = translate, limits, stop, on_error
         self._waiting: list[QueuedRequest] = []
         self._changed = threading.Condition()
 
@@ -78,7 +78,7 @@ class TranslationQueue:
         request = QueuedRequest(direction, texts)
         with self._changed:
             if self._stop.requested:
-                raise QueueError(_STOPPING)
+                raise QueueError(STOPPING)
             self._waiting = [each for each in self._waiting if not each.is_abandoned]
             if len(self._waiting) >= self._limits.max_waiting:
                 raise QueueError(f"{quantity(len(self._waiting), 'request')} waiting already")
@@ -95,7 +95,7 @@ class TranslationQueue:
             waiting, self._waiting = self._waiting, []
         for request in waiting:
             if request.result.set_running_or_notify_cancel():
-                request.result.set_exception(QueueError(_STOPPING))
+                request.result.set_exception(QueueError(STOPPING))
 
     def _take(self) -> list[QueuedRequest]:
         """Take the oldest request, and of the same direction those most similar in length, as many as a batch holds."""
@@ -133,7 +133,7 @@ class TranslationQueue:
                 for each in batch:
                     self._run([each])
                 return
-            self._on_error(error)
+            self.on_error(error)
             batch[0].result.set_exception(error)
             return
         known = dict(zip(texts, translated, strict=True))

@@ -249,3 +249,29 @@ def test_a_stop_finishes_what_runs_and_refuses_what_waits() -> None:
         assert running.result() == (200, {"translatedText": "en-es: a"})
         assert waiting.result() == (503, {"error": "the server is stopping"})
         assert server.batches == [("en-es", ["a"])]
+
+
+def test_a_fault_of_the_server_is_reported_to_its_owner_alone(
+    monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr("roundtrip.serving.api.sentence_chrf", lambda *_: 1 / 0)
+    with serving() as server:
+        status, answer = server.send("/roundtrip", b"q=a&source=en&target=es", FORM)
+        assert (status, answer) == (500, {"error": "the server failed; its own messages say why"})
+        assert list(map(type, server.errors)) == [ZeroDivisionError]
+    assert capfd.readouterr() == ("", "")
+
+
+def test_a_stop_does_not_wait_for_slow_clients(
+    monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr("roundtrip.cli.serve._SHUTDOWN_SECONDS", 1)
+    with socket.socket() as client:
+        with serving() as server:
+            client.connect(server.address)
+            head = f"POST /translate HTTP/1.1\r\nhost: localhost\r\ncontent-type: {FORM}\r\n"
+            client.sendall(f"{head}content-length: 100\r\n\r\nq=".encode())
+            time.sleep(0.5)
+            start = time.monotonic()
+        assert time.monotonic() - start < 15
+    assert capfd.readouterr() == ("", "")

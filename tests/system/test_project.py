@@ -106,6 +106,7 @@ def test_no_asserts_on_user_input_in_commands_and_recipes() -> None:
         "docs/reliability.md",
         "docs/quality.md",
         "docs/evaluate.md",
+        "docs/serve.md",
         "docs/translate.md",
     ],
 )
