@@ -119,8 +119,9 @@ def read_dataset(spec: str, languages: tuple[str, ...], columns: Columns) -> Ite
     config.STREAMING_READ_MAX_RETRIES = config.STREAMING_OPEN_MAX_RETRIES = 3
     names: tuple[str, ...] = ()
     # Offline it may be in the cache of `datasets`, which a stream does not use.
-    settings = {"split": dataset.split, "streaming": not constants.HF_HUB_OFFLINE}
+    settings = {"split": dataset.split, "streaming": not constants.HF_HUB_OFFLINE, "revision": dataset.revision}
     arguments = ", ".join(json.dumps(value) for value in (dataset.name, dataset.subset) if value)
+    arguments += f", revision={json.dumps(dataset.revision)}" if dataset.revision else ""
     store = shlex.join(["python", "-c", f"from datasets import load_dataset; load_dataset({arguments})"])
     with hub_requests(f"data set '{dataset.name}'", place, TextError, f"run once with network access: {store}"):
         for number, record in enumerate(load_dataset(dataset.name, dataset.subset, **settings), start=1):

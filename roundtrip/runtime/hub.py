@@ -116,7 +116,8 @@ def _explanation(error: BaseException, what: str, fill_cache: str) -> tuple[str,
         return problem, fill_cache
     for of_cause, cause in zip(names, causes, strict=True):
         if "DatasetNotFoundError" in of_cause:  # which datasets raises without its cause
-            of_cause.append("GatedRepoError" if "gated" in str(cause) else "RepositoryNotFoundError")
+            kinds = {"gated": "GatedRepoError", "Revision": "RevisionNotFoundError", "": "RepositoryNotFoundError"}
+            of_cause.append(next(kind for word, kind in kinds.items() if word in str(cause)))
         for name, (problem, cure) in _BY_NAME.items():
             if name in of_cause and not (name == "EntryNotFoundError" and "LocalEntryNotFoundError" in of_cause):
                 return problem.format(what=what, seconds=constants.HF_HUB_DOWNLOAD_TIMEOUT), cure

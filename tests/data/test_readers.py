@@ -602,7 +602,7 @@ def test_dataset_is_streamed(monkeypatch: pytest.MonkeyPatch) -> None:
     columns = ("translation.en", "translation.es")
     source = TextSource(path="hf:a/b#subset=en-es&split=test", columns=columns, limit=2)
     assert list(read_rows(source, [], LANGUAGES)) == [("a 0", "b 0"), ("a 1", "b 1")]
-    assert calls == [(("a/b", "en-es"), {"split": "test", "streaming": True})]
+    assert calls == [(("a/b", "en-es"), {"split": "test", "streaming": True, "revision": None})]
     assert list(read_rows(TextSource(path="hf:a/b", format="datasets", limit=1), [], ("en",))) == [("c",)]
 
 

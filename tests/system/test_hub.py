@@ -310,6 +310,17 @@ def test_subsets_splits_and_columns_of_a_data_set(text: str) -> None:
     assert rows(f"{text}#subset=talks", "translation.en", "translation.es") == pairs
 
 
+def test_a_data_set_is_read_at_a_revision(hub: Hub, text: str) -> None:
+    repository = hub.repositories["datasets", "org/text"]
+    first, before = repository.refs["main"], rows(f"{text}#subset=news", "english", "spanish")
+    changed = json.dumps({"english": "new", "spanish": "nuevo"}) + "\n"
+    repository.commit(repository.commits[first] | {"news/train.jsonl": changed.encode()})
+    assert rows(f"{text}#subset=news", "english", "spanish") == [("new", "nuevo")]
+    assert rows(f"{text}#subset=news&revision={first}", "english", "spanish") == before
+    refused = text_refusal(f"{text}#subset=news&revision=nowhere")
+    assert "data set 'org/text' has no such branch, tag or commit" in refused, refused
+
+
 def test_what_a_data_set_has_not_is_named(text: str) -> None:
     assert "'talks'" in (refused := text_refusal(f"{text}#subset=tals")) and "'news'" in refused, refused
     assert "test" in (refused := text_refusal(f"{text}#subset=news&split=dev")), refused
