@@ -80,7 +80,7 @@ def serve(arguments: argparse.Namespace) -> None:
         if not is_local and not api_key:
             say(f"whoever reaches {host} may translate here; the variable {API_KEY} sets a key")
         run, recipe = open_run(arguments.run)
-        from roundtrip.backtranslation.dev_scoring import greedy_settings
+        from roundtrip.backtranslation.dev_scoring import search_settings
         from roundtrip.backtranslation.trained_models import load_directions
         from roundtrip.recipe.plan import directions
         from roundtrip.serving.api import Api
@@ -89,7 +89,7 @@ def serve(arguments: argparse.Namespace) -> None:
 
         limits = Limits(arguments.max_chars, arguments.max_texts, arguments.max_waiting, arguments.timeout)
         both = directions(recipe)
-        served = ServedRun(load_directions(run, both, arguments.stage, arguments.device), greedy_settings(recipe))
+        served = ServedRun(load_directions(run, both, arguments.stage, arguments.device), search_settings(recipe))
         identifier = _identifier(recipe.languages, say)
         names = " and ".join(each.name for each in both)
         with catch_signals(say, _STOPPING, _ENDED) as stop:

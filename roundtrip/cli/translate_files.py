@@ -12,7 +12,7 @@ from rich.console import Console
 
 from roundtrip import __version__
 from roundtrip.backtranslation import trained_models
-from roundtrip.backtranslation.dev_scoring import greedy_settings
+from roundtrip.backtranslation.dev_scoring import search_settings
 from roundtrip.backtranslation.run_folder import RunFolder
 from roundtrip.cli.file_plan import Plan
 from roundtrip.data.documents.document import Document, Request
@@ -43,7 +43,7 @@ MAX_LISTED = 100
 def translate_files(arguments: argparse.Namespace, plan: Plan, run: RunFolder) -> None:
     """Translate files; what is finished is kept beside the output until all are written."""
     direction = trained_models.direction_into(run, arguments.to)
-    settings, events = greedy_settings(run.recipe()), EventLog(Console(stderr=True))
+    settings, events = search_settings(run.recipe()), EventLog(Console(stderr=True))
     cache = TranslationCache(plan.cache, _key(run, direction, settings, arguments))
     cache.read()
     files = [(path, output) for path, output in plan.files if _identity(path, output) not in cache.written]

@@ -48,7 +48,7 @@ def generate(
     """
     times = request.settings.num_candidates
     # A batch is as long as its longest prompt plus its longest limit, so similar lengths go together.
-    num_rows = max(times, request.settings.num_beams)
+    num_rows = max(times, request.settings.beams)
     pairs = zip(request.prompts, request.limits, strict=True)
     lengths = [num_rows * (len(prompt) + limit + 1) for prompt, limit in pairs]
     device = next(model.parameters()).device
@@ -106,7 +106,7 @@ def _of_one_length(group: list[int], prompts: Sequence[Sequence[int]]) -> list[l
 
 def _run_backend(model: nn.Module, request: GenerationRequest, backend: Backend) -> Hypotheses:
     """Generate one batch, and end each row."""
-    if backend.native and request.settings.num_beams > 1:
+    if backend.native and request.settings.beams > 1:
         return _end_rows(beam_search(model, request), None, request)
     if backend.native:
         new_BN, logprob_B = decode(model, request)
@@ -120,7 +120,7 @@ def generate_hf(model: Any, request: GenerationRequest, use_cache: bool = True) 
     request = request.repeat_per_candidate()
     settings, device = request.settings, next(model.parameters()).device
     ids_BT, mask_BT = left_pad(request.prompts, request.stop.pad_id)
-    sampling: dict[str, Any] = {"num_beams": settings.num_beams} if settings.num_beams > 1 else {}
+    sampling: dict[str, Any] = {"num_beams": settings.beams} if settings.beams > 1 else {}
     if settings.temperature_value > 0:
         # The library's own default of top_k is 50.
         sampling = {"do_sample": True, "temperature": settings.temperature_value, "top_k": 0, "top_p": settings.top_p}

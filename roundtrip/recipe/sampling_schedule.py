@@ -17,15 +17,15 @@ def sampling_settings(generate: Generate, dev_chrf: float | None) -> Generate:
     temperature = generate.temperature
     if temperature == "auto":
         temperature = SAMPLING_TEMPERATURE if (dev_chrf or 0.0) >= SAMPLING_MIN_CHRF else 0.0
-    # Greedy candidates of one line are all the same, and samples have no beams.
-    counts = {"num_beams": 1} if temperature else {"num_candidates": 1}
-    return generate.model_copy(update={"temperature": temperature, **counts})
+    # Greedy candidates of one line are all the same.
+    num_candidates = generate.num_candidates if temperature else 1
+    return generate.model_copy(update={"temperature": temperature, "num_candidates": num_candidates})
 
 
 def describe_sampling(generate: Generate, settings: Generate, direction: str, dev_chrf: float | None) -> str:
     """Return in a few words how a direction generates, and why; `settings` are those of `sampling_settings`."""
     temperature = settings.temperature_value
-    search = "greedy search" if settings.num_beams == 1 else f"beam search, {settings.num_beams} beams"
+    search = "greedy search" if settings.beams == 1 else f"beam search, {settings.beams} beams"
     text = f"{direction} samples at temperature {temperature:g}" if temperature else f"{direction} uses {search}"
     if settings.num_candidates > 1:
         text += f", {settings.num_candidates} candidates per line"

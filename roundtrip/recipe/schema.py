@@ -275,6 +275,11 @@ class Generate(Section):
         """The temperature as a number; `auto` that nobody has resolved is greedy."""
         return 0.0 if self.temperature == "auto" else self.temperature
 
+    @property
+    def beams(self) -> int:
+        """The beams of the search: 1 where it samples, or returns several candidates."""
+        return 1 if self.temperature_value or self.num_candidates > 1 else self.num_beams
+
 
 class Tokens(Section):
     """How generated token ids become training rows."""

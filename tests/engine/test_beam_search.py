@@ -1,6 +1,7 @@
 """Beam search, against that of transformers."""
 
 from dataclasses import replace
+from typing import Any
 
 import pytest
 
@@ -42,3 +43,15 @@ def test_the_batch_does_not_matter() -> None:
     request = GenerationRequest(PROMPTS, LIMITS, Generate(num_beams=4), StopRule(STOPS), 1)
     small = replace(request, settings=request.settings.model_copy(update={"max_tokens_per_batch": 1}))
     assert generate(model, small).lists() == generate(model, request).lists()
+
+
+@pytest.mark.parametrize(
+    "settings", [{"temperature": 0.8, "num_candidates": 2}, {"temperature": 0.8}, {"num_candidates": 2}]
+)
+def test_samples_and_several_candidates_have_no_beams(settings: dict[str, Any]) -> None:
+    model = model_of("RoPE, tied head")
+    found = [
+        generate(model, GenerationRequest(PROMPTS, LIMITS, Generate(num_beams=beams, **settings), StopRule(STOPS), 1))
+        for beams in (1, 4)
+    ]
+    assert found[0].lists() == found[1].lists()
