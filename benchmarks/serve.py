@@ -24,7 +24,7 @@ from typing import Any
 from rich.console import Console
 
 from benchmarks import common
-from roundtrip.backtranslation.dev_scoring import greedy_settings
+from roundtrip.backtranslation.dev_scoring import search_settings
 from roundtrip.backtranslation.run_folder import RunFolder
 from roundtrip.backtranslation.trained_models import load_directions
 from roundtrip.cli.serve import work
@@ -105,7 +105,7 @@ def document(folder: Path, num_requests: int, device: str) -> dict[str, Any]:
     both = directions(recipe)
     taken = {code: take_rows(texts, Cursor(), num_requests // 2, 1)[0] for code, texts in mono.items()}
     lines = [(each.source, each.target, text) for each in both for (text,) in taken[each.source]]
-    served = ServedRun(load_directions(run, both, device=device), greedy_settings(recipe))
+    served = ServedRun(load_directions(run, both, device=device), search_settings(recipe))
     variants = {name: measure(served, lines, batch_chars) for name, batch_chars in VARIANTS.items()}
     texts = [variant.pop("translations") for variant in variants.values()]
     differing = sum(first != second for first, second in zip(*texts, strict=True))

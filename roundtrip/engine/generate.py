@@ -117,10 +117,10 @@ def _run_backend(model: nn.Module, request: GenerationRequest, backend: Backend)
 
 def generate_hf(model: Any, request: GenerationRequest, use_cache: bool = True) -> torch.Tensor:
     """Continue one batch by `generate` of transformers, the reference for `decode` and `beam_search`, as these do."""
-    request = request.repeat_per_candidate()
+    num_beams, request = request.settings.beams, request.repeat_per_candidate()
     settings, device = request.settings, next(model.parameters()).device
     ids_BT, mask_BT = left_pad(request.prompts, request.stop.pad_id)
-    sampling: dict[str, Any] = {"num_beams": settings.beams} if settings.beams > 1 else {}
+    sampling: dict[str, Any] = {"num_beams": num_beams} if num_beams > 1 else {}
     if settings.temperature_value > 0:
         # The library's own default of top_k is 50.
         sampling = {"do_sample": True, "temperature": settings.temperature_value, "top_k": 0, "top_p": settings.top_p}

@@ -50,8 +50,10 @@ def test_the_batch_does_not_matter() -> None:
 )
 def test_samples_and_several_candidates_have_no_beams(settings: dict[str, Any]) -> None:
     model = model_of("RoPE, tied head")
-    found = [
-        generate(model, GenerationRequest(PROMPTS, LIMITS, Generate(num_beams=beams, **settings), StopRule(STOPS), 1))
-        for beams in (1, 4)
-    ]
-    assert found[0].lists() == found[1].lists()
+    for engine in ("native", "transformers"):
+        settings["engine"] = engine
+        found = [
+            generate(model, GenerationRequest(PROMPTS, LIMITS, Generate(num_beams=n, **settings), StopRule(STOPS), 1))
+            for n in (1, 4)
+        ]
+        assert found[0].lists() == found[1].lists()
