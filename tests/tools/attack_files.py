@@ -12,7 +12,7 @@ from typing import Any
 import pyarrow
 import pyarrow.parquet
 
-from roundtrip.data.tabular import read_parquet
+from roundtrip.data.parquet_files import read_parquet
 from roundtrip.models import gguf
 from tests.tools.attack_limits import attack
 
