@@ -44,6 +44,8 @@ class Experiment:
     start: Start | None = None
 
 
+# How the kept tables of models from scratch were made: the recipe has learned since.
+AS_KEPT = ("adapter.dropout=0.0", "evaluation.num_beams=1")
 BOTH: dict[str, Sequence[str]] = {PAIRS_ONLY: (), ROUND_TRIP: ()}
 GERMAN = (
     "languages=['en', 'de']",
@@ -57,7 +59,7 @@ def _multi30k(pairs: int, more: Sequence[str] = (), seeds: Sequence[int] = (1, 2
     split = (*more, f"data.split.train={pairs}")
     epochs = 12 if pairs < 1000 else 8 if pairs < 5000 else 5
     start = Start("multi30k-base", split, PRETRAIN)
-    return Experiment("multi30k", BOTH, (*split, f"train.parallel_epochs={epochs}"), seeds, start=start)
+    return Experiment("multi30k", BOTH, (*split, *AS_KEPT, f"train.parallel_epochs={epochs}"), seeds, start=start)
 
 
 # What each arm of the ablation changes. Two rounds, so that there is time for all.
@@ -98,36 +100,36 @@ EXPERIMENTS: dict[str, Experiment] = {
     "multi30k-de": _multi30k(1000, GERMAN, (1,)),
     "multi30k-all": Experiment(
         "multi30k",
-        {"all pairs": ("data.split.train=28900", "rounds.count=0", "train.parallel_epochs=4")},
+        {"all pairs": (*AS_KEPT, "data.split.train=28900", "rounds.count=0", "train.parallel_epochs=4")},
         start=Start("multi30k-base", ("data.split.train=1000",), PRETRAIN),
         baseline="all pairs",
     ),
     "ablation": Experiment(
         "multi30k",
         ABLATION,
-        ("rounds.count=2", "rounds.monolingual_lines=3000", "train.parallel_epochs=0"),
+        (*AS_KEPT, "rounds.count=2", "rounds.monolingual_lines=3000", "train.parallel_epochs=0"),
         baseline="default",
-        start=Start("multi30k", ("rounds.count=0",), PARALLEL),
+        start=Start("multi30k", (*AS_KEPT, "rounds.count=0"), PARALLEL),
     ),
     # Pairs alone, as many steps as a round trip takes: what dropout does for 1,000 pairs and six million weights.
     "dropout": Experiment(
         "multi30k",
         {f"dropout {rate}": (f"adapter.dropout={rate}",) for rate in (0.0, 0.1)},
-        (*NO_ROUNDS, "train.parallel_epochs=20"),
+        (*NO_ROUNDS, "evaluation.num_beams=1", "train.parallel_epochs=20"),
         baseline="dropout 0.0",
         start=Start("multi30k-base", ("data.split.train=1000",), PRETRAIN),
     ),
     "begin": Experiment(
         "multi30k",
         _BEGIN,
-        (*GERMAN, "adapter.dropout=0.1", "rounds.count=2", "rounds.monolingual_lines=2000"),
+        (*GERMAN, "evaluation.num_beams=1", "rounds.count=2", "rounds.monolingual_lines=2000"),
         baseline="30 epochs, no rounds",
         start=Start("multi30k-base", (*GERMAN, "train.pretrain_lines=7000"), PRETRAIN),
     ),
     # Adapters that start from those of a run over the pairs, and stay close to the base or not.
     "kl": Experiment(
         "quickstart",
-        {f"KL weight {weight}": (f"train.kl_weight={weight}",) for weight in (0.0, 0.1, 1.0)},
+        {f"KL weight {weight}": (f"train.kl_weight={weight}",) for weight in (0.0, 0.1)},
         ("train.parallel_epochs=0", "rounds.monolingual_lines=600"),
         baseline="KL weight 0.0",
         start=Start("quickstart", ("rounds.count=0", "train.parallel_epochs=2"), PARALLEL),

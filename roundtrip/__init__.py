@@ -13,6 +13,7 @@ if TYPE_CHECKING:
     from roundtrip.backtranslation.filtering import Candidate, filter_candidates, round_trip_chrf, select_candidates
     from roundtrip.backtranslation.session import train
     from roundtrip.backtranslation.trained_models import load_trained
+    from roundtrip.engine.request import BeamSearch
     from roundtrip.engine.train_step import StepSettings, train_step
     from roundtrip.engine.translator import Translations, Translator, load_translators
     from roundtrip.evaluation.metrics import corpus_scores, paired_bootstrap
@@ -31,6 +32,7 @@ _MODULES = {
     "backtranslation.filtering": ("Candidate", "filter_candidates", "round_trip_chrf", "select_candidates"),
     "backtranslation.session": ("train",),
     "backtranslation.trained_models": ("load_trained",),
+    "engine.request": ("BeamSearch",),
     "engine.train_step": ("StepSettings", "train_step"),
     "engine.translator": ("Translations", "Translator", "load_translators"),
     "evaluation.metrics": ("corpus_scores", "paired_bootstrap"),
@@ -47,9 +49,9 @@ _MODULES = {
 _MODULE_OF = {name: module for module, names in _MODULES.items() for name in names}
 
 __all__ = [
-    "BuildOptions", "Candidate", "CandidateFilter", "CompatibilityReport", "Generate", "Optimizer", "PromptTemplate",
-    "Recipe", "RoundtripError", "RowBuilder", "StepSettings", "TemplateRecipe", "TokenDataset", "Translations",
-    "Translator", "build_row_builder", "build_segments", "check_tokenizers", "corpus_scores", "export",
+    "BeamSearch", "BuildOptions", "Candidate", "CandidateFilter", "CompatibilityReport", "Generate", "Optimizer",
+    "PromptTemplate", "Recipe", "RoundtripError", "RowBuilder", "StepSettings", "TemplateRecipe", "TokenDataset",
+    "Translations", "Translator", "build_row_builder", "build_segments", "check_tokenizers", "corpus_scores", "export",
     "filter_candidates", "load_recipe", "load_trained", "load_translators", "paired_bootstrap", "round_trip_chrf",
     "select_candidates", "train", "train_step",
 ]  # fmt: skip

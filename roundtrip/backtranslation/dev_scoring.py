@@ -9,6 +9,7 @@ from roundtrip.backtranslation.examples import oriented_pairs
 from roundtrip.backtranslation.filtering import MAX_COPY_CHRF
 from roundtrip.backtranslation.run_folder import RunFolder
 from roundtrip.data.placeholders import count_intact
+from roundtrip.engine.request import BeamSearch
 from roundtrip.evaluation import metrics
 from roundtrip.recipe.language_codes import bleu_tokenizer
 from roundtrip.recipe.plan import BASE, Direction, directions
@@ -105,7 +106,7 @@ def greedy_settings(recipe: Recipe) -> Generate:
 
 def search_settings(recipe: Recipe) -> Generate:
     """Return `greedy_settings` with the recipe's beams: how test, and what users bring, is translated."""
-    return greedy_settings(recipe).model_copy(update={"num_beams": recipe.evaluation.num_beams})
+    return BeamSearch(**greedy_settings(recipe).model_dump(), num_beams=recipe.evaluation.num_beams)
 
 
 def translations_path(run: RunFolder, part: str, stage: str, direction: Direction) -> Path:

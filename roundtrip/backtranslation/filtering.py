@@ -174,7 +174,7 @@ def round_trip_chrf(
         >>> 0 <= score <= 100
         True
     """
-    greedy = settings.model_copy(update={"temperature": 0.0, "num_candidates": 1, "num_beams": 1})
+    greedy = settings.model_copy(update={"temperature": 0.0, "num_candidates": 1})
     sources = [candidate.source for candidate in candidates]
     fitting = [i for i, fits in enumerate(forward.can_translate(sources, greedy)) if fits]
     translations = forward.translate([sources[i] for i in fitting], greedy, 0, callbacks=callbacks)

@@ -15,7 +15,7 @@ from roundtrip.tokens.batching import left_pad
 
 @torch.inference_mode()
 def beam_search(model: Any, request: GenerationRequest) -> torch.Tensor:
-    """Continue one batch by the most likely hypotheses per token that a search with `num_beams` finds.
+    """Continue one batch by the most likely hypotheses per token that a search with `settings.beams` finds.
 
     The rules are those of transformers: hypotheses that end among the best K of a step are kept, by their
     log-probability divided by their length with the stop id; a prompt is done where K are kept and no beam is better,
@@ -25,7 +25,7 @@ def beam_search(model: Any, request: GenerationRequest) -> torch.Tensor:
     Returns:
         ids_BN of the best hypothesis of each prompt as `decode` returns them, int64.
     """
-    device, num_beams = next(model.parameters()).device, request.settings.num_beams
+    device, num_beams = next(model.parameters()).device, request.settings.beams
     ids_BT, mask_BT = (tensor.to(device) for tensor in left_pad(request.prompts, request.stop.pad_id))
     rows, beams = Rows.of(ids_BT, mask_BT), _Beams(request, device)
     # Beams change places in every step, which a graph cannot do.
@@ -48,7 +48,7 @@ class _Beams:
     """The beams of each prompt, the hypotheses that have ended, and the output, which has all prompts."""
 
     def __init__(self, request: GenerationRequest, device: torch.device) -> None:
-        num_prompts, num_beams, num_new = len(request.prompts), request.settings.num_beams, max(request.limits) + 1
+        num_prompts, num_beams, num_new = len(request.prompts), request.settings.beams, max(request.limits) + 1
         self._stops = torch.tensor(request.stop.all_ids, device=device)
         # Of each beam as many can end, and K must be left.
         self._num_candidates = num_beams * (1 + max(1, len(self._stops)))

@@ -1,15 +1,32 @@
 """What to generate: prompts, limits, stop tokens, and what is called meanwhile."""
 
-from __future__ import annotations
-
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
-from typing import TypeVar
+from typing import Annotated, Self, TypeVar
+
+from pydantic import Field
 
 from roundtrip.engine.hypotheses import Hypotheses
 from roundtrip.recipe.schema import Generate
 
 T = TypeVar("T")
+
+
+class BeamSearch(Generate):
+    """How translations are searched for with beams: `Generate` at temperature 0, for one candidate.
+
+    Example:
+        >>> BeamSearch(num_beams=4).beams, BeamSearch(num_beams=4, temperature=0.7).beams
+        (4, 1)
+    """
+
+    num_beams: Annotated[int, Field(ge=1)]
+    """Hypotheses that are continued in each step."""
+
+    @property
+    def beams(self) -> int:
+        """The beams of the search: 1 where it samples, or returns several candidates."""
+        return 1 if self.temperature_value or self.num_candidates > 1 else self.num_beams
 
 
 @dataclass(frozen=True)
@@ -45,12 +62,12 @@ class GenerationRequest:
     seed: int
     return_logprobs: bool = False
 
-    def select(self, indices: Sequence[int], seed: int) -> GenerationRequest:
+    def select(self, indices: Sequence[int], seed: int) -> Self:
         """Return the request of some prompts, with a seed of its own."""
         prompts, limits = [self.prompts[i] for i in indices], [self.limits[i] for i in indices]
         return replace(self, prompts=prompts, limits=limits, seed=seed)
 
-    def repeat_per_candidate(self) -> GenerationRequest:
+    def repeat_per_candidate(self) -> Self:
         """Return the same request with one prompt for each hypothesis."""
         times = self.settings.num_candidates
         prompts, limits = repeat_each(self.prompts, times), repeat_each(self.limits, times)

@@ -25,8 +25,7 @@ def sampling_settings(generate: Generate, dev_chrf: float | None) -> Generate:
 def describe_sampling(generate: Generate, settings: Generate, direction: str, dev_chrf: float | None) -> str:
     """Return in a few words how a direction generates, and why; `settings` are those of `sampling_settings`."""
     temperature = settings.temperature_value
-    search = "greedy search" if settings.beams == 1 else f"beam search, {settings.beams} beams"
-    text = f"{direction} samples at temperature {temperature:g}" if temperature else f"{direction} uses {search}"
+    text = f"{direction} samples at temperature {temperature:g}" if temperature else f"{direction} uses greedy search"
     if settings.num_candidates > 1:
         text += f", {settings.num_candidates} candidates per line"
     if generate.temperature != "auto":

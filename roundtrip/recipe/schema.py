@@ -255,8 +255,6 @@ class Generate(Section):
     """Launch a whole decoding step at once on a GPU; large gain for small models."""
     num_candidates: Positive = 1
     """Candidates per line, where the temperature is above 0."""
-    num_beams: Positive = 1
-    """Beams of the search at temperature 0; 1 is greedy search. Where `auto` samples there are none."""
     candidate_selection: Literal["reverse_likelihood", "likelihood", "all"] = "reverse_likelihood"
     """Which candidate to keep: `reverse_likelihood`, the one from which the real line is most likely; `likelihood`, the
     most likely one; `all` trains on every one."""
@@ -277,8 +275,8 @@ class Generate(Section):
 
     @property
     def beams(self) -> int:
-        """The beams of the search: 1 where it samples, or returns several candidates."""
-        return 1 if self.temperature_value or self.num_candidates > 1 else self.num_beams
+        """The beams of the search; 1 is greedy search, or none where it samples."""
+        return 1
 
 
 class Tokens(Section):

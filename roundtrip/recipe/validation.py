@@ -165,8 +165,6 @@ def _generate_problems(recipe: Recipe) -> Iterator[str]:
         yield f"generate.top_p: has no effect {why}; set generate.temperature"
     if not samples and generate.num_candidates > 1:
         yield f"generate.num_candidates: all candidates are the same {why}; set generate.temperature"
-    if generate.num_beams > 1 and generate.temperature != "auto" and generate.temperature > 0:
-        yield "generate.num_beams: samples have no beams; set generate.temperature = 0, or leave it out"
     if "candidate_selection" in generate.model_fields_set and generate.num_candidates == 1:
         yield "generate.candidate_selection: has no effect with one candidate; set generate.num_candidates"
     if generate.engine != "native" and generate.cuda_graphs:

@@ -32,11 +32,3 @@ def test_sampling_settings_keep_a_temperature_that_is_a_number() -> None:
     assert describe_sampling(generate, settings, "en-es", 1.0) == (
         "en-es samples at temperature 0.3, 2 candidates per line"
     )
-
-
-def test_beams_are_for_greedy_search_only() -> None:
-    generate = Generate(num_beams=4, num_candidates=3)
-    weak, strong = sampling_settings(generate, 20.0), sampling_settings(generate, 60.0)
-    assert (weak.beams, weak.num_candidates) == (4, 1)
-    assert (strong.beams, strong.num_candidates) == (1, 3)
-    assert "beam search, 4 beams" in describe_sampling(generate, weak, "en-es", 20.0)

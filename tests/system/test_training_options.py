@@ -23,6 +23,7 @@ from roundtrip.backtranslation.trainer import PhaseJob, Trainer
 from roundtrip.data.language_id import LanguageIdentifier
 from roundtrip.data.row_store import RowStore
 from roundtrip.engine import translator
+from roundtrip.engine.request import BeamSearch
 from roundtrip.engine.translator import expansion_of
 from roundtrip.recipe.loader import load_recipe
 from roundtrip.recipe.plan import FINAL, PARALLEL, PRETRAIN
@@ -294,8 +295,8 @@ def test_test_is_translated_with_beams_and_dev_greedily(tmp_path: Path, write_re
     translator = load_trained(out, "en-es", stage=PARALLEL)
     for part, num_beams in (("dev", 1), ("test", 3)):
         sources = [row[0] for row in RowStore(run.data / f"{part}.tsv")]
-        settings = greedy_settings(run.recipe()).model_copy(update={"num_beams": num_beams})
+        settings = BeamSearch(**greedy_settings(run.recipe()).model_dump(), num_beams=num_beams)
         expected = [" ".join(text.split()) for text in translator.translate(sources, settings).texts]
         found = (run.translations / f"{part}.parallel.en-es.txt").read_text(encoding="utf-8").splitlines()
         assert found == expected
-    assert search_settings(run.recipe()).num_beams == 3
+    assert search_settings(run.recipe()).beams == 3
