@@ -78,6 +78,8 @@ _PERCENT = re.compile(rf"\d%{_LATIN}{{2}}")
 _NUMBERED = re.compile(r"(%)\d+\$|(\{)\d+")
 _NAME_AND_VALUE = re.compile(rf"([\w:.\-@]++)({_VALUE})?+")
 _BRANCH = re.compile(r"\s*+(?:offset:\s*+\d++\s*+)?+(?P<selector>=?+[\w\-]{1,100}+)\s*+\{")
+# Branches of a plural that a language has or has not; `other` must be there, and nothing else may.
+_PLURAL_SELECTOR = re.compile("zero|one|two|few|many|=[0-9]+")
 # Levels of plurals in plurals that are looked into.
 _MAX_DEPTH = 20
 # Attributes that are translated, say which language something is in, or how a link opens.
@@ -270,7 +272,8 @@ class _Parsed:
             position += 1
         if self.scanned[position:close].strip():
             return "".join(self.scanned[start : close + 1].split()), Counter()
-        kept = [name for name in sorted(selectors) if head["type"] == "select" or name == "other"]
+        is_select = head["type"] == "select"
+        kept = [name for name in sorted(selectors) if is_select or not _PLURAL_SELECTOR.fullmatch(name)]
         return f"{{{head['argument']},{head['type']},{' '.join(kept)}}}", tokens
 
 
