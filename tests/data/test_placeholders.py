@@ -19,6 +19,7 @@ from roundtrip.data.placeholders import (
 
 PLACEHOLDERS = [
     "%s", "%d", "%5.2f", "%-10s", "%03d", "%lu", "%@", "%+d", "%.2f", "%*d", "%(name)s", "%(n)03d", "%1$s", "%2$d",
+    "%<PRIu64>", "%-8<PRIxFAST16>", "%1%", "%12%", "%I32d", "%5I64u", "[X7X]", "[X120X ]",
     "{}", "{0}", "{name}", "{name!r:>10}", "{a.b[0]}", "{x:{w}}", "{:,}", "{day:%d %B}", "{n, number}", "{n,10}",
     "{{ name }}", "{{name|title}}", "{{{x}}}", "{% url 'a' %}", "${name}", "${user/name}", "$name", "$HOME", "%{count}",
     "#{count}", "%APPDATA%", "%count%", "{ $user }", "{-brand}", "<b>", "</b>", "<br/>", '<a href="/x">', "<0>",
@@ -30,6 +31,7 @@ PROSE = [
     "If a < b and c > d, then <none> of it [1].",
     "Die Maschine ist zu 100%ig sicher, 5%ige Lösung, 20 %-Regel.", "50%-os kedvezmény, 5%-ot kapott.",
     "%50'si indirimli, %100 doğru, %5 fazla.", "100 % d'accord, 20 % de remise, 5 % en plus.",
+    "100 % d'accord, en % d’usage, 20 % d, %1%5, a % days, [X] or [1], 5%-10%, arr[X7].",
     "El 20 % de descuento, un 5% sobre el total.", "Il 30% degli utenti, il 5 % circa.",
     "50 % av alla, 100%-ig säkerhet.", "Ehuneko %10eko beherapena.", "Скидка 50% для всех, 5%-ный раствор.",
     "全部で50%の割引です。", "折扣 50%，共 5 元。", "خصم ٥٠٪ على الجميع، 50% فقط.", "Έκπτωση 50% σε όλα; Ναι.",
@@ -58,6 +60,10 @@ def test_prose_has_no_placeholders(text: str) -> None:
         ("%s of %d", "%d of %s", Kind.PRINTF), ("%(name)s", "%(nombre)s", Kind.PRINTF),
         ("%(name)s", "%(name) s", Kind.PRINTF), ("%d", "%s", Kind.PRINTF), ("%5.2f", "%5.1f", Kind.PRINTF),
         ("100%% of %s", "100% de %s", Kind.PRINTF), ("%s is 5", "%s is 5 %", Kind.PRINTF),
+        ("% d", "", Kind.PRINTF), ("% d", "%d", Kind.PRINTF), ("%d", "% d", Kind.PRINTF),
+        ("% .2f", "%.2f", Kind.PRINTF), ("%I32d", "%d", Kind.PRINTF),
+        ("%<PRIu64>", "%<PRIu32>", Kind.PRINTF), ("%1% of %2%", "%1% de %1%", Kind.PRINTF),
+        ("[X7X] and [X19X]", "[X7X] y [X7X]", Kind.MASK), ("[X7X]", "[x7x]", Kind.MASK), ("a", "[X7X]", Kind.MASK),
         ("%s %s", "%1$s %1$s", Kind.PRINTF), ("%1$s", "%2$s", Kind.PRINTF), ("https://x.org/%s", "%20s", Kind.PRINTF),
         ("{name}", "{nombre}", Kind.BRACES), ("{name!r}", "{name}", Kind.BRACES), ("{x:d}", "{x:s}", Kind.BRACES),
         ("{} {}", "{} {} {}", Kind.BRACES), ("{name}", "{name", Kind.BRACES), ("a {x}", "a {x} }", Kind.BRACES),
@@ -91,6 +97,7 @@ def test_what_breaks_a_program_is_an_error(source: str, target: str, kind: Kind)
     ("source", "target"),
     [
         ("%(a)s has %(b)s", "%(b)s de %(a)s"), ("%s has %d", "%2$d de %1$s"), ("%1$s %2$s", "%2$s %1$s"),
+        ("%1% of %2%", "%2% de %1%"), ("[X7X] of [X19X]", "[X19X] de [X7X ]"), ("%<PRIu64> %d", "%2$d %1$<PRIu64>"),
         ("{} of {}", "{1} de {0}"), ("{a} {b}", "{b} {a}"), ("{{ a }}", "{{a}}"), ("{a}", "{ a }"),
         ("{n, plural, one {# file} other {# files}}", "{n, plural, one {# файл} few {# файла} other {# файлов}}"),
         ("{n, plural, one {#} other {#}}", "{n, plural, =1 {un} =12 {#} zero {#} two {#} many {#} other {#}}"),
