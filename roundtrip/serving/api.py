@@ -129,7 +129,7 @@ class Api:
         direction, num_alternatives = self._direction(fields), read_count(fields, "alternatives")
         if (fields.get("format") or "text") != "text":
             refuse(400, "only 'format' = 'text': tags would cut sentences apart; send the text without markup")
-        results = await self._translations(request, direction, texts)
+        results = await self._translations(request, direction, texts, is_list=is_list)
         answer: dict[str, list[Any]] = {"translatedText": [each.text for each in results]}
         if any(each.problem for each in results):
             answer["problems"] = [each.problem for each in results]
@@ -173,9 +173,12 @@ class Api:
         return direction
 
     async def _translations(
-        self, request: Request, direction: Direction, texts: Sequence[str]
+        self, request: Request, direction: Direction, texts: Sequence[str], *, is_list: bool = False
     ) -> list[CheckedTranslation]:
-        """Wait for the translations of texts; the work is dropped when that takes too long, or the client goes."""
+        """Wait for the translations of texts; the work is dropped when that takes too long, or the client goes.
+
+        A text without a translation fails the request, but not those that are in a list with it.
+        """
         queued = self.queue.submit(direction.name, texts)
         result = asyncio.wrap_future(queued.result)
         gone = asyncio.ensure_future(_disconnected(request))
@@ -196,9 +199,8 @@ class Api:
             queued.is_abandoned = True
             result.cancel()
             gone.cancel()
-        for number, (text, each) in enumerate(zip(texts, results, strict=True), 1):
-            if text and not each.text:
-                refuse(400, f"text {number} cannot be translated: {each.problem}")
+        if not is_list and texts[0] and not results[0].text:
+            refuse(400, f"the text cannot be translated: {results[0].problem}")
         return results
 
 
