@@ -134,7 +134,7 @@ class Api:
         if any(each.problem for each in results):
             answer["problems"] = [each.problem for each in results]
         if num_alternatives:
-            # At most so many are asked for; a greedy search has one translation.
+            # At most so many are asked for; the search gives one translation.
             answer["alternatives"] = [[] for _ in texts]
         if fields["source"] == "auto":
             detected = [self._probabilities(text).get(direction.source, 0.0) for text in texts]
@@ -144,12 +144,12 @@ class Api:
     async def _round_trip(self, request: Request) -> Response:
         fields = await self._fields(request)
         texts, direction = read_texts(fields, self.limits, lists=False), self._direction(fields)
-        (there,) = await self._translations(request, direction, texts)
-        (back,) = await self._translations(request, direction.reverse, [there.text])
+        (translated,) = await self._translations(request, direction, texts)
+        (back,) = await self._translations(request, direction.reverse, [translated.text])
         chrf = await asyncio.to_thread(sentence_chrf, back.text, texts[0])
-        named = {"translation": there.problem, "translated back": back.problem}
+        named = {"translation": translated.problem, "translated back": back.problem}
         problems = [f"{name}: {problem}" for name, problem in named.items() if problem]
-        answer = {"translatedText": there.text, "back": back.text, "chrf": round(chrf, 1), "problems": problems}
+        answer = {"translatedText": translated.text, "back": back.text, "chrf": round(chrf, 1), "problems": problems}
         return JSONResponse(answer)
 
     async def _detect(self, request: Request) -> Response:
@@ -181,12 +181,12 @@ class Api:
         """
         queued = self.queue.submit(direction.name, texts)
         result = asyncio.wrap_future(queued.result)
-        gone = asyncio.ensure_future(_disconnected(request))
-        waited: set[asyncio.Future[Any]] = {result, gone}
+        disconnected = asyncio.ensure_future(_disconnected(request))
+        waited: set[asyncio.Future[Any]] = {result, disconnected}
         try:
             await asyncio.wait(waited, timeout=self.limits.seconds, return_when=asyncio.FIRST_COMPLETED)
             if not result.done():
-                if gone.done():
+                if disconnected.done():
                     raise ClientDisconnect
                 refuse(504, f"not translated within {self.limits.seconds:g} seconds")
             results = result.result()
@@ -198,7 +198,7 @@ class Api:
         finally:
             queued.is_abandoned = True
             result.cancel()
-            gone.cancel()
+            disconnected.cancel()
         if not is_list and texts[0] and not results[0].text:
             refuse(400, f"the text cannot be translated: {results[0].problem}")
         return results
