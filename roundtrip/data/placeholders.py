@@ -19,9 +19,10 @@ class Kind(Enum):
     it works, and the translator may have had a reason.
     """
 
-    PRINTF = "printf placeholder"  # %s, %(name)s, %1$s, %%
+    PRINTF = "printf placeholder"  # %s, %(name)s, %1$s, %1%, %<PRIu64>, %%
     BRACES = "placeholder in braces"  # {}, {name!r:>10}, {n, plural, ...}, {{ name }}, {% tag %}, ${name}
     VARIABLE = "variable"  # $name, %NAME%
+    MASK = "masked placeholder"  # [X7X], which Weblate sends for a placeholder at this offset
     TAG = "tag"  # <b>, </b>, <br/>, <a href="...">
     LINE_BREAK = "line break"  # the first or last character
     ENTITY = "entity"  # &nbsp;
@@ -37,13 +38,13 @@ class Kind(Enum):
         return self in _ERRORS
 
 
-_ERRORS = (Kind.PRINTF, Kind.BRACES, Kind.VARIABLE, Kind.TAG, Kind.LINE_BREAK)
+_ERRORS = (Kind.PRINTF, Kind.BRACES, Kind.VARIABLE, Kind.MASK, Kind.TAG, Kind.LINE_BREAK)
 # How often something occurs in a text that its translation has to have as often.
 _Tokens = Counter[tuple[Kind, str]]
 
 # All quantifiers are bounded or possessive, so that time grows in proportion to the length of a text.
 _LATIN = r"[A-Za-zÀ-ɏ]"
-_SPECIAL = re.compile(r"[%{}<$]")
+_SPECIAL = re.compile(r"[%{}<$\[]")
 _FIELD = r"[$-]?+(?:[\w.\-]|\[[^\[\]{}\s]{0,50}\]){1,100}+"
 _FORMAT = (
     r":(?:[^{}\s]|\{\w{0,50}\}){0,100}+|:[^{}%]{0,20}+%[^{}]{0,100}+"
@@ -52,13 +53,19 @@ _FORMAT = (
 _VALUE = r"""\s*+=\s*+(?:"[^"<]*+"|'[^'<]*+'|[^\s"'<>=]++)"""
 _ATTRIBUTE = rf"[A-Za-z_:@][\w:.\-@]{{0,50}}+{_VALUE}"
 _FLAG = rf"(?:checked|disabled|hidden|multiple|open|readonly|required|selected)\b(?!{_VALUE})"
+_C99 = "<PRI[diouxX](?:(?:LEAST|FAST)?+(?:8|16|32|64)|MAX|PTR)>"
+_CONVERSION = rf"(?:[dsuxXfF@]|[ioeEgGcrap](?!{_LATIN})|{_C99})"
 _PATTERNS = {
     "variable": r"(?a:(?<![\w$\\])\$_{0,3}+(?:[a-z]\w{0,100}+|[A-Z]\w{1,100}+)|(?<!\w)%[A-Za-z_]\w{2,100}+%(?!\w))",
     "named": r"%\([^()%]{1,100}+\)[-+#0]*+\d{0,4}+(?:\.\d{1,4}+)?+[diouxXeEfFgGcrsa]",
     "printf": (
-        r"%(?P<number>\d{1,3}\$)?+(?:[+#0]|-(?=[\d*]))*+(?:\d{1,4}+|\*)?+(?:\.(?:\d{1,4}+|\*))?+(?:hh?+|ll?+|[Lqjzt])?+"
-        rf"(?:[dsuxXfF@]|[ioeEgGcrap](?!{_LATIN}))"
+        r"%(?P<number>\d{1,3}\$)?+(?:[+#0]|-(?=[\d*]))*+(?:\d{1,4}+|\*)?+(?:\.(?:\d{1,4}+|\*))?+"
+        rf"(?:hh?+|ll?+|I(?:32|64)|[Lqjzt])?+{_CONVERSION}"
+        # With a space for the sign; not in "100 % d'accord".
+        r"|(?<!\d)(?<!\d\s)% \d{0,4}+(?:\.\d{1,4}+)?+l{0,2}+[df](?![\w'’])"
     ),
+    "boost": r"(?<!\w)%[1-9]\d?+%(?!\w)",
+    "mask": r"\[X\d{1,6}+X\s*+\]",
     "icu": r"\{\s*+(?P<argument>[\w.\-]{1,100}+)\s*+,\s*+(?P<type>plural|select|selectordinal)\s*+,",
     "triple": r"\{\{\{[^{}]{1,200}+\}\}\}",
     "double": r"\{\{[^{}]{1,200}+\}\}",
@@ -78,6 +85,8 @@ _PERCENT = re.compile(rf"\d%{_LATIN}{{2}}")
 _NUMBERED = re.compile(r"(%)\d+\$|(\{)\d+")
 _NAME_AND_VALUE = re.compile(rf"([\w:.\-@]++)({_VALUE})?+")
 _BRANCH = re.compile(r"\s*+(?:offset:\s*+\d++\s*+)?+(?P<selector>=?+[\w\-]{1,100}+)\s*+\{")
+# Branches of a plural that a language has or has not; `other` must be there, and nothing else may.
+_PLURAL_SELECTOR = re.compile("zero|one|two|few|many|=[0-9]+")
 # Levels of plurals in plurals that are looked into.
 _MAX_DEPTH = 20
 # Attributes that are translated, say which language something is in, or how a link opens.
@@ -229,7 +238,10 @@ class _Parsed:
                         tokens[kind, _NOT_NESTED] = 1
             elif match["variable"]:
                 kind = Kind.VARIABLE
+            elif match["mask"]:
+                kind = Kind.MASK
             elif match["printf"]:
+                key = match["printf"]  # a space in it is a flag
                 if _PERCENT.match(self.scanned, max(0, span[0] - 1), position + 1):
                     key, position = "%", span[0] + 1
                 elif not match["number"]:
@@ -270,7 +282,8 @@ class _Parsed:
             position += 1
         if self.scanned[position:close].strip():
             return "".join(self.scanned[start : close + 1].split()), Counter()
-        kept = [name for name in sorted(selectors) if head["type"] == "select" or name == "other"]
+        is_select = head["type"] == "select"
+        kept = [name for name in sorted(selectors) if is_select or not _PLURAL_SELECTOR.fullmatch(name)]
         return f"{{{head['argument']},{head['type']},{' '.join(kept)}}}", tokens
 
 

@@ -129,12 +129,12 @@ class Api:
         direction, num_alternatives = self._direction(fields), read_count(fields, "alternatives")
         if (fields.get("format") or "text") != "text":
             refuse(400, "only 'format' = 'text': tags would cut sentences apart; send the text without markup")
-        results = await self._translations(request, direction, texts)
+        results = await self._translations(request, direction, texts, is_list=is_list)
         answer: dict[str, list[Any]] = {"translatedText": [each.text for each in results]}
         if any(each.problem for each in results):
             answer["problems"] = [each.problem for each in results]
         if num_alternatives:
-            # At most so many are asked for; a greedy search has one translation.
+            # At most so many are asked for; the search gives one translation.
             answer["alternatives"] = [[] for _ in texts]
         if fields["source"] == "auto":
             detected = [self._probabilities(text).get(direction.source, 0.0) for text in texts]
@@ -144,12 +144,12 @@ class Api:
     async def _round_trip(self, request: Request) -> Response:
         fields = await self._fields(request)
         texts, direction = read_texts(fields, self.limits, lists=False), self._direction(fields)
-        (there,) = await self._translations(request, direction, texts)
-        (back,) = await self._translations(request, direction.reverse, [there.text])
+        (translated,) = await self._translations(request, direction, texts)
+        (back,) = await self._translations(request, direction.reverse, [translated.text])
         chrf = await asyncio.to_thread(sentence_chrf, back.text, texts[0])
-        named = {"translation": there.problem, "translated back": back.problem}
+        named = {"translation": translated.problem, "translated back": back.problem}
         problems = [f"{name}: {problem}" for name, problem in named.items() if problem]
-        answer = {"translatedText": there.text, "back": back.text, "chrf": round(chrf, 1), "problems": problems}
+        answer = {"translatedText": translated.text, "back": back.text, "chrf": round(chrf, 1), "problems": problems}
         return JSONResponse(answer)
 
     async def _detect(self, request: Request) -> Response:
@@ -173,17 +173,20 @@ class Api:
         return direction
 
     async def _translations(
-        self, request: Request, direction: Direction, texts: Sequence[str]
+        self, request: Request, direction: Direction, texts: Sequence[str], *, is_list: bool = False
     ) -> list[CheckedTranslation]:
-        """Wait for the translations of texts; the work is dropped when that takes too long, or the client goes."""
+        """Wait for the translations of texts; the work is dropped when that takes too long, or the client goes.
+
+        A text without a translation fails the request, but not those that are in a list with it.
+        """
         queued = self.queue.submit(direction.name, texts)
         result = asyncio.wrap_future(queued.result)
-        gone = asyncio.ensure_future(_disconnected(request))
-        waited: set[asyncio.Future[Any]] = {result, gone}
+        disconnected = asyncio.ensure_future(_disconnected(request))
+        waited: set[asyncio.Future[Any]] = {result, disconnected}
         try:
             await asyncio.wait(waited, timeout=self.limits.seconds, return_when=asyncio.FIRST_COMPLETED)
             if not result.done():
-                if gone.done():
+                if disconnected.done():
                     raise ClientDisconnect
                 refuse(504, f"not translated within {self.limits.seconds:g} seconds")
             results = result.result()
@@ -195,10 +198,9 @@ class Api:
         finally:
             queued.is_abandoned = True
             result.cancel()
-            gone.cancel()
-        for number, (text, each) in enumerate(zip(texts, results, strict=True), 1):
-            if text and not each.text:
-                refuse(400, f"text {number} cannot be translated: {each.problem}")
+            disconnected.cancel()
+        if not is_list and texts[0] and not results[0].text:
+            refuse(400, f"the text cannot be translated: {results[0].problem}")
         return results
 
 

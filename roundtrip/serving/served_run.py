@@ -15,7 +15,7 @@ from roundtrip.recipe.schema import Generate
 
 @dataclass(frozen=True)
 class ServedRun:
-    """Both directions of a run, by name, and the settings of their greedy search."""
+    """Both directions of a run, by name, and the settings of their search."""
 
     translators: Mapping[str, Translator]
     settings: Generate
@@ -36,10 +36,10 @@ def _joined(parts: Sequence[str], known: Mapping[str, CheckedTranslation]) -> Ch
 
     It is empty where a part has none.
     """
-    found = [known[clean(part)] if _has_letters(part) else CheckedTranslation(part) for part in parts]
-    missing = [each for part, each in zip(parts, found, strict=True) if part and not each.text]
-    problem = next((each.problem for each in [*missing, *found] if each.problem), "")
-    return CheckedTranslation("" if missing else "".join(each.text for each in found), problem)
+    translated = [known[clean(part)] if _has_letters(part) else CheckedTranslation(part) for part in parts]
+    missing = [each for part, each in zip(parts, translated, strict=True) if part and not each.text]
+    problem = next((each.problem for each in [*missing, *translated] if each.problem), "")
+    return CheckedTranslation("" if missing else "".join(each.text for each in translated), problem)
 
 
 def _has_letters(text: str) -> bool:

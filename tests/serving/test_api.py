@@ -43,6 +43,18 @@ def test_one_text_and_lists_of_texts(server: Server) -> None:
     assert server.translate("a", "en-US", "es_MX", format="text", api_key="not needed")[0] == 200
 
 
+def test_a_text_without_a_translation_does_not_fail_the_others_of_its_list(server: Server) -> None:
+    problem = "a sentence of 900 words is too long"
+    assert server.translate(["a b", "too long", ""]) == (
+        200,
+        {"translatedText": ["en-es: b a", "", "en-es: "], "problems": ["", problem, ""]},
+    )
+    assert server.translate(["too long"]) == (200, {"translatedText": [""], "problems": [problem]})
+    for path in ("/translate", "/roundtrip"):
+        status, answer = server.send(path, b"q=too+long&source=en&target=es", FORM)
+        assert status == 400 and answer["error"] == f"the text cannot be translated: {problem}"
+
+
 def test_the_source_may_be_identified(server: Server) -> None:
     text = "Nos gusta la puerta roja en el jardín"
     status, answer = server.translate(text, "auto", "en")
@@ -98,7 +110,7 @@ FORM = "application/x-www-form-urlencoded"
         (400, b"q=a&source=en&target=" + b"e" * 51, FORM, "'target' is missing, or not the code"),
         (400, b'{"q": ["a", "b", "c", "d"], "source": "en", "target": "es"}', "application/json", "4 texts"),
         (400, b"q=" + b"a" * 201 + b"&source=en&target=es", FORM, "201 characters; this server takes 200"),
-        (400, b"q=too+long&source=en&target=es", FORM, "text 1 cannot be translated: a sentence of 900 words"),
+        (400, b"q=too+long&source=en&target=es", FORM, "the text cannot be translated: a sentence of 900"),
         (413, b"q=" + b"a" * 70_000, FORM, "more than 67,936 bytes"),
         (413, b"[" * 100_000, "application/json", "more than 67,936 bytes"),
         (415, b"q=a", "multipart/form-data; boundary=a", "content type 'multipart/form-data'"),
