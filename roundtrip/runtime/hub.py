@@ -2,9 +2,10 @@
 
 import hashlib
 import re
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from fnmatch import fnmatch
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -63,11 +64,13 @@ def hub_requests(
         kind: of the errors that are raised.
         fill_cache: what to do where it is not in the cache and the hub may not be asked.
     """
-    from huggingface_hub import get_session
+    from huggingface_hub import set_client_factory
+    from huggingface_hub.utils import _http
 
-    hooks = get_session().event_hooks
-    if _limit_time not in hooks["request"]:
-        get_session().event_hooks = hooks | {"request": [*hooks["request"], _limit_time]}
+    # Of a client, and not of its factory, the limit would be lost with the first connection that is refused.
+    make_client = _http._GLOBAL_CLIENT_FACTORY
+    if getattr(make_client, "func", None) is not _limited_client:
+        set_client_factory(partial(_limited_client, make_client))
     try:
         yield
     except RoundtripError:
@@ -87,6 +90,14 @@ def allow_hub() -> Iterator[None]:
         yield
     finally:
         constants.HF_HUB_OFFLINE = before
+
+
+def _limited_client(make_client: Callable[[], Any]) -> Any:
+    """Return a client for huggingface_hub that limits the time of its requests."""
+    client = make_client()
+    hooks = client.event_hooks
+    client.event_hooks = hooks | {"request": [*hooks["request"], _limit_time]}
+    return client
 
 
 def _limit_time(request: Any) -> None:

@@ -7,6 +7,7 @@ import os
 import re
 import signal
 import socket
+import threading
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -17,7 +18,7 @@ import datasets
 import huggingface_hub
 import pytest
 from huggingface_hub import constants, file_download
-from huggingface_hub.utils import _http
+from huggingface_hub.utils import _http, http_backoff
 
 from roundtrip.backtranslation import trained_models
 from roundtrip.backtranslation.run_folder import RunFolder
@@ -29,6 +30,7 @@ from roundtrip.models.base_model import LoadedModel
 from roundtrip.recipe.schema import Model, TextSource
 from roundtrip.runtime import downloads
 from roundtrip.runtime.errors import Interrupted, RoundtripError, SourceError, TextError
+from roundtrip.runtime.hub import hub_requests
 from tests.conftest import RECIPE, toy_pairs
 from tests.runs import assert_same, end_state, go
 from tests.tools.hub_server import Hub, folder_files, serve
@@ -224,6 +226,19 @@ def test_a_hub_that_is_not_there(monkeypatch: pytest.MonkeyPatch, hub: Hub, tmp_
     use_hub(monkeypatch, f"http://{host}:{port}", tmp_path / "hf")
     text = refusal()
     assert "model.path: the hub cannot be reached" in text and "HF_ENDPOINT" in text and "hunter2" not in text
+
+
+def test_the_limit_of_time_outlives_a_refused_connection(hub: Hub, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(constants, "HF_HUB_DOWNLOAD_TIMEOUT", 0.5)
+    with socket.socket() as listener:
+        listener.bind(("127.0.0.1", 0))  # refuses connections until it listens; then it accepts them, and is silent
+        pauses = {"sleep": lambda seconds: listener.listen()}
+        monkeypatch.setattr(_http, "time", SimpleNamespace(**vars(_http.time) | pauses))
+        give_up = threading.Timer(10, listener.close)
+        give_up.start()
+        with pytest.raises(SourceError, match="has not answered"), hub_requests("model 'org/model'", "model.path"):
+            http_backoff("GET", f"http://127.0.0.1:{listener.getsockname()[1]}", max_retries=1)
+        give_up.cancel()
 
 
 @pytest.mark.parametrize("offline_by", ["--offline", "HF_HUB_OFFLINE"])
