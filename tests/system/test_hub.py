@@ -17,7 +17,7 @@ from typing import Any
 import datasets
 import huggingface_hub
 import pytest
-from huggingface_hub import constants, file_download
+from huggingface_hub import _tree_cache, constants, file_download
 from huggingface_hub.utils import _http, http_backoff
 
 from roundtrip.backtranslation import trained_models
@@ -274,6 +274,48 @@ def test_a_damaged_file_in_the_cache_is_downloaded_again(hub: Hub, model: str) -
         assert f"the content is not what the hub lists for model 'org/model': {path.name}\n" in refusal()
         load(model)
         assert path.read_bytes() == content
+
+
+def forget_listings() -> None:
+    """Let huggingface_hub read its lists of files again, as another process would."""
+    _tree_cache._IN_MEMORY_TREE_CACHE.clear()
+
+
+@pytest.mark.parametrize("damage", ["another hash", "[]", '{"format_version": 1, "files": []}'])
+def test_a_damaged_listing_in_the_cache_is_fetched_again(hub: Hub, model: str, damage: str) -> None:
+    commit = load(model).commit
+    listing = Path(constants.HF_HUB_CACHE) / "models--org--model" / "trees" / f"{commit}.json"
+    content = listing.read_text()
+    if damage == "another hash":
+        first = re.search('"blob_id": "(.)', content[content.index('"config.json"') :])
+        assert first
+        at = content.index('"config.json"') + first.start(1)
+        listing.write_text(content[:at] + ("0" if first[1] != "0" else "1") + content[at + 1 :])
+        forget_listings()
+        assert "the content is not what the hub lists for model 'org/model': config.json" in refusal()
+    else:
+        listing.write_text(damage)
+    forget_listings()
+    load(model)
+    assert listing.read_text() == content
+
+
+def test_a_cache_without_a_listing_is_checked_by_the_names_of_its_blobs(
+    hub: Hub, model: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    commit = str(load(model).commit)
+    folder = Path(constants.HF_HUB_CACHE) / "models--org--model"
+    downloads.forbid_hub()
+    for name in ("model.safetensors", "tokenizer_config.json"):
+        (folder / "trees" / f"{commit}.json").unlink(missing_ok=True)
+        forget_listings()
+        load(model)
+        path = folder / "snapshots" / commit / name
+        content = path.read_bytes()
+        path.write_bytes(content[:-1] + bytes([content[-1] ^ 1]))
+        assert f"the content is not what the hub lists for model 'org/model': {name}\n" in refusal()
+        path.write_bytes(content)
+    assert "has no list of the files of model 'org/model'" in caplog.text
 
 
 def test_a_damaged_link_out_of_the_cache_deletes_nothing_there(hub: Hub, model: str, tmp_path: Path) -> None:
