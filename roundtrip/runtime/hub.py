@@ -125,7 +125,13 @@ def _explanation(error: BaseException, what: str, fill_cache: str) -> tuple[str,
         causes.append(each)
         each = each.__cause__ or each.__context__  # type: ignore[assignment]
     names = [[base.__name__ for base in type(cause).__mro__] for cause in causes]
-    if any("OfflineModeIsEnabled" in of_cause for of_cause in names) or constants.HF_HUB_OFFLINE:
+    if (path := getattr(error, "filename", None)) is not None or is_full(error):
+        problem = f"{what} cannot be kept in the cache: {first_line(error)}"
+        cure = f"free disk space, check the permissions of {path or 'the cache'}, or set HF_HOME to another folder"
+        return problem, cure
+    # datasets raises a ConnectionError without its cause.
+    missing = {"OfflineModeIsEnabled", "LocalEntryNotFoundError", "ConnectionError"}
+    if constants.HF_HUB_OFFLINE and any(not missing.isdisjoint(of_cause) for of_cause in names):
         variable = "--offline, ROUNDTRIP_OFFLINE" if is_offline() else "HF_HUB_OFFLINE"
         problem = (
             f"{what} is not, or not completely, in the cache of this machine, and the hub is not asked: {variable}"
@@ -143,12 +149,6 @@ def _explanation(error: BaseException, what: str, fill_cache: str) -> tuple[str,
             fallback = f"the hub has failed with status {status}" if status >= 500 else f"the hub answers {status}"
             problem, cure = _BY_STATUS.get(status, (fallback, _LATER))
             return problem.format(what=what), cure
-    if (path := getattr(error, "filename", None)) is not None or is_full(error):
-        problem = f"{what} cannot be kept in the cache: {first_line(error)}"
-        return (
-            problem,
-            f"free disk space, check the permissions of {path or 'the cache'}, or set HF_HOME to another folder",
-        )
     # Addresses may have a password in them.
     reason = re.sub(r"//[^/@\s]+@", "//", f"{type(error).__name__}: {first_line(error)}")
     return f"the request for {what} failed: {reason}", "check its name and the network, and try again"

@@ -318,6 +318,19 @@ def test_a_cache_without_a_listing_is_checked_by_the_names_of_its_blobs(
     assert "has no list of the files of model 'org/model'" in caplog.text
 
 
+def test_offline_an_error_of_the_cache_is_not_called_a_missing_file(
+    hub: Hub, model: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    load(model)
+    downloads.forbid_hub()
+    for error, message in (
+        (PermissionError(13, "Permission denied", "/cache/blob"), "check the permissions of /cache/blob"),
+        (RuntimeError("something else"), "failed: RuntimeError: something else"),
+    ):
+        with pytest.raises(SourceError, match=message), hub_requests("model 'org/model'", "model.path"):
+            raise error
+
+
 def test_a_damaged_link_out_of_the_cache_deletes_nothing_there(hub: Hub, model: str, tmp_path: Path) -> None:
     path = Path(constants.HF_HUB_CACHE) / "models--org--model" / "snapshots" / str(load(model).commit) / "config.json"
     path.unlink()
