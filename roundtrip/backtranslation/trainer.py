@@ -106,7 +106,6 @@ class Trainer:
         path = examples_path(self.context.run.examples, phase)
         rows = [[example.kind, example.source, example.target] for example in made.examples]
         files = self.state.files | self.context.write(lambda: write_rows(path, rows), path)
-        files |= self.checkpoints.control_start(self.state)
         self.state = replace(self.state, cursors=self.state.cursors | made.cursors, files=files)
         reporting.report_examples(self.events, phase, made)
         return made
