@@ -19,6 +19,7 @@ from roundtrip.backtranslation import dev_scoring, trained_models, trainer
 from roundtrip.backtranslation.context import RunContext
 from roundtrip.backtranslation.dev_scoring import greedy_settings, search_settings
 from roundtrip.backtranslation.examples import DENOISING, REPLAY, SYNTHETIC
+from roundtrip.backtranslation.export import export
 from roundtrip.backtranslation.run_folder import RunFolder
 from roundtrip.backtranslation.trainer import PhaseJob, Trainer
 from roundtrip.data.language_id import LanguageIdentifier
@@ -288,6 +289,10 @@ def test_a_run_begins_with_the_adapters_of_another(
         kept = load_file(tmp_path / "second/adapters/best" / name / "adapter_model.safetensors")
         first = load_file(tmp_path / "first/adapters/parallel" / name / "adapter_model.safetensors")
         assert all(torch.equal(kept[key], first[key]) for key in first)
+    export(tmp_path / "second", "en-es", tmp_path / "exported")
+    card = (tmp_path / "exported" / "README.md").read_text(encoding="utf-8")
+    assert "the adapter of `adapter.init`, not trained further in this run" in card
+    assert "by back-translation" not in card
     # Stopped while these are scored, a run can be resumed.
     score = dev_scoring.score_translations
 
