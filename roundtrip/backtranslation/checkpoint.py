@@ -53,8 +53,7 @@ class State:
     # How many rows of synthetic examples were made in which way, by direction; see `build_token_rows`.
     token_rows: dict[str, dict[str, int]] = field(default_factory=dict)
     max_tokens_per_microbatch: int = 0  # reduced size after memory ran out; 0 before that
-    # SHA-256, by path in the run folder, of the examples of the phase in progress, the weights of each stage, and until
-    # the control begins the checkpoint that it starts from.
+    # SHA-256, by path in the run folder, of the examples of the phase in progress and the weights of each stage.
     files: dict[str, str] = field(default_factory=dict)
     # Steps without effect, since their loss or gradient was not finite: by direction, and in the phase in progress.
     nonfinite_steps: dict[str, int] = field(default_factory=dict)
@@ -111,16 +110,6 @@ class CheckpointStore:
         self.processes.broadcast(None)
         self._last = state
 
-    def control_start(self, state: State) -> dict[str, str]:
-        """Return the hashes of the checkpoint that the control starts from, if it is that of this state."""
-        if self._control is None or state.name != self._control[0]:
-            return {}
-        path = self.run.checkpoints / state.name
-        marker = (path / MARKER).relative_to(self.run.path)
-        files = integrity.read_hashed_json(path / MARKER)["files"]
-        hashes = {marker.with_name(name).as_posix(): digest for name, digest in files.items()}
-        return hashes | {marker.as_posix(): integrity.file_hash(path / MARKER)}
-
     def begin_control(self, state: State) -> State:
         """Return to the weights and optimizers that the rounds began with; return the state that goes with them."""
         assert self._control is not None
@@ -133,9 +122,18 @@ class CheckpointStore:
             raise RunError(problem, place=str(path), cure=cure) from error
         for direction, optimizer in self.optimizers.items():
             optimizer.restore(tensors[direction], start.optimizer_steps.get(direction, 0))
-        own = path.relative_to(self.run.path).as_posix()
-        files = {name: digest for name, digest in state.files.items() if not name.startswith(f"{own}/")}
-        return replace(state, optimizer_steps=start.optimizer_steps, files=files)
+        return replace(state, optimizer_steps=start.optimizer_steps)
+
+    def _warn_of_damaged_start(self, state: State) -> None:
+        """Report where the checkpoint that the control will start from is damaged; what was trained since is not."""
+        if self._control is None or not self._control[0] < state.name < self._control[1]:
+            return
+        path = self.run.checkpoints / self._control[0]
+        try:
+            _checked_files(path)
+        except _INCOMPLETE as error:
+            problem = f"the control cannot start from {path}: {_reason(error)}"
+            self.context.events.say(f"warning: {problem}; restore it before the rounds end")
 
     def resume(self) -> State | None:
         """Restore the newest complete checkpoint, see `newest`; what is skipped or repaired is reported."""
@@ -155,6 +153,8 @@ class CheckpointStore:
             if part in tensors:
                 checker.restore(tensors[part])
         self._last, self.context.events.seconds = state, dict(state.seconds)
+        if self.processes.is_main:
+            self._warn_of_damaged_start(state)
         if self.processes.broadcast(self.processes.is_main and not run.has_best(state.best)):
             stages = ", ".join(f"{stage} of {direction}" for direction, stage in state.best.items())
             report(f"adapters/{BEST} does not match its stages; {stages} is copied there again")
@@ -232,6 +232,14 @@ def _reason(error: Exception) -> str:
 
 def load(path: Path) -> tuple[State, Tensors]:
     """Load one checkpoint; where it is not complete, one of the errors `_INCOMPLETE` is raised."""
+    files = _checked_files(path)
+    tensors = {file.removesuffix(".safetensors"): load_file(path / file) for file in files if file != STATE}
+    document = json.loads((path / STATE).read_text(encoding="utf-8"))
+    return integrity.validated(_STATE, document, STATE), tensors
+
+
+def _checked_files(path: Path) -> list[str]:
+    """Return the names of the files of a checkpoint, which are as they were written; see `load`."""
     marker = integrity.read_hashed_json(path / MARKER)
     if marker["format"] != FORMAT:
         raise ValueError(f"it has format {marker['format']}, this version reads {FORMAT}")
@@ -241,6 +249,4 @@ def load(path: Path) -> tuple[State, Tensors]:
         raise ValueError(f"its {MARKER} does not name {STATE}")
     if problem := integrity.first_damaged(marker["files"], path):
         raise ValueError(problem)
-    tensors = {file.removesuffix(".safetensors"): load_file(path / file) for file in marker["files"] if file != STATE}
-    document = json.loads((path / STATE).read_text(encoding="utf-8"))
-    return integrity.validated(_STATE, document, STATE), tensors
+    return list(marker["files"])

@@ -77,7 +77,7 @@ def export_all(
                 direction = trained_models.direction_named(run, name)
                 # Merged into weights of 4 or 8 bits, the sum would be rounded to them again.
                 translator = trained_models.load(run, direction, stage, "cpu", quantize="none")
-                stack.enter_context(report_full_disk(folder))
+                stack.enter_context(report_full_disk(folder, cure="free disk space and repeat the command"))
                 temporary = stack.enter_context(atomic_path(folder.absolute()))
                 has_template[name] = _write(run, translator, temporary, stage, merged, dtype)
                 del translator  # before the next one takes as much memory

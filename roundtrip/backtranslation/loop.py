@@ -28,8 +28,7 @@ def back_translate(trainer: Trainer) -> None:
 
     Everything random is derived from the seed and the phase, so a resumed run equals an uninterrupted one.
     """
-    if not trainer.state.best:
-        trainer.score_baseline()
+    trainer.score_baseline()
     while (phase := trainer.next_phase()) is not None:
         examples = trainer.read_back(phase) or trainer.keep_examples(phase, make_examples(trainer, phase))
         with trainer.prepare(phase, examples) as job:  # 6

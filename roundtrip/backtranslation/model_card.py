@@ -3,7 +3,7 @@
 import html
 import json
 import re
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +15,7 @@ from roundtrip.backtranslation.run_folder import RunFolder
 from roundtrip.engine.translator import Translator
 from roundtrip.evaluation.tables import comparison_text
 from roundtrip.recipe.language_codes import language_name
-from roundtrip.recipe.plan import FINAL, PARALLEL, PRETRAIN, is_control
+from roundtrip.recipe.plan import FINAL, INITIAL, PARALLEL, PRETRAIN, Direction, is_control
 from roundtrip.recipe.schema import Recipe
 from roundtrip.runtime.downloads import is_hub_id
 
@@ -86,7 +86,7 @@ def text(
     parts = [
         f"---\n{data.to_yaml()}\n---",
         f"# {_plain(language_name(direction.source, names))} to {_plain(target)}",
-        f"{_what(recipe, translator, is_model, base_name)} {_how(recipe, stage, target)}",
+        f"{_what(recipe, translator, is_model, base_name)} {_how(recipe, direction, stage, names)}",
         _NEEDS_BASE.format(base=base_name, digest=translator.base.digest) if needs_base else "",
         _USE.format(base=base, first_line=first_line) if has_template else _USE_WITHOUT_TEMPLATE,
         _scores(metrics, direction.name, stage),
@@ -109,7 +109,11 @@ def _what(recipe: Recipe, translator: Translator, is_model: bool, base: str) -> 
     return f"{base} with an adapter ({kind}) merged in." if is_model else f"An adapter ({kind}) for {base}.{note}"
 
 
-def _how(recipe: Recipe, stage: str, target: str) -> str:
+def _how(recipe: Recipe, direction: Direction, stage: str, names: Mapping[str, str]) -> str:
+    target = language_name(direction.target, names)
+    if stage == INITIAL:
+        start = "the adapter of `adapter.init`" if recipe.adapter[direction.name].init else "a new adapter"
+        return f"It is {start}, not trained further in this run."
     if stage == PRETRAIN:
         how = "on monolingual text"
     elif stage == PARALLEL or is_control(stage) or (stage == FINAL and not recipe.rounds.count):

@@ -20,15 +20,17 @@ _UNTRAINED = {"copy", BASE, PRETRAIN}
 
 
 def score_baseline(context: RunContext, state: State) -> State:
-    """Score copying the source and the bare base on dev, the floor of every comparison; then adapters to start from."""
+    """Score copying the source and the bare base on dev, the floor of every comparison."""
     if context.recipe.without_dev:
         measure = f"the round-trip chrF++ of {len(context.corpora.dev)} lines. Copying is perfect by it"
         cure = "watch the copies, and prefer a few dozen real pairs"
         context.events.say(f"  warning: there are no dev pairs; stages are chosen by {measure}: {cure}")
-    state = _score(context, replace(state, scores={"copy": dev_scoring.score_copies(context, "dev")}), BASE)
-    if context.recipe.begins_with_adapters:
-        state = _score(context, _keep(context, state, INITIAL), INITIAL)
-    return state
+    return _score(context, replace(state, scores={"copy": dev_scoring.score_copies(context, "dev")}), BASE)
+
+
+def score_initial(context: RunContext, state: State) -> State:
+    """Keep and score on dev the adapters that both directions start from."""
+    return _score(context, _keep(context, state, INITIAL), INITIAL)
 
 
 def end_stage(context: RunContext, state: State, phases: list[Phase], phase: Phase) -> State:

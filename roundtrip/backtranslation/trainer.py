@@ -17,7 +17,7 @@ from roundtrip.engine.train_step import StepResult, StepSettings, row_losses, tr
 from roundtrip.engine.translator import Translator
 from roundtrip.models.optimizer import Optimizer
 from roundtrip.recipe import plan
-from roundtrip.recipe.plan import PRETRAIN, Phase
+from roundtrip.recipe.plan import INITIAL, PRETRAIN, Phase
 from roundtrip.recipe.schema import Train
 from roundtrip.runtime import memory
 from roundtrip.runtime.atomic_io import read_rows, write_json, write_rows
@@ -106,7 +106,6 @@ class Trainer:
         path = examples_path(self.context.run.examples, phase)
         rows = [[example.kind, example.source, example.target] for example in made.examples]
         files = self.state.files | self.context.write(lambda: write_rows(path, rows), path)
-        files |= self.checkpoints.control_start(self.state)
         self.state = replace(self.state, cursors=self.state.cursors | made.cursors, files=files)
         reporting.report_examples(self.events, phase, made)
         return made
@@ -260,9 +259,13 @@ class Trainer:
         return TrainingError(problem, place=f"{phase.stage}, {phase.direction.name}", cure=cure)
 
     def score_baseline(self) -> None:
-        """Score copying the source and the bare base on dev."""
-        self.state = model_selection.score_baseline(self.context, self.state)
-        self.save()
+        """Score on dev copying the source, the bare base, and the adapters to start from, as far as it is not done."""
+        if not self.state.best:
+            self.state = model_selection.score_baseline(self.context, self.state)
+            self.save()
+        # Weights are kept only once there is a checkpoint, which a run that has results needs to be resumed.
+        if self.recipe.begins_with_adapters and INITIAL not in self.state.scores:
+            self.state = model_selection.score_initial(self.context, self.state)
 
     def validate_and_keep_best(self, phase: Phase) -> None:
         """Keep and score what a stage has come to; rounds that bring no improvement may end here.

@@ -168,7 +168,8 @@ def _write(document: Document, output: Path, result: TranslatedDocument) -> None
     output = output.resolve()
     if not result.translations and output == document.path.resolve():
         return
-    with report_full_disk(output, len(data)), atomic_path(output) as temporary:
+    cure = "free disk space and repeat the command, which continues where it was"
+    with report_full_disk(output, len(data), cure), atomic_path(output) as temporary:
         temporary.write_bytes(data)
 
 

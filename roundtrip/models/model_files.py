@@ -199,6 +199,7 @@ def _download(name: str, revision: str | None, patterns: list[str], required: Se
     from huggingface_hub.errors import LocalEntryNotFoundError
 
     what = f"model '{name}'" + (f" at revision '{revision}'" if revision else "")
+    hub.remove_unreadable_listings(name)
     with hub.hub_requests(what, "model.path"):
         folder = Path(snapshot_download(name, revision=revision, allow_patterns=patterns))
         missing = [each for each in required if not lexists(folder / each)]

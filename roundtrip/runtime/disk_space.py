@@ -39,19 +39,26 @@ def cure_of(error: BaseException) -> str | None:
 
 @contextmanager
 def report_system_errors() -> Iterator[None]:
-    """Turn errors of the system, about a file of a run for example, into `DiskError`; also a decorator."""
+    """Turn errors of the system about files and disks into `DiskError`; also a decorator.
+
+    Others are passed on, as those of a filter of the user that asks a server.
+    """
     try:
         yield
     except RoundtripError:
         raise
     except Exception as error:
-        if cure := cure_of(error):
+        of_file = isinstance(error, shutil.Error) or (isinstance(error, OSError) and error.filename is not None)
+        of_disk = is_full(error) or errno.EIO in error_numbers(error)
+        if (of_file or of_disk) and (cure := cure_of(error)):
             raise DiskError(first_line(error), cure=cure) from error
         raise
 
 
 @contextmanager
-def report_full_disk(path: Path, num_bytes: int = 0) -> Iterator[None]:
+def report_full_disk(
+    path: Path, num_bytes: int = 0, cure: str = "free disk space and continue with --resume"
+) -> Iterator[None]:
     """Turn the error of a full disk into a `DiskError` that says how many bytes are missing.
 
     The block writes `path`, of `num_bytes` where that is known, and leaves nothing behind where it fails.
@@ -70,4 +77,4 @@ def report_full_disk(path: Path, num_bytes: int = 0) -> Iterator[None]:
             problem = f"the disk is full ({free:,} bytes free)"
         elif needed <= free:
             problem = f"no space for {needed:,} bytes, although {free:,} are free: a quota or limit of the file system"
-        raise DiskError(problem, place=str(path), cure="free disk space and continue with --resume") from error
+        raise DiskError(problem, place=str(path), cure=cure) from error

@@ -1,10 +1,13 @@
 """The model hub: requests with a limit of time, and errors that say what to do."""
 
 import hashlib
+import json
+import logging
 import re
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from fnmatch import fnmatch
+from functools import cache, partial
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +16,11 @@ from roundtrip.runtime.downloads import is_offline
 from roundtrip.runtime.errors import RoundtripError, SourceError, first_line
 from roundtrip.runtime.integrity import file_hash
 
+logger = logging.getLogger(__name__)
+
 UPLOAD_SECONDS = 300.0  # of a request that changes something, which the hub may answer late
+_SHA256_DIGITS = 64
+_BLOB = re.compile(r"[0-9a-f]{40}|[0-9a-f]{64}")
 _LOGIN = "run `hf auth login` with an account that has access, or set HF_TOKEN"
 _LATER = "try again later; with --offline what is in the cache is used"
 # By the name of an error's class or of a base of it, which differ less between versions than where they are.
@@ -63,11 +70,13 @@ def hub_requests(
         kind: of the errors that are raised.
         fill_cache: what to do where it is not in the cache and the hub may not be asked.
     """
-    from huggingface_hub import get_session
+    from huggingface_hub import set_client_factory
+    from huggingface_hub.utils import _http
 
-    hooks = get_session().event_hooks
-    if _limit_time not in hooks["request"]:
-        get_session().event_hooks = hooks | {"request": [*hooks["request"], _limit_time]}
+    # Of a client, and not of its factory, the limit would be lost with the first connection that is refused.
+    make_client = _http._GLOBAL_CLIENT_FACTORY
+    if getattr(make_client, "func", None) is not _limited_client:
+        set_client_factory(partial(_limited_client, make_client))
     try:
         yield
     except RoundtripError:
@@ -89,6 +98,14 @@ def allow_hub() -> Iterator[None]:
         constants.HF_HUB_OFFLINE = before
 
 
+def _limited_client(make_client: Callable[[], Any]) -> Any:
+    """Return a client for huggingface_hub that limits the time of its requests."""
+    client = make_client()
+    hooks = client.event_hooks
+    client.event_hooks = hooks | {"request": [*hooks["request"], _limit_time]}
+    return client
+
+
 def _limit_time(request: Any) -> None:
     """Set a limit where huggingface_hub has none, as for what a repository is and which files it has."""
     from huggingface_hub import constants
@@ -108,7 +125,13 @@ def _explanation(error: BaseException, what: str, fill_cache: str) -> tuple[str,
         causes.append(each)
         each = each.__cause__ or each.__context__  # type: ignore[assignment]
     names = [[base.__name__ for base in type(cause).__mro__] for cause in causes]
-    if any("OfflineModeIsEnabled" in of_cause for of_cause in names) or constants.HF_HUB_OFFLINE:
+    if (path := getattr(error, "filename", None)) is not None or is_full(error):
+        problem = f"{what} cannot be kept in the cache: {first_line(error)}"
+        cure = f"free disk space, check the permissions of {path or 'the cache'}, or set HF_HOME to another folder"
+        return problem, cure
+    # datasets raises a ConnectionError without its cause.
+    missing = {"OfflineModeIsEnabled", "LocalEntryNotFoundError", "ConnectionError"}
+    if constants.HF_HUB_OFFLINE and any(not missing.isdisjoint(of_cause) for of_cause in names):
         variable = "--offline, ROUNDTRIP_OFFLINE" if is_offline() else "HF_HUB_OFFLINE"
         problem = (
             f"{what} is not, or not completely, in the cache of this machine, and the hub is not asked: {variable}"
@@ -126,15 +149,17 @@ def _explanation(error: BaseException, what: str, fill_cache: str) -> tuple[str,
             fallback = f"the hub has failed with status {status}" if status >= 500 else f"the hub answers {status}"
             problem, cure = _BY_STATUS.get(status, (fallback, _LATER))
             return problem.format(what=what), cure
-    if (path := getattr(error, "filename", None)) is not None or is_full(error):
-        problem = f"{what} cannot be kept in the cache: {first_line(error)}"
-        return (
-            problem,
-            f"free disk space, check the permissions of {path or 'the cache'}, or set HF_HOME to another folder",
-        )
     # Addresses may have a password in them.
     reason = re.sub(r"//[^/@\s]+@", "//", f"{type(error).__name__}: {first_line(error)}")
     return f"the request for {what} failed: {reason}", "check its name and the network, and try again"
+
+
+def remove_unreadable_listings(name: str) -> None:
+    """Remove from the cache lists of the files of a model that are no such lists; huggingface_hub fails at them."""
+    for path in _listing(name, "*").parent.glob("*.json"):
+        if _read_listing(path) is None:
+            with suppress(OSError):
+                path.unlink()
 
 
 def refuse_damaged(name: str, folder: Path, patterns: list[str]) -> None:
@@ -142,29 +167,66 @@ def refuse_damaged(name: str, folder: Path, patterns: list[str]) -> None:
 
     huggingface_hub compares the size of a file, and only when it is downloaded. What is damaged is removed.
     """
-    from huggingface_hub import constants, get_cached_repo_tree
-    from huggingface_hub.errors import CachedRepoTreeNotFoundError
+    from huggingface_hub import constants
 
-    try:
-        listed = get_cached_repo_tree(name, revision=folder.name)
-    except CachedRepoTreeNotFoundError:  # downloaded by something else
-        return
     damaged = []
-    for file in listed:
-        if not any(fnmatch(file.path, pattern) for pattern in patterns):
+    for file, expected in _listed_hashes(name, folder).items():
+        if not any(fnmatch(file, pattern) for pattern in patterns):
             continue
-        path = folder / file.path
-        expected = file.lfs.sha256 if file.lfs else file.blob_id
-        if expected != (file_hash(path) if file.lfs else _git_hash(path.read_bytes())):
-            damaged.append(file.path)
+        path = folder / file
+        if expected != (file_hash(path) if len(expected) == _SHA256_DIGITS else _git_hash(path.read_bytes())):
+            damaged.append(file)
             with suppress(OSError):
                 if (content := path.resolve()).is_relative_to(Path(constants.HF_HUB_CACHE).resolve()):
                     content.unlink()
                 path.unlink(missing_ok=True)
     if damaged:
+        # The list may be what is damaged. Without network access it still tells which files are missing.
+        if not constants.HF_HUB_OFFLINE:
+            with suppress(OSError):
+                _listing(name, folder.name).unlink(missing_ok=True)
         problem = f"the content is not what the hub lists for model '{name}': {', '.join(damaged)}"
         cure = "repeat the command with network access: this was removed from the cache, and is downloaded again"
         raise SourceError(problem, place=str(folder), cure=cure)
+
+
+def _listed_hashes(name: str, folder: Path) -> dict[str, str]:
+    """Return by path the hashes that the hub has for the files in a snapshot: SHA-256 of large ones, else git's.
+
+    Caches that something else has filled may have no list of the files; a name in `blobs` is the hash of its content.
+    """
+    if (listed := _read_listing(_listing(name, folder.name))) is not None:
+        return listed
+    _warn_of_missing_listing(name, folder)
+    blobs = {path.relative_to(folder).as_posix(): path.resolve() for path in folder.rglob("*") if path.is_file()}
+    return {path: blob.name for path, blob in blobs.items() if _BLOB.fullmatch(blob.name)}
+
+
+@cache
+def _warn_of_missing_listing(name: str, folder: Path) -> None:
+    problem = f"the cache has no list of the files of model '{name}', so that missing ones are not noticed"
+    logger.warning("%s: %s; run once with network access", folder, problem)
+
+
+def _read_listing(path: Path) -> dict[str, str] | None:
+    """Return the hashes in a list of huggingface_hub; None where there is none, or no such list.
+
+    Its own function for this leaves out the SHA-256 of large files, for which git has the hash of a pointer to them.
+    """
+    try:
+        files = json.loads(path.read_text(encoding="utf-8"))["files"]
+        return {name: str(entry.get("lfs_sha256") or entry["blob_id"]) for name, entry in files.items()}
+    except (OSError, ValueError, TypeError, KeyError, AttributeError, RecursionError):
+        return None
+
+
+def _listing(name: str, commit: str) -> Path:
+    """Return where huggingface_hub keeps its list of the files of a commit of a model."""
+    from huggingface_hub import constants
+    from huggingface_hub.file_download import repo_folder_name
+
+    folder = Path(constants.HF_HUB_CACHE) / repo_folder_name(repo_id=name, repo_type="model")
+    return folder / "trees" / f"{commit}.json"
 
 
 def _git_hash(content: bytes) -> str:

@@ -7,6 +7,7 @@ import os
 import re
 import signal
 import socket
+import threading
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -16,8 +17,8 @@ from typing import Any
 import datasets
 import huggingface_hub
 import pytest
-from huggingface_hub import constants, file_download
-from huggingface_hub.utils import _http
+from huggingface_hub import _tree_cache, constants, file_download
+from huggingface_hub.utils import _http, http_backoff
 
 from roundtrip.backtranslation import trained_models
 from roundtrip.backtranslation.run_folder import RunFolder
@@ -29,6 +30,7 @@ from roundtrip.models.base_model import LoadedModel
 from roundtrip.recipe.schema import Model, TextSource
 from roundtrip.runtime import downloads
 from roundtrip.runtime.errors import Interrupted, RoundtripError, SourceError, TextError
+from roundtrip.runtime.hub import hub_requests
 from tests.conftest import RECIPE, toy_pairs
 from tests.runs import assert_same, end_state, go
 from tests.tools.hub_server import Hub, folder_files, serve
@@ -226,6 +228,19 @@ def test_a_hub_that_is_not_there(monkeypatch: pytest.MonkeyPatch, hub: Hub, tmp_
     assert "model.path: the hub cannot be reached" in text and "HF_ENDPOINT" in text and "hunter2" not in text
 
 
+def test_the_limit_of_time_outlives_a_refused_connection(hub: Hub, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(constants, "HF_HUB_DOWNLOAD_TIMEOUT", 0.5)
+    with socket.socket() as listener:
+        listener.bind(("127.0.0.1", 0))  # refuses connections until it listens; then it accepts them, and is silent
+        pauses = {"sleep": lambda seconds: listener.listen()}
+        monkeypatch.setattr(_http, "time", SimpleNamespace(**vars(_http.time) | pauses))
+        give_up = threading.Timer(10, listener.close)
+        give_up.start()
+        with pytest.raises(SourceError, match="has not answered"), hub_requests("model 'org/model'", "model.path"):
+            http_backoff("GET", f"http://127.0.0.1:{listener.getsockname()[1]}", max_retries=1)
+        give_up.cancel()
+
+
 @pytest.mark.parametrize("offline_by", ["--offline", "HF_HUB_OFFLINE"])
 def test_offline_uses_the_cache_alone(hub: Hub, model: str, monkeypatch: pytest.MonkeyPatch, offline_by: str) -> None:
     def go() -> None:
@@ -259,6 +274,61 @@ def test_a_damaged_file_in_the_cache_is_downloaded_again(hub: Hub, model: str) -
         assert f"the content is not what the hub lists for model 'org/model': {path.name}\n" in refusal()
         load(model)
         assert path.read_bytes() == content
+
+
+def forget_listings() -> None:
+    """Let huggingface_hub read its lists of files again, as another process would."""
+    _tree_cache._IN_MEMORY_TREE_CACHE.clear()
+
+
+@pytest.mark.parametrize("damage", ["another hash", "[]", '{"format_version": 1, "files": []}'])
+def test_a_damaged_listing_in_the_cache_is_fetched_again(hub: Hub, model: str, damage: str) -> None:
+    commit = load(model).commit
+    listing = Path(constants.HF_HUB_CACHE) / "models--org--model" / "trees" / f"{commit}.json"
+    content = listing.read_text()
+    if damage == "another hash":
+        first = re.search('"blob_id": "(.)', content[content.index('"config.json"') :])
+        assert first
+        at = content.index('"config.json"') + first.start(1)
+        listing.write_text(content[:at] + ("0" if first[1] != "0" else "1") + content[at + 1 :])
+        forget_listings()
+        assert "the content is not what the hub lists for model 'org/model': config.json" in refusal()
+    else:
+        listing.write_text(damage)
+    forget_listings()
+    load(model)
+    assert listing.read_text() == content
+
+
+def test_a_cache_without_a_listing_is_checked_by_the_names_of_its_blobs(
+    hub: Hub, model: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    commit = str(load(model).commit)
+    folder = Path(constants.HF_HUB_CACHE) / "models--org--model"
+    downloads.forbid_hub()
+    for name in ("model.safetensors", "tokenizer_config.json"):
+        (folder / "trees" / f"{commit}.json").unlink(missing_ok=True)
+        forget_listings()
+        load(model)
+        path = folder / "snapshots" / commit / name
+        content = path.read_bytes()
+        path.write_bytes(content[:-1] + bytes([content[-1] ^ 1]))
+        assert f"the content is not what the hub lists for model 'org/model': {name}\n" in refusal()
+        path.write_bytes(content)
+    assert "has no list of the files of model 'org/model'" in caplog.text
+
+
+def test_offline_an_error_of_the_cache_is_not_called_a_missing_file(
+    hub: Hub, model: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    load(model)
+    downloads.forbid_hub()
+    for error, message in (
+        (PermissionError(13, "Permission denied", "/cache/blob"), "check the permissions of /cache/blob"),
+        (RuntimeError("something else"), "failed: RuntimeError: something else"),
+    ):
+        with pytest.raises(SourceError, match=message), hub_requests("model 'org/model'", "model.path"):
+            raise error
 
 
 def test_a_damaged_link_out_of_the_cache_deletes_nothing_there(hub: Hub, model: str, tmp_path: Path) -> None:

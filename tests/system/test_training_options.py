@@ -15,9 +15,11 @@ import torch
 from safetensors.torch import load_file
 
 from roundtrip import load_trained
-from roundtrip.backtranslation import trained_models, trainer
+from roundtrip.backtranslation import dev_scoring, trained_models, trainer
+from roundtrip.backtranslation.context import RunContext
 from roundtrip.backtranslation.dev_scoring import greedy_settings, search_settings
 from roundtrip.backtranslation.examples import DENOISING, REPLAY, SYNTHETIC
+from roundtrip.backtranslation.export import export
 from roundtrip.backtranslation.run_folder import RunFolder
 from roundtrip.backtranslation.trainer import PhaseJob, Trainer
 from roundtrip.data.language_id import LanguageIdentifier
@@ -268,7 +270,9 @@ def test_with_a_kl_penalty_an_adapter_stays_closer_to_its_base(write_recipe: Wri
 # ------------------------------------------------------------------------------------- adapters of an earlier run
 
 
-def test_a_run_begins_with_the_adapters_of_another(tmp_path: Path, write_recipe: WriteRecipe) -> None:
+def test_a_run_begins_with_the_adapters_of_another(
+    tmp_path: Path, write_recipe: WriteRecipe, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """They count as a stage: rounds may begin at once, and where these bring nothing, what it began with is kept."""
     path = write_recipe()
     go(path, tmp_path / "first", overrides=("rounds.count=0", "train.parallel_epochs=12"))
@@ -286,6 +290,24 @@ def test_a_run_begins_with_the_adapters_of_another(tmp_path: Path, write_recipe:
         kept = load_file(tmp_path / "second/adapters/best" / name / "adapter_model.safetensors")
         first = load_file(tmp_path / "first/adapters/parallel" / name / "adapter_model.safetensors")
         assert all(torch.equal(kept[key], first[key]) for key in first)
+    export(tmp_path / "second", "en-es", tmp_path / "exported")
+    card = (tmp_path / "exported" / "README.md").read_text(encoding="utf-8")
+    assert "the adapter of `adapter.init`, not trained further in this run" in card
+    assert "by back-translation" not in card
+    # Stopped while these are scored, a run can be resumed.
+    score = dev_scoring.score_translations
+
+    def stopping(context: RunContext, part: str, stage: str) -> Any:
+        if stage == "initial":
+            os.kill(os.getpid(), signal.SIGTERM)
+        return score(context, part, stage)
+
+    monkeypatch.setattr(dev_scoring, "score_translations", stopping)
+    with pytest.raises(Interrupted):
+        go(path, tmp_path / "third", overrides=(*inits, *rounds))
+    monkeypatch.undo()
+    go(path, tmp_path / "third", resume=True, overrides=(*inits, *rounds))
+    assert_same(end_state(tmp_path / "third"), end_state(tmp_path / "second"))
 
 
 def test_test_is_translated_with_beams_and_dev_greedily(tmp_path: Path, write_recipe: WriteRecipe) -> None:

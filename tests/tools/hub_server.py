@@ -328,7 +328,9 @@ def _entries(file: str, data: bytes) -> Iterator[dict[str, Any]]:
         yield {"type": "directory", "oid": "0" * 40, "size": 0, "path": parent.as_posix()}
     entry: dict[str, Any] = {"type": "file", "oid": etag_of("", data), "size": len(data), "path": file}
     if file.endswith(LFS_ENDINGS):
-        entry["lfs"] = {"oid": etag_of(file, data), "size": len(data), "pointerSize": 134}
+        pointer = f"version https://git-lfs.github.com/spec/v1\noid sha256:{etag_of(file, data)}\nsize {len(data)}\n"
+        entry["oid"] = etag_of("", pointer.encode())  # which git has in place of the content
+        entry["lfs"] = {"oid": etag_of(file, data), "size": len(data), "pointerSize": len(pointer)}
     yield entry
 
 
