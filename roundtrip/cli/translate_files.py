@@ -35,6 +35,7 @@ from roundtrip.runtime.atomic_io import atomic_path, remove_path
 from roundtrip.runtime.disk_space import report_full_disk
 from roundtrip.runtime.errors import Interrupted, TextError, UsageError, quantity
 from roundtrip.runtime.event_log import EventLog, ProgressHandle
+from roundtrip.runtime.integrity import file_hash
 
 # Units that are named with the reason why they were left alone; all are counted.
 MAX_LISTED = 100
@@ -46,15 +47,21 @@ def translate_files(arguments: argparse.Namespace, plan: Plan, run: RunFolder) -
     settings, events = search_settings(run.recipe()), EventLog(Console(stderr=True))
     cache = TranslationCache(plan.cache, _key(run, direction, settings, arguments))
     cache.read()
-    files = [(path, output) for path, output in plan.files if _identity(path, output) not in cache.written]
+    identities = {output: _identity(path, output, arguments) if cache.written else "" for path, output in plan.files}
+    files = [(path, output) for path, output in plan.files if identities[output] not in cache.written]
     existing = [output for _, output in files if output.exists()]
     if existing and not (arguments.in_place or arguments.force):
         raise UsageError("exists already", place=str(existing[0]), cure="name another output, or add --force")
     documents, refused = _read_all(files, direction, arguments)
     if len(plan.files) == 1 and refused:
         raise refused[0]
+    models = _Models(arguments, run, direction)
     try:
-        _translate_all(documents, _Models(arguments, run, direction), settings, cache, events)
+        for path, output in plan.files:
+            if (texts := cache.written.get(identities[output])) is not None:
+                events.say(f"{path} -> {output}: complete before")
+                _explain(models, [(text, cache.known[text].text) for text in texts], settings)
+        _translate_all(documents, models, settings, cache, events)
     except KeyboardInterrupt:
         kept = f"what is finished is kept in {plan.cache}" if plan.cache.exists() else "nothing is finished yet"
         cure = f"repeat the same command to continue: {kept}"
@@ -127,9 +134,9 @@ def _translate_all(
             translate_texts(texts, translate, cache, chunk_texts)
             result = translate_document(document, cache.known, arguments.retranslate, keep_broken=arguments.keep_broken)
             _write(document, output, result)
-            cache.add([["written", _identity(document.path, output)]])
-            if arguments.explain:
-                print_explained(models.get(direction.reverse), result.pairs, settings, arguments.explain)
+            written = _identity(document.path, output, arguments)
+            cache.add([["written", written, *(text for text, _ in result.pairs)]])
+            _explain(models, result.pairs, settings)
             shown.append(f"{document.path} -> {output}: {_summary(result)}")
             left_alone += [f"{document.path}:{line}: left as it is: {reason}" for line, reason in result.left_alone]
     for text in [*left_alone[:MAX_LISTED], *shown]:
@@ -156,10 +163,17 @@ def _translation(
     return translate
 
 
-def _identity(path: Path, output: Path) -> str:
-    """Return what names an output that is complete, as long as its input stays the same."""
-    stat = path.stat()
-    return f"{output.absolute()} {stat.st_mtime_ns} {stat.st_size}"
+def _identity(path: Path, output: Path, arguments: argparse.Namespace) -> str:
+    """Return what names an output that is complete: as long as it and its input stay as they are, for this command."""
+    names = ("retranslate", "no_mark", "keep_broken", "from_column", "to_column")
+    stat, digest = path.stat(), file_hash(output) if output.is_file() else None
+    settings = [getattr(arguments, name) for name in names]
+    return json.dumps([str(output.absolute()), digest, stat.st_mtime_ns, stat.st_size, *settings])
+
+
+def _explain(models: _Models, pairs: Sequence[tuple[str, str]], settings: Generate) -> None:
+    if models.arguments.explain:
+        print_explained(models.get(models.direction.reverse), pairs, settings, models.arguments.explain)
 
 
 def _write(document: Document, output: Path, result: TranslatedDocument) -> None:

@@ -119,13 +119,13 @@ class TranslationCache:
 
     Attributes:
         key: of the model and the settings; what was made with others is not used.
-        written: names of outputs that are complete.
+        written: names of outputs that are complete, each with the texts of the paragraphs that were written.
     """
 
     path: Path
     key: str
     known: dict[str, CheckedTranslation] = field(default_factory=dict)
-    written: set[str] = field(default_factory=set)
+    written: dict[str, list[str]] = field(default_factory=dict)
 
     def read(self) -> None:
         """Read what an earlier command with the same key has kept; remove what cannot be used."""
@@ -140,11 +140,11 @@ class TranslationCache:
         if rows[:1] != [["key", self.key]]:
             remove_path(self.path)
             return
-        self.known.update({row[0]: CheckedTranslation(*row[1:]) for row in rows[1:] if len(row) == 3})
-        self.written.update(row[1] for row in rows[1:] if len(row) == 2)
+        self.known.update({row[1]: CheckedTranslation(*row[2:]) for row in rows[1:] if row[0] == "text"})
+        self.written.update({row[1]: row[2:] for row in rows[1:] if row[0] == "written"})
 
     def add(self, rows: Iterable[Sequence[str]]) -> None:
-        """Append rows: a text, its translation and its problem, or `written` and a name."""
+        """Append rows: `text`, it, its translation and its problem, or `written`, a name and its texts."""
         if not self.path.exists():
             self._append(["key", self.key])
         for row in rows:
@@ -166,4 +166,4 @@ def translate_texts(
         chunk = missing[start : start + chunk_texts]
         made = dict(zip(chunk, translate(chunk), strict=True))
         cache.known.update(made)
-        cache.add((text, each.text, each.problem) for text, each in made.items())
+        cache.add(("text", text, each.text, each.problem) for text, each in made.items())

@@ -135,8 +135,59 @@ def test_a_stopped_command_continues(
         shell(translate, *arguments, "--force")
     assert upper == ["one", "two", "three", "four"]
     code, _, errors = shell(translate, *arguments)
-    assert code == 0 and len(upper) == 4, errors
-    assert Path("out/b.txt").read_text() == "THREE\nFOUR\n" and not Path(".out.roundtrip").exists()
+    assert code == 0 and len(upper) == 4 and "a.txt -> out/a.txt: complete before" in errors, errors
+    assert Path("out/b.txt").read_text() == "THREE\nFOUR\n" and not list(tmp_path.glob(".*"))
+
+
+@pytest.fixture
+def stopped(
+    finished: Finished, tmp_path: Path, shell: Shell, upper: list[str], monkeypatch: pytest.MonkeyPatch
+) -> tuple[str, ...]:
+    """Return the arguments of a command that has written out/a.txt, and was stopped before out/b.txt."""
+    Path("a.txt").write_text("one\ntwo\n")
+    Path("b.txt").write_text("three\n")
+    whole = Document.write
+    arguments = (str(finished[1]), "a.txt", "b.txt", "out", "--to", "es")
+
+    def stop(document: Document, translations: Any) -> bytes:
+        if document.path.name == "b.txt":
+            raise KeyboardInterrupt
+        return whole(document, translations)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Document, "write", stop)
+        assert shell(translate, *arguments)[0] == 130
+    return arguments
+
+
+def test_outputs_that_changed_are_not_finished(stopped: tuple[str, ...], shell: Shell) -> None:
+    Path("out/a.txt").write_text("edited\n")
+    code, _, errors = shell(translate, *stopped)
+    assert code == 2 and "out/a.txt: exists already" in errors and Path("out/a.txt").read_text() == "edited\n"
+    Path("out/a.txt").unlink()
+    assert shell(translate, *stopped)[0] == 0 and Path("out/a.txt").read_text() == "ONE\nTWO\n"
+
+
+@pytest.mark.parametrize(
+    "option",
+    [("--retranslate", "all"), ("--no-mark",), ("--keep-broken",), ("--from-column", "a"), ("--to-column", "a")],
+)
+def test_what_another_command_has_finished_is_not_skipped(
+    stopped: tuple[str, ...], shell: Shell, option: tuple[str, ...], upper: list[str]
+) -> None:
+    code, _, errors = shell(translate, *stopped, *option)
+    assert code == 2 and "exists already" in errors
+    code, _, errors = shell(translate, *stopped, *option, "--force")
+    assert code == 0 and "2 texts translated" in errors and upper == ["one", "two", "three"]
+
+
+def test_finished_files_are_explained_too(
+    stopped: tuple[str, ...], shell: Shell, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(translate_files, "back_translations", lambda _, pairs, *rest: [("x", 1.0) for _ in pairs])
+    code, out, _ = shell(translate, *stopped, "--explain", "json")
+    rows = [json.loads(line) for line in out.splitlines()]
+    assert code == 0 and [row["translation"] for row in rows] == ["ONE", "TWO", "THREE"]
 
 
 def test_a_file_that_cannot_be_read_does_not_stop_the_others(

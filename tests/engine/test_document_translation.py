@@ -62,7 +62,7 @@ def test_the_first_candidate_that_keeps_placeholders_is_taken() -> None:
     forward = Stub({"%s a": ["b", "%s", "%s c"], "d": ["e"], "f %s": ["g"]}, unfinished=("%s",))
     results = translate_checked(forward, ["%s a", "d", "", "f %s"], GREEDY)  # type: ignore[arg-type]
     assert results[:3] == [CheckedTranslation("%s c"), CheckedTranslation("e"), CheckedTranslation("")]
-    assert results[3].text == "g" and "missing %1$s" in results[3].problem
+    assert results[3].text == "g" and "printf placeholder: missing" in results[3].problem
     assert forward.asked == [("%s a", 1), ("d", 1), ("f %s", 1), ("%s a", NUM_RETRIES), ("f %s", NUM_RETRIES)]
 
 
@@ -127,12 +127,12 @@ def test_what_is_finished_is_kept_and_read_again(tmp_path: Path) -> None:
     cache = TranslationCache(tmp_path / "cache", "key")
     with pytest.raises(KeyboardInterrupt):
         translate_texts(texts, translate, cache)
-    cache.add([["written", "a.po"]])
+    cache.add([["written", "a.po", texts[0]]])
     with (tmp_path / "cache").open("a") as file:
         file.write('["half a li')
     again = TranslationCache(tmp_path / "cache", "key")
     again.read()
-    assert again.known == cache.known and len(again.known) == CHUNK_TEXTS and again.written == {"a.po"}
+    assert again.known == cache.known and len(again.known) == CHUNK_TEXTS and again.written == {"a.po": texts[:1]}
     translate_texts(texts, lambda chunk: [CheckedTranslation("x")] * len(chunk), again)
     assert len(again.known) == len(texts)
 
