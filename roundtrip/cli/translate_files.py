@@ -45,7 +45,8 @@ def translate_files(arguments: argparse.Namespace, plan: Plan, run: RunFolder) -
     """Translate files; what is finished is kept beside the output until all are written."""
     direction = trained_models.direction_into(run, arguments.to)
     settings, events = search_settings(run.recipe()), EventLog(Console(stderr=True))
-    cache = TranslationCache(plan.cache, _key(run, direction, settings, arguments))
+    key = _key(run, direction, settings, arguments)
+    cache = TranslationCache(plan.cache(key), key)
     cache.read()
     identities = {output: _identity(path, output, arguments) if cache.written else "" for path, output in plan.files}
     files = [(path, output) for path, output in plan.files if identities[output] not in cache.written]
@@ -63,10 +64,10 @@ def translate_files(arguments: argparse.Namespace, plan: Plan, run: RunFolder) -
                 _explain(models, [(text, cache.known[text].text) for text in texts], settings)
         _translate_all(documents, models, settings, cache, events)
     except KeyboardInterrupt:
-        kept = f"what is finished is kept in {plan.cache}" if plan.cache.exists() else "nothing is finished yet"
+        kept = f"what is finished is kept in {cache.path}" if cache.path.exists() else "nothing is finished yet"
         cure = f"repeat the same command to continue: {kept}"
         raise Interrupted(signal.SIGINT, cure) from None
-    remove_path(plan.cache)
+    remove_path(cache.path)
     for error in refused:
         events.say(f"left alone: {error}")
     if refused:
@@ -76,9 +77,10 @@ def translate_files(arguments: argparse.Namespace, plan: Plan, run: RunFolder) -
 
 def _key(run: RunFolder, direction: Direction, settings: Generate, arguments: argparse.Namespace) -> str:
     """Return the hash of all that translations depend on."""
-    manifest = run.manifest()
-    weights = run.recorded(run.adapters / arguments.stage / direction.name)
-    parts = [__version__, weights, manifest.base_hashes, direction.name, settings.model_dump(), arguments.samples]
+    # The other direction selects samples.
+    names = [direction.name, *([direction.reverse.name] if arguments.samples else [])]
+    weights = run.recorded(*(run.adapters / arguments.stage / name for name in names))
+    parts = [__version__, weights, run.manifest().base_hashes, names, settings.model_dump(), arguments.samples]
     return hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()
 
 

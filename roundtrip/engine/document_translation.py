@@ -9,7 +9,6 @@ from pathlib import Path
 from roundtrip.data.documents.document import Document, Unit
 from roundtrip.data.normalize import clean
 from roundtrip.engine.checked_translation import CheckedTranslation
-from roundtrip.runtime.atomic_io import remove_path
 from roundtrip.runtime.errors import TextError
 from roundtrip.runtime.event_log import append_line
 
@@ -115,7 +114,7 @@ def _has_letters(text: str) -> bool:
 
 @dataclass
 class TranslationCache:
-    """Finished translations in a file, by which a command that was stopped continues.
+    """Finished translations in a file, by which a command that was stopped continues; several may append to it.
 
     Attributes:
         key: of the model and the settings; what was made with others is not used.
@@ -128,30 +127,24 @@ class TranslationCache:
     written: dict[str, list[str]] = field(default_factory=dict)
 
     def read(self) -> None:
-        """Read what an earlier command with the same key has kept; remove what cannot be used."""
+        """Read what commands with the same key have kept; lines of others, and damaged ones, are not used."""
         if self.path.is_symlink() or not self.path.is_file():
             return
-        try:
-            # Without an incomplete line at the end, of a process that was killed.
-            lines = self.path.read_text(encoding="utf-8").split("\n")[:-1]
-            rows = [[str(each) for each in json.loads(line)] for line in lines]
-        except (ValueError, TypeError, RecursionError):
-            rows = []
-        if rows[:1] != [["key", self.key]]:
-            remove_path(self.path)
-            return
-        self.known.update({row[1]: CheckedTranslation(*row[2:]) for row in rows[1:] if row[0] == "text"})
-        self.written.update({row[1]: row[2:] for row in rows[1:] if row[0] == "written"})
+        for line in self.path.read_bytes().split(b"\n"):
+            try:
+                key, kind, name, *rest = map(str, json.loads(line))
+            except (ValueError, TypeError, RecursionError):
+                continue
+            if key == self.key and kind == "text" and len(rest) == 2:
+                self.known[name] = CheckedTranslation(*rest)
+            elif key == self.key and kind == "written" and self.known.keys() >= set(rest):
+                self.written[name] = rest
 
     def add(self, rows: Iterable[Sequence[str]]) -> None:
         """Append rows: `text`, it, its translation and its problem, or `written`, a name and its texts."""
-        if not self.path.exists():
-            self._append(["key", self.key])
         for row in rows:
-            self._append(row)
-
-    def _append(self, row: Sequence[str]) -> None:
-        append_line(self.path, json.dumps(list(row), ensure_ascii=False).encode("utf-8", "backslashreplace") + b"\n")
+            line = json.dumps([self.key, *row], ensure_ascii=False).encode("utf-8", "backslashreplace")
+            append_line(self.path, line + b"\n")
 
 
 def translate_texts(

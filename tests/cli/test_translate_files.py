@@ -8,14 +8,18 @@ import shutil
 import subprocess
 from collections.abc import Callable
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import polib
 import pytest
 
+from roundtrip.backtranslation.run_folder import RunFolder
 from roundtrip.cli import translate, translate_files
 from roundtrip.data.documents.document import Document
 from roundtrip.engine.checked_translation import CheckedTranslation
+from roundtrip.recipe.plan import Direction
+from roundtrip.recipe.schema import Generate
 from tests import ROOT
 from tests.conftest import toy_pairs
 from tests.runs import run_module
@@ -129,10 +133,6 @@ def test_a_stopped_command_continues(
     assert code == 130 and "repeat the same command to continue" in errors
     assert sorted(path.name for path in tmp_path.rglob("*.txt")) == ["a.txt", "a.txt", "b.txt"]
     assert shell(translate, *arguments, "--samples", "2")[0] == 2, "other settings do not use what was kept"
-    upper.clear()
-    with monkeypatch.context() as patch:
-        patch.setattr(Document, "write", stop)
-        shell(translate, *arguments, "--force")
     assert upper == ["one", "two", "three", "four"]
     code, _, errors = shell(translate, *arguments)
     assert code == 0 and len(upper) == 4 and "a.txt -> out/a.txt: complete before" in errors, errors
@@ -179,6 +179,17 @@ def test_what_another_command_has_finished_is_not_skipped(
     assert code == 2 and "exists already" in errors
     code, _, errors = shell(translate, *stopped, *option, "--force")
     assert code == 0 and "2 texts translated" in errors and upper == ["one", "two", "three"]
+
+
+@pytest.mark.parametrize("samples", [0, 2])
+def test_what_is_kept_depends_on_all_weights_that_are_used(
+    finished: Finished, monkeypatch: pytest.MonkeyPatch, samples: int
+) -> None:
+    arguments, asked = SimpleNamespace(stage="best", samples=samples), list[str]()
+    monkeypatch.setattr(RunFolder, "recorded", lambda _, *parts: asked.extend(part.name for part in parts))
+    run, settings = RunFolder(finished[1]), Generate()
+    translate_files._key(run, Direction("en", "es"), settings, arguments)  # type: ignore[arg-type]
+    assert asked == (["en-es", "es-en"] if samples else ["en-es"])
 
 
 def test_finished_files_are_explained_too(

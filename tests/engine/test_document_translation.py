@@ -137,9 +137,25 @@ def test_what_is_finished_is_kept_and_read_again(tmp_path: Path) -> None:
     assert len(again.known) == len(texts)
 
 
-@pytest.mark.parametrize("content", ["", "[]\n", "1\n", '["key", "other"]\n["a", "b", ""]\n', "{\n", "[" * 9999 + "\n"])
-def test_a_cache_of_something_else_is_not_used(tmp_path: Path, content: str) -> None:
+@pytest.mark.parametrize(
+    "content", ["", "[]\n", "1\n", '["other", "text", "b", "", ""]\n', "{\n", "[" * 9999 + "\n", "\x00\n", '["key"]\n']
+)
+def test_what_is_not_of_a_cache_is_not_used(tmp_path: Path, content: str) -> None:
     (tmp_path / "cache").write_text(content)
     cache = TranslationCache(tmp_path / "cache", "key")
     cache.read()
-    assert not cache.known and not cache.path.exists()
+    assert not cache.known and not cache.written
+    cache.add([("text", "a", "b", "")])
+    cache.read()
+    assert cache.known == {"a": CheckedTranslation("b")}
+
+
+def test_commands_that_share_a_file_do_not_use_each_others_translations(tmp_path: Path) -> None:
+    caches = [TranslationCache(tmp_path / "cache", key) for key in ("en-es", "en-fr", "en-es")]
+    for cache, text in zip(caches, ("uno", "un", "una"), strict=True):
+        cache.read()
+        cache.add([("text", text, text.upper(), ""), ("written", text, text), ("written", "unknown", "x")])
+    for cache in caches:
+        cache.read()
+    assert set(caches[0].known) == set(caches[0].written) == {"uno", "una"}
+    assert set(caches[1].known) == set(caches[1].written) == {"un"}
