@@ -264,6 +264,46 @@ def test_segments_and_states_of_xliff(tmp_path: Path) -> None:
     assert '<target state="translated" x="y">a</target>' in text
 
 
+SEGMENTS = '<mrk mtype="seg" mid="1">{}</mrk> <mrk mtype="seg" mid="2">{}</mrk>'
+IN_SEGMENTS = f"<source>One. Two.</source><seg-source>{SEGMENTS.format('One.', 'Two.')}</seg-source>"
+
+
+@pytest.mark.parametrize(
+    ("unit", "status"),
+    [
+        (f"{IN_SEGMENTS}<target>{SEGMENTS.format('Uno.', '')}</target>", "fuzzy"),
+        (f"{IN_SEGMENTS}<target>{SEGMENTS.format('', '')}</target>", "untranslated"),
+        (f"{IN_SEGMENTS}<target>{SEGMENTS.format('One.', 'Two.')}</target>", "translated"),
+        ('<source>A</source><target state="new">A</target>', "untranslated"),
+        *(
+            (f"<source>A</source><target {each}>a</target>", "fuzzy")
+            for each in (
+                *('state="new"', 'state="needs-translation"', 'state="needs-adaptation"', 'state="needs-l10n"'),
+                *('state-qualifier="rejected-grammar"', 'state="translated" state-qualifier="rejected-length"'),
+            )
+        ),
+    ],
+)
+def test_what_is_in_a_target_is_not_replaced_unasked(tmp_path: Path, unit: str, status: str) -> None:
+    document = read(tmp_path, "a.xlf", XLIFF_1.format(f'<trans-unit id="1">{unit}</trans-unit>'))
+    assert [each.status for each in document.units] == [status]
+
+
+@pytest.mark.parametrize(("target", "status"), [("A", "untranslated"), ("a", "fuzzy"), ("", "untranslated")])
+def test_initial_segments_of_xliff_2(tmp_path: Path, target: str, status: str) -> None:
+    segment = f'<segment state="initial"><source>A</source><target>{target}</target></segment>'
+    document = read(tmp_path, "a.xlf", XLIFF_2.format(f'<unit id="1">{segment}</unit>'))
+    assert [each.status for each in document.units] == [status]
+
+
+def test_a_new_state_has_no_qualifier_of_the_old_one(tmp_path: Path) -> None:
+    target = '<target state="needs-l10n" state-qualifier="rejected-grammar" x="y">{}</target>'
+    unit = f'<trans-unit id="1"><source>A</source>{target}</trans-unit>'
+    document = read(tmp_path, "a.xlf", XLIFF_1.format(unit.format("a")))
+    written = '<target state="needs-review-translation" x="y">b</target>'
+    assert document.write({0: ["b"]}).decode() == XLIFF_1.format(unit.replace(target, written))
+
+
 def test_subtitles_keep_times_and_are_wrapped_again(tmp_path: Path) -> None:
     content = (
         "\ufeff1\r\n00:00:01,000 --> 00:00:02,000\r\n<i>First line\r\nsecond line</i>\r\n\r\n"
