@@ -56,12 +56,13 @@ def translate_files(arguments: argparse.Namespace, plan: Plan, run: RunFolder) -
     documents, refused = _read_all(files, direction, arguments)
     if len(plan.files) == 1 and refused:
         raise refused[0]
-    models = _Models(arguments, run, direction)
+    models = Models(arguments, run, direction)
     try:
         for path, output in plan.files:
             if (texts := cache.written.get(identities[output])) is not None:
                 events.say(f"{path} -> {output}: complete before")
-                _explain(models, [(text, cache.known[text].text) for text in texts], settings)
+                if arguments.explain:
+                    explain(models, [(text, cache.known[text].text) for text in texts], settings)
         _translate_all(documents, models, settings, cache, events)
     except KeyboardInterrupt:
         kept = f"what is finished is kept in {cache.path}" if cache.path.exists() else "nothing is finished yet"
@@ -101,23 +102,25 @@ def _read_all(
     return documents, refused
 
 
-class _Models:
-    """Both directions of a run, each loaded when it is first used."""
+class Models:
+    """The directions of a run that a command needs, which are loaded when one is first used, on one base."""
 
     def __init__(self, arguments: argparse.Namespace, run: RunFolder, direction: Direction) -> None:
         self.arguments, self._run, self.direction = arguments, run, direction
-        self._loaded: dict[Direction, Translator] = {}
+        self._loaded: dict[str, Translator] = {}
 
     def get(self, direction: Direction) -> Translator:
-        if direction not in self._loaded:
+        if not self._loaded:
+            needs_both = self.arguments.samples or self.arguments.explain
+            wanted = [self.direction, self.direction.reverse] if needs_both else [self.direction]
             stage, device = self.arguments.stage, self.arguments.device
-            self._loaded[direction] = trained_models.load(self._run, direction, stage, device)
-        return self._loaded[direction]
+            self._loaded = trained_models.load_directions(self._run, wanted, stage, device)
+        return self._loaded[direction.name]
 
 
 def _translate_all(
     documents: Sequence[tuple[Document, Path]],
-    models: _Models,
+    models: Models,
     settings: Generate,
     cache: TranslationCache,
     events: EventLog,
@@ -138,7 +141,8 @@ def _translate_all(
             _write(document, output, result)
             written = _identity(document.path, output, arguments)
             cache.add([["written", written, *(text for text, _ in result.pairs)]])
-            _explain(models, result.pairs, settings)
+            if arguments.explain:
+                explain(models, result.pairs, settings)
             shown.append(f"{document.path} -> {output}: {_summary(result)}")
             left_alone += [f"{document.path}:{line}: left as it is: {reason}" for line, reason in result.left_alone]
     for text in [*left_alone[:MAX_LISTED], *shown]:
@@ -148,7 +152,7 @@ def _translate_all(
 
 
 def _translation(
-    models: _Models, settings: Generate, task: ProgressHandle
+    models: Models, settings: Generate, task: ProgressHandle
 ) -> Callable[[list[str]], list[CheckedTranslation]]:
     """Return what translates a chunk of texts and shows the progress."""
 
@@ -173,11 +177,6 @@ def _identity(path: Path, output: Path, arguments: argparse.Namespace) -> str:
     return json.dumps([str(output.absolute()), digest, stat.st_mtime_ns, stat.st_size, *settings])
 
 
-def _explain(models: _Models, pairs: Sequence[tuple[str, str]], settings: Generate) -> None:
-    if models.arguments.explain:
-        print_explained(models.get(models.direction.reverse), pairs, settings, models.arguments.explain)
-
-
 def _write(document: Document, output: Path, result: TranslatedDocument) -> None:
     data = document.write(result.translations)
     # Not a link itself, which would be replaced.
@@ -197,12 +196,11 @@ def _summary(result: TranslatedDocument) -> str:
     return ", ".join(parts)
 
 
-def print_explained(
-    reverse: Translator, pairs: Sequence[tuple[str, str]], settings: Generate, output_format: str
-) -> None:
+def explain(models: Models, pairs: Sequence[tuple[str, str]], settings: Generate) -> None:
     """Print each source and translation with its translation back and the chrF of that, as columns or JSON lines."""
+    reverse, is_json = models.get(models.direction.reverse), models.arguments.explain == "json"
     for (source, translation), (back, chrf) in zip(pairs, back_translations(reverse, pairs, settings), strict=True):
         row = {"source": source, "translation": translation, "back": back, "chrf": round(chrf, 1)}
-        line = json.dumps(row, ensure_ascii=False) if output_format == "json" else "\t".join(map(str, row.values()))
+        line = json.dumps(row, ensure_ascii=False) if is_json else "\t".join(map(str, row.values()))
         sys.stdout.buffer.write(line.encode("utf-8") + b"\n")
     sys.stdout.buffer.flush()

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import io
 import json
 import re
 import shutil
 import subprocess
+import sys
 from collections.abc import Callable
 from pathlib import Path
 from types import SimpleNamespace
@@ -14,10 +16,13 @@ from typing import Any
 import polib
 import pytest
 
+from roundtrip.backtranslation import trained_models
 from roundtrip.backtranslation.run_folder import RunFolder
 from roundtrip.cli import translate, translate_files
 from roundtrip.data.documents.document import Document
+from roundtrip.engine import checked_translation
 from roundtrip.engine.checked_translation import CheckedTranslation
+from roundtrip.engine.long_inputs import CUT
 from roundtrip.recipe.plan import Direction
 from roundtrip.recipe.schema import Generate
 from tests import ROOT
@@ -79,6 +84,43 @@ def test_a_pipe_is_explained(finished: Finished) -> None:
     done = run_module("roundtrip", "translate", str(finished[1]), "--to", "es", "--explain", "columns", stdin=stdin)
     rows = [line.split("\t") for line in done.stdout.splitlines()]
     assert [row[0] for row in rows] == [SOURCES[0], "", SOURCES[1]] and all(len(row) == 4 for row in rows)
+
+
+@pytest.mark.parametrize(
+    ("options", "expected"),
+    [((), ["", "A", "", "CUT", ""]), (("--keep-broken", "--samples", "2"), ["B %S", "A", "", "CUT", ""])],
+)
+def test_lines_of_a_pipe_keep_their_placeholders(
+    finished: Finished, shell: Shell, monkeypatch: pytest.MonkeyPatch, options: tuple[str, ...], expected: list[str]
+) -> None:
+    problems = {"b %s": "printf placeholder: missing %s", "long": "too long", "cut": CUT}
+
+    def translated(forward: Any, texts: list[str], settings: Any, reverse: Any, samples: int) -> Any:
+        assert samples == (2 if options else 0) and (reverse is not None) == bool(samples)
+        return [CheckedTranslation("" if each == "long" else each.upper(), problems.get(each, "")) for each in texts]
+
+    monkeypatch.setattr(checked_translation, "translate_checked", translated)
+    monkeypatch.setattr(sys, "stdin", SimpleNamespace(buffer=io.BytesIO(b"b %s\na\n\ncut\nlong\n")))
+    code, out, errors = shell(translate, str(finished[1]), "--to", "es", *options)
+    assert code == 2 and out.split("\n") == [*expected, ""]
+    assert "line 1: printf placeholder: missing %s\n" in errors and f"line 4: {CUT}" in errors
+    assert f"{2 - len(options) // 3} line" in errors and "line 5: too long" in errors
+
+
+@pytest.mark.parametrize(("options", "names"), [((), ["en-es"]), (("--samples", "2"), ["en-es", "es-en"])])
+def test_directions_are_loaded_once(
+    finished: Finished, shell: Shell, upper: list[str], monkeypatch: pytest.MonkeyPatch, options: Any, names: list[str]
+) -> None:
+    loaded, load = list[list[str]](), trained_models.load_directions
+
+    def counted(run: Any, wanted: Any, *rest: Any) -> Any:
+        loaded.append([each.name for each in wanted])
+        return load(run, wanted, *rest)
+
+    monkeypatch.setattr(trained_models, "load_directions", counted)
+    Path("a.txt").write_text("one\n")
+    assert shell(translate, str(finished[1]), "a.txt", "b.txt", "--to", "es", *options)[0] == 0
+    assert loaded == [names]
 
 
 def test_a_folder_keeps_its_tree(finished: Finished, tmp_path: Path, shell: Shell, upper: list[str]) -> None:
@@ -228,7 +270,6 @@ def test_a_file_that_cannot_be_read_does_not_stop_the_others(
         (("a.txt", "/dev/null"), "cannot be written"),
         (("a.txt", "a.txt/x.txt"), "cannot be written"),
         (("--force",), "is for files"),
-        (("--keep-broken",), "is for files"),
         (("--from-column", "0"), "is for files"),
         (("a.txt", "new.txt", "--samples", "0"), "not a number from 1 to 1000"),
     ],
