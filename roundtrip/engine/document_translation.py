@@ -8,6 +8,7 @@ from pathlib import Path
 
 from roundtrip.data.documents.document import Document, Unit
 from roundtrip.data.normalize import clean
+from roundtrip.data.placeholders import errors
 from roundtrip.engine.checked_translation import CheckedTranslation
 from roundtrip.runtime.errors import TextError
 from roundtrip.runtime.event_log import append_line
@@ -53,13 +54,33 @@ def paragraphs(text: str) -> list[str]:
     return parts
 
 
-def texts_of(document: Document, retranslate: str) -> list[str]:
-    """Return the clean texts that the units of a document need, each once."""
-    units = [unit for unit in document.units if unit.status in RETRANSLATED[retranslate]]
-    sources = (source for unit in units for source in unit.sources)
+def needed_texts(sources: Iterable[str]) -> list[str]:
+    """Return the clean paragraphs of texts that have anything to translate, each once."""
     return list(
         dict.fromkeys(clean(part) for source in sources for part in paragraphs(source)[::2] if _has_letters(part))
     )
+
+
+def join_translations(source: str, known: Mapping[str, CheckedTranslation]) -> CheckedTranslation:
+    """Return the translation of a text from those of its paragraphs, checked as a whole; what has no letters is copied.
+
+    It is empty where a paragraph has none. Its problem is the first that makes it unusable, or any.
+    """
+    parts = paragraphs(source)
+    cleaned = [clean(part) if _has_letters(part) else part for part in parts]
+    results = [known[part] if _has_letters(part) else CheckedTranslation(part) for part in cleaned]
+    missing = [each for part, each in zip(parts, results, strict=True) if part and not each.text]
+    problem = next((each.problem for each in [*missing, *results] if each.problem), "")
+    text = "" if missing else "".join(each.text for each in results)
+    if not problem and (broken := errors("".join(cleaned), text)):
+        problem = str(broken[0])
+    return CheckedTranslation(text, problem)
+
+
+def texts_of(document: Document, retranslate: str) -> list[str]:
+    """Return the clean texts that the units of a document need, each once."""
+    units = (unit for unit in document.units if unit.status in RETRANSLATED[retranslate])
+    return needed_texts(source for unit in units for source in unit.sources)
 
 
 def translate_document(
@@ -92,19 +113,12 @@ def _translate_unit(
     unit: Unit, known: Mapping[str, CheckedTranslation], *, keep_broken: bool
 ) -> tuple[list[str], list[tuple[str, str]]]:
     """Return the translations of a unit, and those of its paragraphs; raise TextError where one has a problem."""
-    texts, pairs = [], []
-    for source in unit.sources:
-        parts = paragraphs(source)
-        for i in range(0, len(parts), 2):
-            if _has_letters(parts[i]):
-                text = clean(parts[i])
-                translation = known[text]
-                if translation.problem and not (keep_broken and translation.text):
-                    raise TextError(translation.problem)
-                pairs.append((text, translation.text))
-                parts[i] = translation.text
-        texts.append("".join(parts))
-    return texts, pairs
+    results = [join_translations(source, known) for source in unit.sources]
+    for each in results:
+        if each.problem and not (keep_broken and each.text):
+            raise TextError(each.problem)
+    pairs = [(text, known[text].text) for source in unit.sources for text in needed_texts([source])]
+    return [each.text for each in results], pairs
 
 
 def _has_letters(text: str) -> bool:

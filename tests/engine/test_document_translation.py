@@ -17,13 +17,17 @@ from roundtrip.engine.checked_translation import NUM_RETRIES, CheckedTranslation
 from roundtrip.engine.document_translation import (
     CHUNK_TEXTS,
     TranslationCache,
+    join_translations,
+    needed_texts,
     paragraphs,
     texts_of,
     translate_document,
     translate_texts,
 )
+from roundtrip.engine.request import Callbacks
 from roundtrip.recipe.plan import Direction
 from roundtrip.recipe.schema import Generate
+from roundtrip.serving.served_run import ServedRun
 
 GREEDY = Generate(temperature=0.0)
 
@@ -105,6 +109,25 @@ def test_paragraphs_numbers_and_white_space_are_kept(tmp_path: Path) -> None:
     assert result.left_alone == [(8, "broken")] and result.pairs == [("one", "uno"), ("two", "dos"), ("one", "uno")]
     kept = translate_document(document, known_of(one="uno", two="dos", bad="mal!"), "none", keep_broken=True)
     assert kept.translations[2] == ["mal!"] and not kept.left_alone
+
+
+@pytest.mark.parametrize(
+    ("source", "translations", "is_broken"),
+    [
+        ("{n, plural,\n one {# file}\n other {# files}\n}", ["{n, plural,", "uno {# a}", "otros {# b}"], True),
+        ("{n, plural,\n one {# file}\n other {# files}\n}", ["{n, plural,", "one {# a}", "other {# b}"], False),
+        ("Read <1>the terms\nof use</1> now", ["Lea las condiciones", "de uso</1> ya"], True),
+        ("Read <1>the terms\nof use</1> now", ["Lea <1>las condiciones", "de uso</1> ya"], False),
+        ("\n a {nai\u0308f}\n", ["b {na\u00eff}"], False),
+    ],
+)
+def test_a_text_is_checked_as_a_whole(source: str, translations: list[str], is_broken: bool) -> None:
+    needed = needed_texts([source])
+    known = dict(zip(needed, map(CheckedTranslation, translations), strict=True))
+    assert bool(join_translations(source, known).problem) == is_broken
+    served = ServedRun({"en-es": Stub({text: [known[text].text] for text in needed})}, GREEDY)  # type: ignore[dict-item]
+    (result,) = served.translate("en-es", [source], Callbacks())
+    assert bool(result.problem) == is_broken and result.text == join_translations(source, known).text
 
 
 def test_what_is_translated_again(tmp_path: Path) -> None:
