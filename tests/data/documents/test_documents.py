@@ -188,11 +188,19 @@ def test_a_fuzzy_entry_that_is_translated_again_without_marks(tmp_path: Path) ->
     assert text == PO_HEADER + 'msgid "a"\nmsgstr "x"\n\n#, c-format\nmsgid "c"\nmsgstr "y"\n'
 
 
+def test_forms_that_stay_keep_the_mark(tmp_path: Path) -> None:
+    content = PO_HEADER + '#, fuzzy\nmsgid "a"\nmsgid_plural "b"\nmsgstr[0] "c"\nmsgstr[1] ""\n'
+    document = read(tmp_path, "a.po", content, Request("en", "es", mark=False))
+    assert document.write({0: ["x"]}).decode() == content.replace('[1] ""', '[1] "x"')
+
+
 @pytest.mark.parametrize(
     ("plural_forms", "singular", "expected"),
     [
         ("nplurals=2; plural=(n != 1);", "one file", ["one file", "%d files"]),
         ("nplurals=2; plural=n>1;", "%d file", ["%d file", "%d files"]),
+        # Form 0 also serves 0.
+        ("nplurals=2; plural=n>1;", "one file", ["%d files", "%d files"]),
         ("nplurals=1; plural=0;", "%d file", ["%d files"]),
         ("nplurals=3; plural=(n%10==1 && n%100!=11 ? 0 : n%10>=2 ? 1 : 2);", "%d file", ["%d file", *["%d files"] * 2]),
         # Form 0 also serves 21, for which the singular does not say how many there are.
