@@ -394,6 +394,19 @@ def test_what_cannot_be_translated_is_refused(tmp_path: Path, name: str, content
     assert problem in str(caught.value) and str(tmp_path / name) in str(caught.value) and caught.value.cure
 
 
+@pytest.mark.parametrize(
+    "ending", ["ftl", "toml", "py", "js", "php", "sql", "tex", "ts", "md", "json", "log", "parquet", "fr"]
+)
+def test_only_plain_text_is_translated_as_lines(tmp_path: Path, ending: str) -> None:
+    with pytest.raises(TextError, match=f"a .{ending} file, which is not translated"):
+        read(tmp_path, f"a.{ending}", "x = 1\n")
+
+
+@pytest.mark.parametrize("name", ["a", "a.txt", "a.TEXT", "newstest.en"])
+def test_plain_text_is_translated_as_lines(tmp_path: Path, name: str) -> None:
+    assert fill(read(tmp_path, name, "one\n"), "uno") == "uno\n"
+
+
 def test_utf_16_and_numeric_characters(tmp_path: Path) -> None:
     content = TMX.format('<tu><tuv xml:lang="en"><seg>é &#x20AC; <![CDATA[<]]></seg></tuv></tu>')
     data = content.replace('version="1.0"', 'version="1.0" encoding="UTF-16"', 1).encode("utf-16")
