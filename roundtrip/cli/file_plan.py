@@ -12,10 +12,14 @@ from roundtrip.runtime.errors import TextError, UsageError
 
 @dataclass(frozen=True)
 class Plan:
-    """Which file becomes which, and where translations are kept meanwhile."""
+    """Which file becomes which, and the first path that is written, beside which translations are kept meanwhile."""
 
     files: list[tuple[Path, Path]]
-    cache: Path
+    first: Path
+
+    def cache(self, key: str) -> Path:
+        """Return where translations are kept: commands with other keys keep theirs elsewhere."""
+        return self.first.with_name(f".{self.first.name}.{key[:12]}.roundtrip")
 
 
 def plan_files(paths: Sequence[Path], *, in_place: bool) -> Plan:
@@ -35,8 +39,7 @@ def plan_files(paths: Sequence[Path], *, in_place: bool) -> Plan:
         else:
             files.append((path, path if output is None else output / path.name if into_folder else output))
     _check_outputs(files, in_place=in_place)
-    first = (paths[0] if output is None else output).absolute()
-    return Plan(files, first.with_name(f".{first.name}.roundtrip"))
+    return Plan(files, (paths[0] if output is None else output).absolute())
 
 
 def _documents_in(folder: Path, output: Path | None) -> list[Path]:

@@ -1,26 +1,29 @@
 """roundtrip translate RUN [IN OUT] --to LANGUAGE: translates files, or standard input, with a trained run."""
 
+from __future__ import annotations
+
 import argparse
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
-from typing import BinaryIO
+from typing import TYPE_CHECKING, BinaryIO
 
 from rich.console import Console
 
-from roundtrip.cli.app import ArgumentParser, load_translator, open_run, run_cli
+from roundtrip.cli.app import ArgumentParser, open_run, run_cli
 from roundtrip.cli.file_plan import plan_files
 from roundtrip.data.normalize import clean
 from roundtrip.data.text_files import decoded_lines, without_markup
-from roundtrip.recipe.plan import Direction
-from roundtrip.recipe.schema import Generate
 from roundtrip.runtime.errors import TextError, UsageError, quantity
 from roundtrip.runtime.event_log import print_line
+
+if TYPE_CHECKING:
+    from roundtrip.backtranslation.run_folder import RunFolder
 
 # Lines are read, translated and written in chunks of this size, so that output streams.
 CHUNK_LINES = 512
 _PLACE = "standard input"
-_FILES_ONLY = ("in_place", "force", "from_column", "to_column", "retranslate", "no_mark", "samples", "keep_broken")
+_FILES_ONLY = ("in_place", "force", "from_column", "to_column", "retranslate", "no_mark")
 
 
 def main() -> None:
@@ -40,6 +43,14 @@ def main() -> None:
     parser.add_argument(
         "--explain", choices=("columns", "json"), help="print source, translation, translation back and chrF of each"
     )
+    parser.add_argument(
+        "--samples",
+        type=_count,
+        default=0,
+        metavar="K",
+        help="choose among K samples by how well they restore the source",
+    )
+    parser.add_argument("--keep-broken", action="store_true", help="also write translations that break placeholders")
     files = parser.add_argument_group("files")
     files.add_argument("--in-place", action="store_true", help="every PATH is changed; there is no OUT")
     files.add_argument("--force", action="store_true", help="replace outputs that exist")
@@ -48,14 +59,6 @@ def main() -> None:
     choices = ("none", "fuzzy", "all")
     files.add_argument("--retranslate", choices=choices, default="none", help="what is translated again (none)")
     files.add_argument("--no-mark", action="store_true", help="do not mark translations as fuzzy, or to be reviewed")
-    files.add_argument(
-        "--samples",
-        type=_count,
-        default=0,
-        metavar="K",
-        help="choose among K samples by how well they restore the source",
-    )
-    files.add_argument("--keep-broken", action="store_true", help="also write translations that break placeholders")
     run_cli(_translate, parser)
 
 
@@ -73,7 +76,7 @@ def _translate(arguments: argparse.Namespace) -> None:
         if given:
             cure = "name the files too: translate RUN IN OUT --to LANGUAGE"
             raise UsageError("is for files, not for standard input", place=f"--{given[0].replace('_', '-')}", cure=cure)
-        translate_stdin(arguments)
+        translate_stdin(arguments, open_run(arguments.run)[0])
         return
     plan = plan_files(arguments.paths, in_place=arguments.in_place)
     run, _ = open_run(arguments.run)
@@ -83,43 +86,41 @@ def _translate(arguments: argparse.Namespace) -> None:
     translate_files(arguments, plan, run)
 
 
-def translate_stdin(arguments: argparse.Namespace) -> None:
-    """Translate standard input to standard output; lines that are too long are refused after all others are written."""
-    translator, settings = load_translator(arguments.run, arguments.to, arguments.stage, arguments.device)
-    from roundtrip.engine.long_inputs import MAX_LINE_CHARS, translate_any_length
+def translate_stdin(arguments: argparse.Namespace, run: RunFolder) -> None:
+    """Translate standard input to standard output; lines without a translation are refused after all are written."""
+    from roundtrip.backtranslation.dev_scoring import search_settings
+    from roundtrip.backtranslation.trained_models import direction_into
+    from roundtrip.cli.translate_files import Models, explain
+    from roundtrip.engine.checked_translation import translate_checked
+    from roundtrip.engine.long_inputs import CUT, MAX_LINE_CHARS
 
-    explain = _explanation(arguments, translator.direction.reverse, settings) if arguments.explain else None
+    models = Models(arguments, run, direction_into(run, arguments.to))
+    settings, forward = search_settings(run.recipe()), models.get(models.direction)
+    reverse = models.get(models.direction.reverse) if arguments.samples else None
     lines = _ShortLines(sys.stdin.buffer, MAX_LINE_CHARS)
-    refused: list[str] = []
-    truncated: list[str] = []
-    start = 0
+    refused, named, start = list[str](), list[str](), 0
     try:
         for chunk in _chunks(decoded_lines(lines, _PLACE)):
-            texts = translate_any_length(translator, chunk, settings, refused, truncated, start)
-            if explain is not None:
-                explain(list(zip(chunk, texts, strict=True)))
+            texts = []
+            results = translate_checked(forward, chunk, settings, reverse, arguments.samples)
+            for number, each in enumerate(results, start + 1):
+                is_written = not each.problem or each.problem == CUT or (arguments.keep_broken and each.text)
+                texts.append(each.text if is_written else "")
+                if each.problem:
+                    (named if is_written else refused).append(f"line {number}: {each.problem}")
+            if arguments.explain:
+                explain(models, list(zip(chunk, texts, strict=True)), settings)
             else:
                 sys.stdout.buffer.writelines(text.encode("utf-8") + b"\n" for text in texts)
                 sys.stdout.buffer.flush()
             start += len(chunk)
     finally:
-        for problem in refused + truncated:
+        for problem in refused + named:
             print_line(Console(stderr=True), problem)
     if refused:
-        problem = f"{quantity(len(refused), 'line')} too long to translate; the output has an empty line for each"
-        raise TextError(
-            problem, place=_PLACE, cure="split the lines named above, or their sentences, into shorter ones"
-        )
-
-
-def _explanation(
-    arguments: argparse.Namespace, reverse: Direction, settings: Generate
-) -> Callable[[list[tuple[str, str]]], None]:
-    """Return what prints pairs with their translations back."""
-    from roundtrip.cli.translate_files import print_explained
-
-    translator, _ = load_translator(arguments.run, reverse.target, arguments.stage, arguments.device)
-    return lambda pairs: print_explained(translator, pairs, settings, arguments.explain)
+        problem = f"{quantity(len(refused), 'line')} without a translation; the output has an empty line for each"
+        cure = "split those named above that are too long; --keep-broken writes those that break placeholders"
+        raise TextError(problem, place=_PLACE, cure=cure)
 
 
 class _ShortLines:

@@ -35,6 +35,7 @@ from roundtrip.runtime.atomic_io import atomic_path, remove_path
 from roundtrip.runtime.disk_space import report_full_disk
 from roundtrip.runtime.errors import Interrupted, TextError, UsageError, quantity
 from roundtrip.runtime.event_log import EventLog, ProgressHandle
+from roundtrip.runtime.integrity import file_hash
 
 # Units that are named with the reason why they were left alone; all are counted.
 MAX_LISTED = 100
@@ -44,22 +45,30 @@ def translate_files(arguments: argparse.Namespace, plan: Plan, run: RunFolder) -
     """Translate files; what is finished is kept beside the output until all are written."""
     direction = trained_models.direction_into(run, arguments.to)
     settings, events = search_settings(run.recipe()), EventLog(Console(stderr=True))
-    cache = TranslationCache(plan.cache, _key(run, direction, settings, arguments))
+    key = _key(run, direction, settings, arguments)
+    cache = TranslationCache(plan.cache(key), key)
     cache.read()
-    files = [(path, output) for path, output in plan.files if _identity(path, output) not in cache.written]
+    identities = {output: _identity(path, output, arguments) if cache.written else "" for path, output in plan.files}
+    files = [(path, output) for path, output in plan.files if identities[output] not in cache.written]
     existing = [output for _, output in files if output.exists()]
     if existing and not (arguments.in_place or arguments.force):
         raise UsageError("exists already", place=str(existing[0]), cure="name another output, or add --force")
     documents, refused = _read_all(files, direction, arguments)
     if len(plan.files) == 1 and refused:
         raise refused[0]
+    models = Models(arguments, run, direction)
     try:
-        _translate_all(documents, _Models(arguments, run, direction), settings, cache, events)
+        for path, output in plan.files:
+            if (texts := cache.written.get(identities[output])) is not None:
+                events.say(f"{path} -> {output}: complete before")
+                if arguments.explain:
+                    explain(models, [(text, cache.known[text].text) for text in texts], settings)
+        _translate_all(documents, models, settings, cache, events)
     except KeyboardInterrupt:
-        kept = f"what is finished is kept in {plan.cache}" if plan.cache.exists() else "nothing is finished yet"
+        kept = f"what is finished is kept in {cache.path}" if cache.path.exists() else "nothing is finished yet"
         cure = f"repeat the same command to continue: {kept}"
         raise Interrupted(signal.SIGINT, cure) from None
-    remove_path(plan.cache)
+    remove_path(cache.path)
     for error in refused:
         events.say(f"left alone: {error}")
     if refused:
@@ -69,9 +78,10 @@ def translate_files(arguments: argparse.Namespace, plan: Plan, run: RunFolder) -
 
 def _key(run: RunFolder, direction: Direction, settings: Generate, arguments: argparse.Namespace) -> str:
     """Return the hash of all that translations depend on."""
-    manifest = run.manifest()
-    weights = run.recorded(run.adapters / arguments.stage / direction.name)
-    parts = [__version__, weights, manifest.base_hashes, direction.name, settings.model_dump(), arguments.samples]
+    # The other direction selects samples.
+    names = [direction.name, *([direction.reverse.name] if arguments.samples else [])]
+    weights = run.recorded(*(run.adapters / arguments.stage / name for name in names))
+    parts = [__version__, weights, run.manifest().base_hashes, names, settings.model_dump(), arguments.samples]
     return hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()
 
 
@@ -92,23 +102,25 @@ def _read_all(
     return documents, refused
 
 
-class _Models:
-    """Both directions of a run, each loaded when it is first used."""
+class Models:
+    """The directions of a run that a command needs, which are loaded when one is first used, on one base."""
 
     def __init__(self, arguments: argparse.Namespace, run: RunFolder, direction: Direction) -> None:
         self.arguments, self._run, self.direction = arguments, run, direction
-        self._loaded: dict[Direction, Translator] = {}
+        self._loaded: dict[str, Translator] = {}
 
     def get(self, direction: Direction) -> Translator:
-        if direction not in self._loaded:
+        if not self._loaded:
+            needs_both = self.arguments.samples or self.arguments.explain
+            wanted = [self.direction, self.direction.reverse] if needs_both else [self.direction]
             stage, device = self.arguments.stage, self.arguments.device
-            self._loaded[direction] = trained_models.load(self._run, direction, stage, device)
-        return self._loaded[direction]
+            self._loaded = trained_models.load_directions(self._run, wanted, stage, device)
+        return self._loaded[direction.name]
 
 
 def _translate_all(
     documents: Sequence[tuple[Document, Path]],
-    models: _Models,
+    models: Models,
     settings: Generate,
     cache: TranslationCache,
     events: EventLog,
@@ -127,9 +139,10 @@ def _translate_all(
             translate_texts(texts, translate, cache, chunk_texts)
             result = translate_document(document, cache.known, arguments.retranslate, keep_broken=arguments.keep_broken)
             _write(document, output, result)
-            cache.add([["written", _identity(document.path, output)]])
+            written = _identity(document.path, output, arguments)
+            cache.add([["written", written, *(text for text, _ in result.pairs)]])
             if arguments.explain:
-                print_explained(models.get(direction.reverse), result.pairs, settings, arguments.explain)
+                explain(models, result.pairs, settings)
             shown.append(f"{document.path} -> {output}: {_summary(result)}")
             left_alone += [f"{document.path}:{line}: left as it is: {reason}" for line, reason in result.left_alone]
     for text in [*left_alone[:MAX_LISTED], *shown]:
@@ -139,7 +152,7 @@ def _translate_all(
 
 
 def _translation(
-    models: _Models, settings: Generate, task: ProgressHandle
+    models: Models, settings: Generate, task: ProgressHandle
 ) -> Callable[[list[str]], list[CheckedTranslation]]:
     """Return what translates a chunk of texts and shows the progress."""
 
@@ -156,10 +169,12 @@ def _translation(
     return translate
 
 
-def _identity(path: Path, output: Path) -> str:
-    """Return what names an output that is complete, as long as its input stays the same."""
-    stat = path.stat()
-    return f"{output.absolute()} {stat.st_mtime_ns} {stat.st_size}"
+def _identity(path: Path, output: Path, arguments: argparse.Namespace) -> str:
+    """Return what names an output that is complete: as long as it and its input stay as they are, for this command."""
+    names = ("retranslate", "no_mark", "keep_broken", "from_column", "to_column")
+    stat, digest = path.stat(), file_hash(output) if output.is_file() else None
+    settings = [getattr(arguments, name) for name in names]
+    return json.dumps([str(output.absolute()), digest, stat.st_mtime_ns, stat.st_size, *settings])
 
 
 def _write(document: Document, output: Path, result: TranslatedDocument) -> None:
@@ -182,12 +197,11 @@ def _summary(result: TranslatedDocument) -> str:
     return ", ".join(parts)
 
 
-def print_explained(
-    reverse: Translator, pairs: Sequence[tuple[str, str]], settings: Generate, output_format: str
-) -> None:
+def explain(models: Models, pairs: Sequence[tuple[str, str]], settings: Generate) -> None:
     """Print each source and translation with its translation back and the chrF of that, as columns or JSON lines."""
+    reverse, is_json = models.get(models.direction.reverse), models.arguments.explain == "json"
     for (source, translation), (back, chrf) in zip(pairs, back_translations(reverse, pairs, settings), strict=True):
         row = {"source": source, "translation": translation, "back": back, "chrf": round(chrf, 1)}
-        line = json.dumps(row, ensure_ascii=False) if output_format == "json" else "\t".join(map(str, row.values()))
+        line = json.dumps(row, ensure_ascii=False) if is_json else "\t".join(map(str, row.values()))
         sys.stdout.buffer.write(line.encode("utf-8") + b"\n")
     sys.stdout.buffer.flush()

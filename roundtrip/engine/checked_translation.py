@@ -5,7 +5,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from roundtrip.data.placeholders import errors, first_intact
-from roundtrip.engine.long_inputs import Candidates, translate_candidates
+from roundtrip.engine.long_inputs import CUT, Candidates, translate_candidates
 from roundtrip.engine.request import Callbacks
 from roundtrip.engine.translator import Translator
 from roundtrip.evaluation.metrics import sentence_chrf
@@ -38,8 +38,9 @@ def translate_checked(
 
     Args:
         settings: of the greedy search.
-        reverse: the other direction, which ranks sampled candidates by the likelihood of the source.
+        reverse: the other direction, which ranks `samples` by the likelihood of the source.
         samples: candidates that are sampled for each text; where 0, only for texts without a usable translation.
+        callbacks: are called for texts that are translated again too.
     """
     pools = translate_candidates(forward, texts, settings, callbacks=callbacks)
     again = [i for i, pool in enumerate(pools) if not pool.too_long and (samples or _usable(texts[i], pool) is None)]
@@ -47,9 +48,10 @@ def translate_checked(
         sampling = settings.model_copy(
             update={"temperature": SAMPLING_TEMPERATURE, "num_candidates": samples or NUM_RETRIES}
         )
-        for i, more in zip(again, translate_candidates(forward, [texts[i] for i in again], sampling), strict=True):
+        sampled = translate_candidates(forward, [texts[i] for i in again], sampling, callbacks=callbacks)
+        for i, more in zip(again, sampled, strict=True):
             pools[i] = Candidates(pools[i].texts + more.texts, pools[i].finished + more.finished, more.too_long)
-        if reverse is not None:
+        if samples and reverse is not None:
             _rank(reverse, texts, pools, again, settings)
     return [_choose(text, pool) for text, pool in zip(texts, pools, strict=True)]
 
@@ -90,7 +92,7 @@ def _choose(source: str, pool: Candidates) -> CheckedTranslation:
     if not text:
         return CheckedTranslation("", "the translation is empty")
     broken = errors(source, text)
-    return CheckedTranslation(text, str(broken[0]) if broken else "the translation was cut at its length limit")
+    return CheckedTranslation(text, str(broken[0]) if broken else CUT)
 
 
 def back_translations(

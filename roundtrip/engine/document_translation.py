@@ -8,8 +8,8 @@ from pathlib import Path
 
 from roundtrip.data.documents.document import Document, Unit
 from roundtrip.data.normalize import clean
+from roundtrip.data.placeholders import errors
 from roundtrip.engine.checked_translation import CheckedTranslation
-from roundtrip.runtime.atomic_io import remove_path
 from roundtrip.runtime.errors import TextError
 from roundtrip.runtime.event_log import append_line
 
@@ -54,13 +54,33 @@ def paragraphs(text: str) -> list[str]:
     return parts
 
 
-def texts_of(document: Document, retranslate: str) -> list[str]:
-    """Return the clean texts that the units of a document need, each once."""
-    units = [unit for unit in document.units if unit.status in RETRANSLATED[retranslate]]
-    sources = (source for unit in units for source in unit.sources)
+def needed_texts(sources: Iterable[str]) -> list[str]:
+    """Return the clean paragraphs of texts that have anything to translate, each once."""
     return list(
         dict.fromkeys(clean(part) for source in sources for part in paragraphs(source)[::2] if _has_letters(part))
     )
+
+
+def join_translations(source: str, known: Mapping[str, CheckedTranslation]) -> CheckedTranslation:
+    """Return the translation of a text from those of its paragraphs, checked as a whole; what has no letters is copied.
+
+    It is empty where a paragraph has none. Its problem is the first that makes it unusable, or any.
+    """
+    parts = paragraphs(source)
+    cleaned = [clean(part) if _has_letters(part) else part for part in parts]
+    results = [known[part] if _has_letters(part) else CheckedTranslation(part) for part in cleaned]
+    missing = [each for part, each in zip(parts, results, strict=True) if part and not each.text]
+    problem = next((each.problem for each in [*missing, *results] if each.problem), "")
+    text = "" if missing else "".join(each.text for each in results)
+    if not problem and (broken := errors("".join(cleaned), text)):
+        problem = str(broken[0])
+    return CheckedTranslation(text, problem)
+
+
+def texts_of(document: Document, retranslate: str) -> list[str]:
+    """Return the clean texts that the units of a document need, each once."""
+    units = (unit for unit in document.units if unit.status in RETRANSLATED[retranslate])
+    return needed_texts(source for unit in units for source in unit.sources)
 
 
 def translate_document(
@@ -93,19 +113,12 @@ def _translate_unit(
     unit: Unit, known: Mapping[str, CheckedTranslation], *, keep_broken: bool
 ) -> tuple[list[str], list[tuple[str, str]]]:
     """Return the translations of a unit, and those of its paragraphs; raise TextError where one has a problem."""
-    texts, pairs = [], []
-    for source in unit.sources:
-        parts = paragraphs(source)
-        for i in range(0, len(parts), 2):
-            if _has_letters(parts[i]):
-                text = clean(parts[i])
-                translation = known[text]
-                if translation.problem and not (keep_broken and translation.text):
-                    raise TextError(translation.problem)
-                pairs.append((text, translation.text))
-                parts[i] = translation.text
-        texts.append("".join(parts))
-    return texts, pairs
+    results = [join_translations(source, known) for source in unit.sources]
+    for each in results:
+        if each.problem and not (keep_broken and each.text):
+            raise TextError(each.problem)
+    pairs = [(text, known[text].text) for source in unit.sources for text in needed_texts([source])]
+    return [each.text for each in results], pairs
 
 
 def _has_letters(text: str) -> bool:
@@ -115,43 +128,37 @@ def _has_letters(text: str) -> bool:
 
 @dataclass
 class TranslationCache:
-    """Finished translations in a file, by which a command that was stopped continues.
+    """Finished translations in a file, by which a command that was stopped continues; several may append to it.
 
     Attributes:
         key: of the model and the settings; what was made with others is not used.
-        written: names of outputs that are complete.
+        written: names of outputs that are complete, each with the texts of the paragraphs that were written.
     """
 
     path: Path
     key: str
     known: dict[str, CheckedTranslation] = field(default_factory=dict)
-    written: set[str] = field(default_factory=set)
+    written: dict[str, list[str]] = field(default_factory=dict)
 
     def read(self) -> None:
-        """Read what an earlier command with the same key has kept; remove what cannot be used."""
+        """Read what commands with the same key have kept; lines of others, and damaged ones, are not used."""
         if self.path.is_symlink() or not self.path.is_file():
             return
-        try:
-            # Without an incomplete line at the end, of a process that was killed.
-            lines = self.path.read_text(encoding="utf-8").split("\n")[:-1]
-            rows = [[str(each) for each in json.loads(line)] for line in lines]
-        except (ValueError, TypeError, RecursionError):
-            rows = []
-        if rows[:1] != [["key", self.key]]:
-            remove_path(self.path)
-            return
-        self.known.update({row[0]: CheckedTranslation(*row[1:]) for row in rows[1:] if len(row) == 3})
-        self.written.update(row[1] for row in rows[1:] if len(row) == 2)
+        for line in self.path.read_bytes().split(b"\n"):
+            try:
+                key, kind, name, *rest = map(str, json.loads(line))
+            except (ValueError, TypeError, RecursionError):
+                continue
+            if key == self.key and kind == "text" and len(rest) == 2:
+                self.known[name] = CheckedTranslation(*rest)
+            elif key == self.key and kind == "written" and self.known.keys() >= set(rest):
+                self.written[name] = rest
 
     def add(self, rows: Iterable[Sequence[str]]) -> None:
-        """Append rows: a text, its translation and its problem, or `written` and a name."""
-        if not self.path.exists():
-            self._append(["key", self.key])
+        """Append rows: `text`, it, its translation and its problem, or `written`, a name and its texts."""
         for row in rows:
-            self._append(row)
-
-    def _append(self, row: Sequence[str]) -> None:
-        append_line(self.path, json.dumps(list(row), ensure_ascii=False).encode("utf-8", "backslashreplace") + b"\n")
+            line = json.dumps([self.key, *row], ensure_ascii=False).encode("utf-8", "backslashreplace")
+            append_line(self.path, line + b"\n")
 
 
 def translate_texts(
@@ -166,4 +173,4 @@ def translate_texts(
         chunk = missing[start : start + chunk_texts]
         made = dict(zip(chunk, translate(chunk), strict=True))
         cache.known.update(made)
-        cache.add((text, each.text, each.problem) for text, each in made.items())
+        cache.add(("text", text, each.text, each.problem) for text, each in made.items())

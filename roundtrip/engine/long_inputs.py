@@ -11,6 +11,7 @@ from roundtrip.recipe.schema import Generate
 
 # Twenty pages. Splitting into sentences takes time that may grow with the square of a line's length.
 MAX_LINE_CHARS = 50_000
+CUT = "the translation was cut at its length limit"
 
 
 @dataclass(frozen=True)
@@ -79,18 +80,16 @@ def translate_any_length(
     settings: Generate,
     too_long: list[str],
     truncated: list[str],
-    start: int = 0,
 ) -> Iterator[str]:
     """Translate clean lines greedily, see `translate_candidates`.
 
     Args:
         too_long: gets a message for each line that is too long; its translation is empty.
         truncated: gets a message for each line whose translation reached its length limit.
-        start: number of lines before these, for messages.
     """
-    for number, candidates in enumerate(translate_candidates(translator, texts, settings), start + 1):
+    for number, candidates in enumerate(translate_candidates(translator, texts, settings), 1):
         if candidates.too_long:
             too_long.append(f"line {number}: {candidates.too_long}")
         if not candidates.finished[0]:
-            truncated.append(f"line {number}: the translation was cut at its length limit")
+            truncated.append(f"line {number}: {CUT}")
         yield candidates.texts[0]

@@ -3,9 +3,8 @@
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
-from roundtrip.data.normalize import clean
 from roundtrip.engine.checked_translation import CheckedTranslation, translate_checked
-from roundtrip.engine.document_translation import paragraphs
+from roundtrip.engine.document_translation import join_translations, needed_texts
 from roundtrip.engine.request import Callbacks
 from roundtrip.engine.translator import Translator
 from roundtrip.recipe.language_codes import match_codes, parse_code
@@ -22,28 +21,10 @@ class ServedRun:
 
     def translate(self, direction: str, texts: Sequence[str], callbacks: Callbacks) -> list[CheckedTranslation]:
         """Translate texts paragraph by paragraph; white space around paragraphs, and those without letters, stay."""
-        forward = self.translators[direction]
-        split = [paragraphs(text) for text in texts]
-        needed = list(dict.fromkeys(clean(part) for parts in split for part in parts[::2] if _has_letters(part)))
-        reverse = self.translators[forward.direction.reverse.name]
-        results = translate_checked(forward, needed, self.settings, reverse, callbacks=callbacks)
+        needed = needed_texts(texts)
+        results = translate_checked(self.translators[direction], needed, self.settings, callbacks=callbacks)
         known = dict(zip(needed, results, strict=True))
-        return [_joined(parts, known) for parts in split]
-
-
-def _joined(parts: Sequence[str], known: Mapping[str, CheckedTranslation]) -> CheckedTranslation:
-    """Return the translation of a text from those of its parts, with the first problem that makes it unusable, or any.
-
-    It is empty where a part has none.
-    """
-    translated = [known[clean(part)] if _has_letters(part) else CheckedTranslation(part) for part in parts]
-    missing = [each for part, each in zip(parts, translated, strict=True) if part and not each.text]
-    problem = next((each.problem for each in [*missing, *translated] if each.problem), "")
-    return CheckedTranslation("" if missing else "".join(each.text for each in translated), problem)
-
-
-def _has_letters(text: str) -> bool:
-    return any(map(str.isalpha, text))
+        return [join_translations(text, known) for text in texts]
 
 
 def find_direction(directions: Sequence[Direction], source: str, target: str) -> Direction | None:

@@ -2,20 +2,29 @@
 
 from __future__ import annotations
 
+import io
 import json
 import re
 import shutil
 import subprocess
+import sys
 from collections.abc import Callable
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import polib
 import pytest
 
+from roundtrip.backtranslation import trained_models
+from roundtrip.backtranslation.run_folder import RunFolder
 from roundtrip.cli import translate, translate_files
 from roundtrip.data.documents.document import Document
+from roundtrip.engine import checked_translation
 from roundtrip.engine.checked_translation import CheckedTranslation
+from roundtrip.engine.long_inputs import CUT
+from roundtrip.recipe.plan import Direction
+from roundtrip.recipe.schema import Generate
 from tests import ROOT
 from tests.conftest import toy_pairs
 from tests.runs import run_module
@@ -77,6 +86,43 @@ def test_a_pipe_is_explained(finished: Finished) -> None:
     assert [row[0] for row in rows] == [SOURCES[0], "", SOURCES[1]] and all(len(row) == 4 for row in rows)
 
 
+@pytest.mark.parametrize(
+    ("options", "expected"),
+    [((), ["", "A", "", "CUT", ""]), (("--keep-broken", "--samples", "2"), ["B %S", "A", "", "CUT", ""])],
+)
+def test_lines_of_a_pipe_keep_their_placeholders(
+    finished: Finished, shell: Shell, monkeypatch: pytest.MonkeyPatch, options: tuple[str, ...], expected: list[str]
+) -> None:
+    problems = {"b %s": "printf placeholder: missing %s", "long": "too long", "cut": CUT}
+
+    def translated(forward: Any, texts: list[str], settings: Any, reverse: Any, samples: int) -> Any:
+        assert samples == (2 if options else 0) and (reverse is not None) == bool(samples)
+        return [CheckedTranslation("" if each == "long" else each.upper(), problems.get(each, "")) for each in texts]
+
+    monkeypatch.setattr(checked_translation, "translate_checked", translated)
+    monkeypatch.setattr(sys, "stdin", SimpleNamespace(buffer=io.BytesIO(b"b %s\na\n\ncut\nlong\n")))
+    code, out, errors = shell(translate, str(finished[1]), "--to", "es", *options)
+    assert code == 2 and out.split("\n") == [*expected, ""]
+    assert "line 1: printf placeholder: missing %s\n" in errors and f"line 4: {CUT}" in errors
+    assert f"{2 - len(options) // 3} line" in errors and "line 5: too long" in errors
+
+
+@pytest.mark.parametrize(("options", "names"), [((), ["en-es"]), (("--samples", "2"), ["en-es", "es-en"])])
+def test_directions_are_loaded_once(
+    finished: Finished, shell: Shell, upper: list[str], monkeypatch: pytest.MonkeyPatch, options: Any, names: list[str]
+) -> None:
+    loaded, load = list[list[str]](), trained_models.load_directions
+
+    def counted(run: Any, wanted: Any, *rest: Any) -> Any:
+        loaded.append([each.name for each in wanted])
+        return load(run, wanted, *rest)
+
+    monkeypatch.setattr(trained_models, "load_directions", counted)
+    Path("a.txt").write_text("one\n")
+    assert shell(translate, str(finished[1]), "a.txt", "b.txt", "--to", "es", *options)[0] == 0
+    assert loaded == [names]
+
+
 def test_a_folder_keeps_its_tree(finished: Finished, tmp_path: Path, shell: Shell, upper: list[str]) -> None:
     for name, content in {"a.po": PO, "deep/b.txt": "one\n\ntwo!\n", "deep/c.mo": "x", ".hidden/d.txt": "x"}.items():
         path = tmp_path / "in" / name
@@ -129,14 +175,72 @@ def test_a_stopped_command_continues(
     assert code == 130 and "repeat the same command to continue" in errors
     assert sorted(path.name for path in tmp_path.rglob("*.txt")) == ["a.txt", "a.txt", "b.txt"]
     assert shell(translate, *arguments, "--samples", "2")[0] == 2, "other settings do not use what was kept"
-    upper.clear()
-    with monkeypatch.context() as patch:
-        patch.setattr(Document, "write", stop)
-        shell(translate, *arguments, "--force")
     assert upper == ["one", "two", "three", "four"]
     code, _, errors = shell(translate, *arguments)
-    assert code == 0 and len(upper) == 4, errors
-    assert Path("out/b.txt").read_text() == "THREE\nFOUR\n" and not Path(".out.roundtrip").exists()
+    assert code == 0 and len(upper) == 4 and "a.txt -> out/a.txt: complete before" in errors, errors
+    assert Path("out/b.txt").read_text() == "THREE\nFOUR\n" and not list(tmp_path.glob(".*"))
+
+
+@pytest.fixture
+def stopped(
+    finished: Finished, tmp_path: Path, shell: Shell, upper: list[str], monkeypatch: pytest.MonkeyPatch
+) -> tuple[str, ...]:
+    """Return the arguments of a command that has written out/a.txt, and was stopped before out/b.txt."""
+    Path("a.txt").write_text("one\ntwo\n")
+    Path("b.txt").write_text("three\n")
+    whole = Document.write
+    arguments = (str(finished[1]), "a.txt", "b.txt", "out", "--to", "es")
+
+    def stop(document: Document, translations: Any) -> bytes:
+        if document.path.name == "b.txt":
+            raise KeyboardInterrupt
+        return whole(document, translations)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Document, "write", stop)
+        assert shell(translate, *arguments)[0] == 130
+    return arguments
+
+
+def test_outputs_that_changed_are_not_finished(stopped: tuple[str, ...], shell: Shell) -> None:
+    Path("out/a.txt").write_text("edited\n")
+    code, _, errors = shell(translate, *stopped)
+    assert code == 2 and "out/a.txt: exists already" in errors and Path("out/a.txt").read_text() == "edited\n"
+    Path("out/a.txt").unlink()
+    assert shell(translate, *stopped)[0] == 0 and Path("out/a.txt").read_text() == "ONE\nTWO\n"
+
+
+@pytest.mark.parametrize(
+    "option",
+    [("--retranslate", "all"), ("--no-mark",), ("--keep-broken",), ("--from-column", "a"), ("--to-column", "a")],
+)
+def test_what_another_command_has_finished_is_not_skipped(
+    stopped: tuple[str, ...], shell: Shell, option: tuple[str, ...], upper: list[str]
+) -> None:
+    code, _, errors = shell(translate, *stopped, *option)
+    assert code == 2 and "exists already" in errors
+    code, _, errors = shell(translate, *stopped, *option, "--force")
+    assert code == 0 and "2 texts translated" in errors and upper == ["one", "two", "three"]
+
+
+@pytest.mark.parametrize("samples", [0, 2])
+def test_what_is_kept_depends_on_all_weights_that_are_used(
+    finished: Finished, monkeypatch: pytest.MonkeyPatch, samples: int
+) -> None:
+    arguments, asked = SimpleNamespace(stage="best", samples=samples), list[str]()
+    monkeypatch.setattr(RunFolder, "recorded", lambda _, *parts: asked.extend(part.name for part in parts))
+    run, settings = RunFolder(finished[1]), Generate()
+    translate_files._key(run, Direction("en", "es"), settings, arguments)  # type: ignore[arg-type]
+    assert asked == (["en-es", "es-en"] if samples else ["en-es"])
+
+
+def test_finished_files_are_explained_too(
+    stopped: tuple[str, ...], shell: Shell, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(translate_files, "back_translations", lambda _, pairs, *rest: [("x", 1.0) for _ in pairs])
+    code, out, _ = shell(translate, *stopped, "--explain", "json")
+    rows = [json.loads(line) for line in out.splitlines()]
+    assert code == 0 and [row["translation"] for row in rows] == ["ONE", "TWO", "THREE"]
 
 
 def test_a_file_that_cannot_be_read_does_not_stop_the_others(
@@ -166,7 +270,6 @@ def test_a_file_that_cannot_be_read_does_not_stop_the_others(
         (("a.txt", "/dev/null"), "cannot be written"),
         (("a.txt", "a.txt/x.txt"), "cannot be written"),
         (("--force",), "is for files"),
-        (("--keep-broken",), "is for files"),
         (("--from-column", "0"), "is for files"),
         (("a.txt", "new.txt", "--samples", "0"), "not a number from 1 to 1000"),
     ],

@@ -17,13 +17,17 @@ from roundtrip.engine.checked_translation import NUM_RETRIES, CheckedTranslation
 from roundtrip.engine.document_translation import (
     CHUNK_TEXTS,
     TranslationCache,
+    join_translations,
+    needed_texts,
     paragraphs,
     texts_of,
     translate_document,
     translate_texts,
 )
+from roundtrip.engine.request import Callbacks
 from roundtrip.recipe.plan import Direction
 from roundtrip.recipe.schema import Generate
+from roundtrip.serving.served_run import ServedRun
 
 GREEDY = Generate(temperature=0.0)
 
@@ -62,7 +66,7 @@ def test_the_first_candidate_that_keeps_placeholders_is_taken() -> None:
     forward = Stub({"%s a": ["b", "%s", "%s c"], "d": ["e"], "f %s": ["g"]}, unfinished=("%s",))
     results = translate_checked(forward, ["%s a", "d", "", "f %s"], GREEDY)  # type: ignore[arg-type]
     assert results[:3] == [CheckedTranslation("%s c"), CheckedTranslation("e"), CheckedTranslation("")]
-    assert results[3].text == "g" and "missing %1$s" in results[3].problem
+    assert results[3].text == "g" and "printf placeholder: missing" in results[3].problem
     assert forward.asked == [("%s a", 1), ("d", 1), ("f %s", 1), ("%s a", NUM_RETRIES), ("f %s", NUM_RETRIES)]
 
 
@@ -107,6 +111,25 @@ def test_paragraphs_numbers_and_white_space_are_kept(tmp_path: Path) -> None:
     assert kept.translations[2] == ["mal!"] and not kept.left_alone
 
 
+@pytest.mark.parametrize(
+    ("source", "translations", "is_broken"),
+    [
+        ("{n, plural,\n one {# file}\n other {# files}\n}", ["{n, plural,", "uno {# a}", "otros {# b}"], True),
+        ("{n, plural,\n one {# file}\n other {# files}\n}", ["{n, plural,", "one {# a}", "other {# b}"], False),
+        ("Read <1>the terms\nof use</1> now", ["Lea las condiciones", "de uso</1> ya"], True),
+        ("Read <1>the terms\nof use</1> now", ["Lea <1>las condiciones", "de uso</1> ya"], False),
+        ("\n a {nai\u0308f}\n", ["b {na\u00eff}"], False),
+    ],
+)
+def test_a_text_is_checked_as_a_whole(source: str, translations: list[str], is_broken: bool) -> None:
+    needed = needed_texts([source])
+    known = dict(zip(needed, map(CheckedTranslation, translations), strict=True))
+    assert bool(join_translations(source, known).problem) == is_broken
+    served = ServedRun({"en-es": Stub({text: [known[text].text] for text in needed})}, GREEDY)  # type: ignore[dict-item]
+    (result,) = served.translate("en-es", [source], Callbacks())
+    assert bool(result.problem) == is_broken and result.text == join_translations(source, known).text
+
+
 def test_what_is_translated_again(tmp_path: Path) -> None:
     path = tmp_path / "a.po"
     path.write_text('msgid "a"\nmsgstr ""\n\n#, fuzzy\nmsgid "b"\nmsgstr "x"\n\nmsgid "c"\nmsgstr "y"\n')
@@ -127,19 +150,35 @@ def test_what_is_finished_is_kept_and_read_again(tmp_path: Path) -> None:
     cache = TranslationCache(tmp_path / "cache", "key")
     with pytest.raises(KeyboardInterrupt):
         translate_texts(texts, translate, cache)
-    cache.add([["written", "a.po"]])
+    cache.add([["written", "a.po", texts[0]]])
     with (tmp_path / "cache").open("a") as file:
         file.write('["half a li')
     again = TranslationCache(tmp_path / "cache", "key")
     again.read()
-    assert again.known == cache.known and len(again.known) == CHUNK_TEXTS and again.written == {"a.po"}
+    assert again.known == cache.known and len(again.known) == CHUNK_TEXTS and again.written == {"a.po": texts[:1]}
     translate_texts(texts, lambda chunk: [CheckedTranslation("x")] * len(chunk), again)
     assert len(again.known) == len(texts)
 
 
-@pytest.mark.parametrize("content", ["", "[]\n", "1\n", '["key", "other"]\n["a", "b", ""]\n', "{\n", "[" * 9999 + "\n"])
-def test_a_cache_of_something_else_is_not_used(tmp_path: Path, content: str) -> None:
+@pytest.mark.parametrize(
+    "content", ["", "[]\n", "1\n", '["other", "text", "b", "", ""]\n', "{\n", "[" * 9999 + "\n", "\x00\n", '["key"]\n']
+)
+def test_what_is_not_of_a_cache_is_not_used(tmp_path: Path, content: str) -> None:
     (tmp_path / "cache").write_text(content)
     cache = TranslationCache(tmp_path / "cache", "key")
     cache.read()
-    assert not cache.known and not cache.path.exists()
+    assert not cache.known and not cache.written
+    cache.add([("text", "a", "b", "")])
+    cache.read()
+    assert cache.known == {"a": CheckedTranslation("b")}
+
+
+def test_commands_that_share_a_file_do_not_use_each_others_translations(tmp_path: Path) -> None:
+    caches = [TranslationCache(tmp_path / "cache", key) for key in ("en-es", "en-fr", "en-es")]
+    for cache, text in zip(caches, ("uno", "un", "una"), strict=True):
+        cache.read()
+        cache.add([("text", text, text.upper(), ""), ("written", text, text), ("written", "unknown", "x")])
+    for cache in caches:
+        cache.read()
+    assert set(caches[0].known) == set(caches[0].written) == {"uno", "una"}
+    assert set(caches[1].known) == set(caches[1].written) == {"un"}

@@ -29,7 +29,8 @@ from roundtrip.backtranslation.trainer import Trainer
 from roundtrip.cli import check, train, translate
 from roundtrip.cli.app import exit_with
 from roundtrip.data import corpora
-from roundtrip.engine import long_inputs
+from roundtrip.engine import checked_translation, long_inputs
+from roundtrip.engine.checked_translation import CheckedTranslation
 from roundtrip.models import direction_model
 from roundtrip.recipe.loader import load_recipe
 from roundtrip.recipe.plan import Phase
@@ -453,7 +454,7 @@ def test_a_line_that_is_too_long_is_refused_by_itself(
     output = captured.out.split(b"\n")
     assert len(output) == 6 and output[1] == output[2] == output[4] == b"" and output[0] and output[3]
     assert "line 2: more than 50,000 characters" in (errors := captured.err.decode()) and "line 5: more" in errors
-    assert "2 lines too long" in errors
+    assert "2 lines without a translation" in errors
 
 
 BAD = b"bad \xff byte\n"
@@ -481,7 +482,9 @@ def test_lines_before_one_that_cannot_be_read_are_translated(
 ) -> None:
     monkeypatch.setattr(sys, "stdin", SimpleNamespace(buffer=io.BytesIO(content)))
     monkeypatch.setattr(sys, "argv", ["translate", str(finished[1]), "--to", "spa_Latn"])
-    monkeypatch.setattr(long_inputs, "translate_any_length", lambda translator, texts, *rest: iter(texts))
+    monkeypatch.setattr(
+        checked_translation, "translate_checked", lambda _, texts, *rest: [CheckedTranslation(text) for text in texts]
+    )
     with pytest.raises(SystemExit) as caught:
         exit_with(translate.main)
     captured = capsysbinary.readouterr()

@@ -2,7 +2,7 @@
 
 import re
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
@@ -23,7 +23,7 @@ _LINE = re.compile(
     r'[ \t]*(?:#(?:[^\x00-\x08\x0e-\x1f\x7f-\x9f\ufeff].*)?|(?:msg\w+(?:\[\d\])?[ \t]*)?".*|)\s*', re.DOTALL
 )
 # Of larger numbers the forms repeat.
-_NUMBERS = range(2, 1001)
+_NUMBERS = (0, *range(2, 1001))
 
 
 def read_catalogue(path: Path, request: Request) -> Document:
@@ -124,7 +124,9 @@ def _unit(place: _Entry, line: int, sources: dict[int, str]) -> Unit:
 
     def edits(translations: Sequence[str]) -> list[Edit]:
         new = dict(zip(empty, translations, strict=True))
-        return place.edits([new.get(form) or existing[form] for form in sources])
+        # The forms that stay are as fuzzy as before.
+        marked = replace(place, mark=place.mark or (entry.fuzzy and len(empty) < len(sources)))
+        return marked.edits([new.get(form) or existing[form] for form in sources])
 
     return Unit([sources[form] for form in empty], line, "untranslated", edits)
 

@@ -65,13 +65,14 @@ class _Xml:
         return [(span.start, span.inner_start, tag)] if tag != self.open_tag(element) else []
 
 
-def _with_attributes(tag: str, **values: str) -> str:
-    """Return a start tag with attributes; `_` in their names is `-`."""
+def _with_attributes(tag: str, **values: str | None) -> str:
+    """Return a start tag with attributes, and without those that are None; `_` in their names is `-`."""
     for key, value in values.items():
         name = key.replace("_", "-")
         if old := re.search(rf"\s{name}\s*=\s*(\"[^\"]*\"|'[^']*')", tag):
-            tag = tag[: old.start(1)] + quoteattr(value) + tag[old.end(1) :]
-        else:
+            new = "" if value is None else tag[old.start() : old.start(1)] + quoteattr(value)
+            tag = tag[: old.start()] + new + tag[old.end() :]
+        elif value is not None:
             end = re.search(r"\s*/?>$", tag)
             assert end is not None, "a start tag ends with >"
             tag = f"{tag[: end.start()]} {name}={quoteattr(value)}{end.group()}"
@@ -232,10 +233,10 @@ def _read_unit_1(xml: _Xml, document: Document, unit: Any, request: Request) -> 
     if source is None or not is_for_translation(unit):
         document.left_alone.append((unit.sourceline, 'marked translate="no"' if source is not None else "no source"))
         return
-    states = {"state": "needs-review-translation" if request.mark else "translated"}
-    status: Status = "untranslated"
-    if target is not None and is_translated(segments, target) and "".join(target.itertext()).strip():
-        status = "fuzzy" if target.get("state") in _FUZZY_STATES else "translated"
+    states = {"state": "needs-review-translation" if request.mark else "translated", "state_qualifier": None}
+    status = _status(source, target, is_finished=target is not None and is_translated(segments, target))
+    if status == "translated" and target.get("state") in _FUZZY_STATES:
+        status = "fuzzy"
 
     def write(content: str) -> list[Edit]:
         if target is not None:
@@ -253,7 +254,7 @@ def _read_segment_2(xml: _Xml, document: Document, unit: Any, segment: Any) -> N
     if source is None or not is_for_translation(unit):
         document.left_alone.append((segment.sourceline, 'marked translate="no"' if source is not None else "no source"))
         return
-    translated = target is not None and segment.get("state") != "initial" and "".join(target.itertext()).strip()
+    status = _status(source, target, is_finished=segment.get("state") != "initial")
 
     def write(content: str) -> list[Edit]:
         state = xml.set_attributes(segment, state="translated")
@@ -262,10 +263,18 @@ def _read_segment_2(xml: _Xml, document: Document, unit: Any, segment: Any) -> N
         prefix, end = f"{source.prefix}:" if source.prefix else "", xml.spans[source].end
         return [*state, (end, end, f"{xml.space_before(source)}<{prefix}target>{content}</{prefix}target>")]
 
-    _add(xml, document, source, "translated" if translated else "untranslated", write)
+    _add(xml, document, source, status, write)
 
 
-def _replace_content(xml: _Xml, element: Any, content: str, **attributes: str) -> list[Edit]:
+def _status(source: Any, target: Any, *, is_finished: bool) -> Status:
+    """Return the status of a target: what is in an unfinished one stays too, unless it is a copy of the source."""
+    texts = ["" if each is None else "".join(each.itertext()).strip() for each in (source, target)]
+    if not texts[1] or (texts[0] == texts[1] and not is_finished):
+        return "untranslated"
+    return "translated" if is_finished else "fuzzy"
+
+
+def _replace_content(xml: _Xml, element: Any, content: str, **attributes: str | None) -> list[Edit]:
     """Return the edit that gives an element another content, and attributes."""
     span = xml.spans[element]
     tag = _with_attributes(xml.open_tag(element), **attributes)

@@ -8,7 +8,8 @@ from roundtrip.data.documents.document import Document, Request
 from roundtrip.data.documents.exchange import read_exchange
 from roundtrip.data.documents.lines import read_lines, read_subtitles
 from roundtrip.data.documents.tables import read_csv_document, read_jsonl_document, read_tsv_document
-from roundtrip.data.readers import NO_PLAIN_LINES, format_of_name
+from roundtrip.data.readers import format_of_name
+from roundtrip.recipe.language_codes import match_rank
 from roundtrip.runtime.errors import TextError
 
 _READERS: dict[str, Callable[[Path, Request], Document]] = {
@@ -31,7 +32,7 @@ def document_format(path: Path) -> str | None:
 
 
 def read_document(path: Path, request: Request) -> Document:
-    """Read a document; a file whose ending says nothing is one of plain lines.
+    """Read a document; one without an ending, or with that of the source language, is one of plain lines.
 
     Raises:
         TextError: the file is not in its format, holds other languages, or cannot be read.
@@ -39,7 +40,7 @@ def read_document(path: Path, request: Request) -> Document:
     if path.suffix.lower() == ".gz":
         raise TextError("it is compressed", place=str(path), cure="unpack it with gunzip, and name the result")
     name = format_of_name(path)
-    if name not in _READERS and name in (*NO_PLAIN_LINES, "parquet"):
+    if name not in (*_READERS, "", "text") and match_rank(request.source, name) is None:
         cure = f"convert it to one of {', '.join(f'.{each}' for each in _READERS)}"
         raise TextError(f"a .{name} file, which is not translated", place=str(path), cure=cure)
     return _READERS.get(name, read_lines)(path, request)

@@ -188,11 +188,19 @@ def test_a_fuzzy_entry_that_is_translated_again_without_marks(tmp_path: Path) ->
     assert text == PO_HEADER + 'msgid "a"\nmsgstr "x"\n\n#, c-format\nmsgid "c"\nmsgstr "y"\n'
 
 
+def test_forms_that_stay_keep_the_mark(tmp_path: Path) -> None:
+    content = PO_HEADER + '#, fuzzy\nmsgid "a"\nmsgid_plural "b"\nmsgstr[0] "c"\nmsgstr[1] ""\n'
+    document = read(tmp_path, "a.po", content, Request("en", "es", mark=False))
+    assert document.write({0: ["x"]}).decode() == content.replace('[1] ""', '[1] "x"')
+
+
 @pytest.mark.parametrize(
     ("plural_forms", "singular", "expected"),
     [
         ("nplurals=2; plural=(n != 1);", "one file", ["one file", "%d files"]),
         ("nplurals=2; plural=n>1;", "%d file", ["%d file", "%d files"]),
+        # Form 0 also serves 0.
+        ("nplurals=2; plural=n>1;", "one file", ["%d files", "%d files"]),
         ("nplurals=1; plural=0;", "%d file", ["%d files"]),
         ("nplurals=3; plural=(n%10==1 && n%100!=11 ? 0 : n%10>=2 ? 1 : 2);", "%d file", ["%d file", *["%d files"] * 2]),
         # Form 0 also serves 21, for which the singular does not say how many there are.
@@ -262,6 +270,46 @@ def test_segments_and_states_of_xliff(tmp_path: Path) -> None:
     text = fill(document, ["Uno.", "Dos."], "a")
     assert '<target state="translated"><mrk mtype="seg" mid="1">Uno.</mrk> <mrk mtype="seg" mid="2">Dos.</mrk>' in text
     assert '<target state="translated" x="y">a</target>' in text
+
+
+SEGMENTS = '<mrk mtype="seg" mid="1">{}</mrk> <mrk mtype="seg" mid="2">{}</mrk>'
+IN_SEGMENTS = f"<source>One. Two.</source><seg-source>{SEGMENTS.format('One.', 'Two.')}</seg-source>"
+
+
+@pytest.mark.parametrize(
+    ("unit", "status"),
+    [
+        (f"{IN_SEGMENTS}<target>{SEGMENTS.format('Uno.', '')}</target>", "fuzzy"),
+        (f"{IN_SEGMENTS}<target>{SEGMENTS.format('', '')}</target>", "untranslated"),
+        (f"{IN_SEGMENTS}<target>{SEGMENTS.format('One.', 'Two.')}</target>", "translated"),
+        ('<source>A</source><target state="new">A</target>', "untranslated"),
+        *(
+            (f"<source>A</source><target {each}>a</target>", "fuzzy")
+            for each in (
+                *('state="new"', 'state="needs-translation"', 'state="needs-adaptation"', 'state="needs-l10n"'),
+                *('state-qualifier="rejected-grammar"', 'state="translated" state-qualifier="rejected-length"'),
+            )
+        ),
+    ],
+)
+def test_what_is_in_a_target_is_not_replaced_unasked(tmp_path: Path, unit: str, status: str) -> None:
+    document = read(tmp_path, "a.xlf", XLIFF_1.format(f'<trans-unit id="1">{unit}</trans-unit>'))
+    assert [each.status for each in document.units] == [status]
+
+
+@pytest.mark.parametrize(("target", "status"), [("A", "untranslated"), ("a", "fuzzy"), ("", "untranslated")])
+def test_initial_segments_of_xliff_2(tmp_path: Path, target: str, status: str) -> None:
+    segment = f'<segment state="initial"><source>A</source><target>{target}</target></segment>'
+    document = read(tmp_path, "a.xlf", XLIFF_2.format(f'<unit id="1">{segment}</unit>'))
+    assert [each.status for each in document.units] == [status]
+
+
+def test_a_new_state_has_no_qualifier_of_the_old_one(tmp_path: Path) -> None:
+    target = '<target state="needs-l10n" state-qualifier="rejected-grammar" x="y">{}</target>'
+    unit = f'<trans-unit id="1"><source>A</source>{target}</trans-unit>'
+    document = read(tmp_path, "a.xlf", XLIFF_1.format(unit.format("a")))
+    written = '<target state="needs-review-translation" x="y">b</target>'
+    assert document.write({0: ["b"]}).decode() == XLIFF_1.format(unit.replace(target, written))
 
 
 def test_subtitles_keep_times_and_are_wrapped_again(tmp_path: Path) -> None:
@@ -344,6 +392,19 @@ def test_what_cannot_be_translated_is_refused(tmp_path: Path, name: str, content
     with pytest.raises(TextError) as caught:
         read(tmp_path, name, content)
     assert problem in str(caught.value) and str(tmp_path / name) in str(caught.value) and caught.value.cure
+
+
+@pytest.mark.parametrize(
+    "ending", ["ftl", "toml", "py", "js", "php", "sql", "tex", "ts", "md", "json", "log", "parquet", "fr"]
+)
+def test_only_plain_text_is_translated_as_lines(tmp_path: Path, ending: str) -> None:
+    with pytest.raises(TextError, match=f"a .{ending} file, which is not translated"):
+        read(tmp_path, f"a.{ending}", "x = 1\n")
+
+
+@pytest.mark.parametrize("name", ["a", "a.txt", "a.TEXT", "newstest.en"])
+def test_plain_text_is_translated_as_lines(tmp_path: Path, name: str) -> None:
+    assert fill(read(tmp_path, name, "one\n"), "uno") == "uno\n"
 
 
 def test_utf_16_and_numeric_characters(tmp_path: Path) -> None:
