@@ -35,9 +35,9 @@ def atomic_path(path: Path) -> Iterator[Path]:
                 path.rename(old)
         temporary.replace(path)
     except BaseException:
-        remove_path(temporary)
         if os.path.lexists(old) and not os.path.lexists(path):
-            old.rename(path)
+            old.rename(path)  # first, since on such a disk removing may fail too
+        remove_path(temporary)
         raise
     fsync_path(path.parent)
     remove_path(old)

@@ -5,6 +5,11 @@ from __future__ import annotations
 import json
 import subprocess
 import sys
+from pathlib import Path
+
+import pytest
+
+from roundtrip.runtime import atomic_io
 
 # Without the rights of root, who may write everywhere.
 IS_WRITABLE = """
@@ -35,3 +40,16 @@ def test_what_can_be_written_by_a_user_other_than_root() -> None:
     done = subprocess.run([sys.executable, "-c", IS_WRITABLE], capture_output=True, text=True, timeout=60)
     assert done.returncode == 0, done.stderr
     assert json.loads(done.stdout) == ["open", "open/folder", "open/file", "open/new", "open/new/deep"]
+
+
+def test_the_old_folder_is_restored_before_anything_is_removed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def fail(*_: object) -> None:
+        raise OSError(5, "Input/output error")
+
+    (tmp_path / "a").mkdir()
+    (tmp_path / "a" / "old").touch()
+    with pytest.raises(OSError, match="Input/output"), atomic_io.atomic_path(tmp_path / "a") as temporary:
+        temporary.mkdir()
+        monkeypatch.setattr(Path, "replace", fail)
+        monkeypatch.setattr(atomic_io.shutil, "rmtree", fail)
+    assert (tmp_path / "a" / "old").exists()
