@@ -3,7 +3,7 @@
 import copy
 import json
 from collections.abc import Mapping
-from contextlib import ExitStack
+from contextlib import ExitStack, suppress
 from pathlib import Path
 from typing import Any
 
@@ -66,7 +66,7 @@ def export_all(
     run_dir: Path | str, folders: Mapping[str, Path], stage: str, merged: bool, dtype: str | None
 ) -> dict[str, bool]:
     """Write directions of a run, each into a folder, or none of them; see `export`."""
-    run, has_template = RunFolder(Path(run_dir)), dict[str, bool]()
+    run, has_template, written = RunFolder(Path(run_dir)), dict[str, bool](), dict[Path, int]()
     if dtype and not merged:
         raise UsageError("applies to merged models only", place="dtype", cure="add merged (--merged), or omit dtype")
     for folder in folders.values():
@@ -80,11 +80,13 @@ def export_all(
                 stack.enter_context(report_full_disk(folder, cure="free disk space and repeat the command"))
                 temporary = stack.enter_context(atomic_path(folder.absolute()))
                 has_template[name] = _write(run, translator, temporary, stage, merged, dtype)
+                written[folder] = temporary.stat().st_ino  # which a rename keeps
                 del translator  # before the next one takes as much memory
     except BaseException:
-        for folder in folders.values():
-            if (folder / trained_models.TEMPLATE).exists():  # renamed before another failed
-                remove_path(folder)
+        for folder, inode in written.items():
+            with suppress(FileNotFoundError):
+                if folder.stat().st_ino == inode:  # renamed before another failed
+                    remove_path(folder)
         raise
     return has_template
 

@@ -161,8 +161,9 @@ def _check_recorded(folder: Path, hashes: Mapping[str, str], start: Path) -> Non
     names = (adapters.CONFIG, adapters.WEIGHTS) if is_adapter else find_files(str(folder.absolute()), None).paths
     for name in names:
         if (path := (folder / name).relative_to(start).as_posix()) not in hashes:
-            problem, cure = f"{path} was added to it", "remove that file"
-            raise RunError(f"is damaged: {problem}", place=str(start), cure=cure)
+            # A process that is killed after it has written a file, and before it has recorded it, leaves this too.
+            cure = "if the run did not finish, `roundtrip train ... --resume` records it; else remove that file"
+            raise RunError(f"is damaged: {path} is not recorded", place=str(start), cure=cure)
 
 
 def _spec_of_exported(folder: Path, base: str | None) -> tuple[Model, Adapter]:

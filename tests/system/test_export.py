@@ -26,6 +26,7 @@ from roundtrip.backtranslation.export import chat_template, export
 from roundtrip.backtranslation.run_folder import RunFolder
 from roundtrip.cli import export as export_cli
 from roundtrip.cli.app import exit_with
+from roundtrip.engine.translator import Translator
 from roundtrip.models.from_scratch import train_tokenizer
 from roundtrip.recipe.schema import TemplateRecipe
 from roundtrip.runtime.errors import RunError
@@ -221,6 +222,25 @@ def test_export_command_writes_both_directions(run: RunFolder, tmp_path: Path) -
     assert all("is not on the hub" in line and "--merged" in line for line in lines[1::2])
     assert sorted(path.name for path in (tmp_path / "out").iterdir()) == NAMES
     assert "Stage `parallel`" in (tmp_path / "out" / "en-es" / "README.md").read_text()
+
+
+def test_a_failed_export_removes_only_what_it_has_written(
+    run: RunFolder, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Another export into the same folder may have finished meanwhile."""
+    folders = {name: tmp_path / name for name in ("en-es", "es-en")}
+    write = export_module._write
+
+    def fail_at_the_second(run: RunFolder, translator: Translator, *arguments: Any) -> bool:
+        if translator.direction.name == "en-es":
+            return write(run, translator, *arguments)
+        export(run.path, "en-es", folders["en-es"])
+        raise OSError("the disk has failed")
+
+    monkeypatch.setattr(export_module, "_write", fail_at_the_second)
+    with pytest.raises(OSError, match="the disk has failed"):
+        export_module.export_all(run.path, folders, "parallel", False, None)
+    assert (folders["en-es"] / "template.json").exists() and not folders["es-en"].exists()
 
 
 @pytest.mark.parametrize(
