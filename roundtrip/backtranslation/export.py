@@ -66,7 +66,7 @@ def export_all(
     run_dir: Path | str, folders: Mapping[str, Path], stage: str, merged: bool, dtype: str | None
 ) -> dict[str, bool]:
     """Write directions of a run, each into a folder, or none of them; see `export`."""
-    run, has_template, written = RunFolder(Path(run_dir)), dict[str, bool](), dict[Path, int]()
+    run, has_template, written = RunFolder(Path(run_dir)), dict[str, bool](), dict[Path, tuple[int, int]]()
     if dtype and not merged:
         raise UsageError("applies to merged models only", place="dtype", cure="add merged (--merged), or omit dtype")
     for folder in folders.values():
@@ -80,15 +80,21 @@ def export_all(
                 stack.enter_context(report_full_disk(folder, cure="free disk space and repeat the command"))
                 temporary = stack.enter_context(atomic_path(folder.absolute()))
                 has_template[name] = _write(run, translator, temporary, stage, merged, dtype)
-                written[folder] = temporary.stat().st_ino  # which a rename keeps
+                written[folder] = _identity(temporary)
                 del translator  # before the next one takes as much memory
     except BaseException:
-        for folder, inode in written.items():
+        for folder, identity in written.items():
             with suppress(FileNotFoundError):
-                if folder.stat().st_ino == inode:  # renamed before another failed
+                if _identity(folder) == identity:  # renamed before another failed
                     remove_path(folder)
         raise
     return has_template
+
+
+def _identity(folder: Path) -> tuple[int, int]:
+    """Return what a rename keeps of a folder, and another one has not."""
+    status = folder.stat()
+    return status.st_ino, status.st_mtime_ns
 
 
 def _write(run: RunFolder, translator: Translator, folder: Path, stage: str, merged: bool, dtype: str | None) -> bool:

@@ -37,7 +37,7 @@ def translate_checked(
     """Translate clean texts; the first candidate is taken that is complete and keeps the placeholders of its source.
 
     Args:
-        settings: of the greedy search.
+        settings: of the first candidate, by greedy or beam search.
         reverse: the other direction, which ranks `samples` by the likelihood of the source.
         samples: candidates that are sampled for each text; where 0, only for texts without a usable translation.
         callbacks: are called for texts that are translated again too.

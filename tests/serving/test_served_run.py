@@ -67,7 +67,7 @@ class Stub:
         return [0.0 for _ in pairs]
 
 
-@pytest.mark.parametrize("last", [1, 2])
+@pytest.mark.parametrize("last", range(1, 5))
 def test_no_batch_is_computed_after_the_one_in_which_the_last_client_went(last: int) -> None:
     batches: list[str] = []
     stop = StopRequest()

@@ -54,7 +54,8 @@ def mark(pieces: Sequence[tuple[bool, str, str]], escape: Callable[[str], str] =
     for is_markup, text, raw in inner:
         token = text
         if is_markup and (not text or text in plain or names.count(text) > 1):
-            number = next(n for n in range(number + 1, number + len(plain) + 2) if f"{{{n}}}" not in plain)
+            numbers = range(number + 1, number + len(plain) + len(names) + 2)
+            number = next(n for n in numbers if f"{{{n}}}" not in plain and f"{{{n}}}" not in names)
             token = f"{{{number}}}"
         parts.append(token)
         if is_markup:
