@@ -16,6 +16,7 @@ from typing import Any
 
 import pyarrow
 import pytest
+from huggingface_hub import constants
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from pyarrow import parquet
@@ -589,6 +590,8 @@ def test_broken_parquet_is_refused(tmp_path: Path, keep: int) -> None:
 
 def hub(monkeypatch: pytest.MonkeyPatch, load: Any) -> None:
     monkeypatch.setitem(sys.modules, "datasets", SimpleNamespace(load_dataset=load, config=SimpleNamespace()))
+    # Which another test of this process may have set.
+    monkeypatch.setattr(constants, "HF_HUB_OFFLINE", False)
 
 
 def test_dataset_is_streamed(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -22,6 +22,7 @@ from roundtrip.engine.translator import Translator
 from roundtrip.evaluation.metrics import corpus_scores
 from roundtrip.recipe.loader import load_recipe
 from roundtrip.recipe.plan import BASE, FINAL, PARALLEL, PRETRAIN, Direction
+from roundtrip.recipe.schema import Generate
 from roundtrip.runtime.errors import TrainingError
 from roundtrip.tokens.batching import TokenDataset, collate
 from roundtrip.tokens.splice.splicing import IGNORE
@@ -267,10 +268,12 @@ def test_a_translation_that_is_too_long_for_the_way_back_counts_as_empty(
 ) -> None:
     translate, sources_of_second = dev_scoring._translate, list[str]()
 
-    def growing(context: RunContext, sources: list[str], stage: str, direction: Direction, activity: str) -> Any:
+    def growing(
+        context: RunContext, sources: list[str], stage: str, direction: Direction, activity: str, settings: Generate
+    ) -> Any:
         if activity == "translating them back":
             sources_of_second.extend(sources)
-        lines, unfinished = translate(context, sources, stage, direction, activity)
+        lines, unfinished = translate(context, sources, stage, direction, activity, settings)
         grown = [f"{line} {'very ' * 200}" for line in lines]
         return (grown if activity == "translating lines" else lines), unfinished
 
