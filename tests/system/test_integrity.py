@@ -90,7 +90,7 @@ def test_damage_and_added_files_of_a_fully_trained_model_are_named(write_recipe:
         (folder / "notes").mkdir()
         assert load()
         (folder / "added_tokens.json").write_text("{}")
-        with pytest.raises(RunError, match=r"added_tokens\.json was added"):
+        with pytest.raises(RunError, match=r"added_tokens\.json is not recorded"):
             load()
 
 
