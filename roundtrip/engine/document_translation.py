@@ -91,11 +91,10 @@ def translate_document(
     Args:
         keep_broken: also write translations that have a problem.
     """
-    result = TranslatedDocument({}, list(document.left_alone), 0, [])
-    num_kept = 0
+    num_kept = sum(unit.status not in RETRANSLATED[retranslate] for unit in document.units)
+    result = TranslatedDocument({}, list(document.left_alone), num_kept, [])
     for index, unit in enumerate(document.units):
         if unit.status not in RETRANSLATED[retranslate]:
-            num_kept += 1
             continue
         try:
             texts, pairs = _translate_unit(unit, known, keep_broken=keep_broken)
@@ -106,7 +105,7 @@ def translate_document(
         result.translations[index] = texts
         result.pairs.extend(pairs)
     result.left_alone.sort(key=lambda each: each[0])
-    return TranslatedDocument(result.translations, result.left_alone, num_kept, result.pairs)
+    return result
 
 
 def _translate_unit(

@@ -106,10 +106,9 @@ def _of_one_length(group: list[int], prompts: Sequence[Sequence[int]]) -> list[l
 
 def _run_backend(model: nn.Module, request: GenerationRequest, backend: Backend) -> Hypotheses:
     """Generate one batch, and end each row."""
-    if backend.native and request.settings.beams > 1:
-        return _end_rows(beam_search(model, request), None, request)
     if backend.native:
-        new_BN, logprob_B = decode(model, request)
+        beams = request.settings.beams
+        new_BN, logprob_B = (beam_search(model, request), None) if beams > 1 else decode(model, request)
         return _end_rows(new_BN, logprob_B, request)
     hypotheses = _end_rows(generate_hf(model, request, backend.use_cache), None, request)
     return _add_logprobs(model, hypotheses, request) if request.return_logprobs else hypotheses
