@@ -34,6 +34,7 @@ class RunContext:
     filters: Mapping[str, Sequence[RejectionRule]] = field(default_factory=dict)  # besides those of `[filter]`
     processes: ProcessGroup = SINGLE_PROCESS
     resume_command: str = ""  # what to type to continue this run
+    on_evaluation: Callable[[RunFolder], None] | None = None  # of `session.train`
 
     def callbacks(self, task: ProgressHandle | None = None) -> Callbacks:
         """Return what counts rows and tokens of a task, and raises where a signal asked the run to stop."""
@@ -56,6 +57,11 @@ class RunContext:
                     hashes |= file_hashes(path, self.run.path)
                 self.run.record(hashes)
         return self.processes.broadcast(hashes)
+
+    def report_evaluation(self) -> None:
+        """Call `on_evaluation`, in the first process, once everything that was scored is in the files of the run."""
+        if self.on_evaluation is not None and self.processes.is_main:
+            self.on_evaluation(self.run)
 
     def parallel_texts(self, part: str, direction: Direction) -> tuple[list[str], list[str]]:
         """Return sources and references of `dev` or `test` for a direction."""

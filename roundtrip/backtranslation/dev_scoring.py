@@ -2,12 +2,10 @@
 
 from collections.abc import Mapping
 from functools import partial
-from pathlib import Path
 
 from roundtrip.backtranslation.context import RunContext
 from roundtrip.backtranslation.examples import oriented_pairs
 from roundtrip.backtranslation.filtering import MAX_COPY_CHRF
-from roundtrip.backtranslation.run_folder import RunFolder
 from roundtrip.data.placeholders import count_intact
 from roundtrip.engine.request import BeamSearch
 from roundtrip.evaluation import metrics
@@ -42,7 +40,7 @@ def score_translations(context: RunContext, part: str, stage: str) -> DirectionS
         activity = "translating lines" if without_dev else f"translating {part}"
         settings = search_settings(context.recipe) if part == "test" else greedy_settings(context.recipe)
         lines, unfinished = _translate(context, sources, stage, direction, activity, settings)
-        path, text = translations_path(context.run, part, stage, direction), "".join(f"{line}\n" for line in lines)
+        path, text = context.run.translation_file(part, stage, direction.name), "".join(f"{line}\n" for line in lines)
         context.write(partial(write_text, path, text), path)
         if without_dev:
             scores[direction.name] = _round_trip(context, sources, lines, stage, direction)
@@ -107,10 +105,6 @@ def greedy_settings(recipe: Recipe) -> Generate:
 def search_settings(recipe: Recipe) -> Generate:
     """Return `greedy_settings` with the recipe's beams: how test, and what users bring, is translated."""
     return BeamSearch(**greedy_settings(recipe).model_dump(), num_beams=recipe.evaluation.num_beams)
-
-
-def translations_path(run: RunFolder, part: str, stage: str, direction: Direction) -> Path:
-    return run.translations / f"{part}.{stage}.{direction.name}.txt"
 
 
 def mean_chrf(scores: Mapping[str, Mapping[str, float]]) -> float:

@@ -10,7 +10,7 @@ from typing import Any
 from huggingface_hub import EvalResult, ModelCardData
 
 from roundtrip import __version__
-from roundtrip.backtranslation.reporting import control_title
+from roundtrip.backtranslation.labels import control_title
 from roundtrip.backtranslation.run_folder import RunFolder
 from roundtrip.engine.translator import Translator
 from roundtrip.evaluation.tables import comparison_text

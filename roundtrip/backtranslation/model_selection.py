@@ -99,6 +99,7 @@ def score_test_set(context: RunContext, state: State) -> None:
         write_json(run.metrics, results)
 
     context.write(write, run.metrics, run.events)
+    context.report_evaluation()
     if context.processes.is_main:
         reporting.show_metrics(results, run, context.events.console)
 
@@ -110,7 +111,9 @@ def _score(context: RunContext, state: State, stage: str) -> State:
     best = best_stages(scores, together=context.recipe.without_dev)
     if stage in best.values() and stage != BASE:
         context.write(lambda: context.run.keep_best(best), context.run.adapters / BEST)
-    context.events.log("dev", stage=stage, scores=stage_scores, best=best)
+    seconds = {activity: round(value, 1) for activity, value in context.events.seconds.items()}
+    context.events.log("dev", stage=stage, scores=stage_scores, best=best, seconds=seconds)
+    context.report_evaluation()
     shown = [
         f"{name} chrF++ {values['chrf']:.1f} BLEU {values['bleu']:.1f}"
         + (f" placeholders kept {values['intact']:.0%}" if "intact" in values else "")

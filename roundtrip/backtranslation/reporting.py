@@ -9,14 +9,14 @@ from rich.table import Table
 
 from roundtrip.backtranslation.checkpoint import State
 from roundtrip.backtranslation.context import RunContext
-from roundtrip.backtranslation.dev_scoring import translations_path
 from roundtrip.backtranslation.early_stopping import ScoresByStage
-from roundtrip.backtranslation.examples import KINDS, SYNTHETIC, PhaseExamples
+from roundtrip.backtranslation.examples import KINDS, SYNTHETIC, Example, PhaseExamples
+from roundtrip.backtranslation.labels import advice, control_title, stage_label
 from roundtrip.backtranslation.run_folder import BEST, RunFolder, versions
 from roundtrip.evaluation import metrics
 from roundtrip.evaluation.tables import comparison_text
 from roundtrip.recipe.language_codes import bleu_tokenizer
-from roundtrip.recipe.plan import BASE, FINAL, INITIAL, PARALLEL, PRETRAIN, Direction, Phase, directions, is_control
+from roundtrip.recipe.plan import BASE, Direction, Phase, directions, is_control, start_stage
 from roundtrip.runtime import integrity, memory
 from roundtrip.runtime.errors import RunError, TrainingError, quantity
 from roundtrip.runtime.event_log import EventLog, print_line
@@ -24,34 +24,17 @@ from roundtrip.runtime.seeding import derive_seed, permuted_index
 
 BOOTSTRAP_SAMPLES = 1000
 NUM_SAMPLES = 3
-_LABELS = {
-    "copy": "copying the source",
-    BASE: "base model, zero-shot",
-    INITIAL: "adapters of adapter.init",
-    PRETRAIN: "monolingual text",
-    PARALLEL: "parallel pairs",
-    FINAL: "parallel pairs again",
-}
 # What the streams of `examples.Streams` read.
 _STREAMS = {"train": "parallel pairs", "noised": "denoising lines", "mono": "lines", "text": "pretraining lines"}
-_WEAK = "more train.parallel_epochs, since the generating direction is still weak"
-_ADVICE = {
-    "unfinished": f"{_WEAK}, or a larger generate.max_length_ratio",
-    "length_ratio": f"{_WEAK}, or a larger filter.max_length_ratio",
-    "repetition": f"{_WEAK}, or generate.temperature = 0.7",
-    "wrong_language": f"{_WEAK}; the prompt may not name the languages clearly",
-    "placeholders": f"{_WEAK}, or more pairs with placeholders and tags in data.train",
-    "low_round_trip": f"{_WEAK}, or a smaller filter.min_round_trip_chrf",
-    "target_too_long": "a larger train.max_length, or a smaller data.filter.max_chars",
-    "multiple_lines": "a template whose end token the model knows, such as kind = 'chat'",
-}
 
 
 def report_examples(events: EventLog, phase: Phase, made: PhaseExamples) -> None:
     """Report the examples of a phase; a round whose candidates were all rejected ends the run."""
     counts = Counter(example.kind for example in made.examples)
     num_by_kind, restarted = {kind: counts[kind] for kind in KINDS}, list(made.restarted)
-    figures = {**num_by_kind, "rejected": dict(made.rejected), "restarted": restarted}
+    figures: dict[str, object] = {**num_by_kind, "rejected": dict(made.rejected), "restarted": restarted}
+    if phase.round:
+        figures |= {"candidates": made.num_candidates, "chars": _num_chars(made.examples)}
     events.log("examples", stage=phase.stage, direction=phase.direction.name, **figures)
     for stream in restarted:
         kind, language = stream.split(".")[:2]
@@ -70,12 +53,11 @@ def report_examples(events: EventLog, phase: Phase, made: PhaseExamples) -> None
         events.say(f"  more than half of the synthetic sources were rejected: try {advice(made.rejected)}")
 
 
-def advice(rejected: Counter[str]) -> str:
-    """Return what helps against the commonest reason of rejections."""
-    if not rejected:
-        return _WEAK
-    ((reason, _),) = rejected.most_common(1)
-    return _ADVICE.get(reason, f"another filter: '{reason}' is none of the built-in reasons")
+def _num_chars(examples: Sequence[Example]) -> dict[str, list[int]]:
+    """Return the characters of synthetic sources and of their targets: the first decile, the median, the last one."""
+    made = [example for example in examples if example.kind == SYNTHETIC]
+    columns = {"source": sorted(len(each.source) for each in made), "target": sorted(len(each.target) for each in made)}
+    return {name: [sizes[len(sizes) * tenth // 10] for tenth in (1, 5, 9)] for name, sizes in columns.items() if sizes}
 
 
 def collect_metrics(
@@ -90,15 +72,23 @@ def collect_metrics(
     best = state.best | {name: of_rounds for name, (_, of_rounds) in compared.items()}
     own = [stage for stage in test if stage != "copy" and not is_control(stage)]
     other = {name: [stage for stage in own if stage != best[name]][-1] for name in best if own}
+    start = start_stage(list(state.scores))
     devices = {translator.base.device for translator in context.translators.values()}
+    comparison = {each.name: _compare(context, "test", (other[each.name], best[each.name]), each) for each in tested}
+    gain = {
+        each.name: comparison[each.name]
+        if other[each.name] == start
+        else _compare(context, "test", (start, best[each.name]), each)
+        for each in tested
+        if best[each.name] != start
+    }
     return {
         "languages": list(recipe.languages),
         "dev": state.scores,
         "test": dict(test),
         "best": state.best,
-        "comparison": {
-            each.name: _compare(context, "test", (other[each.name], best[each.name]), each) for each in tested
-        },
+        "comparison": comparison,
+        "gain": gain,
         "control": {
             each.name: _compare(context, part, compared[each.name], each) | {"part": part} for each in both if compared
         },
@@ -126,7 +116,7 @@ def _compare(context: RunContext, part: str, stages: tuple[str, str], direction:
 
 
 def _translations(run: RunFolder, part: str, stage: str, direction: Direction) -> list[str]:
-    return translations_path(run, part, stage, direction).read_text(encoding="utf-8").split("\n")[:-1]
+    return run.translation_file(part, stage, direction.name).read_text(encoding="utf-8").split("\n")[:-1]
 
 
 def _samples(context: RunContext, stage: str, direction: Direction) -> list[dict[str, str]]:
@@ -163,7 +153,7 @@ def show_metrics(results: Mapping[str, Any], run: RunFolder, console: Console) -
         cut = {name: scores[name].get("unfinished", 0) for name in names}
         if any(cut.values()):
             counts = ", ".join(f"{count:.0f} of {name}" for name, count in cut.items())
-            print_line(console, f"{_label(stage)}: translations cut at their length limit: {counts}", "dim")
+            print_line(console, f"{stage_label(stage)}: translations cut at their length limit: {counts}", "dim")
     for name, comparison in results["comparison"].items():
         of_what = " of the rounds" if results.get("control") else ""
         title = f"{name}, {comparison['system']} (best{of_what} on dev) against {comparison['baseline']}"
@@ -189,6 +179,8 @@ def show_metrics(results: Mapping[str, Any], run: RunFolder, console: Console) -
     spent = ", ".join(f"{activity} {value:.0f} s" for activity, value in seconds.items())
     print_line(console, f"\nTime: {spent}; {sum(seconds.values()):.0f} s in all. One seed ({results['seed']}).")
     print_line(console, f"Adapters: {run.adapters / BEST}")
+    if run.report.exists():
+        print_line(console, f"Report: {run.report}")
     print_line(console, f"Translate: python -m roundtrip translate {run.path} --to {target} < in.txt > out.txt")
 
 
@@ -196,12 +188,6 @@ def _show_comparison(title: str, comparison: Mapping[str, Any], console: Console
     print_line(console, f"{title}, paired bootstrap, {comparison['samples']} samples:")
     for result in comparison["metrics"]:
         print_line(console, f"  {comparison_text(result)}")
-
-
-def control_title(comparison: Mapping[str, Any]) -> str:
-    """Return what a comparison with the control compares, and on what."""
-    on = "test" if comparison["part"] == "test" else "dev, which chose both"
-    return f"rounds ({comparison['system']}) against as many steps on pairs alone ({comparison['baseline']}), on {on}"
 
 
 def _control_verdict(comparison: Mapping[str, Any], best: str) -> str | None:
@@ -212,10 +198,6 @@ def _control_verdict(comparison: Mapping[str, Any], best: str) -> str | None:
     if comparison["baseline"] == comparison["system"]:
         return f"on dev neither the rounds nor as many steps on pairs alone improve on {best}"
     return None
-
-
-def _label(stage: str) -> str:
-    return f"{stage}, pairs only" if is_control(stage) else _LABELS.get(stage, stage)
 
 
 def _show_table(results: Mapping[str, Any], names: Sequence[str], console: Console, dev_title: str) -> None:
@@ -233,7 +215,7 @@ def _show_table(results: Mapping[str, Any], names: Sequence[str], console: Conso
         cells = [(name, _test_scores(scores)) for name, scores in scored]
         cells += [(name, f"{dev[name]['chrf']:.1f}") for name in names]
         marked = [f"[bold]*{text}[/]" if stage == best[name] else text for name, text in cells]
-        table.add_row(_label(stage), *marked)
+        table.add_row(stage_label(stage), *marked)
     console.print(table)
 
 

@@ -32,6 +32,7 @@ class Results(BaseModel):
     test: dict[str, ScoresOfStage]
     best: dict[str, str]
     comparison: dict[str, StageComparison]
+    gain: dict[str, StageComparison] = {}  # the best stage against the one that the rounds began from, where it differs
     control: dict[str, ControlComparison] = {}  # with `evaluation.control`
     signatures: dict[str, dict[str, str]]
     samples: dict[str, list[dict[str, str]]]

@@ -101,6 +101,7 @@ class RunFolder:
         self.translations = path / "translations"  # of dev and test, one file per stage and direction
         self.events = path / "events.jsonl"
         self.metrics = path / "metrics.json"
+        self.report = path / "report.html"  # a page about the run, written from its files
         self._version: tuple[int, ...] | None = None
         self._manifest: RunManifest | None = None  # as of that version of run.json
         self.folders = (self.data, self.base, self.examples, self.checkpoints, self.adapters, self.translations)
@@ -170,6 +171,10 @@ class RunFolder:
         except ValueError as error:
             raise RunError(str(error), place=str(self.path), cure=_RESTORE) from error
         return document
+
+    def translation_file(self, part: str, stage: str, direction: str) -> Path:
+        """Return where the translations of `dev` or `test` by a stage of a direction are, one a line."""
+        return self.translations / f"{part}.{stage}.{direction}.txt"
 
     def keep_best(self, stages: Mapping[str, str]) -> None:
         """Make `adapters/best` a copy of the weights of each direction at its stage, in one rename."""

@@ -1,12 +1,13 @@
 """Running a recipe: from a valid recipe to a finished run folder."""
 
 import shlex
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import closing, nullcontext
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
 
+import torch
 from rich.console import Console
 
 from roundtrip.backtranslation.context import RunContext
@@ -24,7 +25,7 @@ from roundtrip.engine import translator
 from roundtrip.engine.model_checks import check_models
 from roundtrip.engine.translator import Translator, expansion_of
 from roundtrip.models import from_scratch
-from roundtrip.models.base_model import choose_device
+from roundtrip.models.base_model import choose_device, device_name
 from roundtrip.models.direction_model import frozen_hashes
 from roundtrip.models.optimizer import BETAS, EPS, MAX_GRAD_NORM, MIN_LR_FACTOR
 from roundtrip.recipe import loader
@@ -48,6 +49,7 @@ def train(
     resume: bool = False,
     filters: Sequence[RejectionRule] = (),
     events: EventLog | None = None,
+    on_evaluation: Callable[[RunFolder], None] | None = None,
 ) -> RunFolder:
     """Train both directions of a recipe into a run folder.
 
@@ -60,6 +62,7 @@ def train(
         filters: further filters of synthetic sources, asked after those of the recipe: each takes a `Candidate` and
             returns a reason to reject it, or None. Give the same ones when you resume.
         events: where progress is shown; silent where None.
+        on_evaluation: called in the first process after each evaluation, such as `write_report`.
 
     Returns:
         The run folder: `run.metrics` has all figures, `run.adapters` the weights of each stage.
@@ -86,7 +89,8 @@ def train(
         if processes.broadcast(processes.is_main and resume and show_if_finished(run, events)):
             return run
         with catch_signals(events.say) as stop:
-            _run(_load_context(run, loaded, events, stop, processes, filters), resume)
+            context = _load_context(run, loaded, events, stop, processes, filters)
+            _run(replace(context, on_evaluation=on_evaluation), resume)
     return run
 
 
@@ -95,7 +99,10 @@ def _run(context: RunContext, resume: bool) -> None:
     with closing(trainer.synthesizer.prefetcher):
         if resume:
             trainer.resume()
-        events.log("start", phase=trainer.state.phase, step=trainer.state.step)
+        used = dict.fromkeys(each.base.device for each in context.translators.values())
+        hardware = {"devices": {str(device): device_name(device) for device in used}}
+        hardware |= {"threads": torch.get_num_threads(), "processes": context.processes.world_size}
+        events.log("start", phase=trainer.state.phase, step=trainer.state.step, **hardware)
         constants = {"betas": BETAS, "eps": EPS, "min_lr_factor": MIN_LR_FACTOR, "max_grad_norm": MAX_GRAD_NORM}
         planned = {name: optimizer.num_steps for name, optimizer in trainer.optimizers.items()}
         events.log("optimizer", name="AdamW", **constants, planned_steps=planned)
@@ -219,7 +226,8 @@ def load_models(
         notes = each.notes(recipe.generate)
         for note in notes:
             events.say(f"  {name}: {note}")
-        events.log("model", direction=name, attention=each.base.attention, notes=notes)
+        dtype = str(each.base.dtype).removeprefix("torch.")
+        events.log("model", direction=name, dtype=dtype, attention=each.base.attention, notes=notes)
     # Length limits grow with the target tokens per source token of real pairs.
     rows = corpora.train[:NUM_SAMPLES] if recipe.without_dev else corpora.dev
     pairs = {name: oriented_pairs(rows, each.direction, recipe) for name, each in translators.items()}

@@ -155,8 +155,9 @@ class Trainer:
         steps = self.state.optimizer_steps | {name: self.state.optimizer_steps.get(name, 0) + 1}
         self.state = replace(self.state, step=step + 1, optimizer_steps=steps)
         loss, grad_norm = json_number(result.loss), json_number(result.grad_norm)
+        figures = {"step": steps[name], "lr": lr, "loss": loss, "grad_norm": grad_norm}
         sizes = {"labels": result.num_labels, "tokens": result.num_tokens}
-        self.events.log("step", direction=name, step=steps[name], lr=lr, loss=loss, grad_norm=grad_norm, **sizes)
+        self.events.log("step", direction=name, stage=job.phase.stage, **figures, **sizes)
         if result.nonfinite:
             self._record_nonfinite(job, rows, result)
         else:

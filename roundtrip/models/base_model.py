@@ -4,8 +4,9 @@ import copy
 import hashlib
 import importlib.util
 import logging
+import platform
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -288,6 +289,17 @@ def choose_device(name: str) -> torch.device:
         problem = f"no device '{name}': {first_line(error)}"
         raise ModelError(problem, place="model.device", cure="use 'auto' or 'cpu'") from error
     return device
+
+
+def device_name(device: torch.device) -> str:
+    """Return the model name of a GPU, or of the processor."""
+    if device.type == "cuda":
+        return str(torch.cuda.get_device_name(device))
+    with suppress(OSError):  # of Linux; `platform` names only the architecture there
+        for line in Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines():
+            if line.startswith("model name"):
+                return line.partition(":")[2].strip()
+    return platform.processor() or platform.machine()
 
 
 def choose_dtype(name: str, device: torch.device) -> torch.dtype:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Container, Sequence
 from dataclasses import dataclass, replace
+from itertools import takewhile
 
 from roundtrip.recipe.sampling_schedule import sampling_settings
 from roundtrip.recipe.schema import Recipe
@@ -55,6 +56,12 @@ def control_stage(stage: str) -> str:
 
 def is_control(stage: str) -> bool:
     return stage.startswith(_CONTROL)
+
+
+def start_stage(stages: Sequence[str]) -> str:
+    """Return which of the stages of a run, in order, the rounds began from; the base where there are none."""
+    before = list(takewhile(lambda stage: not stage.startswith("round-"), stages))
+    return before[-1] if len(before) < len(stages) else BASE
 
 
 def directions(recipe: Recipe) -> tuple[Direction, Direction]:

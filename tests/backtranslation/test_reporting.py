@@ -11,7 +11,8 @@ import pytest
 
 from roundtrip.backtranslation.examples import PARALLEL, SYNTHETIC, Example, PhaseExamples
 from roundtrip.backtranslation.filtering import Candidate
-from roundtrip.backtranslation.reporting import advice, report_examples
+from roundtrip.backtranslation.labels import advice
+from roundtrip.backtranslation.reporting import report_examples
 from roundtrip.recipe.plan import Direction, Phase
 from roundtrip.runtime.errors import TrainingError
 
