@@ -21,9 +21,11 @@ if TYPE_CHECKING:
 
 # Points of a curve, each the mean of its part of the steps.
 MAX_POINTS = 300
+# How many times the lowest value the highest one is, from which on an axis may be logarithmic.
+LOG_FROM = 20
 # Series and bars that have a colour of their own.
 NUM_COLOURS = 6
-WIDTH, HEIGHT = 4.3, 2.35  # inches of 72 units
+WIDTH, HEIGHT = 3.8, 2.2  # inches of 72 units
 # Colours that stand for variables of the page until the drawing is finished.
 _INK, _QUIET, _RULE = "#010101", "#020202", "#030303"
 _SERIES = [f"#0404{number:02d}" for number in range(1, NUM_COLOURS + 1)]
@@ -31,7 +33,7 @@ _VARIABLES = {_INK: "--ink", _QUIET: "--quiet", _RULE: "--rule"}
 _VARIABLES |= {colour: f"--series-{number}" for number, colour in enumerate(_SERIES, start=1)}
 _MARKERS = "osD^vP"
 _SVG, _XLINK = "{http://www.w3.org/2000/svg}", "{http://www.w3.org/1999/xlink}"
-_STYLE = {"svg.fonttype": "none", "svg.hashsalt": "report", "font.size": 9.0, "path.simplify_threshold": 0.5}
+_STYLE = {"svg.fonttype": "none", "svg.hashsalt": "report", "font.size": 9.0, "axes.formatter.min_exponent": 4, "path.simplify_threshold": 0.5}
 
 
 @dataclass(frozen=True)
@@ -48,7 +50,10 @@ class Curve:
 
 @dataclass(frozen=True)
 class Axis:
-    """What the axes of a chart show; `marks` are positions on x with their labels."""
+    """What the axes of a chart show; `marks` are positions on x with their labels.
+
+    With `log`, y is logarithmic where its values are that far apart.
+    """
 
     x: str
     ticks: Sequence[str] = ()  # labels of x = 0, 1, ...
@@ -89,8 +94,11 @@ def line_chart(name: str, title: str, curves: Sequence[Curve], axis: Axis, unit:
             marker = {"marker": _MARKERS[number], "markersize": 4.5} if axis.ticks else {}
             axes.plot(x, y, linewidth=1.6, linestyle="--" if curve.dashed else "-", **look, **marker)
             ends.append((x[-1], y[-1], curve.label, _SERIES[number]))
-        if axis.log and min(min(y) for _, _, y in drawn) > 0:
+        lowest, highest = min(min(y) for _, _, y in drawn), max(max(y) for _, _, y in drawn)
+        if axis.log and highest > LOG_FROM * lowest > 0:
             axes.set_yscale("log")
+            for ticker in (axes.yaxis.set_major_formatter, axes.yaxis.set_minor_formatter):
+                ticker(lambda value, _: f"{value:g}" if f"{value:e}"[0] in "125" else "")
         _set_axes(axes, axis)
         _label_ends(axes, ends)
         return _finish(figure, name, title, _describe(drawn, unit))
@@ -110,7 +118,7 @@ def bar_chart(name: str, title: str, bars: Mapping[str, Mapping[str, float]], un
             axes.barh(range(len(bars)), widths, left=lefts, height=0.66, color=colour, linewidth=0)
             lefts = [left + width for left, width in zip(lefts, widths, strict=True)]
         for i, total in enumerate(lefts):
-            _text(axes, total, i, f" {_number(total)}{unit}", _INK, verticalalignment="center")
+            _text(axes, total, i, f"  {_number(total)}{unit}", _INK, verticalalignment="center")
         _set_axes(axes, Axis(""))
         axes.set_xlim(0, 1.18 * max(lefts))
         axes.invert_yaxis()
@@ -120,7 +128,7 @@ def bar_chart(name: str, title: str, bars: Mapping[str, Mapping[str, float]], un
         axes.set_yticklabels([visible(row) for row in bars], parse_math=False)
         axes.tick_params(axis="y", length=0)
         longest = max(len(row) for row in bars)
-        axes.set_position((min(0.45, 0.03 + 0.0165 * longest), 0.06, 0.97 - min(0.45, 0.03 + 0.0165 * longest), 0.88))
+        axes.set_position((min(0.45, 0.03 + 0.0185 * longest), 0.06, 0.97 - min(0.45, 0.03 + 0.0185 * longest), 0.88))
         return _finish(figure, name, title, "; ".join(f"{row}: {_number(totals[row])}{unit}" for row in bars))
 
 
@@ -143,7 +151,7 @@ def range_chart(name: str, title: str, rows: Mapping[str, Mapping[str, Sequence[
         axes.set_yticks(range(len(rows)))
         axes.set_yticklabels([visible(row) for row in rows], parse_math=False)
         axes.tick_params(axis="y", length=0)
-        left = min(0.45, 0.03 + 0.0165 * max(len(row) for row in rows))
+        left = min(0.45, 0.03 + 0.0185 * max(len(row) for row in rows))
         axes.set_position((left, 0.3 / (0.6 + 0.36 * len(rows)), 0.95 - left, 0.94 - 0.3 / (0.6 + 0.36 * len(rows))))
         shown = (f"{row}: {', '.join(f'{part} {sizes[1]:g}{unit}' for part, sizes in of.items())}" for row, of in rows.items())
         return _finish(figure, name, title, f"Medians. {'; '.join(shown)}")
@@ -159,7 +167,7 @@ def _figure(height: float) -> Iterator[tuple[Any, Axes]]:
     with matplotlib.rc_context(_STYLE), warnings.catch_warnings():
         warnings.simplefilter("ignore")
         figure = Figure(figsize=(WIDTH, height))
-        axes = figure.add_axes((0.1, 0.15, 0.74, 0.78))
+        axes = figure.add_axes((0.12, 0.17, 0.7, 0.75))
         yield figure, axes
 
 
@@ -169,7 +177,7 @@ def _set_axes(axes: Axes, axis: Axis) -> None:
         axes.spines[side].set_visible(False)
     axes.grid(visible=True, axis="y", color=_RULE, linewidth=0.7)
     axes.set_axisbelow(True)
-    axes.tick_params(colors=_QUIET, length=0, labelsize=8, which="both")
+    axes.tick_params(colors=_QUIET, length=0, labelsize=8.5, which="both")
     axes.margins(x=0.02, y=0.08)
     if axis.ticks:
         axes.set_xticks(range(len(axis.ticks)))
@@ -179,24 +187,24 @@ def _set_axes(axes: Axes, axis: Axis) -> None:
             axes.set_xticks(range(0, len(axis.ticks), step))
             axes.set_xticklabels([visible(tick) for tick in axis.ticks[::step]], parse_math=False)
     elif axis.x:
-        axes.set_xlabel(axis.x, color=_QUIET, fontsize=8, labelpad=1)
+        axes.set_xlabel(axis.x, color=_QUIET, fontsize=8.5, labelpad=1)
     for label, x in axis.marks.items():
         axes.axvline(x, color=_QUIET, linewidth=0.7, linestyle=(0, (1, 2)))
-        _text(axes, x, 1.0, f" {label}", _QUIET, transform=axes.get_xaxis_transform(), fontsize=7.5)
+        _text(axes, x, 1.0, f" {label}", _QUIET, transform=axes.get_xaxis_transform(), fontsize=8)
 
 
 def _label_ends(axes: Axes, ends: Sequence[tuple[float, float, str, str]]) -> None:
     """Write the label of each curve to the right of its end, moved apart where they would overlap."""
     to_axes = axes.transData + axes.transAxes.inverted()
     heights = [(float(to_axes.transform((x, y))[1]), label, colour) for x, y, label, colour in ends]
-    last, gap = -math.inf, 0.085
+    last, gap = -math.inf, 0.1
     for height, label, colour in sorted(heights):
         last = max(height, last + gap)
         _text(axes, 1.01, last, label, colour, transform=axes.transAxes, verticalalignment="center")
 
 
 def _text(axes: Axes, x: float, y: float, text: str, colour: str, **settings: Any) -> None:
-    axes.text(x, y, visible(text), color=colour, parse_math=False, **({"fontsize": 8.5} | settings))
+    axes.text(x, y, visible(text).replace("\n", " "), color=colour, parse_math=False, **({"fontsize": 9} | settings))
 
 
 def _number(value: float) -> str:

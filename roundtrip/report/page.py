@@ -1,5 +1,6 @@
 """Writing the report of a run: `report.html`, one file that needs no network."""
 
+import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cache
@@ -10,6 +11,7 @@ from roundtrip import __version__
 from roundtrip.backtranslation.labels import control_title, stage_label
 from roundtrip.backtranslation.run_folder import RunFolder
 from roundtrip.recipe.language_codes import language_name
+from roundtrip.report.figures import NO_VALUE, number, signed
 from roundtrip.report.run_data import NUM_GAINED, NUM_LOST, RunData, Samples, read_run
 from roundtrip.report.visible_text import visible
 from roundtrip.runtime.atomic_io import write_text
@@ -19,7 +21,7 @@ from roundtrip.runtime.event_log import EventLog
 if TYPE_CHECKING:
     from jinja2 import Environment
 
-NO_VALUE = "–"
+METRICS = ("chrF++", "BLEU")
 # As in `tokens.row_builder`, which would import torch.
 SPLICED = "splice"
 _MODES = {
@@ -32,25 +34,19 @@ _MODES = {
 
 
 @dataclass(frozen=True)
-class Cell:
-    text: str
-    best: bool = False
-
-
-@dataclass(frozen=True)
 class Row:
     label: str
-    cells: Sequence[Cell]
+    cells: Sequence[str]
+    best: bool = False  # the stage that is kept
 
 
 @dataclass(frozen=True)
 class NumberTable:
-    """A table of figures; `groups` are headings over several columns, after the first one."""
+    """A table of figures."""
 
     caption: str
     header: Sequence[str]
     rows: Sequence[Row]
-    groups: Sequence[tuple[str, int]] = ()
 
 
 def write_report(run: RunFolder | Path | str, out: Path | None = None) -> Path:
@@ -107,8 +103,9 @@ def render(data: RunData) -> str:
         data=data,
         verdict=verdict(data),
         languages=[language_name(code, data.recipe.template.names) for code in data.recipe.languages],
-        scores=_score_table(data),
-        comparisons=_comparison_lines(data),
+        scores=_score_tables(data),
+        has_placeholders=any("intact" in scores for of_stage in data.dev.values() for scores in of_stage.values()),
+        comparisons=_comparison_table(data),
         curves=[*run_charts.dev_charts(data), *run_charts.training_charts(data), *run_charts.time_chart(data)],
         curves_note=_curves_note(data),
         round_charts=run_charts.round_charts(data),
@@ -127,67 +124,64 @@ def render(data: RunData) -> str:
 def environment() -> "Environment":
     """Return the templates, which escape what is put into them."""
     from jinja2 import Environment, FileSystemLoader, StrictUndefined
-    from markupsafe import Markup
+    from markupsafe import Markup, escape
 
     def finalize(value: object) -> object:
         return visible(value) if isinstance(value, str) and not isinstance(value, Markup) else value
 
-    loader = FileSystemLoader(Path(__file__).parent)
-    return Environment(
-        loader=loader, autoescape=True, undefined=StrictUndefined, finalize=finalize, trim_blocks=True, lstrip_blocks=True
-    )
+    def code(text: str) -> Markup:
+        """Show what stands between backticks as code."""
+        return Markup(re.sub("`([^`]+)`", r"<code>\1</code>", str(escape(visible(text)))))
+
+    loader, blocks = FileSystemLoader(Path(__file__).parent), {"trim_blocks": True, "lstrip_blocks": True}
+    made = Environment(loader=loader, autoescape=True, undefined=StrictUndefined, finalize=finalize, **blocks)
+    made.filters |= {"code": code, "signed": signed}
+    return made
 
 
-def number(value: float | None, digits: int = 1, *, share: bool = False) -> str:
-    """Return a figure of a table; a share as per cent."""
-    if value is None:
-        return NO_VALUE
-    return f"{value:.0%}" if share else f"{value:,.{digits}f}"
+def _score_tables(data: RunData) -> list[NumberTable]:
+    """Return for each direction a table of its scores by stage."""
+    parts = [("test", data.test), ("round trip" if data.recipe.without_dev else "dev", data.dev)]
+    metrics = [("chrF++", "chrf", False), ("BLEU", "bleu", False), ("kept", "intact", True), ("copies", "copied", True)]
+    tables = []
+    for name in (direction.name for direction in data.directions if data.dev):
+        columns = [
+            (f"{part} {title}", key, share, scores)
+            for part, scores in parts
+            for title, key, share in metrics
+            if any(key in of_stage.get(name, {}) for of_stage in scores.values())
+        ]
+        rows = [
+            Row(
+                stage_label(stage),
+                [number(scores.get(stage, {}).get(name, {}).get(key), share=share) for _, key, share, scores in columns],
+                best=stage == data.best.get(name),
+            )
+            for stage in data.dev
+        ]
+        tables.append(NumberTable(name, ["after", *(title for title, *_ in columns)], rows))
+    return tables
 
 
-def _score_table(data: RunData) -> NumberTable:
-    names = [direction.name for direction in data.directions]
-    tables = [("test", data.test), ("round trip" if data.recipe.without_dev else "dev", data.dev)]
-    metrics = {"chrF++": ("chrf", False), "BLEU": ("bleu", False), "kept": ("intact", True), "copies": ("copied", True)}
-    columns = [
-        (name, part, title, key, share, scores)
-        for name in names
-        for part, scores in tables
-        for title, (key, share) in metrics.items()
-        if any(key in of_stage.get(name, {}) for of_stage in scores.values())
-    ]
-    rows = [
-        Row(
-            stage_label(stage),
-            [
-                Cell(number(scores.get(stage, {}).get(name, {}).get(key), share=share), stage == data.best.get(name))
-                for name, _, _, key, share, scores in columns
-            ],
-        )
-        for stage in data.dev
-    ]
-    groups = [(name, span) for name in names if (span := sum(column[0] == name for column in columns))]
-    caption = "Scores by stage, higher is better. ★ marks the best stage of a direction, which dev chooses"
-    if any(column[3] == "intact" for column in columns):
-        caption += "; kept: lines with placeholders or tags that keep all"
-    return NumberTable(f"{caption}.", ["stage", *(f"{part} {title}" for _, part, title, *_ in columns)], rows, groups)
-
-
-def _comparison_lines(data: RunData) -> list[str]:
-    """Return the recorded comparisons by bootstrap, in words."""
-    from roundtrip.evaluation.tables import comparison_text
-
-    lines = []
-    for key in ("gain", "comparison", "control"):
-        for name, comparison in data.results.get(key, {}).items():
+def _comparison_table(data: RunData) -> NumberTable:
+    """Return the comparisons by bootstrap that the run has recorded."""
+    rows = {}
+    for key, table in (("gain", data.results), ("comparison", data.results), ("control", data.results)):
+        for name, comparison in table.get(key, {}).items():
             title = f"{comparison['system']} against {comparison['baseline']}, on test"
-            title = control_title(comparison) if key == "control" else title
-            try:
-                figures = "; ".join(comparison_text(result) for result in comparison["metrics"])
-            except (KeyError, TypeError, ValueError):
-                continue
-            lines.append(f"{name}, {title}, paired bootstrap of {comparison['samples']} samples: {figures}.")
-    return list(dict.fromkeys(lines))
+            title = f"{name}: {control_title(comparison) if key == 'control' else title}"
+            rows[title] = Row(title, comparison_cells(comparison["metrics"]))
+    header = ["paired bootstrap", *(f"{metric} {what}" for metric in METRICS for what in ("change", "p"))]
+    return NumberTable("Differences, and how likely chance alone would make one as large", header, list(rows.values()))
+
+
+def comparison_cells(results: Sequence[Mapping[str, Any]]) -> list[str]:
+    """Return change and p-value of the metrics of a comparison, as `metrics.Comparison.to_dict` has them."""
+    cells = []
+    for metric in METRICS:
+        found = [result for result in results if result.get("metric") == metric and {"system", "p_value"} <= result.keys()]
+        cells += [signed(found[0]["system"] - found[0]["baseline"]), f"{found[0]['p_value']:.3f}"] if found else [NO_VALUE] * 2
+    return cells
 
 
 def _curves_note(data: RunData) -> str:
@@ -208,8 +202,8 @@ def _round_table(data: RunData) -> NumberTable:
     rows = []
     for each in rounds:
         figures = [each.candidates, each.num_rejected, *(each.rejected[reason] for reason in reasons), each.kept]
-        shares = [number(figure / each.candidates if each.candidates else None, share=True) for figure in (each.kept,)]
-        rows.append(Row(f"{each.stage} {each.direction}", [Cell(f"{figure:,}") for figure in figures] + [Cell(shares[0])]))
+        share = number(each.kept / each.candidates if each.candidates else None, share=True)
+        rows.append(Row(f"{each.stage} {each.direction}", [*(f"{figure:,}" for figure in figures), share]))
     header = ["round", "candidates", "rejected", *(reason.replace("_", " ") for reason in reasons), "trained on", "share"]
     return NumberTable("Candidates and rejections, by the first reason against each", header, rows)
 
@@ -239,8 +233,8 @@ def _token_row_table(data: RunData) -> NumberTable:
     ways = list(dict.fromkeys(way for counts in by_phase.values() for way in counts))
     rows = []
     for (stage, name), counts in by_phase.items():
-        cells = [Cell(f"{counts[way]:,}") for way in ways]
-        rows.append(Row(f"{stage} {name}", [*cells, Cell(number(counts[SPLICED] / max(1, counts.total()), share=True))]))
+        share = number(counts[SPLICED] / max(1, counts.total()), share=True)
+        rows.append(Row(f"{stage} {name}", [*(f"{counts[way]:,}" for way in ways), share]))
     caption = "New synthetic rows: spliced, or made from text for a reason. Either way gives the same row."
     return NumberTable(caption, ["round", *ways, "spliced"], rows)
 

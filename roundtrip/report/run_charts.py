@@ -35,8 +35,8 @@ def training_charts(data: RunData) -> list[Chart]:
     figures: list[tuple[str, str, str, Callable[[Step], float], bool, Axis]] = [
         ("loss", "Training loss", "nats per label", lambda step: step.loss, True, axis),
         ("lr", "Learning rate", "", lambda step: step.lr, False, axis),
-        ("grad-norm", "Gradient norm", "before clipping, log scale", lambda step: step.grad_norm, True, log),
-        ("rate", "Training speed", "tokens per second, without generation and scoring", lambda step: step.rate, True, axis),
+        ("grad-norm", "Gradient norm", "before clipping", lambda step: step.grad_norm, True, log),
+        ("rate", "Training speed", "tokens per second while training", lambda step: step.rate, True, axis),
     ]
     return _present(
         (title, note, line_chart(name, title, [*_step_curves(data, figure, noisy)], on), ())
@@ -103,6 +103,8 @@ def round_charts(data: RunData) -> list[Chart]:
     sides = ((1, "source (synthetic)"), (2, "target (real)"))
     stages = list(dict.fromkeys(each.stage for each in data.history.rounds.values()))
     curves = [_copy_curve(data, stages, direction.name) for direction in data.directions]
+    # Of a single round, the table has them.
+    curves = curves if stages[1:] and any(any(curve.y) for curve in curves) else []
     copies = line_chart("copies", "Copies among the synthetic sources", curves, Axis("", stages), " %")
     return _present(
         [

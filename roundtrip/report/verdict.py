@@ -6,6 +6,7 @@ from typing import Any
 
 from roundtrip.backtranslation.labels import advice, stage_label
 from roundtrip.recipe.plan import BASE, Direction, is_control
+from roundtrip.report.figures import signed
 from roundtrip.report.run_data import RunData
 
 # Below it, a difference counts as more than chance.
@@ -97,11 +98,11 @@ def _direction_verdict(data: RunData, direction: Direction) -> DirectionVerdict:
         sentences = [f"No later stage is better on dev than {stage_label(best)}: {scores['chrf']:.1f} chrF++ {on}."]
     else:
         sentences = [
-            f"{_capital(stage_label(best))} is its best stage on dev: {scores['chrf']:.1f} chrF++ {on}, {change:+.1f} "
+            f"{_capital(stage_label(best))} is its best stage on dev: {scores['chrf']:.1f} chrF++ {on}, {signed(change)} "
             f"over {stage_label(start)} ({before['chrf']:.1f}){_significance(chrf, part)}."
         ]
     if bleu := _metric(comparison, "BLEU"):
-        figures = f"BLEU {bleu['baseline']:.1f} → {bleu['system']:.1f} ({bleu['system'] - bleu['baseline']:+.1f})"
+        figures = f"BLEU {bleu['baseline']:.1f} → {bleu['system']:.1f} ({signed(bleu['system'] - bleu['baseline'])})"
         sentences.append(f"{figures}{_significance(bleu, part)}.")
     sentences += _further(data, name, best)
     return DirectionVerdict(name, effect, change, part, sentences)
@@ -120,7 +121,7 @@ def _further(data: RunData, name: str, best: str) -> list[str]:
             sentences.append("Neither the rounds nor as many steps on pairs alone improve it on dev.")
         elif figures:
             change = figures["system"] - figures["baseline"]
-            against = f"Against as many steps on pairs alone {of_stage} the rounds bring {change:+.1f} chrF++"
+            against = f"Against as many steps on pairs alone {of_stage} the rounds bring {signed(change)} chrF++"
             sentences.append(f"{against}{_significance(figures, 'test')}.")
     kept = [scores.get(stage, {}).get(name, {}).get("intact") for stage in (data.start, best)]
     if kept[0] is not None and kept[1] is not None:
@@ -132,13 +133,13 @@ def _further(data: RunData, name: str, best: str) -> list[str]:
 def _next_steps(data: RunData, verdicts: list[DirectionVerdict]) -> list[str]:
     recipe, dev = data.recipe, data.dev
     if not data.is_finished:
-        return ["Continue it with the command that began it and --resume, unless it is running."]
+        return ["Continue it with the command that began it and `--resume`, unless it is running."]
     steps = []
     scores = [(each.name, dev[stage][each.name]) for each in verdicts if (stage := data.best.get(each.name)) in dev]
     copied = dev.get("copy", {})
     weak = [name for name, of_best in scores if of_best["chrf"] <= copied.get(name, of_best)["chrf"] - 1e-9]
     if weak and not recipe.without_dev:
-        cure = "more parallel pairs or epochs (train.parallel_epochs), or a base that knows both languages"
+        cure = "more parallel pairs or epochs (`train.parallel_epochs`), or a base that knows both languages"
         steps.append(f"Copying the source is as good on dev as {_list(weak)}: {cure}.")
     last = f"round-{recipe.rounds.count}"
     for each in data.history.rounds.values():
@@ -148,16 +149,16 @@ def _next_steps(data: RunData, verdicts: list[DirectionVerdict]) -> list[str]:
     improving = [each.name for each in verdicts if data.best.get(each.name) == last]
     if recipe.rounds.count and improving:
         count = recipe.rounds.count + 1
-        steps.append(f"Dev chrF++ of {_list(improving)} still rose in the last round: try rounds.count = {count}.")
+        steps.append(f"Dev chrF++ of {_list(improving)} still rose in the last round: try `rounds.count = {count}`.")
     kept = [each.name for each in verdicts if each.effect == KEPT]
     if recipe.rounds.count and kept:
-        cure = "more text in data.mono, another seed, or a base that knows the target language better"
+        cure = "more text in `data.mono`, another seed, or a base that knows the target language better"
         steps.append(f"The rounds brought {_list(kept)} nothing on dev: {cure}.")
     if recipe.rounds.count and data.start != BASE and not recipe.evaluation.control:
         reason = "to tell what the rounds bring from what longer training would"
-        steps.append(f"Train once more with --set evaluation.control=true {reason}.")
+        steps.append(f"Train once more with `--set evaluation.control=true` {reason}.")
     if not data.test:
-        steps.append("Give data.test a few hundred pairs that nothing else has seen, to get scores that can be quoted.")
+        steps.append("Give `data.test` a few hundred pairs that nothing else has seen, to get scores that can be quoted.")
     if any(is_control(stage) for stage in data.best.values()):
         steps.append("More parallel pairs help more here than rounds: on dev the pairs alone did better.")
     if any(each.effect == UNCLEAR for each in verdicts):
@@ -190,7 +191,7 @@ def _significance(figures: Mapping[str, Any] | None, part: str) -> str:
 
 
 def _changed(each: DirectionVerdict) -> str:
-    return each.name if each.change is None else f"{each.name} {each.change:+.1f} chrF++"
+    return each.name if each.change is None else f"{each.name} {signed(each.change)} chrF++"
 
 
 def _list(names: list[str]) -> str:

@@ -1,0 +1,16 @@
+"""Figures as a report writes them."""
+
+NO_VALUE = "–"
+
+
+def number(value: float | None, digits: int = 1, *, share: bool = False) -> str:
+    """Return a figure, a share as per cent, or a dash where there is none."""
+    if value is None:
+        return NO_VALUE
+    return f"{value:.0%}" if share else f"{value:,.{digits}f}"
+
+
+def signed(value: float, digits: int = 1) -> str:
+    """Return a difference with its sign, a minus where it is negative; one that rounds to zero as ±0."""
+    text = f"{value:+.{digits}f}"
+    return "±0" if float(text) == 0 else text.replace("-", "−")
