@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     from roundtrip.models.optimizer import Optimizer
     from roundtrip.recipe.loader import load_recipe
     from roundtrip.recipe.schema import CandidateFilter, Generate, Recipe, TemplateRecipe
+    from roundtrip.report.page import write_report
     from roundtrip.runtime.errors import RoundtripError
     from roundtrip.tokens.batching import TokenDataset
     from roundtrip.tokens.compatibility import BuildOptions, CompatibilityReport, build_row_builder, check_tokenizers
@@ -39,6 +40,7 @@ _MODULES = {
     "models.optimizer": ("Optimizer",),
     "recipe.loader": ("load_recipe",),
     "recipe.schema": ("CandidateFilter", "Generate", "Recipe", "TemplateRecipe"),
+    "report.page": ("write_report",),
     "runtime.errors": ("RoundtripError",),
     "tokens.batching": ("TokenDataset",),
     "tokens.compatibility": ("BuildOptions", "CompatibilityReport", "build_row_builder", "check_tokenizers"),
@@ -53,7 +55,7 @@ __all__ = [
     "PromptTemplate", "Recipe", "RoundtripError", "RowBuilder", "StepSettings", "TemplateRecipe", "TokenDataset",
     "Translations", "Translator", "build_row_builder", "build_segments", "check_tokenizers", "corpus_scores", "export",
     "filter_candidates", "load_recipe", "load_trained", "load_translators", "paired_bootstrap", "round_trip_chrf",
-    "select_candidates", "train", "train_step",
+    "select_candidates", "train", "train_step", "write_report",
 ]  # fmt: skip
 
 

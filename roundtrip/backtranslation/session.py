@@ -100,9 +100,9 @@ def _run(context: RunContext, resume: bool) -> None:
         if resume:
             trainer.resume()
         used = dict.fromkeys(each.base.device for each in context.translators.values())
-        hardware = {"devices": {str(device): device_name(device) for device in used}}
-        hardware |= {"threads": torch.get_num_threads(), "processes": context.processes.world_size}
-        events.log("start", phase=trainer.state.phase, step=trainer.state.step, **hardware)
+        devices = {str(device): device_name(device) for device in used}
+        numbers = {"threads": torch.get_num_threads(), "processes": context.processes.world_size}
+        events.log("start", phase=trainer.state.phase, step=trainer.state.step, devices=devices, **numbers)
         constants = {"betas": BETAS, "eps": EPS, "min_lr_factor": MIN_LR_FACTOR, "max_grad_norm": MAX_GRAD_NORM}
         planned = {name: optimizer.num_steps for name, optimizer in trainer.optimizers.items()}
         events.log("optimizer", name="AdamW", **constants, planned_steps=planned)

@@ -47,6 +47,7 @@ COMMANDS = {
     "translate": "translate files or standard input with a trained run",
     "serve": "translate for other programs over HTTP, with a page for people",
     "evaluate": "score one or two systems on a test set",
+    "report": "write a page about a run: its verdict, scores, curves and samples; or compare runs",
     "export": "write a trained direction for transformers, PEFT and vLLM",
 }
 

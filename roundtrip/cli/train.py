@@ -34,5 +34,7 @@ def _train(arguments: argparse.Namespace) -> None:
     # Of several processes only the first one prints.
     loaded, events = open_recipe(arguments, Console(quiet=os.environ.get("RANK", "0") != "0"))
     from roundtrip.backtranslation import session
+    from roundtrip.report.page import live_writer
 
-    session.train(loaded, arguments.out or Path("runs") / loaded.path.stem, resume=arguments.resume, events=events)
+    folder = arguments.out or Path("runs") / loaded.path.stem
+    session.train(loaded, folder, resume=arguments.resume, events=events, on_evaluation=live_writer(events))

@@ -1,4 +1,4 @@
-"""The charts of a report: SVG with text as text, its colours the variables of the page, so that it follows its theme."""
+"""The charts of a report: SVG with text as text, whose colours are variables of the page and follow its theme."""
 
 from __future__ import annotations
 
@@ -33,7 +33,12 @@ _VARIABLES = {_INK: "--ink", _QUIET: "--quiet", _RULE: "--rule"}
 _VARIABLES |= {colour: f"--series-{number}" for number, colour in enumerate(_SERIES, start=1)}
 _MARKERS = "osD^vP"
 _SVG, _XLINK = "{http://www.w3.org/2000/svg}", "{http://www.w3.org/1999/xlink}"
-_STYLE = {"svg.fonttype": "none", "svg.hashsalt": "report", "font.size": 9.0, "axes.formatter.min_exponent": 4, "path.simplify_threshold": 0.5}
+_STYLE = {
+    "svg.fonttype": "none",
+    "svg.hashsalt": "report",
+    "font.size": 9.0,
+    "path.simplify_threshold": 0.5,
+}
 
 
 @dataclass(frozen=True)
@@ -62,7 +67,7 @@ class Axis:
 
 
 def downsample(x: Sequence[float], y: Sequence[float], num_points: int = MAX_POINTS) -> tuple[list[float], list[float]]:
-    """Return a curve with at most so many points, each the mean of as many neighbours; what is not finite is dropped."""
+    """Return a curve with at most so many points, each the mean of its neighbours; none is infinite or NaN."""
     pairs = [(a, b) for a, b in zip(x, y, strict=True) if math.isfinite(a) and math.isfinite(b)]
     size = max(1, math.ceil(len(pairs) / num_points))
     parts = [pairs[start : start + size] for start in range(0, len(pairs), size)]
@@ -118,7 +123,7 @@ def bar_chart(name: str, title: str, bars: Mapping[str, Mapping[str, float]], un
             axes.barh(range(len(bars)), widths, left=lefts, height=0.66, color=colour, linewidth=0)
             lefts = [left + width for left, width in zip(lefts, widths, strict=True)]
         for i, total in enumerate(lefts):
-            _text(axes, total, i, f"  {_number(total)}{unit}", _INK, verticalalignment="center")
+            _text(axes, total + 0.015 * max(lefts), i, f"{_number(total)}{unit}", _INK, verticalalignment="center")
         _set_axes(axes, Axis(""))
         axes.set_xlim(0, 1.18 * max(lefts))
         axes.invert_yaxis()
@@ -153,8 +158,9 @@ def range_chart(name: str, title: str, rows: Mapping[str, Mapping[str, Sequence[
         axes.tick_params(axis="y", length=0)
         left = min(0.45, 0.03 + 0.0185 * max(len(row) for row in rows))
         axes.set_position((left, 0.3 / (0.6 + 0.36 * len(rows)), 0.95 - left, 0.94 - 0.3 / (0.6 + 0.36 * len(rows))))
-        shown = (f"{row}: {', '.join(f'{part} {sizes[1]:g}{unit}' for part, sizes in of.items())}" for row, of in rows.items())
-        return _finish(figure, name, title, f"Medians. {'; '.join(shown)}")
+        medians = {row: [f"{part} {sizes[1]:g}{unit}" for part, sizes in sides.items()] for row, sides in rows.items()}
+        shown = "; ".join(f"{row}: {', '.join(each)}" for row, each in medians.items())
+        return _finish(figure, name, title, f"Medians. {shown}")
 
 
 @contextmanager

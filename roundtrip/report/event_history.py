@@ -144,12 +144,10 @@ class _Reader:
             self.seconds, self.last_step, self.phase_end = {}, {}, {}
         self.is_resumed = False
         devices = {str(device): str(name) for device, name in event.get("devices", {}).items()}
-        numbers = {key: int(event[key]) for key in ("threads", "processes") if key in event}
-        self.history.hardware = {"devices": devices, **numbers}
+        self.history.hardware = {"devices": devices}
+        self.history.hardware |= {key: int(event[key]) for key in ("threads", "processes") if key in event}
 
-    def _read_step(
-        self, event: dict[str, Any], direction: str, time: float, previous: tuple[str, float]
-    ) -> None:
+    def _read_step(self, event: dict[str, Any], direction: str, time: float, previous: tuple[str, float]) -> None:
         number, seconds = int(event["step"]), time - previous[1]
         rate = int(event["tokens"]) / seconds if previous[0] == direction and seconds > 0 else nan
         figures = Step(float(event["lr"]), float(event["loss"]), float(event["grad_norm"]), rate)

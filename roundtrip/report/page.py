@@ -11,8 +11,8 @@ from roundtrip import __version__
 from roundtrip.backtranslation.labels import control_title, stage_label
 from roundtrip.backtranslation.run_folder import RunFolder
 from roundtrip.recipe.language_codes import language_name
-from roundtrip.report.figures import NO_VALUE, number, signed
-from roundtrip.report.run_data import NUM_GAINED, NUM_LOST, RunData, Samples, read_run
+from roundtrip.report.figures import NO_VALUE, figures_of, number, signed
+from roundtrip.report.run_data import NUM_CHANGED, RunData, Samples, read_run
 from roundtrip.report.visible_text import visible
 from roundtrip.runtime.atomic_io import write_text
 from roundtrip.runtime.errors import first_line
@@ -22,6 +22,7 @@ if TYPE_CHECKING:
     from jinja2 import Environment
 
 METRICS = ("chrF++", "BLEU")
+COMPARISON_HEADER = [f"{metric} {what}" for metric in METRICS for what in ("change", "p")]
 # As in `tokens.row_builder`, which would import torch.
 SPLICED = "splice"
 _MODES = {
@@ -42,11 +43,12 @@ class Row:
 
 @dataclass(frozen=True)
 class NumberTable:
-    """A table of figures."""
+    """A table of figures, or of texts."""
 
     caption: str
     header: Sequence[str]
     rows: Sequence[Row]
+    is_text: bool = False
 
 
 def write_report(run: RunFolder | Path | str, out: Path | None = None) -> Path:
@@ -111,7 +113,7 @@ def render(data: RunData) -> str:
         round_charts=run_charts.round_charts(data),
         rounds=_round_table(data),
         samples=samples,
-        samples_note=_samples_note(samples),
+        samples_note=_samples_note,
         token_rows=_token_row_table(data),
         setup=_setup(data),
         label=stage_label,
@@ -133,8 +135,14 @@ def environment() -> "Environment":
         """Show what stands between backticks as code."""
         return Markup(re.sub("`([^`]+)`", r"<code>\1</code>", str(escape(visible(text)))))
 
-    loader, blocks = FileSystemLoader(Path(__file__).parent), {"trim_blocks": True, "lstrip_blocks": True}
-    made = Environment(loader=loader, autoescape=True, undefined=StrictUndefined, finalize=finalize, **blocks)
+    made = Environment(
+        loader=FileSystemLoader(Path(__file__).parent),
+        autoescape=True,
+        undefined=StrictUndefined,
+        finalize=finalize,
+        trim_blocks=True,
+        lstrip_blocks=True,
+    )
     made.filters |= {"code": code, "signed": signed}
     return made
 
@@ -154,7 +162,10 @@ def _score_tables(data: RunData) -> list[NumberTable]:
         rows = [
             Row(
                 stage_label(stage),
-                [number(scores.get(stage, {}).get(name, {}).get(key), share=share) for _, key, share, scores in columns],
+                [
+                    number(scores.get(stage, {}).get(name, {}).get(key), share=share)
+                    for _, key, share, scores in columns
+                ],
                 best=stage == data.best.get(name),
             )
             for stage in data.dev
@@ -166,21 +177,21 @@ def _score_tables(data: RunData) -> list[NumberTable]:
 def _comparison_table(data: RunData) -> NumberTable:
     """Return the comparisons by bootstrap that the run has recorded."""
     rows = {}
-    for key, table in (("gain", data.results), ("comparison", data.results), ("control", data.results)):
-        for name, comparison in table.get(key, {}).items():
+    for key in ("gain", "comparison", "control"):
+        for name, comparison in data.results.get(key, {}).items():
             title = f"{comparison['system']} against {comparison['baseline']}, on test"
             title = f"{name}: {control_title(comparison) if key == 'control' else title}"
             rows[title] = Row(title, comparison_cells(comparison["metrics"]))
-    header = ["paired bootstrap", *(f"{metric} {what}" for metric in METRICS for what in ("change", "p"))]
-    return NumberTable("Differences, and how likely chance alone would make one as large", header, list(rows.values()))
+    caption = "Differences, and how likely chance alone would make one as large"
+    return NumberTable(caption, ["paired bootstrap", *COMPARISON_HEADER], list(rows.values()))
 
 
 def comparison_cells(results: Sequence[Mapping[str, Any]]) -> list[str]:
     """Return change and p-value of the metrics of a comparison, as `metrics.Comparison.to_dict` has them."""
     cells = []
     for metric in METRICS:
-        found = [result for result in results if result.get("metric") == metric and {"system", "p_value"} <= result.keys()]
-        cells += [signed(found[0]["system"] - found[0]["baseline"]), f"{found[0]['p_value']:.3f}"] if found else [NO_VALUE] * 2
+        result = figures_of(results, metric)
+        cells += [signed(result["change"]), f"{result['p_value']:.3f}"] if result else [NO_VALUE] * 2
     return cells
 
 
@@ -204,20 +215,26 @@ def _round_table(data: RunData) -> NumberTable:
         figures = [each.candidates, each.num_rejected, *(each.rejected[reason] for reason in reasons), each.kept]
         share = number(each.kept / each.candidates if each.candidates else None, share=True)
         rows.append(Row(f"{each.stage} {each.direction}", [*(f"{figure:,}" for figure in figures), share]))
-    header = ["round", "candidates", "rejected", *(reason.replace("_", " ") for reason in reasons), "trained on", "share"]
+    header = [
+        "round",
+        "candidates",
+        "rejected",
+        *(reason.replace("_", " ") for reason in reasons),
+        "trained on",
+        "share",
+    ]
     return NumberTable("Candidates and rejections, by the first reason against each", header, rows)
 
 
-def _samples_note(samples: Sequence[Samples]) -> str:
-    notes = {
-        f"Of each direction: the {NUM_GAINED} largest gains and the {NUM_LOST} largest losses"
-        + (f" among {each.num_scored:,} of {each.num_lines:,} lines" if each.num_scored < each.num_lines else "")
-        + f", and others at random; {len(each.lines)} of {each.num_lines:,} lines."
-        if len(each.lines) < each.num_lines
-        else "All lines are shown."
-        for each in samples
-    }
-    return " ".join(sorted(notes))
+def _samples_note(samples: Samples) -> str:
+    """Return which lines of all are shown."""
+    if len(samples.lines) == samples.num_lines:
+        return f"All {samples.num_lines:,} lines."
+    among = f" among {samples.num_scored:,} lines drawn at random" if samples.num_scored < samples.num_lines else ""
+    most = f"the {NUM_CHANGED} largest gains and as many losses{among}"
+    return (
+        f"{len(samples.lines)} of {samples.num_lines:,} lines: {most}, where there are as many; the others at random."
+    )
 
 
 def _mode_words(report: Mapping[str, Any]) -> str:
@@ -246,7 +263,9 @@ def _setup(data: RunData) -> list[tuple[str, str]]:
     for name, location in manifest.base_locations.items():
         digest, dtype = manifest.base_hashes.get(name, ""), manifest.dtypes.get(name, "")
         attention = history.models.get(name, {}).get("attention", "")
-        how = ", ".join(filter(None, (dtype, attention and f"{attention} attention", digest and f"SHA-256 {digest[:16]}…")))
+        how = ", ".join(
+            filter(None, (dtype, attention and f"{attention} attention", digest and f"SHA-256 {digest[:16]}…"))
+        )
         pairs.append((f"Base of {name}", f"{location} ({how})"))
     notes = [note for model in history.models.values() for note in model["notes"]]
     pairs += [("Notes on the models", "; ".join(dict.fromkeys(notes)))] if notes else []

@@ -1,11 +1,11 @@
 """The charts of one run or of several, from their values."""
 
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from markupsafe import Markup
 
-from roundtrip.recipe.plan import BASE, control_stage, is_control
+from roundtrip.recipe.plan import control_stage, is_control
 from roundtrip.report.charts import NUM_COLOURS, Axis, Curve, bar_chart, line_chart, range_chart
 from roundtrip.report.event_history import Step
 from roundtrip.report.run_data import RunData
@@ -64,18 +64,17 @@ def dev_charts(data: RunData) -> list[Chart]:
     for metric, title in (("chrf", "chrF++"), ("bleu", "BLEU"), ("copied", "Copies of the source")):
         curves = []
         for direction in data.directions:
-            curves += [_dev_curve(data, stages, stages, metric, direction.name)]
+            curves += [_dev_curve(data, stages, metric, direction.name)]
             controls = [control_stage(stage) if control_stage(stage) in data.dev else "" for stage in stages]
             if any(controls):
-                start = [stage if stage == data.start else control for stage, control in zip(stages, controls, strict=True)]
-                curves += [_dev_curve(data, start, stages, metric, direction.name, control=True)]
+                pairs = zip(stages, controls, strict=True)
+                beside = [stage if stage == data.start else control for stage, control in pairs]
+                curves += [_dev_curve(data, beside, metric, direction.name, control=True)]
         charts.append((title, what, line_chart(f"dev-{metric}", f"{title} {what}", curves, Axis("", stages)), ()))
     return _present(charts)
 
 
-def _dev_curve(
-    data: RunData, stages: Sequence[str], ticks: Sequence[str], metric: str, name: str, *, control: bool = False
-) -> Curve:
+def _dev_curve(data: RunData, stages: Sequence[str], metric: str, name: str, *, control: bool = False) -> Curve:
     scores = [(i, data.dev.get(stage, {}).get(name, {}).get(metric)) for i, stage in enumerate(stages)]
     points = [(float(i), score) for i, score in scores if score is not None]
     label = f"{name}, pairs" if control else name
@@ -139,9 +138,7 @@ def comparison_charts(runs: Sequence[RunData], labels: Sequence[str]) -> list[Ch
     for direction in runs[0].directions:
         curves = []
         for number, (data, label) in enumerate(zip(runs, labels, strict=True)):
-            scores = [(i, data.dev.get(stage, {}).get(direction.name, {}).get("chrf")) for i, stage in enumerate(stages)]
-            points = [(float(i), score) for i, score in scores if score is not None]
-            curves.append(Curve(label, [x for x, _ in points], [y for _, y in points], colour=number))
+            curves.append(replace(_dev_curve(data, stages, "chrf", direction.name), label=label, colour=number))
         title = f"chrF++ on dev, {direction.name}"
         svg = line_chart(f"dev-{direction.source}", title, curves, Axis("", stages))
         charts.append((title, "by stage", svg, ()))

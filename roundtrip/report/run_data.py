@@ -4,7 +4,6 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from functools import cached_property
-from math import isnan
 from pathlib import Path
 from typing import Any
 
@@ -19,8 +18,8 @@ from roundtrip.report.event_history import EventHistory, read_history
 from roundtrip.runtime.errors import RoundtripError, quantity
 from roundtrip.runtime.seeding import derive_seed, permuted_index
 
-# Lines of each direction on the page: the largest gains, the largest losses, and others at random.
-NUM_GAINED, NUM_LOST, NUM_RANDOM = 25, 25, 50
+# Lines of each direction on the page: as many of the largest gains as of the largest losses, and others at random.
+NUM_CHANGED, NUM_RANDOM = 20, 30
 # Of a direction, the lines that are scored for these: a score takes a fifth of a millisecond, and a run that is in
 # progress is not to wait.
 MAX_SCORED, MAX_SCORED_IN_PROGRESS = 20_000, 300
@@ -96,7 +95,8 @@ class RunData:
 
     @property
     def test(self) -> dict[str, ScoresOfStage]:
-        return self.results.get("test", {})
+        test: dict[str, ScoresOfStage] = self.results.get("test", {})
+        return test
 
     @property
     def best(self) -> dict[str, str]:
@@ -150,25 +150,21 @@ class RunData:
     def _samples(self, part: str, direction: Direction) -> Samples | None:
         after = self.best[direction.name]
         before = self.start if self.start != after else BASE
-        texts = [self.translations(part, stage, direction) for stage in (before, after)]
-        if after == before or texts[0] is None or texts[1] is None:
+        both = [self.translations(part, stage, direction) for stage in (before, after)]
+        texts = [text for text in both if text is not None]
+        if after == before or len(texts) < 2:
             return None
         data, seed = self.oriented(part, direction), derive_seed(self.recipe.seed, "report")
         num_lines, limit = len(data.sources), MAX_SCORED if self.is_finished else MAX_SCORED_IN_PROGRESS
         order = [permuted_index(i, num_lines, seed, 0) for i in range(min(num_lines, limit))]
         columns = [[column[i] for i in order] for column in (data.sources, data.references, *texts)]
         scored = EvaluationSet(columns[0], columns[1])
-        settings = EvaluationSettings(bleu_tokenizer(direction.target), num_changed=max(NUM_GAINED, NUM_LOST))
+        settings = EvaluationSettings(bleu_tokenizer(direction.target), num_changed=NUM_CHANGED)
         changed = changed_lines(scored, columns[2], columns[3], settings)
-        most = [line["line"] - 1 for line in changed["gained"][:NUM_GAINED] + changed["lost"][:NUM_LOST]]
+        most = [line["line"] - 1 for line in changed["gained"] + changed["lost"]]
         others = [i for i in range(len(order)) if i not in set(most)][:NUM_RANDOM]
         chrf = settings.metrics()["chrF++"]
-        lines = []
-        for i in most + others:
-            source, reference, *both = (column[i] for column in columns)
-            scores = [chrf.sentence_score(text, [reference]).score for text in both]
-            shown = [text if len(text) <= MAX_CHARS else f"{text[:MAX_CHARS]}…" for text in (source, *both, reference)]
-            lines.append(Sample(order[i] + 1, *shown, *scores))
+        lines = [_sample(order[i] + 1, [column[i] for column in columns], chrf) for i in most + others]
         lines.sort(key=lambda sample: -sample.change)
         return Samples(direction, part, before, after, lines, num_lines, len(order))
 
@@ -200,6 +196,13 @@ class RunData:
     def _add_problem(self, problem: str) -> None:
         if problem not in self.problems:
             self.problems.append(problem)
+
+
+def _sample(line: int, texts: Sequence[str], chrf: Any) -> Sample:
+    """Return a line for the page: of source, reference and two translations."""
+    first, second = (float(chrf.sentence_score(text, [texts[1]]).score) for text in texts[2:])
+    source, reference, *both = (text if len(text) <= MAX_CHARS else f"{text[:MAX_CHARS]}…" for text in texts)
+    return Sample(line, source, both[0], both[1], reference, first, second)
 
 
 def read_run(path: Path) -> RunData:
@@ -234,6 +237,6 @@ def read_run(path: Path) -> RunData:
         problems.append(f"{quantity(history.num_damaged, 'line')} of events.jsonl cannot be read, and were left out.")
     if history.nonfinite_steps:
         count = quantity(len(history.nonfinite_steps), "step")
-        problems.append(f"{count} had a loss or gradient that is not finite, and changed nothing; see nonfinite_steps/.")
+        problems.append(f"{count} had a loss or gradient that is not finite and changed nothing; see nonfinite_steps/.")
     data = RunData(run, manifest, recipe, "", results, history, problems)
     return replace(data, recipe_text=data._read_recorded(run.recipe_file) or "")

@@ -6,7 +6,7 @@ from typing import Any
 
 from roundtrip.backtranslation.labels import advice, stage_label
 from roundtrip.recipe.plan import BASE, Direction, is_control
-from roundtrip.report.figures import signed
+from roundtrip.report.figures import figures_of, signed
 from roundtrip.report.run_data import RunData
 
 # Below it, a difference counts as more than chance.
@@ -20,8 +20,8 @@ class DirectionVerdict:
     """What became of one direction.
 
     Attributes:
-        effect: GAINED or LOST: by more than chance explains; UNCLEAR; KEPT: no stage beat the one the rounds began from;
-            UNTESTED: there is no comparison on test.
+        effect: GAINED or LOST: by more than chance explains; UNCLEAR; KEPT: no stage is better on dev than the one that
+            the rounds began from; UNTESTED: there is no comparison on test.
         change: of chrF++, from the stage that the rounds began from to the best one; None where there is no score.
         part: what the change was measured on, `test` or `dev`.
     """
@@ -88,7 +88,7 @@ def _direction_verdict(data: RunData, direction: Direction) -> DirectionVerdict:
         return DirectionVerdict(name, UNTESTED, None, part, ["It has not been scored."])
     change = scores["chrf"] - before["chrf"]
     comparison = _comparison(data.results, name, start, best)
-    chrf = _metric(comparison, "chrF++")
+    chrf = figures_of(comparison["metrics"], "chrF++")
     effect = KEPT if part == "test" and best == start else UNTESTED
     if chrf:
         better = GAINED if chrf["system"] > chrf["baseline"] else LOST
@@ -97,12 +97,12 @@ def _direction_verdict(data: RunData, direction: Direction) -> DirectionVerdict:
     if best == start:
         sentences = [f"No later stage is better on dev than {stage_label(best)}: {scores['chrf']:.1f} chrF++ {on}."]
     else:
-        sentences = [
-            f"{_capital(stage_label(best))} is its best stage on dev: {scores['chrf']:.1f} chrF++ {on}, {signed(change)} "
-            f"over {stage_label(start)} ({before['chrf']:.1f}){_significance(chrf, part)}."
-        ]
-    if bleu := _metric(comparison, "BLEU"):
-        figures = f"BLEU {bleu['baseline']:.1f} → {bleu['system']:.1f} ({signed(bleu['system'] - bleu['baseline'])})"
+        over = f"{signed(change)} over {stage_label(start)} ({before['chrf']:.1f}){_significance(chrf, part)}"
+        label = stage_label(best)
+        of_best = f"{label[:1].upper()}{label[1:]} is its best stage on dev: {scores['chrf']:.1f} chrF++ {on}"
+        sentences = [f"{of_best}, {over}."]
+    if bleu := figures_of(comparison["metrics"], "BLEU"):
+        figures = f"BLEU {bleu['baseline']:.1f} → {bleu['system']:.1f} ({signed(bleu['change'])})"
         sentences.append(f"{figures}{_significance(bleu, part)}.")
     sentences += _further(data, name, best)
     return DirectionVerdict(name, effect, change, part, sentences)
@@ -115,13 +115,13 @@ def _further(data: RunData, name: str, best: str) -> list[str]:
     if BASE not in {data.start, best} and "chrf" in base:
         sentences.append(f"The base model alone has {base['chrf']:.1f} chrF++.")
     if control := data.results.get("control", {}).get(name):
-        figures = _metric(control, "chrF++")
+        figures = figures_of(control["metrics"], "chrF++")
         of_stage = f"({control['baseline']}, on {control['part']})"
         if control["baseline"] == control["system"]:
             sentences.append("Neither the rounds nor as many steps on pairs alone improve it on dev.")
         elif figures:
-            change = figures["system"] - figures["baseline"]
-            against = f"Against as many steps on pairs alone {of_stage} the rounds bring {signed(change)} chrF++"
+            change = signed(figures["change"])
+            against = f"Against as many steps on pairs alone {of_stage} the rounds bring {change} chrF++"
             sentences.append(f"{against}{_significance(figures, 'test')}.")
     kept = [scores.get(stage, {}).get(name, {}).get("intact") for stage in (data.start, best)]
     if kept[0] is not None and kept[1] is not None:
@@ -158,7 +158,9 @@ def _next_steps(data: RunData, verdicts: list[DirectionVerdict]) -> list[str]:
         reason = "to tell what the rounds bring from what longer training would"
         steps.append(f"Train once more with `--set evaluation.control=true` {reason}.")
     if not data.test:
-        steps.append("Give `data.test` a few hundred pairs that nothing else has seen, to get scores that can be quoted.")
+        steps.append(
+            "Give `data.test` a few hundred pairs that nothing else has seen, to get scores that can be quoted."
+        )
     if any(is_control(stage) for stage in data.best.values()):
         steps.append("More parallel pairs help more here than rounds: on dev the pairs alone did better.")
     if any(each.effect == UNCLEAR for each in verdicts):
@@ -167,20 +169,13 @@ def _next_steps(data: RunData, verdicts: list[DirectionVerdict]) -> list[str]:
     return steps
 
 
-def _comparison(results: Mapping[str, Any], name: str, start: str, best: str) -> Mapping[str, Any] | None:
-    """Return the recorded comparison of the best stage with the one that the rounds began from, if there is one."""
+def _comparison(results: Mapping[str, Any], name: str, start: str, best: str) -> Mapping[str, Any]:
+    """Return the recorded comparison of the best stage with the one that the rounds began from; else an empty one."""
     for key in ("gain", "comparison"):
         found: Mapping[str, Any] | None = results.get(key, {}).get(name)
         if found and (found["baseline"], found["system"]) == (start, best):
             return found
-    return None
-
-
-def _metric(comparison: Mapping[str, Any] | None, metric: str) -> dict[str, Any] | None:
-    for figures in comparison["metrics"] if comparison else ():
-        if figures.get("metric") == metric and {"baseline", "system", "p_value"} <= figures.keys():
-            return dict(figures)
-    return None
+    return {"metrics": []}
 
 
 def _significance(figures: Mapping[str, Any] | None, part: str) -> str:
@@ -196,7 +191,3 @@ def _changed(each: DirectionVerdict) -> str:
 
 def _list(names: list[str]) -> str:
     return " and ".join(names)
-
-
-def _capital(text: str) -> str:
-    return text[:1].upper() + text[1:]
