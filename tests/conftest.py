@@ -19,6 +19,7 @@ from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 from roundtrip.cli.app import exit_with
 from roundtrip.engine.train_step import loss_sum
 from roundtrip.recipe.schema import TemplateRecipe
+from roundtrip.report.page import write_report
 from roundtrip.tokens.batching import TokenDataset, collate, step_batches
 from roundtrip.tokens.prompt_segments import build_segments
 from roundtrip.tokens.prompt_template import PromptTemplate, TokenRow
@@ -220,7 +221,7 @@ def finished(tmp_path_factory: pytest.TempPathFactory, model_folder: Path) -> tu
     (folder / "toy.tsv").write_text("".join(f"{en}\t{es}\n" for en, es in toy_pairs()), encoding="utf-8")
     recipe = folder / "small.toml"
     recipe.write_text(RECIPE.format(model=model_folder) + "keep = 20\n", encoding="utf-8")
-    return recipe, folder / "run", go(recipe, folder / "run")
+    return recipe, folder / "run", go(recipe, folder / "run", on_evaluation=write_report)
 
 
 @pytest.fixture

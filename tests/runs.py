@@ -6,6 +6,7 @@ import io
 import json
 import subprocess
 import sys
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +15,7 @@ from rich.console import Console
 from safetensors.torch import load_file
 
 from roundtrip.backtranslation import session
+from roundtrip.backtranslation.run_folder import RunFolder
 from roundtrip.recipe import loader
 from roundtrip.runtime.event_log import EventLog
 from roundtrip.runtime.integrity import read_hashed_json, write_hashed_json
@@ -21,11 +23,19 @@ from roundtrip.runtime.integrity import read_hashed_json, write_hashed_json
 NAMES = ["en-es", "es-en"]
 
 
-def go(path: Path, out: Path, *, resume: bool = False, overrides: tuple[str, ...] = ()) -> str:
+def go(
+    path: Path,
+    out: Path,
+    *,
+    resume: bool = False,
+    overrides: tuple[str, ...] = (),
+    on_evaluation: Callable[[RunFolder], object] | None = None,
+) -> str:
     """Run a recipe in this process and return what was shown."""
     shown = io.StringIO()
     loaded = loader.load_recipe(str(path), overrides)
-    session.train(loaded, out, resume=resume, events=EventLog(Console(file=shown, width=160)))
+    events = EventLog(Console(file=shown, width=160))
+    session.train(loaded, out, resume=resume, events=events, on_evaluation=on_evaluation)
     return shown.getvalue()
 
 

@@ -34,7 +34,7 @@ class RunContext:
     filters: Mapping[str, Sequence[RejectionRule]] = field(default_factory=dict)  # besides those of `[filter]`
     processes: ProcessGroup = SINGLE_PROCESS
     resume_command: str = ""  # what to type to continue this run
-    on_evaluation: Callable[[RunFolder], None] | None = None  # of `session.train`
+    on_evaluation: Callable[[RunFolder], object] | None = None  # of `session.train`
 
     def callbacks(self, task: ProgressHandle | None = None) -> Callbacks:
         """Return what counts rows and tokens of a task, and raises where a signal asked the run to stop."""

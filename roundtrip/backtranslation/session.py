@@ -49,7 +49,7 @@ def train(
     resume: bool = False,
     filters: Sequence[RejectionRule] = (),
     events: EventLog | None = None,
-    on_evaluation: Callable[[RunFolder], None] | None = None,
+    on_evaluation: Callable[[RunFolder], object] | None = None,
 ) -> RunFolder:
     """Train both directions of a recipe into a run folder.
 

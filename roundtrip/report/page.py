@@ -65,9 +65,8 @@ def write_report(run: RunFolder | Path | str, out: Path | None = None) -> Path:
         RunError: it is not a run that can be read.
 
     Example:
-        >>> run = train(recipe, out_dir / "run", on_evaluation=write_report)
-        >>> write_report(run).name
-        'report.html'
+        >>> write_report(run_dir, out_dir / "page.html").name  # `train(..., on_evaluation=write_report)` keeps one
+        'page.html'
     """
     folder = run if isinstance(run, RunFolder) else RunFolder(Path(run))
     path = out or folder.report
