@@ -15,7 +15,7 @@ from roundtrip.report.figures import NO_VALUE, figures_of, number, signed
 from roundtrip.report.run_data import NUM_CHANGED, RunData, Samples, read_run
 from roundtrip.report.visible_text import visible
 from roundtrip.runtime.atomic_io import write_text
-from roundtrip.runtime.errors import first_line
+from roundtrip.runtime.errors import first_line, quantity
 from roundtrip.runtime.event_log import EventLog
 
 if TYPE_CHECKING:
@@ -269,8 +269,9 @@ def _setup(data: RunData) -> list[tuple[str, str]]:
     notes = [note for model in history.models.values() for note in model["notes"]]
     pairs += [("Notes on the models", "; ".join(dict.fromkeys(notes)))] if notes else []
     devices = [f"{device}: {name}" for device, name in history.hardware.get("devices", {}).items()]
-    numbers = [f"{history.hardware[key]} {key}" for key in ("threads", "processes") if key in history.hardware]
-    pairs += [("Hardware", "; ".join([*devices, *numbers]))] if devices else []
+    for noun, plural in (("thread", "threads"), ("process", "processes")):
+        devices += [quantity(history.hardware[plural], noun, plural)] if plural in history.hardware else []
+    pairs += [("Hardware", "; ".join(devices))] if devices else []
     if peak := results.get("peak_bytes"):
         pairs.append(("Peak memory", ", ".join(f"{device} {size / 2**30:.2f} GiB" for device, size in peak.items())))
     split = data.recipe.data.split
@@ -286,6 +287,7 @@ def _setup(data: RunData) -> list[tuple[str, str]]:
         shown = ", ".join(f"{count:,} {reason}" for reason, count in counts.items())
         pairs.append((f"Text: {part}", shown))
     for name, signature in results.get("signatures", {}).items():
-        pairs += [(f"{metric} signature, {name}", value) for metric, value in signature.items()]
+        titles = {"bleu": "BLEU", "chrf": "chrF++"}
+        pairs += [(f"{titles.get(metric, metric)} signature, {name}", value) for metric, value in signature.items()]
     pairs.append(("Versions", ", ".join(f"{name} {version}" for name, version in manifest.versions.items())))
     return pairs

@@ -39,13 +39,15 @@ def training_charts(data: RunData) -> list[Chart]:
         ("rate", "Training speed", "tokens per second while training", lambda step: step.rate, True, axis),
     ]
     return _present(
-        (title, note, line_chart(name, title, [*_step_curves(data, figure, noisy)], on), ())
+        (title, note, line_chart(name, title, [*_step_curves(data, figure, noisy, with_control=name != "lr")], on), ())
         for name, title, note, figure, noisy, on in figures
     )
 
 
-def _step_curves(data: RunData, figure: Callable[[Step], float], noisy: bool) -> Iterable[Curve]:
+def _step_curves(data: RunData, figure: Callable[[Step], float], noisy: bool, *, with_control: bool) -> Iterable[Curve]:
     for (name, control), steps in sorted(data.history.steps.items()):
+        if control and not with_control:  # which has the learning rates of what it stands for
+            continue
         numbers = sorted(steps)
         values = [figure(steps[number]) for number in numbers]
         label = f"{name}, pairs" if control else name
@@ -108,7 +110,7 @@ def round_charts(data: RunData) -> list[Chart]:
     return _present(
         [
             ("Rejected synthetic sources", "% of the candidates of a round, by reason", rejected, legend),
-            ("Lengths", "characters of new synthetic examples: first decile, median, last decile", ranges, sides),
+            ("Lengths", "characters: first decile, median, last decile", ranges, sides),
             ("Copies among the sources", "% of the candidates of a round, all of them rejected", copies, ()),
         ]
     )

@@ -1,10 +1,11 @@
 """The verdict of a report, in words: what each direction gained, whether chance explains it, and what to try next."""
 
-from collections.abc import Mapping
+from collections.abc import Container, Mapping
 from dataclasses import dataclass
 from typing import Any
 
 from roundtrip.backtranslation.labels import advice, stage_label
+from roundtrip.backtranslation.results import ScoresOfStage
 from roundtrip.recipe.plan import BASE, Direction, is_control
 from roundtrip.report.figures import figures_of, signed
 from roundtrip.report.run_data import RunData
@@ -22,7 +23,8 @@ class DirectionVerdict:
     Attributes:
         effect: GAINED or LOST: by more than chance explains; UNCLEAR; KEPT: no stage is better on dev than the one that
             the rounds began from; UNTESTED: there is no comparison on test.
-        change: of chrF++, from the stage that the rounds began from to the best one; None where there is no score.
+        change: of chrF++, from the stage that the rounds began from to the best one, or from the control to the rounds;
+            None where there is no score.
         part: what the change was measured on, `test` or `dev`.
     """
 
@@ -51,8 +53,7 @@ def _headline(data: RunData, verdicts: list[DirectionVerdict]) -> str:
     if not trained:
         return "No trained stage has been scored yet."
     what = "Back-translation" if data.recipe.rounds.count else "Training"
-    over = stage_label(data.start) if data.start != BASE else "the base model"
-    changes = f"{_list([_changed(each) for each in verdicts])} over {over}"
+    changes = _list([_changed(each) for each in verdicts])
     if not data.results:
         return f"The run is in progress, or was ended: {stage_label(trained[-1])} was scored last, on dev."
     if data.recipe.without_dev and not data.test:
@@ -60,73 +61,75 @@ def _headline(data: RunData, verdicts: list[DirectionVerdict]) -> str:
     by_effect = {effect: [each.name for each in verdicts if each.effect == effect] for effect in _EFFECTS}
     if by_effect[UNTESTED]:
         if not data.test:
-            return f"There are no test scores; on dev, {changes}."
-        return f"On test, {changes}; whether chance explains it was not tested."
+            return f"There are no test scores; on dev, {changes} against {_over(data)}."
+        return f"On test, {changes} against {_over(data)}; whether chance explains it was not tested."
     if len(by_effect[GAINED]) == len(verdicts):
-        return f"{what} helped both directions: {changes}."
+        return f"{what} helped both directions: {changes} over {_over(data)}."
     if not by_effect[GAINED] + by_effect[LOST]:
         return f"{what} brought no clear gain in either direction."
     unclear = by_effect[UNCLEAR] + by_effect[KEPT]
-    parts = [
-        f"helped {_list(by_effect[GAINED])}" if by_effect[GAINED] else "",
-        f"made {_list(by_effect[LOST])} worse on test" if by_effect[LOST] else "",
-        f"brought no clear gain for {_list(unclear)}" if unclear else "",
-    ]
-    return f"{what} {_list([part for part in parts if part])}."
+    phrases = ("helped {}", "made {} worse on test", "brought no clear gain for {}")
+    if data.results.get("control"):
+        than = f"than {_over(data)}"
+        phrases = (f"brought {{}} more {than}", f"brought {{}} less {than}", "made no clear difference for {}")
+    groups = zip(phrases, (by_effect[GAINED], by_effect[LOST], unclear), strict=True)
+    return f"{what} {_list([phrase.format(_list(names)) for phrase, names in groups if names])}."
 
 
 _EFFECTS = (GAINED, LOST, UNCLEAR, KEPT, UNTESTED)
 
 
 def _direction_verdict(data: RunData, direction: Direction) -> DirectionVerdict:
-    name, start = direction.name, data.start
-    best = data.best.get(name, BASE)
-    part = "test" if data.test else "dev"
-    scores = (data.test or data.dev).get(best, {}).get(name, {})
-    before = (data.test or data.dev).get(start, {}).get(name, {})
-    if "chrf" not in scores or "chrf" not in before:
+    """Compare the best stage of a direction with what the rounds began from, or that of the rounds with the control."""
+    name, control = direction.name, data.results.get("control", {}).get(direction.name)
+    before, best = (control["baseline"], control["system"]) if control else (data.start, data.best.get(name, BASE))
+    part, scores = ("test", data.test) if data.test else ("dev", data.dev)
+    chrf, chrf_before = (scores.get(stage, {}).get(name, {}).get("chrf") for stage in (best, before))
+    if chrf is None or chrf_before is None:
         return DirectionVerdict(name, UNTESTED, None, part, ["It has not been scored."])
-    change = scores["chrf"] - before["chrf"]
-    comparison = _comparison(data.results, name, start, best)
-    chrf = figures_of(comparison["metrics"], "chrF++")
-    effect = KEPT if part == "test" and best == start else UNTESTED
-    if chrf:
-        better = GAINED if chrf["system"] > chrf["baseline"] else LOST
-        effect = better if chrf["p_value"] < SIGNIFICANT else UNCLEAR
+    comparison = control or _comparison(data.results, name, before, best)
+    tested = figures_of(comparison["metrics"], "chrF++")
+    effect = KEPT if part == "test" and best == before else UNTESTED
+    if tested and part == "test" and best != before:
+        better = GAINED if tested["change"] > 0 else LOST
+        effect = better if tested["p_value"] < SIGNIFICANT else UNCLEAR
     on = "in round trips of monolingual lines" if part == "dev" and data.recipe.without_dev else f"on {part}"
-    if best == start:
-        sentences = [f"No later stage is better on dev than {stage_label(best)}: {scores['chrf']:.1f} chrF++ {on}."]
+    label = stage_label(best)
+    if best == before:
+        others = "Neither the rounds nor as many steps on pairs alone are" if control else "No later stage is"
+        sentences = [f"{others} better on dev than {label}: {chrf:.1f} chrF++ {on}."]
     else:
-        over = f"{signed(change)} over {stage_label(start)} ({before['chrf']:.1f}){_significance(chrf, part)}"
-        label = stage_label(best)
-        of_best = f"{label[:1].upper()}{label[1:]} is its best stage on dev: {scores['chrf']:.1f} chrF++ {on}"
-        sentences = [f"{of_best}, {over}."]
-    if bleu := figures_of(comparison["metrics"], "BLEU"):
-        figures = f"BLEU {bleu['baseline']:.1f} → {bleu['system']:.1f} ({signed(bleu['change'])})"
-        sentences.append(f"{figures}{_significance(bleu, part)}.")
-    sentences += _further(data, name, best)
-    return DirectionVerdict(name, effect, change, part, sentences)
+        against = f"{signed(chrf - chrf_before)} against {_over(data)} ({chrf_before:.1f}){_significance(tested, part)}"
+        is_best = f"{label[:1].upper()}{label[1:]} is {'the best round' if control else 'its best stage'} on dev"
+        is_best = f"No round is better on dev than {label}" if control and best == data.start else is_best
+        sentences = [f"{is_best}: {chrf:.1f} chrF++ {on}, {against}."]
+        if bleu := figures_of(comparison["metrics"], "BLEU"):
+            figures = f"BLEU {bleu['baseline']:.1f} → {bleu['system']:.1f} ({signed(bleu['change'])})"
+            sentences.append(f"{figures}{_significance(bleu, part)}.")
+    sentences += _further(data, name, scores, {before, best})
+    return DirectionVerdict(name, effect, chrf - chrf_before, part, sentences)
 
 
-def _further(data: RunData, name: str, best: str) -> list[str]:
-    """Return what else is known of a direction: its base, the control, its placeholders."""
-    scores, sentences = data.test or data.dev, []
-    base = scores.get(BASE, {}).get(name, {})
-    if BASE not in {data.start, best} and "chrf" in base:
-        sentences.append(f"The base model alone has {base['chrf']:.1f} chrF++.")
-    if control := data.results.get("control", {}).get(name):
-        figures = figures_of(control["metrics"], "chrF++")
-        of_stage = f"({control['baseline']}, on {control['part']})"
-        if control["baseline"] == control["system"]:
-            sentences.append("Neither the rounds nor as many steps on pairs alone improve it on dev.")
-        elif figures:
-            change = signed(figures["change"])
-            against = f"Against as many steps on pairs alone {of_stage} the rounds bring {change} chrF++"
-            sentences.append(f"{against}{_significance(figures, 'test')}.")
-    kept = [scores.get(stage, {}).get(name, {}).get("intact") for stage in (data.start, best)]
-    if kept[0] is not None and kept[1] is not None:
-        was = f" ({stage_label(data.start)}: {kept[0]:.0%})" if best != data.start else ""
-        sentences.append(f"Of lines with placeholders or tags, {kept[1]:.0%} keep all{was}.")
+def _over(data: RunData) -> str:
+    """Return what the gains of a verdict are measured from."""
+    if data.results.get("control"):
+        return "as many steps on pairs alone"
+    return stage_label(data.start) if data.start != BASE else "the base model"
+
+
+def _further(data: RunData, name: str, scores: Mapping[str, ScoresOfStage], shown: Container[str]) -> list[str]:
+    """Return what else is known of a direction: the stages that it came from, which weights are kept, placeholders."""
+    sentences, best = [], data.best.get(name, BASE)
+    for stage in dict.fromkeys((data.start, BASE)):
+        if stage not in shown and "chrf" in (of_stage := scores.get(stage, {}).get(name, {})):
+            label = "The base model alone" if stage == BASE else f"After {stage_label(stage)} it"
+            sentences.append(f"{label} has {of_stage['chrf']:.1f} chrF++.")
+    if is_control(best):
+        sentences.append(f"Its weights are those of {stage_label(best)}.")
+    kept, kept_before = (scores.get(stage, {}).get(name, {}).get("intact") for stage in (best, data.start))
+    if kept is not None and kept_before is not None:
+        was = f" ({stage_label(data.start)}: {kept_before:.0%})" if best != data.start else ""
+        sentences.append(f"Of lines with placeholders or tags, {kept:.0%} keep all{was}.")
     return sentences
 
 
