@@ -2,10 +2,9 @@
 
 import json
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from math import nan
-from pathlib import Path
 from typing import Any, NamedTuple
 
 from roundtrip.backtranslation.results import ScoresOfStage
@@ -62,19 +61,14 @@ class EventHistory:
     last_time: float = nan  # of the last event, in seconds since 1970
 
 
-def read_history(path: Path, directions: Sequence[str]) -> EventHistory:
-    """Read the events of a run; lines that are damaged, such as the last one of a killed process, are counted.
-
-    Raises:
-        OSError: there is no such file, or it cannot be read.
-    """
+def read_history(lines: Iterable[str], directions: Sequence[str]) -> EventHistory:
+    """Read the events of a run; lines that are damaged, such as the last one of a killed process, are counted."""
     reader = _Reader(directions)
-    with path.open(encoding="utf-8", errors="replace") as file:
-        for line in file:
-            try:
-                reader.read(json.loads(line))
-            except _DAMAGED:
-                reader.history.num_damaged += 1
+    for line in lines:
+        try:
+            reader.read(json.loads(line))
+        except _DAMAGED:
+            reader.history.num_damaged += 1
     reader.end_process()
     return reader.history
 

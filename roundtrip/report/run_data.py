@@ -222,7 +222,8 @@ def read_run(path: Path) -> RunData:
         reason = error.problem if isinstance(error, RoundtripError) else str(error)
         problems.append(f"The final figures cannot be read, so that there are none of test: {reason}.")
     try:
-        history = read_history(run.events, names)
+        with run.events.open(encoding="utf-8", errors="replace") as file:
+            history = read_history(file, names)
     except OSError as error:
         history = EventHistory()
         problems.append(f"The events of the run cannot be read, so that there are no curves: {error.strerror}.")
