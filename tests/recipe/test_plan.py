@@ -7,7 +7,17 @@ from pathlib import Path
 import pytest
 
 from roundtrip.recipe.loader import load_recipe
-from roundtrip.recipe.plan import FINAL, PARALLEL, directions, next_phase, num_phase_steps, num_rows, num_steps, phases
+from roundtrip.recipe.plan import (
+    FINAL,
+    PARALLEL,
+    directions,
+    next_phase,
+    num_phase_steps,
+    num_rows,
+    num_steps,
+    phases,
+    start_stage,
+)
 from roundtrip.recipe.schema import Recipe
 from tests.conftest import WriteRecipe
 
@@ -28,6 +38,20 @@ def test_phases_of_all_stages(path: Path) -> None:
     ]  # fmt: skip
     assert [phase.number for phase in plan] == list(range(8)) and all(phase.ends_stage for phase in plan[1::2])
     assert [phase.stage for phase in phases(recipe_with(path), 0)] == ["round-1"] * 2
+
+
+@pytest.mark.parametrize(
+    ("stages", "start"),
+    [
+        (["copy", "base", "parallel", "round-1", "round-2", "final"], "parallel"),
+        (["copy", "base", "round-1"], "base"),
+        (["copy", "base", "initial", "parallel", "round-1", "control-1"], "parallel"),
+        (["copy", "base", "text", "parallel", "final"], "base"),
+        ([], "base"),
+    ],
+)
+def test_the_rounds_begin_from_the_stage_before_them(stages: list[str], start: str) -> None:
+    assert start_stage(stages) == start
 
 
 def test_phases_are_single_epochs_where_they_may_end_early(path: Path) -> None:

@@ -78,6 +78,7 @@ def test_each_direction_keeps_its_own_best_stage(
         assert {sample["hypothesis"] for sample in metrics["samples"][name]} <= set(lines)
         export(run.path, name, tmp_path / name)
         assert f"Stage `{stage}`" in (tmp_path / name / "README.md").read_text()
+    assert metrics["gain"] == {"es-en": metrics["comparison"]["es-en"]}, "parallel is where the round began"
     # The table marks two cells of each direction: its test scores and its dev score.
     (after_pairs,) = (line for line in shown.splitlines() if "parallel pairs" in line and "│" in line)
     (after_round,) = (line for line in shown.splitlines() if "│ round-1" in line)

@@ -105,6 +105,7 @@ def test_no_asserts_on_user_input_in_commands_and_recipes() -> None:
         "docs/speed.md",
         "docs/reliability.md",
         "docs/quality.md",
+        "docs/report.md",
         "docs/evaluate.md",
         "docs/serve.md",
         "docs/translate.md",
