@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import logging
 import math
 import re
 import warnings
@@ -25,6 +26,11 @@ MAX_POINTS = 300
 LOG_FROM = 20
 # Series and bars that have a colour of their own.
 NUM_COLOURS = 6
+# Larger numbers have no place on an axis, as NaN has none.
+MAX_VALUE = 1e30
+# Characters of a label, and the share of the width that one of them takes.
+MAX_LABEL, LABEL_WIDTH = 22, 0.0205
+MAX_TICKS = 5
 WIDTH, HEIGHT = 3.8, 2.2  # inches of 72 units
 # Colours that stand for variables of the page until the drawing is finished.
 _INK, _QUIET, _RULE = "#010101", "#020202", "#030303"
@@ -67,8 +73,8 @@ class Axis:
 
 
 def downsample(x: Sequence[float], y: Sequence[float], num_points: int = MAX_POINTS) -> tuple[list[float], list[float]]:
-    """Return a curve with at most so many points, each the mean of its neighbours; none is infinite or NaN."""
-    pairs = [(a, b) for a, b in zip(x, y, strict=True) if math.isfinite(a) and math.isfinite(b)]
+    """Return a curve with at most so many points, each the mean of its neighbours, that an axis can show."""
+    pairs = [(a, b) for a, b in zip(x, y, strict=True) if abs(a) < MAX_VALUE and abs(b) < MAX_VALUE]
     size = max(1, math.ceil(len(pairs) / num_points))
     parts = [pairs[start : start + size] for start in range(0, len(pairs), size)]
     means = [tuple(math.fsum(values) / len(part) for values in zip(*part, strict=True)) for part in parts]
@@ -105,6 +111,8 @@ def line_chart(name: str, title: str, curves: Sequence[Curve], axis: Axis, unit:
             for ticker in (axes.yaxis.set_major_formatter, axes.yaxis.set_minor_formatter):
                 ticker(lambda value, _: f"{value:g}" if f"{value:e}"[0] in "125" else "")
         _set_axes(axes, axis)
+        longest = max(len(_short(curve.label)) for curve, _, _ in drawn)
+        axes.set_position((0.12, 0.17, 0.84 - LABEL_WIDTH * longest, 0.75))
         _label_ends(axes, ends)
         return _finish(figure, name, title, _describe(drawn, unit))
 
@@ -124,16 +132,9 @@ def bar_chart(name: str, title: str, bars: Mapping[str, Mapping[str, float]], un
             lefts = [left + width for left, width in zip(lefts, widths, strict=True)]
         for i, total in enumerate(lefts):
             _text(axes, total + 0.015 * max(lefts), i, f"{_number(total)}{unit}", _INK, verticalalignment="center")
-        _set_axes(axes, Axis(""))
+        _set_rows(axes, list(bars), bottom=0.06)
         axes.set_xlim(0, 1.18 * max(lefts))
-        axes.invert_yaxis()
         axes.set_xticks([])
-        axes.grid(visible=False)
-        axes.set_yticks(range(len(bars)))
-        axes.set_yticklabels([visible(row) for row in bars], parse_math=False)
-        axes.tick_params(axis="y", length=0)
-        longest = max(len(row) for row in bars)
-        axes.set_position((min(0.45, 0.03 + 0.0185 * longest), 0.06, 0.97 - min(0.45, 0.03 + 0.0185 * longest), 0.88))
         return _finish(figure, name, title, "; ".join(f"{row}: {_number(totals[row])}{unit}" for row in bars))
 
 
@@ -142,22 +143,16 @@ def range_chart(name: str, title: str, rows: Mapping[str, Mapping[str, Sequence[
     parts = list(dict.fromkeys(part for row in rows.values() for part in row))
     if not parts:
         return None
-    with _figure(0.6 + 0.36 * len(rows)) as (figure, axes):
+    height = 0.6 + 0.36 * len(rows)
+    with _figure(height) as (figure, axes):
         for i, row in enumerate(rows.values()):
             for part, (low, middle, high) in row.items():
                 number = parts.index(part)
                 y = i + (number - (len(parts) - 1) / 2) * 0.32
                 axes.plot([low, high], [y, y], color=_SERIES[number], linewidth=1.6, solid_capstyle="round")
                 axes.plot([middle], [y], color=_SERIES[number], marker=_MARKERS[number], markersize=5)
-        _set_axes(axes, Axis(""))
+        _set_rows(axes, list(rows), bottom=0.3 / height)
         axes.set_xlim(left=0)
-        axes.set_ylim(len(rows) - 0.5, -0.5)
-        axes.grid(visible=False)
-        axes.set_yticks(range(len(rows)))
-        axes.set_yticklabels([visible(row) for row in rows], parse_math=False)
-        axes.tick_params(axis="y", length=0)
-        left = min(0.45, 0.03 + 0.0185 * max(len(row) for row in rows))
-        axes.set_position((left, 0.3 / (0.6 + 0.36 * len(rows)), 0.95 - left, 0.94 - 0.3 / (0.6 + 0.36 * len(rows))))
         medians = {row: [f"{part} {sizes[1]:g}{unit}" for part, sizes in sides.items()] for row, sides in rows.items()}
         shown = "; ".join(f"{row}: {', '.join(each)}" for row, each in medians.items())
         return _finish(figure, name, title, f"Medians. {shown}")
@@ -166,15 +161,34 @@ def range_chart(name: str, title: str, rows: Mapping[str, Mapping[str, Sequence[
 @contextmanager
 def _figure(height: float) -> Iterator[tuple[Any, Axes]]:
     """Yield a figure with axes, drawn by settings of our own, and without warnings of glyphs that no font has."""
-    import matplotlib
-    from matplotlib.figure import Figure
+    logger = logging.getLogger("matplotlib")
+    level = logger.level
+    logger.setLevel(logging.ERROR)  # it warns of its cache of fonts
+    try:
+        import matplotlib
+        from matplotlib.figure import Figure
 
-    # Not through pyplot, which keeps figures, and chooses a window system.
-    with matplotlib.rc_context(_STYLE), warnings.catch_warnings():
-        warnings.simplefilter("ignore")
-        figure = Figure(figsize=(WIDTH, height))
-        axes = figure.add_axes((0.12, 0.17, 0.7, 0.75))
-        yield figure, axes
+        with matplotlib.rc_context(), warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            matplotlib.rcdefaults()  # in place of settings of the user
+            matplotlib.rcParams.update(_STYLE)
+            # Not through pyplot, which keeps figures, and chooses a window system.
+            figure = Figure(figsize=(WIDTH, height))
+            yield figure, figure.add_axes((0.12, 0.17, 0.7, 0.75))
+    finally:
+        logger.setLevel(level)
+
+
+def _set_rows(axes: Axes, labels: Sequence[str], bottom: float) -> None:
+    """Let axes have a row for each label, from top to bottom."""
+    _set_axes(axes, Axis(""))
+    shown = [_short(label) for label in labels]
+    left = 0.03 + LABEL_WIDTH * max(len(label) for label in shown)
+    axes.set_position((left, bottom, 0.97 - left, 0.94 - bottom))
+    axes.set_ylim(len(labels) - 0.5, -0.5)
+    axes.grid(visible=False)
+    axes.set_yticks(range(len(labels)))
+    axes.set_yticklabels(shown, parse_math=False)
 
 
 def _set_axes(axes: Axes, axis: Axis) -> None:
@@ -186,12 +200,9 @@ def _set_axes(axes: Axes, axis: Axis) -> None:
     axes.tick_params(colors=_QUIET, length=0, labelsize=8.5, which="both")
     axes.margins(x=0.02, y=0.08)
     if axis.ticks:
-        axes.set_xticks(range(len(axis.ticks)))
-        axes.set_xticklabels([visible(tick) for tick in axis.ticks], parse_math=False)
-        if len(axis.ticks) > 5:
-            step = math.ceil(len(axis.ticks) / 5)
-            axes.set_xticks(range(0, len(axis.ticks), step))
-            axes.set_xticklabels([visible(tick) for tick in axis.ticks[::step]], parse_math=False)
+        distance = math.ceil(len(axis.ticks) / MAX_TICKS)
+        axes.set_xticks(range(0, len(axis.ticks), distance))
+        axes.set_xticklabels([_short(tick, 12) for tick in axis.ticks[::distance]], parse_math=False)
     elif axis.x:
         axes.set_xlabel(axis.x, color=_QUIET, fontsize=8.5, labelpad=1)
     for label, x in axis.marks.items():
@@ -210,7 +221,13 @@ def _label_ends(axes: Axes, ends: Sequence[tuple[float, float, str, str]]) -> No
 
 
 def _text(axes: Axes, x: float, y: float, text: str, colour: str, **settings: Any) -> None:
-    axes.text(x, y, visible(text).replace("\n", " "), color=colour, parse_math=False, **({"fontsize": 9} | settings))
+    axes.text(x, y, _short(text), color=colour, parse_math=False, **({"fontsize": 9} | settings))
+
+
+def _short(text: str, length: int = MAX_LABEL) -> str:
+    """Return a label for a chart, in one line."""
+    text = visible(text).replace("\n", " ").replace("\t", " ")
+    return text if len(text) <= length else f"{text[: length - 1]}…"
 
 
 def _number(value: float) -> str:

@@ -10,6 +10,7 @@ from typing import Any, NamedTuple
 from roundtrip.backtranslation.results import ScoresOfStage
 from roundtrip.recipe.plan import is_control
 
+MAX_COUNT = 10**12
 # What an event may raise that is not as this version writes it.
 _DAMAGED = (KeyError, TypeError, ValueError, AttributeError, ArithmeticError, RecursionError)
 
@@ -116,9 +117,9 @@ class _Reader:
             case "resume":
                 self.is_resumed = True
             case "optimizer":
-                self.history.planned_steps = {name: int(event["planned_steps"][name]) for name in self.directions}
+                self.history.planned_steps = {name: _count(event["planned_steps"][name]) for name in self.directions}
             case "nonfinite_step":
-                self.history.nonfinite_steps.add((direction, int(event["step"])))
+                self.history.nonfinite_steps.add((direction, _count(event["step"])))
             case "end":
                 self._read_seconds(event)
 
@@ -139,11 +140,11 @@ class _Reader:
         self.is_resumed = False
         devices = {str(device): str(name) for device, name in event.get("devices", {}).items()}
         self.history.hardware = {"devices": devices}
-        self.history.hardware |= {key: int(event[key]) for key in ("threads", "processes") if key in event}
+        self.history.hardware |= {key: _count(event[key]) for key in ("threads", "processes") if key in event}
 
     def _read_step(self, event: dict[str, Any], direction: str, time: float, previous: tuple[str, float]) -> None:
-        number, seconds = int(event["step"]), time - previous[1]
-        rate = int(event["tokens"]) / seconds if previous[0] == direction and seconds > 0 else nan
+        number, seconds = _count(event["step"]), time - previous[1]
+        rate = _count(event["tokens"]) / seconds if previous[0] == direction and seconds > 0 else nan
         figures = Step(float(event["lr"]), float(event["loss"]), float(event["grad_norm"]), rate)
         control = is_control(str(event.get("stage", "")))
         self.history.steps.setdefault((direction, control), {})[number] = figures
@@ -151,23 +152,31 @@ class _Reader:
         self.previous = (direction, time)
 
     def _read_round(self, event: dict[str, Any], direction: str) -> None:
-        stage, kept, rejected = str(event["stage"]), int(event["synthetic"]), _counts(event["rejected"])
-        chars = {side: [int(number) for number in sizes] for side, sizes in event.get("chars", {}).items()}
+        stage, kept, rejected = str(event["stage"]), _count(event["synthetic"]), _counts(event["rejected"])
+        chars = {side: [_count(number) for number in sizes] for side, sizes in event.get("chars", {}).items()}
         if any(side not in {"source", "target"} or len(sizes) != 3 for side, sizes in chars.items()):
             raise ValueError(chars)
-        candidates = int(event.get("candidates", kept + rejected.total()))
+        candidates = _count(event.get("candidates", kept + rejected.total()))
         self.history.rounds[stage, direction] = RoundExamples(stage, direction, kept, candidates, rejected, chars)
 
     def _read_seconds(self, event: dict[str, Any]) -> None:
         seconds = event.get("seconds", self.seconds)
-        self.seconds = {str(activity): float(value) for activity, value in seconds.items()}
+        self.seconds = {str(activity): _count(1000 * value) / 1000 for activity, value in seconds.items()}
 
     def _scores(self, scores: dict[str, Any]) -> ScoresOfStage:
         return {name: {str(key): float(value) for key, value in scores[name].items()} for name in self.directions}
 
 
+def _count(value: Any) -> int:
+    """Return a number of things; a ValueError refuses what none is."""
+    number = int(value)
+    if not 0 <= number < MAX_COUNT:
+        raise ValueError(value)
+    return number
+
+
 def _counts(counts: dict[str, Any]) -> Counter[str]:
-    return Counter({str(reason): int(number) for reason, number in counts.items()})
+    return Counter({str(reason): _count(number) for reason, number in counts.items()})
 
 
 def _compatibility(event: dict[str, Any]) -> dict[str, Any]:

@@ -20,9 +20,8 @@ from roundtrip.runtime.seeding import derive_seed, permuted_index
 
 # Lines of each direction on the page: as many of the largest gains as of the largest losses, and others at random.
 NUM_CHANGED, NUM_RANDOM = 20, 30
-# Of a direction, the lines that are scored for these: a score takes a fifth of a millisecond, and a run that is in
-# progress is not to wait.
-MAX_SCORED, MAX_SCORED_IN_PROGRESS = 20_000, 300
+# Of a direction, the lines that are scored for these: a score takes a fifth of a millisecond, and the run waits.
+MAX_SCORED, MAX_SCORED_IN_PROGRESS = 3000, 300
 # Characters of a text on the page.
 MAX_CHARS = 600
 
@@ -109,7 +108,7 @@ class RunData:
 
     @property
     def seconds(self) -> dict[str, float]:
-        return dict(self.history.seconds) or self.results.get("seconds", {})
+        return dict(self.history.seconds)
 
     @property
     def as_of(self) -> str:

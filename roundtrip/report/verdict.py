@@ -138,12 +138,13 @@ def _next_steps(data: RunData, verdicts: list[DirectionVerdict]) -> list[str]:
     if not data.is_finished:
         return ["Continue it with the command that began it and `--resume`, unless it is running."]
     steps = []
-    for floor in ("copy", BASE) if not recipe.without_dev else ():
+    for floor, words in (("copy", "copying the source"), (BASE, "the base model alone")):
         of_floor = {each.name: dev.get(floor, {}).get(each.name, {}).get("chrf", -1.0) for each in verdicts}
         of_best = {name: dev.get(data.best.get(name, ""), {}).get(name, {}).get("chrf", 0.0) for name in of_floor}
-        if weak := [name for name in of_floor if of_best[name] <= of_floor[name] and data.best.get(name) != BASE]:
+        weak = [name for name in of_floor if of_best[name] <= of_floor[name] and data.best.get(name) != BASE]
+        if weak and not recipe.without_dev:
             cure = "more parallel pairs or epochs (`train.parallel_epochs`), or a base that knows both languages"
-            steps.append(f"On dev, {stage_label(floor)} is as good as {_list(weak)}: {cure}.")
+            steps.append(f"On dev, {words} is at least as good as {_list(weak)}: {cure}.")
             break
     last = f"round-{recipe.rounds.count}"
     for each in data.history.rounds.values():

@@ -7,7 +7,9 @@ import hashlib
 import json
 import random
 import re
+import shutil
 import time
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -187,6 +189,44 @@ def test_a_folder_without_a_sound_run_json_is_refused(tmp_path: Path, content: s
     (tmp_path / "run" / "run.json").write_text(content)
     with pytest.raises(RunError):
         write_report(tmp_path / "run")
+
+
+@pytest.mark.parametrize(
+    "number", [float("inf"), float("nan"), 10**400, 10**30, -1, 0, True, "5", "nan", None, [], 1e308]
+)
+def test_no_number_ends_a_report(tmp_path: Path, number: object) -> None:
+    """In each place of an event where a number is expected."""
+
+    def replace(value: Any, key: str = "") -> Any:
+        if isinstance(value, dict):
+            return {name: replace(each, name) for name, each in value.items()}
+        if isinstance(value, list) and key in {"source", "target"}:
+            return [replace(each) for each in value]
+        return number if isinstance(value, int | float) and key not in {"phase", "events"} else value
+
+    log = [*events(), *map(replace, events())]
+    text = page_of(make_run(tmp_path / "run", finished=False, log=log).path).text
+    assert "not finished" in text
+
+
+def test_a_run_that_has_only_begun_has_a_page(tmp_path: Path) -> None:
+    run = make_run(tmp_path / "run", finished=False)
+    for folder in (run.data, run.translations):
+        shutil.rmtree(folder)
+    for file in (run.events, run.recipe_file):
+        file.unlink()
+    run.write_manifest(replace(run.manifest(), files={}, lines={}))
+    text = page_of(run.path).text
+    assert "this is its state before its first trained stage was scored" in text and "Nothing has been scored" in text
+
+
+def test_without_dev_pairs_the_page_promises_nothing(tmp_path: Path) -> None:
+    data = {"train": "p.tsv", "dev": [], "test": [], "mono": {"en": "m.en", "es": "m.es"}}
+    scores = {stage: {name: {**of, "copied": 0.1} for name, of in each.items()} for stage, each in dev_scores().items()}
+    changes = {"dev": scores, "test": {}, "comparison": {}, "gain": {}}
+    text = page_of(make_run(tmp_path / "run", recipe={"data": data}, metrics=changes).path).text
+    assert "There are neither dev nor test pairs: round trips cannot tell what a direction gained." in text
+    assert "round trip copies" in text and "Copies of the source" in text and "translations before" not in text.lower()
 
 
 KEYS = ["event", "time", "direction", "stage", "step", "loss", "scores", "best", "rejected", "chars", "synthetic"]
