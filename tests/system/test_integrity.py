@@ -52,7 +52,7 @@ def test_the_manifest_names_all_that_a_finished_run_has(finished: Finished) -> N
     run = RunFolder(finished[1])
     files = {path.relative_to(run.path).as_posix() for path in run.path.rglob("*") if path.is_file()}
     unlisted = {name for name in files - set(run.manifest().files) if not name.startswith("checkpoints/")}
-    assert unlisted == {"run.json", "lock"}
+    assert unlisted == {"run.json", "lock", "report.html"}, "a report is written again whenever somebody asks for it"
 
 
 @pytest.mark.parametrize("part", ["adapter_model.safetensors", "adapter_config.json"])
