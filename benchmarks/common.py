@@ -264,7 +264,7 @@ def finish(
     show: Callable[[Any, Console], None],
     draw: Callable[[Any, Path], None] | None = None,
 ) -> None:
-    """Write a result, print its tables, and draw its plot where matplotlib is installed."""
+    """Write a result, print its tables, and draw its plot."""
     save(document, path)
     _present(document, path, show, draw)
 
@@ -272,9 +272,7 @@ def finish(
 def _present(document: Any, path: Path, show: Callable[..., None], draw: Callable[..., None] | None) -> None:
     console = Console(width=None if sys.stdout.isatty() else 200)
     show(document, console)
-    if draw is not None and importlib.util.find_spec("matplotlib") is None:
-        console.print("no plot is drawn, since matplotlib is not installed: pip install 'roundtrip-mt[bench]'")
-    elif draw is not None:
+    if draw is not None:
         draw(document, path.with_suffix(".png"))
 
 

@@ -89,7 +89,6 @@ def live_writer(events: EventLog) -> Callable[[RunFolder], None]:
                 has_failed = True
                 reason = f"{type(error).__name__}: {first_line(error)}"
                 events.say(f"  warning: {run.report} cannot be written, and the run continues without it: {reason}")
-                events.log("report_failed", reason=reason)
 
     return write
 
