@@ -131,7 +131,7 @@ def test_what_was_not_tested_is_said(tmp_path: Path, changes: dict[str, Any], sa
     assert says in page_of(make_run(tmp_path / "run", metrics=changes).path).text
 
 
-@pytest.mark.parametrize("num_events", [0, 5, 30, 60, 90])
+@pytest.mark.parametrize("num_events", [0, 30, 90])
 def test_an_unfinished_run_says_so(tmp_path: Path, num_events: int) -> None:
     text = page_of(make_run(tmp_path / "run", finished=False, log=events()[:num_events]).path).text
     assert "not finished" in text and "The run has not finished; this is its state" in text
@@ -243,7 +243,7 @@ def test_no_event_ends_a_report(log: list[dict[str, Any]]) -> None:
     assert read_history(map(json.dumps, log), NAMES).num_damaged <= len(log)
 
 
-@pytest.mark.parametrize("text", HOSTILE)
+@pytest.mark.parametrize("text", [" ".join(HOSTILE[i::3]) for i in range(3)])
 def test_no_text_of_a_run_is_interpreted(tmp_path: Path, text: str) -> None:
     """In lines, stages, reasons, notes, recipes, devices and what a tokenizer check shows."""
     line = text.replace("\x00", "").replace("\x1b", "").replace("\x07", "")
