@@ -223,6 +223,8 @@ def read_run(path: Path) -> RunData:
     try:
         with run.events.open(encoding="utf-8", errors="replace") as file:
             history = read_history(file, names)
+        if problem := run.first_damaged(run.events):
+            problems.append(f"{problem}, so that the curves may not be those of the run.")
     except OSError as error:
         history = EventHistory()
         problems.append(f"The events of the run cannot be read, so that there are no curves: {error.strerror}.")

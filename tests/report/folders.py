@@ -126,7 +126,7 @@ def make_run(
     parts = [run.data, run.translations, run.recipe_file]
     if finished:
         run.metrics.write_text(json.dumps(results() | (metrics or {})), encoding="utf-8")
-        parts.append(run.metrics)
+        parts += [run.metrics, run.events]
     files = {name: digest for part in parts for name, digest in file_hashes(part, run.path).items()}
     run.write_manifest(RunManifest(resolved, str(path), [], versions(), counts, files))
     return run

@@ -165,6 +165,7 @@ def test_an_attempt_without_a_checkpoint_is_no_part_of_a_run(tmp_path: Path) -> 
         ("metrics.json", None, "The final figures cannot be read"),
         ("events.jsonl", None, "The events of the run cannot be read"),
         ("events.jsonl", BROKEN_LINES, "4 lines of events.jsonl"),
+        ("events.jsonl", b"", "events.jsonl has been changed, so that the curves may not be those of the run"),
         ("translations/test.round-2.en-es.txt", b"a\n", "round-2.en-es.txt has been changed"),
         ("translations/test.parallel.es-en.txt", None, "parallel.es-en.txt is missing"),
         ("data/test.tsv", b"x", "The text of test cannot be read"),
