@@ -56,7 +56,7 @@ def render_comparison(runs: Sequence[ComparedRun]) -> str:
     page = environment().get_template("comparison.html")
     return page.render(
         runs=runs,
-        headline=f"{len(runs)} runs, compared with {first.label}",
+        headline=f"{runs[1].label if len(runs) == 2 else f'{len(runs)} runs,'} compared with {first.label}",
         sentences=sentences or ["No two of these runs have translated the same test lines, so that none are compared."],
         notes=list(dict.fromkeys(notes)) + problems,
         tables=tables,
