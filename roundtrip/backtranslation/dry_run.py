@@ -71,6 +71,7 @@ def dry_run(loaded: LoadedRecipe, events: EventLog) -> dict[str, Any]:
         events.say(f"  {key}: {source.path}")
     with tempfile.TemporaryDirectory() as folder:
         corpora = session.read_text(loaded, Path(folder), events)
+        recipe = corpora.with_dev(recipe)
         in_folder = with_model_folders(recipe, Path(folder) / "base")
         translators = session.load_models(in_folder, loaded.folder, corpora, events)
         session.check_lines(translators, corpora, recipe, events)
