@@ -58,7 +58,7 @@ def report_examples(events: EventLog, phase: Phase, made: PhaseExamples) -> None
         events.say(f"  all {_STREAMS[kind]} of {language} were read; the next ones start over, reshuffled")
     if not phase.round:
         return
-    num_rejected, by_reason = made.rejected.total(), dict(sorted((+made.rejected).items()))
+    num_rejected, by_reason = made.rejected.total(), _listed(made.rejected)
     if not counts[SYNTHETIC]:
         samples = "".join(f"\n    {sample.source!r} for {sample.target!r}" for sample in made.samples)
         problem = f"all {num_rejected} synthetic sources were rejected: {by_reason}{samples}"
@@ -68,6 +68,13 @@ def report_examples(events: EventLog, phase: Phase, made: PhaseExamples) -> None
         events.say(f"  {num_rejected} of {made.num_candidates} synthetic sources rejected: {by_reason}")
     if 2 * num_rejected > made.num_candidates:
         events.say(f"  more than half of the synthetic sources were rejected: try {advice(made.rejected)}")
+
+
+def _listed(counts: Counter[str]) -> str:
+    """Return counts in words, the largest first, without those of nothing."""
+    return ", ".join(
+        f"{number} {name}" for name, number in sorted((+counts).items(), key=lambda item: (-item[1], item[0]))
+    )
 
 
 def advice(rejected: Counter[str]) -> str:

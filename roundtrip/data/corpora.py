@@ -38,7 +38,7 @@ IN_TEST = "also in test"
 HELD_OUT_AS_DEV = "held out as dev"
 BROKEN_PLACEHOLDERS = "with other placeholders or tags on the other side"
 # What is counted of lines that are kept.
-_NOTES = (IN_TEST, INLINE_CODES, DIFFERENT_CODES, UNNAMED_SOURCE, BROKEN_PLACEHOLDERS)
+NOTES = (IN_TEST, INLINE_CODES, DIFFERENT_CODES, UNNAMED_SOURCE, BROKEN_PLACEHOLDERS)
 
 # The language (0 or 1) of a text, and 64 bits of a hash of it.
 Fingerprint = tuple[int, int]
@@ -115,7 +115,7 @@ def prepare(recipe: Recipe, folder: Path, target: Path, report: Callable[[str], 
 def describe_counts(counts: Mapping[str, int]) -> str:
     """Return how many lines of a part are kept, why others are dropped, and what there is to know of those kept."""
     dropped = _listed(counts, _reasons(counts))
-    notes = _listed(counts, [note for note in _NOTES if note in counts])
+    notes = _listed(counts, [note for note in NOTES if note in counts])
     return (
         quantity(counts.get("kept", 0), "line")
         + (f", {notes}" if notes else "")
@@ -129,7 +129,7 @@ def _listed(counts: Mapping[str, int], names: Iterable[str]) -> str:
 
 def _reasons(counts: Mapping[str, int]) -> list[str]:
     """Return why lines are dropped, without what is counted of those that are kept."""
-    return [reason for reason in counts if reason not in ("kept", *_NOTES)]
+    return [reason for reason in counts if reason not in ("kept", *NOTES)]
 
 
 def _nothing_left(part: str, counts: dict[str, int]) -> TextError:
