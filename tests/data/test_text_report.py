@@ -52,7 +52,7 @@ def test_good_text_is_described_without_a_finding() -> None:
         (lambda: report(PAIRS, empty=900), "900 of 1500 lines (60%): empty", "line N translates line N"),
         (lambda: report(PAIRS, length_ratio=200), "length ratio", "line N of one side"),
         (lambda: report(PAIRS, **{data_corpora.BROKEN_PLACEHOLDERS: 60}), "other placeholders", "placeholders.md"),
-        (lambda: report(PAIRS, [(f"q{i} z{i}", es) for i, (_, es) in enumerate(PAIRS[:40])]), "of en are not in", "domain"),
+        (lambda: report(PAIRS, [(f"q{i} z{i}", es) for i, (_, es) in enumerate(PAIRS[:40])]), "of en are", "domain"),
     ],
     ids=["swapped", "one language", "mojibake", "lost", "tokens", "equal", "empty", "ratio", "placeholders", "domain"],
 )  # fmt: skip
