@@ -24,10 +24,10 @@ MAX_MODEL_BYTES = 8 << 30
 _QUALITY = {
     0: "Quality: without pairs nothing was measured here; a base that knows both languages is needed.",
     1: "Quality: nothing was measured with fewer than 500 pairs; see docs/small-data.md.",
-    500: "Quality: with 500 pairs, 30 to 53 chrF++ were measured, -0.3 to 5.2 more than without rounds (docs/small-data.md).",
+    500: "Quality: with 500 pairs, 30 to 53 chrF++ were measured, -0.3 to 5.2 above pairs alone (docs/small-data.md).",
     1000: "Quality: with 1,000 pairs, 34 to 35 chrF++ were measured with models from scratch (docs/quality.md).",
     5000: "Quality: with 5,000 pairs, some 50 chrF++ were measured on dev with models from scratch (docs/quality.md).",
-    20000: "Quality: with 28,900 pairs alone, 64 to 68 chrF++ were measured with models from scratch (docs/quality.md).",
+    20000: "Quality: with 28,900 pairs alone, 64 to 68 chrF++ were measured, models from scratch (docs/quality.md).",
 }
 
 
@@ -92,7 +92,7 @@ def _init(arguments: argparse.Namespace) -> None:
         template=template,
         sources={part: _compact(each, out.parent) for part, each in by_part.items()},
         rounds=rounds,
-        monolingual_lines=min(1000, fewest),
+        monolingual_lines=fewest,
         device=arguments.device,
         notes=_notes(languages, numbers),
     )
@@ -124,13 +124,15 @@ def _languages(given: str | None, counts: dict[str, int], asks: bool) -> tuple[s
 
 
 def _rounds(languages: tuple[str, str], numbers: dict[str, int]) -> tuple[int, int]:
-    """Return the number of rounds and of lines of the language with fewer; refuse what nothing can be trained on."""
-    from roundtrip.data.corpora import MIN_PAIRS_ALONE
+    """Return the number of rounds, and of the lines that one takes; refuse what nothing can be trained on."""
+    from roundtrip.data.corpora import MIN_PAIRS, MIN_PAIRS_ALONE, ROUND_TRIP_LINES
 
+    pairs = numbers.get("train", 0)
     lines = {code: numbers.get(f"mono.{code}", 0) for code in languages}
     if all(lines.values()):
-        return 2, min(lines.values())
-    pairs = numbers.get("train", 0)
+        fewest = min(lines.values())
+        held_out = 0 if numbers.get("dev") or pairs >= MIN_PAIRS else min(ROUND_TRIP_LINES, fewest // 2)
+        return 2, min(1000, fewest - held_out)
     if not pairs or (pairs < MIN_PAIRS_ALONE and not numbers.get("dev")):
         held = ", ".join(f"{quantity(number, 'line')} of {code}" for code, number in lines.items())
         problem = f"too little to train on: {quantity(pairs, 'pair')}, {held}"

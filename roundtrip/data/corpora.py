@@ -295,11 +295,15 @@ class _Preparation:
         return store
 
     def _write_monolingual_dev(self) -> RowStore:
-        """Hold out the first monolingual lines instead of dev pairs; the two lines of a row are not translations."""
+        """Hold out the first monolingual lines, at most half of them, instead of dev pairs.
+
+        The two lines of a row are not translations of each other.
+        """
         columns = []
         for side, language in enumerate(self.recipe.languages):
             usable = (row[0] for _, row in self._filtered(self._lines("dev", language), (side,), Counter()))
-            columns.append(list(islice(dict.fromkeys(usable), ROUND_TRIP_LINES)))
+            first = list(dict.fromkeys(islice(usable, 4 * ROUND_TRIP_LINES)))
+            columns.append(first[: min(ROUND_TRIP_LINES, -(-len(first) // 2))])
         rows = list(zip(*columns, strict=False))
         for row in rows:
             self.held_out.update(_fingerprints(row, (0, 1)))

@@ -82,8 +82,12 @@ def inspect_files(files: Mapping[Path, str | None]) -> tuple[list[TextFile], lis
         except TextError as error:
             if part is not None:
                 raise
-            skipped.append(f"{path.name}: {error.problem}")
+            skipped.append(_refusal(path, error))
     return texts, skipped
+
+
+def _refusal(path: Path, error: TextError) -> str:
+    return f"{path.name}: {error.problem}. {error.cure}"
 
 
 def list_files(paths: Sequence[Path]) -> list[Path]:
@@ -216,7 +220,7 @@ def find_sources(files: Sequence[TextFile], languages: tuple[str, str]) -> tuple
         except TextError as error:
             if file.forced:
                 raise
-            skipped.append(f"{file.path.name}: {error.problem}")
+            skipped.append(_refusal(file.path, error))
     by_side: list[list[TextFile]] = [[], []]
     for file in lines:
         sides = [side for side, code in enumerate(languages) for own in file.codes if match_rank(code, own) is not None]
@@ -236,7 +240,7 @@ def find_sources(files: Sequence[TextFile], languages: tuple[str, str]) -> tuple
             except TextError as error:
                 if file.forced:
                     raise
-                skipped.append(f"{file.path.name}: {error.problem}")
+                skipped.append(_refusal(file.path, error))
     return sources, skipped
 
 

@@ -32,7 +32,7 @@ def recipe_text(draft: RecipeDraft, path: Path) -> str:
     lines += [f"#   roundtrip train {path.name}", "#"]
     lines += [f"# {note}" for note in (*draft.notes, "All keys: docs/recipe-reference.md.")]
     lines += ["", f"languages = {_value(list(draft.languages))}        # BCP 47 codes", "", "[model]"]
-    lines += [f"path = {_value(draft.model)}   # {draft.model_note}"]
+    lines += [f"# {draft.model_note}", f"path = {_value(draft.model)}"]
     if draft.device != "auto":
         lines.append(f"device = {_value(draft.device)}")
     if draft.template != "chat":
