@@ -18,6 +18,8 @@ from roundtrip.runtime.event_log import print_line
 PARTS = ("train", "dev", "test", "mono")
 # Sources of one part from which on those in one folder are named by a pattern.
 MIN_PATTERN = 4
+# Files that are not used and named, each with why.
+MAX_UNUSED = 10
 # Weights that a recipe of a beginner proposes from the disk, in bytes.
 MAX_MODEL_BYTES = 8 << 30
 # Pairs from which on figures were kept, see docs/quality.md and docs/small-data.md.
@@ -77,8 +79,11 @@ def _init(arguments: argparse.Namespace) -> None:
         noun = "line" if source.part.startswith("mono") else "pair"
         columns = f", columns {', '.join(map(str, source.source.columns))}" if source.source.columns else ""
         print_line(console, f"{source.part}: {shown}: {inspect_files.rows_in_words(source.num_rows, noun)}{columns}")
-    for reason in [*skipped, *without_text]:
+    unused = [*skipped, *without_text]
+    for reason in unused[:MAX_UNUSED]:
         print_line(console, f"not used: {reason}")
+    if len(unused) > MAX_UNUSED:
+        print_line(console, f"not used: {quantity(len(unused) - MAX_UNUSED, 'more file')}")
     numbers = inspect_files.num_rows(sources)
     rounds, fewest = _rounds(languages, numbers)
     model, note, template = _model(arguments.model, folders, asks)

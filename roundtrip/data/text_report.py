@@ -134,7 +134,9 @@ def _side(code: str, lines: Sequence[str], count: CountTokens, identifier: Langu
 def _histogram(part: str, sides: Sequence[Side]) -> Iterator[str]:
     """Yield a bar for each length, the languages beside each other."""
     for side in sides:
-        wrong = "" if side.wrong_language is None else f", {side.wrong_language:.0%} of long lines in another language"
+        wrong = (
+            "" if side.wrong_language is None else f", {side.wrong_language:.0%} of long lines in the other language"
+        )
         mean = f"{side.mean_length} {side.unit}s a line, {side.tokens_per_unit} tokens a {side.unit}"
         yield f"  {part} {side.language}: {mean}{wrong}" if part[:4] != "mono" else f"  {part}: {mean}{wrong}"
     names = [f"1-{BINS[0]}", *(f"{low + 1}-{high}" for low, high in zip(BINS, BINS[1:], strict=False)), f">{BINS[-1]}"]
