@@ -7,7 +7,7 @@ that of a few real batches, times their number in the plan.
 import tempfile
 import time
 from collections import defaultdict
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -19,6 +19,7 @@ from roundtrip.backtranslation.run_folder import with_model_folders
 from roundtrip.backtranslation.token_rows import NUM_SAMPLES, fitting_rows, make_row_builders
 from roundtrip.backtranslation.trainer import step_settings
 from roundtrip.data.corpora import Corpora
+from roundtrip.data.text_report import TextReport, text_report
 from roundtrip.engine.generate import generate
 from roundtrip.engine.request import GenerationRequest, StopRule
 from roundtrip.engine.train_step import train_step
@@ -62,8 +63,9 @@ def dry_run(loaded: LoadedRecipe, events: EventLog) -> dict[str, Any]:
     """Load text and models of a recipe, try one batch of everything, report, and keep nothing.
 
     Returns:
-        `compatibility` by direction, `plan` (a line per phase), optimizer `steps` by direction, expected `seconds` by
-        activity and stage, `total_seconds`, and `peak_bytes` by device, what the process has used.
+        `text` (see `TextReport`), `compatibility` by direction, `plan` (a line per phase), optimizer `steps` by
+        direction, expected `seconds` by activity and stage, `total_seconds`, and `peak_bytes` by device, what the
+        process has used.
     """
     recipe = loaded.recipe
     session.check_inputs(recipe, loaded.folder)
@@ -71,8 +73,12 @@ def dry_run(loaded: LoadedRecipe, events: EventLog) -> dict[str, Any]:
         events.say(f"  {key}: {source.path}")
     with tempfile.TemporaryDirectory() as folder:
         corpora = session.read_text(loaded, Path(folder), events)
+        recipe = corpora.with_dev(recipe)
         in_folder = with_model_folders(recipe, Path(folder) / "base")
         translators = session.load_models(in_folder, loaded.folder, corpora, events)
+        described = _text_report(recipe, corpora, translators)
+        for line in described.lines():
+            events.say(line)
         session.check_lines(translators, corpora, recipe, events)
         reports: dict[str, CompatibilityReport] = {}
         if recipe.rounds.count:  # without rounds nothing is spliced, whatever the mode
@@ -87,6 +93,7 @@ def dry_run(loaded: LoadedRecipe, events: EventLog) -> dict[str, Any]:
         before = sum(value for activity, value in events.seconds.items() if activity != "probing")
         seconds = expected_seconds(recipe, corpora, rates) | {"loading": {"all": round(before, 1)}}
         report = {
+            "text": described.to_dict(),
             "compatibility": {name: compatibility.to_dict() for name, compatibility in reports.items()},
             "plan": [_describe(recipe, phase, num_pairs) for phase in phases(recipe, num_pairs)],
             "steps": {each: _num_steps(recipe, each, num_pairs) for each in translators},
@@ -104,6 +111,16 @@ def dry_run(loaded: LoadedRecipe, events: EventLog) -> dict[str, Any]:
         events.say(f"  prompt {prompt!r}, end token {end_id}")
     _show(report, events)
     return report
+
+
+def _text_report(recipe: Recipe, corpora: Corpora, translators: Mapping[str, Translator]) -> TextReport:
+    def counter(translator: Translator) -> Callable[[Sequence[str]], int]:
+        tokenizer = translator.base.tokenizer
+        return lambda lines: sum(map(len, tokenizer(list(lines), add_special_tokens=False)["input_ids"]))
+
+    # A language is counted as what is generated: by the model that translates into it.
+    counters = {each.direction.target: counter(each) for each in translators.values()}
+    return text_report(corpora, recipe.languages, counters)
 
 
 def _measure(recipe: Recipe, translator: Translator, corpora: Corpora, events: EventLog) -> Rates:
@@ -211,3 +228,14 @@ def _show(report: dict[str, Any], events: EventLog) -> None:
     events.say(f"expected time, all: {report['total_seconds']:.0f} s, if no candidate is rejected")
     for device, size in report["peak_bytes"].items():
         events.say(f"peak memory on {device}: {size / 2**30:.2f} GiB; nothing was written")
+    needs = " and ".join(f"{size / 2**30:.1f} GiB of memory on {name}" for name, size in report["peak_bytes"].items())
+    events.say(f"A run takes about {_duration(report['total_seconds'])} on this machine as it is now, and {needs}.")
+
+
+def _duration(seconds: float) -> str:
+    """Return a time in words, as precise as an estimate is."""
+    if seconds < 90:
+        return quantity(max(1, round(seconds)), "second")
+    if seconds < 90 * 60:
+        return quantity(round(seconds / 60), "minute")
+    return f"{seconds / 3600:.1f} hours" if seconds < 48 * 3600 else f"{seconds / 86400:.1f} days"

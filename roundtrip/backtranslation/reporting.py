@@ -41,7 +41,7 @@ def report_examples(events: EventLog, phase: Phase, made: PhaseExamples) -> None
         events.say(f"  all {_STREAMS[kind]} of {language} were read; the next ones start over, reshuffled")
     if not phase.round:
         return
-    num_rejected, by_reason = made.rejected.total(), dict(sorted((+made.rejected).items()))
+    num_rejected, by_reason = made.rejected.total(), _listed(made.rejected)
     if not counts[SYNTHETIC]:
         samples = "".join(f"\n    {sample.source!r} for {sample.target!r}" for sample in made.samples)
         problem = f"all {num_rejected} synthetic sources were rejected: {by_reason}{samples}"
@@ -58,6 +58,13 @@ def _num_chars(examples: Sequence[Example]) -> dict[str, list[int]]:
     made = [example for example in examples if example.kind == SYNTHETIC]
     columns = {"source": sorted(len(each.source) for each in made), "target": sorted(len(each.target) for each in made)}
     return {name: [sizes[len(sizes) * tenth // 10] for tenth in (1, 5, 9)] for name, sizes in columns.items() if sizes}
+
+
+def _listed(counts: Counter[str]) -> str:
+    """Return counts in words, the largest first, without those of nothing."""
+    return ", ".join(
+        f"{number} {name}" for name, number in sorted((+counts).items(), key=lambda item: (-item[1], item[0]))
+    )
 
 
 def collect_metrics(

@@ -134,6 +134,7 @@ def _load_context(
                 events.say(f"  warning: {problem}; the run does not read it again")
     lines = manifest.lines or processes.broadcast(read_text(loaded, run.data, events).counts if is_main else {})
     corpora = data_corpora.reopen(recipe, run.data, lines)
+    recipe = corpora.with_dev(recipe)
     stop.raise_if_requested()
     with processes.main_process_first():
         translators = load_models(recipe, loaded.folder, corpora, events, run)

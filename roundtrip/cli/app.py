@@ -42,6 +42,7 @@ if TYPE_CHECKING:
 
 # Each is a module of this folder, which is imported only when its command is given.
 COMMANDS = {
+    "init": "look at text files, and write a recipe that trains on them",
     "train": "train both directions of a recipe, or resume a run",
     "check": "dry run: what a run would do, how long it takes and what memory it needs",
     "translate": "translate files or standard input with a trained run",

@@ -4,6 +4,7 @@ import hashlib
 from collections import Counter, defaultdict
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
+from heapq import nsmallest
 from itertools import chain, islice, zip_longest
 from pathlib import Path
 
@@ -14,6 +15,7 @@ from roundtrip.data.readers import check_format, read_rows
 from roundtrip.data.row_store import RowStore, TextRow
 from roundtrip.data.tmx_xliff import DIFFERENT_CODES, INLINE_CODES
 from roundtrip.recipe.schema import LineFilter, Recipe, Sources, Split, TextSource
+from roundtrip.recipe.validation import choice_problems
 from roundtrip.runtime.downloads import resolve
 from roundtrip.runtime.errors import TextError, quantity
 from roundtrip.runtime.seeding import derive_seed, permuted_index
@@ -24,13 +26,19 @@ RATIO_SLACK = 10
 MAX_LENGTH_RATIO = 4.0
 # Monolingual lines whose round-trip translations choose the best stage where there are no dev pairs.
 ROUND_TRIP_LINES = 200
+# Where there are no dev pairs: the share of the pairs to train on that is held out as such, and the most of them.
+DEV_SHARE, MAX_DEV_PAIRS = 0.2, 200
+# Pairs below which round trips choose, or below which none can be held out where there are no lines for round trips:
+# scores of fewer than 20 pairs are chance, of one or two they mean nothing.
+MIN_PAIRS, MIN_PAIRS_ALONE = 100, 10
 
 # Why a line to train on is dropped whose text is held out.
 HELD_OUT = "also in dev or test"
 IN_TEST = "also in test"
+HELD_OUT_AS_DEV = "held out as dev"
 BROKEN_PLACEHOLDERS = "with other placeholders or tags on the other side"
 # What is counted of lines that are kept.
-_NOTES = (IN_TEST, INLINE_CODES, DIFFERENT_CODES, UNNAMED_SOURCE, BROKEN_PLACEHOLDERS)
+NOTES = (IN_TEST, INLINE_CODES, DIFFERENT_CODES, UNNAMED_SOURCE, BROKEN_PLACEHOLDERS)
 
 # The language (0 or 1) of a text, and 64 bits of a hash of it.
 Fingerprint = tuple[int, int]
@@ -45,6 +53,13 @@ class Corpora:
     test: RowStore
     mono: dict[str, RowStore]  # by language
     counts: dict[str, dict[str, int]]  # by part, the number of rows kept, and dropped by reason
+
+    def with_dev(self, recipe: Recipe) -> Recipe:
+        """Return a recipe as one that names its dev pairs, where they were held out of the pairs to train on."""
+        if not self.counts["train"].get(HELD_OUT_AS_DEV):
+            return recipe
+        data = recipe.data.model_copy(update={"dev": (TextSource(path=str(self.dev.path)),)})
+        return recipe.model_copy(update={"data": data})
 
     def all_text(self) -> Iterator[str]:
         """Yield every line to train on; the languages alternate, so that the first lines are of both."""
@@ -100,7 +115,7 @@ def prepare(recipe: Recipe, folder: Path, target: Path, report: Callable[[str], 
 def describe_counts(counts: Mapping[str, int]) -> str:
     """Return how many lines of a part are kept, why others are dropped, and what there is to know of those kept."""
     dropped = _listed(counts, _reasons(counts))
-    notes = _listed(counts, [note for note in _NOTES if note in counts])
+    notes = _listed(counts, [note for note in NOTES if note in counts])
     return (
         quantity(counts.get("kept", 0), "line")
         + (f", {notes}" if notes else "")
@@ -114,7 +129,7 @@ def _listed(counts: Mapping[str, int], names: Iterable[str]) -> str:
 
 def _reasons(counts: Mapping[str, int]) -> list[str]:
     """Return why lines are dropped, without what is counted of those that are kept."""
-    return [reason for reason in counts if reason not in ("kept", *_NOTES)]
+    return [reason for reason in counts if reason not in ("kept", *NOTES)]
 
 
 def _nothing_left(part: str, counts: dict[str, int]) -> TextError:
@@ -152,12 +167,69 @@ class _Preparation:
     def read_parts(self) -> dict[str, RowStore]:
         """Read every part from its own sources: dev and test first, so that their texts are known to the others."""
         stores = {"test": self._write_held_out("test")}
-        stores["dev"] = self._write_monolingual_dev() if self.recipe.without_dev else self._write_held_out("dev")
-        stores["train"] = self._write_filtered("train", self._pairs("train", self.recipe.data.train), (0, 1))
+        if not self.recipe.without_dev:
+            stores["dev"] = self._write_held_out("dev")
+        elif self.recipe.data.train:
+            stores |= self._split_train()
+        else:
+            stores["dev"] = self._write_monolingual_dev()
+        if "train" not in stores:
+            stores["train"] = self._write_filtered("train", self._pairs("train", self.recipe.data.train), (0, 1))
         for side, language in enumerate(self.recipe.languages):
             part = f"mono.{language}"
             stores[part] = self._write_filtered(part, self._lines(part, language), (side,))
         return stores
+
+    def _split_train(self) -> dict[str, RowStore]:
+        """Hold dev pairs out of the pairs to train on where these are enough; otherwise monolingual lines choose."""
+        count, has_mono = self.counts["train"], bool(self.recipe.rounds.count)
+        rows = self._filtered(self._pairs("train", self.recipe.data.train), (0, 1), count)
+        store, num_duplicates = row_store.write_once(_store_path(self.target, "corpus"), rows)
+        count.update({"duplicate": num_duplicates} if num_duplicates else {}, kept=len(store))
+        least = MIN_PAIRS if has_mono else MIN_PAIRS_ALONE
+        chosen = self._choose_dev(store, least)
+        if not store:
+            raise _nothing_left("train", count)
+        if not chosen and not has_mono:
+            problem = f"{quantity(len(store), 'pair')}: too few to hold out dev pairs, which choose the best stage"
+            cure = f"add pairs ({least} or more, each with text of its own), or name other pairs as data.dev"
+            raise TextError(problem, place="data.train", cure=cure)
+        if chosen:
+            self.held_out.update(fingerprint for row in chosen for fingerprint in _fingerprints(row, (0, 1)))
+            dev = self._write("dev", chosen)
+            self.counts["dev"] = Counter(kept=len(dev))
+            self.report(
+                f"there is no data.dev: {len(chosen)} of {len(store)} pairs of data.train are held out as dev, and "
+                "choose the best stage; name a file of pairs as data.dev to choose by others"
+            )
+        elif problems := list(choice_problems(self.recipe, has_dev=False)):
+            problem = f"{quantity(len(store), 'pair')}: too few to hold out dev pairs ({least} are needed)"
+            cure = "name dev pairs as data.dev, or change these keys"
+            raise TextError("\n  - ".join([problem, *problems]), place="data.train", cure=cure)
+        else:
+            dev = self._write_monolingual_dev()
+        kept = (row for row in store if self.held_out.isdisjoint(_fingerprints(row, (0, 1))))
+        train = self._write("train", kept)
+        dropped = {HELD_OUT_AS_DEV: len(chosen), HELD_OUT: len(store) - len(train) - len(chosen)}
+        count.update({reason: number for reason, number in dropped.items() if number})
+        count["kept"] = len(train)
+        return {"dev": dev, "train": train}
+
+    def _choose_dev(self, pairs: RowStore, least: int) -> list[TextRow]:
+        """Return the dev pairs of a store, none if there are fewer than `least` pairs with texts of their own.
+
+        They are those with the smallest hashes: the same ones for every seed and order, and most of them the same when
+        pairs are added. Pairs are left out that share a text with another, which would be lost to training.
+        """
+        size = min(MAX_DEV_PAIRS, int(DEV_SHARE * len(pairs)))
+        candidates = nsmallest(10 * size, pairs, key=lambda row: _fingerprints(row, (0, 1)))
+        occurrences = Counter(fingerprint for row in candidates for fingerprint in _fingerprints(row, (0, 1)))
+        if len(candidates) < len(pairs):
+            occurrences = Counter(
+                fingerprint for row in pairs for fingerprint in _fingerprints(row, (0, 1)) if fingerprint in occurrences
+            )
+        alone = [row for row in candidates if all(occurrences[each] == 1 for each in _fingerprints(row, (0, 1)))]
+        return alone[:size] if len(alone[:size]) >= int(DEV_SHARE * least) else []
 
     def split_corpus(self, split: Split) -> dict[str, RowStore]:
         """Split one corpus into test, dev, train and two monolingual halves; no text of a language is in two parts.
@@ -223,11 +295,15 @@ class _Preparation:
         return store
 
     def _write_monolingual_dev(self) -> RowStore:
-        """Hold out the first monolingual lines instead of dev pairs; the two lines of a row are not translations."""
+        """Hold out the first monolingual lines, at most half of them, instead of dev pairs.
+
+        The two lines of a row are not translations of each other.
+        """
         columns = []
         for side, language in enumerate(self.recipe.languages):
             usable = (row[0] for _, row in self._filtered(self._lines("dev", language), (side,), Counter()))
-            columns.append(list(islice(dict.fromkeys(usable), ROUND_TRIP_LINES)))
+            first = list(dict.fromkeys(islice(usable, 4 * ROUND_TRIP_LINES)))
+            columns.append(first[: min(ROUND_TRIP_LINES, -(-len(first) // 2))])
         rows = list(zip(*columns, strict=False))
         for row in rows:
             self.held_out.update(_fingerprints(row, (0, 1)))

@@ -4,7 +4,9 @@ It distinguishes the two languages of a recipe, to detect sources in the languag
 language is classified as one of the two.
 """
 
+import importlib.util
 from collections.abc import Sequence
+from functools import lru_cache
 from typing import Any
 
 import langcodes
@@ -17,6 +19,8 @@ MIN_CHARS = 40
 MIN_RIGHT = 0.95
 # Dev lines below which the accuracy is unknown.
 MIN_LINES = 20
+# Characters below which the language of a text is not identified among all languages, and what is enough.
+MIN_TEXT_CHARS, MAX_TEXT_CHARS = 200, 10_000
 _PLACE = "filter.language"
 _CURE = "set filter.language = false"
 
@@ -57,3 +61,21 @@ class LanguageIdentifier:
         classified = [line for line in lines if len(line) >= MIN_CHARS]
         right = sum(not self.is_other(line, language) for line in classified)
         return right / max(1, len(classified)), len(classified)
+
+
+def identify(lines: Sequence[str]) -> str | None:
+    """Return the language that lines of one text are in, of all that py3langid knows.
+
+    None where it is not installed, or the text is too short.
+    """
+    text = " ".join(lines)[:MAX_TEXT_CHARS]
+    if len(text) < MIN_TEXT_CHARS or importlib.util.find_spec("py3langid") is None:
+        return None
+    return str(_all_languages().classify(text)[0])
+
+
+@lru_cache(maxsize=1)
+def _all_languages() -> Any:
+    from py3langid.langid import MODEL_FILE, LanguageIdentifier
+
+    return LanguageIdentifier.from_model_file(MODEL_FILE)

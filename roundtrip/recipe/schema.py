@@ -161,8 +161,8 @@ class Data(Section):
     train: Sources = ()
     """Parallel text sources to train on."""
     dev: Sources = ()
-    """Parallel text that chooses the best stage of each direction. Without it, monolingual lines translated forth and
-    back choose one for both."""
+    """Parallel text that chooses the best stage of each direction. Without it, a fifth of `train` is held out, at
+    most 200 pairs; with fewer than 100 pairs, monolingual lines translated forth and back choose one for both."""
     test: Sources = ()
     """Parallel text for the final scores, if any; its lines are removed from the training text."""
     mono: dict[str, Sources] = Field(default_factory=dict)
@@ -360,7 +360,10 @@ class Recipe(Section):
 
     @property
     def without_dev(self) -> bool:
-        """Whether there are no dev pairs, so that round-trip translations of monolingual lines choose the stage."""
+        """Whether there are no dev pairs, so that round-trip translations of monolingual lines choose the stage.
+
+        Of a recipe as it was read: whether it names none; some may be held out of `data.train`.
+        """
         return self.data.split is None and not self.data.dev
 
     @property

@@ -15,6 +15,8 @@ def combination_problems(recipe: Recipe) -> list[str]:
     problems = [*_language_problems(recipe), *_template_problems(recipe.template)]
     for check in (_data_problems, _split_problems, _train_problems, _generate_problems, _evaluation_problems):
         problems += check(recipe)
+    # Of pairs to train on, dev pairs may be held out.
+    problems += choice_problems(recipe, has_dev=not recipe.without_dev or bool(recipe.data.train))
     for direction, model in recipe.model.items():
         problems += _model_problems(model)
         if model.from_scratch is not None and recipe.template.kind == "chat":
@@ -70,7 +72,7 @@ def _data_problems(recipe: Recipe) -> Iterator[str]:
             yield f"data.mono.{code}: not one of the languages {', '.join(codes)}{_other_form(code, codes)}"
     if data.split is None:
         has_mono = all(data.mono.get(code) for code in codes)
-        if not data.dev and not (recipe.rounds.count and has_mono):
+        if not data.dev and not data.train and not (recipe.rounds.count and has_mono):
             yield "data.dev: missing; needed for scores (or data.mono of both languages, and rounds)"
         if not data.train and not recipe.rounds.count:
             yield "data.train: missing, and rounds.count is 0, so there is nothing to train on"
@@ -123,21 +125,34 @@ def _source_problems(source: TextSource, num_languages: int) -> Iterator[str]:
 def _train_problems(recipe: Recipe) -> Iterator[str]:
     train, num_rounds = recipe.train, recipe.rounds.count
     epochs = max(train.parallel_epochs, train.final_epochs)
-    has_pairs = _has_pairs(recipe)
     if not (num_rounds or epochs or train.pretrain_lines):
         yield "rounds.count: 0 rounds and 0 train.parallel_epochs train nothing"
     if train.max_length > (limit := train.max_tokens_per_microbatch):
         yield f"train.max_length: {train.max_length} does not fit into train.max_tokens_per_microbatch {limit}"
-    if train.final_epochs and not has_pairs:
+    if train.final_epochs and not _has_pairs(recipe):
         yield "train.final_epochs: there are no parallel pairs to train on; leave it out"
+    if num_rounds == 1 and recipe.rounds.replay_examples:
+        yield "rounds.replay_examples: there are no earlier rounds with rounds.count = 1; leave it out"
+
+
+def choice_problems(recipe: Recipe, *, has_dev: bool) -> Iterator[str]:
+    """Yield a problem for each key that does nothing with dev pairs, or without them, where stages are chosen."""
+    train, num_rounds, generate = recipe.train, recipe.rounds.count, recipe.generate
     # Epochs end by the loss on dev pairs, rounds by the score of their stage.
-    longest = max(num_rounds, epochs if has_pairs and not recipe.without_dev else 0)
-    if train.patience >= max(longest, 1):
+    epochs = max(train.parallel_epochs, train.final_epochs) if has_dev and _has_pairs(recipe) else 0
+    if train.patience >= max(num_rounds, epochs, 1):
         stages = f"parallel_epochs = {train.parallel_epochs}, final_epochs = {train.final_epochs}"
         stages += f" or rounds.count = {num_rounds}"
         yield f"train.patience: {train.patience} cannot end {stages} early; lower it, or leave it out"
-    if num_rounds == 1 and recipe.rounds.replay_examples:
-        yield "rounds.replay_examples: there are no earlier rounds with rounds.count = 1; leave it out"
+    if recipe.evaluation.control and not has_dev:
+        yield "evaluation.control: is chosen by dev pairs, and there are none; set data.dev, or leave it out"
+    # Without dev pairs the quality of a direction is unknown, and `auto` stays greedy.
+    samples = has_dev if generate.temperature == "auto" else generate.temperature > 0
+    why = "without dev pairs, where 'auto' is greedy" if generate.temperature == "auto" else "at temperature 0"
+    if not samples and generate.top_p < 1:
+        yield f"generate.top_p: has no effect {why}; set generate.temperature"
+    if not samples and generate.num_candidates > 1:
+        yield f"generate.num_candidates: all candidates are the same {why}; set generate.temperature"
 
 
 def _has_pairs(recipe: Recipe) -> bool:
@@ -152,19 +167,10 @@ def _evaluation_problems(recipe: Recipe) -> Iterator[str]:
     if not _has_pairs(recipe):
         pairs = "data.train" if recipe.data.split is None else "data.split.train"
         yield f"evaluation.control: there are no parallel pairs to train on; set {pairs}, or leave it out"
-    if recipe.without_dev:
-        yield "evaluation.control: is chosen by dev pairs, and there are none; set data.dev, or leave it out"
 
 
 def _generate_problems(recipe: Recipe) -> Iterator[str]:
     generate = recipe.generate
-    # Without dev pairs the quality of a direction is unknown, and `auto` stays greedy.
-    samples = not recipe.without_dev if generate.temperature == "auto" else generate.temperature > 0
-    why = "without dev pairs, where 'auto' is greedy" if generate.temperature == "auto" else "at temperature 0"
-    if not samples and generate.top_p < 1:
-        yield f"generate.top_p: has no effect {why}; set generate.temperature"
-    if not samples and generate.num_candidates > 1:
-        yield f"generate.num_candidates: all candidates are the same {why}; set generate.temperature"
     if "candidate_selection" in generate.model_fields_set and generate.num_candidates == 1:
         yield "generate.candidate_selection: has no effect with one candidate; set generate.num_candidates"
     if generate.engine != "native" and generate.cuda_graphs:

@@ -33,6 +33,9 @@ def test_the_report_is_shown_and_nothing_is_written(
         "optimizer steps: 5 for en-es, 5 for es-en",
         "expected time, training: ",
         "peak memory on cpu: ",
+        "  train en: ",
+        "nothing suspicious in it",
+        " on this machine as it is now, and ",
     ):
         assert part in output
     assert sorted(tmp_path.rglob("*")) == before
@@ -48,7 +51,7 @@ def test_the_report_as_json(write_recipe: WriteRecipe, tmp_path: Path, shell: Ca
     code, output, errors = shell(check, str(path), "--json", *(part for key in overrides for part in ("--set", key)))
     assert code == 0 and "expected time" in errors
     report = json.loads(output)
-    assert set(report) == {"compatibility", "plan", "steps", "seconds", "peak_bytes", "total_seconds"}
+    assert set(report) == {"text", "compatibility", "plan", "steps", "seconds", "peak_bytes", "total_seconds"}
     assert set(report["compatibility"]) == set(NAMES)
     assert all(entry["mode"] == "splice" for entry in report["compatibility"].values())
     # 8 new lines, 12 replayed examples, 13 parallel pairs and 8 denoising examples.

@@ -31,7 +31,7 @@ def test_more_than_half_rejected_says_what_to_try(reason: str) -> None:
     report_examples(events, ROUND, replace(made, num_candidates=8))
     assert len(said) == 1, "half of them is not more than half"
     report_examples(events, ROUND, made)
-    assert said[1].startswith("  4 of 7 synthetic sources rejected")
+    assert said[1].startswith("  4 of 7 synthetic sources rejected: 3 ") and "{" not in said[1]
     assert "more than half" in said[2] and advice(Counter({reason: 1})) in said[2]
     none_left = replace(made, examples=[Example(PARALLEL, "a", "b")], samples=[Candidate(0, "bad", "good")])
     with pytest.raises(TrainingError, match="all 4 synthetic sources.*\n    'bad' for 'good'"):

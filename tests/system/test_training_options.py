@@ -158,7 +158,7 @@ def test_sources_that_the_forward_direction_cannot_restore_are_rejected(
     write_recipe: WriteRecipe, tmp_path: Path
 ) -> None:
     path = write_recipe(("monolingual_lines = 24", "monolingual_lines = 8"))
-    with pytest.raises(TrainingError, match="all 8 synthetic sources were rejected: .*'low_round_trip'") as error:
+    with pytest.raises(TrainingError, match="all 8 synthetic sources were rejected: .*low_round_trip") as error:
         go(path, tmp_path / "run", overrides=("filter.min_round_trip_chrf=100.0",))
     assert "' for '" in error.value.problem, "samples are shown"
     assert "filter.min_round_trip_chrf" in str(error.value.cure)
