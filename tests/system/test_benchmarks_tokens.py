@@ -43,7 +43,7 @@ def test_document_times_every_variant_and_ours_is_exact(tmp_path: Path, tokenize
 
 
 # Those of commands in `tests/tools`, and of a benchmark that there is no longer.
-WITHOUT_BENCHMARK = ("attack", "faults", "fuzz", "engine")
+WITHOUT_BENCHMARK = ("attack", "faults", "fuzz", "engine", "trial")
 
 
 @pytest.mark.parametrize("name", sorted(path.name for path in common.RESULTS.glob("*.json")))
