@@ -13,11 +13,9 @@ from __future__ import annotations
 import argparse
 import atexit
 import importlib
-import importlib.util
 import json
 import mmap
 import os
-import platform
 import subprocess
 import sys
 import tempfile
@@ -36,6 +34,7 @@ from roundtrip import load_recipe, load_translators
 from roundtrip.backtranslation.run_folder import versions
 from roundtrip.data.corpora import Corpora, prepare
 from roundtrip.engine.translator import Translator
+from roundtrip.models.base_model import device_name
 from roundtrip.recipe.loader import LoadedRecipe
 from roundtrip.recipe.schema import Recipe
 from roundtrip.runtime import memory
@@ -172,13 +171,12 @@ def in_own_process(command: Sequence[str]) -> Any:
 def processor() -> str:
     """Return the model name of the GPU, or of the CPU with its vector extensions."""
     if torch.cuda.is_available():
-        return str(torch.cuda.get_device_name())
+        return device_name(torch.device("cuda"))
     path = Path("/proc/cpuinfo")
     lines = path.read_text(encoding="utf-8").splitlines() if path.exists() else []
-    names = (line.partition(":")[2].strip() for line in lines if line.startswith("model name"))
     flags = next((line.split() for line in lines if line.startswith("flags")), [])
     extensions = [flag for flag in ("avx2", "avx512f", "avx512_bf16", "amx_bf16") if flag in flags]
-    return f"{next(names, platform.processor())}; {' '.join(extensions)}"
+    return f"{device_name(torch.device('cpu'))}; {' '.join(extensions)}"
 
 
 def command(benchmark: str, arguments: Iterable[str] | None = None) -> str:

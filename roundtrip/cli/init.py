@@ -130,13 +130,13 @@ def _languages(given: str | None, counts: dict[str, int], asks: bool) -> tuple[s
 
 def _rounds(languages: tuple[str, str], numbers: dict[str, int]) -> tuple[int, int]:
     """Return the number of rounds, and of the lines that one takes; refuse what nothing can be trained on."""
-    from roundtrip.data.corpora import MIN_PAIRS, MIN_PAIRS_ALONE, ROUND_TRIP_LINES
+    from roundtrip.data.corpora import MIN_PAIRS, MIN_PAIRS_ALONE, num_round_trip_lines
 
     pairs = numbers.get("train", 0)
     lines = {code: numbers.get(f"mono.{code}", 0) for code in languages}
     if all(lines.values()):
         fewest = min(lines.values())
-        held_out = 0 if numbers.get("dev") or pairs >= MIN_PAIRS else min(ROUND_TRIP_LINES, fewest // 2)
+        held_out = 0 if numbers.get("dev") or pairs >= MIN_PAIRS else num_round_trip_lines(fewest)
         return 2, min(1000, fewest - held_out)
     if not pairs or (pairs < MIN_PAIRS_ALONE and not numbers.get("dev")):
         held = ", ".join(f"{quantity(number, 'line')} of {code}" for code, number in lines.items())
@@ -148,7 +148,7 @@ def _rounds(languages: tuple[str, str], numbers: dict[str, int]) -> tuple[int, i
 
 def _model(given: str | None, folders: Sequence[Path], asks: bool) -> tuple[str, str, str]:
     """Return a model, a comment on it, and the kind of its template."""
-    proposals = _models_on_disk(folders)
+    proposals = _models_on_disk(folders) if given is None else []
     packaged = _packaged_model()
     proposal = proposals[0] if proposals else packaged
     if given is None and asks:
@@ -271,7 +271,7 @@ def _expectations(numbers: dict[str, int], rounds: int, out: Path) -> list[str]:
     pairs = numbers.get("train", 0)
     quality = [text for least, text in _QUALITY.items() if pairs >= least][-1]
     return [
-        f"\nwrote {out}: {rounds_in_words(rounds)}, {quantity(pairs, 'pair')} to train on",
+        f"\nwrote {out}: {_rounds_in_words(rounds)}, {quantity(pairs, 'pair')} to train on",
         quality,
         "Time: 500 pairs and two rounds of 1,600 lines took 3 minutes with SmolLM2-135M on an H200 (docs/quality.md).",
         f"Time and memory on this machine, and what is in the text: roundtrip check {out}",
@@ -279,5 +279,5 @@ def _expectations(numbers: dict[str, int], rounds: int, out: Path) -> list[str]:
     ]
 
 
-def rounds_in_words(rounds: int) -> str:
+def _rounds_in_words(rounds: int) -> str:
     return quantity(rounds, "round") if rounds else "no rounds, since text of one language is missing"

@@ -112,6 +112,11 @@ def prepare(recipe: Recipe, folder: Path, target: Path, report: Callable[[str], 
     return _corpora(recipe, stores, counts)
 
 
+def num_round_trip_lines(num_lines: int) -> int:
+    """Return how many monolingual lines of a language choose the best stage where there are no dev pairs."""
+    return min(ROUND_TRIP_LINES, -(-num_lines // 2))
+
+
 def describe_counts(counts: Mapping[str, int]) -> str:
     """Return how many lines of a part are kept, why others are dropped, and what there is to know of those kept."""
     dropped = _listed(counts, _reasons(counts))
@@ -167,13 +172,10 @@ class _Preparation:
     def read_parts(self) -> dict[str, RowStore]:
         """Read every part from its own sources: dev and test first, so that their texts are known to the others."""
         stores = {"test": self._write_held_out("test")}
-        if not self.recipe.without_dev:
-            stores["dev"] = self._write_held_out("dev")
-        elif self.recipe.data.train:
+        if self.recipe.without_dev and self.recipe.data.train:
             stores |= self._split_train()
         else:
-            stores["dev"] = self._write_monolingual_dev()
-        if "train" not in stores:
+            stores["dev"] = self._write_monolingual_dev() if self.recipe.without_dev else self._write_held_out("dev")
             stores["train"] = self._write_filtered("train", self._pairs("train", self.recipe.data.train), (0, 1))
         for side, language in enumerate(self.recipe.languages):
             part = f"mono.{language}"
@@ -223,13 +225,11 @@ class _Preparation:
         """
         size = min(MAX_DEV_PAIRS, int(DEV_SHARE * len(pairs)))
         candidates = nsmallest(10 * size, pairs, key=lambda row: _fingerprints(row, (0, 1)))
-        occurrences = Counter(fingerprint for row in candidates for fingerprint in _fingerprints(row, (0, 1)))
-        if len(candidates) < len(pairs):
-            occurrences = Counter(
-                fingerprint for row in pairs for fingerprint in _fingerprints(row, (0, 1)) if fingerprint in occurrences
-            )
-        alone = [row for row in candidates if all(occurrences[each] == 1 for each in _fingerprints(row, (0, 1)))]
-        return alone[:size] if len(alone[:size]) >= int(DEV_SHARE * least) else []
+        texts = {text for row in candidates for text in _fingerprints(row, (0, 1))}
+        occurrences = Counter(text for row in pairs for text in _fingerprints(row, (0, 1)) if text in texts)
+        alone = (row for row in candidates if all(occurrences[each] == 1 for each in _fingerprints(row, (0, 1))))
+        chosen = list(islice(alone, size))
+        return chosen if len(chosen) >= int(DEV_SHARE * least) else []
 
     def split_corpus(self, split: Split) -> dict[str, RowStore]:
         """Split one corpus into test, dev, train and two monolingual halves; no text of a language is in two parts.
@@ -303,7 +303,7 @@ class _Preparation:
         for side, language in enumerate(self.recipe.languages):
             usable = (row[0] for _, row in self._filtered(self._lines("dev", language), (side,), Counter()))
             first = list(dict.fromkeys(islice(usable, 4 * ROUND_TRIP_LINES)))
-            columns.append(first[: min(ROUND_TRIP_LINES, -(-len(first) // 2))])
+            columns.append(first[: num_round_trip_lines(len(first))])
         rows = list(zip(*columns, strict=False))
         for row in rows:
             self.held_out.update(_fingerprints(row, (0, 1)))

@@ -113,8 +113,8 @@ def _may_be_text(path: Path) -> bool:
 
 def _inspect(path: Path, part: str | None) -> TextFile:
     kind = _kind(path)
-    words = [*re.split(r"[^\w]+|_", (path.with_suffix("") if path.suffix == ".gz" else path).name.lower())]
-    words = [path.parent.name.lower(), *(word for word in words if word)]
+    name = (path.with_suffix("") if path.suffix == ".gz" else path).name.lower()
+    words = [path.parent.name.lower(), *filter(None, re.split(r"[^\w]+|_", name))]
     by_name = next((name for name, known in _PARTS.items() if {*known} & {*words}), "train")
     codes: tuple[str, ...] = ()
     key = path.name

@@ -1,6 +1,5 @@
 """What the text of a run looks like, from a sample of its lines: lengths, tokens, language, and what is suspicious."""
 
-import importlib.util
 import re
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -110,7 +109,7 @@ def _sample(store: RowStore) -> list[tuple[str, ...]]:
 def _identifier(languages: tuple[str, str]) -> LanguageIdentifier | None:
     """Return the identification of these languages, None where it is not installed or does not know them."""
     try:
-        return LanguageIdentifier(languages) if importlib.util.find_spec("py3langid") else None
+        return LanguageIdentifier(languages)
     except RecipeError:
         return None
 
@@ -229,7 +228,8 @@ def _of_domain(columns: Mapping[str, Mapping[str, Sequence[str]]], languages: Se
         lines = [*columns.get("train", {}).get(code, ()), *columns.get(f"mono.{code}", {}).get(code, ())]
         if is_spaceless(code) or len(lines) < 200:
             continue
-        known, own = _words(lines[::2]), _unknown_share(lines[1::2], _words(lines[::2]))
+        known = set(_words(lines[::2]))
+        own = _unknown_share(lines[1::2], known)
         for part in ("dev", "test"):
             text = columns.get(part, {}).get(code, ())
             share = _unknown_share(text, known)
@@ -239,10 +239,10 @@ def _of_domain(columns: Mapping[str, Mapping[str, Sequence[str]]], languages: Se
                 yield Finding(part, f"{problem}{own:.0%}", cure)
 
 
-def _words(lines: Sequence[str]) -> set[str]:
-    return {word for line in lines for word in re.findall(r"\w+", line.casefold())}
+def _words(lines: Sequence[str]) -> list[str]:
+    return [word for line in lines for word in re.findall(r"\w+", line.casefold())]
 
 
 def _unknown_share(lines: Sequence[str], known: set[str]) -> float:
-    words = [word for line in lines for word in re.findall(r"\w+", line.casefold())]
+    words = _words(lines)
     return sum(word not in known for word in words) / max(1, len(words))

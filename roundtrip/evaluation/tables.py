@@ -11,6 +11,9 @@ from roundtrip.evaluation.comparison import MIN_SLICE
 from roundtrip.runtime.errors import printable, quantity
 from roundtrip.runtime.event_log import print_line
 
+# The p-value below which a difference counts as more than chance.
+SIGNIFICANT = 0.05
+
 
 def show(document: Mapping[str, Any], console: Console) -> None:
     """Print a document of `comparison.evaluate`."""
@@ -63,12 +66,16 @@ def _score_table(document: Mapping[str, Any]) -> Table:
     return table
 
 
+def significance(p_value: float) -> str:
+    return "significant" if p_value < SIGNIFICANT else "not significant"
+
+
 def comparison_text(result: Mapping[str, Any]) -> str:
     """Describe one comparison, as `metrics.Comparison.to_dict` returns it."""
     return (
         f"{result['metric']}: {result['baseline']:.1f} ± {result['baseline_ci']:.1f} → {result['system']:.1f} ± "
         f"{result['system_ci']:.1f} ({result['system'] - result['baseline']:+.1f}), p = {result['p_value']:.3f}, "
-        f"{'significant' if result['p_value'] < 0.05 else 'not significant'}"
+        f"{significance(result['p_value'])}"
     )
 
 

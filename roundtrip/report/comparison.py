@@ -8,12 +8,13 @@ from typing import Any
 
 from roundtrip import __version__
 from roundtrip.evaluation.metrics import paired_bootstrap
+from roundtrip.evaluation.tables import significance
 from roundtrip.recipe.language_codes import bleu_tokenizer
 from roundtrip.recipe.plan import Direction
 from roundtrip.report.figures import NO_VALUE, figures_of, number, signed
 from roundtrip.report.page import COMPARISON_HEADER, NumberTable, Row, comparison_cells, environment
 from roundtrip.report.run_data import RunData, read_run
-from roundtrip.report.verdict import SIGNIFICANT, Verdict, verdict
+from roundtrip.report.verdict import Verdict, verdict
 from roundtrip.runtime.atomic_io import write_text
 
 # Characters of a value of a recipe on the page.
@@ -80,9 +81,8 @@ def _score_table(
         cells.append(NO_VALUE if gain is None else signed(gain))
         results = _compare(direction, own[0], run, notes) if run is not own[0] else []
         if chrf := figures_of(results, "chrF++"):
-            how = "significant" if chrf["p_value"] < SIGNIFICANT else "not significant"
             against = f"{direction.name}: {run.label} {signed(chrf['change'])} chrF++ against {own[0].label}"
-            sentences.append(f"{against}, {how} (p = {chrf['p_value']:.3f}).")
+            sentences.append(f"{against}, {significance(chrf['p_value'])} (p = {chrf['p_value']:.3f}).")
         rows.append(Row(run.label, [*cells, *comparison_cells(results)]))
     header = ["run", "best stage", "test chrF++", "test BLEU", "dev chrF++", "gain in the run", *COMPARISON_HEADER]
     return NumberTable(direction.name, header, rows)

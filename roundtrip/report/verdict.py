@@ -6,12 +6,11 @@ from typing import Any
 
 from roundtrip.backtranslation.labels import advice, stage_label
 from roundtrip.backtranslation.results import ScoresOfStage
+from roundtrip.evaluation.tables import SIGNIFICANT, significance
 from roundtrip.recipe.plan import BASE, Direction, is_control
 from roundtrip.report.figures import figures_of, signed
 from roundtrip.report.run_data import RunData
 
-# Below it, a difference counts as more than chance.
-SIGNIFICANT = 0.05
 MAX_NEXT_STEPS = 4
 GAINED, LOST, UNCLEAR, KEPT, UNTESTED = "gained", "lost", "unclear", "kept", "untested"
 
@@ -187,7 +186,7 @@ def _significance(figures: Mapping[str, Any] | None, part: str) -> str:
     if figures is None:
         return "" if part == "dev" else "; whether by chance was not tested"
     p_value = figures["p_value"]
-    return f", {'significant' if p_value < SIGNIFICANT else 'not significant'} (paired bootstrap, p = {p_value:.3f})"
+    return f", {significance(p_value)} (paired bootstrap, p = {p_value:.3f})"
 
 
 def _changed(each: DirectionVerdict) -> str:
