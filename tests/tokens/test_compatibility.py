@@ -293,7 +293,7 @@ def test_the_command_prints_the_report_and_its_json(
     assert "peak memory on cpu:" in shown
     assert run_check(monkeypatch, str(path), "--json", "--set", "tokens.mode=splice") == 0
     document = json.loads(capsys.readouterr().out)
-    assert set(document) == {"compatibility", "plan", "steps", "seconds", "total_seconds", "peak_bytes"}
+    assert set(document) == {"text", "compatibility", "plan", "steps", "seconds", "total_seconds", "peak_bytes"}
     assert document["peak_bytes"]["cpu"] > 10_000_000 and document["total_seconds"] > 0
     report = document["compatibility"]["en-es"]
     assert report["mode"] == "splice" and report["checker"] == "host"
